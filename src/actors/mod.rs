@@ -1,0 +1,5 @@
+//! The engine's actors.
+
+mod handle;
+
+pub use handle::{AdmissionError, Generation, Submission};

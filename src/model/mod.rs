@@ -1,0 +1,7 @@
+//! Models as files: what they are, where they lie, how they are read.
+
+mod spec;
+
+pub use spec::{
+    Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
+};

@@ -1,0 +1,37 @@
+//! Always the same draft length; zero is plain decoding.
+
+use std::sync::Arc;
+
+use super::{Policy, StepDecision, StepView};
+
+/// `fixed:K` drafts `K` tokens for every sequence in every step; `none` is `fixed:0`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    /// Draft tokens per sequence and step.
+    pub draft_tokens: u32,
+}
+
+impl Fixed {
+    /// Plain decoding.
+    pub const NONE: Fixed = Fixed { draft_tokens: 0 };
+}
+
+impl Policy for Fixed {
+    fn name(&self) -> String {
+        match self.draft_tokens {
+            0 => "none".to_owned(),
+            k => format!("fixed:{k}"),
+        }
+    }
+
+    fn plan(&self, view: &StepView) -> StepDecision {
+        StepDecision {
+            drafts: view.decoding.iter().map(|row| self.draft_tokens.min(row.drafts_max)).collect(),
+            prefill_tokens: view.prefill_tokens_max,
+        }
+    }
+
+    fn snapshot(&self) -> Arc<dyn Policy> {
+        Arc::new(self.clone())
+    }
+}

@@ -1,0 +1,150 @@
+//! Speculation policies: how much to draft, what to verify, how much to prefill.
+//!
+//! A policy is pure. Its decisions are functions of what it has learned and of the
+//! [`StepView`] it is shown; it reads no clock and draws no randomness. Learning
+//! happens in one place, [`Policy::observe`], called by the SLO monitor after each
+//! step; everybody else holds an immutable snapshot ([`Policy::snapshot`]).
+//! Because verification is lossless under any choice (DESIGN, section 5), a policy
+//! can make an answer late but never wrong.
+
+mod fixed;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+pub use fixed::Fixed;
+
+use crate::executor::Proposal;
+use crate::request::RequestId;
+use crate::time::Micros;
+
+/// A sequence that decodes in this step, as a policy sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecodeView {
+    /// Whose it is.
+    pub request: RequestId,
+    /// Committed tokens of prompt and output; the last one is this step's input.
+    pub context_tokens: u32,
+    /// Output tokens so far, `n_r + 1` in DESIGN section 8 (the first token counts here).
+    pub output_tokens: u32,
+    /// Time since the first token, `a_r`.
+    pub since_first_token: Micros,
+    /// TPOT objective, if any.
+    pub tpot: Option<Micros>,
+    /// Committed tokens that the draft model has not seen; at least 1 (the last token).
+    pub draft_lag_tokens: u32,
+    /// Most draft tokens that make sense: bounded by KV blocks, context, output left, executor.
+    pub drafts_max: u32,
+    /// Sampling temperature.
+    pub temperature: f32,
+}
+
+/// A sequence whose prompt (or recomputed prefix) is not fully in the cache yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrefillView {
+    /// Whose it is.
+    pub request: RequestId,
+    /// Tokens in the cache.
+    pub done_tokens: u32,
+    /// Tokens to go.
+    pub remaining_tokens: u32,
+    /// Time since arrival.
+    pub since_arrival: Micros,
+    /// TTFT objective, if any; `None` also once the first token is out.
+    pub ttft: Option<Micros>,
+}
+
+/// All that a policy may look at when it plans a step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepView {
+    /// When the step is planned.
+    pub now: Micros,
+    /// Sequences that decode, in the order of the step's rows.
+    pub decoding: Vec<DecodeView>,
+    /// Sequences that prefill, most urgent first.
+    pub prefilling: Vec<PrefillView>,
+    /// Requests that wait for a place in the running set.
+    pub waiting: u32,
+    /// Most prefill tokens that the scheduler would put into this step.
+    pub prefill_tokens_max: u32,
+}
+
+/// A policy's answer to a [`StepView`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepDecision {
+    /// Most draft tokens for each decoding sequence, in the view's order; 0: don't draft.
+    pub drafts: Vec<u32>,
+    /// Most prefill tokens in this step, at most the view's bound.
+    pub prefill_tokens: u32,
+}
+
+/// Drafts of one decoding sequence so far in this step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DraftedRow {
+    /// Index into [`StepView::decoding`].
+    pub decoding: u32,
+    /// Proposals in order.
+    pub proposals: Vec<Proposal>,
+}
+
+/// What one step did, for learning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// What the plan saw.
+    pub view: StepView,
+    /// Every row that drafted, with all its proposals.
+    pub drafted: Vec<DraftedRow>,
+    /// For each decoding sequence: drafts that the target verified.
+    pub verified: Vec<u32>,
+    /// For each decoding sequence: drafts accepted.
+    pub accepted: Vec<u32>,
+    /// Rows and catch-up tokens of each draft call, in order: `(rows, input tokens)`.
+    pub draft_calls: Vec<(u32, u32)>,
+    /// Prefill tokens that the target ran.
+    pub prefill_tokens: u32,
+    /// Sum over prefill tokens of the context they attended to.
+    pub prefill_attended_tokens: u64,
+    /// Time on the draft model.
+    pub draft_time: Micros,
+    /// Time on the target model.
+    pub target_time: Micros,
+    /// End of one step to the end of the next, when the engine was busy: what a caller feels.
+    pub step_time: Micros,
+}
+
+/// Decides how each step speculates. See the module's documentation.
+pub trait Policy: Send + Sync + Debug {
+    /// The name as the config spells it, `fixed:4` for example.
+    fn name(&self) -> String;
+
+    /// Before a step: how far each sequence may draft, and how much to prefill.
+    fn plan(&self, view: &StepView) -> StepDecision;
+
+    /// Between two draft calls: which of the rows that just got a proposal draft one
+    /// more. `rows` are those still drafting and below their planned length; write the
+    /// ascending indices (into `rows`) of those that go on. By default all do.
+    fn extend(&self, view: &StepView, rows: &[DraftedRow], keep: &mut Vec<u32>) {
+        let _ = view;
+        keep.extend(0..rows.len() as u32);
+    }
+
+    /// After drafting: how many of each row's proposals the target verifies; write one
+    /// length per row, at most its proposals. By default all.
+    fn select(&self, view: &StepView, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+        let _ = view;
+        lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
+    }
+
+    /// Learns from a step.
+    fn observe(&mut self, report: &StepReport) {
+        let _ = report;
+    }
+
+    /// An immutable copy of what is known now.
+    fn snapshot(&self) -> Arc<dyn Policy>;
+
+    /// What has been learned, for `/v1/engine/state`.
+    fn state(&self) -> serde_json::Value {
+        serde_json::json!({ "policy": self.name() })
+    }
+}
