@@ -11,4 +11,6 @@ pub mod model;
 pub mod policy;
 pub mod request;
 pub mod sampling;
+pub mod scheduler;
+pub mod step;
 pub mod time;

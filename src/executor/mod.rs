@@ -6,7 +6,11 @@
 //! on a GPU they must not leave the device. The same tests run on every
 //! implementation (DESIGN, section 11 and 12).
 
+mod shadow;
+
 use std::sync::Arc;
+
+pub use shadow::{ShadowExecutor, ShadowOptions};
 
 use crate::kv::BlockId;
 use crate::request::{RequestId, TokenId};
