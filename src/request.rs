@@ -79,6 +79,15 @@ pub enum RequestFailure {
     Engine(String),
 }
 
+/// Why a request is ended from outside, before its output is complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The caller has all it wants: a stop string is complete. Counts as a success.
+    Stopped,
+    /// There is nobody to answer, or no way to.
+    Failed(RequestFailure),
+}
+
 /// What speculation did for one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct SpeculationStats {

@@ -3,7 +3,7 @@
 use super::Scheduler;
 use super::plan::{InFlight, PlannedRow};
 use crate::executor::Verdict;
-use crate::request::{FinishReason, RequestFailure, TokenEvent};
+use crate::request::{RequestFailure, TokenEvent};
 use crate::step::{Delivery, StepOutcome};
 use crate::time::Micros;
 
@@ -61,8 +61,8 @@ impl Scheduler {
     ) -> Option<TokenEvent> {
         let sequence = &mut self.running[row.place];
         let id = sequence.request.id;
-        if let Some(failure) = sequence.doomed.take() {
-            return Some(TokenEvent::Failed(failure));
+        if let Some(ending) = sequence.doomed.take() {
+            return Some(sequence.ended(ending));
         }
         if !verdict.finite {
             return Some(TokenEvent::Failed(RequestFailure::Numerical));
@@ -77,7 +77,7 @@ impl Scheduler {
             deliveries.push((id, TokenEvent::Tokens(sent)));
         }
         if let Some(reason) = finish {
-            return Some(finished(reason, sequence.summary()));
+            return Some(TokenEvent::Finished { reason, summary: sequence.summary() });
         }
         let computed = row.computed + verdict.accepted;
         sequence.target.settle(&mut self.target_pool, &sequence.tokens, computed);
@@ -87,11 +87,11 @@ impl Scheduler {
     }
 
     fn remove_ended(&mut self, mut ended: Vec<(usize, TokenEvent)>, deliveries: &mut Vec<Delivery>) {
-        // sequences that were not part of the step may have been cancelled, too
+        // sequences that were not part of the step may have been ended, too
         let in_step: Vec<usize> = ended.iter().map(|(place, _)| *place).collect();
         for (place, sequence) in self.running.iter_mut().enumerate() {
-            if let Some(failure) = sequence.doomed.take_if(|_| !in_step.contains(&place)) {
-                ended.push((place, TokenEvent::Failed(failure)));
+            if let Some(ending) = sequence.doomed.take_if(|_| !in_step.contains(&place)) {
+                ended.push((place, sequence.ended(ending)));
             }
         }
         ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
@@ -101,10 +101,6 @@ impl Scheduler {
             deliveries.push((sequence.request.id, event));
         }
     }
-}
-
-fn finished(reason: FinishReason, summary: crate::request::RequestSummary) -> TokenEvent {
-    TokenEvent::Finished { reason, summary }
 }
 
 /// Invariant 4, for every row, before anything is believed.

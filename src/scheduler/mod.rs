@@ -23,7 +23,7 @@ use self::queue::Queue;
 use self::sequence::Sequence;
 use crate::executor::ExecutorInfo;
 use crate::kv::{BlockPool, PoolUsage, blocks_for};
-use crate::request::{GenerationRequest, RequestFailure, RequestId, TokenEvent};
+use crate::request::{Ending, GenerationRequest, RequestFailure, RequestId, TokenEvent};
 use crate::step::Delivery;
 
 /// Bounds of the scheduler.
@@ -150,19 +150,19 @@ impl Scheduler {
 
     /// Ends a request. If it runs in the step in flight it ends at that step's commit;
     /// else at once, and the terminal event is returned. Unknown ids (already ended) are ignored.
-    pub fn cancel(&mut self, id: RequestId, failure: RequestFailure) -> Option<Delivery> {
+    pub fn end(&mut self, id: RequestId, ending: Ending) -> Option<Delivery> {
         if let Some(mut sequence) = self.waiting.remove(id) {
             self.release(&mut sequence);
-            return Some((id, TokenEvent::Failed(failure)));
+            return Some((id, sequence.ended(ending)));
         }
         let place = self.running.iter().position(|sequence| sequence.request.id == id)?;
         if self.in_flight.is_some() {
-            self.running[place].doomed.get_or_insert(failure);
+            self.running[place].doomed.get_or_insert(ending);
             return None;
         }
         let mut sequence = self.running.remove(place);
         self.release(&mut sequence);
-        Some((id, TokenEvent::Failed(failure)))
+        Some((id, sequence.ended(ending)))
     }
 
     /// Ends every request now, the step in flight included: its outcome must not be committed.
@@ -177,7 +177,7 @@ impl Scheduler {
     }
 
     /// Forgets the step in flight, whose outcome will never come; its work is planned anew.
-    /// Returns the terminal events of requests that were cancelled meanwhile.
+    /// Returns the terminal events of requests that were ended meanwhile.
     pub fn abandon_step(&mut self) -> Vec<Delivery> {
         self.in_flight = None;
         self.bury_doomed()
@@ -221,17 +221,17 @@ impl Scheduler {
         sequence.draft.release(&mut self.draft_pool);
     }
 
-    /// Takes cancelled sequences out of the running set.
+    /// Takes ended sequences out of the running set.
     fn bury_doomed(&mut self) -> Vec<Delivery> {
         let mut deliveries = Vec::new();
         let mut place = 0;
         while place < self.running.len() {
             match self.running[place].doomed.take() {
                 None => place += 1,
-                Some(failure) => {
+                Some(ending) => {
                     let mut sequence = self.running.remove(place);
                     self.release(&mut sequence);
-                    deliveries.push((sequence.request.id, TokenEvent::Failed(failure)));
+                    deliveries.push((sequence.request.id, sequence.ended(ending)));
                 }
             }
         }

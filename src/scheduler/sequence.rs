@@ -4,7 +4,8 @@ use crate::executor::{History, SequenceInput};
 use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, blocks_for};
 use crate::policy::{DecodeView, PrefillView};
 use crate::request::{
-    FinishReason, GenerationRequest, RequestFailure, RequestSummary, RequestTimes, SpeculationStats, TokenId,
+    Ending, FinishReason, GenerationRequest, RequestSummary, RequestTimes, SpeculationStats, TokenEvent,
+    TokenId,
 };
 use crate::time::Micros;
 
@@ -41,8 +42,8 @@ pub(super) struct Sequence {
     pub tokens: Vec<TokenId>,
     pub target: Cache,
     pub draft: Cache,
-    /// Set when the caller left while a step was in flight.
-    pub doomed: Option<RequestFailure>,
+    /// Set when the request was ended while a step was in flight.
+    pub doomed: Option<Ending>,
     scheduled: Option<Micros>,
     first_token: Option<Micros>,
     last_token: Micros,
@@ -187,6 +188,14 @@ impl Sequence {
             self.last_token = now;
         }
         (sent, finish)
+    }
+
+    /// The terminal event of a request that was ended from outside.
+    pub fn ended(&self, ending: Ending) -> TokenEvent {
+        match ending {
+            Ending::Stopped => TokenEvent::Finished { reason: FinishReason::Stop, summary: self.summary() },
+            Ending::Failed(failure) => TokenEvent::Failed(failure),
+        }
     }
 
     /// Closing figures.

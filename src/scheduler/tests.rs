@@ -116,7 +116,7 @@ impl Game {
     }
 
     fn cancel(&mut self, id: RequestId) {
-        let delivery = self.scheduler.cancel(id, RequestFailure::Cancelled);
+        let delivery = self.scheduler.end(id, Ending::Failed(RequestFailure::Cancelled));
         self.record(delivery.into_iter().collect());
     }
 
@@ -281,6 +281,18 @@ fn cancelling_one_that_waits_or_is_unknown_is_immediate_and_harmless() {
     game.cancel(id);
     game.cancel(RequestId(77));
     assert_eq!(game.ends.len(), 1);
+    assert!(game.scheduler.is_idle());
+}
+
+#[test]
+fn a_caller_that_has_all_it_wants_ends_as_a_success() {
+    let mut game = Game::new(64, 4);
+    let id = game.arrive(request(1, 50, 100));
+    game.step();
+    let delivery = game.scheduler.end(id, Ending::Stopped);
+    game.record(delivery.into_iter().collect());
+    assert_eq!(game.finish_reason(id), Some(FinishReason::Stop));
+    assert_eq!(game.summary(id).output_tokens, 1);
     assert!(game.scheduler.is_idle());
 }
 
