@@ -19,7 +19,7 @@
 //! Mass is counted in integers, [`weight`]: their sum does not depend on its order,
 //! so a parallel reduction cuts at the same token.
 
-use super::float::{exp, ln};
+use super::float::{ROUNDING_SHIFT, exp, ln};
 use super::scan::Scores;
 use super::{SamplingParams, TokenHistory};
 use crate::request::TokenId;
@@ -28,31 +28,56 @@ use crate::request::TokenId;
 pub const TEMPERATURE_MIN: f32 = 1e-6;
 
 /// Weight of the most probable token.
-pub const WEIGHT_ONE: f32 = 1_073_741_824.0;
+pub const WEIGHT_ONE: u32 = 1 << 30;
 
 /// Lanes of the running sum.
-const LANES: usize = 16;
+const LANES: usize = 8;
+/// Tokens whose weights' halves sum to less than 2^32 in each lane.
+const SUM_TOKENS: usize = LANES << 15;
 
 /// A token's mass in units of 2^-30 of the most probable token's:
-/// `trunc(exp(s - max(s)) * 2^30)`.
+/// `exp(s - max(s)) * 2^30`, rounded to the nearest integer, halves to even
+/// (`__float2int_rn` in CUDA).
 #[inline]
 pub fn weight(score: f32, max_score: f32) -> u32 {
-    // At most 2^30, so an i32 holds it; that conversion is one instruction everywhere.
-    (exp(score - max_score) * WEIGHT_ONE) as i32 as u32
+    // Rust's conversion does not vectorise (it saturates); two roundings by addition do:
+    // first to a multiple of 2^8, then the exact rest, of at most 2^7 either way.
+    let scaled = exp(score - max_score) * 4_194_304.0;
+    let high = scaled + ROUNDING_SHIFT;
+    let low = (scaled - (high - ROUNDING_SHIFT)) * 256.0 + ROUNDING_SHIFT;
+    let integer = |shifted: f32| shifted.to_bits().wrapping_sub(ROUNDING_SHIFT.to_bits());
+    (integer(high) << 8).wrapping_add(integer(low))
 }
 
 /// The weights' sum over the vocabulary.
 pub(super) fn total_mass(scores: Scores, max_score: f32) -> u64 {
-    let mut sums = [0u64; LANES];
+    scores
+        .logits
+        .chunks(SUM_TOKENS)
+        .map(|part| partial_mass(Scores { logits: part, ..scores }, max_score))
+        .sum()
+}
+
+/// [`total_mass`] of at most [`SUM_TOKENS`] tokens, in 32-bit lanes: the high and low
+/// halves of the weights are added apart, and neither sum can overflow.
+fn partial_mass(scores: Scores, max_score: f32) -> u64 {
+    let (mut high, mut low) = ([0u32; LANES], [0u32; LANES]);
+    let mut add = |lane: usize, logit: f32| {
+        let weight = weight(logit * scores.scale, max_score);
+        high[lane] += weight >> 16;
+        low[lane] += weight & 0xFFFF;
+    };
     let chunks = scores.logits.chunks_exact(LANES);
-    let rest: u64 =
-        chunks.remainder().iter().map(|logit| u64::from(weight(logit * scores.scale, max_score))).sum();
+    for (lane, &logit) in chunks.remainder().iter().enumerate() {
+        add(lane, logit);
+    }
     for chunk in chunks {
-        for (sum, logit) in sums.iter_mut().zip(chunk) {
-            *sum += u64::from(weight(logit * scores.scale, max_score));
+        for (lane, &logit) in chunk.iter().enumerate() {
+            add(lane, logit);
         }
     }
-    sums.iter().sum::<u64>() + rest
+    let sum = |lanes: [u32; LANES]| lanes.iter().map(|&lane| u64::from(lane)).sum::<u64>();
+    (sum(high) << 16) + sum(low)
 }
 
 /// The factor from logits to scores.

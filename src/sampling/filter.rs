@@ -8,7 +8,9 @@ use super::distribution::{Filters, Ranked, total_mass, weight};
 use super::scan::Scores;
 
 /// How far below the best score the first search looks, in nats.
-const FIRST_WINDOW: f32 = 8.0;
+const FIRST_WINDOW: f32 = 6.0;
+/// How much further each next search looks.
+const WINDOW_GROWTH: f32 = 1.5;
 /// From here on the search takes the whole vocabulary: e^-32 is below the unit of mass.
 const LAST_WINDOW: f32 = 32.0;
 /// Tokens tested together for being far from the best.
@@ -67,7 +69,7 @@ fn gather_enough(
         if enough || window == f32::INFINITY {
             return;
         }
-        window = if window < LAST_WINDOW { 2.0 * window } else { f32::INFINITY };
+        window = if window < LAST_WINDOW { WINDOW_GROWTH * window } else { f32::INFINITY };
     }
 }
 

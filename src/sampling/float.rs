@@ -26,8 +26,9 @@ const LN_COEFFICIENTS: [f32; 8] = [
 
 /// 1 / ln 2.
 const LOG2_E: f32 = 1.442_695;
-/// 1.5 · 2^23: adding it leaves a small number rounded to an integer in the low bits.
-const ROUNDING_SHIFT: f32 = 12_582_912.0;
+/// 1.5 · 2^23: adding it to a number of at most 2^22 either way leaves that number,
+/// rounded to an integer, in the low bits of the sum.
+pub(super) const ROUNDING_SHIFT: f32 = 12_582_912.0;
 /// Minimax for (exp(r) - 1 - r) / r² on [-½ ln 2, ½ ln 2]; the lowest degree first.
 const EXP_COEFFICIENTS: [f32; 5] = [0.5, 0.166_665_2, 0.041_666_21, 0.008_368_822, 0.001_395_033_8];
 /// Below it [`exp`] stands still; e^-87 is the last whole power above the denormals.

@@ -17,7 +17,7 @@
 use crate::request::TokenId;
 
 use super::float::{ln, minus_ln_one_minus};
-use super::philox::philox4x32_10;
+use super::philox::philox4x32_10_lanes;
 
 /// Third word of the counter: noise for choosing tokens.
 pub const TOKEN_DOMAIN: u32 = 0;
@@ -37,16 +37,18 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// The Philox block of tokens `4 * block` to `4 * block + 3`.
+    /// The Philox blocks `first` to `first + N - 1`: `[v % 4][v / 4 - first]` is token v's word.
     #[inline]
-    pub fn block(self, block: u32) -> [u32; 4] {
-        philox4x32_10([block, self.position, TOKEN_DOMAIN, 0], [self.seed as u32, (self.seed >> 32) as u32])
+    pub fn blocks<const N: usize>(self, first: u32) -> [[u32; N]; 4] {
+        let block = std::array::from_fn(|n| first.wrapping_add(n as u32));
+        let counters = [block, [self.position; N], [TOKEN_DOMAIN; N], [0; N]];
+        philox4x32_10_lanes(counters, [self.seed as u32, (self.seed >> 32) as u32])
     }
 
     /// The random word of one token.
     #[inline]
     pub fn word(self, token: TokenId) -> u32 {
-        self.block(token / 4)[(token % 4) as usize]
+        self.blocks::<1>(token / 4)[(token % 4) as usize][0]
     }
 
     /// G(seed, position, token).

@@ -18,16 +18,29 @@ const ROUNDS: u32 = 10;
 /// the Weyl constants between rounds.
 #[inline]
 pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let [mut c0, mut c1, mut c2, mut c3] = counter;
+    let [a, b, c, d] = philox4x32_10_lanes(counter.map(|word| [word]), key);
+    [a[0], b[0], c[0], d[0]]
+}
+
+/// [`philox4x32_10`] of `N` counters at once, which vectorises: `counters[w][n]` is word
+/// `w` of counter `n`, and so with the result.
+#[inline]
+pub fn philox4x32_10_lanes<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N]; 4] {
+    let mut c = counters;
     let [mut k0, mut k1] = key;
     for _ in 0..ROUNDS {
-        let a = u64::from(MULTIPLIERS[0]) * u64::from(c0);
-        let b = u64::from(MULTIPLIERS[1]) * u64::from(c2);
-        (c0, c1, c2, c3) = ((b >> 32) as u32 ^ c1 ^ k0, b as u32, (a >> 32) as u32 ^ c3 ^ k1, a as u32);
+        for n in 0..N {
+            let a = u64::from(MULTIPLIERS[0]) * u64::from(c[0][n]);
+            let b = u64::from(MULTIPLIERS[1]) * u64::from(c[2][n]);
+            c[0][n] = (b >> 32) as u32 ^ c[1][n] ^ k0;
+            c[1][n] = b as u32;
+            c[2][n] = (a >> 32) as u32 ^ c[3][n] ^ k1;
+            c[3][n] = a as u32;
+        }
         k0 = k0.wrapping_add(WEYL[0]);
         k1 = k1.wrapping_add(WEYL[1]);
     }
-    [c0, c1, c2, c3]
+    c
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use super::scan::Scores;
 
 /// Tokens that [`race_all`] looks at together; a multiple of 4, the tokens of a Philox block.
 const TILE: usize = 64;
+/// Philox blocks computed side by side.
+const PHILOX_LANES: usize = 2;
 
 /// A token and its score with noise.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,8 +94,13 @@ pub(super) fn race_all(scores: Scores, noise: Noise) -> Podium {
 #[inline]
 fn tile_words(noise: Noise, block: u32) -> [u32; TILE] {
     let mut words = [0; TILE];
-    for (b, four) in words.chunks_exact_mut(4).enumerate() {
-        four.copy_from_slice(&noise.block(block + b as u32));
+    for (p, part) in words.chunks_exact_mut(4 * PHILOX_LANES).enumerate() {
+        let lanes = noise.blocks::<PHILOX_LANES>(block + (p * PHILOX_LANES) as u32);
+        for n in 0..PHILOX_LANES {
+            for w in 0..4 {
+                part[4 * n + w] = lanes[w][n];
+            }
+        }
     }
     words
 }

@@ -4,12 +4,12 @@ use crate::executor::Proposal;
 use crate::request::TokenId;
 
 use super::distribution::{
-    Filters, Ranked, adjust_logits, adjusts_logits, inverse_temperature, total_mass, weight,
+    Filters, Ranked, WEIGHT_ONE, adjust_logits, adjusts_logits, inverse_temperature, total_mass, weight,
 };
 use super::filter::{keep, mass_of};
 use super::noise::Noise;
 use super::race::{race_all, race_some};
-use super::scan::{Scores, all_finite, argmax, argmax_besides};
+use super::scan::{Scores, best_besides, finite_max, first_with};
 use super::{SamplingParams, TokenHistory};
 
 /// The token for one position.
@@ -52,15 +52,15 @@ impl Sampler {
         history: &TokenHistory,
     ) -> Choice {
         let scores = scores(&mut self.adjusted, logits, params, history);
-        let Some(best) = argmax(scores).filter(|_| all_finite(scores)) else { return Choice::default() };
+        let Some(max) = finite_max(scores) else { return Choice::default() };
         if is_greedy(params) {
-            return Choice { token: best, finite: true };
+            return first_with(scores, max).map_or(Choice::default(), |token| Choice { token, finite: true });
         }
         let noise = Noise { seed: params.seed, position };
         let podium = match Filters::of(params, logits.len()) {
             None => race_all(scores, noise),
             Some(filters) => {
-                keep(scores, scores.at(best), filters, &mut self.kept);
+                keep(scores, max, filters, &mut self.kept);
                 race_some(self.kept.iter().map(|r| (r.token(), r.score())), noise)
             }
         };
@@ -80,9 +80,9 @@ impl Sampler {
         history: &TokenHistory,
     ) -> Proposal {
         let scores = scores(&mut self.adjusted, logits, params, history);
-        let Some(best) = argmax(scores).filter(|_| all_finite(scores)) else { return Proposal::default() };
-        let max = scores.at(best);
-        let second = argmax_besides(scores, best);
+        let Some(max) = finite_max(scores) else { return Proposal::default() };
+        let Some(best) = first_with(scores, max) else { return Proposal::default() };
+        let second = best_besides(scores, best);
         let second_weight = second.map_or(0, |token| weight(scores.at(token), max));
         if is_greedy(params) {
             let mass = total_mass(scores, max);
@@ -127,11 +127,11 @@ fn scores<'a>(
 
 /// From weights to probabilities.
 fn proposal([token, runner_up]: [TokenId; 2], token_weight: u32, second_weight: u32, mass: u64) -> Proposal {
-    let share = |weight: f64| (weight / mass as f64) as f32;
+    let share = |weight: u32| (f64::from(weight) / mass as f64) as f32;
     Proposal {
         token,
-        probability: share(f64::from(token_weight)),
-        margin: share(f64::from(super::distribution::WEIGHT_ONE) - f64::from(second_weight)),
+        probability: share(token_weight),
+        margin: share(WEIGHT_ONE - second_weight),
         runner_up,
         finite: true,
     }

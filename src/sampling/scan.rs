@@ -22,57 +22,49 @@ impl Scores<'_> {
     }
 }
 
-/// Whether every score is finite.
-pub(super) fn all_finite(scores: Scores) -> bool {
-    let bad = |logit: f32| u32::from(!(logit * scores.scale).is_finite());
-    let mut found = [0u32; LANES];
+/// The largest score; `None` for an empty row and when a score is NaN or infinite.
+pub(super) fn finite_max(scores: Scores) -> Option<f32> {
+    let mut max = [f32::NEG_INFINITY; LANES];
+    // x - x is 0 where x is finite, else NaN, and a NaN stays in the sum.
+    let mut flaw = [0f32; LANES];
     let chunks = scores.logits.chunks_exact(LANES);
     let rest = chunks.remainder();
     for chunk in chunks {
-        for (found, &logit) in found.iter_mut().zip(chunk) {
-            *found |= bad(logit);
+        for lane in 0..LANES {
+            let score = chunk[lane] * scores.scale;
+            max[lane] = if score > max[lane] { score } else { max[lane] };
+            flaw[lane] += score - score;
         }
     }
-    found.iter().all(|&found| found == 0) && rest.iter().all(|&logit| bad(logit) == 0)
+    for (lane, logit) in rest.iter().enumerate() {
+        let score = logit * scores.scale;
+        max[lane] = if score > max[lane] { score } else { max[lane] };
+        flaw[lane] += score - score;
+    }
+    let finite = !scores.logits.is_empty() && flaw.iter().all(|&flaw| flaw == 0.0);
+    finite.then(|| max.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)))
 }
 
-/// The token with the largest score, the lowest id on a tie; `None` for an empty row.
-/// Scores that are not finite have no defined place.
-pub(super) fn argmax(scores: Scores) -> Option<TokenId> {
-    argmax_in(scores, 0, scores.logits.len())
+/// The lowest token with this score.
+pub(super) fn first_with(scores: Scores, score: f32) -> Option<TokenId> {
+    let tile = scores.logits.chunks(LANES).position(|tile| {
+        tile.iter().fold(0u32, |any, logit| any | u32::from(logit * scores.scale == score)) != 0
+    })?;
+    let first = tile * LANES;
+    let inside = scores.logits[first..].iter().position(|logit| logit * scores.scale == score)?;
+    Some((first + inside) as TokenId)
 }
 
-/// The token with the largest score other than `best`, the lowest id on a tie.
-pub(super) fn argmax_besides(scores: Scores, best: TokenId) -> Option<TokenId> {
-    let before = argmax_in(scores, 0, best as usize);
-    let behind = argmax_in(scores, best as usize + 1, scores.logits.len());
-    match (before, behind) {
+/// The best token other than `best`: largest score, lowest id on a tie; `None` if there
+/// is no other. All scores are finite.
+pub(super) fn best_besides(scores: Scores, best: TokenId) -> Option<TokenId> {
+    let (before, behind) = (&scores.logits[..best as usize], &scores.logits[best as usize + 1..]);
+    let find = |logits, first| {
+        let part = Scores { logits, ..scores };
+        Some(first + first_with(part, finite_max(part)?)?)
+    };
+    match (find(before, 0), find(behind, best + 1)) {
         (Some(a), Some(b)) => Some(if scores.at(b) > scores.at(a) { b } else { a }),
         (a, b) => a.or(b),
     }
-}
-
-/// [`argmax`] over the tokens `from..to`.
-fn argmax_in(scores: Scores, from: usize, to: usize) -> Option<TokenId> {
-    let logits = &scores.logits[from..to];
-    let mut best = [f32::NEG_INFINITY; LANES];
-    let mut round_of_best = [0u32; LANES];
-    let chunks = logits.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for (round, chunk) in chunks.enumerate() {
-        for lane in 0..LANES {
-            let score = chunk[lane] * scores.scale;
-            let better = score > best[lane];
-            best[lane] = if better { score } else { best[lane] };
-            round_of_best[lane] = if better { round as u32 } else { round_of_best[lane] };
-        }
-    }
-    let by_lane = (0..LANES.min(logits.len() - rest.len()))
-        .map(|lane| (best[lane], round_of_best[lane] as usize * LANES + lane));
-    let tail = rest.iter().enumerate().map(|(i, l)| (l * scores.scale, logits.len() - rest.len() + i));
-    let winner = by_lane.chain(tail).reduce(|a, b| {
-        let b_wins = b.0 > a.0 || (b.0 == a.0 && b.1 < a.1);
-        if b_wins { b } else { a }
-    })?;
-    Some((from + winner.1) as TokenId)
 }
