@@ -1,0 +1,110 @@
+//! `[kv]`: how much memory the key-value caches take.
+
+use super::reader::{Integer, Section};
+use super::render::{Entry, number};
+
+const BLOCK_TOKENS: Integer = Integer::new("block_tokens", 16, 8, 256);
+const MEMORY_MIB_MAX: Integer = Integer::new("memory_mib_max", 64, 1, 16 << 20);
+const TARGET_BLOCKS: Integer = Integer::new("target_blocks", 1024, 1, 1 << 24);
+const DRAFT_BLOCKS: Integer = Integer::new("draft_blocks", 1024, 1, 1 << 24);
+
+/// The pools' size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSize {
+    /// At most so many MiB for both pools together, split so that both hold the
+    /// same number of tokens.
+    MemoryMib(u64),
+    /// So many blocks each; as many for the draft as for the target where the config names one.
+    Blocks {
+        /// Blocks of the target's pool.
+        target: u32,
+        /// Blocks of the draft's pool.
+        draft: u32,
+    },
+}
+
+/// The paged caches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvConfig {
+    /// Tokens in a block; a power of two.
+    pub block_tokens: u32,
+    /// Size of the pools.
+    pub size: KvSize,
+}
+
+/// Blocks of each pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolBlocks {
+    /// The target's.
+    pub target: u32,
+    /// The draft's; 0 without a draft model.
+    pub draft: u32,
+}
+
+impl KvConfig {
+    pub(super) fn read(mut section: Section<'_>) -> KvConfig {
+        let block_tokens = read_block_tokens(&mut section);
+        let memory = section.optional_integer(&MEMORY_MIB_MAX);
+        let target = section.optional_integer(&TARGET_BLOCKS);
+        let draft = section.optional_integer(&DRAFT_BLOCKS);
+        let size = match (memory, target, draft) {
+            (memory, None, None) => KvSize::MemoryMib(memory.unwrap_or(MEMORY_MIB_MAX.default)),
+            (None, Some(target), draft) => {
+                KvSize::Blocks { target: target as u32, draft: draft.unwrap_or(target) as u32 }
+            }
+            (Some(memory), _, _) => {
+                let advice = "keep either it or target_blocks and draft_blocks";
+                section.reject("memory_mib_max", &number(memory), "contradicts a size in blocks", advice);
+                KvSize::MemoryMib(memory)
+            }
+            (None, None, Some(draft)) => {
+                let advice = "add target_blocks, or give memory_mib_max in their place";
+                section.reject("draft_blocks", &number(draft), "stands without target_blocks", advice);
+                KvSize::MemoryMib(MEMORY_MIB_MAX.default)
+            }
+        };
+        section.finish();
+        KvConfig { block_tokens, size }
+    }
+
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        let mut entries = vec![Entry::optional(
+            BLOCK_TOKENS.name,
+            Some(number(u64::from(self.block_tokens))),
+            format!("a power of two, {}", BLOCK_TOKENS.bound()),
+        )];
+        match self.size {
+            KvSize::MemoryMib(memory) => entries.push(Entry::integer(&MEMORY_MIB_MAX, memory)),
+            KvSize::Blocks { target, draft } => entries.extend([
+                Entry::integer(&TARGET_BLOCKS, u64::from(target)),
+                Entry::integer(&DRAFT_BLOCKS, u64::from(draft)),
+            ]),
+        }
+        entries
+    }
+
+    /// Blocks of each pool, for models whose blocks have these sizes in bytes
+    /// (`None`: no draft model). A pool may come out with 0 blocks when the memory
+    /// does not hold one; the caller refuses that.
+    pub fn pool_blocks(&self, target_block_bytes: u64, draft_block_bytes: Option<u64>) -> PoolBlocks {
+        match self.size {
+            KvSize::Blocks { target, draft } => {
+                PoolBlocks { target, draft: draft_block_bytes.map_or(0, |_| draft) }
+            }
+            KvSize::MemoryMib(mib) => {
+                let pair_bytes = target_block_bytes.saturating_add(draft_block_bytes.unwrap_or(0)).max(1);
+                let blocks = ((mib << 20) / pair_bytes).min(TARGET_BLOCKS.max) as u32;
+                PoolBlocks { target: blocks, draft: draft_block_bytes.map_or(0, |_| blocks) }
+            }
+        }
+    }
+}
+
+fn read_block_tokens(section: &mut Section<'_>) -> u32 {
+    let tokens = section.integer(&BLOCK_TOKENS);
+    if !tokens.is_power_of_two() {
+        let advice = "give 8, 16, 32, 64, 128 or 256";
+        section.reject(BLOCK_TOKENS.name, &number(tokens), "must be a power of two", advice);
+    }
+    tokens as u32
+}
