@@ -6,6 +6,8 @@
 //! on a GPU they must not leave the device. The same tests run on every
 //! implementation (DESIGN, section 11 and 12).
 
+pub mod cpu;
+
 use std::sync::Arc;
 
 use crate::kv::BlockId;

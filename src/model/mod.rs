@@ -1,5 +1,6 @@
 //! Models as files: what they are, where they lie, how they are read.
 
+pub mod random;
 mod spec;
 
 pub use spec::{
