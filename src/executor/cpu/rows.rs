@@ -18,11 +18,6 @@ impl Rows {
         Rows { data: vec![0.0; rows * stride], stride }
     }
 
-    /// From one row's start to the next, in floats.
-    pub(crate) fn stride(&self) -> usize {
-        self.stride
-    }
-
     /// A row, its padding included.
     pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.data[row * self.stride..(row + 1) * self.stride]

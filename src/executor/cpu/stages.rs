@@ -35,8 +35,12 @@ impl Product<'_> {
         if self.rows == 0 {
             return Ok(());
         }
-        // SAFETY: shares are disjoint.
-        pool.run(&|worker| unsafe { self.panels(share(self.linear.matrix.panels(), worker, pool.threads())) })
+        let threads = pool.threads();
+        pool.run(&|worker| {
+            let panels = share(self.linear.matrix.panels(), worker, threads);
+            // SAFETY: shares are disjoint.
+            unsafe { self.panels(panels) };
+        })
     }
 
     /// Computes gate and up, whose panels alternate, and `activation = silu(gate) · up`.
@@ -45,8 +49,9 @@ impl Product<'_> {
             return Ok(());
         }
         let panel = self.linear.matrix.panel_outputs();
+        let threads = pool.threads();
         pool.run(&|worker| {
-            let pairs = share(self.linear.matrix.panels() / 2, worker, pool.threads());
+            let pairs = share(self.linear.matrix.panels() / 2, worker, threads);
             if pairs.is_empty() {
                 return;
             }
@@ -129,5 +134,6 @@ pub(crate) fn for_rows(pool: &Pool, rows: usize, work: &(dyn Fn(usize) + Sync)) 
         (0..rows).for_each(work);
         return Ok(());
     }
-    pool.run(&|worker| share(rows, worker, pool.threads()).for_each(work))
+    let threads = pool.threads();
+    pool.run(&|worker| share(rows, worker, threads).for_each(work))
 }

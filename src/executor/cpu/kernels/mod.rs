@@ -119,4 +119,4 @@ macro_rules! entry {
         }
     };
 }
-pub(self) use entry;
+use entry;
