@@ -6,6 +6,7 @@
 //! on a GPU they must not leave the device. The same tests run on every
 //! implementation (DESIGN, section 11 and 12).
 
+pub mod cpu;
 mod shadow;
 
 use std::sync::Arc;

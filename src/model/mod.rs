@@ -8,6 +8,7 @@ mod files;
 mod json_file;
 mod load;
 mod pair;
+pub mod random;
 mod rope_config;
 mod safetensors_file;
 mod source;

@@ -1,0 +1,121 @@
+//! The draft's side: a round of proposals, each fed back until its row is left out.
+
+use std::sync::Arc;
+
+use crate::executor::{DraftRow, ExecutorError, ModelRole, Proposal};
+use crate::kv::BlockId;
+use crate::request::TokenId;
+use crate::sampling::{SamplingParams, TokenHistory};
+
+use super::check::{keep, no_draft};
+use super::pass::Pass;
+use super::verifying::history;
+use super::{CpuExecutor, LOGIT_ROWS, pooled};
+
+/// The rows of the current drafting round.
+#[derive(Debug, Default)]
+pub(crate) struct Round {
+    rows: Vec<RoundRow>,
+}
+
+#[derive(Debug)]
+struct RoundRow {
+    blocks: Vec<BlockId>,
+    sampling: Arc<SamplingParams>,
+    /// Committed tokens and what was proposed and fed back, where penalties look at them.
+    history: TokenHistory,
+    /// Position of the next input: that of the last proposal.
+    next: u32,
+    /// The last proposal; `None` once the row is left out, or if there is nothing to feed back.
+    proposed: Option<TokenId>,
+}
+
+impl CpuExecutor {
+    pub(crate) fn start_round(
+        &mut self,
+        rows: &[DraftRow],
+        out: &mut Vec<Proposal>,
+    ) -> Result<(), ExecutorError> {
+        self.round.rows.clear();
+        let draft = self.draft.as_mut().ok_or_else(no_draft)?;
+        self.bounds.begin(ModelRole::Draft, rows.len())?;
+        let mut pass = Pass::default();
+        for DraftRow { input, propose } in rows {
+            pass.push_chain(&input.blocks, &input.tokens, input.start, usize::from(*propose));
+        }
+        for row in rows {
+            self.bounds.draft_row(row)?;
+        }
+        draft.forward(&self.pool, &pass)?;
+        self.round.rows.extend(rows.iter().map(|DraftRow { input, .. }| RoundRow {
+            blocks: input.blocks.clone(),
+            sampling: Arc::clone(&input.sampling),
+            history: history(input),
+            next: input.start + input.tokens.len() as u32,
+            proposed: None,
+        }));
+        out.clear();
+        out.resize(rows.len(), Proposal::default());
+        let proposing: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].propose).collect();
+        let proposals = self.propose(&proposing)?;
+        proposing.iter().zip(proposals).for_each(|(&row, proposal)| out[row] = proposal);
+        Ok(())
+    }
+
+    pub(crate) fn continue_round(
+        &mut self,
+        kept: &[u32],
+        out: &mut Vec<Proposal>,
+    ) -> Result<(), ExecutorError> {
+        let draft = self.draft.as_mut().ok_or_else(no_draft)?;
+        let rows = &mut self.round.rows;
+        keep(kept, rows.len())?;
+        self.bounds.begin(ModelRole::Draft, kept.len())?;
+        let mut pass = Pass::default();
+        for &index in kept {
+            let row = &rows[index as usize];
+            let token = row.proposed.ok_or_else(|| {
+                ExecutorError::Malformed(format!("row {index} has nothing to go on with in this round"))
+            })?;
+            self.bounds.positions(&row.blocks, row.next, 1)?;
+            pass.push_chain(&row.blocks, &[token], row.next, 1);
+        }
+        draft.forward(&self.pool, &pass)?;
+        let mut left_out = vec![true; rows.len()];
+        kept.iter().for_each(|&index| left_out[index as usize] = false);
+        for (row, left_out) in rows.iter_mut().zip(left_out) {
+            match row.proposed {
+                Some(_) if left_out => row.proposed = None,
+                Some(token) => {
+                    row.next += 1;
+                    if row.sampling.needs_history() {
+                        row.history.push(token);
+                    }
+                }
+                None => {}
+            }
+        }
+        let kept: Vec<usize> = kept.iter().map(|&index| index as usize).collect();
+        *out = self.propose(&kept)?;
+        Ok(())
+    }
+
+    /// One proposal for each of these rows of the round, whose features the draft holds in order.
+    fn propose(&mut self, rows: &[usize]) -> Result<Vec<Proposal>, ExecutorError> {
+        let draft = self.draft.as_mut().ok_or_else(no_draft)?;
+        let mut proposals = Vec::with_capacity(rows.len());
+        for group in rows.chunks(LOGIT_ROWS) {
+            let first = proposals.len();
+            let logits = draft.logits(&self.pool, first..first + group.len())?;
+            let round = &self.round;
+            proposals.extend(pooled(&self.pool, &self.samplers, group.len(), |index, sampler| {
+                let row = &round.rows[group[index]];
+                sampler.propose(logits.row(index), &row.sampling, row.next, &row.history)
+            })?);
+        }
+        for (&row, proposal) in rows.iter().zip(&proposals) {
+            self.round.rows[row].proposed = proposal.finite.then_some(proposal.token);
+        }
+        Ok(proposals)
+    }
+}

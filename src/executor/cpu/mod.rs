@@ -1,0 +1,245 @@
+//! The CPU executor: the embedded default, and the oracle for the GPU's.
+//!
+//! - Batch-invariant bit for bit: a row's numbers depend on nothing but its own
+//!   sequence ([`kernels`] says how). A prompt in chunks equals the prompt at once, a
+//!   tree node equals the chain of its ancestors, and a number of threads is a matter
+//!   of time alone.
+//! - Each weight is read once for up to 256 rows, so verifying a few tokens costs
+//!   little more than decoding one.
+//! - bf16 weights stay bf16 in memory and widen on the way into a register; f16 and f32
+//!   weights are kept as f32. All sums and the KV cache are f32: nothing is rounded
+//!   that the checkpoint has not rounded.
+
+mod arena;
+mod check;
+mod drafting;
+mod forward;
+mod kernels;
+mod kv_cache;
+mod packed;
+mod pass;
+mod pool;
+mod projection;
+mod roofline;
+mod rope;
+mod rows;
+mod stages;
+#[cfg(test)]
+mod tests;
+mod transformer;
+mod verifying;
+
+use std::sync::{Mutex, PoisonError};
+
+pub use kernels::InstructionSet;
+pub use roofline::Roofline;
+
+use self::check::Bounds;
+use self::drafting::Round;
+use self::forward::{Model, ModelBounds};
+use self::pass::Pass;
+use self::pool::{JobPanicked, Pool};
+use super::{
+    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
+    VerifyRow,
+};
+use crate::model::LoadedModel;
+use crate::sampling::Sampler;
+
+/// Most draft tokens that one sequence may have verified in one call: the nodes that the
+/// executors' ancestor masks hold.
+pub const DRAFT_TOKENS_MAX: u32 = 64;
+
+/// Rows of logits that are held at once; sequences are sampled in groups of at most so many.
+const LOGIT_ROWS: usize = 64;
+
+/// How a [`CpuExecutor`] is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Compute threads, the calling one included; at least one. More than the processors
+    /// that the process may use is slower, not wrong.
+    pub threads: usize,
+    /// Blocks in the target's KV pool.
+    pub target_blocks: u32,
+    /// Blocks in the draft's KV pool; ignored without a draft.
+    pub draft_blocks: u32,
+    /// Tokens in one KV block; a multiple of 16.
+    pub block_tokens: u32,
+    /// Most input tokens in one call.
+    pub batch_tokens_max: u32,
+    /// Most sequences in one call.
+    pub batch_sequences_max: u32,
+    /// Most draft tokens of one sequence in one call; at most [`DRAFT_TOKENS_MAX`].
+    pub draft_tokens_max: u32,
+}
+
+/// Why a [`CpuExecutor`] could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// The model has a shape that the kernels do not compute.
+    #[error("the CPU executor can't run this model: {0}")]
+    Unsupported(String),
+    /// An option is out of its range.
+    #[error("the CPU executor's options: {0}")]
+    Options(String),
+    /// No memory for weights or KV.
+    #[error("no memory for weights or KV cache")]
+    Memory(#[source] std::io::Error),
+    /// A compute thread could not be started.
+    #[error("a compute thread could not be started")]
+    Threads(#[source] std::io::Error),
+}
+
+/// Target and perhaps draft, on the processor.
+pub struct CpuExecutor {
+    info: ExecutorInfo,
+    bounds: Bounds,
+    pool: Pool,
+    target: Model,
+    draft: Option<Model>,
+    round: Round,
+    /// One per thread.
+    samplers: Vec<Mutex<Sampler>>,
+}
+
+impl CpuExecutor {
+    /// Packs the weights and allots the caches.
+    pub fn new(
+        options: CpuOptions,
+        target: LoadedModel,
+        draft: Option<LoadedModel>,
+    ) -> Result<CpuExecutor, CpuError> {
+        CpuExecutor::with_instruction_set(options, target, draft, InstructionSet::detect())
+    }
+
+    /// [`new`](Self::new) with a chosen instruction set, one of [`InstructionSet::available`].
+    pub fn with_instruction_set(
+        options: CpuOptions,
+        target: LoadedModel,
+        draft: Option<LoadedModel>,
+        set: InstructionSet,
+    ) -> Result<CpuExecutor, CpuError> {
+        check::options(&options, &target.spec, draft.as_ref().map(|draft| &draft.spec), set)?;
+        let pool = Pool::new(options.threads).map_err(CpuError::Threads)?;
+        let info = info(&options, &target, draft.as_ref(), set);
+        let bounds = ModelBounds {
+            blocks: options.target_blocks as usize,
+            block_tokens: options.block_tokens as usize,
+            rows: options.batch_tokens_max as usize,
+            logit_rows: LOGIT_ROWS.max(options.draft_tokens_max as usize + 1),
+            threads: options.threads,
+        };
+        let target = Model::new(&target, set, bounds)?;
+        let bounds = ModelBounds { blocks: options.draft_blocks as usize, logit_rows: LOGIT_ROWS, ..bounds };
+        let draft = draft.map(|draft| Model::new(&draft, set, bounds)).transpose()?;
+        let samplers = (0..options.threads).map(|_| Mutex::new(Sampler::new())).collect();
+        let bounds = Bounds::new(&info);
+        Ok(CpuExecutor { info, bounds, pool, target, draft, round: Round::default(), samplers })
+    }
+}
+
+fn info(
+    options: &CpuOptions,
+    target: &LoadedModel,
+    draft: Option<&LoadedModel>,
+    set: InstructionSet,
+) -> ExecutorInfo {
+    // Target and draft run through the same positions: the shorter context binds both.
+    let contexts = [Some(target), draft].into_iter().flatten().map(|model| model.spec.context_tokens_max);
+    let threads = options.threads;
+    ExecutorInfo {
+        backend: "cpu".into(),
+        device: format!("{}, {threads} threads, {}", processor_name(), set.name()),
+        vocab_size: target.spec.vocab_size as u32,
+        context_tokens_max: contexts.min().unwrap_or(0) as u32,
+        block_tokens: options.block_tokens,
+        target_blocks: options.target_blocks,
+        draft_blocks: draft.map_or(0, |_| options.draft_blocks),
+        batch_tokens_max: options.batch_tokens_max,
+        batch_sequences_max: options.batch_sequences_max,
+        draft_tokens_max: options.draft_tokens_max,
+    }
+}
+
+/// The processor's name as the system tells it.
+fn processor_name() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+impl Executor for CpuExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        self.start_round(rows, out)
+    }
+
+    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        self.continue_round(keep, out)
+    }
+
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        self.verify_rows(rows, out)
+    }
+
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        for one in moves {
+            self.bounds.compaction(one)?;
+        }
+        for one in moves {
+            for (to, &from) in one.path.iter().enumerate() {
+                let (from, to) = (one.first as usize + from as usize, one.first as usize + to);
+                if from != to {
+                    self.target.cache.copy_slot(&one.blocks, from, to);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        self.bounds.begin(model, 1)?;
+        self.bounds.input(input)?;
+        let model = match model {
+            ModelRole::Target => &mut self.target,
+            ModelRole::Draft => self.draft.as_mut().ok_or_else(check::no_draft)?,
+        };
+        let mut pass = Pass::default();
+        pass.push_chain(&input.blocks, &input.tokens, input.start, 1);
+        model.forward(&self.pool, &pass)?;
+        Ok(model.logits(&self.pool, 0..1)?.row(0).to_vec())
+    }
+}
+
+/// Calls `work(index, sampler)` for `count` indices, shared among the threads; the results
+/// in order.
+fn pooled<T: Send>(
+    pool: &Pool,
+    samplers: &[Mutex<Sampler>],
+    count: usize,
+    work: impl Fn(usize, &mut Sampler) -> T + Sync,
+) -> Result<Vec<T>, JobPanicked> {
+    let part = |worker: usize, workers: usize| {
+        // A sampler's memory is scratch: a panic while it was held leaves nothing to mistrust.
+        let mut sampler = samplers[worker].lock().unwrap_or_else(PoisonError::into_inner);
+        pool::share(count, worker, workers).map(|index| work(index, &mut sampler)).collect::<Vec<T>>()
+    };
+    if count == 1 {
+        return Ok(part(0, 1));
+    }
+    let parts: Vec<Mutex<Vec<T>>> = samplers.iter().map(|_| Mutex::new(Vec::new())).collect();
+    pool.run(&|worker| {
+        let made = part(worker, samplers.len());
+        *parts[worker].lock().unwrap_or_else(PoisonError::into_inner) = made;
+    })?;
+    Ok(parts.into_iter().flat_map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
+}
+
+impl From<JobPanicked> for ExecutorError {
+    fn from(panicked: JobPanicked) -> ExecutorError {
+        ExecutorError::Device(panicked.to_string())
+    }
+}

@@ -1,0 +1,63 @@
+//! What happens to one token's projected heads before attention.
+
+use crate::kv::BlockId;
+use crate::model::ModelSpec;
+
+use super::kernels::{InstructionSet, Norm, rms_norm};
+use super::kv_cache::{CacheShape, write_slot};
+use super::pass::PassRow;
+use super::rope::RopeTable;
+use super::rows::SharedRows;
+use super::transformer::Layer;
+
+/// Norms and rotates query and key heads in place, and writes keys and values to the cache.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadWriter<'a> {
+    pub(crate) spec: &'a ModelSpec,
+    /// An instruction set that the processor has.
+    pub(crate) set: InstructionSet,
+    pub(crate) layer: &'a Layer,
+    pub(crate) rope: &'a RopeTable,
+    pub(crate) shape: CacheShape,
+    /// Query, key and value heads of each row.
+    pub(crate) qkv: SharedRows,
+    /// The layer's pool.
+    pub(crate) cache: SharedRows,
+}
+
+impl HeadWriter<'_> {
+    /// Finishes row `index` of `qkv`, which is `row` of the pass.
+    ///
+    /// # Safety
+    /// Nobody else touches this row of `qkv`, or `row`'s slot of the cache, meanwhile.
+    pub(crate) unsafe fn finish(&self, index: usize, row: &PassRow, blocks: &[BlockId]) {
+        let ModelSpec { heads, kv_heads, head_dim, .. } = *self.spec;
+        let width = (heads + 2 * kv_heads) * head_dim;
+        // SAFETY: the caller's contract.
+        let qkv = unsafe { self.qkv.slice_mut(index, 0..width) };
+        let (queries, rest) = qkv.split_at_mut(heads * head_dim);
+        let (keys, values) = rest.split_at_mut(kv_heads * head_dim);
+        for query in queries.chunks_exact_mut(head_dim) {
+            self.place(query, self.layer.query_norm.as_deref(), row.position);
+        }
+        let block = blocks[row.slot / self.shape.block_tokens] as usize * self.shape.block_stride();
+        let slot = row.slot % self.shape.block_tokens;
+        let heads = keys.chunks_exact_mut(head_dim).zip(values.chunks_exact(head_dim));
+        for (head, (key, value)) in heads.enumerate() {
+            self.place(key, self.layer.key_norm.as_deref(), row.position);
+            // SAFETY: the caller's contract; `write_slot` touches this slot alone.
+            unsafe { write_slot(self.cache, block + self.shape.head_offset(head), self.shape.block_tokens, slot, key, value) };
+        }
+    }
+
+    fn place(&self, head: &mut [f32], norm: Option<&[f32]>, position: usize) {
+        if let Some(weight) = norm {
+            let at = head.as_mut_ptr();
+            let job = Norm { x: at, out: at, weight, epsilon: self.spec.rms_norm_eps };
+            assert_eq!(weight.len(), head.len(), "a head norm is as wide as a head");
+            // SAFETY: the processor has the set; the head is exclusively borrowed and as wide as the weight.
+            unsafe { rms_norm(self.set, &job) };
+        }
+        self.rope.rotate(head, position);
+    }
+}

@@ -1,0 +1,139 @@
+//! The steps of a layer, shared among the threads: matrix products by panels of
+//! outputs, everything else by rows.
+
+use std::ops::Range;
+
+use super::arena::Arena;
+use super::kernels::{InstructionSet, Norm, SwiGlu, matmul, rms_norm, swiglu};
+use super::pool::{JobPanicked, Pool, share};
+use super::rows::SharedRows;
+use super::transformer::PackedLinear;
+
+/// Rows up to which row-wise work is done by the caller alone: a fork costs as much.
+const SERIAL_ROWS_MAX: usize = 2;
+
+/// A linear layer over some rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    /// An instruction set that the processor has.
+    pub(crate) set: InstructionSet,
+    /// Where the weights lie.
+    pub(crate) arena: &'a Arena,
+    pub(crate) linear: &'a PackedLinear,
+    pub(crate) x: SharedRows,
+    /// First row of `x`; results start at row 0.
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+    pub(crate) out: SharedRows,
+    /// Add to `out` (the residual), rather than replace it.
+    pub(crate) accumulate: bool,
+}
+
+impl Product<'_> {
+    /// Computes everything.
+    pub(crate) fn run(&self, pool: &Pool) -> Result<(), JobPanicked> {
+        if self.rows == 0 {
+            return Ok(());
+        }
+        let threads = pool.threads();
+        pool.run(&|worker| {
+            let panels = share(self.linear.matrix.panels(), worker, threads);
+            // SAFETY: shares are disjoint.
+            unsafe { self.panels(panels) };
+        })
+    }
+
+    /// Computes gate and up, whose panels alternate, and `activation = silu(gate) · up`.
+    pub(crate) fn run_swiglu(&self, pool: &Pool, activation: SharedRows) -> Result<(), JobPanicked> {
+        if self.rows == 0 {
+            return Ok(());
+        }
+        let panel = self.linear.matrix.panel_outputs();
+        let threads = pool.threads();
+        pool.run(&|worker| {
+            let pairs = share(self.linear.matrix.panels() / 2, worker, threads);
+            if pairs.is_empty() {
+                return;
+            }
+            // SAFETY: shares are disjoint.
+            unsafe { self.panels(2 * pairs.start..2 * pairs.end) };
+            for row in 0..self.rows {
+                let gate_up = self.out.at(row, 2 * pairs.start * panel);
+                let out = activation.at(row, pairs.start * panel);
+                // SAFETY: these panels of both buffers belong to this thread.
+                unsafe { swiglu(self.set, &SwiGlu { gate_up, out, pairs: pairs.len() }) };
+            }
+        })
+    }
+
+    /// Computes some panels of all rows.
+    ///
+    /// # Safety
+    /// Nobody else touches the columns of these panels of `out`, or writes `x`, meanwhile.
+    unsafe fn panels(&self, panels: Range<usize>) {
+        if panels.is_empty() {
+            return;
+        }
+        let matrix = &self.linear.matrix;
+        assert!(matrix.inputs() <= self.x.stride() && matrix.padded_outputs() <= self.out.stride());
+        // Both ends of input and result are in their buffers, or `at` panics.
+        self.x.at(self.first_row + self.rows - 1, matrix.inputs() - 1);
+        self.out.at(self.rows - 1, matrix.padded_outputs() - 1);
+        let mut job = matrix.job(self.arena, self.x.at(self.first_row, 0), self.x.stride(), self.rows);
+        job.panels = panels.clone();
+        job.out = self.out.at(0, 0);
+        job.out_stride = self.out.stride();
+        job.accumulate = self.accumulate;
+        // SAFETY: the processor has the set; input, weights and result are in their buffers; the
+        // columns are this thread's.
+        unsafe { matmul(self.set, &job) };
+        if let Some(bias) = &self.linear.bias {
+            let width = matrix.panel_outputs();
+            let columns = panels.start * width..panels.end * width;
+            for row in 0..self.rows {
+                // SAFETY: as above.
+                let out = unsafe { self.out.slice_mut(row, columns.clone()) };
+                out.iter_mut().zip(&bias[columns.clone()]).for_each(|(out, bias)| *out += bias);
+            }
+        }
+    }
+}
+
+/// An RMSNorm of the first `rows` rows of `x`.
+#[derive(Clone, Copy)]
+pub(crate) struct RowNorm<'a> {
+    /// An instruction set that the processor has.
+    pub(crate) set: InstructionSet,
+    pub(crate) weight: &'a [f32],
+    pub(crate) epsilon: f32,
+    pub(crate) x: SharedRows,
+    pub(crate) rows: usize,
+    pub(crate) out: SharedRows,
+    /// Row of `out` for row 0 of `x`.
+    pub(crate) first_out: usize,
+}
+
+impl RowNorm<'_> {
+    /// Computes all rows.
+    pub(crate) fn run(&self, pool: &Pool) -> Result<(), JobPanicked> {
+        let width = self.weight.len();
+        for_rows(pool, self.rows, &|row| {
+            self.x.at(row, width - 1);
+            self.out.at(self.first_out + row, width - 1);
+            let (x, out) = (self.x.at(row, 0), self.out.at(self.first_out + row, 0));
+            let job = Norm { x, out, weight: self.weight, epsilon: self.epsilon };
+            // SAFETY: the processor has the set; both rows are in their buffers and this call's alone.
+            unsafe { rms_norm(self.set, &job) };
+        })
+    }
+}
+
+/// Calls `work` for each row, on one of the threads.
+pub(crate) fn for_rows(pool: &Pool, rows: usize, work: &(dyn Fn(usize) + Sync)) -> Result<(), JobPanicked> {
+    if rows <= SERIAL_ROWS_MAX {
+        (0..rows).for_each(work);
+        return Ok(());
+    }
+    let threads = pool.threads();
+    pool.run(&|worker| share(rows, worker, threads).for_each(work))
+}

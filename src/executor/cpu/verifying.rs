@@ -1,0 +1,119 @@
+//! The target's side of a step: forward pass, choice of tokens, verdicts.
+
+use std::ops::Range;
+
+use crate::executor::{ExecutorError, ModelRole, SequenceInput, Verdict, VerifyRow};
+use crate::sampling::{Choice, Sampler, TokenHistory, walk_chain, walk_tree};
+
+use super::forward::LogitRows;
+use super::pass::Pass;
+use super::{CpuExecutor, LOGIT_ROWS, pooled};
+
+impl CpuExecutor {
+    pub(crate) fn verify_rows(
+        &mut self,
+        rows: &[VerifyRow],
+        out: &mut Vec<Verdict>,
+    ) -> Result<(), ExecutorError> {
+        self.bounds.begin(ModelRole::Target, rows.len())?;
+        for row in rows {
+            self.bounds.verify_row(row)?;
+        }
+        self.target.forward(&self.pool, &target_pass(rows))?;
+        out.clear();
+        out.extend(rows.iter().map(|row| Verdict { finite: !row.sample, ..Verdict::default() }));
+        let sampled: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].sample).collect();
+        let mut feature = 0;
+        for group in groups(&sampled, |row| nodes(&rows[row])) {
+            let features: usize = group.iter().map(|&row| nodes(&rows[row])).sum();
+            let logits = self.target.logits(&self.pool, feature..feature + features)?;
+            feature += features;
+            let firsts = first_rows(group.iter().map(|&row| nodes(&rows[row])));
+            let verdicts = pooled(&self.pool, &self.samplers, group.len(), |index, sampler| {
+                verdict(&rows[group[index]], logits, firsts[index], sampler)
+            })?;
+            group.iter().zip(verdicts).for_each(|(&row, verdict)| out[row] = verdict);
+        }
+        Ok(())
+    }
+}
+
+/// Places of a row at which the target chooses: after the last committed token and each draft.
+fn nodes(row: &VerifyRow) -> usize {
+    row.drafts as usize + 1
+}
+
+fn target_pass(rows: &[VerifyRow]) -> Pass<'_> {
+    let mut pass = Pass::default();
+    for row in rows {
+        let SequenceInput { blocks, tokens, start, .. } = &row.input;
+        match &row.tree {
+            Some(parents) => pass.push_tree(blocks, tokens, *start, parents),
+            None => pass.push_chain(blocks, tokens, *start, if row.sample { nodes(row) } else { 0 }),
+        }
+    }
+    pass
+}
+
+/// Cuts sequences into groups whose logits fit in the buffer together; one that is larger
+/// than [`LOGIT_ROWS`] is a group of its own.
+fn groups(sampled: &[usize], nodes: impl Fn(usize) -> usize) -> Vec<&[usize]> {
+    let mut groups = Vec::new();
+    let mut rest = sampled;
+    while !rest.is_empty() {
+        let mut room = LOGIT_ROWS;
+        let fitting = rest.iter().take_while(|&&row| {
+            let fits = nodes(row) <= room;
+            room = room.saturating_sub(nodes(row));
+            fits
+        });
+        let (group, others) = rest.split_at(fitting.count().max(1));
+        groups.push(group);
+        rest = others;
+    }
+    groups
+}
+
+fn first_rows(nodes: impl Iterator<Item = usize>) -> Vec<usize> {
+    nodes
+        .scan(0, |next, count| {
+            let first = *next;
+            *next += count;
+            Some(first)
+        })
+        .collect()
+}
+
+/// Walks one row's drafts. `first` is the row of logits after its last committed token.
+fn verdict(row: &VerifyRow, logits: LogitRows<'_>, first: usize, sampler: &mut Sampler) -> Verdict {
+    let input = &row.input;
+    let committed = input.tokens.len() - row.drafts as usize;
+    let drafts = &input.tokens[committed..];
+    let mut history = history(input);
+    let base = history.tokens().len();
+    let position = input.start as usize + committed;
+    let mut choose = |place: usize, path: Range<usize>, draft: &dyn Fn(usize) -> usize| -> Choice {
+        let depth = path.len();
+        if input.sampling.needs_history() {
+            history.truncate(base);
+            path.for_each(|step| history.push(drafts[draft(step)]));
+        }
+        sampler.choose(logits.row(first + place), &input.sampling, (position + depth) as u32, &history)
+    };
+    match &row.tree {
+        None => walk_chain(drafts, |place| choose(place, 0..place, &|step| step)),
+        Some(parents) => {
+            walk_tree(drafts, parents, |place, path| choose(place, 0..path.len(), &|step| path[step]))
+        }
+    }
+}
+
+/// The tokens that a sequence's penalties look at.
+pub(crate) fn history(input: &SequenceInput) -> TokenHistory {
+    match &input.history {
+        Some(history) if input.sampling.needs_history() => {
+            TokenHistory::new(history.prompt_tokens, history.tokens.clone())
+        }
+        _ => TokenHistory::none(),
+    }
+}

@@ -1,0 +1,158 @@
+//! Models of seeded noise: for tests, for benchmarks, and to serve as a draft that is
+//! always wrong. Their weights have the scale of trained ones, so that numbers stay
+//! in range through the layers and logits spread over a few units.
+
+use std::sync::Arc;
+
+use super::{Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor};
+
+/// Variants of a random model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RandomOptions {
+    /// Number format of all tensors.
+    pub dtype: Dtype,
+    /// Biases on query, key and value (qwen2).
+    pub qkv_bias: bool,
+    /// Biases on the other linear layers.
+    pub other_bias: bool,
+    /// Norms of query and key heads (qwen3).
+    pub head_norms: bool,
+    /// The head is the embedding.
+    pub tied_head: bool,
+}
+
+impl Default for RandomOptions {
+    /// As the embedded pair: bf16, no biases, no head norms, tied.
+    fn default() -> RandomOptions {
+        RandomOptions {
+            dtype: Dtype::Bf16,
+            qkv_bias: false,
+            other_bias: false,
+            head_norms: false,
+            tied_head: true,
+        }
+    }
+}
+
+/// A shape that runs in microseconds: two layers, hidden size 64, four query and two KV
+/// heads of 16, a context of 512 tokens.
+pub fn small_spec(vocab_size: usize) -> ModelSpec {
+    ModelSpec {
+        model_type: "llama".into(),
+        vocab_size,
+        hidden_size: 64,
+        intermediate_size: 120,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        context_tokens_max: 512,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::Default },
+    }
+}
+
+/// A model of this shape; equal seeds and options give equal weights.
+pub fn random_model(spec: &ModelSpec, seed: u64, options: RandomOptions) -> LoadedModel {
+    let mut source = Source { noise: Noise(seed), options };
+    let hidden = spec.hidden_size;
+    let embedding = source.matrix(spec.vocab_size, hidden, false);
+    let head = if options.tied_head { embedding.clone() } else { source.matrix(spec.vocab_size, hidden, false) };
+    let layers = (0..spec.layers).map(|_| source.layer(spec)).collect();
+    let final_norm = source.norm(hidden);
+    let weights =
+        ModelWeights { embedding: embedding.weight, layers, final_norm, head: head.weight, tied_head: options.tied_head };
+    LoadedModel { spec: spec.clone(), weights }
+}
+
+/// SplitMix64 (Steele, Lea and Flood 2014).
+struct Noise(u64);
+
+impl Noise {
+    /// Uniform in -1..1.
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((bits ^ (bits >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+struct Source {
+    noise: Noise,
+    options: RandomOptions,
+}
+
+impl Source {
+    fn layer(&mut self, spec: &ModelSpec) -> LayerWeights {
+        let RandomOptions { qkv_bias, other_bias, head_norms, .. } = self.options;
+        let (hidden, wide) = (spec.hidden_size, spec.intermediate_size);
+        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        LayerWeights {
+            attention_norm: self.norm(hidden),
+            query: self.matrix(queries, hidden, qkv_bias),
+            key: self.matrix(keys, hidden, qkv_bias),
+            value: self.matrix(keys, hidden, qkv_bias),
+            query_norm: head_norms.then(|| self.norm(spec.head_dim)),
+            key_norm: head_norms.then(|| self.norm(spec.head_dim)),
+            output: self.matrix(hidden, queries, other_bias),
+            mlp_norm: self.norm(hidden),
+            gate: self.matrix(wide, hidden, other_bias),
+            up: self.matrix(wide, hidden, other_bias),
+            down: self.matrix(hidden, wide, other_bias),
+        }
+    }
+
+    /// Outputs of about the inputs' size: variance 2 / inputs.
+    fn matrix(&mut self, outputs: usize, inputs: usize, bias: bool) -> Linear {
+        let scale = (6.0 / inputs as f32).sqrt();
+        let weight = self.tensor(vec![outputs, inputs], |noise| scale * noise);
+        let bias = bias.then(|| self.tensor(vec![outputs], |noise| 0.5 * noise));
+        Linear { weight, bias }
+    }
+
+    fn norm(&mut self, width: usize) -> Tensor {
+        self.tensor(vec![width], |noise| 1.0 + 0.2 * noise)
+    }
+
+    fn tensor(&mut self, shape: Vec<usize>, number: impl Fn(f32) -> f32) -> Tensor {
+        let dtype = self.options.dtype;
+        let mut bytes: Vec<u8> = Vec::new();
+        for _ in 0..shape.iter().product() {
+            let number = number(self.noise.next());
+            match dtype {
+                Dtype::Bf16 => bytes.extend(half::bf16::from_f32(number).to_le_bytes()),
+                Dtype::F16 => bytes.extend(half::f16::from_f32(number).to_le_bytes()),
+                Dtype::F32 => bytes.extend(number.to_le_bytes()),
+            }
+        }
+        let range = 0..bytes.len();
+        Tensor { dtype, shape, file: Arc::new(bytes), range }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_seeds_give_equal_weights_and_others_do_not() {
+        let model = |seed| random_model(&small_spec(32), seed, RandomOptions::default());
+        assert_eq!(model(1).weights.embedding.bytes(), model(1).weights.embedding.bytes());
+        assert_ne!(model(1).weights.embedding.bytes(), model(2).weights.embedding.bytes());
+    }
+
+    #[test]
+    fn tensors_have_the_shapes_and_formats_that_the_options_ask_for() {
+        let options = RandomOptions { dtype: Dtype::F16, qkv_bias: true, head_norms: true, tied_head: false, ..RandomOptions::default() };
+        let weights = random_model(&small_spec(32), 3, options).weights;
+        let layer = &weights.layers[1];
+        assert_eq!(layer.key.weight.shape, [32, 64]);
+        assert_eq!(layer.key.bias.as_ref().unwrap().shape, [32]);
+        assert_eq!(layer.query_norm.as_ref().unwrap().elements(), 16);
+        assert!(layer.down.bias.is_none());
+        assert_eq!(layer.down.weight.bytes().len(), 64 * 120 * 2);
+        assert_ne!(weights.embedding.bytes(), weights.head.bytes());
+    }
+}
