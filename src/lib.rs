@@ -5,10 +5,12 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod actors;
+pub mod api;
 pub mod executor;
 pub mod kv;
 pub mod model;
 pub mod policy;
 pub mod request;
 pub mod sampling;
+pub mod telemetry;
 pub mod time;
