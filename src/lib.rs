@@ -5,6 +5,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod actors;
+pub mod api;
 pub mod config;
 pub mod executor;
 pub mod kv;
@@ -14,4 +15,5 @@ pub mod request;
 pub mod sampling;
 pub mod scheduler;
 pub mod step;
+pub mod telemetry;
 pub mod time;

@@ -129,6 +129,24 @@ pub struct RequestSummary {
     pub preemptions: u32,
 }
 
+impl RequestSummary {
+    /// Arrival to the first step that the request was part of.
+    pub fn queue_time(&self) -> Micros {
+        self.times.scheduled.saturating_sub(self.times.arrival)
+    }
+
+    /// Arrival to first token.
+    pub fn ttft(&self) -> Micros {
+        self.times.first_token.saturating_sub(self.times.arrival)
+    }
+
+    /// Mean time per output token after the first; `None` for a single token.
+    pub fn tpot(&self) -> Option<Micros> {
+        let gaps = u64::from(self.output_tokens.checked_sub(1).filter(|&gaps| gaps > 0)?);
+        Some(Micros(self.times.last_token.saturating_sub(self.times.first_token).0 / gaps))
+    }
+}
+
 /// What the engine sends about one request: any number of `Tokens`, then exactly
 /// one of the other two, then nothing (invariant 2).
 #[derive(Clone, Debug, PartialEq)]
