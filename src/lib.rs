@@ -5,6 +5,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod actors;
+pub mod cli;
 pub mod config;
 pub mod executor;
 pub mod kv;
