@@ -6,8 +6,8 @@ use super::render::Entry;
 const LOG_LEVEL_BOUND: &str = "\"off\", \"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
 const LOG_FORMAT_BOUND: &str = "\"text\" or \"compact\"";
 
-/// The least severe event that is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The least severe event that is logged; quieter levels compare as smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
     /// Nothing.
     Off,
