@@ -145,7 +145,7 @@ fn number(value: &Value) -> Result<String, Error> {
 }
 
 /// Python's `repr` of a float: shortest digits, an exponent below 1e-4 and from 1e16 on.
-fn float(number: f64) -> String {
+pub(super) fn float(number: f64) -> String {
     if !number.is_finite() {
         let infinity = if number > 0.0 { "Infinity" } else { "-Infinity" };
         return if number.is_nan() { "NaN".to_owned() } else { infinity.to_owned() };
