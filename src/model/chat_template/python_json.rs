@@ -126,7 +126,7 @@ impl Style {
                 '\u{8}' => out.push_str("\\b"),
                 '\u{c}' => out.push_str("\\f"),
                 '\0'..='\u{1f}' => push_escape(character as u16, out),
-                _ if self.ascii && !character.is_ascii() || self.ascii && character == '\u{7f}' => {
+                _ if self.ascii && !(' '..='~').contains(&character) => {
                     character.encode_utf16(&mut [0; 2]).iter().for_each(|unit| push_escape(*unit, out));
                 }
                 _ => out.push(character),
