@@ -126,7 +126,7 @@ impl Style {
                 '\u{8}' => out.push_str("\\b"),
                 '\u{c}' => out.push_str("\\f"),
                 '\0'..='\u{1f}' => push_escape(character as u16, out),
-                _ if self.ascii && !character.is_ascii() || self.ascii && character == '\u{7f}' => {
+                _ if self.ascii && !(' '..='~').contains(&character) => {
                     character.encode_utf16(&mut [0; 2]).iter().for_each(|unit| push_escape(*unit, out));
                 }
                 _ => out.push(character),
@@ -145,7 +145,7 @@ fn number(value: &Value) -> Result<String, Error> {
 }
 
 /// Python's `repr` of a float: shortest digits, an exponent below 1e-4 and from 1e16 on.
-fn float(number: f64) -> String {
+pub(super) fn float(number: f64) -> String {
     if !number.is_finite() {
         let infinity = if number > 0.0 { "Infinity" } else { "-Infinity" };
         return if number.is_nan() { "NaN".to_owned() } else { infinity.to_owned() };

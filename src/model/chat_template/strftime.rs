@@ -79,7 +79,7 @@ impl Moment {
         let day = day_from_march - (153 * month_from_march + 2) / 5 + 1;
         let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
         let year = year_of_era + era * 400 + u64::from(month <= 2);
-        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         // 1 March is day 60, or 61 of a leap year.
         let day_of_year =
             if month > 2 { day_from_march + 60 + u64::from(leap) } else { day_from_march - 305 };
