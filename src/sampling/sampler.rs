@@ -136,3 +136,6 @@ fn proposal([token, runner_up]: [TokenId; 2], token_weight: u32, second_weight: 
         finite: true,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,3 +68,54 @@ pub(super) fn best_besides(scores: Scores, best: TokenId) -> Option<TokenId> {
         (a, b) => a.or(b),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(logits: &[f32]) -> Scores<'_> {
+        Scores { logits, scale: 1.0 }
+    }
+
+    /// Values repeat, so that there are ties all over.
+    fn tied_row(len: usize, salt: u32) -> Vec<f32> {
+        (0..len as u32).map(|i| (i.wrapping_add(salt).wrapping_mul(0x9E37_79B9) >> 28) as f32 - 8.0).collect()
+    }
+
+    #[test]
+    fn best_and_second_are_found_at_every_length_with_the_lowest_id_on_ties() {
+        for len in 1..100 {
+            for salt in 0..20 {
+                let logits = tied_row(len, salt);
+                let mut ids: Vec<usize> = (0..len).collect();
+                ids.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+                let max = finite_max(row(&logits)).expect("finite");
+                assert_eq!(max, logits[ids[0]]);
+                assert_eq!(first_with(row(&logits), max), Some(ids[0] as u32));
+                assert_eq!(best_besides(row(&logits), ids[0] as u32), ids.get(1).map(|&id| id as u32));
+            }
+        }
+    }
+
+    #[test]
+    fn one_flaw_anywhere_is_seen() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for len in [1, 15, 16, 17, 50] {
+                for at in 0..len {
+                    let mut logits = tied_row(len, 3);
+                    logits[at] = bad;
+                    assert_eq!(finite_max(row(&logits)), None, "{bad} at {at} of {len}");
+                }
+            }
+        }
+        assert_eq!(finite_max(row(&[])), None);
+        assert_eq!(finite_max(Scores { logits: &[1e38, 0.0], scale: 1e6 }), None, "the score overflows");
+        assert_eq!(finite_max(row(&[f32::MAX, f32::MIN])), Some(f32::MAX));
+    }
+
+    #[test]
+    fn zeros_of_both_signs_tie() {
+        assert_eq!(first_with(row(&[-1.0, -0.0, 0.0]), 0.0), Some(1));
+        assert_eq!(first_with(row(&[-1.0, 0.0, -0.0]), -0.0), Some(1));
+    }
+}
