@@ -130,12 +130,16 @@ mod tests {
         let mut ids: Vec<TokenId> = (0..scores.logits.len() as u32).collect();
         ids.sort_by(|&a, &b| scores.at(b).total_cmp(&scores.at(a)).then(a.cmp(&b)));
         let max = scores.at(ids[0]);
-        let mass = |ids: &[TokenId]| ids.iter().map(|&id| u64::from(weight(scores.at(id), max))).sum::<u64>();
+        let mass = |&id: &TokenId| u64::from(weight(scores.at(id), max));
         ids.truncate(filters.top_k.unwrap_or(ids.len()));
         if let Some(p) = filters.top_p {
-            let target = (f64::from(p) * mass(&ids) as f64).ceil() as u64;
-            let kept = (1..=ids.len()).find(|&n| mass(&ids[..n]) >= target);
-            ids.truncate(kept.expect("all of them reach it"));
+            let target = (f64::from(p) * ids.iter().map(mass).sum::<u64>() as f64).ceil() as u64;
+            let mut reached = 0;
+            let last = ids.iter().position(|id| {
+                reached += mass(id);
+                reached >= target
+            });
+            ids.truncate(last.expect("all of them reach it") + 1);
         }
         if let Some(least) = filters.min_score {
             ids.retain(|&id| scores.at(id) - max >= least);

@@ -25,7 +25,7 @@ impl Scores<'_> {
 /// The largest score; `None` for an empty row and when a score is NaN or infinite.
 pub(super) fn finite_max(scores: Scores) -> Option<f32> {
     let mut max = [f32::NEG_INFINITY; LANES];
-    // x - x is 0 where x is finite, else NaN, and a NaN stays in the sum.
+    // x * 0 is 0 where x is finite, else NaN, and a NaN stays in the sum.
     let mut flaw = [0f32; LANES];
     let chunks = scores.logits.chunks_exact(LANES);
     let rest = chunks.remainder();
@@ -33,13 +33,13 @@ pub(super) fn finite_max(scores: Scores) -> Option<f32> {
         for lane in 0..LANES {
             let score = chunk[lane] * scores.scale;
             max[lane] = if score > max[lane] { score } else { max[lane] };
-            flaw[lane] += score - score;
+            flaw[lane] += score * 0.0;
         }
     }
     for (lane, logit) in rest.iter().enumerate() {
         let score = logit * scores.scale;
         max[lane] = if score > max[lane] { score } else { max[lane] };
-        flaw[lane] += score - score;
+        flaw[lane] += score * 0.0;
     }
     let finite = !scores.logits.is_empty() && flaw.iter().all(|&flaw| flaw == 0.0);
     finite.then(|| max.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)))

@@ -7,7 +7,7 @@ use crate::sampling::{Sampler, SamplingParams, TokenHistory, walk_chain, walk_tr
 
 const VOCAB_SIZE: u32 = 150;
 const PROMPT: [TokenId; 3] = [1, 2, 3];
-const OUTPUT_TOKENS: usize = 60;
+const OUTPUT_TOKENS: usize = 40;
 
 /// A model: logits that depend on the last two tokens, peaked like a language model's.
 /// `blur` mixes in another model, for a draft that is only partly right.
@@ -132,7 +132,7 @@ fn the_output_is_the_same_for_every_draft_length_and_pruning() {
     for params in parameter_sets() {
         let (expected, ..) = decode(&params, plain());
         for blur in [0.0, 0.4, 1.0] {
-            for length in [1, 2, 5, 8] {
+            for length in [1, 3, 7] {
                 for keeps in rules {
                     for tree in [false, true] {
                         let drafting = Drafting { blur, length, keeps, tree };

@@ -24,6 +24,10 @@ impl Fraction {
     pub const ZERO: Fraction = Fraction { numerator: 0, denominator: 1 };
     pub const ONE: Fraction = Fraction { numerator: 1, denominator: 1 };
 
+    fn inverse(self) -> Fraction {
+        fraction(self.denominator, self.numerator)
+    }
+
     /// The nearest double.
     pub fn to_f64(self) -> f64 {
         self.numerator as f64 / self.denominator as f64
@@ -63,8 +67,7 @@ impl Mul for Fraction {
 impl Div for Fraction {
     type Output = Fraction;
     fn div(self, other: Fraction) -> Fraction {
-        let inverse = fraction(other.denominator, other.numerator);
-        self * inverse
+        self.mul(other.inverse())
     }
 }
 

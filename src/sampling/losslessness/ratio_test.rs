@@ -3,6 +3,8 @@
 //! Target (.5, .3, .2), draft (.6, .3, .1).
 
 use super::fraction::{Fraction, fraction};
+use crate::request::TokenId;
+use crate::sampling::{Choice, walk_chain};
 
 type Table = [Fraction; 3];
 
@@ -80,15 +82,18 @@ fn the_ratio_test_is_biased_when_unlikely_drafts_are_pruned() {
     assert_eq!(pruned_ratio(|d| draft()[d] < fraction(1, 2)), hundredths([70, 12, 18]));
 }
 
+/// Target and draft sample apart, x ~ p and d ~ q; the walk decides what comes out.
 #[test]
 fn accepting_only_the_targets_own_sample_is_exact_under_any_pruning() {
-    // x ~ p on its own; the draft decides whether it counts as accepted, not what is emitted.
-    for rule in 0..8usize {
+    for kept in 0..8usize {
         let emitted = over_drafts(|d| {
-            let (p, kept) = (target(), rule >> d & 1 == 1);
-            (0..3)
-                .map(|x| if kept && x == d { point(p[x], d) } else { point(p[x], x) })
-                .fold([Fraction::ZERO; 3], plus)
+            let drafts = [d as TokenId];
+            let drafts = if kept >> d & 1 == 1 { &drafts[..] } else { &[] };
+            let emit = |x: usize| {
+                let own = Choice { token: x as TokenId, finite: true };
+                point(target()[x], walk_chain(drafts, |_| own).tokens[0] as usize)
+            };
+            (0..3).map(emit).fold([Fraction::ZERO; 3], plus)
         });
         assert_eq!(emitted, target());
     }
