@@ -55,6 +55,7 @@ fn verify_row(sequence: u32, start: u32, tokens: u32, drafts: u32) -> VerifyRow 
 }
 
 fn fill(executor: &mut CpuExecutor) {
+    executor.pin_caller();
     for sequence in 0..SEQUENCES {
         executor.logits(ModelRole::Target, &input(sequence, 0, CONTEXT)).expect("a prefill");
         executor.logits(ModelRole::Draft, &input(sequence, 0, CONTEXT)).expect("a prefill");

@@ -136,6 +136,13 @@ impl CpuExecutor {
         let bounds = Bounds::new(&info);
         Ok(CpuExecutor { info, bounds, pool, target, draft, round: Round::default(), samplers })
     }
+
+    /// Binds the calling thread to a processor, as the executor's own threads are bound.
+    /// For a thread that does nothing but drive this executor: left to itself it may be put
+    /// beside a bound worker, and each fork then waits for a time slice.
+    pub fn pin_caller(&self) {
+        self.pool.pin_caller();
+    }
 }
 
 fn info(

@@ -19,6 +19,10 @@ use crossbeam::utils::CachePadded;
 /// enough to leave the core to others between steps.
 const SPINS_MAX: u32 = 2_000;
 
+/// Rounds of spinning between two offers of the processor: 2 to 5 µs, more than a fork
+/// takes to be noticed on an idle machine.
+const SPINS_PER_YIELD: u32 = 100;
+
 /// A job panicked on one of the threads; the text is the panic's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a compute thread panicked: {0}")]
@@ -56,6 +60,8 @@ unsafe impl Send for Shared {}
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// One processor per thread; empty where the process may use fewer.
+    processors: Vec<usize>,
     not_sync: PhantomData<Cell<()>>,
 }
 
@@ -74,11 +80,14 @@ impl Pool {
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Pool { shared, workers: Vec::new(), not_sync: PhantomData };
-        let processors = allowed_processors();
+        let mut processors = allowed_processors();
+        if processors.len() < threads {
+            processors.clear();
+        }
+        let mut pool = Pool { shared, workers: Vec::new(), processors, not_sync: PhantomData };
         for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let processor = (processors.len() >= threads).then(|| processors[worker]);
+            let processor = pool.processors.get(worker).copied();
             let handle = std::thread::Builder::new()
                 .name(format!("cpu-executor-{worker}"))
                 .spawn(move || work(&shared, worker, processor))?;
@@ -90,6 +99,13 @@ impl Pool {
     /// Threads, the caller included.
     pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Binds the calling thread to the processor that no worker is bound to.
+    pub(crate) fn pin_caller(&self) {
+        if let Some(&processor) = self.processors.first() {
+            pin(processor);
+        }
     }
 
     /// Runs `job(worker)` once on every thread, and returns when all are done.
@@ -183,14 +199,20 @@ fn wait_for_fork(shared: &Shared, worker: usize, seen: usize) -> bool {
     ready()
 }
 
+/// Spins until `done` or for a bounded while. After the first rounds it offers the
+/// processor to others now and then: one of them may be who it waits for.
 fn spin_until(done: impl Fn() -> bool) -> bool {
-    for _ in 0..SPINS_MAX {
+    for round in 1..=SPINS_MAX {
         if done() {
             return true;
         }
-        std::hint::spin_loop();
+        if round % SPINS_PER_YIELD == 0 {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
     }
-    false
+    done()
 }
 
 /// Processors that this process may run on; empty when the system does not tell.

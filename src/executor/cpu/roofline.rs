@@ -10,7 +10,7 @@ use super::pool::{Pool, share};
 
 /// Passes over the memory, or runs of multiply-adds; the fastest counts, as on a shared
 /// machine the others measure its other users.
-const REPEATS: usize = 20;
+const REPEATS: usize = 200;
 
 /// Rounds of multiply-adds in a run: about a tenth of a millisecond.
 const ROUNDS: u64 = 50_000;
