@@ -8,6 +8,7 @@ pub mod actors;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod executor;
 pub mod kv;
 pub mod model;

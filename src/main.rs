@@ -6,36 +6,40 @@ use std::process::ExitCode;
 
 use specserve::cli::{self, DaemonHost, HostError, RunningDaemon};
 use specserve::config::Config;
+use specserve::daemon::{self, Daemon};
 
-/// Stands where the daemon will: every command that needs one says that it is not here.
-struct NoDaemon;
+/// Runs daemons in this process.
+struct Host;
 
-const NO_DAEMON: &str = "this build has no engine";
+impl DaemonHost for Host {
+    type Daemon = Local;
 
-impl DaemonHost for NoDaemon {
-    type Daemon = NoDaemon;
-
-    async fn start(&self, _config: Config) -> Result<NoDaemon, HostError> {
-        Err(NO_DAEMON.into())
+    async fn start(&self, config: Config) -> Result<Local, HostError> {
+        Ok(Local(Daemon::start(config).await?))
     }
 
     async fn run(
         &self,
-        _config: Config,
-        _shutdown: impl Future<Output = ()> + Send + 'static,
+        config: Config,
+        shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), HostError> {
-        Err(NO_DAEMON.into())
+        Ok(daemon::run(config, shutdown).await?)
     }
 }
 
-impl RunningDaemon for NoDaemon {
+/// A daemon beside a command.
+struct Local(Daemon);
+
+impl RunningDaemon for Local {
     fn socket(&self) -> &Path {
-        Path::new("")
+        self.0.socket()
     }
 
-    async fn shutdown(self) {}
+    async fn shutdown(self) {
+        self.0.shutdown().await;
+    }
 }
 
 fn main() -> ExitCode {
-    cli::main(&NoDaemon)
+    cli::main(&Host)
 }

@@ -1,11 +1,14 @@
 //! `[executor]`: what computes, and how much in one call.
 
+use std::time::Duration;
+
 use super::reader::{Integer, Section};
 use super::render::Entry;
 
 const THREADS: Integer = Integer::new("threads", 0, 0, 1024);
 const BATCH_TOKENS_MAX: Integer = Integer::new("batch_tokens_max", 512, 1, 65_536);
 const BATCH_SEQUENCES_MAX: Integer = Integer::new("batch_sequences_max", 64, 1, 1024);
+const STEP_TIMEOUT_MS: Integer = Integer::new("step_timeout_ms", 30_000, 100, 600_000);
 const BACKEND_BOUND: &str = "\"cpu\"";
 
 /// What computes.
@@ -42,6 +45,8 @@ pub struct ExecutorConfig {
     pub batch_tokens_max: u32,
     /// Most sequences in one call.
     pub batch_sequences_max: u32,
+    /// A step that takes longer than this means that the device hangs.
+    pub step_timeout: Duration,
 }
 
 impl ExecutorConfig {
@@ -53,6 +58,7 @@ impl ExecutorConfig {
             threads: section.integer(&THREADS) as usize,
             batch_tokens_max: section.integer(&BATCH_TOKENS_MAX) as u32,
             batch_sequences_max: section.integer(&BATCH_SEQUENCES_MAX) as u32,
+            step_timeout: Duration::from_millis(section.integer(&STEP_TIMEOUT_MS)),
         };
         section.finish();
         config
@@ -64,6 +70,7 @@ impl ExecutorConfig {
             Entry::integer(&THREADS, self.threads as u64),
             Entry::integer(&BATCH_TOKENS_MAX, u64::from(self.batch_tokens_max)),
             Entry::integer(&BATCH_SEQUENCES_MAX, u64::from(self.batch_sequences_max)),
+            Entry::integer(&STEP_TIMEOUT_MS, self.step_timeout.as_millis() as u64),
         ]
     }
 }

@@ -3,7 +3,6 @@
 use super::reader::{Integer, Section};
 use super::render::{Entry, number};
 
-const BLOCK_TOKENS: Integer = Integer::new("block_tokens", 16, 8, 256);
 const MEMORY_MIB_MAX: Integer = Integer::new("memory_mib_max", 64, 1, 16 << 20);
 const TARGET_BLOCKS: Integer = Integer::new("target_blocks", 1024, 1, 1 << 24);
 const DRAFT_BLOCKS: Integer = Integer::new("draft_blocks", 1024, 1, 1 << 24);
@@ -26,8 +25,6 @@ pub enum KvSize {
 /// The paged caches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvConfig {
-    /// Tokens in a block; a power of two.
-    pub block_tokens: u32,
     /// Size of the pools.
     pub size: KvSize,
 }
@@ -43,7 +40,6 @@ pub struct PoolBlocks {
 
 impl KvConfig {
     pub(super) fn read(mut section: Section<'_>) -> KvConfig {
-        let block_tokens = read_block_tokens(&mut section);
         let memory = section.optional_integer(&MEMORY_MIB_MAX);
         let target = section.optional_integer(&TARGET_BLOCKS);
         let draft = section.optional_integer(&DRAFT_BLOCKS);
@@ -64,23 +60,17 @@ impl KvConfig {
             }
         };
         section.finish();
-        KvConfig { block_tokens, size }
+        KvConfig { size }
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {
-        let mut entries = vec![Entry::optional(
-            BLOCK_TOKENS.name,
-            Some(number(u64::from(self.block_tokens))),
-            format!("a power of two, {}", BLOCK_TOKENS.bound()),
-        )];
         match self.size {
-            KvSize::MemoryMib(memory) => entries.push(Entry::integer(&MEMORY_MIB_MAX, memory)),
-            KvSize::Blocks { target, draft } => entries.extend([
+            KvSize::MemoryMib(memory) => vec![Entry::integer(&MEMORY_MIB_MAX, memory)],
+            KvSize::Blocks { target, draft } => vec![
                 Entry::integer(&TARGET_BLOCKS, u64::from(target)),
                 Entry::integer(&DRAFT_BLOCKS, u64::from(draft)),
-            ]),
+            ],
         }
-        entries
     }
 
     /// Blocks of each pool, for models whose blocks have these sizes in bytes
@@ -98,13 +88,4 @@ impl KvConfig {
             }
         }
     }
-}
-
-fn read_block_tokens(section: &mut Section<'_>) -> u32 {
-    let tokens = section.integer(&BLOCK_TOKENS);
-    if !tokens.is_power_of_two() {
-        let advice = "give 8, 16, 32, 64, 128 or 256";
-        section.reject(BLOCK_TOKENS.name, &number(tokens), "must be a power of two", advice);
-    }
-    tokens as u32
 }

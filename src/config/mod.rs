@@ -23,7 +23,7 @@ use std::path::Path;
 
 pub use executor::{Backend, ExecutorConfig};
 pub use kv::{KvConfig, KvSize, PoolBlocks};
-pub use models::{DraftConfig, ModelSource, TargetConfig};
+pub use models::{DraftConfig, TargetConfig};
 pub use problem::{ConfigError, Problem};
 pub use scheduler::SchedulerConfig;
 pub use server::{SOCKET_PATH_BYTES_MAX, ServerConfig};

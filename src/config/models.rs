@@ -1,43 +1,19 @@
 //! `[target]` and `[draft]`: which models.
 
-use std::path::PathBuf;
-
 use super::reader::Section;
 use super::render::Entry;
+use crate::model::ModelSource;
 
-/// The pair that is compiled into the program.
-const EMBEDDED_TINY: &str = "embedded:tiny";
 const MODEL_BOUND: &str = "\"embedded:tiny\" or a Hugging Face directory";
 const NAME_BYTES_MAX: usize = 128;
 const NAME_BOUND: &str = "1 to 128 bytes";
 
-/// Where a model comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModelSource {
-    /// `embedded:tiny`: the pair in the program itself; its target under `[target]`,
-    /// its draft under `[draft]`.
-    EmbeddedTiny,
-    /// A directory in Hugging Face format.
-    Directory(PathBuf),
-}
-
-impl std::fmt::Display for ModelSource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            ModelSource::EmbeddedTiny => f.write_str(EMBEDDED_TINY),
-            ModelSource::Directory(path) => write!(f, "{}", path.display()),
-        }
-    }
-}
-
-impl ModelSource {
-    /// The name under which it is served when the config gives none.
-    fn default_name(&self) -> String {
-        match self {
-            ModelSource::EmbeddedTiny => "tiny".to_owned(),
-            ModelSource::Directory(path) => path
-                .file_name()
-                .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned()),
+/// The name under which a model is served when the config gives none.
+fn default_name(source: &ModelSource) -> String {
+    match source {
+        ModelSource::EmbeddedTiny => "tiny".to_owned(),
+        ModelSource::Directory(path) => {
+            path.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
         }
     }
 }
@@ -63,7 +39,7 @@ impl TargetConfig {
         let model = read_model(&mut section);
         let name = section.parsed("name", &format!("give {NAME_BOUND}"), parse_name);
         section.finish();
-        TargetConfig { name: name.unwrap_or_else(|| model.default_name()), model }
+        TargetConfig { name: name.unwrap_or_else(|| default_name(&model)), model }
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {
@@ -101,12 +77,10 @@ fn read_model(section: &mut Section<'_>) -> ModelSource {
 }
 
 fn parse_model(text: &str) -> Result<ModelSource, String> {
-    match text {
-        "" => Err("is empty".to_owned()),
-        EMBEDDED_TINY => Ok(ModelSource::EmbeddedTiny),
-        other if other.starts_with("embedded:") => Err("is not an embedded model".to_owned()),
-        path => Ok(ModelSource::Directory(path.into())),
+    if text.is_empty() {
+        return Err("is empty".to_owned());
     }
+    ModelSource::parse(text).map_err(|_| "is not an embedded model".to_owned())
 }
 
 fn parse_name(text: &str) -> Result<String, String> {

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
+use crate::model::ModelSource;
 use crate::request::Slo;
 use crate::time::Micros;
 
@@ -32,7 +33,7 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     assert_eq!(config.draft, Some(DraftConfig { model: ModelSource::EmbeddedTiny }));
     assert_eq!(config.executor.threads, 0);
     assert_eq!(config.executor.batch_tokens_max, 512);
-    assert_eq!(config.kv, KvConfig { block_tokens: 16, size: KvSize::MemoryMib(64) });
+    assert_eq!(config.kv, KvConfig { size: KvSize::MemoryMib(64) });
     assert_eq!(config.scheduler.running_requests_max, 32);
     assert_eq!(config.speculation.policy, PolicySpec::Fixed { draft_tokens: 4 });
     assert_eq!(config.telemetry.log_level, LogLevel::Info);
@@ -182,9 +183,11 @@ fn text_that_is_not_toml_is_one_problem_with_its_place() {
 
 #[test]
 fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
-    for (value, good) in [(7, false), (8, true), (24, false), (256, true), (512, false), (-16, false)] {
-        let text = tiny_with("block_tokens = 16", &format!("block_tokens = {value}"));
-        assert_eq!(Config::parse(&text).is_ok(), good, "block_tokens = {value}");
+    for (value, good) in [(0, false), (1, true), (1024, true), (1025, false), (-16, false)] {
+        let text = tiny_with("batch_sequences_max = 64", &format!("batch_sequences_max = {value}"));
+        let text = text.replace("running_requests_max = 32", "running_requests_max = 1");
+        let text = text.replace("batch_tokens_max = 512", "batch_tokens_max = 2048");
+        assert_eq!(Config::parse(&text).is_ok(), good, "batch_sequences_max = {value}");
     }
     for (value, good) in
         [("1024", true), ("67108864", true), ("1023", false), ("67108865", false), ("1e6", false)]
@@ -243,11 +246,11 @@ fn memory_and_blocks_exclude_each_other() {
 
 #[test]
 fn memory_is_split_so_that_both_pools_hold_the_same_tokens() {
-    let kv = KvConfig { block_tokens: 16, size: KvSize::MemoryMib(1) };
+    let kv = KvConfig { size: KvSize::MemoryMib(1) };
     assert_eq!(kv.pool_blocks(96 << 10, Some(32 << 10)), PoolBlocks { target: 8, draft: 8 });
     assert_eq!(kv.pool_blocks(128 << 10, None), PoolBlocks { target: 8, draft: 0 });
     assert_eq!(kv.pool_blocks(2 << 20, None), PoolBlocks { target: 0, draft: 0 });
-    let given = KvConfig { block_tokens: 16, size: KvSize::Blocks { target: 5, draft: 3 } };
+    let given = KvConfig { size: KvSize::Blocks { target: 5, draft: 3 } };
     assert_eq!(given.pool_blocks(1, Some(1)), PoolBlocks { target: 5, draft: 3 });
     assert_eq!(given.pool_blocks(1, None), PoolBlocks { target: 5, draft: 0 });
 }
