@@ -5,17 +5,12 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::error::CliError;
 use super::host::DaemonHost;
 use super::logging;
+use super::signals::Signals;
 use crate::config::Config;
-
-/// Exit code after a second SIGINT: 128 and the signal's number, as shells count.
-const EXIT_INTERRUPTED: i32 = 130;
-/// Exit code after a second SIGTERM.
-const EXIT_TERMINATED: i32 = 143;
 
 /// Serves until SIGTERM or SIGINT. The first signal lets requests in flight finish
 /// within server.drain_timeout_ms; a second one ends the process at once.
@@ -41,36 +36,16 @@ pub async fn run<H: DaemonHost>(args: &ServeArgs, host: &H) -> Result<(), CliErr
 ///
 /// Handlers are in place when this returns, before the daemon loads anything.
 fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send + 'static> {
-    let mut signals =
-        Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? };
+    let mut signals = Signals::install()?;
     Ok(async move {
         let first = signals.next().await;
         tracing::info!(signal = first.name, "shutting down; a second signal ends the process at once");
         tokio::spawn(async move {
             let second = signals.next().await;
             tracing::warn!(signal = second.name, "ending at once");
-            std::process::exit(second.exit_code);
+            std::process::exit(i32::from(second.exit_code));
         });
     })
-}
-
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-struct Received {
-    name: &'static str,
-    exit_code: i32,
-}
-
-impl Signals {
-    async fn next(&mut self) -> Received {
-        tokio::select! {
-            _ = self.interrupt.recv() => Received { name: "SIGINT", exit_code: EXIT_INTERRUPTED },
-            _ = self.terminate.recv() => Received { name: "SIGTERM", exit_code: EXIT_TERMINATED },
-        }
-    }
 }
 
 #[cfg(test)]
@@ -134,6 +109,6 @@ mod tests {
             return serve_signalled(signals.parse().expect("a number"));
         }
         assert_eq!(exit_code("1"), Some(0));
-        assert_eq!(exit_code("2"), Some(EXIT_TERMINATED));
+        assert_eq!(exit_code("2"), Some(143));
     }
 }
