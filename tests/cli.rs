@@ -64,13 +64,13 @@ fn check_config_json_holds_the_config_or_the_problems() {
     assert_eq!(document["valid"], true);
     assert_eq!(document["config"]["slo"]["classes"][0]["name"], "interactive");
 
-    let file = config_file("[target]\nmodel = \"embedded:tiny\"\n[kv]\nblock_tokens = 7\n");
+    let file = config_file("[target]\nmodel = \"embedded:tiny\"\n[speculation]\ndraft_tokens_max = 0\n");
     let output = specserve(&["check-config", "--json", file.path().to_str().expect("a text path")]);
     assert_eq!(output.status.code(), Some(64));
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(document["valid"], false);
-    assert_eq!(document["problems"][0]["path"], "kv.block_tokens");
-    assert_eq!(document["problems"][0]["value"], "7");
+    assert_eq!(document["problems"][0]["path"], "speculation.draft_tokens_max");
+    assert_eq!(document["problems"][0]["value"], "0");
 }
 
 #[test]
