@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 fn specserve(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_specserve"))
         .args(arguments)
@@ -62,13 +64,13 @@ fn check_config_json_holds_the_config_or_the_problems() {
     assert_eq!(document["valid"], true);
     assert_eq!(document["config"]["slo"]["classes"][0]["name"], "interactive");
 
-    let file = config_file("[target]\nmodel = \"embedded:tiny\"\n[kv]\nblock_tokens = 7\n");
+    let file = config_file("[target]\nmodel = \"embedded:tiny\"\n[speculation]\ndraft_tokens_max = 0\n");
     let output = specserve(&["check-config", "--json", file.path().to_str().expect("a text path")]);
     assert_eq!(output.status.code(), Some(64));
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(document["valid"], false);
-    assert_eq!(document["problems"][0]["path"], "kv.block_tokens");
-    assert_eq!(document["problems"][0]["value"], "7");
+    assert_eq!(document["problems"][0]["path"], "speculation.draft_tokens_max");
+    assert_eq!(document["problems"][0]["value"], "0");
 }
 
 #[test]
@@ -117,4 +119,26 @@ fn closed_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     writer.into()
+}
+
+#[test]
+fn a_signal_ends_a_command_with_its_number_and_without_a_word() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let socket = directory.path().join("socket");
+    let silent = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let child = Command::new(env!("CARGO_BIN_EXE_specserve"))
+            .args(["chat", "Hello", "--socket"])
+            .arg(&socket)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        // Its handlers are in place before it connects.
+        let _connection = silent.accept().expect("it connects");
+        kill_process(Pid::from_child(&child), signal).expect("it waits for an answer");
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(code));
+        assert_eq!(text(&output.stderr), "");
+    }
 }

@@ -1,10 +1,11 @@
 //! `specserve chat`: talk to the model.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
 use super::client::{Answer, Client, chat};
 use super::error::CliError;
@@ -63,7 +64,7 @@ async fn talk(args: &ChatArgs, client: &Client, out: &mut impl Write) -> Result<
         None if std::io::stdin().is_terminal() && !args.json => {
             interact(client, &mut conversation, out).await
         }
-        None => one_shot(args, client, &mut conversation, &read_message()?, out).await,
+        None => one_shot(args, client, &mut conversation, &read_message().await?, out).await,
     }
 }
 
@@ -88,14 +89,11 @@ async fn interact(
     out: &mut impl Write,
 ) -> Result<(), CliError> {
     writeln!(out, "Talking to {}. /clear forgets the conversation, /quit ends it.", conversation.model)?;
+    let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
     loop {
         write!(out, "> ")?;
         out.flush()?;
-        let mut line = String::new();
-        let source = std::io::stdin().read_line(&mut line);
-        if source.map_err(|source| CliError::File { path: "standard input".into(), source })? == 0 {
-            return Ok(());
-        }
+        let Some(line) = lines.next_line().await.map_err(input_failed)? else { return Ok(()) };
         match line.trim() {
             "" => {}
             "/quit" => return Ok(()),
@@ -123,11 +121,14 @@ async fn print_answer(
     Ok(())
 }
 
-fn read_message() -> Result<String, CliError> {
-    let failed = |source| CliError::File { path: "standard input".into(), source };
+fn input_failed(source: std::io::Error) -> CliError {
+    CliError::File { path: "standard input".into(), source }
+}
+
+async fn read_message() -> Result<String, CliError> {
     let mut text = String::new();
-    let mut input = std::io::stdin().take(MESSAGE_BYTES_MAX + 1);
-    input.read_to_string(&mut text).map_err(failed)?;
+    let mut input = tokio::io::stdin().take(MESSAGE_BYTES_MAX + 1);
+    input.read_to_string(&mut text).await.map_err(input_failed)?;
     match text.len() as u64 {
         bytes if bytes > MESSAGE_BYTES_MAX => {
             Err(CliError::Failed(format!("the message is longer than {MESSAGE_BYTES_MAX} bytes")))

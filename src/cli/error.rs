@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::client::ClientError;
 use super::host::HostError;
+use super::signals::Received;
 use crate::config::ConfigError;
 
 /// The command did what it was asked to.
@@ -48,6 +49,9 @@ pub enum CliError {
         /// Of how many.
         requests: u64,
     },
+    /// A signal ended the command.
+    #[error("ended by {}", .0.name)]
+    Interrupted(Received),
     /// Anything else that ends a command, in words.
     #[error("{0}")]
     Failed(String),
@@ -58,12 +62,18 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Config(_) => EXIT_CONFIG,
+            CliError::Interrupted(signal) => signal.exit_code,
             error if error.is_broken_pipe() => EXIT_OK,
             _ => EXIT_FAILED,
         }
     }
 
-    /// Whether the reader of the output has left, as `head` does; nothing to say then.
+    /// Whether there is nothing to tell: who asked has ended the command or has left.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, CliError::Interrupted(_)) || self.is_broken_pipe()
+    }
+
+    /// Whether the reader of the output has left, as `head` does.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, CliError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }

@@ -9,6 +9,7 @@ mod host;
 mod logging;
 mod private;
 mod serve;
+mod signals;
 mod submit;
 mod table;
 #[cfg(test)]
@@ -59,7 +60,7 @@ pub fn main<H: DaemonHost>(host: &H) -> ExitCode {
     match run(cli.command, host) {
         Ok(()) => ExitCode::from(EXIT_OK),
         Err(error) => {
-            if !error.is_broken_pipe() {
+            if !error.is_silent() {
                 let _ = writeln!(stderr(), "specserve: {error}");
             }
             ExitCode::from(error.exit_code())
@@ -75,14 +76,27 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
         CliError::Failed(format!("can't start the threads that serve connections: {error}"))
     })?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match &command {
             Command::Serve(args) => serve::run(args, host).await,
-            Command::Demo(args) => demo::run(args, host, &mut out).await,
-            Command::Chat(args) => chat::run(args, host, &mut out).await,
-            Command::Submit(args) => submit::run(args, &mut out).await,
-            Command::Top(args) => top::run(args, &mut out).await,
+            Command::Demo(args) => interruptible(demo::run(args, host, &mut out)).await,
+            Command::Chat(args) => interruptible(chat::run(args, host, &mut out)).await,
+            Command::Submit(args) => interruptible(submit::run(args, &mut out)).await,
+            Command::Top(args) => interruptible(top::run(args, &mut out)).await,
             Command::CheckConfig(args) => check_config::run(args, &mut out),
         }
-    })
+    });
+    // A thread that reads a terminal can't be stopped, and nobody waits for it.
+    runtime.shutdown_background();
+    result
+}
+
+/// Runs a command until a signal comes. The command is then dropped, and with it what
+/// the default action would leave behind: a private daemon's directory.
+async fn interruptible(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    let mut signals = signals::Signals::install()?;
+    tokio::select! {
+        result = command => result,
+        signal = signals.next() => Err(CliError::Interrupted(signal)),
+    }
 }

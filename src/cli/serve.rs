@@ -5,17 +5,12 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::error::CliError;
 use super::host::DaemonHost;
 use super::logging;
+use super::signals::Signals;
 use crate::config::Config;
-
-/// Exit code after a second SIGINT: 128 and the signal's number, as shells count.
-const EXIT_INTERRUPTED: i32 = 130;
-/// Exit code after a second SIGTERM.
-const EXIT_TERMINATED: i32 = 143;
 
 /// Serves until SIGTERM or SIGINT. The first signal lets requests in flight finish
 /// within server.drain_timeout_ms; a second one ends the process at once.
@@ -41,34 +36,79 @@ pub async fn run<H: DaemonHost>(args: &ServeArgs, host: &H) -> Result<(), CliErr
 ///
 /// Handlers are in place when this returns, before the daemon loads anything.
 fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send + 'static> {
-    let mut signals =
-        Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? };
+    let mut signals = Signals::install()?;
     Ok(async move {
         let first = signals.next().await;
         tracing::info!(signal = first.name, "shutting down; a second signal ends the process at once");
         tokio::spawn(async move {
             let second = signals.next().await;
             tracing::warn!(signal = second.name, "ending at once");
-            std::process::exit(second.exit_code);
+            std::process::exit(i32::from(second.exit_code));
         });
     })
 }
 
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
 
-struct Received {
-    name: &'static str,
-    exit_code: i32,
-}
+    use rustix::process::{Signal, getpid, kill_process};
 
-impl Signals {
-    async fn next(&mut self) -> Received {
-        tokio::select! {
-            _ = self.interrupt.recv() => Received { name: "SIGINT", exit_code: EXIT_INTERRUPTED },
-            _ = self.terminate.recv() => Received { name: "SIGTERM", exit_code: EXIT_TERMINATED },
+    use super::*;
+    use crate::cli::host::HostError;
+    use crate::cli::testing::ScriptedDaemon;
+
+    /// Set in the process that a test starts to be signalled: how many signals.
+    const SIGNALS: &str = "SPECSERVE_TEST_SIGNALS";
+
+    /// Gets its signals at the worst moments: while it serves, and while it drains.
+    struct Signalled {
+        signals: u32,
+    }
+
+    impl DaemonHost for Signalled {
+        type Daemon = ScriptedDaemon;
+
+        async fn start(&self, _config: Config) -> Result<ScriptedDaemon, HostError> {
+            Err("only runs".into())
         }
+
+        async fn run(
+            &self,
+            _config: Config,
+            shutdown: impl Future<Output = ()> + Send + 'static,
+        ) -> Result<(), HostError> {
+            kill_process(getpid(), Signal::TERM)?;
+            shutdown.await;
+            if self.signals == 1 {
+                return Ok(());
+            }
+            kill_process(getpid(), Signal::TERM)?;
+            std::future::pending().await
+        }
+    }
+
+    fn serve_signalled(signals: u32) {
+        let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/tiny-cpu.toml").into();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(run(&ServeArgs { config }, &Signalled { signals })).expect("drained");
+    }
+
+    /// Runs this test in a process of its own.
+    fn exit_code(signals: &str) -> Option<i32> {
+        let name = "cli::serve::tests::the_first_signal_drains_and_the_second_ends_the_process";
+        let program = std::env::current_exe().expect("a running program has a path");
+        let mut child = Command::new(program);
+        child.args(["--exact", name]).env(SIGNALS, signals).stdout(Stdio::null()).stderr(Stdio::null());
+        child.status().expect("it starts again").code()
+    }
+
+    #[test]
+    fn the_first_signal_drains_and_the_second_ends_the_process() {
+        if let Ok(signals) = std::env::var(SIGNALS) {
+            return serve_signalled(signals.parse().expect("a number"));
+        }
+        assert_eq!(exit_code("1"), Some(0));
+        assert_eq!(exit_code("2"), Some(143));
     }
 }

@@ -26,6 +26,8 @@ pub struct SpeculativeDecoding {
     pub verified: u64,
     /// Of those, equal to the target's own.
     pub accepted: u64,
+    /// Tokens that one of these steps yields.
+    pub mean_acceptance_length: Option<f64>,
 }
 
 /// The daemon's own figures about a request.
@@ -40,6 +42,11 @@ pub struct RequestMetrics {
     /// Speculation.
     #[serde(default)]
     pub speculative_decoding: SpeculativeDecoding,
+    /// How often it was preempted.
+    #[serde(default)]
+    pub preemptions: u64,
+    /// The seed that repeats the answer.
+    pub seed: Option<u64>,
 }
 
 /// A whole answer.

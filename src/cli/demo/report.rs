@@ -92,23 +92,17 @@ impl Report {
 impl Figures {
     fn new(rounds: &[Round]) -> Figures {
         let answers = || rounds.iter().flat_map(|round| &round.0).map(|sample| &sample.answer);
-        let speculation = answers().fold(SpeculativeDecoding::default(), |sum, answer| {
-            let one = answer.metrics.speculative_decoding;
-            SpeculativeDecoding {
-                steps: sum.steps + one.steps,
-                drafted: sum.drafted + one.drafted,
-                verified: sum.verified + one.verified,
-                accepted: sum.accepted + one.accepted,
-            }
-        });
+        let sum = |field: fn(&SpeculativeDecoding) -> u64| -> u64 {
+            answers().map(|answer| field(&answer.metrics.speculative_decoding)).sum()
+        };
+        let (steps, drafted, accepted) =
+            (sum(|one| one.steps), sum(|one| one.drafted), sum(|one| one.accepted));
         let count = rounds.len().max(1) as u64;
-        let has_steps = speculation.steps > 0;
         Figures {
             tokens_per_second: quantile(rounds.iter().map(Round::tokens_per_second), 0.5).unwrap_or(0.0),
             output_tokens: rounds.iter().map(Round::output_tokens).sum::<u64>() / count,
-            acceptance_length: has_steps
-                .then(|| 1.0 + speculation.accepted as f64 / speculation.steps as f64),
-            draft_tokens: speculation.drafted / count,
+            acceptance_length: (steps > 0).then(|| 1.0 + accepted as f64 / steps as f64),
+            draft_tokens: drafted / count,
             ttft_ms: Percentiles::of(answers().filter_map(|answer| answer.metrics.ttft_ms)),
             tpot_ms: Percentiles::of(answers().filter_map(|answer| answer.metrics.tpot_ms)),
         }
