@@ -7,7 +7,18 @@
 //! Because verification is lossless under any choice (DESIGN, section 5), a policy
 //! can make an answer late but never wrong.
 
+mod error_window;
 mod fixed;
+mod isotonic;
+
+pub mod calibration;
+pub mod cost_model;
+pub mod fit;
+pub mod planner;
+pub mod profile;
+pub mod slo;
+pub mod survival;
+pub mod time_correction;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -81,6 +92,16 @@ pub struct StepDecision {
     pub warm_draft: bool,
 }
 
+/// A step under way: what was shown and what was granted.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// What the plan saw.
+    pub view: &'a StepView,
+    /// The decision as carried out: the scheduler may have granted fewer drafts or prefill
+    /// tokens than the policy asked for.
+    pub granted: &'a StepDecision,
+}
+
 /// Drafts of one decoding sequence so far in this step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DraftedRow {
@@ -123,18 +144,19 @@ pub trait Policy: Send + Sync + Debug {
     /// Before a step: how far each sequence may draft, and how much to prefill.
     fn plan(&self, view: &StepView) -> StepDecision;
 
-    /// Between two draft calls: which of the rows that just got a proposal draft one
-    /// more. `rows` are those still drafting and below their planned length; write the
-    /// ascending indices (into `rows`) of those that go on. By default all do.
-    fn extend(&self, view: &StepView, rows: &[DraftedRow], keep: &mut Vec<u32>) {
-        let _ = view;
-        keep.extend(0..rows.len() as u32);
+    /// Between two draft calls: which rows draft one more. `rows` are all rows that
+    /// drafted in this step, those that have stopped too; `active` are ascending indices
+    /// into `rows` of those that just got a proposal and are below their planned length.
+    /// Write the members of `active` that go on, ascending. By default all do.
+    fn extend(&self, step: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+        let _ = (step, rows);
+        keep.extend_from_slice(active);
     }
 
     /// After drafting: how many of each row's proposals the target verifies; write one
     /// length per row, at most its proposals. By default all.
-    fn select(&self, view: &StepView, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
-        let _ = view;
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+        let _ = step;
         lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
     }
 

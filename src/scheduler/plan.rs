@@ -64,6 +64,8 @@ impl Scheduler {
         }
         self.plan_prefill(&mut step, &prefilling, &decision);
         let mut plan = step.plan;
+        plan.granted.prefill_tokens = plan.prefill_tokens();
+        plan.granted.warm_draft = decision.warm_draft;
         assert!(!plan.rows.is_empty(), "a step without work was planned");
         for row in &step.in_flight.rows {
             let sequence = &mut self.running[row.place];
@@ -213,6 +215,9 @@ impl Scheduler {
             return;
         }
         step.draft_tokens += end - start;
+        if let Some(decoding) = decoding {
+            step.plan.granted.drafts[decoding as usize] = limit;
+        }
         step.in_flight.drafts.push(PlannedDraft { place, computed: end, decoding });
         step.plan.drafting.push(Drafting {
             row: DraftRow { input: sequence.draft_input(start, end), propose: limit > 0 },
@@ -278,6 +283,7 @@ impl StepBuilder {
                 rows: Vec::with_capacity(view.decoding.len() + view.prefilling.len()),
                 drafting: Vec::new(),
                 started: Vec::new(),
+                granted: StepDecision { drafts: vec![0; view.decoding.len()], ..StepDecision::default() },
                 view,
             },
             in_flight: InFlight { number, rows: Vec::new(), drafts: Vec::new() },

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::executor::{ShadowExecutor, ShadowOptions};
-use crate::policy::{Fixed, Policy, StepDecision, StepView};
+use crate::policy::{DraftedRow, Fixed, Policy, Step, StepDecision, StepView};
 use crate::request::{FinishReason, Slo, TokenId};
 use crate::sampling::SamplingParams;
 use crate::step::{StepPlan, draft_round, verify_round};
@@ -418,12 +418,12 @@ impl Policy for Whim {
         }
     }
 
-    fn extend(&self, view: &StepView, rows: &[crate::policy::DraftedRow], keep: &mut Vec<u32>) {
-        keep.extend((0..rows.len() as u32).filter(|&row| self.roll(view.now.0 ^ u64::from(row), 4) > 0));
+    fn extend(&self, step: Step<'_>, _: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+        keep.extend(active.iter().filter(|&&row| self.roll(step.view.now.0 ^ u64::from(row), 4) > 0));
     }
 
-    fn select(&self, view: &StepView, rows: &[crate::policy::DraftedRow], lengths: &mut Vec<u32>) {
-        lengths.extend(rows.iter().map(|row| self.roll(view.now.0 ^ u64::from(row.decoding), 9)));
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+        lengths.extend(rows.iter().map(|row| self.roll(step.view.now.0 ^ u64::from(row.decoding), 9)));
     }
 
     fn snapshot(&self) -> Arc<dyn Policy> {

@@ -40,53 +40,32 @@ pub fn draft_round(
     let start = clock.now();
     let mut round = Round::start(executor, &plan)?;
     let mut keep = Vec::new();
-    while round.settle() {
+    while !round.active.is_empty() {
         keep.clear();
-        let active: Vec<DraftedRow> = round.active.iter().map(|row| row.drafted.clone()).collect();
-        plan.policy.extend(&plan.view, &active, &mut keep);
-        if keep.is_empty() {
+        plan.policy.extend(plan.step(), &round.rows, &round.active, &mut keep);
+        round.active.retain(|row| keep.binary_search(row).is_ok());
+        if round.active.is_empty() {
             break;
         }
-        round.go_on(executor, &keep)?;
+        round.go_on(executor)?;
     }
-    let Round { active, mut done, calls, .. } = round;
-    done.extend(active.into_iter().map(|row| row.drafted));
-    done.retain(|row| !row.proposals.is_empty());
-    done.sort_by_key(|row| row.decoding);
-    Ok(Drafted { plan, rows: done, ran: true, calls, time: clock.now() - start })
+    let Round { mut rows, calls, .. } = round;
+    rows.retain(|row| !row.proposals.is_empty());
+    Ok(Drafted { plan, rows, ran: true, calls, time: clock.now() - start })
 }
 
 /// A drafting round in progress.
 struct Round {
-    /// Rows that may still draft.
-    active: Vec<ActiveRow>,
-    /// Rows that are done.
-    done: Vec<DraftedRow>,
+    /// All rows that propose, in the order of the decoding sequences.
+    rows: Vec<DraftedRow>,
+    /// For each of them, its index into the rows of `draft_start`.
+    executor_rows: Vec<u32>,
+    /// For each of them, the most proposals it may get.
+    limits: Vec<u32>,
+    /// Those of them that just got a proposal and may get another; ascending.
+    active: Vec<u32>,
     calls: Vec<(u32, u32)>,
     proposals: Vec<Proposal>,
-}
-
-struct ActiveRow {
-    /// Index into the rows of `draft_start`.
-    executor_row: u32,
-    limit: u32,
-    drafted: DraftedRow,
-    broken: bool,
-}
-
-impl ActiveRow {
-    fn take(&mut self, proposal: Proposal) {
-        // a proposal from logits that are not finite is dropped, and the row with it
-        if proposal.finite {
-            self.drafted.proposals.push(proposal);
-        } else {
-            self.broken = true;
-        }
-    }
-
-    fn may_go_on(&self) -> bool {
-        !self.broken && (self.drafted.proposals.len() as u32) < self.limit
-    }
 }
 
 impl Round {
@@ -96,46 +75,53 @@ impl Round {
         let mut proposals = Vec::with_capacity(rows.len());
         executor.draft_start(&rows, &mut proposals)?;
         expect_one_each(proposals.len(), rows.len())?;
-        let mut active = Vec::new();
+        let mut round = Round {
+            rows: Vec::with_capacity(rows.len()),
+            executor_rows: Vec::with_capacity(rows.len()),
+            limits: Vec::with_capacity(rows.len()),
+            active: Vec::with_capacity(rows.len()),
+            calls: vec![(rows.len() as u32, tokens)],
+            proposals: Vec::new(),
+        };
         for (index, drafting) in plan.drafting.iter().enumerate() {
             let Some(decoding) = drafting.decoding else { continue };
-            let drafted = DraftedRow { decoding, proposals: Vec::with_capacity(drafting.limit as usize) };
-            let mut row =
-                ActiveRow { executor_row: index as u32, limit: drafting.limit, drafted, broken: false };
-            row.take(proposals[index]);
-            active.push(row);
+            let proposals_of_row = Vec::with_capacity(drafting.limit as usize);
+            round.rows.push(DraftedRow { decoding, proposals: proposals_of_row });
+            round.executor_rows.push(index as u32);
+            round.limits.push(drafting.limit);
+            if round.take(round.rows.len() - 1, proposals[index]) {
+                round.active.push(round.rows.len() as u32 - 1);
+            }
         }
-        Ok(Round { active, done: Vec::new(), calls: vec![(rows.len() as u32, tokens)], proposals })
+        round.proposals = proposals;
+        Ok(round)
     }
 
-    /// Sets rows aside that can't go on; whether any is left.
-    fn settle(&mut self) -> bool {
-        self.set_aside(|_, row| row.may_go_on());
-        !self.active.is_empty()
-    }
-
-    fn go_on(&mut self, executor: &mut dyn Executor, keep: &[u32]) -> Result<(), ExecutorError> {
-        self.set_aside(|index, _| keep.binary_search(&(index as u32)).is_ok());
-        let rows: Vec<u32> = self.active.iter().map(|row| row.executor_row).collect();
-        self.proposals.clear();
-        executor.draft_continue(&rows, &mut self.proposals)?;
-        expect_one_each(self.proposals.len(), rows.len())?;
-        for (row, &proposal) in self.active.iter_mut().zip(&self.proposals) {
-            row.take(proposal);
+    /// One more proposal for each active row.
+    fn go_on(&mut self, executor: &mut dyn Executor) -> Result<(), ExecutorError> {
+        let wanted: Vec<u32> = self.active.iter().map(|&row| self.executor_rows[row as usize]).collect();
+        let mut proposals = std::mem::take(&mut self.proposals);
+        proposals.clear();
+        executor.draft_continue(&wanted, &mut proposals)?;
+        expect_one_each(proposals.len(), wanted.len())?;
+        self.calls.push((wanted.len() as u32, wanted.len() as u32));
+        let asked = std::mem::take(&mut self.active);
+        for (row, &proposal) in asked.into_iter().zip(&proposals) {
+            if self.take(row as usize, proposal) {
+                self.active.push(row);
+            }
         }
-        self.calls.push((rows.len() as u32, rows.len() as u32));
+        self.proposals = proposals;
         Ok(())
     }
 
-    fn set_aside(&mut self, stays: impl Fn(usize, &ActiveRow) -> bool) {
-        let rows = std::mem::take(&mut self.active);
-        for (index, row) in rows.into_iter().enumerate() {
-            if stays(index, &row) {
-                self.active.push(row);
-            } else {
-                self.done.push(row.drafted);
-            }
+    /// Notes a proposal; whether the row may get another. One from logits that are not
+    /// finite is dropped, and ends the row's drafting.
+    fn take(&mut self, row: usize, proposal: Proposal) -> bool {
+        if proposal.finite {
+            self.rows[row].proposals.push(proposal);
         }
+        proposal.finite && (self.rows[row].proposals.len() as u32) < self.limits[row]
     }
 }
 

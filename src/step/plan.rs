@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::executor::{DraftRow, Verdict, VerifyRow};
-use crate::policy::{Policy, StepView};
+use crate::policy::{Policy, Step, StepDecision, StepView};
 use crate::request::{RequestId, TokenEvent};
 
 /// Everything that the drafter and the verifier need for one step.
@@ -15,6 +15,8 @@ pub struct StepPlan {
     pub policy: Arc<dyn Policy>,
     /// What the policy saw.
     pub view: StepView,
+    /// What it was granted.
+    pub granted: StepDecision,
     /// The target's rows: one per entry of `view.decoding`, in its order and without drafts
     /// yet, then prefill chunks.
     pub rows: Vec<VerifyRow>,
@@ -36,6 +38,11 @@ pub struct Drafting {
 }
 
 impl StepPlan {
+    /// The step as its policy is shown it.
+    pub fn step(&self) -> Step<'_> {
+        Step { view: &self.view, granted: &self.granted }
+    }
+
     /// Prefill tokens in this step.
     pub fn prefill_tokens(&self) -> u32 {
         self.prefill_rows().map(|row| row.input.tokens.len() as u32).sum()

@@ -19,7 +19,7 @@ impl Drafted {
     /// target's inputs. Returns the drafts to verify per decoding sequence.
     pub fn select(&mut self) -> Vec<u32> {
         let mut lengths = Vec::with_capacity(self.rows.len());
-        self.plan.policy.select(&self.plan.view, &self.rows, &mut lengths);
+        self.plan.policy.select(self.plan.step(), &self.rows, &mut lengths);
         let mut verified = vec![0; self.plan.view.decoding.len()];
         for (row, length) in self.rows.iter().zip(lengths) {
             let length = (length as usize).min(row.proposals.len());

@@ -1,0 +1,78 @@
+//! Planning time for 256 requests × 8 positions (docs/policy.md gives figures).
+//!
+//! `cargo bench --bench planner`
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use specserve::policy::planner::{Curve, Problem, Row, Scratch, solve};
+use specserve::policy::slo::TpotBound;
+
+const REQUESTS: usize = 256;
+const POSITIONS: usize = 8;
+
+/// A padded staircase like a GPU's: powers of two up to 32, then multiples of 32.
+fn staircase() -> Vec<f64> {
+    let padded = |rows: usize| if rows <= 32 { rows.next_power_of_two() } else { rows.div_ceil(32) * 32 };
+    (0..=1024).map(|rows| 7000.0 + 6.0 * padded(rows) as f64).collect()
+}
+
+/// Survival of requests whose confidence differs by request and position.
+fn survival() -> Vec<f32> {
+    let mut state = 1u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u32 << 24) as f32
+    };
+    let mut alive: Vec<f32> = vec![1.0; REQUESTS];
+    let mut table = Vec::with_capacity(REQUESTS * POSITIONS);
+    for _ in 0..POSITIONS {
+        alive.iter_mut().for_each(|alive| *alive *= 1.0 - 0.6 * random() * random());
+        table.extend_from_slice(&alive);
+    }
+    table
+}
+
+fn planner(criterion: &mut Criterion) {
+    let (target, survival) = (staircase(), survival());
+    let draft: Vec<f64> = (0..=256).map(|rows| 400.0 + 0.6 * f64::from(rows)).collect();
+    let row = |bound| Row { weight: 1.0, query_us: 0.0, bound, positions: POSITIONS as u32 };
+    let free = vec![row(None); REQUESTS];
+    let tight: Vec<Row> = (0..REQUESTS)
+        .map(|index| {
+            row(Some(TpotBound { credit_us: 500.0 * (index % 16) as f64, token_us: 9_800.0 }))
+        })
+        .collect();
+    let problem = |rows, calls_made| Problem {
+        rows,
+        survival: &survival,
+        target: Curve { table: &target, factor: 1.0, row_us: 0.0 },
+        draft: Curve { table: &draft, factor: 1.0, row_us: 0.05 },
+        calls_made,
+        priced_us: 1200.0,
+        unpriced_us: 0.0,
+        rows_max: 1024,
+    };
+    let cases = [
+        ("select_256x8", problem(&free[..], POSITIONS as u32)),
+        ("select_256x8_slo", problem(&tight[..], POSITIONS as u32)),
+        ("plan_256x8", problem(&free[..], 0)),
+        ("plan_256x8_slo", problem(&tight[..], 0)),
+        ("extend_256x8", problem(&free[..], 2)),
+    ];
+    for (name, problem) in cases {
+        let (mut scratch, mut lengths) = (Scratch::default(), Vec::new());
+        criterion.bench_function(name, |bencher| {
+            bencher.iter(|| black_box(solve(black_box(&problem), &mut scratch, &mut lengths)));
+        });
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(std::time::Duration::from_millis(300))
+        .measurement_time(std::time::Duration::from_secs(1));
+    targets = planner
+}
+criterion_main!(benches);

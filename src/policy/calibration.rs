@@ -1,0 +1,456 @@
+//! From the draft's probability of its token to the chance that the target takes it.
+//!
+//! A reliability table per position group and per kind of sampling: accepted share in
+//! bins of draft probability, with exponential forgetting. Sparse cells lean on the
+//! pooled table of all positions, which leans on a warm start; the curve that is read is
+//! made monotone and interpolated between bins. Acceptance is defined conditionally: a
+//! draft teaches only if all drafts before it were accepted, because behind a rejected
+//! one the target never said what it would have taken (censoring). Selection by draft
+//! probability does not bias the table, since the table is conditioned on it.
+
+use serde::{Deserialize, Serialize};
+
+use super::StepReport;
+use super::isotonic::make_monotone;
+
+/// Inner and outer edges of the probability bins; fine near 1, where most drafts are.
+const EDGES: [f32; BINS + 1] = [
+    0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 0.998, 1.0,
+];
+/// Bins of draft probability.
+pub const BINS: usize = 17;
+/// Positions are told apart as first, second, third and fourth, later.
+pub const POSITION_GROUPS: usize = 4;
+/// Temperature 0, and all others: the draft's probability means different things there.
+const KINDS: usize = 2;
+/// Verified drafts after which an observation counts half.
+const HALF_LIFE_TOKENS: f64 = 4096.0;
+/// Observations of the pooled table that a position group's own must outweigh.
+const POOLED_STRENGTH: f64 = 24.0;
+/// Calibrated acceptance never reaches 0 or 1: a table can't know that.
+const ACCEPTANCE_RANGE: (f64, f64) = (0.005, 0.995);
+/// Bins of the calibration-error tracker.
+const ERROR_BINS: usize = 10;
+
+/// How draft probability becomes survival.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CalibrationMode {
+    /// Through the learned table.
+    #[default]
+    Learned,
+    /// As it is: what AdaSpec does.
+    Raw,
+}
+
+/// A warm start for the table, stored in the profile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reliability {
+    /// Accepted share per probability bin at temperature 0.
+    pub greedy: Vec<f64>,
+    /// Accepted share per probability bin at other temperatures.
+    pub sampled: Vec<f64>,
+    /// Observations that each entry is worth.
+    pub strength: f64,
+}
+
+impl Default for Reliability {
+    /// Slightly less sure than the draft itself, and easily overruled.
+    fn default() -> Reliability {
+        let shares: Vec<f64> = (0..BINS).map(|bin| 0.05 + 0.9 * f64::from(centre(bin))).collect();
+        Reliability { greedy: shares.clone(), sampled: shares, strength: 6.0 }
+    }
+}
+
+impl Reliability {
+    /// Whether there is one share in 0..=1 per bin and a positive strength.
+    pub fn is_valid(&self) -> bool {
+        let shares = |table: &[f64]| table.len() == BINS && table.iter().all(|p| (0.0..=1.0).contains(p));
+        shares(&self.greedy) && shares(&self.sampled) && self.strength.is_finite() && self.strength > 0.0
+    }
+}
+
+/// Decayed counts of one bin.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Cell {
+    seen: f64,
+    accepted: f64,
+}
+
+impl Cell {
+    fn add(&mut self, accepted: bool) {
+        self.seen += 1.0;
+        self.accepted += f64::from(u8::from(accepted));
+    }
+
+    fn fade(&mut self, factor: f64) {
+        self.seen *= factor;
+        self.accepted *= factor;
+    }
+
+    fn estimate(&self, prior: f64, strength: f64) -> f64 {
+        (self.accepted + prior * strength) / (self.seen + strength)
+    }
+}
+
+type Table<T> = [[[T; BINS]; POSITION_GROUPS]; KINDS];
+
+/// The learned table and its error tracker.
+#[derive(Clone, Debug)]
+pub struct Calibration {
+    mode: CalibrationMode,
+    warm_start: Reliability,
+    cells: Table<Cell>,
+    curves: Table<f32>,
+    error: CalibrationError,
+}
+
+impl Calibration {
+    /// Starts from `warm_start`. An invalid one is replaced by the default.
+    pub fn new(mode: CalibrationMode, warm_start: Option<Reliability>) -> Calibration {
+        let warm_start = warm_start.filter(Reliability::is_valid).unwrap_or_default();
+        let mut calibration = Calibration {
+            mode,
+            warm_start,
+            cells: Default::default(),
+            curves: Default::default(),
+            error: CalibrationError::default(),
+        };
+        calibration.redraw();
+        calibration
+    }
+
+    /// Chance that the draft at `position` (from 1) is accepted, given that all before it were.
+    pub fn acceptance(&self, probability: f32, position: u32, greedy: bool) -> f32 {
+        let probability = if probability.is_finite() { probability.clamp(0.0, 1.0) } else { 0.0 };
+        match self.mode {
+            CalibrationMode::Raw => probability,
+            CalibrationMode::Learned => {
+                interpolate(&self.curves[kind(greedy)][group(position)], probability)
+            }
+        }
+    }
+
+    /// Learns from one verified draft whose predecessors were all accepted.
+    pub fn learn(&mut self, probability: f32, position: u32, greedy: bool, accepted: bool) {
+        if !probability.is_finite() {
+            return;
+        }
+        let predicted = self.acceptance(probability, position, greedy);
+        self.error.add(predicted, accepted);
+        self.cells[kind(greedy)][group(position)][bin(probability)].add(accepted);
+    }
+
+    /// Learns from all drafts of a step that teach.
+    pub fn observe(&mut self, report: &StepReport) {
+        let mut tokens = 0;
+        for row in &report.drafted {
+            let index = row.decoding as usize;
+            let (Some(&verified), Some(&accepted), Some(view)) =
+                (report.verified.get(index), report.accepted.get(index), report.view.decoding.get(index))
+            else {
+                continue;
+            };
+            let teaching = verified.min(accepted + 1) as usize;
+            for (place, proposal) in row.proposals.iter().take(teaching).enumerate() {
+                let position = place as u32 + 1;
+                let greedy = view.temperature == 0.0;
+                self.learn(proposal.probability, position, greedy, position <= accepted);
+                tokens += 1;
+            }
+        }
+        if tokens > 0 {
+            self.settle(tokens);
+        }
+    }
+
+    /// Forgets as much as `tokens` new observations ask for, and redraws the curves.
+    pub fn settle(&mut self, tokens: u32) {
+        let factor = (-f64::from(tokens) / HALF_LIFE_TOKENS).exp2();
+        self.cells.iter_mut().flatten().flatten().for_each(|cell| cell.fade(factor));
+        self.error.fade(factor);
+        self.redraw();
+    }
+
+    /// Expected calibration error of the predictions made so far (recent ones count more).
+    pub fn expected_error(&self) -> f64 {
+        self.error.expected()
+    }
+
+    /// The curves and their support, for people.
+    pub fn state(&self) -> serde_json::Value {
+        let seen = |kind: usize| -> f64 { self.cells[kind].iter().flatten().map(|cell| cell.seen).sum() };
+        serde_json::json!({
+            "mode": self.mode,
+            "bin_edges": EDGES.to_vec(),
+            "acceptance_greedy": curve_rows(&self.curves[0]),
+            "acceptance_sampled": curve_rows(&self.curves[1]),
+            "observations_greedy": seen(0),
+            "observations_sampled": seen(1),
+            "expected_calibration_error": self.expected_error(),
+        })
+    }
+
+    fn redraw(&mut self) {
+        for (kind, groups) in self.cells.iter().enumerate() {
+            let warm = if kind == 0 { &self.warm_start.greedy } else { &self.warm_start.sampled };
+            let pooled: Vec<f64> = (0..BINS)
+                .map(|bin| {
+                    let sum = groups.iter().fold(Cell::default(), |sum, group| Cell {
+                        seen: sum.seen + group[bin].seen,
+                        accepted: sum.accepted + group[bin].accepted,
+                    });
+                    sum.estimate(warm[bin], self.warm_start.strength)
+                })
+                .collect();
+            for (group, cells) in groups.iter().enumerate() {
+                let weights = cells.map(|cell| cell.seen + POOLED_STRENGTH);
+                let mut curve = [0.0; BINS];
+                for (value, (cell, &prior)) in curve.iter_mut().zip(cells.iter().zip(&pooled)) {
+                    *value = cell.estimate(prior, POOLED_STRENGTH);
+                }
+                make_monotone(&mut curve, &weights);
+                let (low, high) = ACCEPTANCE_RANGE;
+                self.curves[kind][group] = curve.map(|value| value.clamp(low, high) as f32);
+            }
+        }
+    }
+}
+
+fn curve_rows(curves: &[[f32; BINS]; POSITION_GROUPS]) -> Vec<Vec<f32>> {
+    curves.iter().map(|curve| curve.to_vec()).collect()
+}
+
+fn kind(greedy: bool) -> usize {
+    usize::from(!greedy)
+}
+
+fn group(position: u32) -> usize {
+    match position {
+        0 | 1 => 0,
+        2 => 1,
+        3 | 4 => 2,
+        _ => 3,
+    }
+}
+
+fn bin(probability: f32) -> usize {
+    EDGES[1..BINS].partition_point(|&edge| edge <= probability)
+}
+
+fn centre(bin: usize) -> f32 {
+    0.5 * (EDGES[bin] + EDGES[bin + 1])
+}
+
+/// Between the centres of neighbouring bins; flat beyond the outermost.
+fn interpolate(curve: &[f32; BINS], probability: f32) -> f32 {
+    let own = bin(probability);
+    let (left, right) = if probability < centre(own) {
+        (own.saturating_sub(1), own)
+    } else {
+        (own, (own + 1).min(BINS - 1))
+    };
+    if left == right {
+        return curve[own];
+    }
+    let share = (probability - centre(left)) / (centre(right) - centre(left));
+    curve[left] + share * (curve[right] - curve[left])
+}
+
+/// Expected calibration error: mean over bins of |predicted − accepted share|, weighted
+/// by how often the bin is used.
+#[derive(Clone, Debug, Default)]
+struct CalibrationError {
+    bins: [(f64, f64, f64); ERROR_BINS],
+}
+
+impl CalibrationError {
+    fn add(&mut self, predicted: f32, accepted: bool) {
+        let bin = ((predicted * ERROR_BINS as f32) as usize).min(ERROR_BINS - 1);
+        let (seen, promised, kept) = &mut self.bins[bin];
+        *seen += 1.0;
+        *promised += f64::from(predicted);
+        *kept += f64::from(u8::from(accepted));
+    }
+
+    fn fade(&mut self, factor: f64) {
+        for (seen, promised, kept) in &mut self.bins {
+            *seen *= factor;
+            *promised *= factor;
+            *kept *= factor;
+        }
+    }
+
+    fn expected(&self) -> f64 {
+        let seen: f64 = self.bins.iter().map(|bin| bin.0).sum();
+        let gap: f64 = self.bins.iter().map(|(_, promised, kept)| (promised - kept).abs()).sum();
+        if seen > 0.0 { gap / seen } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DecodeView, DraftedRow, StepView};
+    use super::*;
+    use crate::executor::Proposal;
+    use crate::request::RequestId;
+    use crate::time::Micros;
+
+    /// Uniform numbers in 0..1.
+    struct Uniform(u64);
+
+    impl Uniform {
+        fn next(&mut self) -> f32 {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 40) as f32 / (1u32 << 24) as f32
+        }
+
+        /// Draft probabilities crowd near 1, as real ones do.
+        fn probability(&mut self) -> f32 {
+            1.0 - self.next() * self.next()
+        }
+    }
+
+    fn teach(table: &mut Calibration, random: &mut Uniform, tokens: u32, truth: impl Fn(f32, u32) -> f32) {
+        for step in 0..tokens {
+            let (probability, position) = (random.probability(), 1 + step % 6);
+            let accepted = random.next() < truth(probability, position);
+            table.learn(probability, position, true, accepted);
+            table.settle(1);
+        }
+    }
+
+    /// Mean gap between the bins' predicted and true acceptance over fresh drafts.
+    fn true_error(table: &Calibration, random: &mut Uniform, truth: impl Fn(f32, u32) -> f32) -> f64 {
+        let mut bins = [(0.0f64, 0.0f64); ERROR_BINS];
+        for draw in 0..20_000 {
+            let (probability, position) = (random.probability(), 1 + draw % 6);
+            let predicted = table.acceptance(probability, position, true);
+            let slot = &mut bins[((predicted * 10.0) as usize).min(9)];
+            slot.0 += f64::from(predicted);
+            slot.1 += f64::from(truth(probability, position));
+        }
+        bins.iter().map(|(promised, kept)| (promised - kept).abs()).sum::<f64>() / 20_000.0
+    }
+
+    #[test]
+    fn a_known_reliability_is_learned_within_five_thousand_tokens() {
+        let truth = |q: f32, position: u32| q * q * (0.95 - 0.03 * position as f32);
+        let mut random = Uniform(3);
+        let mut table = Calibration::new(CalibrationMode::Learned, None);
+        assert!(true_error(&table, &mut random, truth) > 0.1);
+        teach(&mut table, &mut random, 5_000, truth);
+        let error = true_error(&table, &mut random, truth);
+        assert!(error <= 0.02, "{error}");
+    }
+
+    #[test]
+    fn drift_is_followed_and_the_tracker_tells_of_it() {
+        let mut random = Uniform(5);
+        let mut table = Calibration::new(CalibrationMode::Learned, None);
+        teach(&mut table, &mut random, 8_000, |q, _| q);
+        let settled = table.expected_error();
+        teach(&mut table, &mut random, 1_000, |q, _| 0.5 * q);
+        assert!(table.expected_error() > settled + 0.02, "{settled} {}", table.expected_error());
+        teach(&mut table, &mut random, 20_000, |q, _| 0.5 * q);
+        let error = true_error(&table, &mut random, |q, _| 0.5 * q);
+        assert!(error <= 0.03, "{error}");
+    }
+
+    #[test]
+    fn the_curve_never_falls_as_the_draft_gets_surer() {
+        let mut random = Uniform(8);
+        let mut table = Calibration::new(CalibrationMode::Learned, None);
+        teach(&mut table, &mut random, 300, |_, _| 0.5);
+        for position in 1..=6 {
+            let curve: Vec<f32> =
+                (0..=1000).map(|q| table.acceptance(q as f32 / 1000.0, position, true)).collect();
+            assert!(curve.windows(2).all(|pair| pair[0] <= pair[1] + 1e-6));
+        }
+    }
+
+    #[test]
+    fn raw_is_the_identity_and_bad_numbers_are_worth_nothing() {
+        let raw = Calibration::new(CalibrationMode::Raw, None);
+        assert_eq!(raw.acceptance(0.37, 3, false), 0.37);
+        assert_eq!(raw.acceptance(f32::NAN, 1, true), 0.0);
+        assert_eq!(raw.acceptance(7.0, 1, true), 1.0);
+        let mut learned = Calibration::new(CalibrationMode::Learned, None);
+        let before = learned.state();
+        learned.learn(f32::NAN, 1, true, true);
+        assert_eq!(learned.state(), before);
+    }
+
+    fn report(probabilities: &[f32], verified: u32, accepted: u32) -> StepReport {
+        let row = DecodeView {
+            request: RequestId(1),
+            context_tokens: 10,
+            output_tokens: 1,
+            since_first_token: Micros::ZERO,
+            tpot: None,
+            draft_lag_tokens: 1,
+            drafts_max: 8,
+            temperature: 0.0,
+        };
+        let proposal = |&probability: &f32| Proposal { probability, finite: true, ..Proposal::default() };
+        StepReport {
+            view: StepView { decoding: vec![row], ..StepView::default() },
+            drafted: vec![DraftedRow {
+                decoding: 0,
+                proposals: probabilities.iter().map(proposal).collect(),
+            }],
+            verified: vec![verified],
+            accepted: vec![accepted],
+            draft_calls: vec![],
+            prefill_tokens: 0,
+            prefill_attended_tokens: 0,
+            draft_time: Micros::ZERO,
+            target_time: Micros::ZERO,
+            step_time: Micros::ZERO,
+        }
+    }
+
+    #[test]
+    fn censored_and_selected_drafts_do_not_bias_the_table() {
+        let truth = |q: f32| 0.2 + 0.7 * q;
+        let mut random = Uniform(11);
+        let mut table = Calibration::new(CalibrationMode::Learned, None);
+        for _ in 0..4_000 {
+            let drafts: Vec<f32> = (0..6).map(|_| random.probability()).collect();
+            let verified = drafts.iter().take_while(|&&q| q > 0.35).count() as u32;
+            let accepted = drafts[..verified as usize].iter().take_while(|&&q| random.next() < truth(q)).count();
+            table.observe(&report(&drafts, verified, accepted as u32));
+        }
+        for q in [0.45, 0.65, 0.9] {
+            for position in [1, 2, 3] {
+                let gap = (table.acceptance(q, position, true) - truth(q)).abs();
+                assert!(gap < 0.07, "position {position}, q {q}: off by {gap}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_learned_behind_a_rejected_draft() {
+        let mut table = Calibration::new(CalibrationMode::Learned, None);
+        table.observe(&report(&[0.9, 0.9, 0.9, 0.9], 4, 1));
+        let seen: f64 = table.cells.iter().flatten().flatten().map(|cell| cell.seen).sum();
+        assert!((seen - 2.0).abs() < 0.01, "{seen}");
+    }
+
+    #[test]
+    fn a_report_whose_lists_do_not_match_is_survived() {
+        let mut table = Calibration::new(CalibrationMode::Learned, None);
+        let mut odd = report(&[0.9], 1, 1);
+        odd.drafted[0].decoding = 9;
+        table.observe(&odd);
+        assert_eq!(table.expected_error(), 0.0);
+    }
+
+    #[test]
+    fn an_invalid_warm_start_gives_way_to_the_default() {
+        let odd = Reliability { greedy: vec![2.0], sampled: vec![], strength: 1.0 };
+        let table = Calibration::new(CalibrationMode::Learned, Some(odd));
+        assert_eq!(table.warm_start, Reliability::default());
+    }
+}

@@ -1,0 +1,290 @@
+//! How long a forward pass takes: a staircase over rows plus linear terms.
+//!
+//! For one model,
+//!
+//! ```text
+//! T(rows, C, A, p, P) = stair(rows) + κ·C + α·A + [p > 0]·o + β·p + π·P
+//! ```
+//!
+//! where `C` sums the context of each sequence once (bytes of KV read), `A` sums it
+//! once per query token (attention arithmetic), `p` are prefill (for the draft model:
+//! catch-up) tokens and `P` the context they attend to. On a GPU the staircase has one
+//! step per captured graph size and a batch is padded up to it ([`Between::Pad`]); a CPU
+//! has no graphs and is read off between the measured sizes ([`Between::Interpolate`]).
+//! All times are microseconds.
+
+use serde::{Deserialize, Serialize};
+
+use super::profile::ProfileError;
+
+/// Most decode and verification rows of one step; the largest captured graph. The
+/// staircase is tabulated up to here and extrapolated beyond.
+pub const ROWS_MAX: usize = 1024;
+
+/// What happens between two measured row counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Between {
+    /// The batch is padded to the next measured size.
+    Pad,
+    /// The time lies on the straight line between its neighbours.
+    Interpolate,
+}
+
+/// The terms of one model's time, as they stand in a profile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatencyTerms {
+    /// How to read the staircase between its sizes.
+    pub between: Between,
+    /// Measured row counts, ascending, each at least 1.
+    pub rows: Vec<u32>,
+    /// Time of a pass over that many rows with no context, in microseconds; not falling.
+    pub micros: Vec<f64>,
+    /// `κ`: microseconds per context token, each sequence counted once.
+    pub context_token_us: f64,
+    /// `α`: microseconds per context token, counted once per query token.
+    pub attended_token_us: f64,
+    /// `o`: microseconds that any prefill adds.
+    pub prefill_step_us: f64,
+    /// `β`: microseconds per prefill token.
+    pub prefill_token_us: f64,
+    /// `π`: microseconds per context token that a prefill token attends to.
+    pub prefill_attended_us: f64,
+}
+
+/// What one forward pass has to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Decode and verification tokens.
+    pub rows: u32,
+    /// Context of the sequences behind those rows, each sequence once.
+    pub context_tokens: u64,
+    /// Context of the sequences behind those rows, once per row.
+    pub attended_tokens: u64,
+    /// Prefill or catch-up tokens.
+    pub prefill_tokens: u32,
+    /// Context that the prefill tokens attend to, summed over them.
+    pub prefill_attended_tokens: u64,
+}
+
+/// [`LatencyTerms`] made ready: checked, and tabulated so that a look-up is one load.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatencyModel {
+    terms: LatencyTerms,
+    table: Box<[f64]>,
+    beyond_us: f64,
+}
+
+impl LatencyModel {
+    /// Checks and tabulates.
+    ///
+    /// # Errors
+    /// [`ProfileError::Terms`] when the staircase is empty, out of order, falls, or when
+    /// any number is negative or not finite.
+    pub fn new(terms: LatencyTerms) -> Result<LatencyModel, ProfileError> {
+        check(&terms).map_err(ProfileError::Terms)?;
+        let beyond_us = slope_beyond(&terms);
+        let table = (0..=ROWS_MAX).map(|rows| stair(&terms, beyond_us, rows as f64)).collect();
+        Ok(LatencyModel { terms, table, beyond_us })
+    }
+
+    /// The terms it was made from.
+    pub fn terms(&self) -> &LatencyTerms {
+        &self.terms
+    }
+
+    /// The staircase at 0 to [`ROWS_MAX`] rows. No rows cost as much as one: the
+    /// weights are read for the prefill alone as well.
+    pub fn table(&self) -> &[f64] {
+        &self.table
+    }
+
+    /// The staircase at `rows`.
+    pub fn rows_us(&self, rows: u32) -> f64 {
+        match self.table.get(rows as usize) {
+            Some(&micros) => micros,
+            None => self.table[ROWS_MAX] + self.beyond_us * f64::from(rows - ROWS_MAX as u32),
+        }
+    }
+
+    /// The prefill terms alone.
+    pub fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
+        if tokens == 0 {
+            return 0.0;
+        }
+        self.terms.prefill_step_us
+            + self.terms.prefill_token_us * f64::from(tokens)
+            + self.terms.prefill_attended_us * attended_tokens as f64
+    }
+
+    /// Everything but the prefill terms.
+    pub fn decode_us(&self, work: &Work) -> f64 {
+        self.rows_us(work.rows)
+            + self.terms.context_token_us * work.context_tokens as f64
+            + self.terms.attended_token_us * work.attended_tokens as f64
+    }
+
+    /// The whole pass; nothing to do takes no time.
+    pub fn micros(&self, work: &Work) -> f64 {
+        if work.rows == 0 && work.prefill_tokens == 0 {
+            return 0.0;
+        }
+        self.decode_us(work) + self.prefill_us(work.prefill_tokens, work.prefill_attended_tokens)
+    }
+}
+
+/// Context that `tokens` prefill tokens attend to when `done` tokens stand before them.
+pub fn prefill_attended(done: u32, tokens: u32) -> u64 {
+    let (done, tokens) = (u64::from(done), u64::from(tokens));
+    tokens * done + tokens * (tokens + 1) / 2
+}
+
+/// Times of a pair of models on one machine, before any online correction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CostModel {
+    /// The target model.
+    pub target: LatencyModel,
+    /// The draft model, if there is one.
+    pub draft: Option<LatencyModel>,
+    /// What a step costs beside the models, in microseconds.
+    pub host_us: f64,
+}
+
+fn check(terms: &LatencyTerms) -> Result<(), String> {
+    let (rows, micros) = (&terms.rows, &terms.micros);
+    if rows.is_empty() || rows.len() != micros.len() {
+        return Err(format!("{} row counts with {} times", rows.len(), micros.len()));
+    }
+    if rows[0] == 0 || rows.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return Err("row counts must ascend from at least 1".to_owned());
+    }
+    if micros.windows(2).any(|pair| pair[0] > pair[1]) {
+        return Err("times must not fall as rows grow".to_owned());
+    }
+    let slopes = [
+        terms.context_token_us,
+        terms.attended_token_us,
+        terms.prefill_step_us,
+        terms.prefill_token_us,
+        terms.prefill_attended_us,
+    ];
+    if micros.iter().chain(&slopes).any(|value| !value.is_finite() || *value < 0.0) {
+        return Err("times must be finite and not negative".to_owned());
+    }
+    if micros[0] <= 0.0 {
+        return Err("a pass over one row must take time".to_owned());
+    }
+    Ok(())
+}
+
+/// Microseconds per row beyond the largest measured size: the mean slope over the upper
+/// half of the staircase, so that one flat last step does not make rows free.
+fn slope_beyond(terms: &LatencyTerms) -> f64 {
+    let last = terms.rows.len() - 1;
+    let from = last / 2;
+    if from == last {
+        return terms.micros[last] / f64::from(terms.rows[last]);
+    }
+    (terms.micros[last] - terms.micros[from]) / f64::from(terms.rows[last] - terms.rows[from])
+}
+
+fn stair(terms: &LatencyTerms, beyond_us: f64, rows: f64) -> f64 {
+    let next = terms.rows.partition_point(|&size| f64::from(size) < rows);
+    if next == terms.rows.len() {
+        let last = next - 1;
+        return terms.micros[last] + beyond_us * (rows - f64::from(terms.rows[last]));
+    }
+    if next == 0 || terms.between == Between::Pad {
+        return terms.micros[next];
+    }
+    let (left, right) = (f64::from(terms.rows[next - 1]), f64::from(terms.rows[next]));
+    let share = (rows - left) / (right - left);
+    terms.micros[next - 1] + share * (terms.micros[next] - terms.micros[next - 1])
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A staircase with the given sizes and times and no other terms.
+    pub(crate) fn bare(between: Between, rows: &[u32], micros: &[f64]) -> LatencyTerms {
+        LatencyTerms {
+            between,
+            rows: rows.to_vec(),
+            micros: micros.to_vec(),
+            context_token_us: 0.0,
+            attended_token_us: 0.0,
+            prefill_step_us: 0.0,
+            prefill_token_us: 0.0,
+            prefill_attended_us: 0.0,
+        }
+    }
+
+    #[test]
+    fn padding_charges_the_next_captured_size() {
+        let model = LatencyModel::new(bare(Between::Pad, &[1, 2, 4, 8], &[10.0, 11.0, 12.0, 20.0])).unwrap();
+        let times: Vec<f64> = (0..=8).map(|rows| model.rows_us(rows)).collect();
+        assert_eq!(times, [10.0, 10.0, 11.0, 12.0, 12.0, 20.0, 20.0, 20.0, 20.0]);
+    }
+
+    #[test]
+    fn interpolation_follows_the_line_between_neighbours() {
+        let model = LatencyModel::new(bare(Between::Interpolate, &[1, 5], &[10.0, 30.0])).unwrap();
+        assert_eq!(model.rows_us(2), 15.0);
+        assert_eq!(model.rows_us(4), 25.0);
+    }
+
+    #[test]
+    fn beyond_the_largest_size_and_the_table_the_slope_goes_on() {
+        let model = LatencyModel::new(bare(Between::Pad, &[1, 2, 4], &[10.0, 12.0, 20.0])).unwrap();
+        assert_eq!(model.rows_us(6), 28.0);
+        assert_eq!(model.rows_us(2000), 20.0 + 4.0 * 1996.0);
+    }
+
+    #[test]
+    fn a_single_measured_size_extrapolates_in_proportion() {
+        let model = LatencyModel::new(bare(Between::Pad, &[4], &[20.0])).unwrap();
+        assert_eq!(model.rows_us(3), 20.0);
+        assert_eq!(model.rows_us(8), 40.0);
+    }
+
+    #[test]
+    fn all_terms_add_up_and_nothing_to_do_is_free() {
+        let terms = LatencyTerms {
+            context_token_us: 0.5,
+            attended_token_us: 0.25,
+            prefill_step_us: 3.0,
+            prefill_token_us: 2.0,
+            prefill_attended_us: 0.125,
+            ..bare(Between::Pad, &[2], &[10.0])
+        };
+        let model = LatencyModel::new(terms).unwrap();
+        let work = Work {
+            rows: 2,
+            context_tokens: 8,
+            attended_tokens: 16,
+            prefill_tokens: 4,
+            prefill_attended_tokens: prefill_attended(6, 4),
+        };
+        assert_eq!(model.micros(&work), 10.0 + 4.0 + 4.0 + 3.0 + 8.0 + 34.0 * 0.125);
+        assert_eq!(model.micros(&Work::default()), 0.0);
+    }
+
+    #[test]
+    fn terms_that_make_no_sense_are_refused() {
+        let refused = [
+            bare(Between::Pad, &[], &[]),
+            bare(Between::Pad, &[1, 2], &[1.0]),
+            bare(Between::Pad, &[0, 2], &[1.0, 2.0]),
+            bare(Between::Pad, &[2, 2], &[1.0, 2.0]),
+            bare(Between::Pad, &[1, 2], &[3.0, 2.0]),
+            bare(Between::Pad, &[1], &[0.0]),
+            bare(Between::Pad, &[1], &[f64::NAN]),
+            LatencyTerms { prefill_token_us: -1.0, ..bare(Between::Pad, &[1], &[1.0]) },
+        ];
+        for terms in refused {
+            assert!(LatencyModel::new(terms.clone()).is_err(), "{terms:?}");
+        }
+    }
+}

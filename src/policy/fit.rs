@@ -1,0 +1,350 @@
+//! Fits [`LatencyTerms`] to measured points.
+//!
+//! Unknowns are one time per measured row count and the five linear terms. Residuals
+//! are relative (a 10 µs error matters at 100 µs, not at 10 ms), outliers lose weight
+//! (Huber, by iterated reweighting), linear terms are kept non-negative by dropping
+//! those that would be negative, and the staircase is made monotone at the end.
+
+use serde::{Deserialize, Serialize};
+
+use super::cost_model::{Between, LatencyModel, LatencyTerms, Work};
+use super::isotonic::make_monotone;
+use super::profile::{ProfileError, ProfilePoint};
+use crate::executor::ModelRole;
+
+/// Linear terms of the model.
+const LINEAR_TERMS: usize = 5;
+/// Rounds of reweighting; the weights settle in three or four.
+const ROUNDS: usize = 8;
+/// Residuals up to this many standard deviations keep their full weight (Huber's constant
+/// for 95 % efficiency under normal noise).
+const HUBER_SIGMAS: f64 = 1.345;
+/// Standard deviation over median absolute deviation, for normal noise.
+const SIGMA_PER_MAD: f64 = 1.4826;
+/// Keeps the normal equations solvable when two columns say the same.
+const RIDGE: f64 = 1e-10;
+
+/// How far predictions are from measurements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitError {
+    /// How many points were compared.
+    pub points: u32,
+    /// Mean of |predicted − measured| / measured.
+    pub mape: f64,
+    /// Its 99th percentile (nearest rank).
+    pub p99: f64,
+}
+
+/// A fit and its honesty.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fit {
+    /// Fitted to all points.
+    pub terms: LatencyTerms,
+    /// Error on the held-out points of a fit that did not see them.
+    pub held_out: FitError,
+}
+
+/// Fits all points of `role`, and reports the error of a second fit on every
+/// `hold_out_every`-th point that it did not see. The first point of a row count is never
+/// held out. With nothing held out the error is that on the fitted points themselves.
+///
+/// # Errors
+/// [`ProfileError::TooFew`] without usable points, [`ProfileError::Terms`] when the
+/// measurements are so odd that no valid model results.
+pub fn fit(
+    points: &[ProfilePoint],
+    role: ModelRole,
+    between: Between,
+    hold_out_every: usize,
+) -> Result<Fit, ProfileError> {
+    let usable: Vec<ProfilePoint> = points
+        .iter()
+        .filter(|point| point.model == role && point.micros.is_finite() && point.micros > 0.0)
+        .cloned()
+        .collect();
+    let terms = fit_terms(&usable, between)?;
+    let (seen, unseen) = split(&usable, hold_out_every);
+    let held_out = if unseen.is_empty() {
+        error_on(&LatencyModel::new(terms.clone())?, &usable)
+    } else {
+        error_on(&LatencyModel::new(fit_terms(&seen, between)?)?, &unseen)
+    };
+    Ok(Fit { terms, held_out })
+}
+
+/// The model's error on `points`.
+pub fn error_on(model: &LatencyModel, points: &[ProfilePoint]) -> FitError {
+    let mut errors: Vec<f64> =
+        points.iter().map(|point| (model.micros(&point.work()) / point.micros - 1.0).abs()).collect();
+    if errors.is_empty() {
+        return FitError::default();
+    }
+    errors.sort_by(f64::total_cmp);
+    let rank = (errors.len() as f64 * 0.99).ceil() as usize - 1;
+    let mape = errors.iter().sum::<f64>() / errors.len() as f64;
+    FitError { points: errors.len() as u32, mape, p99: errors[rank] }
+}
+
+fn split(points: &[ProfilePoint], every: usize) -> (Vec<ProfilePoint>, Vec<ProfilePoint>) {
+    let mut met: Vec<u32> = Vec::new();
+    let mut candidates = 0usize;
+    let (mut seen, mut unseen) = (Vec::new(), Vec::new());
+    for point in points {
+        let first = !met.contains(&point.rows);
+        if first {
+            met.push(point.rows);
+        } else {
+            candidates += 1;
+        }
+        let hold_out = !first && every > 0 && candidates.is_multiple_of(every);
+        if hold_out { unseen.push(point.clone()) } else { seen.push(point.clone()) }
+    }
+    (seen, unseen)
+}
+
+/// A weighted least-squares problem with one column per level and per linear term.
+struct System {
+    levels: Vec<u32>,
+    rows: Vec<Vec<f64>>,
+    measured: Vec<f64>,
+    scale: Vec<f64>,
+}
+
+fn fit_terms(points: &[ProfilePoint], between: Between) -> Result<LatencyTerms, ProfileError> {
+    let system = System::new(points)?;
+    let columns = system.scale.len();
+    let mut weights = vec![1.0; points.len()];
+    let mut solution = vec![0.0; columns];
+    for _ in 0..ROUNDS {
+        solution = system.solve_non_negative(&weights)?;
+        weights = system.huber_weights(&solution);
+    }
+    system.terms(&solution, between)
+}
+
+impl System {
+    fn new(points: &[ProfilePoint]) -> Result<System, ProfileError> {
+        let mut levels: Vec<u32> = points.iter().map(|point| point.rows).filter(|&rows| rows > 0).collect();
+        levels.sort_unstable();
+        levels.dedup();
+        if levels.is_empty() {
+            return Err(ProfileError::TooFew("no point has decode rows".to_owned()));
+        }
+        let features: Vec<Vec<f64>> = points.iter().map(|point| features(&levels, &point.work())).collect();
+        let measured: Vec<f64> = points.iter().map(|point| point.micros).collect();
+        let relative = features.iter().zip(&measured).map(|(row, micros)| {
+            row.iter().map(|value| value / micros).collect::<Vec<f64>>()
+        });
+        let mut rows: Vec<Vec<f64>> = relative.collect();
+        let scale: Vec<f64> = (0..levels.len() + LINEAR_TERMS)
+            .map(|column| rows.iter().map(|row| row[column] * row[column]).sum::<f64>().sqrt())
+            .map(|norm| if norm > 0.0 { norm } else { 1.0 })
+            .collect();
+        for row in &mut rows {
+            row.iter_mut().zip(&scale).for_each(|(value, norm)| *value /= norm);
+        }
+        Ok(System { levels, rows, measured, scale })
+    }
+
+    /// Solves, dropping the most negative linear term until none is negative.
+    fn solve_non_negative(&self, weights: &[f64]) -> Result<Vec<f64>, ProfileError> {
+        let mut active = vec![true; self.scale.len()];
+        loop {
+            let solution = self.solve(weights, &active)?;
+            let most_negative = (self.levels.len()..self.scale.len())
+                .filter(|&column| solution[column] < 0.0)
+                .min_by(|&a, &b| solution[a].total_cmp(&solution[b]));
+            match most_negative {
+                Some(column) => active[column] = false,
+                None => return Ok(solution),
+            }
+        }
+    }
+
+    fn solve(&self, weights: &[f64], active: &[bool]) -> Result<Vec<f64>, ProfileError> {
+        let columns: Vec<usize> = (0..active.len()).filter(|&column| active[column]).collect();
+        let size = columns.len();
+        let mut matrix = vec![vec![0.0; size + 1]; size];
+        for (row, weight) in self.rows.iter().zip(weights) {
+            for (i, &a) in columns.iter().enumerate() {
+                let weighted = weight * row[a];
+                for (j, &b) in columns.iter().enumerate() {
+                    matrix[i][j] += weighted * row[b];
+                }
+                matrix[i][size] += weighted;
+            }
+        }
+        matrix.iter_mut().enumerate().for_each(|(i, row)| row[i] += RIDGE);
+        let reduced = eliminate(matrix)
+            .ok_or_else(|| ProfileError::TooFew("the measurements determine no model".to_owned()))?;
+        let mut solution = vec![0.0; active.len()];
+        columns.iter().zip(reduced).for_each(|(&column, value)| solution[column] = value);
+        Ok(solution)
+    }
+
+    fn huber_weights(&self, solution: &[f64]) -> Vec<f64> {
+        let residual = |row: &Vec<f64>| {
+            (1.0 - row.iter().zip(solution).map(|(value, factor)| value * factor).sum::<f64>()).abs()
+        };
+        let residuals: Vec<f64> = self.rows.iter().map(residual).collect();
+        let mut sorted = residuals.clone();
+        sorted.sort_by(f64::total_cmp);
+        let bound = (HUBER_SIGMAS * SIGMA_PER_MAD * sorted[sorted.len() / 2]).max(1e-9);
+        residuals.iter().map(|&error| if error <= bound { 1.0 } else { bound / error }).collect()
+    }
+
+    fn terms(&self, solution: &[f64], between: Between) -> Result<LatencyTerms, ProfileError> {
+        let plain: Vec<f64> = solution.iter().zip(&self.scale).map(|(value, norm)| value / norm).collect();
+        let fastest = self.measured.iter().copied().fold(f64::INFINITY, f64::min);
+        let levels = self.levels.len();
+        let mut micros: Vec<f64> = plain[..levels].iter().map(|&value| value.max(fastest * 1e-3)).collect();
+        make_monotone(&mut micros, &vec![1.0; levels]);
+        let terms = LatencyTerms {
+            between,
+            rows: self.levels.clone(),
+            micros,
+            context_token_us: plain[levels],
+            attended_token_us: plain[levels + 1],
+            prefill_step_us: plain[levels + 2],
+            prefill_token_us: plain[levels + 3],
+            prefill_attended_us: plain[levels + 4],
+        };
+        LatencyModel::new(terms).map(|model| model.terms().clone())
+    }
+}
+
+/// One-hot level (no rows count as the smallest level), then the linear terms.
+fn features(levels: &[u32], work: &Work) -> Vec<f64> {
+    let mut row = vec![0.0; levels.len() + LINEAR_TERMS];
+    row[levels.partition_point(|&size| size < work.rows)] = 1.0;
+    let linear = [
+        work.context_tokens as f64,
+        work.attended_tokens as f64,
+        f64::from(u8::from(work.prefill_tokens > 0)),
+        f64::from(work.prefill_tokens),
+        work.prefill_attended_tokens as f64,
+    ];
+    row[levels.len()..].copy_from_slice(&linear);
+    row
+}
+
+/// Gaussian elimination with pivoting on an augmented matrix; `None` when singular.
+fn eliminate(mut matrix: Vec<Vec<f64>>) -> Option<Vec<f64>> {
+    let size = matrix.len();
+    for column in 0..size {
+        let pivot = (column..size).max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()))?;
+        if matrix[pivot][column].abs() < 1e-14 {
+            return None;
+        }
+        matrix.swap(column, pivot);
+        let (head, tail) = matrix.split_at_mut(column + 1);
+        let pivot_row = &head[column];
+        for row in tail {
+            let factor = row[column] / pivot_row[column];
+            row.iter_mut().zip(pivot_row).skip(column).for_each(|(value, above)| *value -= factor * above);
+        }
+    }
+    let mut solution = vec![0.0; size];
+    for row in (0..size).rev() {
+        let known: f64 = (row + 1..size).map(|column| matrix[row][column] * solution[column]).sum();
+        solution[row] = (matrix[row][size] - known) / matrix[row][row];
+    }
+    Some(solution)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn truth(between: Between) -> LatencyModel {
+        LatencyModel::new(LatencyTerms {
+            between,
+            rows: vec![1, 2, 4, 8, 16],
+            micros: vec![100.0, 110.0, 112.0, 150.0, 260.0],
+            context_token_us: 0.02,
+            attended_token_us: 0.005,
+            prefill_step_us: 12.0,
+            prefill_token_us: 1.5,
+            prefill_attended_us: 0.001,
+        })
+        .unwrap()
+    }
+
+    /// A grid like the analyzer's, with multiplicative noise from a small generator.
+    fn measured(model: &LatencyModel, noise: f64) -> Vec<ProfilePoint> {
+        let mut state = 7u64;
+        let mut random = move || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as f64 / f64::from(1u32 << 31) - 0.5
+        };
+        let mut points = Vec::new();
+        for rows in [1u32, 2, 4, 8, 16] {
+            for (share, context) in [(1, 64), (2, 64), (1, 700), (2, 700), (1, 1500)] {
+                for (prefill_tokens, prefill_done_tokens) in [(0, 0), (64, 0), (64, 512), (256, 128)] {
+                    let mut point = ProfilePoint {
+                        model: ModelRole::Target,
+                        rows,
+                        sequences: (rows / share).max(1),
+                        context_tokens: context,
+                        prefill_tokens,
+                        prefill_done_tokens,
+                        micros: 0.0,
+                    };
+                    point.micros = model.micros(&point.work()) * (1.0 + noise * random());
+                    points.push(point);
+                }
+            }
+        }
+        points
+    }
+
+    #[test]
+    fn exact_measurements_give_the_model_back() {
+        let model = truth(Between::Pad);
+        let found = fit(&measured(&model, 0.0), ModelRole::Target, Between::Pad, 5).unwrap();
+        assert!(found.held_out.points >= 15 && found.held_out.p99 < 1e-4, "{:?}", found.held_out);
+        assert!((found.terms.prefill_token_us - 1.5).abs() < 1e-3);
+        assert!((found.terms.context_token_us - 0.02).abs() < 1e-4);
+    }
+
+    #[test]
+    fn noise_and_outliers_leave_a_small_held_out_error() {
+        let model = truth(Between::Interpolate);
+        let mut points = measured(&model, 0.04);
+        points.iter_mut().step_by(17).for_each(|point| point.micros *= 4.0);
+        let found = fit(&points, ModelRole::Target, Between::Interpolate, 0).unwrap();
+        let error = error_on(&LatencyModel::new(found.terms).unwrap(), &measured(&model, 0.0));
+        assert!(error.mape < 0.02 && error.p99 < 0.06, "{error:?}");
+    }
+
+    #[test]
+    fn a_term_that_would_be_negative_becomes_zero() {
+        let mut points = measured(&truth(Between::Pad), 0.0);
+        points.iter_mut().for_each(|point| {
+            point.micros -= 0.00101 * point.work().prefill_attended_tokens as f64;
+        });
+        let found = fit(&points, ModelRole::Target, Between::Pad, 0).unwrap();
+        assert_eq!(found.terms.prefill_attended_us, 0.0);
+    }
+
+    #[test]
+    fn a_dip_in_the_measured_staircase_is_flattened() {
+        let mut points = measured(&truth(Between::Pad), 0.0);
+        points.iter_mut().filter(|point| point.rows == 8).for_each(|point| point.micros *= 0.6);
+        let found = fit(&points, ModelRole::Target, Between::Pad, 0).unwrap();
+        assert!(found.terms.micros.windows(2).all(|pair| pair[0] <= pair[1]));
+    }
+
+    #[test]
+    fn points_of_the_other_model_and_broken_ones_do_not_count() {
+        let mut points = measured(&truth(Between::Pad), 0.0);
+        points.iter_mut().for_each(|point| point.model = ModelRole::Draft);
+        assert!(matches!(
+            fit(&points, ModelRole::Target, Between::Pad, 5),
+            Err(ProfileError::TooFew(_))
+        ));
+        points.iter_mut().for_each(|point| point.micros = f64::NAN);
+        assert!(fit(&points, ModelRole::Draft, Between::Pad, 5).is_err());
+    }
+}

@@ -1,0 +1,294 @@
+//! Latency objectives inside a step: slack, what a step may cost, how much to prefill.
+//!
+//! A request with objective `τ` that has `n` tokens out since its first, `a` microseconds
+//! after its first, has after a step of length `T` that yields `E` tokens a mean time per
+//! token of `(a + T)/(n + E)`. So the step may last at most `τ·(n + E) − a`: the credit
+//! `τ·n − a` earned so far plus `τ` for each token of this step.
+
+use super::cost_model::prefill_attended;
+use super::{DecodeView, PrefillView};
+use crate::request::Slo;
+
+/// How a request stands against its TPOT objective before a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It has no TPOT objective.
+    Free,
+    /// A plain step keeps it within its objective: it constrains every step.
+    Holding,
+    /// It is behind, but a plain step makes it no later: steps keep its pace, so that it
+    /// can catch up.
+    Late,
+    /// Only more than one token in this step would keep its pace. Served first where that
+    /// is possible, otherwise best effort.
+    Short,
+}
+
+/// Longest step that a request allows, as a function of the tokens that it gets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TpotBound {
+    /// Microseconds earned (or, if negative, owed) by the steps so far.
+    pub credit_us: f64,
+    /// Microseconds that each token of this step allows: `τ`.
+    pub token_us: f64,
+}
+
+impl TpotBound {
+    /// The longest step for `tokens` expected tokens, in microseconds.
+    pub fn deadline_us(&self, tokens: f64) -> f64 {
+        self.credit_us + self.token_us * tokens
+    }
+}
+
+/// Where a request stands, and what it asks of a step, given the length of a plain step.
+pub fn tpot_bound(row: &DecodeView, plain_us: f64) -> (Standing, Option<TpotBound>) {
+    let Some(tpot) = row.tpot else { return (Standing::Free, None) };
+    let token_us = tpot.0 as f64;
+    let credit_us = token_us * f64::from(row.output_tokens.saturating_sub(1)) - row.since_first_token.0 as f64;
+    let bound = TpotBound { credit_us, token_us };
+    if plain_us <= bound.deadline_us(1.0) {
+        return (Standing::Holding, Some(bound));
+    }
+    let pace = TpotBound { credit_us: credit_us.max(0.0), token_us };
+    let standing = if plain_us <= token_us { Standing::Late } else { Standing::Short };
+    (standing, Some(pace))
+}
+
+/// What prefilling costs: the terms of the time model, corrections included.
+pub trait PrefillCost {
+    /// Microseconds that `tokens` prefill tokens attending to `attended_tokens` add to a step.
+    fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64;
+}
+
+impl PrefillCost for super::time_correction::TimeModel {
+    fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
+        super::time_correction::TimeModel::prefill_us(self, tokens, attended_tokens)
+    }
+}
+
+/// Context attended to when the queue's first `tokens` tokens are prefilled in order.
+pub fn queue_attended(queue: &[PrefillView], tokens: u32) -> u64 {
+    let mut left = tokens;
+    let mut attended = 0;
+    for view in queue {
+        let chunk = left.min(view.remaining_tokens);
+        attended += prefill_attended(view.done_tokens, chunk);
+        left -= chunk;
+        if left == 0 {
+            break;
+        }
+    }
+    attended
+}
+
+/// Microseconds that prefilling the queue's first `tokens` tokens adds to a step.
+pub fn queue_us(cost: &impl PrefillCost, queue: &[PrefillView], tokens: u32) -> f64 {
+    cost.prefill_us(tokens, queue_attended(queue, tokens))
+}
+
+/// Most prefill tokens, at most `tokens_max`, that add no more than `budget_us` to a step.
+pub fn chunk_within(cost: &impl PrefillCost, queue: &[PrefillView], budget_us: f64, tokens_max: u32) -> u32 {
+    let total = queue.iter().fold(0u32, |sum, view| sum.saturating_add(view.remaining_tokens));
+    let (mut fits, mut too_many) = (0, tokens_max.min(total) + 1);
+    while too_many - fits > 1 {
+        let middle = fits + (too_many - fits) / 2;
+        if queue_us(cost, queue, middle) <= budget_us { fits = middle } else { too_many = middle }
+    }
+    fits
+}
+
+/// Prefill tokens that this step needs, so that every request in the queue whose TTFT
+/// objective can still be met will meet it at this pace.
+///
+/// The first `i` requests have `C` tokens to go and `L` µs left. Steps of `T + c·p` µs that
+/// prefill `p` tokens each finish in time iff `(C/p)·(T + c·p) ≤ L`, that is
+/// `p ≥ C·T/(L − c·C)`, where `T` is the rest of the step and `c` the cost per token.
+pub fn prefill_needed(cost: &impl PrefillCost, queue: &[PrefillView], rest_us: f64, tokens_max: u32) -> u32 {
+    let mut ahead = 0u32;
+    let mut needed = 0.0f64;
+    for view in queue {
+        ahead = ahead.saturating_add(view.remaining_tokens);
+        let Some(ttft) = view.ttft else { continue };
+        let left_us = ttft.saturating_sub(view.since_arrival).0 as f64;
+        let room_us = left_us - queue_us(cost, queue, ahead);
+        if room_us > 0.0 {
+            let tokens = f64::from(ahead);
+            needed = needed.max((tokens * rest_us / room_us).min(tokens));
+        }
+    }
+    (needed.ceil() as u32).min(tokens_max)
+}
+
+/// An objective that can't be met even on an empty machine, with the best that can be done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Infeasible {
+    /// `ttft` or `tpot`.
+    pub objective: &'static str,
+    /// What was asked for, in microseconds.
+    pub asked_us: f64,
+    /// What plain decoding alone on the machine would take, in microseconds.
+    pub best_us: f64,
+}
+
+impl std::fmt::Display for Infeasible {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (asked, best) = (self.asked_us * 1e-3, self.best_us * 1e-3);
+        write!(f, "the {} objective of {asked:.3} ms can't be met: {best:.3} ms is the best here", self.objective)
+    }
+}
+
+/// Checks an objective against plain decoding on an empty machine: `step_us` for one row,
+/// and the prompt prefilled in chunks of `chunk_tokens`.
+///
+/// # Errors
+/// The first objective that can't be met.
+pub fn check_feasible(
+    slo: &Slo,
+    prompt_tokens: u32,
+    step_us: f64,
+    chunk_tokens: u32,
+    cost: &impl PrefillCost,
+) -> Result<(), Infeasible> {
+    if let Some(tpot) = slo.tpot
+        && (tpot.0 as f64) < step_us
+    {
+        return Err(Infeasible { objective: "tpot", asked_us: tpot.0 as f64, best_us: step_us });
+    }
+    let Some(ttft) = slo.ttft else { return Ok(()) };
+    let best_us = ttft_alone_us(prompt_tokens, step_us, chunk_tokens, cost);
+    if (ttft.0 as f64) < best_us {
+        return Err(Infeasible { objective: "ttft", asked_us: ttft.0 as f64, best_us });
+    }
+    Ok(())
+}
+
+/// Time to the first token of a prompt that has the machine to itself, in microseconds.
+pub fn ttft_alone_us(prompt_tokens: u32, step_us: f64, chunk_tokens: u32, cost: &impl PrefillCost) -> f64 {
+    let chunk = chunk_tokens.max(1);
+    let mut total = 0.0;
+    let mut done = 0;
+    while done < prompt_tokens {
+        let tokens = chunk.min(prompt_tokens - done);
+        total += step_us + cost.prefill_us(tokens, prefill_attended(done, tokens));
+        done += tokens;
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::RequestId;
+    use crate::time::Micros;
+
+    /// Ten microseconds a token.
+    struct Flat;
+
+    impl PrefillCost for Flat {
+        fn prefill_us(&self, tokens: u32, _: u64) -> f64 {
+            10.0 * f64::from(tokens)
+        }
+    }
+
+    fn row(output_tokens: u32, since_first_us: u64, tpot_us: Option<u64>) -> DecodeView {
+        DecodeView {
+            request: RequestId(0),
+            context_tokens: 10,
+            output_tokens,
+            since_first_token: Micros(since_first_us),
+            tpot: tpot_us.map(Micros),
+            draft_lag_tokens: 1,
+            drafts_max: 8,
+            temperature: 0.0,
+        }
+    }
+
+    fn prompt(remaining_tokens: u32, since_arrival_us: u64, ttft_us: Option<u64>) -> PrefillView {
+        PrefillView {
+            request: RequestId(0),
+            done_tokens: 0,
+            remaining_tokens,
+            since_arrival: Micros(since_arrival_us),
+            ttft: ttft_us.map(Micros),
+        }
+    }
+
+    #[test]
+    fn a_request_holds_while_a_plain_step_keeps_its_mean_within_the_objective() {
+        let (standing, bound) = tpot_bound(&row(11, 800, Some(100)), 290.0);
+        assert_eq!(standing, Standing::Holding);
+        assert_eq!(bound.unwrap().deadline_us(1.0), 300.0);
+        assert_eq!(bound.unwrap().deadline_us(3.0), 500.0);
+        assert_eq!(tpot_bound(&row(11, 800, None), 1e9), (Standing::Free, None));
+    }
+
+    #[test]
+    fn the_first_decode_step_has_no_credit_and_no_debt() {
+        let (standing, bound) = tpot_bound(&row(1, 0, Some(100)), 100.0);
+        assert_eq!((standing, bound.unwrap().credit_us), (Standing::Holding, 0.0));
+    }
+
+    #[test]
+    fn a_late_request_keeps_its_pace_and_a_short_one_needs_speculation() {
+        let (standing, bound) = tpot_bound(&row(11, 1500, Some(100)), 80.0);
+        assert_eq!(standing, Standing::Late);
+        assert_eq!(bound.unwrap().deadline_us(1.0), 100.0);
+        let (standing, bound) = tpot_bound(&row(11, 1500, Some(100)), 130.0);
+        assert_eq!(standing, Standing::Short);
+        assert_eq!(bound.unwrap().deadline_us(2.0), 200.0);
+    }
+
+    #[test]
+    fn a_slightly_late_request_that_a_plain_step_restores_owes_its_debt() {
+        let (standing, bound) = tpot_bound(&row(11, 1030, Some(100)), 60.0);
+        assert_eq!(standing, Standing::Holding);
+        assert_eq!(bound.unwrap().deadline_us(1.0), 70.0);
+    }
+
+    #[test]
+    fn the_chunk_is_the_largest_that_fits_the_budget() {
+        let queue = [prompt(30, 0, None), prompt(50, 0, None)];
+        assert_eq!(chunk_within(&Flat, &queue, 455.0, 1000), 45);
+        assert_eq!(chunk_within(&Flat, &queue, 455.0, 20), 20);
+        assert_eq!(chunk_within(&Flat, &queue, 1e9, 1000), 80);
+        assert_eq!(chunk_within(&Flat, &queue, -1.0, 1000), 0);
+        assert_eq!(chunk_within(&Flat, &[], 1e9, 1000), 0);
+    }
+
+    #[test]
+    fn the_needed_chunk_meets_the_ttft_exactly_at_its_pace() {
+        // 100 tokens to go, 3000 µs left, 1000 µs of prefill: 2000 µs for steps of 200 µs.
+        let queue = [prompt(100, 1000, Some(4000))];
+        assert_eq!(prefill_needed(&Flat, &queue, 200.0, 1000), 10);
+        assert_eq!(prefill_needed(&Flat, &queue, 200.0, 4), 4);
+        assert_eq!(prefill_needed(&Flat, &queue, 1e9, 1000), 100);
+    }
+
+    #[test]
+    fn a_ttft_that_is_lost_needs_nothing_but_those_behind_it_do() {
+        let queue = [prompt(100, 3500, Some(4000)), prompt(100, 0, Some(6000))];
+        assert_eq!(prefill_needed(&Flat, &queue[..1], 200.0, 1000), 0);
+        assert_eq!(prefill_needed(&Flat, &queue, 200.0, 1000), 10);
+    }
+
+    #[test]
+    fn attended_context_follows_the_queue_in_order() {
+        let mut second = prompt(10, 0, None);
+        second.done_tokens = 100;
+        let queue = [prompt(3, 0, None), second];
+        assert_eq!(queue_attended(&queue, 3), 6);
+        assert_eq!(queue_attended(&queue, 5), 6 + 200 + 3);
+    }
+
+    #[test]
+    fn objectives_beyond_an_empty_machine_are_named_with_the_best_possible() {
+        let slo = |ttft: u64, tpot: u64| Slo { ttft: Some(Micros(ttft)), tpot: Some(Micros(tpot)) };
+        assert!(check_feasible(&slo(1400, 100), 100, 100.0, 25, &Flat).is_ok());
+        let tpot = check_feasible(&slo(1400, 99), 100, 100.0, 25, &Flat).unwrap_err();
+        assert_eq!((tpot.objective, tpot.best_us), ("tpot", 100.0));
+        let ttft = check_feasible(&slo(1399, 100), 100, 100.0, 25, &Flat).unwrap_err();
+        assert_eq!((ttft.objective, ttft.best_us), ("ttft", 1400.0));
+        assert!(ttft.to_string().contains("1.399 ms"), "{ttft}");
+        assert!(check_feasible(&Slo::default(), 100, 1e9, 25, &Flat).is_ok());
+    }
+}

@@ -1,0 +1,229 @@
+//! Survival of draft tokens: measured where drafted, forecast where not.
+//!
+//! `S(r,i) = Π_{j≤i} c(q_{r,j}, j)`. For a position that has no draft yet, `c` is forecast
+//! as (mean calibrated confidence at that position) × (how sure the draft has been of this
+//! request lately, relative to that mean). All drafted tokens teach the forecast, accepted or
+//! not: it predicts confidence, and confidence is known as soon as a token is drafted.
+
+use super::StepReport;
+use super::calibration::Calibration;
+use crate::request::RequestId;
+
+/// Deepest position that is told apart; deeper ones share its mean.
+pub const POSITIONS_MAX: usize = 16;
+/// Confidence expected before anything has been drafted.
+const PRIOR_CONFIDENCE: f64 = 0.7;
+/// Drafts that the prior is worth.
+const PRIOR_DRAFTS: f64 = 4.0;
+/// Drafts after which a position's observation counts half.
+const POSITION_HALF_LIFE: f64 = 512.0;
+/// Factor by which a request's older drafts fade with each new one.
+const REQUEST_FADE: f32 = 0.92;
+/// Drafts of its own that a request needs to outweigh the mean of all.
+const REQUEST_PRIOR: f32 = 4.0;
+/// A single draft moves a request's ratio at most this far.
+const RATIO_RANGE: (f32, f32) = (0.1, 2.0);
+/// Highest forecast of one position.
+const CONFIDENCE_MAX: f32 = 0.98;
+/// Requests remembered at once; more than the largest batch.
+const REQUESTS_MAX: usize = 1024;
+/// Steps after which an absent request is forgotten (a preempted one comes back sooner).
+const ABSENT_STEPS_MAX: u64 = 256;
+
+/// A request's recent confidence relative to the mean.
+#[derive(Clone, Copy, Debug)]
+struct RequestRatio {
+    request: RequestId,
+    weight: f32,
+    weighted: f32,
+    seen_step: u64,
+}
+
+/// Predicts the confidence of drafts that do not exist yet.
+#[derive(Clone, Debug)]
+pub struct Forecast {
+    positions: [(f64, f64); POSITIONS_MAX],
+    requests: Vec<RequestRatio>,
+    step: u64,
+}
+
+impl Default for Forecast {
+    fn default() -> Forecast {
+        Forecast { positions: [(0.0, 0.0); POSITIONS_MAX], requests: Vec::new(), step: 0 }
+    }
+}
+
+impl Forecast {
+    /// Mean calibrated confidence at each position (the first at index 0). A position with
+    /// few drafts leans on the one before it.
+    pub fn position_means(&self) -> [f32; POSITIONS_MAX] {
+        let mut means = [0.0; POSITIONS_MAX];
+        let mut prior = PRIOR_CONFIDENCE;
+        for (mean, (weight, weighted)) in means.iter_mut().zip(&self.positions) {
+            prior = (weighted + prior * PRIOR_DRAFTS) / (weight + PRIOR_DRAFTS);
+            *mean = prior as f32;
+        }
+        means
+    }
+
+    /// How sure the draft is of this request relative to the mean; 1 for a stranger.
+    pub fn request_ratio(&self, request: RequestId) -> f32 {
+        match self.requests.binary_search_by_key(&request, |entry| entry.request) {
+            Ok(index) => {
+                let entry = &self.requests[index];
+                (entry.weighted + REQUEST_PRIOR) / (entry.weight + REQUEST_PRIOR)
+            }
+            Err(_) => 1.0,
+        }
+    }
+
+    /// Learns the confidence of every draft of a step.
+    pub fn observe(&mut self, report: &StepReport, calibration: &Calibration) {
+        self.step += 1;
+        self.forget_absent(report);
+        let means = self.position_means();
+        for row in &report.drafted {
+            let Some(view) = report.view.decoding.get(row.decoding as usize) else { continue };
+            for (place, proposal) in row.proposals.iter().enumerate() {
+                let greedy = view.temperature == 0.0;
+                let confidence = calibration.acceptance(proposal.probability, place as u32 + 1, greedy);
+                let index = place.min(POSITIONS_MAX - 1);
+                self.learn_position(index, f64::from(confidence));
+                self.learn_request(view.request, confidence / means[index]);
+            }
+        }
+    }
+
+    fn learn_position(&mut self, index: usize, confidence: f64) {
+        let (weight, weighted) = &mut self.positions[index];
+        let fade = (-1.0 / POSITION_HALF_LIFE).exp2();
+        *weight = *weight * fade + 1.0;
+        *weighted = *weighted * fade + confidence;
+    }
+
+    fn learn_request(&mut self, request: RequestId, ratio: f32) {
+        let fresh = RequestRatio { request, weight: 0.0, weighted: 0.0, seen_step: self.step };
+        let index = match self.requests.binary_search_by_key(&request, |entry| entry.request) {
+            Ok(index) => index,
+            Err(_) if self.requests.len() >= REQUESTS_MAX => return,
+            Err(index) => {
+                self.requests.insert(index, fresh);
+                index
+            }
+        };
+        let entry = &mut self.requests[index];
+        entry.weight = entry.weight * REQUEST_FADE + 1.0;
+        entry.weighted = entry.weighted * REQUEST_FADE + ratio.clamp(RATIO_RANGE.0, RATIO_RANGE.1);
+    }
+
+    fn forget_absent(&mut self, report: &StepReport) {
+        for view in &report.view.decoding {
+            if let Ok(index) = self.requests.binary_search_by_key(&view.request, |entry| entry.request) {
+                self.requests[index].seen_step = self.step;
+            }
+        }
+        let step = self.step;
+        self.requests.retain(|entry| step - entry.seen_step <= ABSENT_STEPS_MAX);
+    }
+}
+
+/// Writes the survival of positions `from..to` (0-based) behind a prefix that survives with
+/// probability `alive`, where the confidence at position `i` is forecast as `means[i] × ratio`.
+pub fn forecast_survival(
+    means: &[f32; POSITIONS_MAX],
+    ratio: f32,
+    alive: f32,
+    from: usize,
+    to: usize,
+    mut write: impl FnMut(usize, f32),
+) {
+    let mut survival = alive;
+    for position in from..to {
+        survival *= (means[position.min(POSITIONS_MAX - 1)] * ratio).min(CONFIDENCE_MAX);
+        write(position, survival);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::calibration::CalibrationMode;
+    use super::super::{DecodeView, DraftedRow, StepView};
+    use super::*;
+    use crate::executor::Proposal;
+    use crate::time::Micros;
+
+    fn report(rows: &[(u64, &[f32])]) -> StepReport {
+        let view = |&(request, _): &(u64, &[f32])| DecodeView {
+            request: RequestId(request),
+            context_tokens: 10,
+            output_tokens: 1,
+            since_first_token: Micros::ZERO,
+            tpot: None,
+            draft_lag_tokens: 1,
+            drafts_max: 8,
+            temperature: 0.0,
+        };
+        let proposal = |&probability: &f32| Proposal { probability, finite: true, ..Proposal::default() };
+        let drafted = rows.iter().enumerate().map(|(index, (_, drafts))| DraftedRow {
+            decoding: index as u32,
+            proposals: drafts.iter().map(proposal).collect(),
+        });
+        StepReport {
+            view: StepView { decoding: rows.iter().map(view).collect(), ..StepView::default() },
+            drafted: drafted.collect(),
+            verified: vec![0; rows.len()],
+            accepted: vec![0; rows.len()],
+            draft_calls: vec![],
+            prefill_tokens: 0,
+            prefill_attended_tokens: 0,
+            draft_time: Micros::ZERO,
+            target_time: Micros::ZERO,
+            step_time: Micros::ZERO,
+        }
+    }
+
+    #[test]
+    fn positions_and_requests_are_told_apart() {
+        let raw = Calibration::new(CalibrationMode::Raw, None);
+        let mut forecast = Forecast::default();
+        for _ in 0..200 {
+            forecast.observe(&report(&[(1, &[0.95, 0.8]), (2, &[0.65, 0.4])]), &raw);
+        }
+        let means = forecast.position_means();
+        assert!((means[0] - 0.8).abs() < 0.02 && (means[1] - 0.6).abs() < 0.02, "{means:?}");
+        assert!(means[5] > 0.55 && means[5] < 0.65, "unseen positions lean on the last seen");
+        assert!(forecast.request_ratio(RequestId(1)) > 1.15);
+        assert!(forecast.request_ratio(RequestId(2)) < 0.85);
+        assert_eq!(forecast.request_ratio(RequestId(3)), 1.0);
+    }
+
+    #[test]
+    fn a_request_that_changes_is_followed_within_a_few_steps() {
+        let raw = Calibration::new(CalibrationMode::Raw, None);
+        let mut forecast = Forecast::default();
+        (0..50).for_each(|_| forecast.observe(&report(&[(1, &[0.9]), (2, &[0.9])]), &raw));
+        (0..10).for_each(|_| forecast.observe(&report(&[(1, &[0.2, 0.2]), (2, &[0.9])]), &raw));
+        assert!(forecast.request_ratio(RequestId(1)) < 0.6);
+    }
+
+    #[test]
+    fn absent_requests_are_forgotten_and_memory_is_bounded() {
+        let raw = Calibration::new(CalibrationMode::Raw, None);
+        let mut forecast = Forecast::default();
+        for request in 0..2 * REQUESTS_MAX as u64 {
+            forecast.observe(&report(&[(request, &[0.5])]), &raw);
+            assert!(forecast.requests.len() as u64 <= ABSENT_STEPS_MAX + 1);
+        }
+        let many: Vec<(u64, &[f32])> = (0..3000).map(|request| (10_000 + request, &[0.5f32][..])).collect();
+        forecast.observe(&report(&many), &raw);
+        assert_eq!(forecast.requests.len(), REQUESTS_MAX);
+    }
+
+    #[test]
+    fn forecast_survival_falls_with_depth_and_goes_on_from_the_known_prefix() {
+        let mut values = vec![0.0; 4];
+        forecast_survival(&[0.5; POSITIONS_MAX], 1.0, 0.8, 1, 4, |position, value| values[position] = value);
+        assert_eq!(values, [0.0, 0.4, 0.2, 0.1]);
+        forecast_survival(&[0.9; POSITIONS_MAX], 5.0, 1.0, 0, 1, |_, value| assert_eq!(value, CONFIDENCE_MAX));
+    }
+}

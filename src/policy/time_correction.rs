@@ -1,0 +1,394 @@
+//! The profile's time model, corrected by what steps really take.
+//!
+//! Each term (target, prefill, draft) has one multiplicative correction, learned in the log
+//! domain by exponentially weighted least squares: with a constant as the only regressor that
+//! is an exponentially weighted mean of `ln(observed / predicted)`. Its memory starts short
+//! (all steps count alike) and grows to [`MEMORY_STEPS`]. A single step moves the estimate by
+//! a bounded amount, and the correction is clamped, so that a stall of the machine does not
+//! poison the planner. What remains of the step beside the models is an additive mean.
+
+use std::sync::Arc;
+
+use super::StepReport;
+use super::cost_model::{CostModel, Work, prefill_attended};
+use super::error_window::ErrorWindow;
+
+/// Steps that the exponentially weighted mean remembers.
+pub const MEMORY_STEPS: f64 = 32.0;
+/// Corrections stay between the reciprocal of this factor and the factor itself.
+pub const CORRECTION_MAX: f64 = 4.0;
+/// Largest surprise that one step may contribute once the estimate has settled, as
+/// `|ln ratio|`: about a factor of 1.5.
+const SURPRISE_MAX: f64 = 0.4;
+/// Steps before surprises are bounded.
+const SETTLED_STEPS: u32 = 8;
+/// The prefill correction learns only from steps in which prefill is at least this share.
+const PREFILL_SHARE_MIN: f64 = 0.3;
+/// A host observation is cut at this multiple of the current estimate, plus the floor.
+const HOST_FACTOR_MAX: f64 = 8.0;
+/// See [`HOST_FACTOR_MAX`].
+const HOST_FLOOR_US: f64 = 200.0;
+/// The p99 of relative underestimation above which the planner must add it as margin.
+pub const P99_ERROR_BOUND: f64 = 0.15;
+/// Largest margin.
+pub const MARGIN_MAX: f64 = 0.5;
+/// Steps before a p99 means anything.
+const P99_STEPS_MIN: usize = 64;
+/// Steps between two evaluations of the quantiles.
+const MARGIN_PERIOD_STEPS: u64 = 16;
+
+/// One multiplicative correction.
+#[derive(Clone, Copy, Debug, Default)]
+struct Correction {
+    log: f64,
+    steps: u32,
+}
+
+impl Correction {
+    fn factor(&self) -> f64 {
+        self.log.exp()
+    }
+
+    fn learn(&mut self, observed_us: f64, predicted_us: f64) {
+        if !(observed_us > 0.0 && predicted_us > 0.0) {
+            return;
+        }
+        let bound = CORRECTION_MAX.ln();
+        let mut surprise = (observed_us / predicted_us).ln().clamp(-bound, bound) - self.log;
+        if self.steps >= SETTLED_STEPS {
+            surprise = surprise.clamp(-SURPRISE_MAX, SURPRISE_MAX);
+        }
+        let gain = (1.0 / f64::from(self.steps + 1)).max(1.0 / MEMORY_STEPS);
+        self.log = (self.log + gain * surprise).clamp(-bound, bound);
+        self.steps = self.steps.saturating_add(1);
+    }
+}
+
+/// Predicts step times: profile times correction.
+#[derive(Clone, Debug)]
+pub struct TimeModel {
+    cost: Arc<CostModel>,
+    target: Correction,
+    prefill: Correction,
+    draft: Correction,
+    host_us: f64,
+    /// `(observed − predicted) / predicted` of whole steps: positive when underestimated.
+    errors: ErrorWindow,
+    margin: f64,
+    steps: u64,
+}
+
+impl TimeModel {
+    /// Starts from the profile.
+    pub fn new(cost: CostModel) -> TimeModel {
+        TimeModel {
+            host_us: cost.host_us,
+            cost: Arc::new(cost),
+            target: Correction::default(),
+            prefill: Correction::default(),
+            draft: Correction::default(),
+            errors: ErrorWindow::default(),
+            margin: 0.0,
+            steps: 0,
+        }
+    }
+
+    /// The profile's part.
+    pub fn cost(&self) -> &CostModel {
+        &self.cost
+    }
+
+    /// Whether there is a draft model to plan with.
+    pub fn has_draft(&self) -> bool {
+        self.cost.draft.is_some()
+    }
+
+    /// Factor on every target term but prefill.
+    pub fn target_factor(&self) -> f64 {
+        self.target.factor()
+    }
+
+    /// Factor on every draft term.
+    pub fn draft_factor(&self) -> f64 {
+        self.draft.factor()
+    }
+
+    /// What a step costs beside the models, in microseconds.
+    pub fn host_us(&self) -> f64 {
+        self.host_us
+    }
+
+    /// The target's decode part of a step, in microseconds.
+    pub fn target_us(&self, work: &Work) -> f64 {
+        self.cost.target.decode_us(work) * self.target.factor()
+    }
+
+    /// The target's prefill part of a step, in microseconds.
+    pub fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
+        self.cost.target.prefill_us(tokens, attended_tokens) * self.prefill.factor()
+    }
+
+    /// One draft call over `rows` sequences with `context_tokens` behind them in all, in
+    /// microseconds; 0 without a draft model.
+    pub fn draft_call_us(&self, rows: u32, context_tokens: u64) -> f64 {
+        let Some(draft) = &self.cost.draft else { return 0.0 };
+        let attended_tokens = context_tokens;
+        draft.decode_us(&Work { rows, context_tokens, attended_tokens, ..Work::default() })
+            * self.draft.factor()
+    }
+
+    /// Feeding the draft model `tokens` that it missed, in microseconds.
+    pub fn catch_up_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
+        let Some(draft) = &self.cost.draft else { return 0.0 };
+        draft.prefill_us(tokens, attended_tokens) * self.draft.factor()
+    }
+
+    /// Share to add to a predicted step time before it is held against an objective:
+    /// 0 while the p99 of underestimation is within [`P99_ERROR_BOUND`], else that p99.
+    pub fn margin(&self) -> f64 {
+        self.margin
+    }
+
+    /// Quantile of |relative error| of recent steps, each predicted before it was learned from.
+    pub fn relative_error(&self, share: f64) -> Option<f64> {
+        self.errors.quantile(share, f32::abs)
+    }
+
+    /// A step's time as predicted from what it did, in microseconds.
+    pub fn step_us(&self, report: &StepReport) -> f64 {
+        let work = target_work(report);
+        let target = if work.rows > 0 { self.target_us(&work) } else { self.base_us() };
+        let prefill = self.prefill_us(report.prefill_tokens, report.prefill_attended_tokens);
+        target + prefill + self.draft_us(report) + self.host_us
+    }
+
+    /// Learns from one step.
+    pub fn observe(&mut self, report: &StepReport) {
+        let target_us = micros(report.target_time);
+        if target_us <= 0.0 {
+            return;
+        }
+        let draft_us = micros(report.draft_time);
+        let step_us = micros(report.step_time).max(target_us + draft_us);
+        let predicted_us = self.step_us(report);
+        self.errors.push((step_us - predicted_us) / predicted_us);
+        self.learn_target(report, target_us);
+        self.draft.learn(draft_us, self.draft_us(report) / self.draft.factor());
+        if report.step_time.0 > 0 {
+            let host_us = (step_us - target_us - draft_us).min(HOST_FACTOR_MAX * self.host_us + HOST_FLOOR_US);
+            self.host_us += (host_us - self.host_us) / MEMORY_STEPS;
+        }
+        self.steps += 1;
+        if self.steps.is_multiple_of(MARGIN_PERIOD_STEPS) {
+            self.margin = self.margin_now();
+        }
+    }
+
+    /// Corrections and errors, for people.
+    pub fn state(&self) -> serde_json::Value {
+        serde_json::json!({
+            "steps": self.steps,
+            "target_factor": self.target.factor(),
+            "prefill_factor": self.prefill.factor(),
+            "draft_factor": self.draft.factor(),
+            "host_us": self.host_us,
+            "relative_error_p50": self.relative_error(0.5),
+            "relative_error_p99": self.relative_error(0.99),
+            "margin": self.margin,
+        })
+    }
+
+    /// A prefill-only pass still reads the weights.
+    fn base_us(&self) -> f64 {
+        self.cost.target.rows_us(0) * self.target.factor()
+    }
+
+    fn learn_target(&mut self, report: &StepReport, observed_us: f64) {
+        let work = target_work(report);
+        let decode_us = if work.rows > 0 { self.target_us(&work) } else { self.base_us() };
+        let prefill_us = self.prefill_us(report.prefill_tokens, report.prefill_attended_tokens);
+        if prefill_us == 0.0 {
+            self.target.learn(observed_us, decode_us / self.target.factor());
+        } else if prefill_us >= PREFILL_SHARE_MIN * (decode_us + prefill_us) {
+            let left_us = (observed_us - decode_us).max(prefill_us / CORRECTION_MAX);
+            self.prefill.learn(left_us, prefill_us / self.prefill.factor());
+        }
+    }
+
+    fn draft_us(&self, report: &StepReport) -> f64 {
+        let Some(draft) = &self.cost.draft else { return 0.0 };
+        let mut total = 0.0;
+        for (call, &(rows, input_tokens)) in report.draft_calls.iter().enumerate() {
+            let (context_tokens, attended_tokens) = draft_context(report, call);
+            let work = Work {
+                rows,
+                context_tokens,
+                attended_tokens: context_tokens,
+                prefill_tokens: input_tokens.saturating_sub(rows),
+                prefill_attended_tokens: if call == 0 { attended_tokens } else { 0 },
+            };
+            total += draft.micros(&work);
+        }
+        total * self.draft.factor()
+    }
+
+    fn margin_now(&self) -> f64 {
+        if self.errors.len() < P99_STEPS_MIN {
+            return 0.0;
+        }
+        match self.errors.quantile(0.99, |error| error) {
+            Some(p99) if p99 > P99_ERROR_BOUND => p99.min(MARGIN_MAX),
+            _ => 0.0,
+        }
+    }
+}
+
+fn micros(span: crate::time::Micros) -> f64 {
+    span.0 as f64
+}
+
+fn target_work(report: &StepReport) -> Work {
+    let mut work = Work::default();
+    for (row, &verified) in report.view.decoding.iter().zip(&report.verified) {
+        let (context, queries) = (u64::from(row.context_tokens), u64::from(verified) + 1);
+        work.rows += verified + 1;
+        work.context_tokens += context;
+        work.attended_tokens += queries * context + queries * (queries - 1) / 2;
+    }
+    work
+}
+
+/// Context behind the rows of draft call `call`, and what their catch-up attended to.
+fn draft_context(report: &StepReport, call: usize) -> (u64, u64) {
+    let rows = report.drafted.iter().filter(|row| row.proposals.len() > call);
+    let views = rows.filter_map(|row| report.view.decoding.get(row.decoding as usize));
+    views.fold((0, 0), |(context, attended), row| {
+        let missed = row.draft_lag_tokens.saturating_sub(1);
+        let done = row.context_tokens.saturating_sub(row.draft_lag_tokens);
+        (
+            context + u64::from(row.context_tokens) + call as u64,
+            attended + prefill_attended(done, missed),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::profile::tests::gpu_like;
+    use super::super::{DecodeView, DraftedRow, StepView};
+    use super::*;
+    use crate::executor::Proposal;
+    use crate::request::RequestId;
+    use crate::time::Micros;
+
+    /// A step of `rows` plain rows and perhaps a prefill chunk; times are filled in by `run`.
+    fn step(rows: u32, prefill_tokens: u32) -> StepReport {
+        let row = |index: u32| DecodeView {
+            request: RequestId(u64::from(index)),
+            context_tokens: 300 + index,
+            output_tokens: 5,
+            since_first_token: Micros(1),
+            tpot: None,
+            draft_lag_tokens: 1,
+            drafts_max: 8,
+            temperature: 0.0,
+        };
+        StepReport {
+            view: StepView { decoding: (0..rows).map(row).collect(), ..StepView::default() },
+            drafted: (0..rows)
+                .map(|decoding| DraftedRow { decoding, proposals: vec![Proposal::default(); 2] })
+                .collect(),
+            verified: vec![2; rows as usize],
+            accepted: vec![1; rows as usize],
+            draft_calls: vec![(rows, rows), (rows, rows)],
+            prefill_tokens,
+            prefill_attended_tokens: prefill_attended(0, prefill_tokens),
+            draft_time: Micros::ZERO,
+            target_time: Micros::ZERO,
+            step_time: Micros::ZERO,
+        }
+    }
+
+    /// Fills in the times of a machine whose terms are the profile's times `slow`.
+    fn run(truth: &TimeModel, mut report: StepReport, slow: [f64; 3], host_us: f64) -> StepReport {
+        let target = truth.target_us(&target_work(&report)) * slow[0]
+            + truth.prefill_us(report.prefill_tokens, report.prefill_attended_tokens) * slow[1];
+        let draft = truth.draft_us(&report) * slow[2];
+        report.target_time = Micros(target as u64);
+        report.draft_time = Micros(draft as u64);
+        report.step_time = Micros((target + draft + host_us) as u64);
+        report
+    }
+
+    fn model() -> TimeModel {
+        TimeModel::new(gpu_like().cost_model().unwrap())
+    }
+
+    #[test]
+    fn a_profile_that_is_off_by_forty_percent_is_corrected_within_two_hundred_steps() {
+        for slow in [1.4, 0.6] {
+            let (truth, mut learner) = (model(), model());
+            for index in 0..200u32 {
+                let prefill = if index % 3 == 0 { 700 } else { 0 };
+                learner.observe(&run(&truth, step(1 + index % 40, prefill), [slow; 3], 90.0));
+            }
+            let check = run(&truth, step(25, 900), [slow; 3], 90.0);
+            let error = learner.step_us(&check) / check.step_time.0 as f64 - 1.0;
+            assert!(error.abs() < 0.02, "slow {slow}: {error}");
+        }
+    }
+
+    #[test]
+    fn terms_are_corrected_apart_from_each_other() {
+        let (truth, mut learner) = (model(), model());
+        for index in 0..200u32 {
+            let prefill = if index % 2 == 0 { 1200 } else { 0 };
+            learner.observe(&run(&truth, step(8, prefill), [1.0, 1.5, 0.7], 60.0));
+        }
+        assert!((learner.target.factor() - 1.0).abs() < 0.02);
+        assert!((learner.prefill.factor() - 1.5).abs() < 0.05);
+        assert!((learner.draft.factor() - 0.7).abs() < 0.02);
+    }
+
+    #[test]
+    fn a_stall_moves_the_correction_by_a_bounded_amount() {
+        let (truth, mut learner) = (model(), model());
+        (0..100).for_each(|_| learner.observe(&run(&truth, step(8, 0), [1.0; 3], 60.0)));
+        learner.observe(&run(&truth, step(8, 0), [100.0; 3], 1e6));
+        assert!(learner.target.factor() < 1.02);
+        assert!(learner.host_us() < 200.0);
+    }
+
+    #[test]
+    fn corrections_are_clamped_and_silent_steps_teach_nothing() {
+        let (truth, mut learner) = (model(), model());
+        (0..500).for_each(|_| learner.observe(&run(&truth, step(8, 0), [50.0; 3], 0.0)));
+        assert!(learner.target.factor() <= CORRECTION_MAX + 1e-9);
+        let mut untouched = model();
+        untouched.observe(&step(8, 0));
+        assert_eq!(untouched.steps, 0);
+        assert_eq!(untouched.relative_error(0.5), None);
+    }
+
+    #[test]
+    fn frequent_underestimates_become_a_margin_that_goes_away_again() {
+        let (truth, mut learner) = (model(), model());
+        for index in 0..320u32 {
+            let slow = if index % 20 == 0 { 1.6 } else { 1.0 };
+            learner.observe(&run(&truth, step(8, 0), [slow; 3], 60.0));
+        }
+        assert!(learner.margin() > P99_ERROR_BOUND && learner.margin() <= MARGIN_MAX);
+        (0..640).for_each(|_| learner.observe(&run(&truth, step(8, 0), [1.0; 3], 60.0)));
+        assert_eq!(learner.margin(), 0.0);
+        assert!(learner.relative_error(0.99).unwrap() < 0.05);
+    }
+
+    #[test]
+    fn without_a_draft_model_drafting_is_not_predicted() {
+        let mut cost = gpu_like().cost_model().unwrap();
+        cost.draft = None;
+        let model = TimeModel::new(cost);
+        assert!(!model.has_draft());
+        assert_eq!((model.draft_call_us(4, 100), model.catch_up_us(5, 5)), (0.0, 0.0));
+    }
+}
