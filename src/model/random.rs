@@ -57,11 +57,17 @@ pub fn random_model(spec: &ModelSpec, seed: u64, options: RandomOptions) -> Load
     let mut source = Source { noise: Noise(seed), options };
     let hidden = spec.hidden_size;
     let embedding = source.matrix(spec.vocab_size, hidden, false);
-    let head = if options.tied_head { embedding.clone() } else { source.matrix(spec.vocab_size, hidden, false) };
+    let head =
+        if options.tied_head { embedding.clone() } else { source.matrix(spec.vocab_size, hidden, false) };
     let layers = (0..spec.layers).map(|_| source.layer(spec)).collect();
     let final_norm = source.norm(hidden);
-    let weights =
-        ModelWeights { embedding: embedding.weight, layers, final_norm, head: head.weight, tied_head: options.tied_head };
+    let weights = ModelWeights {
+        embedding: embedding.weight,
+        layers,
+        final_norm,
+        head: head.weight,
+        tied_head: options.tied_head,
+    };
     LoadedModel { spec: spec.clone(), weights }
 }
 
@@ -145,7 +151,13 @@ mod tests {
 
     #[test]
     fn tensors_have_the_shapes_and_formats_that_the_options_ask_for() {
-        let options = RandomOptions { dtype: Dtype::F16, qkv_bias: true, head_norms: true, tied_head: false, ..RandomOptions::default() };
+        let options = RandomOptions {
+            dtype: Dtype::F16,
+            qkv_bias: true,
+            head_norms: true,
+            tied_head: false,
+            ..RandomOptions::default()
+        };
         let weights = random_model(&small_spec(32), 3, options).weights;
         let layer = &weights.layers[1];
         assert_eq!(layer.key.weight.shape, [32, 64]);

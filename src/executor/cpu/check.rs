@@ -1,7 +1,9 @@
 //! What a batch and the options must be like. A batch that passes can't make the kernels
 //! touch memory that is not theirs.
 
-use crate::executor::{Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow};
+use crate::executor::{
+    Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow,
+};
 use crate::kv::BlockId;
 use crate::model::ModelSpec;
 
@@ -32,7 +34,10 @@ pub(crate) fn options(
         return bad(format!("block_tokens is {}, not a multiple of {STEP}", options.block_tokens));
     }
     if options.draft_tokens_max > DRAFT_TOKENS_MAX {
-        return bad(format!("draft_tokens_max is {}, more than {DRAFT_TOKENS_MAX}", options.draft_tokens_max));
+        return bad(format!(
+            "draft_tokens_max is {}, more than {DRAFT_TOKENS_MAX}",
+            options.draft_tokens_max
+        ));
     }
     if !InstructionSet::available().contains(&set) {
         return bad(format!("this processor has no {}", set.name()));
@@ -86,11 +91,17 @@ impl Bounds {
         let vocab = self.info.vocab_size;
         let outside = input.tokens.iter().find(|&&token| token >= vocab);
         ensure(outside.is_none(), || format!("request {who}: a token is outside the vocabulary of {vocab}"))?;
-        self.positions(&input.blocks, input.start, input.tokens.len()).map_err(|error| of_request(error, input))
+        self.positions(&input.blocks, input.start, input.tokens.len())
+            .map_err(|error| of_request(error, input))
     }
 
     /// Checks that a sequence may write `count` positions from `start` on.
-    pub(crate) fn positions(&mut self, blocks: &[BlockId], start: u32, count: usize) -> Result<(), ExecutorError> {
+    pub(crate) fn positions(
+        &mut self,
+        blocks: &[BlockId],
+        start: u32,
+        count: usize,
+    ) -> Result<(), ExecutorError> {
         self.tokens += count;
         let (tokens, most) = (self.tokens, self.info.batch_tokens_max as usize);
         ensure(tokens <= most, || format!("{tokens} input tokens, at most {most}"))?;

@@ -82,7 +82,11 @@ impl Buffers {
 
 impl Model {
     /// A model with an empty cache.
-    pub(crate) fn new(model: &LoadedModel, set: InstructionSet, bounds: ModelBounds) -> Result<Model, CpuError> {
+    pub(crate) fn new(
+        model: &LoadedModel,
+        set: InstructionSet,
+        bounds: ModelBounds,
+    ) -> Result<Model, CpuError> {
         let spec = model.spec.clone();
         let weights = Weights::new(model, set, bounds.threads)?;
         let slots = spec.context_tokens_max.min(bounds.blocks * bounds.block_tokens);
@@ -112,7 +116,11 @@ impl Model {
     }
 
     /// Logits after some features, one row each.
-    pub(crate) fn logits(&mut self, pool: &Pool, features: Range<usize>) -> Result<LogitRows<'_>, JobPanicked> {
+    pub(crate) fn logits(
+        &mut self,
+        pool: &Pool,
+        features: Range<usize>,
+    ) -> Result<LogitRows<'_>, JobPanicked> {
         let (x, out) = (self.buffers.features.share(), self.buffers.logits.share());
         let product = self.product(&self.weights.head, x, features.len(), out);
         Product { first_row: features.start, ..product }.run(pool)?;
@@ -234,7 +242,13 @@ impl Model {
         Product { accumulate: true, ..down }.run(pool)
     }
 
-    fn product<'a>(&'a self, linear: &'a PackedLinear, x: SharedRows, rows: usize, out: SharedRows) -> Product<'a> {
+    fn product<'a>(
+        &'a self,
+        linear: &'a PackedLinear,
+        x: SharedRows,
+        rows: usize,
+        out: SharedRows,
+    ) -> Product<'a> {
         let arena = &self.weights.arena;
         Product { set: self.set, arena, linear, x, first_row: 0, rows, out, accumulate: false }
     }

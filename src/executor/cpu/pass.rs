@@ -40,20 +40,40 @@ pub(crate) struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// Adds a sequence of which each token sees all before it. Logits are wanted after the
     /// last `wanted` tokens.
-    pub(crate) fn push_chain(&mut self, blocks: &'a [BlockId], tokens: &[TokenId], start: u32, wanted: usize) {
+    pub(crate) fn push_chain(
+        &mut self,
+        blocks: &'a [BlockId],
+        tokens: &[TokenId],
+        start: u32,
+        wanted: usize,
+    ) {
         let sequence = self.sequences.len();
         self.sequences.push(blocks);
         for (index, &token) in tokens.iter().enumerate() {
             let slot = start as usize + index;
             let wanted = index + wanted >= tokens.len();
-            self.rows.push(PassRow { token, position: slot, slot, sequence, prefix: slot + 1, tail: 0..0, wanted });
+            self.rows.push(PassRow {
+                token,
+                position: slot,
+                slot,
+                sequence,
+                prefix: slot + 1,
+                tail: 0..0,
+                wanted,
+            });
         }
     }
 
     /// Adds a sequence whose last tokens are a tree with these parents
     /// ([`VerifyRow::tree`](crate::executor::VerifyRow::tree)). Logits are wanted after the
     /// last committed token and every node.
-    pub(crate) fn push_tree(&mut self, blocks: &'a [BlockId], tokens: &[TokenId], start: u32, parents: &[u32]) {
+    pub(crate) fn push_tree(
+        &mut self,
+        blocks: &'a [BlockId],
+        tokens: &[TokenId],
+        start: u32,
+        parents: &[u32],
+    ) {
         let committed = tokens.len() - parents.len();
         self.push_chain(blocks, &tokens[..committed], start, 1);
         let sequence = self.sequences.len() - 1;
@@ -103,7 +123,13 @@ pub(crate) struct Tiles {
 impl Tiles {
     /// Tiles of the rows `active`, of about equal work per thread. Depends on nothing
     /// that could change a result: a query's sums are its own.
-    pub(crate) fn new(pass: &Pass<'_>, active: Vec<usize>, heads: usize, kv_heads: usize, threads: usize) -> Tiles {
+    pub(crate) fn new(
+        pass: &Pass<'_>,
+        active: Vec<usize>,
+        heads: usize,
+        kv_heads: usize,
+        threads: usize,
+    ) -> Tiles {
         let group = heads / kv_heads;
         let tile_queries = (active.len() * heads).div_ceil(threads).min(QUERIES_MAX);
         let mut tiles = Vec::new();
@@ -186,11 +212,15 @@ mod tests {
         let mut pass = Pass::default();
         // Committed 10 at slots 4 and 5; drafts: a, b (children of the root), c under a, d under c.
         pass.push_tree(&blocks, &[10, 11, 1, 2, 3, 4], 4, &[0, 0, 1, 3]);
-        let seen: Vec<Vec<u32>> = pass.rows[2..].iter().map(|row| pass.tails[row.tail.clone()].to_vec()).collect();
+        let seen: Vec<Vec<u32>> =
+            pass.rows[2..].iter().map(|row| pass.tails[row.tail.clone()].to_vec()).collect();
         assert_eq!(seen, [vec![6], vec![7], vec![6, 8], vec![6, 8, 9]]);
         let positions: Vec<usize> = pass.rows.iter().map(|row| row.position).collect();
         assert_eq!(positions, [4, 5, 6, 6, 7, 8]);
-        assert_eq!(pass.rows.iter().map(|row| row.wanted).collect::<Vec<_>>(), [false, true, true, true, true, true]);
+        assert_eq!(
+            pass.rows.iter().map(|row| row.wanted).collect::<Vec<_>>(),
+            [false, true, true, true, true, true]
+        );
     }
 
     #[test]

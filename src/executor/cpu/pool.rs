@@ -304,7 +304,8 @@ mod tests {
     fn shares_are_disjoint_and_cover_everything() {
         for total in [0, 1, 2, 7, 40] {
             for workers in 1..6 {
-                let parts: Vec<usize> = (0..workers).flat_map(|worker| share(total, worker, workers)).collect();
+                let parts: Vec<usize> =
+                    (0..workers).flat_map(|worker| share(total, worker, workers)).collect();
                 assert_eq!(parts, (0..total).collect::<Vec<_>>());
             }
         }

@@ -46,7 +46,16 @@ impl HeadWriter<'_> {
         for (head, (key, value)) in heads.enumerate() {
             self.place(key, self.layer.key_norm.as_deref(), row.position);
             // SAFETY: the caller's contract; `write_slot` touches this slot alone.
-            unsafe { write_slot(self.cache, block + self.shape.head_offset(head), self.shape.block_tokens, slot, key, value) };
+            unsafe {
+                write_slot(
+                    self.cache,
+                    block + self.shape.head_offset(head),
+                    self.shape.block_tokens,
+                    slot,
+                    key,
+                    value,
+                )
+            };
         }
     }
 

@@ -70,12 +70,18 @@ impl<'a> LayerPlan<'a> {
         let down = self.down.pack(arena, threads);
         Layer {
             attention_norm: vector(&layer.attention_norm),
-            qkv: PackedLinear { bias: stacked_bias(&[&layer.query, &layer.key, &layer.value], &qkv), matrix: qkv },
+            qkv: PackedLinear {
+                bias: stacked_bias(&[&layer.query, &layer.key, &layer.value], &qkv),
+                matrix: qkv,
+            },
             query_norm: layer.query_norm.as_ref().map(vector),
             key_norm: layer.key_norm.as_ref().map(vector),
             output: PackedLinear { bias: stacked_bias(&[&layer.output], &output), matrix: output },
             mlp_norm: vector(&layer.mlp_norm),
-            gate_up: PackedLinear { bias: alternating_bias(&layer.gate, &layer.up, &gate_up), matrix: gate_up },
+            gate_up: PackedLinear {
+                bias: alternating_bias(&layer.gate, &layer.up, &gate_up),
+                matrix: gate_up,
+            },
             down: PackedLinear { bias: stacked_bias(&[&layer.down], &down), matrix: down },
         }
     }
@@ -86,7 +92,8 @@ impl Weights {
     pub(crate) fn new(model: &LoadedModel, set: InstructionSet, threads: usize) -> Result<Weights, CpuError> {
         check_shape(&model.spec)?;
         let weights = &model.weights;
-        let plans: Vec<LayerPlan<'_>> = weights.layers.iter().map(|layer| LayerPlan::new(layer, set)).collect();
+        let plans: Vec<LayerPlan<'_>> =
+            weights.layers.iter().map(|layer| LayerPlan::new(layer, set)).collect();
         let head = MatrixPlan::stacked(&[&weights.head], set);
         let bytes = plans.iter().map(LayerPlan::bytes).sum::<usize>() + head.bytes();
         let mut arena = Arena::new(bytes).map_err(CpuError::Memory)?;
@@ -114,7 +121,9 @@ fn check_shape(spec: &ModelSpec) -> Result<(), CpuError> {
     }
     if spec.kv_heads == 0 || !spec.heads.is_multiple_of(spec.kv_heads) {
         let (heads, kv_heads) = (spec.heads, spec.kv_heads);
-        return Err(CpuError::Unsupported(format!("{heads} query heads do not divide among {kv_heads} KV heads")));
+        return Err(CpuError::Unsupported(format!(
+            "{heads} query heads do not divide among {kv_heads} KV heads"
+        )));
     }
     Ok(())
 }

@@ -33,7 +33,9 @@ super::entry! {
 }
 
 #[inline(always)]
-unsafe fn multiply_adds_body<V: Vector, const N: usize>((rounds, count, checksum): (u64, &mut u64, &mut f32)) {
+unsafe fn multiply_adds_body<V: Vector, const N: usize>(
+    (rounds, count, checksum): (u64, &mut u64, &mut f32),
+) {
     // SAFETY: register operations only.
     unsafe {
         let mut sums = [V::splat(*checksum); SUMS];
