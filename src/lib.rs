@@ -5,10 +5,17 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod actors;
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod daemon;
 pub mod executor;
 pub mod kv;
 pub mod model;
 pub mod policy;
 pub mod request;
 pub mod sampling;
+pub mod scheduler;
+pub mod step;
+pub mod telemetry;
 pub mod time;

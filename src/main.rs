@@ -1,1 +1,45 @@
-fn main() {}
+//! The `specserve` program: a command line over the library.
+
+use std::future::Future;
+use std::path::Path;
+use std::process::ExitCode;
+
+use specserve::cli::{self, DaemonHost, HostError, RunningDaemon};
+use specserve::config::Config;
+use specserve::daemon::{self, Daemon};
+
+/// Runs daemons in this process.
+struct Host;
+
+impl DaemonHost for Host {
+    type Daemon = Local;
+
+    async fn start(&self, config: Config) -> Result<Local, HostError> {
+        Ok(Local(Daemon::start(config).await?))
+    }
+
+    async fn run(
+        &self,
+        config: Config,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), HostError> {
+        Ok(daemon::run(config, shutdown).await?)
+    }
+}
+
+/// A daemon beside a command.
+struct Local(Daemon);
+
+impl RunningDaemon for Local {
+    fn socket(&self) -> &Path {
+        self.0.socket()
+    }
+
+    async fn shutdown(self) {
+        self.0.shutdown().await;
+    }
+}
+
+fn main() -> ExitCode {
+    cli::main(&Host)
+}

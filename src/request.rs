@@ -79,6 +79,15 @@ pub enum RequestFailure {
     Engine(String),
 }
 
+/// Why a request is ended from outside, before its output is complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The caller has all it wants: a stop string is complete. Counts as a success.
+    Stopped,
+    /// There is nobody to answer, or no way to.
+    Failed(RequestFailure),
+}
+
 /// What speculation did for one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct SpeculationStats {
@@ -118,6 +127,24 @@ pub struct RequestSummary {
     pub speculation: SpeculationStats,
     /// How often the request was preempted and recomputed.
     pub preemptions: u32,
+}
+
+impl RequestSummary {
+    /// Arrival to the first step that the request was part of.
+    pub fn queue_time(&self) -> Micros {
+        self.times.scheduled.saturating_sub(self.times.arrival)
+    }
+
+    /// Arrival to first token.
+    pub fn ttft(&self) -> Micros {
+        self.times.first_token.saturating_sub(self.times.arrival)
+    }
+
+    /// Mean time per output token after the first; `None` for a single token.
+    pub fn tpot(&self) -> Option<Micros> {
+        let gaps = u64::from(self.output_tokens.checked_sub(1).filter(|&gaps| gaps > 0)?);
+        Some(Micros(self.times.last_token.saturating_sub(self.times.first_token).0 / gaps))
+    }
 }
 
 /// What the engine sends about one request: any number of `Tokens`, then exactly

@@ -30,12 +30,12 @@ impl Micros {
 
     /// The span in seconds.
     pub fn as_secs_f64(self) -> f64 {
-        self.0 as f64 * 1e-6
+        self.0 as f64 / 1e6
     }
 
     /// The span in milliseconds.
     pub fn as_millis_f64(self) -> f64 {
-        self.0 as f64 * 1e-3
+        self.0 as f64 / 1e3
     }
 
     /// `self - earlier`, or zero when `earlier` is later.

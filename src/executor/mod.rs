@@ -7,8 +7,11 @@
 //! implementation (DESIGN, section 11 and 12).
 
 pub mod cpu;
+mod shadow;
 
 use std::sync::Arc;
+
+pub use shadow::{ShadowExecutor, ShadowOptions};
 
 use crate::kv::BlockId;
 use crate::request::{RequestId, TokenId};

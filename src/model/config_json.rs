@@ -121,7 +121,7 @@ fn head_dim(
             return Err(config.bad("hidden_size", problem));
         }
     };
-    if head_dim % 2 != 0 {
+    if !head_dim.is_multiple_of(2) {
         return Err(config.bad(key, "gives heads of odd width, which can't be rotated"));
     }
     Ok(head_dim)

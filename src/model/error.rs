@@ -1,5 +1,7 @@
 //! Why a model could not be loaded: written for the operator who named it.
 
+use super::Mismatch;
+
 /// A model that can't be served. Every variant names the file, and in it the key,
 /// tensor or token, that has to change.
 #[derive(Debug, thiserror::Error)]
@@ -121,5 +123,31 @@ pub enum ModelError {
     TiedHeadDiffers {
         /// The weight file of the head.
         file: String,
+    },
+    /// tokenizer.json can't be used.
+    #[error("{file}: {problem}")]
+    Tokenizer {
+        /// Its path.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The chat template has an error.
+    #[error("{file}: the chat template has an error: {problem}")]
+    ChatTemplate {
+        /// The file that holds it.
+        file: String,
+        /// The template engine's message, with the line.
+        problem: String,
+    },
+    /// Target and draft don't fit together.
+    #[error("draft {draft} does not fit target {target}: {mismatch}")]
+    Pair {
+        /// The target's source.
+        target: String,
+        /// The draft's source.
+        draft: String,
+        /// The first difference.
+        mismatch: Mismatch,
     },
 }

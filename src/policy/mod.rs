@@ -76,6 +76,9 @@ pub struct StepDecision {
     pub drafts: Vec<u32>,
     /// Most prefill tokens in this step, at most the view's bound.
     pub prefill_tokens: u32,
+    /// Whether the draft model sees prefill chunks, too, so that it can propose from the
+    /// first decode step on. Costs draft time now; later catch-up costs the same or more.
+    pub warm_draft: bool,
 }
 
 /// Drafts of one decoding sequence so far in this step.

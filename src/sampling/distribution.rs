@@ -110,7 +110,7 @@ pub(super) fn adjust_logits(logits: &mut [f32], params: &SamplingParams, history
     }
 }
 
-/// The filters of step 5 that are on, for a vocabulary of a given size.
+/// The filters of step 5 that are on, at least one, for a vocabulary of a given size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Filters {
     /// Top-k, less than the vocabulary.
@@ -161,5 +161,87 @@ impl Ranked {
     #[inline]
     pub fn token(self) -> TokenId {
         self.0 as TokenId
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn penalties_and_bias_apply_in_the_documented_order() {
+        let params = SamplingParams {
+            repetition_penalty: 2.0,
+            presence_penalty: 0.25,
+            frequency_penalty: 0.5,
+            logit_bias: vec![(1, 10.0), (3, -1.0), (99, 5.0)],
+            ..SamplingParams::greedy()
+        };
+        // Token 0 in the prompt, 1 twice in the output, 2 in both, 77 outside of the vocabulary.
+        let history = TokenHistory::new(3, vec![0, 2, 77, 1, 1, 2]);
+        let mut logits = [4.0, -3.0, 1.0, 6.0];
+        adjust_logits(&mut logits, &params, &history);
+        assert_eq!(logits, [2.0, -6.0 - 0.25 - 1.0 + 10.0, 0.5 - 0.25 - 0.5, 5.0]);
+    }
+
+    #[test]
+    fn presence_and_frequency_do_not_look_at_the_prompt() {
+        let params =
+            SamplingParams { presence_penalty: 1.0, frequency_penalty: 1.0, ..SamplingParams::greedy() };
+        let mut logits = [1.0, 2.0];
+        adjust_logits(&mut logits, &params, &TokenHistory::new(2, vec![0, 1]));
+        assert_eq!(logits, [1.0, 2.0]);
+    }
+
+    #[test]
+    fn weights_are_the_rounded_exponentials() {
+        assert_eq!(weight(3.0, 3.0), WEIGHT_ONE);
+        for i in 0..100_000 {
+            let x = -(i as f32) * 3e-4;
+            let exact = f64::from(exp(x)) * f64::from(WEIGHT_ONE);
+            assert_eq!(f64::from(weight(x, 0.0)), exact.round_ties_even(), "at {x}");
+        }
+        assert_eq!(weight(-1e30, 1e30), 0);
+    }
+
+    #[test]
+    fn the_total_mass_is_the_sum_of_the_weights_for_any_length() {
+        for len in [1, 7, 8, 9, 100, 3 * SUM_TOKENS + 5] {
+            let logits: Vec<f32> = (0..len).map(|i| -((i % 13) as f32) * 0.3).collect();
+            let scores = Scores { logits: &logits, scale: 1.5 };
+            let expected: u64 = logits.iter().map(|l| u64::from(weight(l * 1.5, 0.0))).sum();
+            assert_eq!(total_mass(scores, 0.0), expected);
+        }
+        let flat = vec![1.0; SUM_TOKENS + 1];
+        let mass = total_mass(Scores { logits: &flat, scale: 1.0 }, 1.0);
+        assert_eq!(mass, (SUM_TOKENS as u64 + 1) << 30, "the largest sums do not overflow");
+    }
+
+    #[test]
+    fn ranked_tokens_sort_by_score_then_id_and_give_both_back() {
+        let scores = [f32::MAX, 3.5, 1e-40, 0.0, -1e-40, -2.0, f32::MIN];
+        for (i, &score) in scores.iter().enumerate() {
+            let ranked = Ranked::new(score, 7);
+            assert_eq!((ranked.score(), ranked.token()), (score, 7));
+            assert!(ranked < Ranked::new(score, 8));
+            assert!(scores[i + 1..].iter().all(|&lower| ranked < Ranked::new(lower, 0)));
+        }
+        assert!(Ranked::new(-0.0, 1) < Ranked::new(0.0, 2), "zeros tie");
+    }
+
+    #[test]
+    fn filters_that_keep_everything_are_off() {
+        let off = SamplingParams { temperature: 1.0, ..SamplingParams::greedy() };
+        assert_eq!(Filters::of(&off, 10), None);
+        assert_eq!(Filters::of(&SamplingParams { top_k: 10, ..off.clone() }, 10), None);
+        assert_eq!(
+            Filters::of(&SamplingParams { top_k: 11, top_p: 1.5, min_p: -1.0, ..off.clone() }, 10),
+            None
+        );
+        assert_eq!(
+            Filters::of(&SamplingParams { top_p: f32::NAN, min_p: f32::NAN, ..off.clone() }, 10),
+            None
+        );
+        assert!(Filters::of(&SamplingParams { top_k: 9, ..off }, 10).is_some());
     }
 }

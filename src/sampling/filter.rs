@@ -118,3 +118,102 @@ fn cut_mass(tokens: &mut Vec<Ranked>, max_score: f32, target: u64) {
     }
     tokens.truncate(kept);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::TokenId;
+    use crate::sampling::noise::Noise;
+
+    /// By the definition: rank everything, cut one after the other.
+    fn by_sorting(scores: Scores, filters: Filters) -> Vec<TokenId> {
+        let mut ids: Vec<TokenId> = (0..scores.logits.len() as u32).collect();
+        ids.sort_by(|&a, &b| scores.at(b).total_cmp(&scores.at(a)).then(a.cmp(&b)));
+        let max = scores.at(ids[0]);
+        let mass = |&id: &TokenId| u64::from(weight(scores.at(id), max));
+        ids.truncate(filters.top_k.unwrap_or(ids.len()));
+        if let Some(p) = filters.top_p {
+            let target = (f64::from(p) * ids.iter().map(mass).sum::<u64>() as f64).ceil() as u64;
+            let mut reached = 0;
+            let last = ids.iter().position(|id| {
+                reached += mass(id);
+                reached >= target
+            });
+            ids.truncate(last.expect("all of them reach it") + 1);
+        }
+        if let Some(least) = filters.min_score {
+            ids.retain(|&id| scores.at(id) - max >= least);
+        }
+        ids
+    }
+
+    /// What [`keep`] keeps, in the order of the ranking.
+    fn kept(scores: Scores, filters: Filters) -> Vec<TokenId> {
+        let mut kept = Vec::new();
+        let max = scores.logits.iter().fold(f32::NEG_INFINITY, |a, b| a.max(b * scores.scale));
+        keep(scores, max, filters, &mut kept);
+        kept.sort_unstable();
+        kept.iter().map(|r| r.token()).collect()
+    }
+
+    fn check(logits: &[f32], filters: Filters) {
+        if filters.top_k.is_none() && filters.top_p.is_none() && filters.min_score.is_none() {
+            return; // Filters::of gives no such filters.
+        }
+        let scores = Scores { logits, scale: 1.25 };
+        assert_eq!(
+            kept(scores, filters),
+            by_sorting(scores, filters),
+            "{filters:?} of {} tokens",
+            logits.len()
+        );
+    }
+
+    /// Flat, peaked, and with many exact ties.
+    fn rows(len: u32) -> [Vec<f32>; 4] {
+        let gumbel = |token| Noise { seed: 3, position: len }.gumbel(token);
+        [
+            vec![0.5; len as usize],
+            (0..len).map(gumbel).collect(),
+            (0..len).map(|token| 6.0 * gumbel(token)).collect(),
+            (0..len).map(|token| (2.0 * gumbel(token)).floor()).collect(),
+        ]
+    }
+
+    #[test]
+    fn partitioning_keeps_what_sorting_keeps() {
+        for len in [1u32, 2, 31, 64, 65, 500, 3000] {
+            for logits in rows(len) {
+                for top_k in [None, Some(1), Some(2), Some(40), Some(400)] {
+                    let top_k = top_k.filter(|&k| k < len as usize);
+                    for top_p in
+                        [None, Some(-1.0), Some(0.0), Some(1e-9), Some(0.5), Some(0.95), Some(0.999_999_9)]
+                    {
+                        for min_score in [None, Some(0.0), Some(-3.0), Some(-60.0)] {
+                            check(&logits, Filters { top_k, top_p, min_score });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_tokens_tied_at_the_cut_the_lowest_ids_stay() {
+        let scores = Scores { logits: &[1.0, 3.0, 1.0, 1.0, 2.0], scale: 1.0 };
+        let only = |top_k, top_p| kept(scores, Filters { top_k, top_p, min_score: None });
+        assert_eq!(only(Some(3), None), [1, 4, 0]);
+        assert_eq!(only(Some(4), None), [1, 4, 0, 2]);
+        // e^3 + e^2 + e = 30.2 of 35.6: the third token is needed to get over 0.8, and it is the lowest id.
+        assert_eq!(only(None, Some(0.8)), [1, 4, 0]);
+        assert_eq!(only(None, Some(0.5)), [1]);
+    }
+
+    #[test]
+    fn mass_that_is_reached_exactly_is_enough() {
+        let scores = Scores { logits: &[0.0; 4], scale: 1.0 };
+        let only = |p| kept(scores, Filters { top_k: None, top_p: Some(p), min_score: None });
+        assert_eq!(only(0.5), [0, 1]);
+        assert_eq!(only(0.5f32.next_up()), [0, 1, 2]);
+    }
+}

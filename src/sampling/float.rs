@@ -24,8 +24,6 @@ const LN_COEFFICIENTS: [f32; 8] = [
     -0.078_654_625,
 ];
 
-/// 1 / ln 2.
-const LOG2_E: f32 = 1.442_695;
 /// 1.5 · 2^23: adding it to a number of at most 2^22 either way leaves that number,
 /// rounded to an integer, in the low bits of the sum.
 pub(super) const ROUNDING_SHIFT: f32 = 12_582_912.0;
@@ -80,7 +78,7 @@ pub fn minus_ln_one_minus(w: f32) -> f32 {
 #[inline]
 pub fn exp(x: f32) -> f32 {
     let x = if x > EXP_ARGUMENT_MIN { x } else { EXP_ARGUMENT_MIN };
-    let shifted = x * LOG2_E + ROUNDING_SHIFT;
+    let shifted = x * std::f32::consts::LOG2_E + ROUNDING_SHIFT;
     let n = shifted - ROUNDING_SHIFT;
     let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
     let mut p = EXP_COEFFICIENTS[4];

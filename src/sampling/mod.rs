@@ -9,6 +9,8 @@ pub mod distribution;
 mod filter;
 pub mod float;
 mod history;
+#[cfg(test)]
+mod losslessness;
 pub mod noise;
 mod params;
 pub mod philox;

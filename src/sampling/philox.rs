@@ -26,21 +26,19 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 /// `w` of counter `n`, and so with the result.
 #[inline]
 pub fn philox4x32_10_lanes<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N]; 4] {
-    let mut c = counters;
+    let [mut c0, mut c1, mut c2, mut c3] = counters;
     let [mut k0, mut k1] = key;
     for _ in 0..ROUNDS {
         for n in 0..N {
-            let a = u64::from(MULTIPLIERS[0]) * u64::from(c[0][n]);
-            let b = u64::from(MULTIPLIERS[1]) * u64::from(c[2][n]);
-            c[0][n] = (b >> 32) as u32 ^ c[1][n] ^ k0;
-            c[1][n] = b as u32;
-            c[2][n] = (a >> 32) as u32 ^ c[3][n] ^ k1;
-            c[3][n] = a as u32;
+            let a = u64::from(MULTIPLIERS[0]) * u64::from(c0[n]);
+            let b = u64::from(MULTIPLIERS[1]) * u64::from(c2[n]);
+            (c0[n], c1[n]) = ((b >> 32) as u32 ^ c1[n] ^ k0, b as u32);
+            (c2[n], c3[n]) = ((a >> 32) as u32 ^ c3[n] ^ k1, a as u32);
         }
         k0 = k0.wrapping_add(WEYL[0]);
         k1 = k1.wrapping_add(WEYL[1]);
     }
-    c
+    [c0, c1, c2, c3]
 }
 
 #[cfg(test)]

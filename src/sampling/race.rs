@@ -113,3 +113,54 @@ pub(super) fn race_some(entrants: impl Iterator<Item = (TokenId, f32)>, noise: N
     }
     podium
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the definition: all noise, then sort.
+    fn ranking(scores: Scores, noise: Noise) -> Vec<TokenId> {
+        let score = |token: TokenId| scores.at(token) + noise.gumbel(token);
+        let mut ids: Vec<TokenId> = (0..scores.logits.len() as u32).collect();
+        ids.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+        ids
+    }
+
+    fn row(len: usize, spread: f32, position: u32) -> Vec<f32> {
+        (0..len as u32).map(|token| spread * Noise { seed: 77, position }.gumbel(token)).collect()
+    }
+
+    #[test]
+    fn skipping_logarithms_never_changes_the_first_two() {
+        for (len, spread) in [(2, 1.0), (63, 0.0), (64, 2.0), (65, 1.0), (500, 0.0), (1000, 3.0), (777, 10.0)]
+        {
+            for position in 0..60 {
+                let logits = row(len, spread, position);
+                let (scores, noise) = (Scores { logits: &logits, scale: 1.25 }, Noise { seed: 5, position });
+                let expected = ranking(scores, noise);
+                let podium = race_all(scores, noise);
+                assert_eq!([podium.first(), podium.second()], expected[..2]);
+                let backwards = (0..len as u32).rev().map(|token| (token, scores.at(token)));
+                let podium = race_some(backwards, noise);
+                assert_eq!([podium.first(), podium.second()], expected[..2]);
+            }
+        }
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_id_in_any_order() {
+        let entry = |token| (token, 1e30); // so large that the noise is rounded away
+        for order in [[3, 1, 2], [1, 2, 3], [2, 3, 1]] {
+            let podium = race_some(order.into_iter().map(entry), Noise { seed: 0, position: 0 });
+            assert_eq!([podium.first(), podium.second()], [1, 2]);
+        }
+        let podium = race_all(Scores { logits: &[1e30; 200], scale: 1.0 }, Noise { seed: 0, position: 0 });
+        assert_eq!([podium.first(), podium.second()], [0, 1]);
+    }
+
+    #[test]
+    fn who_races_alone_is_its_own_second() {
+        let podium = race_some([(9, 0.5)].into_iter(), Noise { seed: 0, position: 0 });
+        assert_eq!([podium.first(), podium.second()], [9, 9]);
+    }
+}

@@ -104,8 +104,7 @@ impl Sampler {
 }
 
 fn is_greedy(params: &SamplingParams) -> bool {
-    // Also for NaN, which no comparison holds for.
-    !(params.temperature > 0.0)
+    params.temperature <= 0.0 || params.temperature.is_nan()
 }
 
 /// Steps 1 to 4 of the processed distribution; at temperature 0 the temperature is 1.
@@ -136,3 +135,6 @@ fn proposal([token, runner_up]: [TokenId; 2], token_weight: u32, second_weight: 
         finite: true,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,3 +64,6 @@ pub fn walk_tree(
     let path = path.into_iter().map(|d| d as u32).collect();
     Verdict { accepted: tokens.len() as u32 - 1, tokens, path, finite: true }
 }
+
+#[cfg(test)]
+mod tests;

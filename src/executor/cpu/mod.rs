@@ -43,7 +43,7 @@ use super::{
     Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
     VerifyRow,
 };
-use crate::model::LoadedModel;
+use crate::model::{LoadedModel, ModelSpec};
 use crate::sampling::Sampler;
 
 /// Most draft tokens that one sequence may have verified in one call: the nodes that the
@@ -100,6 +100,12 @@ pub struct CpuExecutor {
     round: Round,
     /// One per thread.
     samplers: Vec<Mutex<Sampler>>,
+}
+
+/// Bytes of one KV block of a model, all layers.
+pub fn kv_block_bytes(spec: &ModelSpec, block_tokens: u32) -> u64 {
+    let numbers = 2 * spec.layers * spec.kv_heads * spec.head_dim * block_tokens as usize;
+    (numbers * size_of::<f32>()) as u64
 }
 
 impl CpuExecutor {

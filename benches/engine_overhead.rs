@@ -1,0 +1,99 @@
+//! What a step costs outside the executors: scheduler, actors, thread hops, token streams.
+//!
+//! The executor is the shadow one, whose own time is measured and taken off. Run with
+//! `cargo bench --bench engine_overhead`; docs/benchmarks.md holds the figures.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use specserve::actors::{Engine, EngineOptions, Submission};
+use specserve::executor::{ExecutorInfo, ShadowExecutor, ShadowOptions};
+use specserve::policy::Fixed;
+use specserve::request::{Slo, TokenEvent};
+use specserve::sampling::SamplingParams;
+use specserve::scheduler::SchedulerLimits;
+use specserve::telemetry::MetricsConfig;
+use specserve::time::{Micros, MonotonicClock};
+
+const BLOCKS: u32 = 4096;
+const OUTPUT_TOKENS: u32 = 1500;
+
+fn options(draft_tokens: u32) -> EngineOptions {
+    EngineOptions {
+        limits: SchedulerLimits {
+            running_requests_max: 64,
+            prefill_chunk_tokens_max: 256,
+            batch_tokens_max: 1024,
+            draft_tokens_max: 8,
+            target_blocks: BLOCKS,
+            draft_blocks: BLOCKS,
+        },
+        queue_requests_max: 256,
+        queue_prompt_tokens_max: 1 << 20,
+        policy: Box::new(Fixed { draft_tokens }),
+        metrics: MetricsConfig::default(),
+        clock: Arc::new(MonotonicClock::start()),
+        step_timeout: Micros::from_millis(10_000),
+        device_spin: Duration::ZERO,
+    }
+}
+
+fn shadow() -> ShadowOptions {
+    let small = ShadowOptions::small(BLOCKS, BLOCKS);
+    let info = ExecutorInfo { batch_tokens_max: 1024, ..small.info };
+    ShadowOptions { info, ..small }
+}
+
+fn submission(seed: u32) -> Submission {
+    Submission {
+        prompt: (0..200).map(|i| (i * 3 + seed * 97) % 1000).collect(),
+        max_tokens: OUTPUT_TOKENS,
+        sampling: Arc::new(SamplingParams::greedy()),
+        stop_tokens: Arc::from([]),
+        slo: Slo::default(),
+        class: 0,
+        arrival: Micros::ZERO,
+    }
+}
+
+async fn measure(requests: u32, draft_tokens: u32) {
+    let engine =
+        Engine::start(|| Ok(Box::new(ShadowExecutor::new(shadow()))), options(draft_tokens)).expect("starts");
+    let mut tasks = Vec::new();
+    for seed in 0..requests {
+        let mut generation = engine.handle().submit(submission(seed)).await.expect("admitted");
+        tasks.push(tokio::spawn(async move {
+            while let Some(event) = generation.events.recv().await {
+                if event.is_terminal() {
+                    assert!(matches!(event, TokenEvent::Finished { .. }));
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.expect("finishes");
+    }
+    let state = engine.handle().state().await;
+    let host = &state["metrics"]["host"];
+    let micros = |quantile: &str| host[quantile].as_f64().unwrap_or(f64::NAN) * 1000.0;
+    println!(
+        "{requests:>3} running, {draft_tokens} drafts: host time a step p50 {:>6.1} us, p90 {:>6.1} us, p99 {:>7.1} us",
+        micros("p50_ms"),
+        micros("p90_ms"),
+        micros("p99_ms"),
+    );
+    engine.shutdown(Duration::from_secs(10)).await;
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        for (requests, draft_tokens) in [(1, 0), (1, 4), (32, 0), (32, 4)] {
+            measure(requests, draft_tokens).await;
+        }
+    });
+}

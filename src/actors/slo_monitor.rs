@@ -1,0 +1,132 @@
+//! The SLO monitor: counts, measures, and lets the policy learn.
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::messages::{EndedRequest, SloMonitorMessage, StepObservation};
+use crate::kv::PoolUsage;
+use crate::policy::Policy;
+use crate::request::TokenEvent;
+use crate::scheduler::SchedulerGauges;
+use crate::telemetry::{Gauges, KvGauge, Metrics, MetricsConfig};
+
+/// The actor.
+pub struct SloMonitor;
+
+/// What the monitor needs.
+pub struct SloMonitorArguments {
+    /// The policy that learns; the only one that is not a snapshot.
+    pub policy: Box<dyn Policy>,
+    /// Where snapshots of it are published, one per step.
+    pub publish: watch::Sender<Arc<dyn Policy>>,
+    /// What the metrics say of the deployment.
+    pub metrics: MetricsConfig,
+}
+
+/// Its state.
+pub struct SloMonitorState {
+    policy: Box<dyn Policy>,
+    publish: watch::Sender<Arc<dyn Policy>>,
+    metrics: Metrics,
+    scheduler: SchedulerGauges,
+    preemptions: u64,
+    drafter_alive: bool,
+}
+
+impl Actor for SloMonitor {
+    type Msg = SloMonitorMessage;
+    type State = SloMonitorState;
+    type Arguments = SloMonitorArguments;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<SloMonitorMessage>,
+        arguments: SloMonitorArguments,
+    ) -> Result<SloMonitorState, ActorProcessingErr> {
+        Ok(SloMonitorState {
+            policy: arguments.policy,
+            publish: arguments.publish,
+            metrics: Metrics::new(arguments.metrics),
+            scheduler: SchedulerGauges::default(),
+            preemptions: 0,
+            drafter_alive: true,
+        })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<SloMonitorMessage>,
+        message: SloMonitorMessage,
+        state: &mut SloMonitorState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SloMonitorMessage::Admitted { prompt_tokens } => state.metrics.record_admitted(prompt_tokens),
+            SloMonitorMessage::Rejected(reason) => state.metrics.record_rejected(reason),
+            SloMonitorMessage::Step(observation) => state.learn(&observation),
+            SloMonitorMessage::Gauges(gauges) => state.show(*gauges),
+            SloMonitorMessage::Ended(ended) => state.close(&ended),
+            SloMonitorMessage::DrafterAlive(alive) => {
+                state.drafter_alive = alive;
+                state.show(state.scheduler);
+            }
+            // whoever asked may have gone
+            SloMonitorMessage::State(reply) => _ = reply.send(state.describe()),
+            SloMonitorMessage::Metrics(reply) => _ = reply.send(state.metrics.render()),
+        }
+        Ok(())
+    }
+}
+
+impl SloMonitorState {
+    fn learn(&mut self, observation: &StepObservation) {
+        self.metrics.record_step(&observation.report);
+        for &(tokens, gap) in &observation.outputs {
+            self.metrics.record_output(tokens, gap);
+        }
+        self.show(observation.gauges);
+        self.policy.observe(&observation.report);
+        self.publish.send_replace(self.policy.snapshot());
+    }
+
+    fn show(&mut self, scheduler: SchedulerGauges) {
+        for _ in self.preemptions..scheduler.preemptions {
+            self.metrics.record_preemption();
+        }
+        self.preemptions = scheduler.preemptions;
+        self.scheduler = scheduler;
+        let kv = |model: &str, usage: PoolUsage| KvGauge {
+            model: model.to_owned(),
+            blocks_held: usage.held.into(),
+            blocks_total: usage.total.into(),
+        };
+        self.metrics.set_gauges(Gauges {
+            running: scheduler.running.into(),
+            waiting: scheduler.waiting.into(),
+            waiting_prompt_tokens: scheduler.waiting_tokens,
+            kv: vec![kv("target", scheduler.target_kv), kv("draft", scheduler.draft_kv)],
+            speculation_enabled: self.drafter_alive && scheduler.draft_kv.total > 0,
+        });
+    }
+
+    fn close(&mut self, ended: &EndedRequest) {
+        match &ended.event {
+            TokenEvent::Finished { reason, summary } => {
+                self.metrics.record_finished(summary, *reason, &ended.slo);
+            }
+            TokenEvent::Failed(failure) => self.metrics.record_failed(failure),
+            TokenEvent::Tokens(_) => {}
+        }
+    }
+
+    fn describe(&self) -> Value {
+        json!({
+            "policy": self.policy.state(),
+            "scheduler": self.scheduler,
+            "drafter_alive": self.drafter_alive,
+            "metrics": self.metrics.summary(),
+        })
+    }
+}

@@ -1,0 +1,326 @@
+//! The engine with a shadow executor: flow, faults, shutdown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::messages::DrafterMessage;
+use super::*;
+use crate::executor::{
+    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput,
+    ShadowExecutor, ShadowOptions, Verdict, VerifyRow,
+};
+use crate::policy::Fixed;
+use crate::request::{Ending, FinishReason, RequestFailure, Slo, TokenEvent, TokenId};
+use crate::sampling::SamplingParams;
+use crate::scheduler::SchedulerLimits;
+use crate::telemetry::MetricsConfig;
+use crate::time::{Micros, MonotonicClock};
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn options() -> EngineOptions {
+    EngineOptions {
+        limits: SchedulerLimits {
+            running_requests_max: 8,
+            prefill_chunk_tokens_max: 64,
+            batch_tokens_max: 128,
+            draft_tokens_max: 8,
+            target_blocks: 64,
+            draft_blocks: 64,
+        },
+        queue_requests_max: 16,
+        queue_prompt_tokens_max: 4096,
+        policy: Box::new(Fixed { draft_tokens: 4 }),
+        metrics: MetricsConfig::default(),
+        clock: Arc::new(MonotonicClock::start()),
+        step_timeout: Micros::from_millis(5_000),
+        device_spin: Duration::ZERO,
+    }
+}
+
+fn shadow() -> ShadowOptions {
+    ShadowOptions::small(64, 64)
+}
+
+fn start(shadow: ShadowOptions, options: EngineOptions) -> Engine {
+    Engine::start(move || Ok(Box::new(ShadowExecutor::new(shadow))), options).expect("starts")
+}
+
+fn submission(seed: u32, prompt_tokens: u32, max_tokens: u32) -> Submission {
+    Submission {
+        prompt: (0..prompt_tokens).map(|i| (i * 3 + seed * 97) % 1000).collect(),
+        max_tokens,
+        sampling: Arc::new(SamplingParams::greedy()),
+        stop_tokens: Arc::from([]),
+        slo: Slo::default(),
+        class: 0,
+        arrival: Micros::ZERO,
+    }
+}
+
+fn expected(submission: &Submission) -> Vec<TokenId> {
+    let shadow = ShadowExecutor::new(shadow());
+    shadow.expect(&submission.prompt, &submission.sampling, submission.max_tokens as usize)
+}
+
+/// All tokens and the terminal event; fails if anything follows that.
+async fn listen(mut generation: Generation) -> (Vec<TokenId>, TokenEvent) {
+    let mut said = Vec::new();
+    let end = loop {
+        match tokio::time::timeout(LONG, generation.events.recv()).await.expect("an event in time") {
+            Some(TokenEvent::Tokens(tokens)) => said.extend(tokens),
+            Some(end) => break end,
+            None => panic!("the stream ended without a terminal event"),
+        }
+    };
+    assert_eq!(generation.events.recv().await, None, "nothing may follow the terminal event");
+    (said, end)
+}
+
+async fn eventually(engine: &EngineHandle, what: &str, holds: impl Fn(&serde_json::Value) -> bool) {
+    for _ in 0..2000 {
+        if holds(&engine.state().await) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never: {what}: {}", engine.state().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_requests_get_their_own_tokens_in_order_and_one_end_each() {
+    let engine = start(shadow(), options());
+    let mut tasks = Vec::new();
+    for seed in 0..12 {
+        let handle = engine.handle().clone();
+        tasks.push(tokio::spawn(async move {
+            let submission = submission(seed, 20 + seed, 40);
+            let wanted = expected(&submission);
+            let (said, end) = listen(handle.submit(submission).await.expect("admitted")).await;
+            assert_eq!(said, wanted);
+            assert!(matches!(end, TokenEvent::Finished { reason: FinishReason::Length, .. }), "{end:?}");
+        }));
+    }
+    for task in tasks {
+        task.await.expect("gets its tokens");
+    }
+    assert!(engine.shutdown(LONG).await, "nothing was left to do");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_drops_its_stream_frees_its_blocks() {
+    let engine = start(shadow(), options());
+    let generation = engine.handle().submit(submission(1, 30, 900)).await.expect("admitted");
+    drop(generation);
+    eventually(engine.handle(), "blocks come back", |state| {
+        state["scheduler"]["target_kv"]["held"] == 0 && state["metrics"]["counters"]["failed"] == 1
+    })
+    .await;
+    engine.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ending_a_request_from_outside_gives_it_its_terminal_event() {
+    let engine = start(shadow(), options());
+    for (ending, wanted) in
+        [(Ending::Failed(RequestFailure::Cancelled), None), (Ending::Stopped, Some(FinishReason::Stop))]
+    {
+        let generation = engine.handle().submit(submission(1, 30, 900)).await.expect("admitted");
+        engine.handle().end(generation.id, ending);
+        let (_, end) = listen(generation).await;
+        match (end, wanted) {
+            (TokenEvent::Failed(RequestFailure::Cancelled), None) => {}
+            (TokenEvent::Finished { reason, .. }, Some(wanted)) => assert_eq!(reason, wanted),
+            other => panic!("{other:?}"),
+        }
+    }
+    engine.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_can_never_be_served_is_refused_with_numbers() {
+    let engine = start(shadow(), options());
+    let refusal = engine.handle().submit(submission(1, 1000, 100)).await.expect_err("69 blocks of 64");
+    assert_eq!(refusal, AdmissionError::TooLarge { needed: 69, total: 64 });
+    engine.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_refuses_and_takes_again_when_it_moved() {
+    let mut options = options();
+    options.limits.running_requests_max = 1;
+    options.queue_requests_max = 2;
+    let engine = start(ShadowOptions { agreement: 0.0, ..shadow() }, options);
+    let mut taken = Vec::new();
+    let mut refused = 0;
+    for seed in 0..20 {
+        match engine.handle().submit(submission(seed, 30, 500)).await {
+            Ok(generation) => taken.push(generation),
+            Err(AdmissionError::QueueFull { what: "requests", limit: 2, .. }) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(refused > 0 && taken.len() >= 3, "{refused} refused");
+    for generation in taken {
+        listen(generation).await;
+    }
+    engine.handle().submit(submission(1, 30, 5)).await.expect("there is room again");
+    engine.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_error_ends_every_request_and_the_engine_says_why() {
+    let engine = start(ShadowOptions { fails_at_call: Some(5), ..shadow() }, options());
+    let mut listeners = Vec::new();
+    for seed in 0..4 {
+        let generation = engine.handle().submit(submission(seed, 30, 500)).await.expect("admitted");
+        listeners.push(tokio::spawn(listen(generation)));
+    }
+    for listener in listeners {
+        let (_, end) = listener.await.expect("ends");
+        assert!(
+            matches!(&end, TokenEvent::Failed(RequestFailure::Engine(why)) if why.contains("call 5")),
+            "{end:?}"
+        );
+    }
+    assert!(engine.handle().condition().failed().await.contains("told to fail"));
+    let refusal = engine.handle().submit(submission(1, 30, 5)).await.expect_err("not serving");
+    assert_eq!(refusal, AdmissionError::Unavailable);
+    engine.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_drafter_costs_drafts_for_a_while_and_not_a_word() {
+    let engine = start(shadow(), options());
+    let one = submission(1, 30, 900);
+    let wanted = expected(&one);
+    let listener = tokio::spawn(listen(engine.handle().submit(one).await.expect("admitted")));
+    let drafter = engine
+        .supervisor
+        .get_children()
+        .into_iter()
+        .find(|child| child.is_message_type_of::<DrafterMessage>() == Some(true))
+        .expect("the drafter is a child");
+    drafter.kill();
+    let (said, _) = listener.await.expect("ends");
+    assert_eq!(said, wanted);
+    eventually(engine.handle(), "the drafter is back", |state| state["drafter_alive"] == true).await;
+    let before = engine.handle().state().await["metrics"]["counters"]["drafted"].clone();
+    let two = submission(2, 30, 100);
+    let wanted = expected(&two);
+    assert_eq!(listen(engine.handle().submit(two).await.expect("admitted")).await.0, wanted);
+    eventually(engine.handle(), "it drafts again", |state| {
+        state["metrics"]["counters"]["drafted"].as_u64() > before.as_u64()
+    })
+    .await;
+    assert!(engine.shutdown(LONG).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_finishes_what_runs_and_refuses_what_comes() {
+    let engine = start(shadow(), options());
+    let handle = engine.handle().clone();
+    let one = submission(1, 30, 300);
+    let wanted = expected(&one);
+    let listener = tokio::spawn(listen(handle.submit(one).await.expect("admitted")));
+    assert!(engine.shutdown(LONG).await);
+    assert_eq!(listener.await.expect("ends").0, wanted);
+    assert_eq!(handle.submit(submission(2, 3, 3)).await.expect_err("gone"), AdmissionError::Unavailable);
+}
+
+/// A shadow whose target takes its time.
+struct Slow {
+    shadow: ShadowExecutor,
+    step: Duration,
+}
+
+impl Executor for Slow {
+    fn info(&self) -> &ExecutorInfo {
+        self.shadow.info()
+    }
+    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        self.shadow.draft_start(rows, out)
+    }
+    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        self.shadow.draft_continue(keep, out)
+    }
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        std::thread::sleep(self.step);
+        self.shadow.verify(rows, out)
+    }
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        self.shadow.compact(moves)
+    }
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        self.shadow.logits(model, input)
+    }
+}
+
+fn start_slow(step: Duration, options: EngineOptions) -> Engine {
+    Engine::start(move || Ok(Box::new(Slow { shadow: ShadowExecutor::new(shadow()), step })), options)
+        .expect("starts")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_finished_by_the_drain_time_gets_a_terminal_error() {
+    let engine = start_slow(Duration::from_millis(20), options());
+    let generation = engine.handle().submit(submission(1, 30, 900)).await.expect("admitted");
+    assert!(!engine.shutdown(Duration::from_millis(60)).await, "900 tokens take longer");
+    assert_eq!(listen(generation).await.1, TokenEvent::Failed(RequestFailure::ShuttingDown));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_hangs_is_a_device_error() {
+    let mut options = options();
+    options.step_timeout = Micros::from_millis(100);
+    let engine = start_slow(Duration::from_millis(1500), options);
+    let generation = engine.handle().submit(submission(1, 30, 5)).await.expect("admitted");
+    let (_, end) = listen(generation).await;
+    assert!(
+        matches!(&end, TokenEvent::Failed(RequestFailure::Engine(why)) if why.contains("hangs")),
+        "{end:?}"
+    );
+}
+
+#[test]
+fn an_executor_that_cannot_be_built_says_why() {
+    let error = Engine::start(|| Err("no such model".to_owned()), options()).err();
+    assert_eq!(error.as_deref(), Some("no such model"));
+}
+
+/// Fails in the way that a bug does.
+struct Panics(ShadowExecutor);
+
+impl Executor for Panics {
+    fn info(&self) -> &ExecutorInfo {
+        self.0.info()
+    }
+    fn draft_start(&mut self, _: &[DraftRow], _: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        panic!("a bug in the executor")
+    }
+    fn draft_continue(&mut self, _: &[u32], _: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        panic!("a bug in the executor")
+    }
+    fn verify(&mut self, _: &[VerifyRow], _: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        panic!("a bug in the executor")
+    }
+    fn compact(&mut self, _: &[Compaction]) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+    fn logits(&mut self, _: ModelRole, _: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        Ok(Vec::new())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_in_the_executor_is_a_device_error() {
+    let engine =
+        Engine::start(|| Ok(Box::new(Panics(ShadowExecutor::new(shadow())))), options()).expect("starts");
+    let generation = engine.handle().submit(submission(1, 30, 5)).await.expect("admitted");
+    let (_, end) = listen(generation).await;
+    assert!(
+        matches!(&end, TokenEvent::Failed(RequestFailure::Engine(why)) if why.contains("a bug")),
+        "{end:?}"
+    );
+    engine.shutdown(LONG).await;
+}

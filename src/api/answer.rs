@@ -1,0 +1,126 @@
+//! One request in flight: engine events in, pieces of text out, cancelled when dropped.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
+
+use super::engine::Engine;
+use super::error::ApiError;
+use super::output::{Output, OutputEnd};
+use crate::actors::Generation;
+use crate::request::{FinishReason, RequestFailure, RequestId, RequestSummary, TokenEvent};
+
+/// The next thing that happened to an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Progress {
+    /// More text, never empty.
+    Text(String),
+    /// The answer is complete; nothing follows.
+    Done(Ending),
+    /// The answer is not complete and there is no more of it.
+    Failed(ApiError),
+}
+
+/// How an answer ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ending {
+    /// The last text, possibly empty.
+    pub text: String,
+    /// Why.
+    pub reason: FinishReason,
+    /// Tokens of the output as the caller counts them.
+    pub output_tokens: u32,
+    /// The engine's figures; `None` if it failed between the last token and its report.
+    pub summary: Option<RequestSummary>,
+}
+
+/// An admitted request. Dropping it before its end cancels the request, whichever way
+/// it is dropped: a client that left, a deadline, a failed write.
+#[derive(Debug)]
+pub struct Answer<E: Engine> {
+    engine: Arc<E>,
+    id: RequestId,
+    events: UnboundedReceiver<TokenEvent>,
+    output: Output,
+    /// When to give up.
+    deadline: Instant,
+    /// Whether the engine has sent its last event.
+    terminal: bool,
+}
+
+impl<E: Engine> Answer<E> {
+    /// Takes charge of an admitted request.
+    pub fn new(engine: Arc<E>, generation: Generation, output: Output, deadline: Instant) -> Answer<E> {
+        let Generation { id, events } = generation;
+        Answer { engine, id, events, output, deadline, terminal: false }
+    }
+
+    /// The request's name.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// Waits for more. After [`Progress::Done`] or [`Progress::Failed`] it must not be called.
+    pub async fn next(&mut self) -> Progress {
+        loop {
+            let Ok(event) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
+                return Progress::Failed(timeout());
+            };
+            match event {
+                Some(TokenEvent::Tokens(tokens)) => {
+                    let text = self.push(&tokens);
+                    if !text.is_empty() {
+                        return Progress::Text(text);
+                    }
+                }
+                Some(TokenEvent::Finished { reason, summary }) => {
+                    self.terminal = true;
+                    return self.done(reason, Some(summary));
+                }
+                Some(TokenEvent::Failed(failure)) => {
+                    self.terminal = true;
+                    return self.failed(failure);
+                }
+                None => return self.failed(RequestFailure::Engine("it dropped the request".to_owned())),
+            }
+        }
+    }
+
+    fn push(&mut self, tokens: &[crate::request::TokenId]) -> String {
+        let was_open = self.output.end().is_none();
+        let text = self.output.push(tokens);
+        if was_open && self.output.end() == Some(OutputEnd::StopString) {
+            self.engine.finish(self.id);
+        }
+        text
+    }
+
+    fn done(&mut self, reason: FinishReason, summary: Option<RequestSummary>) -> Progress {
+        let text = self.output.finish();
+        let (reason, output_tokens) = (self.output.finish_reason(reason), self.output.tokens());
+        Progress::Done(Ending { text, reason, output_tokens, summary })
+    }
+
+    /// A failure after the answer's last token takes nothing from the caller.
+    fn failed(&mut self, failure: RequestFailure) -> Progress {
+        match self.output.end() {
+            Some(_) => self.done(FinishReason::Stop, None),
+            None => Progress::Failed(failure.into()),
+        }
+    }
+}
+
+impl<E: Engine> Drop for Answer<E> {
+    fn drop(&mut self) {
+        if !self.terminal {
+            self.engine.cancel(self.id);
+        }
+    }
+}
+
+fn timeout() -> ApiError {
+    let message = "the answer was not complete when the server's request timeout passed";
+    ApiError::new(StatusCode::GATEWAY_TIMEOUT, "request_timeout", message)
+}

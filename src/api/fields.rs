@@ -1,0 +1,218 @@
+//! JSON objects read field by field, so that none is ever ignored.
+
+use std::ops::RangeInclusive;
+
+use axum::http::StatusCode;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+
+/// The fields of an object that nobody has taken yet. `null` is the same as absent.
+#[derive(Debug)]
+pub struct Fields {
+    fields: Map<String, Value>,
+    /// What error messages put before a field's name: empty, or `slo.` for example.
+    prefix: String,
+}
+
+impl Fields {
+    /// Reads a request body.
+    ///
+    /// # Errors
+    /// 400: not UTF-8, not JSON, not an object.
+    pub fn from_body(body: &[u8]) -> Result<Fields, ApiError> {
+        let refuse = |message: String| ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message);
+        let text = std::str::from_utf8(body).map_err(|error| {
+            refuse(format!("the body is not valid UTF-8 at byte {}", error.valid_up_to()))
+        })?;
+        match serde_json::from_str(text) {
+            Ok(Value::Object(fields)) => Ok(Fields { fields, prefix: String::new() }),
+            Ok(other) => Err(refuse(format!("the body must be a JSON object and is {}", kind(&other)))),
+            Err(error) => Err(refuse(format!("the body is not valid JSON: {error}"))),
+        }
+    }
+
+    /// Reads the object in the field called `path`.
+    ///
+    /// # Errors
+    /// 400: not an object.
+    pub fn from_value(path: &str, value: Value) -> Result<Fields, ApiError> {
+        match value {
+            Value::Object(fields) => Ok(Fields { fields, prefix: format!("{path}.") }),
+            other => Err(wrong_type(path, "an object", &other)),
+        }
+    }
+
+    /// A field's full name in messages.
+    pub fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// Whether a field is still there.
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// Takes a field as it is.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        self.fields.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Takes a field that must be there.
+    ///
+    /// # Errors
+    /// 400: absent.
+    pub fn required(&mut self, name: &str) -> Result<Value, ApiError> {
+        self.take(name).ok_or_else(|| {
+            let path = self.path(name);
+            let message = format!("{path} is missing");
+            ApiError::new(StatusCode::BAD_REQUEST, "missing_parameter", message).with_param(path)
+        })
+    }
+
+    /// Takes `true` or `false`.
+    ///
+    /// # Errors
+    /// 400: something else.
+    pub fn boolean(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+        self.typed(name, "true or false", |value| value.as_bool())
+    }
+
+    /// Takes a string.
+    ///
+    /// # Errors
+    /// 400: something else.
+    pub fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    /// Takes a whole number within bounds.
+    ///
+    /// # Errors
+    /// 400: something else.
+    pub fn integer(&mut self, name: &str, bounds: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_i64() {
+            Some(number) if bounds.contains(&number) => Ok(Some(number)),
+            _ if value.is_number() => Err(out_of_bounds(&self.path(name), "a whole number", &bounds, &value)),
+            _ => Err(wrong_type(&self.path(name), "a whole number", &value)),
+        }
+    }
+
+    /// Takes a number within bounds.
+    ///
+    /// # Errors
+    /// 400: something else.
+    pub fn number(&mut self, name: &str, bounds: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if bounds.contains(&number) => Ok(Some(number)),
+            Some(_) => Err(out_of_bounds(&self.path(name), "a number", &bounds, &value)),
+            None => Err(wrong_type(&self.path(name), "a number", &value)),
+        }
+    }
+
+    fn typed<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        read(&value).map(Some).ok_or_else(|| wrong_type(&self.path(name), expected, &value))
+    }
+
+    /// Refuses what nobody has taken.
+    ///
+    /// # Errors
+    /// 400: a field is left.
+    pub fn finish(self) -> Result<(), ApiError> {
+        match self.fields.iter().find(|(_, value)| !value.is_null()) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let path = self.path(name);
+                let message = format!("unknown parameter {path:?}");
+                Err(ApiError::new(StatusCode::BAD_REQUEST, "unknown_parameter", message).with_param(path))
+            }
+        }
+    }
+}
+
+/// A field has the wrong JSON type.
+pub fn wrong_type(path: &str, expected: &str, value: &Value) -> ApiError {
+    ApiError::invalid(path, format!("{path} must be {expected} and is {}", kind(value)))
+}
+
+fn out_of_bounds<T: std::fmt::Display>(
+    path: &str,
+    expected: &str,
+    bounds: &RangeInclusive<T>,
+    value: &Value,
+) -> ApiError {
+    let (low, high) = (bounds.start(), bounds.end());
+    ApiError::invalid(path, format!("{path} must be {expected} from {low} to {high} and is {value}"))
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(json: &str) -> Fields {
+        Fields::from_body(json.as_bytes()).unwrap()
+    }
+
+    fn message<T: std::fmt::Debug>(result: Result<T, ApiError>) -> String {
+        result.unwrap_err().message
+    }
+
+    #[test]
+    fn bodies_that_are_no_json_object_are_refused() {
+        for (body, part) in [
+            (&b""[..], "EOF"),
+            (b"{\"a\":", "EOF"),
+            (b"[1]", "is an array"),
+            (b"\"x\"", "is a string"),
+            (b"{\"a\":1e999}", "out of range"),
+            (b"{\"a\":NaN}", "not valid JSON"),
+            (b"{\"a\":\"\\ud800\"}", "not valid JSON"),
+            (b"{\"a\":\"\xff\"}", "not valid UTF-8 at byte 6"),
+        ] {
+            let message = message(Fields::from_body(body));
+            assert!(message.contains(part), "{message:?} lacks {part:?}");
+        }
+    }
+
+    #[test]
+    fn nesting_beyond_the_bound_is_refused() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
+        assert!(message(Fields::from_body(deep.as_bytes())).contains("recursion limit"));
+    }
+
+    #[test]
+    fn messages_name_bounds_and_value() {
+        let mut fields = fields(r#"{"a": 3, "b": "x", "c": 1.5, "d": -1}"#);
+        assert_eq!(message(fields.number("a", 0.0..=2.0)), "a must be a number from 0 to 2 and is 3");
+        assert_eq!(message(fields.number("b", 0.0..=2.0)), "b must be a number and is a string");
+        assert_eq!(message(fields.integer("c", 1..=9)), "c must be a whole number from 1 to 9 and is 1.5");
+        assert_eq!(message(fields.integer("d", 1..=9)), "d must be a whole number from 1 to 9 and is -1");
+    }
+
+    #[test]
+    fn what_is_left_is_refused_by_its_full_name_unless_null() {
+        assert_eq!(fields(r#"{"a": null}"#).finish(), Ok(()));
+        let nested = Fields::from_value("slo", fields(r#"{"slo": {"x": 1}}"#).take("slo").unwrap()).unwrap();
+        let error = nested.finish().unwrap_err();
+        assert_eq!((error.param.as_deref(), error.code), (Some("slo.x"), "unknown_parameter"));
+    }
+}

@@ -1,0 +1,33 @@
+//! The OpenAI-compatible HTTP API, on a Unix socket and optionally on TCP.
+//!
+//! A request is read and bounded ([`body`]), parsed field by field so that nothing is
+//! ever ignored ([`fields`], [`params`], [`prompt`]), handed to the [`Engine`], and its
+//! tokens become text ([`output`]) in one answer or in a stream of events ([`stream`]).
+//! An answer that is dropped, because its client has left, cancels the request ([`answer`]).
+
+pub mod answer;
+pub mod body;
+pub mod engine;
+pub mod error;
+pub mod fields;
+pub mod output;
+pub mod params;
+pub mod prompt;
+mod request;
+mod response;
+mod routes;
+pub mod server;
+pub mod slo;
+pub mod socket;
+pub mod stop;
+mod stream;
+mod text_routes;
+mod write_stall;
+
+pub use engine::{
+    ChatMessage, ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextDecoder, TextModel,
+};
+pub use error::ApiError;
+pub use routes::{ApiLimits, router};
+pub use server::{Server, ServerError};
+pub use socket::{BoundSocket, SocketError, SocketOptions};

@@ -1,0 +1,252 @@
+//! Sampling parameters, stop conditions and the fields that are refused.
+
+use std::hash::{BuildHasher, Hasher};
+use std::ops::RangeInclusive;
+
+use serde_json::{Value, json};
+
+use super::engine::EngineFacts;
+use super::error::ApiError;
+use super::fields::{Fields, wrong_type};
+use crate::request::TokenId;
+use crate::sampling::SamplingParams;
+
+/// Allowed temperatures.
+pub const TEMPERATURE_BOUNDS: RangeInclusive<f64> = 0.0..=2.0;
+/// Allowed nucleus masses.
+pub const TOP_P_BOUNDS: RangeInclusive<f64> = 1e-6..=1.0;
+/// Allowed `min_p`.
+pub const MIN_P_BOUNDS: RangeInclusive<f64> = 0.0..=1.0;
+/// Allowed `top_k`; 0 and -1 mean all, so does any value of at least the vocabulary's size.
+pub const TOP_K_BOUNDS: RangeInclusive<i64> = -1..=i32::MAX as i64;
+/// Allowed repetition penalties.
+pub const REPETITION_PENALTY_BOUNDS: RangeInclusive<f64> = 0.01..=10.0;
+/// Allowed presence and frequency penalties.
+pub const PENALTY_BOUNDS: RangeInclusive<f64> = -2.0..=2.0;
+/// Allowed logit biases.
+pub const LOGIT_BIAS_BOUNDS: RangeInclusive<f64> = -100.0..=100.0;
+/// Most tokens with a bias.
+pub const LOGIT_BIAS_TOKENS_MAX: usize = 1024;
+/// Most stop strings.
+pub const STOP_STRINGS_MAX: usize = 4;
+/// Longest stop string, in bytes.
+pub const STOP_STRING_BYTES_MAX: usize = 256;
+/// Most stop tokens of a request.
+pub const STOP_TOKENS_MAX: usize = 64;
+
+/// Seeds that the server draws stay below this, so that every JSON reader keeps them exact.
+const DRAWN_SEED_BITS: u32 = 53;
+
+/// Fields that are accepted and have no effect: they don't concern the output.
+const WITHOUT_EFFECT: [&str; 7] = [
+    "user",
+    "metadata",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+];
+
+/// Fields that would change the output in a way that this server does not offer.
+const UNSUPPORTED: [&str; 24] = [
+    "audio",
+    "best_of",
+    "echo",
+    "function_call",
+    "functions",
+    "logprobs",
+    "min_tokens",
+    "modalities",
+    "n",
+    "prediction",
+    "priority",
+    "prompt_logprobs",
+    "reasoning_effort",
+    "response_format",
+    "speculative",
+    "store",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "use_beam_search",
+    "verbosity",
+    "web_search_options",
+    "length_penalty",
+];
+
+/// Refuses unsupported fields unless their value asks for nothing, and drops those
+/// without effect.
+///
+/// # Errors
+/// 400, naming the field.
+pub fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
+    for name in WITHOUT_EFFECT {
+        fields.take(name);
+    }
+    for name in UNSUPPORTED {
+        if let Some(value) = fields.take(name).filter(|value| !asks_for_nothing(name, value)) {
+            return Err(ApiError::unsupported(name, format!("{name} = {} is not supported", brief(&value))));
+        }
+    }
+    Ok(())
+}
+
+fn asks_for_nothing(name: &str, value: &Value) -> bool {
+    match name {
+        "n" | "best_of" => *value == json!(1),
+        "length_penalty" => value.as_f64() == Some(1.0),
+        "min_tokens" | "priority" | "top_logprobs" => *value == json!(0),
+        "logprobs" | "echo" | "store" | "use_beam_search" => *value == json!(false),
+        "tools" | "functions" => *value == json!([]),
+        "tool_choice" | "function_call" => *value == json!("none"),
+        "modalities" => *value == json!(["text"]),
+        "response_format" => *value == json!({"type": "text"}),
+        "suffix" => *value == json!(""),
+        _ => false,
+    }
+}
+
+/// A value as a message shows it, cut where it is long.
+fn brief(value: &Value) -> String {
+    const CHARACTERS_MAX: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(CHARACTERS_MAX) {
+        None => text,
+        Some((at, _)) => format!("{}…", &text[..at]),
+    }
+}
+
+/// Reads the sampling parameters.
+///
+/// # Errors
+/// 400, naming the field, its bounds and its value.
+pub fn sampling(fields: &mut Fields, facts: &EngineFacts) -> Result<SamplingParams, ApiError> {
+    let defaults = &facts.sampling;
+    let number = |value: Option<f64>, default: f32| value.map_or(default, |value| value as f32);
+    Ok(SamplingParams {
+        temperature: number(fields.number("temperature", TEMPERATURE_BOUNDS)?, defaults.temperature),
+        top_k: match fields.integer("top_k", TOP_K_BOUNDS)? {
+            Some(top_k) => top_k.max(0) as u32,
+            None => defaults.top_k,
+        },
+        top_p: number(fields.number("top_p", TOP_P_BOUNDS)?, defaults.top_p),
+        min_p: number(fields.number("min_p", MIN_P_BOUNDS)?, defaults.min_p),
+        seed: seed(fields)?,
+        repetition_penalty: number(
+            fields.number("repetition_penalty", REPETITION_PENALTY_BOUNDS)?,
+            defaults.repetition_penalty,
+        ),
+        presence_penalty: number(fields.number("presence_penalty", PENALTY_BOUNDS)?, 0.0),
+        frequency_penalty: number(fields.number("frequency_penalty", PENALTY_BOUNDS)?, 0.0),
+        logit_bias: logit_bias(fields, facts.vocab_size)?,
+    })
+}
+
+/// The given seed, or a fresh one. Negative seeds count as their two's complement.
+fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
+    let Some(value) = fields.take("seed") else { return Ok(fresh_seed()) };
+    value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64)).ok_or_else(|| {
+        ApiError::invalid("seed", format!("seed must be a 64-bit whole number and is {}", brief(&value)))
+    })
+}
+
+/// A seed that nobody can foresee: the standard library keys its hashers at random.
+fn fresh_seed() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish() >> (u64::BITS - DRAWN_SEED_BITS)
+}
+
+fn logit_bias(fields: &mut Fields, vocab_size: u32) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let Some(value) = fields.take("logit_bias") else { return Ok(Vec::new()) };
+    let Value::Object(entries) = value else {
+        return Err(wrong_type("logit_bias", "an object from token ids to numbers", &value));
+    };
+    bounded("logit_bias", "entries", entries.len(), LOGIT_BIAS_TOKENS_MAX)?;
+    let mut biases = Vec::with_capacity(entries.len());
+    for (key, value) in &entries {
+        let token = key.parse().ok().filter(|token| *token < vocab_size).ok_or_else(|| {
+            let message = format!("logit_bias: {key:?} is not a token id below {vocab_size}");
+            ApiError::invalid("logit_bias", message)
+        })?;
+        let bias = value.as_f64().filter(|bias| LOGIT_BIAS_BOUNDS.contains(bias)).ok_or_else(|| {
+            let (low, high) = (LOGIT_BIAS_BOUNDS.start(), LOGIT_BIAS_BOUNDS.end());
+            let message =
+                format!("logit_bias[{key}] must be a number from {low} to {high} and is {}", brief(value));
+            ApiError::invalid("logit_bias", message)
+        })?;
+        biases.push((token, bias as f32));
+    }
+    biases.sort_unstable_by_key(|(token, _)| *token);
+    if let Some(pair) = biases.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(ApiError::invalid("logit_bias", format!("logit_bias names token {} twice", pair[0].0)));
+    }
+    Ok(biases)
+}
+
+/// Reads `stop`: a string or a few of them.
+///
+/// # Errors
+/// 400: another type, too many, too long, or empty.
+pub fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let expected = "a string or an array of strings";
+    let values = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(values)) => values,
+        Some(value) => vec![value],
+    };
+    bounded("stop", "strings", values.len(), STOP_STRINGS_MAX)?;
+    let mut stops = Vec::with_capacity(values.len());
+    for value in values {
+        let Value::String(stop) = value else { return Err(wrong_type("stop", expected, &value)) };
+        if stop.is_empty() {
+            return Err(ApiError::invalid("stop", "stop must not hold an empty string"));
+        }
+        bounded("stop", "bytes in a string", stop.len(), STOP_STRING_BYTES_MAX)?;
+        stops.push(stop);
+    }
+    Ok(stops)
+}
+
+/// Reads `stop_token_ids` and `ignore_eos`: all tokens that end the output.
+///
+/// # Errors
+/// 400: another type, too many, or a token outside of the vocabulary.
+pub fn stop_tokens(fields: &mut Fields, facts: &EngineFacts) -> Result<Vec<TokenId>, ApiError> {
+    let mut tokens = match fields.boolean("ignore_eos")? {
+        Some(true) => Vec::new(),
+        _ => facts.end_tokens.clone(),
+    };
+    if let Some(value) = fields.take("stop_token_ids") {
+        let ids = token_ids("stop_token_ids", &value, facts.vocab_size)?;
+        bounded("stop_token_ids", "tokens", ids.len(), STOP_TOKENS_MAX)?;
+        tokens.extend(ids);
+        tokens.sort_unstable();
+        tokens.dedup();
+    }
+    Ok(tokens)
+}
+
+/// Reads an array of token ids.
+///
+/// # Errors
+/// 400: another type, or a token outside of the vocabulary.
+pub fn token_ids(path: &str, value: &Value, vocab_size: u32) -> Result<Vec<TokenId>, ApiError> {
+    let Value::Array(values) = value else { return Err(wrong_type(path, "an array of token ids", value)) };
+    let token = |(at, value): (usize, &Value)| {
+        let id = value.as_u64().filter(|&id| id < u64::from(vocab_size));
+        id.map(|id| id as TokenId).ok_or_else(|| {
+            let message =
+                format!("{path}[{at}] must be a token id below {vocab_size} and is {}", brief(value));
+            ApiError::invalid(path, message)
+        })
+    };
+    values.iter().enumerate().map(token).collect()
+}
+
+fn bounded(path: &str, what: &str, actual: usize, limit: usize) -> Result<(), ApiError> {
+    if actual <= limit {
+        return Ok(());
+    }
+    Err(ApiError::invalid(path, format!("{path} may have at most {limit} {what} and has {actual}")))
+}

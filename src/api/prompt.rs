@@ -1,0 +1,153 @@
+//! What a request asks about: a text, tokens, or a conversation.
+
+use serde_json::Value;
+
+use super::engine::{ChatMessage, EngineFacts, TextModel};
+use super::error::ApiError;
+use super::fields::{Fields, wrong_type};
+use super::params::token_ids;
+use crate::request::TokenId;
+
+/// Most messages in a conversation.
+pub const MESSAGES_MAX: usize = 4096;
+
+/// Roles that a message may have, and the role that the template sees.
+const ROLES: [(&str, &str); 4] =
+    [("system", "system"), ("developer", "system"), ("user", "user"), ("assistant", "assistant")];
+
+/// A prompt as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// Text, encoded with the tokenizer's special tokens.
+    Text(String),
+    /// Tokens, taken as they are.
+    Tokens(Vec<TokenId>),
+    /// A conversation for the chat template.
+    Chat(Vec<ChatMessage>),
+}
+
+impl Prompt {
+    /// Reads `prompt`: a string, an array of token ids, or an array of one such.
+    ///
+    /// # Errors
+    /// 400: absent, of another type, several prompts, a token outside of the vocabulary.
+    pub fn from_prompt(fields: &mut Fields, facts: &EngineFacts) -> Result<Prompt, ApiError> {
+        let mut value = fields.required("prompt")?;
+        if let Value::Array(items) = &mut value
+            && items.first().is_some_and(|item| !item.is_number())
+        {
+            if items.len() > 1 {
+                let message = format!("prompt may hold one prompt and holds {}", items.len());
+                return Err(ApiError::unsupported("prompt", message));
+            }
+            value = items.swap_remove(0);
+        }
+        match value {
+            Value::String(text) => Ok(Prompt::Text(text)),
+            Value::Array(_) => token_ids("prompt", &value, facts.vocab_size).map(Prompt::Tokens),
+            other => Err(wrong_type("prompt", "a string or an array of token ids", &other)),
+        }
+    }
+
+    /// Reads `messages`.
+    ///
+    /// # Errors
+    /// 400: absent or empty, an unknown role, a part that is no text, a field that would
+    /// have to be ignored.
+    pub fn from_messages(fields: &mut Fields) -> Result<Prompt, ApiError> {
+        conversation(fields).map(Prompt::Chat)
+    }
+
+    /// The prompt's tokens: at least one, and fewer than the context holds.
+    ///
+    /// # Errors
+    /// 400: none, too many, or what the tokenizer or template says.
+    pub fn encode(&self, text: &dyn TextModel, facts: &EngineFacts) -> Result<Vec<TokenId>, ApiError> {
+        let param = if matches!(self, Prompt::Chat(_)) { "messages" } else { "prompt" };
+        let invalid = |message| ApiError::invalid(param, message);
+        let tokens = match self {
+            Prompt::Tokens(tokens) => tokens.clone(),
+            Prompt::Text(prompt) => text.encode(prompt, true).map_err(invalid)?,
+            Prompt::Chat(messages) => {
+                let prompt = text.render_chat(messages).map_err(invalid)?;
+                text.encode(&prompt, false).map_err(invalid)?
+            }
+        };
+        if tokens.is_empty() {
+            return Err(invalid(format!("{param} holds no tokens")));
+        }
+        let (count, context) = (tokens.len(), facts.context_tokens_max);
+        if count >= context as usize {
+            let message = format!(
+                "{param} is {count} tokens long; the context holds {context} tokens, the output's included"
+            );
+            return Err(ApiError { code: "context_length_exceeded", ..invalid(message) });
+        }
+        Ok(tokens)
+    }
+}
+
+/// Reads `messages`.
+///
+/// # Errors
+/// As [`Prompt::from_messages`].
+pub fn conversation(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
+    let messages = match fields.required("messages")? {
+        Value::Array(messages) => messages,
+        other => return Err(wrong_type("messages", "an array", &other)),
+    };
+    if messages.is_empty() || messages.len() > MESSAGES_MAX {
+        let count = messages.len();
+        let message = format!("messages must hold 1 to {MESSAGES_MAX} messages and holds {count}");
+        return Err(ApiError::invalid("messages", message));
+    }
+    let read = |(at, value)| message(&format!("messages[{at}]"), value);
+    messages.into_iter().enumerate().map(read).collect()
+}
+
+fn message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
+    let mut fields = Fields::from_value(path, value)?;
+    let role = fields.required("role")?;
+    let role = ROLES.iter().find(|(name, _)| role == *name).map(|(_, role)| *role).ok_or_else(|| {
+        let names = ROLES.map(|(name, _)| name);
+        let path = fields.path("role");
+        ApiError::unsupported(path.clone(), format!("{path} must be one of {names:?} and is {role}"))
+    })?;
+    let content = content(&fields.path("content"), fields.required("content")?)?;
+    // Clients send an assistant's message back as they got it, with empty extras.
+    for name in ["annotations", "tool_calls"] {
+        if let Some(value) =
+            fields.take(name).filter(|value| value.as_array().is_none_or(|list| !list.is_empty()))
+        {
+            let path = fields.path(name);
+            return Err(ApiError::unsupported(path.clone(), format!("{path} = {value} is not supported")));
+        }
+    }
+    fields.finish()?;
+    Ok(ChatMessage { role, content })
+}
+
+/// A message's text: a string, or text parts that are joined.
+fn content(path: &str, value: Value) -> Result<String, ApiError> {
+    let parts = match value {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        other => return Err(wrong_type(path, "a string or an array of text parts", &other)),
+    };
+    let mut text = String::new();
+    for (at, part) in parts.into_iter().enumerate() {
+        let path = format!("{path}[{at}]");
+        let mut fields = Fields::from_value(&path, part)?;
+        let kind = fields.required("type")?;
+        if kind != "text" {
+            let path = fields.path("type");
+            let message = format!("{path} must be \"text\" and is {kind}");
+            return Err(ApiError::unsupported(path, message));
+        }
+        let piece = fields.required("text")?;
+        let piece = piece.as_str().ok_or_else(|| wrong_type(&fields.path("text"), "a string", &piece))?;
+        text.push_str(piece);
+        fields.finish()?;
+    }
+    Ok(text)
+}

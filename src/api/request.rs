@@ -1,0 +1,151 @@
+//! A generation request, from body and headers to a [`Submission`].
+
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, StatusCode};
+
+use super::engine::EngineFacts;
+use super::error::ApiError;
+use super::fields::Fields;
+use super::params;
+use super::prompt::Prompt;
+use super::slo;
+use crate::actors::Submission;
+use crate::request::{Slo, TokenId};
+use crate::sampling::SamplingParams;
+use crate::time::Micros;
+
+/// Which of the two generation routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/chat/completions`.
+    Chat,
+}
+
+/// A request whose every field has been read.
+#[derive(Debug)]
+pub struct ParsedRequest {
+    pub prompt: Prompt,
+    pub sampling: SamplingParams,
+    pub max_tokens: Option<u32>,
+    pub stop_strings: Vec<String>,
+    pub stop_tokens: Vec<TokenId>,
+    pub class: u8,
+    pub slo: Slo,
+    /// `None`: answer in one piece.
+    pub stream: Option<StreamOptions>,
+}
+
+/// How a streamed answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Whether a last chunk carries the usage.
+    pub include_usage: bool,
+}
+
+impl ParsedRequest {
+    /// Reads a request; every field is used, known to have no effect, or refused.
+    pub fn parse(
+        endpoint: Endpoint,
+        body: &[u8],
+        headers: &HeaderMap,
+        facts: &EngineFacts,
+    ) -> Result<ParsedRequest, ApiError> {
+        let mut fields = Fields::from_body(body)?;
+        check_model(&mut fields, facts)?;
+        let prompt = match endpoint {
+            Endpoint::Completions => Prompt::from_prompt(&mut fields, facts)?,
+            Endpoint::Chat => Prompt::from_messages(&mut fields)?,
+        };
+        let (class, slo) = slo::parse(&mut fields, headers, facts)?;
+        let request = ParsedRequest {
+            prompt,
+            sampling: params::sampling(&mut fields, facts)?,
+            max_tokens: max_tokens(&mut fields)?,
+            stop_strings: params::stop_strings(&mut fields)?,
+            stop_tokens: params::stop_tokens(&mut fields, facts)?,
+            class,
+            slo,
+            stream: stream_options(&mut fields)?,
+        };
+        params::refuse_unsupported(&mut fields)?;
+        fields.finish()?;
+        Ok(request)
+    }
+
+    /// The submission for this request's encoded prompt. Without `max_tokens` the output
+    /// may fill the context, up to the configured bound.
+    pub fn submission(
+        &self,
+        prompt: Vec<TokenId>,
+        arrival: Micros,
+        facts: &EngineFacts,
+    ) -> Result<Submission, ApiError> {
+        let (prompt_tokens, context) = (prompt.len() as u64, u64::from(facts.context_tokens_max));
+        let left = context.saturating_sub(prompt_tokens) as u32;
+        let max_tokens = self.max_tokens.unwrap_or(left.min(facts.max_tokens_default));
+        if max_tokens > left {
+            let message = format!(
+                "the prompt's {prompt_tokens} tokens and max_tokens {max_tokens} exceed the context of \
+                 {context} tokens"
+            );
+            let code = "context_length_exceeded";
+            return Err(ApiError { code, ..ApiError::invalid("max_tokens", message) });
+        }
+        Ok(Submission {
+            prompt: prompt.into(),
+            max_tokens,
+            sampling: Arc::new(self.sampling.clone()),
+            stop_tokens: self.stop_tokens.as_slice().into(),
+            slo: self.slo,
+            class: self.class,
+            arrival,
+        })
+    }
+}
+
+/// Takes `model` and compares it with what is served.
+pub fn check_model(fields: &mut Fields, facts: &EngineFacts) -> Result<(), ApiError> {
+    let value = fields.required("model")?;
+    if value == facts.model.as_str() {
+        return Ok(());
+    }
+    Err(unknown_model(&value.to_string(), facts))
+}
+
+/// 404: the server has one model, and it is not that one.
+pub fn unknown_model(shown: &str, facts: &EngineFacts) -> ApiError {
+    let message = format!("the model {shown} does not exist; this server has {:?}", facts.model);
+    ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
+}
+
+fn max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let bounds = 1..=i64::from(u32::MAX);
+    let old = fields.integer("max_tokens", bounds.clone())?;
+    let new = fields.integer("max_completion_tokens", bounds)?;
+    if let (Some(old), Some(new)) = (old, new)
+        && old != new
+    {
+        let message = format!("max_completion_tokens is {new} and max_tokens is {old}; give one of them");
+        return Err(ApiError::invalid("max_completion_tokens", message));
+    }
+    Ok(new.or(old).map(|tokens| tokens as u32))
+}
+
+/// `stream_options` is checked, and has no effect, where nothing is streamed.
+fn stream_options(fields: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
+    let stream = fields.boolean("stream")?.unwrap_or(false);
+    let mut include_usage = false;
+    if let Some(value) = fields.take("stream_options") {
+        let mut options = Fields::from_value("stream_options", value)?;
+        include_usage = options.boolean("include_usage")?.unwrap_or(false);
+        if options.boolean("include_obfuscation")?.unwrap_or(false) {
+            let path = options.path("include_obfuscation");
+            return Err(ApiError::unsupported(path.clone(), format!("{path} = true is not supported")));
+        }
+        options.finish()?;
+    }
+    Ok(stream.then_some(StreamOptions { include_usage }))
+}

@@ -1,0 +1,235 @@
+//! Serves the routes on a Unix socket and optionally on TCP, and stops in stages.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::socket::{BoundSocket, SocketFile};
+use super::write_stall::WriteStall;
+
+/// Longest time to read a request's headers; also how long an idle connection is kept.
+pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest request head (line and headers), in bytes.
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// How long a client may leave written bytes unread before its connection is given up.
+pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Pause after a failed accept, which means that descriptors or memory ran out.
+const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the server does not serve, for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The bound Unix socket could not be given to the runtime.
+    #[error("the Unix socket can't be served: {0}")]
+    Unix(#[source] io::Error),
+    /// The TCP address could not be bound.
+    #[error("listening on {address} failed: {source}")]
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// How far a stop has gone; only ever moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Serving.
+    Open,
+    /// No new connections; those that are idle are closed, answers are finished.
+    Draining,
+    /// Connections are dropped.
+    Closed,
+}
+
+/// A running server. Dropping it drops its connections.
+#[derive(Debug)]
+pub struct Server {
+    stage: watch::Sender<Stage>,
+    tasks: Vec<JoinHandle<()>>,
+    tcp_address: Option<SocketAddr>,
+}
+
+impl Server {
+    /// Serves `router` on the bound socket, and on `tcp` if given. Must be called
+    /// within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub async fn start(
+        router: Router,
+        socket: BoundSocket,
+        tcp: Option<SocketAddr>,
+        connections_max: usize,
+    ) -> Result<Server, ServerError> {
+        let (listener, file) = socket.into_parts();
+        let unix = UnixListener::from_std(listener).map_err(ServerError::Unix)?;
+        let tcp = match tcp {
+            None => None,
+            Some(address) => {
+                let bound = TcpListener::bind(address).await;
+                Some(bound.map_err(|source| ServerError::Tcp { address, source })?)
+            }
+        };
+        let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
+        let (stage, stages) = watch::channel(Stage::Open);
+        let acceptor = Acceptor { router, stages, permits: Arc::new(Semaphore::new(connections_max)) };
+        let mut tasks = vec![tokio::spawn(acceptor.clone().run(Listener::Unix(unix), Some(file)))];
+        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor.run(Listener::Tcp(tcp), None))));
+        Ok(Server { stage, tasks, tcp_address })
+    }
+
+    /// The TCP address that is listened on; tells the port where 0 was asked for.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp_address
+    }
+
+    /// Stops accepting, removes the socket, and lets requests in flight finish.
+    pub fn drain(&self) {
+        self.stage.send_if_modified(|stage| {
+            *stage < Stage::Draining && {
+                *stage = Stage::Draining;
+                true
+            }
+        });
+    }
+
+    /// Waits until all connections have finished; `false` if some had not when
+    /// `patience` was over. To be called after [`drain`](Self::drain), and again after
+    /// the engine was told to fail what is left.
+    pub async fn drained(&mut self, patience: Duration) -> bool {
+        let tasks = &mut self.tasks;
+        let all = async {
+            while let Some(task) = tasks.last_mut() {
+                // A panic in the accept loop ends its connections, which is what is waited for.
+                let _ = task.await;
+                tasks.pop();
+            }
+        };
+        tokio::time::timeout(patience, all).await.is_ok()
+    }
+
+    /// Drops the connections that are left and waits until they are gone.
+    pub async fn close(&mut self) {
+        self.stage.send_replace(Stage::Closed);
+        for task in self.tasks.drain(..) {
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// A client's byte stream.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        match self {
+            Listener::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Small events must not wait for acknowledgements.
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream))
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Acceptor {
+    router: Router,
+    stages: watch::Receiver<Stage>,
+    /// One for each connection.
+    permits: Arc<Semaphore>,
+}
+
+impl Acceptor {
+    /// Accepts until the drain begins, then waits for its connections. `file` is removed
+    /// when nobody accepts any more.
+    async fn run(mut self, listener: Listener, file: Option<SocketFile>) {
+        let mut connections = JoinSet::new();
+        let mut stages = self.stages.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = reached(&mut stages, Stage::Draining) => break,
+                // Finished ones are collected as they end; a panic is the connection's own.
+                Some(_) = connections.join_next() => {}
+                (stream, permit) = self.accept(&listener) => {
+                    connections.spawn(self.clone().serve(stream, permit));
+                }
+            }
+        }
+        drop((file, listener));
+        tokio::select! {
+            () = reached(&mut self.stages, Stage::Closed) => connections.shutdown().await,
+            () = async { while connections.join_next().await.is_some() {} } => {}
+        }
+    }
+
+    async fn accept(&self, listener: &Listener) -> (Box<dyn Stream>, OwnedSemaphorePermit) {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        loop {
+            match listener.accept().await {
+                Ok(stream) => return (stream, permit),
+                Err(error) => {
+                    tracing::warn!("accepting a connection failed: {error}");
+                    tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Serves one connection until it ends.
+    async fn serve(mut self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
+        let io = TokioIo::new(WriteStall::new(stream, WRITE_STALL_TIMEOUT));
+        let service = TowerToHyperService::new(self.router);
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
+        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        let outcome = tokio::select! {
+            outcome = connection.as_mut() => outcome,
+            () = reached(&mut self.stages, Stage::Draining) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::debug!("a connection ended early: {error}");
+        }
+        drop(permit);
+    }
+}
+
+/// Waits until the stop has gone at least as far as `stage`, or the server is gone.
+async fn reached(stages: &mut watch::Receiver<Stage>, stage: Stage) {
+    let _ = stages.wait_for(|now| *now >= stage).await;
+}

@@ -1,0 +1,101 @@
+//! Answers as server-sent events.
+
+use std::convert::Infallible;
+
+use axum::body::{Body, Bytes};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+
+use super::answer::{Answer, Ending, Progress};
+use super::engine::Engine;
+use super::request::StreamOptions;
+use super::response::Envelope;
+
+/// What closes a complete stream.
+const DONE: &str = "data: [DONE]\n\n";
+
+/// An answer on its way to the client, one write for each step of the engine.
+struct EventStream<E: Engine> {
+    answer: Answer<E>,
+    envelope: Envelope,
+    options: StreamOptions,
+    /// What [`respond`] was given, to be written before asking for more.
+    ready: Option<Progress>,
+    /// Whether a chunk has been written.
+    opened: bool,
+    /// Whether the last event has been written.
+    closed: bool,
+}
+
+/// The response that streams `answer`, whose first progress has been awaited already:
+/// so that a request that fails before its first token gets an error status.
+pub fn respond<E: Engine>(
+    answer: Answer<E>,
+    first: Progress,
+    envelope: Envelope,
+    options: StreamOptions,
+) -> Response {
+    let stream = EventStream { answer, envelope, options, ready: Some(first), opened: false, closed: false };
+    let events = futures::stream::unfold(stream, |mut stream| async {
+        let bytes = stream.next().await?;
+        Some((Ok::<_, Infallible>(bytes), stream))
+    });
+    let headers = [(CONTENT_TYPE, "text/event-stream; charset=utf-8"), (CACHE_CONTROL, "no-cache")];
+    (headers, Body::from_stream(events)).into_response()
+}
+
+impl<E: Engine> EventStream<E> {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.closed {
+            return None;
+        }
+        let progress = match self.ready.take() {
+            Some(progress) => progress,
+            None => self.answer.next().await,
+        };
+        let events = match progress {
+            Progress::Text(text) => self.text(&text),
+            Progress::Done(ending) => self.ending(&ending),
+            Progress::Failed(error) => {
+                self.closed = true;
+                event(&error.body())
+            }
+        };
+        Some(Bytes::from(events))
+    }
+
+    fn text(&mut self, text: &str) -> String {
+        let first = !std::mem::replace(&mut self.opened, true);
+        event(&self.open_usage(self.envelope.chunk(text, first, None)))
+    }
+
+    /// The last text with the finish reason, the usage if asked for, and the end mark.
+    /// The last chunk carries the metrics.
+    fn ending(&mut self, ending: &Ending) -> String {
+        self.closed = true;
+        let mut events = String::new();
+        if !ending.text.is_empty() || !self.opened {
+            events += &self.text(&ending.text);
+        }
+        let mut last = self.open_usage(self.envelope.chunk("", false, Some(ending.reason)));
+        if self.options.include_usage {
+            events += &event(&last);
+            last = self.envelope.usage_chunk(ending);
+        }
+        last["metrics"] = self.envelope.metrics(ending.summary.as_ref());
+        events + &event(&last) + DONE
+    }
+
+    /// With the usage asked for, all chunks but the last say that it is still open.
+    fn open_usage(&self, mut chunk: Value) -> Value {
+        if self.options.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+}
+
+fn event(data: &Value) -> String {
+    format!("data: {data}\n\n")
+}

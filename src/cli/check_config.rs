@@ -1,0 +1,62 @@
+//! `specserve check-config`: is this file good, and what does it amount to?
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::error::CliError;
+use crate::config::{Config, ConfigError};
+
+/// Checks a configuration and prints its effective values with every bound.
+#[derive(Args, Debug)]
+pub struct CheckConfigArgs {
+    /// The configuration file.
+    #[arg(value_name = "FILE", required_unless_present = "config", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    /// The configuration file, as `serve` takes it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError::Config`] when the file is bad.
+pub fn run(args: &CheckConfigArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let path = args.file.as_deref().or(args.config.as_deref()).unwrap_or(Path::new(""));
+    match (Config::read(path), args.json) {
+        (Ok(config), false) => write!(out, "{}", config.to_toml())?,
+        (Ok(config), true) => {
+            writeln!(out, "{:#}", json!({ "valid": true, "config": config.to_table(), "problems": [] }))?;
+        }
+        (Err(error), false) => return Err(error.into()),
+        (Err(error), true) => {
+            writeln!(out, "{:#}", json!({ "valid": false, "config": null, "problems": problems(&error) }))?;
+            return Err(error.into());
+        }
+    }
+    Ok(())
+}
+
+fn problems(error: &ConfigError) -> serde_json::Value {
+    if let ConfigError::Unreadable { path, source } = error {
+        let advice = "give a file that can be read";
+        return json!([{ "path": path, "value": null, "what": source.to_string(), "advice": advice }]);
+    }
+    let problems = error.problems().iter();
+    problems
+        .map(|problem| {
+            json!({
+                "path": problem.path,
+                "value": problem.value,
+                "what": problem.what,
+                "advice": problem.advice,
+            })
+        })
+        .collect()
+}

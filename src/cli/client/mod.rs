@@ -1,0 +1,216 @@
+//! The daemon's API over its Unix socket.
+//!
+//! Each request has its own connection: dropping it tells the daemon that the
+//! client has left, and local connections cost tens of microseconds.
+
+mod answer;
+mod error;
+mod sse;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header::{CONTENT_TYPE, HOST, RETRY_AFTER};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+pub use answer::{Answer, RequestMetrics, SpeculativeDecoding, Usage, chat};
+pub use error::ClientError;
+pub use sse::{EVENT_BYTES_MAX, SseError, SseParser};
+
+/// Longest answer that is read at once, in bytes.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Health, metrics and model lists come from memory.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest silence while an answer is made: a little above the daemon's default for a whole request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(660);
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// A daemon's client.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the daemon behind `socket`; connects when it is used.
+    pub fn new(socket: &Path) -> Client {
+        Client { socket: socket.to_owned() }
+    }
+
+    /// The body that `path` answers a GET with.
+    ///
+    /// # Errors
+    /// [`ClientError`], also when the status is no success.
+    pub async fn get(&self, path: &str) -> Result<String, ClientError> {
+        let response = self.send(Method::GET, path, None, PROBE_TIMEOUT).await?;
+        let bytes = read_whole(response, PROBE_TIMEOUT).await?;
+        String::from_utf8(bytes.to_vec()).map_err(ClientError::protocol)
+    }
+
+    /// The JSON that `path` answers a GET with.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn get_json(&self, path: &str) -> Result<Value, ClientError> {
+        serde_json::from_str(&self.get(path).await?).map_err(ClientError::protocol)
+    }
+
+    /// The JSON that `path` answers a POST of `body` with.
+    ///
+    /// # Errors
+    /// [`ClientError`], also when the status is no success.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        let response = self.send(Method::POST, path, Some(body), ANSWER_TIMEOUT).await?;
+        let bytes = read_whole(response, ANSWER_TIMEOUT).await?;
+        serde_json::from_slice(&bytes).map_err(ClientError::protocol)
+    }
+
+    /// The events that `path` answers a POST of `body` with.
+    ///
+    /// # Errors
+    /// [`ClientError`], also when the status is no success.
+    pub async fn stream(&self, path: &str, body: &Value) -> Result<EventStream, ClientError> {
+        let response = self.send(Method::POST, path, Some(body), ANSWER_TIMEOUT).await?;
+        Ok(EventStream {
+            body: response.into_body(),
+            parser: SseParser::default(),
+            events: VecDeque::new(),
+            done: false,
+        })
+    }
+
+    /// The name of the served model.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn model(&self) -> Result<String, ClientError> {
+        let models = self.get_json("/v1/models").await?;
+        let name = models.pointer("/data/0/id").and_then(Value::as_str);
+        name.map(ToOwned::to_owned).ok_or_else(|| ClientError::protocol("/v1/models lists no model"))
+    }
+
+    /// Waits until the daemon takes requests.
+    ///
+    /// # Errors
+    /// [`ClientError::Timeout`] when it does not within a minute; other errors than
+    /// "not ready" at once.
+    pub async fn wait_until_ready(&self) -> Result<(), ClientError> {
+        let poll = async {
+            loop {
+                match self.get("/health/ready").await {
+                    Ok(_) => return Ok(()),
+                    Err(ClientError::Refused { status: 503, .. }) => tokio::time::sleep(READY_POLL).await,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        within(READY_TIMEOUT, "it was getting ready", poll).await?
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        answer_timeout: Duration,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let connect = within(CONNECT_TIMEOUT, "connecting", UnixStream::connect(&self.socket)).await?;
+        let stream = connect.map_err(|source| ClientError::connecting(&self.socket, source))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::protocol)?;
+        // Ends with the response or when the response is dropped; its errors reach the sender.
+        tokio::spawn(connection);
+        let text = body.map_or_else(String::new, Value::to_string);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "localhost")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(text)))
+            .map_err(ClientError::protocol)?;
+        let sent = within(answer_timeout, "the answer was made", sender.send_request(request)).await?;
+        let response = sent.map_err(ClientError::protocol)?;
+        if response.status().is_success() { Ok(response) } else { Err(refusal(response).await?) }
+    }
+}
+
+/// The events of one streamed answer.
+#[derive(Debug)]
+pub struct EventStream {
+    body: Incoming,
+    parser: SseParser,
+    events: VecDeque<String>,
+    done: bool,
+}
+
+impl EventStream {
+    /// The next event, `None` after `[DONE]`.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the stream broke, stalled, carried an error or ended too early.
+    pub async fn next(&mut self) -> Result<Option<Value>, ClientError> {
+        while !self.done {
+            if let Some(event) = self.events.pop_front() {
+                return self.take(&event);
+            }
+            let frame = within(ANSWER_TIMEOUT, "streaming", self.body.frame()).await?;
+            let frame = frame.ok_or_else(|| ClientError::protocol("the stream ended before [DONE]"))?;
+            if let Ok(bytes) = frame.map_err(ClientError::protocol)?.into_data() {
+                self.parser.push(&bytes, &mut self.events).map_err(ClientError::protocol)?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, event: &str) -> Result<Option<Value>, ClientError> {
+        if event == "[DONE]" {
+            self.done = true;
+            return Ok(None);
+        }
+        let event: Value = serde_json::from_str(event).map_err(ClientError::protocol)?;
+        match event.pointer("/error/message").and_then(Value::as_str) {
+            Some(message) => Err(ClientError::Protocol(message.to_owned())),
+            None => Ok(Some(event)),
+        }
+    }
+}
+
+async fn within<F: Future>(bound: Duration, what: &'static str, future: F) -> Result<F::Output, ClientError> {
+    timeout(bound, future).await.map_err(|_| ClientError::Timeout { what, after: bound })
+}
+
+async fn read_whole(response: Response<Incoming>, bound: Duration) -> Result<Bytes, ClientError> {
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
+    let collected = within(bound, "the answer was read", body).await?;
+    Ok(collected.map_err(ClientError::protocol)?.to_bytes())
+}
+
+/// What an answer says that is no success.
+async fn refusal(response: Response<Incoming>) -> Result<ClientError, ClientError> {
+    let status = response.status();
+    let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let bytes = read_whole(response, PROBE_TIMEOUT).await?;
+    let body: Option<Value> = serde_json::from_slice(&bytes).ok();
+    let message =
+        body.as_ref().and_then(|body| body.pointer("/error/message")?.as_str().map(ToOwned::to_owned));
+    Ok(ClientError::Refused {
+        status: status.as_u16(),
+        message: message.unwrap_or_else(|| status.canonical_reason().unwrap_or("refused").to_owned()),
+        retry_after: seconds.map(Duration::from_secs),
+        body,
+    })
+}

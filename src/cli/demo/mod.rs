@@ -1,0 +1,134 @@
+//! `specserve demo`: the embedded pair, with and without speculation.
+//!
+//! Both ways go through a whole daemon and its socket, one request at a time. Machines
+//! are noisy, so the two take turns over several rounds, the first to go changes from
+//! round to round, and the figures are medians over rounds.
+
+mod report;
+mod round;
+#[cfg(test)]
+mod tests;
+
+use std::io::Write;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::error::CliError;
+use super::host::DaemonHost;
+use super::private::PrivateDaemon;
+use crate::config::{Config, PolicySpec};
+use report::{Report, Setting};
+use round::{Round, warm_up};
+
+/// What is asked: stories, questions, functions and tips, as the embedded pair was trained on.
+pub const PROMPTS: [&str; 8] = [
+    "Tell me a story about a brave mouse.",
+    "What is a river?",
+    "Write a Python function that checks if a number is prime.",
+    "Give me three tips to cook.",
+    "Why do people sing?",
+    "Tell me a story about a boat in a storm.",
+    "Write a Python function that adds up a list of numbers.",
+    "Give me three tips to sleep well.",
+];
+
+/// Shows the embedded pair at work: speed with and without speculation, and that the
+/// texts are the same.
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// How the speculative side drafts, such as fixed:4.
+    #[arg(long, value_name = "POLICY", default_value = "fixed:4")]
+    policy: PolicySpec,
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1024))]
+    tokens: u32,
+    /// How often each side answers every prompt.
+    #[arg(long, value_name = "ROUNDS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One of the two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Plain,
+    Speculative,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError::TextsDiffer`] after the report, when they do; else what keeps it from running.
+pub async fn run<H: DaemonHost>(args: &DemoArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
+    let progress = progress_bar(u64::from(args.rounds) * 2 * PROMPTS.len() as u64);
+    let mut plain = Vec::new();
+    let mut speculative = Vec::new();
+    for number in 0..args.rounds {
+        for side in order(number) {
+            let streamed = number == 0 && side == Side::Speculative && !args.json;
+            let stream_to: &mut dyn Write = if streamed { &mut *out } else { &mut std::io::sink() };
+            let round = session(args, host, side, stream_to, &progress).await?;
+            match side {
+                Side::Plain => plain.push(round),
+                Side::Speculative => speculative.push(round),
+            }
+        }
+    }
+    progress.finish_and_clear();
+    let setting = Setting { policy: args.policy, tokens_max: args.tokens };
+    let report = Report::new(setting, &plain, &speculative);
+    if args.json {
+        writeln!(out, "{:#}", serde_json::json!(report))?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    match report.different_prompts.len() {
+        0 => Ok(()),
+        prompts => Err(CliError::TextsDiffer(prompts)),
+    }
+}
+
+/// The speculative side opens the show; after that the first to go changes.
+fn order(round: u32) -> [Side; 2] {
+    if round.is_multiple_of(2) { [Side::Speculative, Side::Plain] } else { [Side::Plain, Side::Speculative] }
+}
+
+/// A daemon from start to end: a warm-up, whose text goes to `stream_to`, then every prompt.
+async fn session<H: DaemonHost>(
+    args: &DemoArgs,
+    host: &H,
+    side: Side,
+    stream_to: &mut dyn Write,
+    progress: &ProgressBar,
+) -> Result<Round, CliError> {
+    let daemon = PrivateDaemon::start(host, config(args, side)).await?;
+    let client = daemon.client();
+    let measured = async {
+        let model = client.model().await?;
+        warm_up(&client, &model, args.tokens, stream_to).await?;
+        Round::measure(&client, &model, args.tokens, progress).await
+    };
+    let round = measured.await;
+    daemon.shutdown().await;
+    round
+}
+
+fn config(args: &DemoArgs, side: Side) -> Config {
+    let mut config = Config::default_tiny();
+    config.speculation.policy = match side {
+        Side::Plain => PolicySpec::None,
+        Side::Speculative => args.policy,
+    };
+    let longest = args.policy.draft_tokens().unwrap_or(0);
+    config.speculation.draft_tokens_max = config.speculation.draft_tokens_max.max(longest);
+    config
+}
+
+fn progress_bar(answers: u64) -> ProgressBar {
+    let template = "measuring {bar:40} {pos} of {len} answers";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(answers).with_style(style)
+}

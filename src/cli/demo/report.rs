@@ -1,0 +1,173 @@
+//! The figures of both sides, side by side.
+
+use serde::Serialize;
+
+use super::PROMPTS;
+use super::round::Round;
+use crate::cli::client::SpeculativeDecoding;
+use crate::cli::table::Table;
+use crate::config::PolicySpec;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// How the speculative side drafts.
+    pub policy: PolicySpec,
+    /// Most tokens of an answer.
+    pub tokens_max: u32,
+}
+
+/// Two percentiles, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// Half of the answers are at most this.
+    pub p50: Option<f64>,
+    /// 99 of 100 answers are at most this.
+    pub p99: Option<f64>,
+}
+
+/// One side.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Figures {
+    /// Median over rounds.
+    pub tokens_per_second: f64,
+    /// Of one round.
+    pub output_tokens: u64,
+    /// Tokens that one target step yields: `1 + accepted / steps`; none without a step.
+    pub acceptance_length: Option<f64>,
+    /// Draft tokens proposed, of one round.
+    pub draft_tokens: u64,
+    /// Arrival to first token, as the daemon measures it.
+    pub ttft_ms: Percentiles,
+    /// Mean time per token after the first, as the daemon measures it.
+    pub tpot_ms: Percentiles,
+}
+
+/// The whole demo; what `--json` prints.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// Version of this program.
+    pub version: &'static str,
+    /// How the speculative side drafts.
+    pub policy: String,
+    /// How many prompts.
+    pub prompts: usize,
+    /// Most tokens of an answer.
+    pub tokens_max: u32,
+    /// How often each side answered every prompt.
+    pub rounds: usize,
+    /// Without speculation.
+    pub plain: Figures,
+    /// With it.
+    pub speculative: Figures,
+    /// Speculative over plain tokens per second.
+    pub speedup: f64,
+    /// Whether every answer to a prompt was the same, over sides and rounds.
+    pub identical: bool,
+    /// The prompts for which it was not.
+    pub different_prompts: Vec<&'static str>,
+}
+
+impl Report {
+    /// Sums up the rounds of both sides; each has at least one.
+    pub fn new(setting: Setting, plain: &[Round], speculative: &[Round]) -> Report {
+        let different_prompts = different_prompts(plain, speculative);
+        let (plain, rounds) = (Figures::new(plain), plain.len());
+        let speculative = Figures::new(speculative);
+        Report {
+            version: env!("CARGO_PKG_VERSION"),
+            policy: setting.policy.to_string(),
+            prompts: PROMPTS.len(),
+            tokens_max: setting.tokens_max,
+            rounds,
+            speedup: speculative.tokens_per_second / plain.tokens_per_second,
+            plain,
+            speculative,
+            identical: different_prompts.is_empty(),
+            different_prompts,
+        }
+    }
+}
+
+impl Figures {
+    fn new(rounds: &[Round]) -> Figures {
+        let answers = || rounds.iter().flat_map(|round| &round.0).map(|sample| &sample.answer);
+        let sum = |field: fn(&SpeculativeDecoding) -> u64| -> u64 {
+            answers().map(|answer| field(&answer.metrics.speculative_decoding)).sum()
+        };
+        let (steps, drafted, accepted) =
+            (sum(|one| one.steps), sum(|one| one.drafted), sum(|one| one.accepted));
+        let count = rounds.len().max(1) as u64;
+        Figures {
+            tokens_per_second: quantile(rounds.iter().map(Round::tokens_per_second), 0.5).unwrap_or(0.0),
+            output_tokens: rounds.iter().map(Round::output_tokens).sum::<u64>() / count,
+            acceptance_length: (steps > 0).then(|| 1.0 + accepted as f64 / steps as f64),
+            draft_tokens: drafted / count,
+            ttft_ms: Percentiles::of(answers().filter_map(|answer| answer.metrics.ttft_ms)),
+            tpot_ms: Percentiles::of(answers().filter_map(|answer| answer.metrics.tpot_ms)),
+        }
+    }
+}
+
+impl Percentiles {
+    fn of(values: impl Iterator<Item = f64> + Clone) -> Percentiles {
+        Percentiles { p50: quantile(values.clone(), 0.5), p99: quantile(values, 0.99) }
+    }
+}
+
+/// The smallest value that at least the share `q` of the values do not exceed; of an even
+/// number of values the median is the mean of the middle two.
+pub(super) fn quantile(values: impl Iterator<Item = f64>, q: f64) -> Option<f64> {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (q * sorted.len() as f64).ceil().max(1.0) as usize;
+    let value = *sorted.get(rank - 1)?;
+    let even_median = q == 0.5 && sorted.len().is_multiple_of(2);
+    Some(if even_median { (value + sorted[rank]) / 2.0 } else { value })
+}
+
+/// Prompts that were not answered the same way every time.
+fn different_prompts(plain: &[Round], speculative: &[Round]) -> Vec<&'static str> {
+    let answer = |round: &Round, index: usize| {
+        let answer = &round.0[index].answer;
+        (answer.text.clone(), answer.usage.completion_tokens, answer.finish_reason.clone())
+    };
+    let differs = |index: usize| {
+        let mut answers = plain.iter().chain(speculative).map(|round| answer(round, index));
+        let first = answers.next();
+        answers.any(|other| Some(other) != first)
+    };
+    PROMPTS.iter().enumerate().filter(|(index, _)| differs(*index)).map(|(_, prompt)| *prompt).collect()
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut table = Table::new(["", "plain", &self.policy]);
+        let mut row = |name: &str, cell: &dyn Fn(&Figures) -> String| {
+            table.row([name.to_owned(), cell(&self.plain), cell(&self.speculative)]);
+        };
+        row("tokens/s", &|side| format!("{:.1}", side.tokens_per_second));
+        row("acceptance length", &|side| number(side.acceptance_length, 2));
+        row("draft tokens", &|side| side.draft_tokens.to_string());
+        row("output tokens", &|side| side.output_tokens.to_string());
+        row("TTFT p50, ms", &|side| number(side.ttft_ms.p50, 2));
+        row("TTFT p99, ms", &|side| number(side.ttft_ms.p99, 2));
+        row("TPOT p50, ms", &|side| number(side.tpot_ms.p50, 3));
+        row("TPOT p99, ms", &|side| number(side.tpot_ms.p99, 3));
+        writeln!(
+            f,
+            "{} prompts at temperature 0, up to {} tokens each, one at a time, median of {} rounds",
+            self.prompts, self.tokens_max, self.rounds
+        )?;
+        write!(f, "{table}")?;
+        writeln!(f, "identical texts: {}", if self.identical { "yes" } else { "no" })?;
+        for prompt in &self.different_prompts {
+            writeln!(f, "  different: {prompt}")?;
+        }
+        writeln!(f, "speed-up by speculation: {:.2} x", self.speedup)
+    }
+}
+
+fn number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
+}

@@ -1,0 +1,81 @@
+//! One side's answers to every prompt, with the time that each took.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+
+use super::PROMPTS;
+use crate::cli::client::{Answer, Client, chat};
+use crate::cli::error::CliError;
+
+/// An answer as the client saw it.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The answer.
+    pub answer: Answer,
+    /// From sending the request to the end of the answer.
+    pub elapsed: Duration,
+}
+
+/// One sample for each of [`PROMPTS`], in order.
+#[derive(Clone, Debug)]
+pub struct Round(pub Vec<Sample>);
+
+impl Round {
+    /// Asks every prompt, one after the other.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub async fn measure(
+        client: &Client,
+        model: &str,
+        tokens: u32,
+        progress: &ProgressBar,
+    ) -> Result<Round, CliError> {
+        let mut samples = Vec::with_capacity(PROMPTS.len());
+        for prompt in PROMPTS {
+            let start = Instant::now();
+            let answer = chat(client, request(model, prompt, tokens), |_| Ok(())).await?;
+            samples.push(Sample { answer, elapsed: start.elapsed() });
+            progress.inc(1);
+        }
+        Ok(Round(samples))
+    }
+
+    /// Output tokens of all answers.
+    pub fn output_tokens(&self) -> u64 {
+        self.0.iter().map(|sample| sample.answer.usage.completion_tokens).sum()
+    }
+
+    /// Output tokens per second of waiting for them, prefill and transport included.
+    pub fn tokens_per_second(&self) -> f64 {
+        let seconds: f64 = self.0.iter().map(|sample| sample.elapsed.as_secs_f64()).sum();
+        self.output_tokens() as f64 / seconds.max(1e-9)
+    }
+}
+
+/// Answers the first prompt, unmeasured, and writes question and answer to `out`.
+///
+/// # Errors
+/// When the request fails or `out` does.
+pub async fn warm_up(client: &Client, model: &str, tokens: u32, out: &mut dyn Write) -> Result<(), CliError> {
+    writeln!(out, "> {}", PROMPTS[0])?;
+    let print = |piece: &str| {
+        out.write_all(piece.as_bytes())?;
+        out.flush()
+    };
+    chat(client, request(model, PROMPTS[0], tokens), print).await?;
+    write!(out, "\n\n")?;
+    Ok(())
+}
+
+fn request(model: &str, prompt: &str, tokens: u32) -> Value {
+    json!({
+        "model": model,
+        "messages": [{ "role": "user", "content": prompt }],
+        "temperature": 0,
+        "max_tokens": tokens,
+    })
+}

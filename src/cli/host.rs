@@ -1,0 +1,40 @@
+//! What the commands need of the daemon: to run it here, or beside a command.
+
+use std::future::Future;
+use std::path::Path;
+
+use crate::config::Config;
+
+/// Why a daemon could not start or ended badly, as it says itself.
+pub type HostError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Starts daemons: the engine in the program, a script in tests.
+pub trait DaemonHost {
+    /// A daemon in this process.
+    type Daemon: RunningDaemon;
+
+    /// Starts a daemon that answers on its socket once this returns.
+    ///
+    /// # Errors
+    /// When models can't be loaded or the socket can't be bound.
+    fn start(&self, config: Config) -> impl Future<Output = Result<Self::Daemon, HostError>>;
+
+    /// Serves until `shutdown` resolves and requests in flight are drained.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), and when the engine fails later.
+    fn run(
+        &self,
+        config: Config,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = Result<(), HostError>>;
+}
+
+/// A daemon that runs beside a command.
+pub trait RunningDaemon {
+    /// Its socket.
+    fn socket(&self) -> &Path;
+
+    /// Ends it; the socket is gone afterwards.
+    fn shutdown(self) -> impl Future<Output = ()>;
+}

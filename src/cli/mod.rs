@@ -1,0 +1,102 @@
+//! The command line: parse, then call. docs/cli.md describes every command.
+
+mod chat;
+mod check_config;
+pub mod client;
+mod demo;
+mod error;
+mod host;
+mod logging;
+mod private;
+mod serve;
+mod signals;
+mod submit;
+mod table;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod top;
+
+use std::io::{Write, stderr, stdout};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use error::{CliError, EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
+pub use host::{DaemonHost, HostError, RunningDaemon};
+
+/// Where a daemon listens unless its config says otherwise.
+const SOCKET_DEFAULT: &str = "/tmp/specserve.sock";
+
+/// Serves a large language model with speculative decoding.
+#[derive(Parser, Debug)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Demo(demo::DemoArgs),
+    Chat(chat::ChatArgs),
+    Submit(submit::SubmitArgs),
+    Top(top::TopArgs),
+    CheckConfig(check_config::CheckConfigArgs),
+}
+
+/// Parses the process's arguments, runs the command, reports its failure on stderr.
+pub fn main<H: DaemonHost>(host: &H) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to say when the message itself can't be printed.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_FAILED));
+        }
+    };
+    match run(cli.command, host) {
+        Ok(()) => ExitCode::from(EXIT_OK),
+        Err(error) => {
+            if !error.is_silent() {
+                let _ = writeln!(stderr(), "specserve: {error}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
+    let mut out = stdout();
+    if let Command::CheckConfig(args) = &command {
+        return check_config::run(args, &mut out);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+        CliError::Failed(format!("can't start the threads that serve connections: {error}"))
+    })?;
+    let result = runtime.block_on(async {
+        match &command {
+            Command::Serve(args) => serve::run(args, host).await,
+            Command::Demo(args) => interruptible(demo::run(args, host, &mut out)).await,
+            Command::Chat(args) => interruptible(chat::run(args, host, &mut out)).await,
+            Command::Submit(args) => interruptible(submit::run(args, &mut out)).await,
+            Command::Top(args) => interruptible(top::run(args, &mut out)).await,
+            Command::CheckConfig(args) => check_config::run(args, &mut out),
+        }
+    });
+    // A thread that reads a terminal can't be stopped, and nobody waits for it.
+    runtime.shutdown_background();
+    result
+}
+
+/// Runs a command until a signal comes. The command is then dropped, and with it what
+/// the default action would leave behind: a private daemon's directory.
+async fn interruptible(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    let mut signals = signals::Signals::install()?;
+    tokio::select! {
+        result = command => result,
+        signal = signals.next() => Err(CliError::Interrupted(signal)),
+    }
+}

@@ -1,0 +1,139 @@
+//! A scripted daemon for the commands' tests: HTTP over a real Unix socket, no engine.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use axum::extract::State;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+
+use super::host::{DaemonHost, HostError, RunningDaemon};
+use crate::config::Config;
+
+/// Serves until it is dropped.
+pub struct Server(JoinHandle<()>);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Serves `router` on a socket that must not exist yet.
+pub fn serve_router(socket: &Path, router: Router) -> Server {
+    let listener = UnixListener::bind(socket).expect("the socket is free");
+    Server(tokio::spawn(async move { axum::serve(listener, router).await.expect("serves until aborted") }))
+}
+
+/// A directory that goes with the test.
+pub struct ScratchDirectory(tempfile::TempDir);
+
+impl ScratchDirectory {
+    pub fn new() -> ScratchDirectory {
+        ScratchDirectory(tempfile::tempdir().expect("a directory for the test"))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+type Script = Arc<dyn Fn(&Config, &Value) -> String + Send + Sync>;
+
+/// Starts scripted daemons: each chat request is answered with the script's text,
+/// which is an event stream.
+pub struct ScriptedHost {
+    script: Script,
+    requests: Arc<Mutex<Vec<Value>>>,
+}
+
+impl ScriptedHost {
+    pub fn new(script: impl Fn(&Config, &Value) -> String + Send + Sync + 'static) -> ScriptedHost {
+        ScriptedHost { script: Arc::new(script), requests: Arc::default() }
+    }
+
+    /// Bodies of the chat requests so far, over all daemons of this host.
+    pub fn requests(&self) -> Vec<Value> {
+        self.requests.lock().expect("no test panics with the lock").clone()
+    }
+}
+
+pub struct ScriptedDaemon {
+    socket: PathBuf,
+    _server: Server,
+}
+
+#[derive(Clone)]
+struct Scripted {
+    config: Arc<Config>,
+    script: Script,
+    requests: Arc<Mutex<Vec<Value>>>,
+}
+
+async fn answer(State(scripted): State<Scripted>, Json(body): Json<Value>) -> String {
+    let answer = (scripted.script)(&scripted.config, &body);
+    scripted.requests.lock().expect("no test panics with the lock").push(body);
+    answer
+}
+
+impl DaemonHost for ScriptedHost {
+    type Daemon = ScriptedDaemon;
+
+    async fn start(&self, config: Config) -> Result<ScriptedDaemon, HostError> {
+        let socket = config.server.socket.clone();
+        let name = config.target.name.clone();
+        let scripted = Scripted {
+            config: Arc::new(config),
+            script: Arc::clone(&self.script),
+            requests: Arc::clone(&self.requests),
+        };
+        let router = Router::new()
+            .route("/health/ready", get(|| async { "ready" }))
+            .route("/v1/models", get(|| async move { Json(json!({ "data": [{ "id": name }] })) }))
+            .route("/v1/chat/completions", post(answer))
+            .with_state(scripted);
+        Ok(ScriptedDaemon { _server: serve_router(&socket, router), socket })
+    }
+
+    async fn run(
+        &self,
+        _config: Config,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), HostError> {
+        shutdown.await;
+        Ok(())
+    }
+}
+
+impl RunningDaemon for ScriptedDaemon {
+    fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    async fn shutdown(self) {}
+}
+
+/// The event stream of a chat answer: `pieces`, one token each, then plain decoding's figures.
+pub fn chat_answer(pieces: &[&str]) -> String {
+    let metrics = json!({
+        "queue_ms": 0.1,
+        "ttft_ms": 2.0,
+        "tpot_ms": 0.5,
+        "speculative_decoding": { "steps": 1, "drafted": 0, "verified": 0, "accepted": 0 },
+    });
+    chat_answer_with(pieces, &metrics)
+}
+
+/// As [`chat_answer`], with these figures.
+pub fn chat_answer_with(pieces: &[&str], metrics: &Value) -> String {
+    let mut events: Vec<Value> =
+        pieces.iter().map(|piece| json!({ "choices": [{ "delta": { "content": piece } }] })).collect();
+    events.push(json!({ "choices": [{ "delta": {}, "finish_reason": "stop" }] }));
+    let usage = json!({ "prompt_tokens": 3, "completion_tokens": pieces.len() });
+    events.push(json!({ "choices": [], "usage": usage, "metrics": metrics }));
+    let text: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+    text + "data: [DONE]\n\n"
+}

@@ -1,0 +1,66 @@
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_of_the_docs_parses() {
+    for line in [
+        "specserve serve --config config/tiny-cpu.toml",
+        "specserve demo",
+        "specserve demo --json --policy fixed:6 --tokens 64 --rounds 1",
+        "specserve chat",
+        "specserve chat Hello --socket s --temperature 0.8 --seed 1 --max-tokens 9 --system Brief --json",
+        "specserve submit in.jsonl --out out.jsonl --concurrency 4 --socket s",
+        "specserve top --once --json --interval-ms 500 --socket s",
+        "specserve check-config config/tiny-cpu.toml",
+        "specserve check-config --config config/tiny-cpu.toml --json",
+    ] {
+        assert!(parse(line).is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn bad_arguments_are_refused_before_anything_runs() {
+    for (line, kind) in [
+        ("specserve", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+        ("specserve serve", ErrorKind::MissingRequiredArgument),
+        ("specserve check-config", ErrorKind::MissingRequiredArgument),
+        ("specserve check-config a --config b", ErrorKind::ArgumentConflict),
+        ("specserve demo --policy always", ErrorKind::ValueValidation),
+        ("specserve demo --tokens 1", ErrorKind::ValueValidation),
+        ("specserve submit in.jsonl --concurrency 0", ErrorKind::ValueValidation),
+        ("specserve top --interval-ms 1", ErrorKind::ValueValidation),
+        ("specserve dance", ErrorKind::InvalidSubcommand),
+    ] {
+        assert_eq!(parse(line).expect_err(line).kind(), kind, "{line}");
+    }
+}
+
+#[test]
+fn the_default_socket_is_that_of_the_tiny_configuration() {
+    let config = crate::config::Config::default_tiny();
+    assert_eq!(config.server.socket, std::path::Path::new(SOCKET_DEFAULT));
+}
+
+#[test]
+fn the_docs_name_every_option_of_every_command() {
+    let docs = include_str!("../../docs/cli.md");
+    for command in Cli::command().get_subcommands() {
+        let heading = format!("## {}", command.get_name());
+        let section = docs.split(&heading).nth(1).unwrap_or_else(|| panic!("docs/cli.md has no {heading}"));
+        let section = section.split("\n## ").next().unwrap_or(section);
+        for option in command.get_opts().filter_map(|option| option.get_long()) {
+            assert!(section.contains(&format!("`--{option}")), "{heading} does not describe --{option}");
+        }
+    }
+}

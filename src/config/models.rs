@@ -1,0 +1,92 @@
+//! `[target]` and `[draft]`: which models.
+
+use super::reader::Section;
+use super::render::Entry;
+use crate::model::ModelSource;
+
+const MODEL_BOUND: &str = "\"embedded:tiny\" or a Hugging Face directory";
+const NAME_BYTES_MAX: usize = 128;
+const NAME_BOUND: &str = "1 to 128 bytes";
+
+/// The name under which a model is served when the config gives none.
+fn default_name(source: &ModelSource) -> String {
+    match source {
+        ModelSource::EmbeddedTiny => "tiny".to_owned(),
+        ModelSource::Directory(path) => {
+            path.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+        }
+    }
+}
+
+/// The model that is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetConfig {
+    /// Where it comes from.
+    pub model: ModelSource,
+    /// What callers call it.
+    pub name: String,
+}
+
+/// The model that guesses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DraftConfig {
+    /// Where it comes from.
+    pub model: ModelSource,
+}
+
+impl TargetConfig {
+    pub(super) fn read(mut section: Section<'_>) -> TargetConfig {
+        let model = read_model(&mut section);
+        let name = section.parsed("name", &format!("give {NAME_BOUND}"), parse_name);
+        section.finish();
+        TargetConfig { name: name.unwrap_or_else(|| default_name(&model)), model }
+    }
+
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        vec![model_entry(&self.model), Entry::text("name", self.name.clone(), NAME_BOUND)]
+    }
+}
+
+impl DraftConfig {
+    pub(super) fn read(mut section: Section<'_>) -> DraftConfig {
+        let model = read_model(&mut section);
+        section.finish();
+        DraftConfig { model }
+    }
+
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        vec![model_entry(&self.model)]
+    }
+}
+
+fn model_entry(model: &ModelSource) -> Entry {
+    Entry::text("model", model.to_string(), MODEL_BOUND)
+}
+
+/// Reads `model`; stands in the embedded pair when it is missing, which is a problem.
+fn read_model(section: &mut Section<'_>) -> ModelSource {
+    match section.take_value("model") {
+        Some(toml::Value::String(text)) => match parse_model(&text) {
+            Ok(model) => return model,
+            Err(what) => section.reject("model", &text.into(), what, format!("give {MODEL_BOUND}")),
+        },
+        Some(other) => section.reject("model", &other, "must be a string", format!("give {MODEL_BOUND}")),
+        None => section.missing("model", format!("give {MODEL_BOUND}")),
+    }
+    ModelSource::EmbeddedTiny
+}
+
+fn parse_model(text: &str) -> Result<ModelSource, String> {
+    if text.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    ModelSource::parse(text).map_err(|_| "is not an embedded model".to_owned())
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("is empty".to_owned()),
+        bytes if bytes > NAME_BYTES_MAX => Err(format!("has {bytes} bytes, more than {NAME_BYTES_MAX}")),
+        _ => Ok(text.to_owned()),
+    }
+}

@@ -1,0 +1,55 @@
+//! Rules that span several keys.
+
+use super::Config;
+use super::reader::Problems;
+
+/// Notes every rule between keys that the configuration breaks.
+pub(super) fn check(config: &Config, problems: &mut Problems) {
+    let executor = &config.executor;
+    let scheduler = &config.scheduler;
+    at_most(
+        problems,
+        ("scheduler.running_requests_max", scheduler.running_requests_max),
+        ("executor.batch_sequences_max", executor.batch_sequences_max),
+    );
+    // Every running request decodes at least one token in each step.
+    at_most(
+        problems,
+        ("scheduler.running_requests_max", scheduler.running_requests_max),
+        ("executor.batch_tokens_max", executor.batch_tokens_max),
+    );
+    at_most(
+        problems,
+        ("scheduler.prefill_chunk_tokens_max", scheduler.prefill_chunk_tokens_max),
+        ("executor.batch_tokens_max", executor.batch_tokens_max),
+    );
+    check_policy(config, problems);
+}
+
+/// Notes when `left` is larger than `right`, unless one of them is reported already.
+fn at_most(problems: &mut Problems, left: (&str, u32), right: (&str, u32)) {
+    if left.1 <= right.1 || problems.mention(&[left.0, right.0]) {
+        return;
+    }
+    let what = format!("is more than {} = {}", right.0, right.1);
+    problems.add(left.0, Some(left.1.to_string()), what, format!("lower it, or raise {}", right.0));
+}
+
+fn check_policy(config: &Config, problems: &mut Problems) {
+    const POLICY: &str = "speculation.policy";
+    let policy = config.speculation.policy;
+    let value = || Some(format!("\"{policy}\""));
+    if problems.mention(&[POLICY]) {
+        return;
+    }
+    if policy.needs_draft_model() && config.draft.is_none() && !problems.mention(&["draft"]) {
+        let advice = "add a [draft] section with its model, or set the policy to \"none\"";
+        problems.add(POLICY, value(), "needs a draft model", advice);
+    }
+    let max = config.speculation.draft_tokens_max;
+    let tokens = policy.draft_tokens().unwrap_or(0);
+    if tokens > max && !problems.mention(&["speculation.draft_tokens_max"]) {
+        let what = format!("drafts {tokens} tokens and speculation.draft_tokens_max is {max}");
+        problems.add(POLICY, value(), what, "lower it, or raise speculation.draft_tokens_max");
+    }
+}

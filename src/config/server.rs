@@ -1,0 +1,104 @@
+//! `[server]`: where requests come in, and how much of them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Value;
+
+use super::reader::{Integer, Section};
+use super::render::Entry;
+
+/// Longest socket path in bytes: `sun_path` holds 108 with its closing zero.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+const SOCKET_DEFAULT: &str = "/tmp/specserve.sock";
+const SOCKET_MODE_DEFAULT: u32 = 0o600;
+const BODY_BYTES_MAX: Integer = Integer::new("body_bytes_max", 1 << 20, 1 << 10, 64 << 20);
+const CONNECTIONS_MAX: Integer = Integer::new("connections_max", 256, 1, 65_536);
+const HEADER_TIMEOUT_MS: Integer = Integer::new("header_timeout_ms", 10_000, 100, 600_000);
+const REQUEST_TIMEOUT_MS: Integer = Integer::new("request_timeout_ms", 600_000, 100, 86_400_000);
+const DRAIN_TIMEOUT_MS: Integer = Integer::new("drain_timeout_ms", 30_000, 0, 3_600_000);
+
+const SOCKET_BOUND: &str = "a path of 1 to 107 bytes";
+const SOCKET_MODE_BOUND: &str = "octal, \"0000\" to \"0777\"";
+const HTTP_BOUND: &str = "an address and a port, such as \"127.0.0.1:8000\"";
+
+/// The listening side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// The Unix socket.
+    pub socket: PathBuf,
+    /// Permission bits of the socket.
+    pub socket_mode: u32,
+    /// A TCP address to listen on as well.
+    pub http: Option<SocketAddr>,
+    /// Longest request body in bytes.
+    pub body_bytes_max: usize,
+    /// Most open connections.
+    pub connections_max: usize,
+    /// How long a client may take to send a request's head.
+    pub header_timeout: Duration,
+    /// How long a request may take from its arrival to its last byte.
+    pub request_timeout: Duration,
+    /// How long requests in flight may go on after the first signal.
+    pub drain_timeout: Duration,
+}
+
+impl ServerConfig {
+    pub(super) fn read(mut section: Section<'_>) -> ServerConfig {
+        let config = ServerConfig {
+            socket: section
+                .parsed("socket", &format!("give {SOCKET_BOUND}"), parse_socket)
+                .unwrap_or_else(|| SOCKET_DEFAULT.into()),
+            socket_mode: section
+                .parsed("socket_mode", &format!("give it in {SOCKET_MODE_BOUND}"), parse_mode)
+                .unwrap_or(SOCKET_MODE_DEFAULT),
+            http: section.parsed("http", &format!("give {HTTP_BOUND}, or leave it out"), parse_address),
+            body_bytes_max: section.integer(&BODY_BYTES_MAX) as usize,
+            connections_max: section.integer(&CONNECTIONS_MAX) as usize,
+            header_timeout: Duration::from_millis(section.integer(&HEADER_TIMEOUT_MS)),
+            request_timeout: Duration::from_millis(section.integer(&REQUEST_TIMEOUT_MS)),
+            drain_timeout: Duration::from_millis(section.integer(&DRAIN_TIMEOUT_MS)),
+        };
+        section.finish();
+        config
+    }
+
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        let http = self.http.map(|address| Value::String(address.to_string()));
+        vec![
+            Entry::text("socket", self.socket.to_string_lossy(), SOCKET_BOUND),
+            Entry::text("socket_mode", format!("{:04o}", self.socket_mode), SOCKET_MODE_BOUND),
+            Entry::optional("http", http, HTTP_BOUND),
+            Entry::integer(&BODY_BYTES_MAX, self.body_bytes_max as u64),
+            Entry::integer(&CONNECTIONS_MAX, self.connections_max as u64),
+            Entry::integer(&HEADER_TIMEOUT_MS, self.header_timeout.as_millis() as u64),
+            Entry::integer(&REQUEST_TIMEOUT_MS, self.request_timeout.as_millis() as u64),
+            Entry::integer(&DRAIN_TIMEOUT_MS, self.drain_timeout.as_millis() as u64),
+        ]
+    }
+}
+
+fn parse_socket(text: &str) -> Result<PathBuf, String> {
+    match text.len() {
+        0 => Err("is empty".to_owned()),
+        bytes if bytes > SOCKET_PATH_BYTES_MAX => {
+            Err(format!("has {bytes} bytes, and a socket's path holds {SOCKET_PATH_BYTES_MAX}"))
+        }
+        _ if text.contains('\0') => Err("contains a zero byte".to_owned()),
+        _ => Ok(PathBuf::from(text)),
+    }
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if digits && mode <= 0o777 => Ok(mode),
+        _ => Err("is not a file mode".to_owned()),
+    }
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "is not an address with a port".to_owned())
+}

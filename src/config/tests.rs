@@ -1,0 +1,299 @@
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::*;
+use crate::model::ModelSource;
+use crate::request::Slo;
+use crate::time::Micros;
+
+const SMALLEST: &str = "[target]\nmodel = \"embedded:tiny\"\n";
+
+/// Paths of the problems of `text`, in the order of the report.
+fn problem_paths(text: &str) -> Vec<String> {
+    let error = Config::parse(text).expect_err("the text has problems");
+    error.problems().iter().map(|problem| problem.path.clone()).collect()
+}
+
+/// The tiny configuration with one line put in place of another.
+fn tiny_with(line: &str, replacement: &str) -> String {
+    assert!(TINY_CPU_TOML.contains(line), "{line} is in the file");
+    TINY_CPU_TOML.replacen(line, replacement, 1)
+}
+
+#[test]
+fn the_tiny_file_parses_to_the_values_it_shows() {
+    let config = Config::default_tiny();
+    assert_eq!(config.server.socket, PathBuf::from("/tmp/specserve.sock"));
+    assert_eq!(config.server.socket_mode, 0o600);
+    assert_eq!(config.server.http, None);
+    assert_eq!(config.server.body_bytes_max, 1 << 20);
+    assert_eq!(config.server.connections_max, 256);
+    assert_eq!(config.target, TargetConfig { model: ModelSource::EmbeddedTiny, name: "tiny".to_owned() });
+    assert_eq!(config.draft, Some(DraftConfig { model: ModelSource::EmbeddedTiny }));
+    assert_eq!(config.executor.threads, 0);
+    assert_eq!(config.executor.batch_tokens_max, 512);
+    assert_eq!(config.kv, KvConfig { size: KvSize::MemoryMib(64) });
+    assert_eq!(config.scheduler.running_requests_max, 32);
+    assert_eq!(config.speculation.policy, PolicySpec::Fixed { draft_tokens: 4 });
+    assert_eq!(config.telemetry.log_level, LogLevel::Info);
+}
+
+#[test]
+fn milliseconds_become_spans_of_time() {
+    let config = Config::default_tiny();
+    assert_eq!(config.server.header_timeout, Duration::from_secs(10));
+    assert_eq!(config.server.request_timeout, Duration::from_secs(600));
+    assert_eq!(config.server.drain_timeout, Duration::from_secs(30));
+    let interactive = Slo { ttft: Some(Micros(1_000_000)), tpot: Some(Micros(50_000)) };
+    assert_eq!(config.slo.classes[0], SloClass { name: "interactive".to_owned(), slo: interactive });
+    assert_eq!(config.slo.classes[1], SloClass { name: "batch".to_owned(), slo: Slo::default() });
+    assert_eq!(config.slo.class("batch"), Some(1));
+    assert_eq!(config.slo.class("absent"), None);
+}
+
+#[test]
+fn every_key_of_the_tiny_file_has_a_comment() {
+    let lines: Vec<&str> = TINY_CPU_TOML.lines().collect();
+    for (index, line) in lines.iter().enumerate() {
+        let key = line.trim_start_matches("# ");
+        let is_key = key.split_once(" = ").is_some_and(|(name, _)| !name.contains(' '));
+        let commented = index > 0 && lines[index - 1].starts_with("# ") && !lines[index - 1].contains(" = ");
+        assert!(!is_key || commented, "line {} has no comment: {line}", index + 1);
+    }
+}
+
+/// Keys as `section.key`, of the effective configuration and of those that are not set.
+fn keys_of(text: &str) -> BTreeSet<String> {
+    let mut section = String::new();
+    let mut keys = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(header) = line.strip_prefix('[') {
+            section = header.trim_matches(['[', ']']).to_owned();
+        } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ") {
+            keys.extend((!key.contains(' ')).then(|| format!("{section}.{key}")));
+        } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" is not set") {
+            keys.insert(format!("{section}.{key}"));
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_tiny_file_and_the_docs_name_every_key() {
+    let blocks = Config::parse(&tiny_with("memory_mib_max = 64", "target_blocks = 64")).expect("valid");
+    let mut effective = keys_of(&Config::default_tiny().to_toml());
+    effective.extend(keys_of(&blocks.to_toml()));
+    assert_eq!(keys_of(TINY_CPU_TOML), effective);
+    let docs = include_str!("../../docs/config.md");
+    for path in effective {
+        let key = path.rsplit('.').next().expect("a path has a key");
+        assert!(docs.contains(&format!("| `{key}` |")), "docs/config.md has no row for {path}");
+    }
+}
+
+#[test]
+fn the_effective_configuration_parses_back_to_itself() {
+    let blocks = tiny_with("memory_mib_max = 64", "target_blocks = 64\ndraft_blocks = 32");
+    let http = tiny_with("# http =", "http =");
+    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http] {
+        let config = Config::parse(text).expect("valid");
+        assert_eq!(Config::parse(&config.to_toml()).expect("its own text is valid"), config);
+        let table = config.to_table().to_string();
+        assert_eq!(Config::parse(&table).expect("its own table is valid"), config);
+    }
+}
+
+#[test]
+fn left_out_keys_take_the_values_of_the_tiny_file() {
+    let mut expected = Config::default_tiny();
+    expected.draft = None;
+    expected.speculation.policy = PolicySpec::None;
+    expected.slo.classes = vec![SloClass { name: "default".to_owned(), slo: Slo::default() }];
+    assert_eq!(Config::parse(SMALLEST).expect("valid"), expected);
+}
+
+#[test]
+fn a_file_with_ten_mistakes_lists_ten_problems() {
+    let text = r#"
+        [server]
+        socket = ""
+        socket_mode = "rw"
+        http = "localhost"
+        connections_max = 0
+        drain_timeout_ms = "30s"
+        [target]
+        name = "m"
+        [executor]
+        threads = -1
+        cores = 2
+        [slo]
+        default_class = "gold"
+        [speculation]
+        policy = "always"
+    "#;
+    assert_eq!(
+        problem_paths(text),
+        [
+            "server.socket",
+            "server.socket_mode",
+            "server.http",
+            "server.connections_max",
+            "server.drain_timeout_ms",
+            "target.model",
+            "executor.threads",
+            "executor.cores",
+            "slo.default_class",
+            "speculation.policy",
+        ]
+    );
+}
+
+#[test]
+fn a_problem_names_its_place_value_bound_and_remedy() {
+    let error =
+        Config::parse(&tiny_with("connections_max = 256", "connections_max = 70000")).expect_err("too many");
+    assert_eq!(
+        error.to_string(),
+        "1 problem in the configuration:\n  server.connections_max = 70000: is out of bounds, 1 to 65536; \
+         give a whole number, 1 to 65536"
+    );
+}
+
+#[test]
+fn unknown_keys_and_sections_are_all_reported() {
+    let text = format!(
+        "{SMALLEST}[kv]\nblok_tokens = 16\nspare = true\n[servr]\nsocket = \"x\"\n[[slo.classes]]\nname = \"a\"\nttft_s = 1\n"
+    );
+    assert_eq!(problem_paths(&text), ["kv.blok_tokens", "kv.spare", "slo.classes[0].ttft_s", "servr"]);
+}
+
+#[test]
+fn a_section_of_the_wrong_kind_is_a_problem() {
+    let text = format!("kv = 3\n{SMALLEST}[slo]\nclasses = \"interactive\"\n");
+    assert_eq!(problem_paths(&text), ["kv", "slo.classes"]);
+}
+
+#[test]
+fn text_that_is_not_toml_is_one_problem_with_its_place() {
+    let error = Config::parse("[server\nsocket = 1").expect_err("not TOML");
+    assert_eq!(error.problems().len(), 1);
+    assert!(error.to_string().contains("line 1"), "{error}");
+}
+
+#[test]
+fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
+    for (value, good) in [(0, false), (1, true), (1024, true), (1025, false), (-16, false)] {
+        let text = tiny_with("batch_sequences_max = 64", &format!("batch_sequences_max = {value}"));
+        let text = text.replace("running_requests_max = 32", "running_requests_max = 1");
+        let text = text.replace("batch_tokens_max = 512", "batch_tokens_max = 2048");
+        assert_eq!(Config::parse(&text).is_ok(), good, "batch_sequences_max = {value}");
+    }
+    for (value, good) in
+        [("1024", true), ("67108864", true), ("1023", false), ("67108865", false), ("1e6", false)]
+    {
+        let text = tiny_with("body_bytes_max = 1048576", &format!("body_bytes_max = {value}"));
+        assert_eq!(Config::parse(&text).is_ok(), good, "body_bytes_max = {value}");
+    }
+    for (bytes, good) in [(107, true), (108, false)] {
+        let socket = format!("socket = \"{}\"", "s".repeat(bytes));
+        let text = tiny_with("socket = \"/tmp/specserve.sock\"", &socket);
+        assert_eq!(Config::parse(&text).is_ok(), good, "a socket path of {bytes} bytes");
+    }
+}
+
+#[test]
+fn socket_modes_are_octal() {
+    for (mode, bits) in [("0660", Some(0o660)), ("600", Some(0o600)), ("0777", Some(0o777))] {
+        let text = tiny_with("socket_mode = \"0600\"", &format!("socket_mode = \"{mode}\""));
+        assert_eq!(Config::parse(&text).ok().map(|config| config.server.socket_mode), bits);
+    }
+    for mode in ["", "0o600", "+600", "0800", "1777", "-600"] {
+        let text = tiny_with("socket_mode = \"0600\"", &format!("socket_mode = \"{mode}\""));
+        assert_eq!(problem_paths(&text), ["server.socket_mode"], "{mode}");
+    }
+}
+
+#[test]
+fn rules_between_keys_hold() {
+    let running = tiny_with("running_requests_max = 32", "running_requests_max = 65");
+    assert_eq!(problem_paths(&running), ["scheduler.running_requests_max"]);
+    let chunk = tiny_with("prefill_chunk_tokens_max = 256", "prefill_chunk_tokens_max = 513");
+    assert_eq!(problem_paths(&chunk), ["scheduler.prefill_chunk_tokens_max"]);
+    let long_draft = tiny_with("\"fixed:4\"", "\"fixed:9\"");
+    assert_eq!(problem_paths(&long_draft), ["speculation.policy"]);
+    let no_draft = format!("{SMALLEST}[speculation]\npolicy = \"fixed:2\"\n");
+    assert_eq!(problem_paths(&no_draft), ["speculation.policy"]);
+}
+
+#[test]
+fn a_rule_between_keys_is_silent_when_one_of_them_is_already_reported() {
+    let text = tiny_with("batch_tokens_max = 512", "batch_tokens_max = 0").replacen(
+        "prefill_chunk_tokens_max = 256",
+        "prefill_chunk_tokens_max = 4096",
+        1,
+    );
+    assert_eq!(problem_paths(&text), ["executor.batch_tokens_max"]);
+}
+
+#[test]
+fn memory_and_blocks_exclude_each_other() {
+    let both = tiny_with("memory_mib_max = 64", "memory_mib_max = 64\ntarget_blocks = 8");
+    assert_eq!(problem_paths(&both), ["kv.memory_mib_max"]);
+    let draft_alone = tiny_with("memory_mib_max = 64", "draft_blocks = 8");
+    assert_eq!(problem_paths(&draft_alone), ["kv.draft_blocks"]);
+}
+
+#[test]
+fn memory_is_split_so_that_both_pools_hold_the_same_tokens() {
+    let kv = KvConfig { size: KvSize::MemoryMib(1) };
+    assert_eq!(kv.pool_blocks(96 << 10, Some(32 << 10)), PoolBlocks { target: 8, draft: 8 });
+    assert_eq!(kv.pool_blocks(128 << 10, None), PoolBlocks { target: 8, draft: 0 });
+    assert_eq!(kv.pool_blocks(2 << 20, None), PoolBlocks { target: 0, draft: 0 });
+    let given = KvConfig { size: KvSize::Blocks { target: 5, draft: 3 } };
+    assert_eq!(given.pool_blocks(1, Some(1)), PoolBlocks { target: 5, draft: 3 });
+    assert_eq!(given.pool_blocks(1, None), PoolBlocks { target: 5, draft: 0 });
+}
+
+#[test]
+fn models_are_embedded_or_directories() {
+    let directory = Config::parse("[target]\nmodel = \"models/Qwen2.5\"\n").expect("valid");
+    assert_eq!(directory.target.model, ModelSource::Directory("models/Qwen2.5".into()));
+    assert_eq!(directory.target.name, "Qwen2.5");
+    assert_eq!(
+        problem_paths("[target]\nmodel = \"embedded:large\"\n[draft]\n"),
+        ["target.model", "draft.model"]
+    );
+}
+
+#[test]
+fn classes_have_valid_names_of_their_own() {
+    let twice = tiny_with("name = \"batch\"", "name = \"interactive\"");
+    assert_eq!(problem_paths(&twice), ["slo.classes[1].name"]);
+    let loud = tiny_with("name = \"batch\"", "name = \"Batch!\"");
+    assert_eq!(problem_paths(&loud), ["slo.classes[1].name"]);
+    let nameless = tiny_with("name = \"batch\"", "ttft_ms = 0");
+    assert_eq!(problem_paths(&nameless), ["slo.classes[1].name", "slo.classes[1].ttft_ms"]);
+}
+
+#[test]
+fn policies_parse_and_print() {
+    for text in ["none", "fixed:1", "fixed:4", "fixed:32"] {
+        assert_eq!(text.parse::<PolicySpec>().expect("valid").to_string(), text);
+    }
+    for text in ["fixed", "fixed:", "fixed:0", "fixed:33", "fixed:-1", "fixed:+1", "fixed:4.0", "none:1"] {
+        let error = text.parse::<PolicySpec>().expect_err(text);
+        assert!(matches!(error, PolicyParseError::Argument { .. }), "{text}: {error}");
+    }
+    for text in ["", "Fixed:4", " none", "4"] {
+        let error = text.parse::<PolicySpec>().expect_err(text);
+        assert!(matches!(error, PolicyParseError::Unknown(_)), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_file_that_can_not_be_read_is_named() {
+    let error = Config::read(std::path::Path::new("/nonexistent/specserve.toml")).expect_err("missing");
+    assert!(error.to_string().contains("/nonexistent/specserve.toml"), "{error}");
+    assert!(error.problems().is_empty());
+}

@@ -1,0 +1,85 @@
+//! The engine behind the API's seam.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::text::ServedText;
+use crate::actors::{AdmissionError, Condition, EngineHandle, Generation, Submission};
+use crate::api::{ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextModel};
+use crate::config::Config;
+use crate::model::Model;
+use crate::request::{Ending, RequestFailure, RequestId};
+use crate::time::Micros;
+
+/// The engine, its facts and its tokenizer.
+pub(super) struct ServedEngine {
+    handle: EngineHandle,
+    facts: EngineFacts,
+    text: ServedText,
+}
+
+impl ServedEngine {
+    pub(super) fn new(handle: EngineHandle, config: &Config, target: Model) -> ServedEngine {
+        let context_tokens_max = handle.info().context_tokens_max;
+        let facts = EngineFacts {
+            model: config.target.name.clone(),
+            loaded_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            context_tokens_max,
+            vocab_size: handle.info().vocab_size,
+            end_tokens: target.eos.clone(),
+            sampling: SamplingDefaults::default(),
+            max_tokens_default: context_tokens_max,
+            classes: config
+                .slo
+                .classes
+                .iter()
+                .map(|class| ClassFacts { name: class.name.clone(), slo: class.slo })
+                .collect(),
+            default_class: config.slo.default_class,
+        };
+        ServedEngine { handle, facts, text: ServedText::new(target.tokenizer, target.chat_template) }
+    }
+}
+
+impl Engine for ServedEngine {
+    async fn submit(&self, submission: Submission) -> Result<Generation, AdmissionError> {
+        self.handle.submit(submission).await
+    }
+
+    fn cancel(&self, id: RequestId) {
+        self.handle.end(id, Ending::Failed(RequestFailure::Cancelled));
+    }
+
+    fn finish(&self, id: RequestId) {
+        self.handle.end(id, Ending::Stopped);
+    }
+
+    fn now(&self) -> Micros {
+        self.handle.now()
+    }
+
+    fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    fn text(&self) -> &dyn TextModel {
+        &self.text
+    }
+
+    fn health(&self) -> Health {
+        match self.handle.condition().get() {
+            Condition::Serving => Health::default(),
+            Condition::Draining => {
+                Health { not_ready: Some("the server is shutting down".to_owned()), ..Health::default() }
+            }
+            Condition::Failed(reason) => Health { not_live: Some(reason.clone()), not_ready: Some(reason) },
+        }
+    }
+
+    async fn state(&self) -> serde_json::Value {
+        self.handle.state().await
+    }
+
+    async fn metrics(&self) -> String {
+        self.handle.metrics().await
+    }
+}

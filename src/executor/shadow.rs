@@ -1,0 +1,245 @@
+//! An executor whose "model" is a hash of the tokens before it.
+//!
+//! Each KV slot holds a rolling hash of everything up to its token, and the next token
+//! is a function of that hash. A scheduler that hands out a block twice, reads a freed
+//! block, or loses a token gets other tokens than [`ShadowExecutor::expect`] names, so
+//! this is the sharpest test there is of everything above the seam, at no cost. It can
+//! also be told to fail. Not for serving.
+
+use super::{
+    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
+    VerifyRow,
+};
+use crate::kv::{BLOCK_TOKENS, BlockId};
+use crate::request::{RequestId, TokenId};
+use crate::sampling::SamplingParams;
+
+/// What [`ShadowExecutor`] should pretend.
+#[derive(Clone, Debug)]
+pub struct ShadowOptions {
+    /// Facts; tokens are below `vocab_size`.
+    pub info: ExecutorInfo,
+    /// Share of positions at which the draft proposes the target's token, 0 to 1.
+    pub agreement: f64,
+    /// Rows of this request come back as not finite.
+    pub not_finite: Option<RequestId>,
+    /// The `n`th call of `verify` (from 0) and all later ones fail.
+    pub fails_at_call: Option<u64>,
+}
+
+impl ShadowOptions {
+    /// A small executor with a draft that is right four times in five.
+    pub fn small(target_blocks: u32, draft_blocks: u32) -> ShadowOptions {
+        ShadowOptions {
+            info: ExecutorInfo {
+                backend: "shadow".to_owned(),
+                device: "a hash function".to_owned(),
+                vocab_size: 1000,
+                context_tokens_max: 4096,
+                block_tokens: BLOCK_TOKENS,
+                target_blocks,
+                draft_blocks,
+                batch_tokens_max: 512,
+                batch_sequences_max: 64,
+                draft_tokens_max: 16,
+            },
+            agreement: 0.8,
+            not_finite: None,
+            fails_at_call: None,
+        }
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct ShadowExecutor {
+    options: ShadowOptions,
+    target: Vec<u64>,
+    draft: Vec<u64>,
+    round: Vec<RoundRow>,
+    calls: u64,
+}
+
+/// Where a draft row stands within a round.
+#[derive(Debug)]
+struct RoundRow {
+    blocks: Vec<BlockId>,
+    sampling: std::sync::Arc<SamplingParams>,
+    last: TokenId,
+    position: u32,
+}
+
+const START: u64 = 0x9E37_79B9_7F4A_7C15;
+
+fn mix(state: u64, value: u64) -> u64 {
+    let mut z = (state ^ value.wrapping_mul(0xD6E8_FEB8_6659_FD93)).wrapping_add(START);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn slot(blocks: &[BlockId], position: u32) -> usize {
+    let block = blocks[(position / BLOCK_TOKENS) as usize];
+    (block * BLOCK_TOKENS + position % BLOCK_TOKENS) as usize
+}
+
+impl ShadowExecutor {
+    /// With caches full of noise.
+    pub fn new(options: ShadowOptions) -> ShadowExecutor {
+        let noise = |blocks: u32| (0..u64::from(blocks * BLOCK_TOKENS)).map(|i| mix(i, 7)).collect();
+        ShadowExecutor {
+            target: noise(options.info.target_blocks),
+            draft: noise(options.info.draft_blocks),
+            round: Vec::new(),
+            calls: 0,
+            options,
+        }
+    }
+
+    /// The first `count` output tokens for a prompt, whatever schedule produced them.
+    pub fn expect(&self, prompt: &[TokenId], sampling: &SamplingParams, count: usize) -> Vec<TokenId> {
+        let mut state = prompt.iter().fold(START, |state, &token| mix(state, token.into()));
+        let mut output = Vec::with_capacity(count);
+        for _ in 0..count {
+            let token = self.choose(state, sampling);
+            output.push(token);
+            state = mix(state, token.into());
+        }
+        output
+    }
+
+    fn choose(&self, state: u64, sampling: &SamplingParams) -> TokenId {
+        let seed = if sampling.temperature > 0.0 { sampling.seed } else { 0 };
+        (mix(state, seed ^ 0x5EED) % u64::from(self.options.info.vocab_size)) as TokenId
+    }
+
+    fn propose(&self, state: u64, sampling: &SamplingParams) -> Proposal {
+        let right = self.choose(state, sampling);
+        let wrong = (right + 1) % self.options.info.vocab_size;
+        let agrees = (mix(state, 0xD12A) as f64 / u64::MAX as f64) < self.options.agreement;
+        let (token, runner_up) = if agrees { (right, wrong) } else { (wrong, right) };
+        let probability = self.options.agreement as f32;
+        Proposal { token, probability, margin: probability, runner_up, finite: true }
+    }
+
+    /// Feeds one row's tokens and returns the state after each.
+    fn feed(cache: &mut [u64], input: &SequenceInput, committed: usize, tree: Option<&[u32]>) -> Vec<u64> {
+        let before = if input.start == 0 { START } else { cache[slot(&input.blocks, input.start - 1)] };
+        let mut states = Vec::with_capacity(input.tokens.len());
+        for (place, &token) in input.tokens.iter().enumerate() {
+            let parent = match (place, tree) {
+                (0, _) => before,
+                (_, Some(parents)) if place >= committed => {
+                    states[committed - 1 + parents[place - committed] as usize]
+                }
+                _ => states[place - 1],
+            };
+            let state = mix(parent, token.into());
+            states.push(state);
+            cache[slot(&input.blocks, input.start + place as u32)] = state;
+        }
+        states
+    }
+
+    fn judge(&self, row: &VerifyRow, states: &[u64]) -> Verdict {
+        let committed = row.input.tokens.len() - row.drafts as usize;
+        let drafts = &row.input.tokens[committed..];
+        if !row.sample {
+            return Verdict { finite: true, ..Verdict::default() };
+        }
+        if self.options.not_finite == Some(row.input.request) {
+            return Verdict::default();
+        }
+        let mut verdict = Verdict { finite: true, ..Verdict::default() };
+        let mut node = 0u32;
+        loop {
+            let token = self.choose(states[committed - 1 + node as usize], &row.input.sampling);
+            verdict.tokens.push(token);
+            let child = (0..row.drafts).find(|&draft| {
+                let parent = row.tree.as_ref().map_or(draft, |parents| parents[draft as usize]);
+                parent == node && drafts[draft as usize] == token
+            });
+            let Some(draft) = child else { return verdict };
+            verdict.accepted += 1;
+            if row.tree.is_some() {
+                verdict.path.push(draft);
+            }
+            node = draft + 1;
+        }
+    }
+}
+
+impl Executor for ShadowExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.options.info
+    }
+
+    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        self.round.clear();
+        for row in rows {
+            let states = Self::feed(&mut self.draft, &row.input, row.input.tokens.len(), None);
+            let state = *states.last().ok_or_else(|| ExecutorError::Malformed("no tokens".to_owned()))?;
+            let proposal =
+                if row.propose { self.propose(state, &row.input.sampling) } else { Proposal::default() };
+            self.round.push(RoundRow {
+                blocks: row.input.blocks.clone(),
+                sampling: row.input.sampling.clone(),
+                last: proposal.token,
+                position: row.input.start + row.input.tokens.len() as u32,
+            });
+            out.push(proposal);
+        }
+        Ok(())
+    }
+
+    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        for &index in keep {
+            let row = &self.round[index as usize];
+            let state = mix(self.draft[slot(&row.blocks, row.position - 1)], row.last.into());
+            let at = slot(&row.blocks, row.position);
+            let proposal = self.propose(state, &row.sampling);
+            self.draft[at] = state;
+            let row = &mut self.round[index as usize];
+            row.last = proposal.token;
+            row.position += 1;
+            out.push(proposal);
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        let call = self.calls;
+        self.calls += 1;
+        if self.options.fails_at_call.is_some_and(|at| call >= at) {
+            return Err(ExecutorError::Device(format!("told to fail at call {call}")));
+        }
+        for row in rows {
+            let committed = row.input.tokens.len() - row.drafts as usize;
+            let states = Self::feed(&mut self.target, &row.input, committed, row.tree.as_deref());
+            out.push(self.judge(row, &states));
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        for one in moves {
+            for (to, &from) in one.path.iter().enumerate() {
+                let state = self.target[slot(&one.blocks, one.first + from)];
+                self.target[slot(&one.blocks, one.first + to as u32)] = state;
+            }
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        let cache = match model {
+            ModelRole::Target => &mut self.target,
+            ModelRole::Draft => &mut self.draft,
+        };
+        let states = Self::feed(cache, input, input.tokens.len(), None);
+        let state = *states.last().ok_or_else(|| ExecutorError::Malformed("no tokens".to_owned()))?;
+        let mut logits = vec![0.0; self.options.info.vocab_size as usize];
+        logits[self.choose(state, &input.sampling) as usize] = 1.0;
+        Ok(logits)
+    }
+}

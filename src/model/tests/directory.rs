@@ -1,0 +1,150 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value as Json, json};
+
+use crate::executor::ModelRole;
+use crate::model::{Model, ModelError, ModelSource, load};
+
+/// Rows of the embedding; the tokenizer has three tokens fewer.
+pub(super) const VOCAB: usize = 8;
+/// Width of the residual stream.
+pub(super) const HIDDEN: usize = 8;
+/// Width of the MLP.
+pub(super) const MLP: usize = 12;
+/// Layers.
+pub(super) const LAYERS: usize = 2;
+
+/// A model in the making: its files are written when it is loaded.
+pub(super) struct Directory {
+    /// Kept for its drop.
+    root: tempfile::TempDir,
+    pub(super) config: Json,
+    pub(super) tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
+}
+
+impl Directory {
+    /// A model of two layers with two query heads and one key head of width 4.
+    pub(super) fn new(model_type: &str) -> Self {
+        let config = json!({
+            "model_type": model_type, "vocab_size": VOCAB, "hidden_size": HIDDEN,
+            "intermediate_size": MLP, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5, "rope_theta": 500.0, "tie_word_embeddings": true,
+            "hidden_act": "silu", "eos_token_id": 2
+        });
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let mut made = Self { root, config, tensors: BTreeMap::new() };
+        made.add("model.embed_tokens.weight", &[VOCAB, HIDDEN]);
+        made.add("model.norm.weight", &[HIDDEN]);
+        for layer in 0..LAYERS {
+            for (name, shape) in [
+                ("input_layernorm", vec![HIDDEN]),
+                ("self_attn.q_proj", vec![8, HIDDEN]),
+                ("self_attn.k_proj", vec![4, HIDDEN]),
+                ("self_attn.v_proj", vec![4, HIDDEN]),
+                ("self_attn.o_proj", vec![HIDDEN, 8]),
+                ("post_attention_layernorm", vec![HIDDEN]),
+                ("mlp.gate_proj", vec![MLP, HIDDEN]),
+                ("mlp.up_proj", vec![MLP, HIDDEN]),
+                ("mlp.down_proj", vec![HIDDEN, MLP]),
+            ] {
+                made.add(&format!("model.layers.{layer}.{name}.weight"), &shape);
+            }
+        }
+        match model_type {
+            "qwen2" => made.add_to_layers(&[("q_proj.bias", 8), ("k_proj.bias", 4), ("v_proj.bias", 4)]),
+            "qwen3" => made.add_to_layers(&[("q_norm.weight", 4), ("k_norm.weight", 4)]),
+            _ => {}
+        }
+        made.write("tokenizer.json", tokenizer_json(VOCAB - 3).to_string());
+        made
+    }
+
+    /// Adds a bf16 tensor.
+    pub(super) fn add(&mut self, name: &str, shape: &[usize]) {
+        self.tensors.insert(name.to_owned(), (Dtype::BF16, shape.to_vec()));
+    }
+
+    /// Adds vectors to every layer's attention.
+    pub(super) fn add_to_layers(&mut self, vectors: &[(&str, usize)]) {
+        for layer in 0..LAYERS {
+            for (name, len) in vectors {
+                self.add(&format!("model.layers.{layer}.self_attn.{name}"), &[*len]);
+            }
+        }
+    }
+
+    /// Sets a key of config.json.
+    pub(super) fn set(&mut self, key: &str, value: Json) -> &mut Self {
+        self.config[key] = value;
+        self
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    pub(super) fn source(&self) -> ModelSource {
+        ModelSource::Directory(self.root.path().to_owned())
+    }
+
+    pub(super) fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), contents).expect("the file is written");
+    }
+
+    /// Writes config.json and one weight file.
+    pub(super) fn write_all(&self) {
+        self.write("config.json", self.config.to_string());
+        self.write("model.safetensors", self.weights(|_| true));
+    }
+
+    /// A weight file with the tensors that `chosen` chooses. Their bytes tell them apart.
+    pub(super) fn weights(&self, chosen: impl Fn(&str) -> bool) -> Vec<u8> {
+        let tensors: Vec<_> = self.tensors.iter().filter(|(name, _)| chosen(name)).collect();
+        let data: Vec<Vec<u8>> =
+            tensors.iter().map(|(name, (dtype, shape))| data(name, *dtype, shape)).collect();
+        let views = tensors.iter().zip(&data).map(|((name, (dtype, shape)), data)| {
+            (name.as_str(), TensorView::new(*dtype, shape.clone(), data).expect("a well-formed tensor"))
+        });
+        safetensors::serialize(views, None).expect("the tensors serialise")
+    }
+
+    /// Writes what is not written yet and loads it.
+    pub(super) fn load(&self) -> Result<Model, ModelError> {
+        self.write_all();
+        self.load_as_written()
+    }
+
+    pub(super) fn load_as_written(&self) -> Result<Model, ModelError> {
+        load(&self.source(), ModelRole::Target)
+    }
+
+    /// The message of the error that loading ends with.
+    pub(super) fn error(&self) -> String {
+        self.load().expect_err("the model must be refused").to_string()
+    }
+}
+
+/// The bytes that a synthetic tensor holds.
+pub(super) fn data(name: &str, dtype: Dtype, shape: &[usize]) -> Vec<u8> {
+    let seed = name.bytes().fold(7_u8, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte));
+    let len = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+    (0..len).map(|i| seed.wrapping_add(i as u8)).collect()
+}
+
+/// A byte-level tokenizer whose tokens are the first `tokens` letters.
+pub(super) fn tokenizer_json(tokens: usize) -> Json {
+    let vocab: serde_json::Map<String, Json> =
+        (0..tokens).map(|id| (char::from(b'a' + id as u8).to_string(), id.into())).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
+                  "byte_fallback": false, "vocab": vocab, "merges": []}
+    })
+}

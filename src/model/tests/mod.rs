@@ -1,0 +1,9 @@
+//! Loading synthetic Hugging Face directories, good and bad.
+
+mod bad_files;
+mod config;
+mod directory;
+mod loading;
+mod rope;
+
+use directory::Directory;

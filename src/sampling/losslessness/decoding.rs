@@ -1,0 +1,172 @@
+//! The sampler and the walks on a toy model: speculation of any kind changes nothing.
+
+use crate::executor::Proposal;
+use crate::request::TokenId;
+use crate::sampling::noise::Noise;
+use crate::sampling::{Sampler, SamplingParams, TokenHistory, walk_chain, walk_tree};
+
+const VOCAB_SIZE: u32 = 150;
+const PROMPT: [TokenId; 3] = [1, 2, 3];
+const OUTPUT_TOKENS: usize = 40;
+
+/// A model: logits that depend on the last two tokens, peaked like a language model's.
+/// `blur` mixes in another model, for a draft that is only partly right.
+fn logits(tokens: &[TokenId], blur: f32) -> Vec<f32> {
+    let context = tokens.iter().rev().take(2).fold(0, |hash: u64, &t| hash * 1009 + u64::from(t));
+    let part = |position, token| Noise { seed: 0xABCD ^ context, position }.gumbel(token);
+    (0..VOCAB_SIZE).map(|token| 1.8 * ((1.0 - blur) * part(0, token) + blur * part(1, token))).collect()
+}
+
+/// How a step is drafted and pruned.
+#[derive(Clone, Copy, Debug)]
+struct Drafting {
+    /// 0: the draft is the target; 1: it has nothing to do with it.
+    blur: f32,
+    length: usize,
+    /// Whether a draft is kept, by its place and values.
+    keeps: fn(usize, &Proposal) -> bool,
+    /// Whether each draft gets its runner-up as a sibling.
+    tree: bool,
+}
+
+struct Decoder<'a> {
+    sampler: Sampler,
+    params: &'a SamplingParams,
+    history: TokenHistory,
+    drafted: u32,
+    accepted: u32,
+}
+
+impl<'a> Decoder<'a> {
+    fn new(params: &'a SamplingParams) -> Decoder<'a> {
+        let history = TokenHistory::new(PROMPT.len() as u32, PROMPT.to_vec());
+        Decoder { sampler: Sampler::new(), params, history, drafted: 0, accepted: 0 }
+    }
+
+    fn output(&self) -> &[TokenId] {
+        &self.history.tokens()[PROMPT.len()..]
+    }
+
+    /// What the draft model proposes after the committed tokens, and the same after pruning.
+    fn draft(&mut self, drafting: Drafting) -> Vec<Proposal> {
+        let committed = self.history.tokens().len();
+        let mut proposals = Vec::new();
+        for place in 0..drafting.length {
+            let tokens = self.history.tokens();
+            let (row, position) = (logits(tokens, drafting.blur), tokens.len() as u32);
+            let proposal = self.sampler.propose(&row, self.params, position, &self.history);
+            if !(drafting.keeps)(place, &proposal) {
+                break;
+            }
+            proposals.push(proposal);
+            self.history.push(proposal.token);
+        }
+        self.history.truncate(committed);
+        proposals
+    }
+
+    /// One step; appends what the target says.
+    fn step(&mut self, drafting: Drafting) {
+        let proposals = self.draft(drafting);
+        let (drafts, parents): (Vec<TokenId>, Vec<u32>) = if drafting.tree {
+            // Draft 2i is the i-th proposal, draft 2i + 1 its runner-up; both under draft 2i - 2.
+            let parent = |i: usize| (2 * i).saturating_sub(1) as u32;
+            let twins = proposals.iter().enumerate();
+            twins.flat_map(|(i, p)| [(p.token, parent(i)), (p.runner_up, parent(i))]).unzip()
+        } else {
+            proposals.iter().enumerate().map(|(i, p)| (p.token, i as u32)).unzip()
+        };
+        let committed = self.history.tokens().len();
+        let (sampler, history, params) = (&mut self.sampler, &mut self.history, self.params);
+        let mut choose = |branch: &[usize]| {
+            history.truncate(committed);
+            branch.iter().for_each(|&d| history.push(drafts[d]));
+            let tokens = history.tokens();
+            sampler.choose(&logits(tokens, 0.0), params, tokens.len() as u32, history)
+        };
+        let verdict = if drafting.tree {
+            walk_tree(&drafts, &parents, |_, branch| choose(branch))
+        } else {
+            walk_chain(&drafts, |place| choose(&(0..place).collect::<Vec<_>>()))
+        };
+        assert!(verdict.finite && verdict.accepted as usize <= proposals.len());
+        self.history.truncate(committed);
+        verdict.tokens.iter().for_each(|&token| self.history.push(token));
+        self.drafted += proposals.len() as u32;
+        self.accepted += verdict.accepted;
+    }
+}
+
+fn decode(params: &SamplingParams, drafting: Drafting) -> (Vec<TokenId>, u32, u32) {
+    let mut decoder = Decoder::new(params);
+    while decoder.output().len() < OUTPUT_TOKENS {
+        decoder.step(drafting);
+    }
+    (decoder.output()[..OUTPUT_TOKENS].to_vec(), decoder.drafted, decoder.accepted)
+}
+
+fn plain() -> Drafting {
+    Drafting { blur: 1.0, length: 0, keeps: |_, _| true, tree: false }
+}
+
+fn parameter_sets() -> Vec<SamplingParams> {
+    let greedy = SamplingParams::greedy();
+    let warm = SamplingParams { temperature: 0.9, seed: 17, ..greedy.clone() };
+    vec![
+        greedy.clone(),
+        SamplingParams { repetition_penalty: 1.3, frequency_penalty: 0.2, ..greedy },
+        warm.clone(),
+        SamplingParams { top_k: 20, top_p: 0.9, min_p: 0.01, ..warm.clone() },
+        SamplingParams { presence_penalty: 0.8, repetition_penalty: 1.1, ..warm },
+    ]
+}
+
+#[test]
+fn the_output_is_the_same_for_every_draft_length_and_pruning() {
+    let rules: [fn(usize, &Proposal) -> bool; 4] = [
+        |_, _| true,
+        |_, proposal| proposal.probability > 0.2,
+        |_, proposal| proposal.margin > 0.1 || proposal.token % 2 == 0,
+        |place, proposal| !(proposal.token as usize + place).is_multiple_of(3),
+    ];
+    for params in parameter_sets() {
+        let (expected, ..) = decode(&params, plain());
+        for blur in [0.0, 0.4, 1.0] {
+            for length in [1, 3, 7] {
+                for keeps in rules {
+                    for tree in [false, true] {
+                        let drafting = Drafting { blur, length, keeps, tree };
+                        assert_eq!(decode(&params, drafting).0, expected, "{params:?} {drafting:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_draft_equal_to_the_target_is_accepted_whole() {
+    for params in parameter_sets() {
+        for tree in [false, true] {
+            let (_, drafted, accepted) = decode(&params, Drafting { blur: 0.0, length: 4, tree, ..plain() });
+            assert_eq!(accepted, drafted);
+            assert!(drafted > 0);
+        }
+    }
+}
+
+#[test]
+fn a_better_draft_is_accepted_more_often_and_a_tree_more_often_than_its_chain() {
+    let params = SamplingParams { temperature: 0.9, ..SamplingParams::greedy() };
+    let accepted = |blur, tree| {
+        let runs = (0..20).map(|seed| {
+            let params = SamplingParams { seed, ..params.clone() };
+            let (_, drafted, accepted) = decode(&params, Drafting { blur, length: 3, tree, ..plain() });
+            f64::from(accepted) / f64::from(drafted)
+        });
+        runs.sum::<f64>() / 20.0
+    };
+    let (unrelated, close) = (accepted(1.0, false), accepted(0.3, false));
+    assert!(unrelated < 0.1 && close > 2.0 * unrelated, "{unrelated} and {close}");
+    assert!(accepted(0.3, true) > close);
+}

@@ -1,0 +1,117 @@
+//! Taking over what a step did.
+
+use super::Scheduler;
+use super::plan::{InFlight, PlannedRow};
+use crate::executor::Verdict;
+use crate::request::{RequestFailure, TokenEvent};
+use crate::step::{Delivery, StepOutcome};
+use crate::time::Micros;
+
+impl Scheduler {
+    /// Appends the chosen tokens, moves the caches' marks, frees what ended, and returns the
+    /// events to deliver, in order. An outcome of a step that is no longer in flight (it was
+    /// abandoned) is ignored. This is the only place where a request gains tokens.
+    ///
+    /// # Panics
+    /// When the outcome does not match the plan: the executor broke its contract.
+    pub fn commit(&mut self, outcome: &StepOutcome, now: Micros) -> Vec<Delivery> {
+        let Some(in_flight) = self.in_flight.take_if(|step| step.number == outcome.number) else {
+            return Vec::new();
+        };
+        check_shape(&in_flight, outcome);
+        if outcome.draft_ran {
+            self.commit_drafts(&in_flight, outcome);
+        }
+        let mut deliveries = Vec::with_capacity(in_flight.rows.len());
+        let mut ended = Vec::new();
+        for (index, (row, verdict)) in in_flight.rows.iter().zip(&outcome.verdicts).enumerate() {
+            let verified = outcome.verified.get(index).copied();
+            let end = self.commit_row(row, verdict, verified, now, &mut deliveries);
+            if let Some(event) = end {
+                ended.push((row.place, event));
+            }
+        }
+        self.remove_ended(ended, &mut deliveries);
+        deliveries
+    }
+
+    /// Draft caches hold the input and those proposals that were fed back and accepted.
+    fn commit_drafts(&mut self, in_flight: &InFlight, outcome: &StepOutcome) {
+        for draft in &in_flight.drafts {
+            let fed_and_accepted = draft.decoding.map_or(0, |decoding| {
+                let decoding = decoding as usize;
+                outcome.verdicts[decoding].accepted.min(outcome.drafted[decoding].saturating_sub(1))
+            });
+            let sequence = &mut self.running[draft.place];
+            sequence.draft.computed = draft.computed + fed_and_accepted;
+            if let Some(decoding) = draft.decoding {
+                sequence.speculation.drafted += outcome.drafted[decoding as usize];
+            }
+        }
+    }
+
+    /// One row: returns the terminal event if the request ends here.
+    fn commit_row(
+        &mut self,
+        row: &PlannedRow,
+        verdict: &Verdict,
+        verified: Option<u32>,
+        now: Micros,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Option<TokenEvent> {
+        let sequence = &mut self.running[row.place];
+        let id = sequence.request.id;
+        if let Some(ending) = sequence.doomed.take() {
+            return Some(sequence.ended(ending));
+        }
+        if !verdict.finite {
+            return Some(TokenEvent::Failed(RequestFailure::Numerical));
+        }
+        if let Some(verified) = verified {
+            sequence.speculation.steps += 1;
+            sequence.speculation.verified += verified;
+            sequence.speculation.accepted += verdict.accepted;
+        }
+        let (sent, finish) = sequence.append(&verdict.tokens, now);
+        if !sent.is_empty() {
+            deliveries.push((id, TokenEvent::Tokens(sent)));
+        }
+        if let Some(reason) = finish {
+            return Some(TokenEvent::Finished { reason, summary: sequence.summary() });
+        }
+        let computed = row.computed + verdict.accepted;
+        sequence.target.settle(&mut self.target_pool, &sequence.tokens, computed);
+        let drafted = sequence.draft.computed;
+        sequence.draft.settle(&mut self.draft_pool, &sequence.tokens, drafted);
+        None
+    }
+
+    fn remove_ended(&mut self, mut ended: Vec<(usize, TokenEvent)>, deliveries: &mut Vec<Delivery>) {
+        // sequences that were not part of the step may have been ended, too
+        let in_step: Vec<usize> = ended.iter().map(|(place, _)| *place).collect();
+        for (place, sequence) in self.running.iter_mut().enumerate() {
+            if let Some(ending) = sequence.doomed.take_if(|_| !in_step.contains(&place)) {
+                ended.push((place, sequence.ended(ending)));
+            }
+        }
+        ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
+        for (place, event) in ended {
+            let mut sequence = self.running.remove(place);
+            self.release(&mut sequence);
+            deliveries.push((sequence.request.id, event));
+        }
+    }
+}
+
+/// Invariant 4, for every row, before anything is believed.
+fn check_shape(in_flight: &InFlight, outcome: &StepOutcome) {
+    assert_eq!(outcome.verdicts.len(), in_flight.rows.len(), "one verdict per row");
+    assert_eq!(outcome.drafted.len(), outcome.verified.len(), "one count per decoding sequence");
+    for (decoding, (&drafted, &verified)) in outcome.drafted.iter().zip(&outcome.verified).enumerate() {
+        let verdict = &outcome.verdicts[decoding];
+        assert!(verdict.accepted <= verified && verified <= drafted, "accepted ≤ verified ≤ drafted");
+        if verdict.finite {
+            assert_eq!(verdict.tokens.len() as u32, verdict.accepted + 1, "one token is the target's own");
+        }
+    }
+}

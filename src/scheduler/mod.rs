@@ -1,0 +1,240 @@
+//! Continuous batching: which sequences a step runs, and with how many tokens each.
+//!
+//! Pure: a [`Scheduler`] is told what arrives, what the time is and what a step did,
+//! and answers with the next [`StepPlan`] and with the events to deliver. At most one
+//! step is in flight; between [`Scheduler::plan`] and [`Scheduler::commit`] the running
+//! set does not change, cancellations wait for the commit (DESIGN, section 3).
+//!
+//! Order of service: lower class first, then earlier arrival. KV shortage is met by
+//! shorter drafts first and then by preempting the last in that order, whose tokens are
+//! recomputed later. The first in the order always makes progress: any single request
+//! that is admitted fits the pool alone.
+
+mod commit;
+mod plan;
+mod queue;
+mod sequence;
+
+#[cfg(test)]
+mod tests;
+
+use self::plan::InFlight;
+use self::queue::Queue;
+use self::sequence::Sequence;
+use crate::executor::ExecutorInfo;
+use crate::kv::{BlockPool, PoolUsage, blocks_for};
+use crate::request::{Ending, GenerationRequest, RequestFailure, RequestId, TokenEvent};
+use crate::step::Delivery;
+
+/// Bounds of the scheduler.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct SchedulerLimits {
+    /// Most sequences in a step.
+    pub running_requests_max: u32,
+    /// Most prefill tokens in a step.
+    pub prefill_chunk_tokens_max: u32,
+    /// Most input tokens in a step.
+    pub batch_tokens_max: u32,
+    /// Most drafts of one sequence in a step.
+    pub draft_tokens_max: u32,
+    /// Blocks of the target's pool.
+    pub target_blocks: u32,
+    /// Blocks of the draft's pool; 0 without a draft model.
+    pub draft_blocks: u32,
+}
+
+impl SchedulerLimits {
+    /// The configured limits, held to what the executor can take.
+    pub fn within(self, executor: &ExecutorInfo) -> SchedulerLimits {
+        SchedulerLimits {
+            running_requests_max: self.running_requests_max.min(executor.batch_sequences_max),
+            prefill_chunk_tokens_max: self.prefill_chunk_tokens_max.min(executor.batch_tokens_max),
+            batch_tokens_max: self.batch_tokens_max.min(executor.batch_tokens_max),
+            draft_tokens_max: if executor.has_draft() {
+                self.draft_tokens_max.min(executor.draft_tokens_max)
+            } else {
+                0
+            },
+            target_blocks: executor.target_blocks,
+            draft_blocks: executor.draft_blocks,
+        }
+    }
+}
+
+/// How full the scheduler is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct SchedulerGauges {
+    /// Requests in the running set.
+    pub running: u32,
+    /// Requests that wait.
+    pub waiting: u32,
+    /// Prompt and output tokens of those that wait.
+    pub waiting_tokens: u64,
+    /// The target's KV pool.
+    pub target_kv: PoolUsage,
+    /// The draft's KV pool.
+    pub draft_kv: PoolUsage,
+    /// Preemptions since the start.
+    pub preemptions: u64,
+    /// Prompt tokens found in the prefix cache since the start.
+    pub prefix_hit_tokens: u64,
+}
+
+/// A request that even an empty pool could not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge {
+    /// Blocks that prompt and output need.
+    pub needed: u64,
+    /// Blocks there are.
+    pub total: u64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: SchedulerLimits,
+    waiting: Queue,
+    /// Most urgent first.
+    running: Vec<Sequence>,
+    target_pool: BlockPool,
+    draft_pool: BlockPool,
+    in_flight: Option<InFlight>,
+    steps: u64,
+    preemptions: u64,
+    prefix_hit_tokens: u64,
+}
+
+impl Scheduler {
+    /// An idle scheduler.
+    ///
+    /// # Panics
+    /// When a limit that must be positive is zero: the config was not validated.
+    pub fn new(limits: SchedulerLimits) -> Scheduler {
+        assert!(limits.running_requests_max > 0 && limits.prefill_chunk_tokens_max > 0);
+        assert!(
+            limits.batch_tokens_max > limits.running_requests_max,
+            "decoding alone would fill every step"
+        );
+        Scheduler {
+            target_pool: BlockPool::new(limits.target_blocks),
+            draft_pool: BlockPool::new(limits.draft_blocks),
+            limits,
+            waiting: Queue::default(),
+            running: Vec::new(),
+            in_flight: None,
+            steps: 0,
+            preemptions: 0,
+            prefix_hit_tokens: 0,
+        }
+    }
+
+    /// Whether a request of this size can ever be served.
+    pub fn check_size(&self, prompt_tokens: u32, max_tokens: u32) -> Result<(), TooLarge> {
+        let needed = blocks_for(prompt_tokens.saturating_add(max_tokens));
+        if needed > self.limits.target_blocks {
+            return Err(TooLarge { needed: needed.into(), total: self.limits.target_blocks.into() });
+        }
+        Ok(())
+    }
+
+    /// Takes a request into the queue. The queue's length is bounded by whoever admits.
+    ///
+    /// # Panics
+    /// When the request breaks [`GenerationRequest`]'s rules or fails
+    /// [`check_size`](Self::check_size): intake let it pass.
+    pub fn enqueue(&mut self, request: GenerationRequest) {
+        assert!(!request.prompt.is_empty() && request.max_tokens > 0, "an empty request was admitted");
+        assert_eq!(self.check_size(request.prompt.len() as u32, request.max_tokens), Ok(()));
+        self.waiting.push(Sequence::new(request));
+    }
+
+    /// Ends a request. If it runs in the step in flight it ends at that step's commit;
+    /// else at once, and the terminal event is returned. Unknown ids (already ended) are ignored.
+    pub fn end(&mut self, id: RequestId, ending: Ending) -> Option<Delivery> {
+        if let Some(mut sequence) = self.waiting.remove(id) {
+            self.release(&mut sequence);
+            return Some((id, sequence.ended(ending)));
+        }
+        let place = self.running.iter().position(|sequence| sequence.request.id == id)?;
+        if self.in_flight.is_some() {
+            self.running[place].doomed.get_or_insert(ending);
+            return None;
+        }
+        let mut sequence = self.running.remove(place);
+        self.release(&mut sequence);
+        Some((id, sequence.ended(ending)))
+    }
+
+    /// Ends every request now, the step in flight included: its outcome must not be committed.
+    pub fn abort_all(&mut self, failure: &RequestFailure) -> Vec<Delivery> {
+        self.in_flight = None;
+        let mut all = std::mem::take(&mut self.running);
+        all.extend(self.waiting.drain());
+        for sequence in &mut all {
+            self.release(sequence);
+        }
+        all.into_iter().map(|sequence| (sequence.request.id, TokenEvent::Failed(failure.clone()))).collect()
+    }
+
+    /// Forgets the step in flight, whose outcome will never come; its work is planned anew.
+    /// Returns the terminal events of requests that were ended meanwhile.
+    pub fn abandon_step(&mut self) -> Vec<Delivery> {
+        self.in_flight = None;
+        self.bury_doomed()
+    }
+
+    /// Whether a step is in flight.
+    pub fn has_step_in_flight(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// Whether there is nothing to do and nothing in flight.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.len() == 0
+    }
+
+    /// How full it is.
+    pub fn gauges(&self) -> SchedulerGauges {
+        SchedulerGauges {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            waiting_tokens: self.waiting.iter().map(|sequence| u64::from(sequence.len())).sum(),
+            target_kv: self.target_pool.usage(),
+            draft_kv: self.draft_pool.usage(),
+            preemptions: self.preemptions,
+            prefix_hit_tokens: self.prefix_hit_tokens,
+        }
+    }
+
+    /// Checks the books of both pools against all sequences (invariant 3).
+    ///
+    /// # Panics
+    /// When a block leaked or is held twice.
+    pub fn assert_conserved(&self) {
+        let sequences = || self.running.iter().chain(self.waiting.iter());
+        self.target_pool.assert_conserved(sequences().map(|sequence| &sequence.target.table));
+        self.draft_pool.assert_conserved(sequences().map(|sequence| &sequence.draft.table));
+    }
+
+    fn release(&mut self, sequence: &mut Sequence) {
+        sequence.target.release(&mut self.target_pool);
+        sequence.draft.release(&mut self.draft_pool);
+    }
+
+    /// Takes ended sequences out of the running set.
+    fn bury_doomed(&mut self) -> Vec<Delivery> {
+        let mut deliveries = Vec::new();
+        let mut place = 0;
+        while place < self.running.len() {
+            match self.running[place].doomed.take() {
+                None => place += 1,
+                Some(ending) => {
+                    let mut sequence = self.running.remove(place);
+                    self.release(&mut sequence);
+                    deliveries.push((sequence.request.id, sequence.ended(ending)));
+                }
+            }
+        }
+        deliveries
+    }
+}

@@ -1,0 +1,216 @@
+//! A request in progress.
+
+use crate::executor::{History, SequenceInput};
+use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, blocks_for};
+use crate::policy::{DecodeView, PrefillView};
+use crate::request::{
+    Ending, FinishReason, GenerationRequest, RequestSummary, RequestTimes, SpeculationStats, TokenEvent,
+    TokenId,
+};
+use crate::time::Micros;
+
+/// One model's cache of one sequence.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    /// Its blocks.
+    pub table: BlockTable,
+    /// Leading tokens whose keys and values are in the cache for good.
+    pub computed: u32,
+}
+
+impl Cache {
+    /// Gives everything back.
+    pub fn release(&mut self, pool: &mut BlockPool) {
+        self.table.release(pool);
+        self.computed = 0;
+    }
+
+    /// Moves the mark after a step: keeps `computed` tokens, gives back blocks that the
+    /// sequence's `tokens` do not need, makes full blocks findable.
+    pub fn settle(&mut self, pool: &mut BlockPool, tokens: &[TokenId], computed: u32) {
+        self.computed = computed;
+        self.table.shrink(pool, tokens.len() as u32);
+        self.table.publish(pool, tokens, computed);
+    }
+}
+
+/// A request that waits or runs.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub request: GenerationRequest,
+    /// Prompt and output: all committed tokens.
+    pub tokens: Vec<TokenId>,
+    pub target: Cache,
+    pub draft: Cache,
+    /// Set when the request was ended while a step was in flight.
+    pub doomed: Option<Ending>,
+    scheduled: Option<Micros>,
+    first_token: Option<Micros>,
+    last_token: Micros,
+    pub speculation: SpeculationStats,
+    pub preemptions: u32,
+}
+
+impl Sequence {
+    pub fn new(request: GenerationRequest) -> Sequence {
+        Sequence {
+            tokens: request.prompt.to_vec(),
+            request,
+            target: Cache::default(),
+            draft: Cache::default(),
+            doomed: None,
+            scheduled: None,
+            first_token: None,
+            last_token: Micros::ZERO,
+            speculation: SpeculationStats::default(),
+            preemptions: 0,
+        }
+    }
+
+    /// Committed tokens.
+    pub fn len(&self) -> u32 {
+        self.tokens.len() as u32
+    }
+
+    /// Output tokens so far.
+    pub fn output_tokens(&self) -> u32 {
+        self.len() - self.request.prompt.len() as u32
+    }
+
+    /// Committed tokens that the target has not seen; at least one.
+    pub fn remaining(&self) -> u32 {
+        self.len() - self.target.computed
+    }
+
+    /// Whether the next step decodes; else it prefills.
+    pub fn decodes(&self) -> bool {
+        self.output_tokens() > 0 && self.remaining() == 1
+    }
+
+    /// Who goes first, ascending.
+    pub fn urgency(&self) -> (u8, Micros, u64) {
+        (self.request.class, self.request.arrival, self.request.id.0)
+    }
+
+    /// Tokens that the cache must hold for any progress in the next step.
+    pub fn minimum_tokens(&self) -> u32 {
+        self.target.computed + self.remaining().min(BLOCK_TOKENS)
+    }
+
+    /// Blocks that this sequence still lacks to finish its prefill and say one token.
+    pub fn prefill_blocks_lacking(&self) -> u32 {
+        if self.decodes() {
+            return 0;
+        }
+        blocks_for(self.len() + 1).saturating_sub(self.target.table.blocks().len() as u32)
+    }
+
+    /// Notes that a step includes the sequence; true for the first time.
+    pub fn mark_scheduled(&mut self, now: Micros) -> bool {
+        let first = self.scheduled.is_none();
+        self.scheduled.get_or_insert(now);
+        first
+    }
+
+    /// Input for the target: committed tokens `[start, end)`.
+    pub fn target_input(&self, start: u32, end: u32) -> SequenceInput {
+        self.input(&self.target, start, end)
+    }
+
+    /// Input for the draft model: committed tokens `[start, end)`.
+    pub fn draft_input(&self, start: u32, end: u32) -> SequenceInput {
+        self.input(&self.draft, start, end)
+    }
+
+    fn input(&self, cache: &Cache, start: u32, end: u32) -> SequenceInput {
+        SequenceInput {
+            request: self.request.id,
+            tokens: self.tokens[start as usize..end as usize].to_vec(),
+            start,
+            blocks: cache.table.blocks().to_vec(),
+            sampling: self.request.sampling.clone(),
+            history: self.request.sampling.needs_history().then(|| History {
+                tokens: self.tokens[..end as usize].to_vec(),
+                prompt_tokens: (self.request.prompt.len() as u32).min(end),
+            }),
+        }
+    }
+
+    /// As a policy sees it while it decodes.
+    pub fn decode_view(&self, now: Micros, drafts_max: u32) -> DecodeView {
+        DecodeView {
+            request: self.request.id,
+            context_tokens: self.len(),
+            output_tokens: self.output_tokens(),
+            since_first_token: now.saturating_sub(self.first_token.unwrap_or(now)),
+            tpot: self.request.slo.tpot,
+            draft_lag_tokens: self.len() - self.draft.computed,
+            drafts_max,
+            temperature: self.request.sampling.temperature,
+        }
+    }
+
+    /// As a policy sees it while it prefills.
+    pub fn prefill_view(&self, now: Micros) -> PrefillView {
+        PrefillView {
+            request: self.request.id,
+            done_tokens: self.target.computed,
+            remaining_tokens: self.remaining(),
+            since_arrival: now.saturating_sub(self.request.arrival),
+            ttft: self.request.slo.ttft.filter(|_| self.first_token.is_none()),
+        }
+    }
+
+    /// Most drafts that can still be of use: one token of every step is the target's own.
+    pub fn drafts_useful(&self) -> u32 {
+        (self.request.max_tokens - self.output_tokens()).saturating_sub(1)
+    }
+
+    /// Appends what a step chose, up to the end of the output. Returns the tokens to send
+    /// and, if the output is complete, why.
+    pub fn append(&mut self, chosen: &[TokenId], now: Micros) -> (Vec<TokenId>, Option<FinishReason>) {
+        let mut sent = Vec::with_capacity(chosen.len());
+        let mut finish = None;
+        for &token in chosen {
+            self.tokens.push(token);
+            sent.push(token);
+            if self.request.stop_tokens.contains(&token) {
+                finish = Some(FinishReason::Stop);
+            } else if self.output_tokens() == self.request.max_tokens {
+                finish = Some(FinishReason::Length);
+            }
+            if finish.is_some() {
+                break;
+            }
+        }
+        if !sent.is_empty() {
+            self.first_token.get_or_insert(now);
+            self.last_token = now;
+        }
+        (sent, finish)
+    }
+
+    /// The terminal event of a request that was ended from outside.
+    pub fn ended(&self, ending: Ending) -> TokenEvent {
+        match ending {
+            Ending::Stopped => TokenEvent::Finished { reason: FinishReason::Stop, summary: self.summary() },
+            Ending::Failed(failure) => TokenEvent::Failed(failure),
+        }
+    }
+
+    /// Closing figures.
+    pub fn summary(&self) -> RequestSummary {
+        RequestSummary {
+            prompt_tokens: self.request.prompt.len() as u32,
+            output_tokens: self.output_tokens(),
+            times: RequestTimes {
+                arrival: self.request.arrival,
+                scheduled: self.scheduled.unwrap_or_default(),
+                first_token: self.first_token.unwrap_or_default(),
+                last_token: self.last_token,
+            },
+            speculation: self.speculation,
+            preemptions: self.preemptions,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! One step as data: what the scheduler plans and what comes back.
+
+use std::sync::Arc;
+
+use crate::executor::{DraftRow, Verdict, VerifyRow};
+use crate::policy::{Policy, StepView};
+use crate::request::{RequestId, TokenEvent};
+
+/// Everything that the drafter and the verifier need for one step.
+#[derive(Debug)]
+pub struct StepPlan {
+    /// Counts steps; an outcome names it.
+    pub number: u64,
+    /// The policy that planned, and that decides the rest of this step.
+    pub policy: Arc<dyn Policy>,
+    /// What the policy saw.
+    pub view: StepView,
+    /// The target's rows: one per entry of `view.decoding`, in its order and without drafts
+    /// yet, then prefill chunks.
+    pub rows: Vec<VerifyRow>,
+    /// The draft model's rows: first those that propose, then those that only fill the cache.
+    pub drafting: Vec<Drafting>,
+    /// Requests that are part of a step for the first time.
+    pub started: Vec<RequestId>,
+}
+
+/// One row of a drafting round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drafting {
+    /// The executor's row.
+    pub row: DraftRow,
+    /// Index into [`StepView::decoding`]; `None` for a row that only fills the cache.
+    pub decoding: Option<u32>,
+    /// Most proposals; 0 for a row that only fills the cache.
+    pub limit: u32,
+}
+
+impl StepPlan {
+    /// Prefill tokens in this step.
+    pub fn prefill_tokens(&self) -> u32 {
+        self.prefill_rows().map(|row| row.input.tokens.len() as u32).sum()
+    }
+
+    /// The prefill chunks.
+    pub fn prefill_rows(&self) -> impl Iterator<Item = &VerifyRow> {
+        self.rows[self.view.decoding.len()..].iter()
+    }
+}
+
+/// What a step did to its sequences.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// The plan's number.
+    pub number: u64,
+    /// One per row of the plan.
+    pub verdicts: Vec<Verdict>,
+    /// Whether the draft model ran the plan's draft rows.
+    pub draft_ran: bool,
+    /// Proposals made, per decoding sequence.
+    pub drafted: Vec<u32>,
+    /// Drafts that the target verified, per decoding sequence.
+    pub verified: Vec<u32>,
+}
+
+/// An event and whom it is for.
+pub type Delivery = (RequestId, TokenEvent);

@@ -1,0 +1,295 @@
+//! The daemon's counters, histograms and gauges.
+
+use serde::{Deserialize, Serialize};
+
+use super::histogram::LatencyHistogram;
+use super::summary::{Counters, MetricsSummary};
+use crate::policy::StepReport;
+use crate::request::{FinishReason, RequestFailure, RequestSummary, Slo};
+use crate::time::Micros;
+
+/// Draft positions counted one by one; deeper ones are counted with the last.
+pub const DRAFT_POSITIONS_MAX: usize = 16;
+
+/// Bucket edges of request latencies, in microseconds: 1 ms to 5 min.
+const REQUEST_EDGES_US: [u64; 18] = [
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    20_000_000,
+    30_000_000,
+    60_000_000,
+    120_000_000,
+    300_000_000,
+];
+
+/// Bucket edges of per-token and step times, in microseconds: 50 µs to 2.5 s.
+const STEP_EDGES_US: [u64; 16] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 7_500, 10_000, 15_000, 25_000, 50_000, 100_000, 250_000,
+    1_000_000, 2_500_000,
+];
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MetricsConfig {
+    /// The served model's name.
+    pub model: String,
+    /// The policy's name, `fixed:4` for example.
+    pub policy: String,
+    /// Tokens in one KV block.
+    pub block_tokens: u32,
+    /// Objectives of the configured classes: their bounds become bucket edges.
+    pub slos: Vec<Slo>,
+}
+
+/// Momentary figures.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gauges {
+    /// Requests in the running set.
+    pub running: u64,
+    /// Requests that wait for a place in it.
+    pub waiting: u64,
+    /// Prompt tokens of those that wait.
+    pub waiting_prompt_tokens: u64,
+    /// One entry for each model's KV pool.
+    pub kv: Vec<KvGauge>,
+    /// Whether a draft model is at work; without one decoding goes on plainly.
+    pub speculation_enabled: bool,
+}
+
+/// The fill of one KV pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvGauge {
+    /// `target` or `draft`.
+    pub model: String,
+    /// Blocks held by requests.
+    pub blocks_held: u64,
+    /// Blocks in the pool.
+    pub blocks_total: u64,
+}
+
+/// Why a request was refused at the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectionReason {
+    /// The queue was at its bound.
+    QueueFull,
+    /// The daemon was draining or not live.
+    Unavailable,
+    /// The KV pool is smaller than the request.
+    TooLarge,
+    /// The objective can't be met on an empty machine.
+    Infeasible,
+}
+
+/// All that is counted. Owned by the SLO monitor.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pub(super) config: MetricsConfig,
+    pub(super) gauges: Gauges,
+    pub(super) counters: Counters,
+    pub(super) accepted_per_position: [u64; DRAFT_POSITIONS_MAX],
+    pub(super) failures: Failures,
+    pub(super) latencies: Latencies,
+}
+
+/// Failed and refused requests by reason.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Failures {
+    pub(super) cancelled: u64,
+    pub(super) shutting_down: u64,
+    pub(super) numerical: u64,
+    pub(super) engine: u64,
+    pub(super) queue_full: u64,
+    pub(super) unavailable: u64,
+    pub(super) too_large: u64,
+    pub(super) infeasible: u64,
+}
+
+/// Histograms.
+#[derive(Clone, Debug)]
+pub(super) struct Latencies {
+    pub(super) ttft: LatencyHistogram,
+    pub(super) tpot: LatencyHistogram,
+    pub(super) itl: LatencyHistogram,
+    pub(super) e2e: LatencyHistogram,
+    pub(super) queue: LatencyHistogram,
+    pub(super) step: LatencyHistogram,
+    pub(super) step_draft: LatencyHistogram,
+    pub(super) step_target: LatencyHistogram,
+    pub(super) step_host: LatencyHistogram,
+}
+
+impl Latencies {
+    fn new(slos: &[Slo]) -> Latencies {
+        let request = || REQUEST_EDGES_US.map(Micros).into_iter();
+        let step = || STEP_EDGES_US.map(Micros).into_iter();
+        let ttfts = || slos.iter().filter_map(|slo| slo.ttft);
+        let tpots = || slos.iter().filter_map(|slo| slo.tpot);
+        Latencies {
+            ttft: LatencyHistogram::new(request().chain(ttfts())),
+            tpot: LatencyHistogram::new(step().chain(tpots())),
+            itl: LatencyHistogram::new(step().chain(tpots())),
+            e2e: LatencyHistogram::new(request()),
+            queue: LatencyHistogram::new(request()),
+            step: LatencyHistogram::new(step().chain(tpots())),
+            step_draft: LatencyHistogram::new(step()),
+            step_target: LatencyHistogram::new(step()),
+            step_host: LatencyHistogram::new(step()),
+        }
+    }
+}
+
+impl Metrics {
+    /// All zero.
+    pub fn new(config: MetricsConfig) -> Metrics {
+        Metrics {
+            latencies: Latencies::new(&config.slos),
+            config,
+            gauges: Gauges::default(),
+            counters: Counters::default(),
+            accepted_per_position: [0; DRAFT_POSITIONS_MAX],
+            failures: Failures::default(),
+        }
+    }
+
+    /// Replaces the momentary figures.
+    pub fn set_gauges(&mut self, gauges: Gauges) {
+        self.gauges = gauges;
+    }
+
+    /// Counts one step.
+    ///
+    /// # Panics
+    /// If the report breaks `accepted <= verified <= drafted`, in total or for a
+    /// sequence: an engine that does so may have emitted wrong text.
+    pub fn record_step(&mut self, report: &StepReport) {
+        let drafted: u64 = report.drafted.iter().map(|row| row.proposals.len() as u64).sum();
+        let verified: u64 = report.verified.iter().map(|&tokens| u64::from(tokens)).sum();
+        let accepted: u64 = report.accepted.iter().map(|&tokens| u64::from(tokens)).sum();
+        assert!(verified <= drafted, "{verified} draft tokens verified of {drafted} drafted");
+        assert_eq!(report.verified.len(), report.accepted.len(), "one count per sequence");
+        for (verified, accepted) in report.verified.iter().zip(&report.accepted) {
+            assert!(accepted <= verified, "{accepted} draft tokens accepted of {verified} verified");
+        }
+        let counters = &mut self.counters;
+        counters.steps += 1;
+        counters.sequence_steps += report.view.decoding.len() as u64;
+        counters.drafts += report.drafted.iter().filter(|row| !row.proposals.is_empty()).count() as u64;
+        counters.drafted += drafted;
+        counters.verified += verified;
+        counters.accepted += accepted;
+        for &accepted in &report.accepted {
+            for position in 0..accepted as usize {
+                self.accepted_per_position[position.min(DRAFT_POSITIONS_MAX - 1)] += 1;
+            }
+        }
+        self.record_step_times(report);
+    }
+
+    fn record_step_times(&mut self, report: &StepReport) {
+        let device = report.draft_time + report.target_time;
+        self.latencies.step.record(report.step_time);
+        if !report.draft_calls.is_empty() {
+            self.latencies.step_draft.record(report.draft_time);
+        }
+        self.latencies.step_target.record(report.target_time);
+        self.latencies.step_host.record(report.step_time.saturating_sub(device));
+    }
+
+    /// Counts a request that was taken into the queue.
+    pub fn record_admitted(&mut self, prompt_tokens: u32) {
+        self.counters.admitted += 1;
+        self.counters.prompt_tokens += u64::from(prompt_tokens);
+    }
+
+    /// Counts a request that was refused.
+    pub fn record_rejected(&mut self, reason: RejectionReason) {
+        self.counters.rejected += 1;
+        *match reason {
+            RejectionReason::QueueFull => &mut self.failures.queue_full,
+            RejectionReason::Unavailable => &mut self.failures.unavailable,
+            RejectionReason::TooLarge => &mut self.failures.too_large,
+            RejectionReason::Infeasible => &mut self.failures.infeasible,
+        } += 1;
+    }
+
+    /// Counts one chunk of a request's output: its tokens and the time since the
+    /// chunk before (`None` for the first).
+    pub fn record_output(&mut self, tokens: u32, since_previous: Option<Micros>) {
+        self.counters.generation_tokens += u64::from(tokens);
+        if let Some(gap) = since_previous {
+            self.latencies.itl.record(gap);
+        }
+    }
+
+    /// Counts one preemption.
+    pub fn record_preemption(&mut self) {
+        self.counters.preemptions += 1;
+    }
+
+    /// Counts a request that ended with a whole answer.
+    pub fn record_finished(&mut self, summary: &RequestSummary, reason: FinishReason, slo: &Slo) {
+        match reason {
+            FinishReason::Stop => self.counters.finished_stop += 1,
+            FinishReason::Length => self.counters.finished_length += 1,
+        }
+        let (ttft, tpot) = (summary.ttft(), summary.tpot());
+        self.latencies.ttft.record(ttft);
+        self.latencies.queue.record(summary.queue_time());
+        self.latencies.e2e.record(summary.times.last_token.saturating_sub(summary.times.arrival));
+        if let Some(tpot) = tpot {
+            self.latencies.tpot.record(tpot);
+        }
+        let met = |seen: Option<Micros>, bound: Option<Micros>| match (seen, bound) {
+            (_, None) => None,
+            (seen, Some(bound)) => Some(seen.is_none_or(|seen| seen <= bound)),
+        };
+        let (ttft_met, tpot_met) = (met(Some(ttft), slo.ttft), met(tpot, slo.tpot));
+        if let Some(attained) = ttft_met {
+            self.counters.slo_ttft.record(attained);
+        }
+        if let Some(attained) = tpot_met {
+            self.counters.slo_tpot.record(attained);
+        }
+        self.counters.slo_request.record(ttft_met.unwrap_or(true) && tpot_met.unwrap_or(true));
+    }
+
+    /// Counts a request that ended without a whole answer.
+    pub fn record_failed(&mut self, failure: &RequestFailure) {
+        self.counters.failed += 1;
+        *match failure {
+            RequestFailure::Cancelled => &mut self.failures.cancelled,
+            RequestFailure::ShuttingDown => &mut self.failures.shutting_down,
+            RequestFailure::Numerical => &mut self.failures.numerical,
+            RequestFailure::Engine(_) => &mut self.failures.engine,
+        } += 1;
+    }
+
+    /// A digest for people.
+    pub fn summary(&self) -> MetricsSummary {
+        let (latencies, counters) = (&self.latencies, self.counters);
+        let ratio = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+        MetricsSummary {
+            gauges: self.gauges.clone(),
+            ttft: latencies.ttft.quantiles(),
+            tpot: latencies.tpot.quantiles(),
+            itl: latencies.itl.quantiles(),
+            e2e: latencies.e2e.quantiles(),
+            queue: latencies.queue.quantiles(),
+            step: latencies.step.quantiles(),
+            counters,
+            mean_acceptance_length: ratio(counters.accepted, counters.sequence_steps).map(|rate| 1.0 + rate),
+            attainment: ratio(counters.slo_request.attained, counters.finished()),
+        }
+    }
+}

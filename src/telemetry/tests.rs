@@ -1,0 +1,189 @@
+use super::*;
+use crate::executor::Proposal;
+use crate::policy::{DecodeView, DraftedRow, StepReport, StepView};
+use crate::request::{FinishReason, RequestFailure, RequestId, RequestSummary, RequestTimes, Slo};
+use crate::time::Micros;
+
+fn proposal() -> Proposal {
+    Proposal { token: 1, probability: 0.9, margin: 0.5, runner_up: 2, finite: true }
+}
+
+fn decoding(request: u64) -> DecodeView {
+    DecodeView {
+        request: RequestId(request),
+        context_tokens: 10,
+        output_tokens: 2,
+        since_first_token: Micros(100),
+        tpot: None,
+        draft_lag_tokens: 1,
+        drafts_max: 8,
+        temperature: 0.0,
+    }
+}
+
+/// Two sequences, the first of which drafted four tokens.
+fn step(verified: u32, accepted: u32) -> StepReport {
+    StepReport {
+        view: StepView { decoding: vec![decoding(1), decoding(2)], ..StepView::default() },
+        drafted: vec![DraftedRow { decoding: 0, proposals: vec![proposal(); 4] }],
+        verified: vec![verified, 0],
+        accepted: vec![accepted, 0],
+        draft_calls: vec![(1, 1)],
+        prefill_tokens: 0,
+        prefill_attended_tokens: 0,
+        draft_time: Micros(300),
+        target_time: Micros(600),
+        step_time: Micros(1000),
+    }
+}
+
+fn summary(ttft_ms: u64, tpot_ms: u64, output_tokens: u32) -> RequestSummary {
+    let first_token = Micros::from_millis(10 + ttft_ms);
+    RequestSummary {
+        prompt_tokens: 5,
+        output_tokens,
+        times: RequestTimes {
+            arrival: Micros::from_millis(10),
+            scheduled: Micros::from_millis(11),
+            first_token,
+            last_token: first_token + Micros::from_millis(tpot_ms * u64::from(output_tokens - 1)),
+        },
+        ..RequestSummary::default()
+    }
+}
+
+fn slo(ttft_ms: u64, tpot_ms: u64) -> Slo {
+    Slo { ttft: Some(Micros::from_millis(ttft_ms)), tpot: Some(Micros::from_millis(tpot_ms)) }
+}
+
+fn metrics() -> Metrics {
+    Metrics::new(MetricsConfig {
+        model: "tiny".into(),
+        policy: "fixed:4".into(),
+        block_tokens: 16,
+        slos: vec![slo(777, 33)],
+    })
+}
+
+#[test]
+fn a_step_counts_drafted_verified_and_accepted_apart() {
+    let mut metrics = metrics();
+    metrics.record_step(&step(3, 2));
+    metrics.record_step(&step(4, 0));
+    let counters = metrics.summary().counters;
+    assert_eq!((counters.drafts, counters.drafted, counters.verified, counters.accepted), (2, 8, 7, 2));
+    assert_eq!(metrics.summary().mean_acceptance_length, Some(1.5));
+    let page = metrics.render();
+    for line in [
+        "specserve_spec_decode_verified_tokens_total 7",
+        "specserve_spec_decode_accepted_tokens_per_position_total{position=\"1\"} 1",
+        "specserve_spec_decode_accepted_tokens_per_position_total{position=\"2\"} 0",
+        "specserve_step_time_seconds_sum{kind=\"host\"} 0.0002",
+    ] {
+        assert!(page.lines().any(|seen| seen == line), "no {line} in\n{page}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "accepted of 2 verified")]
+fn more_accepted_than_verified_is_a_fault() {
+    metrics().record_step(&step(2, 3));
+}
+
+#[test]
+#[should_panic(expected = "verified of 4 drafted")]
+fn more_verified_than_drafted_is_a_fault() {
+    metrics().record_step(&step(5, 3));
+}
+
+#[test]
+fn a_request_attains_when_both_bounds_hold() {
+    let mut metrics = metrics();
+    metrics.record_finished(&summary(100, 20, 5), FinishReason::Stop, &slo(100, 20));
+    metrics.record_finished(&summary(101, 20, 5), FinishReason::Length, &slo(100, 20));
+    metrics.record_finished(&summary(100, 21, 5), FinishReason::Stop, &slo(100, 20));
+    metrics.record_finished(&summary(500, 90, 5), FinishReason::Stop, &Slo::default());
+    let counters = metrics.summary().counters;
+    assert_eq!(counters.slo_ttft, SloCounts { attained: 2, violated: 1 });
+    assert_eq!(counters.slo_tpot, SloCounts { attained: 2, violated: 1 });
+    assert_eq!(counters.slo_request, SloCounts { attained: 2, violated: 2 });
+    assert_eq!(metrics.summary().attainment, Some(0.5));
+    assert_eq!((counters.finished_stop, counters.finished_length), (3, 1));
+}
+
+#[test]
+fn a_single_token_has_no_tpot_and_cannot_miss_it() {
+    let mut metrics = metrics();
+    metrics.record_finished(&summary(1, 0, 1), FinishReason::Stop, &slo(100, 20));
+    assert_eq!(metrics.summary().tpot, None);
+    assert_eq!(metrics.summary().counters.slo_tpot, SloCounts { attained: 1, violated: 0 });
+}
+
+#[test]
+fn failures_and_refusals_are_counted_by_reason() {
+    let mut metrics = metrics();
+    metrics.record_failed(&RequestFailure::Cancelled);
+    metrics.record_failed(&RequestFailure::Engine("gone".into()));
+    metrics.record_rejected(RejectionReason::QueueFull);
+    metrics.record_rejected(RejectionReason::QueueFull);
+    let page = metrics.render();
+    for (reason, count) in [("cancelled", 1), ("engine_error", 1), ("queue_full", 2), ("too_large", 0)] {
+        let line = format!("specserve_request_failure_total{{reason=\"{reason}\"}} {count}");
+        assert!(page.lines().any(|seen| seen == line), "no {line} in\n{page}");
+    }
+    assert_eq!((metrics.summary().counters.failed, metrics.summary().counters.rejected), (2, 2));
+}
+
+#[test]
+fn the_bounds_of_the_classes_are_bucket_edges() {
+    let page = metrics().render();
+    assert!(page.contains("specserve_time_to_first_token_seconds_bucket{le=\"0.777\"} 0"));
+    assert!(page.contains("specserve_request_time_per_output_token_seconds_bucket{le=\"0.033\"} 0"));
+}
+
+#[test]
+fn drafts_deeper_than_the_last_label_are_counted_there() {
+    let mut metrics = metrics();
+    let depth = DRAFT_POSITIONS_MAX as u32 + 3;
+    let mut report = step(depth, depth);
+    report.drafted[0].proposals = vec![proposal(); depth as usize];
+    metrics.record_step(&report);
+    let line = format!("per_position_total{{position=\"{}\"}} 4", DRAFT_POSITIONS_MAX - 1);
+    assert!(metrics.render().contains(&line));
+}
+
+#[test]
+fn every_family_has_help_and_type_once_and_its_samples_under_it() {
+    let mut metrics = metrics();
+    metrics.set_gauges(Gauges {
+        running: 3,
+        kv: vec![KvGauge { model: "target".into(), blocks_held: 3, blocks_total: 12 }],
+        ..Gauges::default()
+    });
+    let page = metrics.render();
+    assert!(page.contains("specserve_kv_cache_usage_ratio{model=\"target\"} 0.25"));
+    let mut families = std::collections::HashSet::new();
+    let mut open = "";
+    for line in page.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            open = rest.split(' ').next().unwrap();
+            assert!(families.insert(open), "{open} twice");
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            assert_eq!(rest.split(' ').next(), Some(open));
+        } else {
+            assert!(line.starts_with(open), "{line} under {open}");
+            line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_summary_survives_json() {
+    let mut metrics = metrics();
+    metrics.record_step(&step(3, 2));
+    metrics.record_output(3, Some(Micros(900)));
+    metrics.record_admitted(12);
+    let summary = metrics.summary();
+    let json = serde_json::to_string(&summary).unwrap();
+    assert_eq!(serde_json::from_str::<MetricsSummary>(&json).unwrap(), summary);
+}

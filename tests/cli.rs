@@ -1,0 +1,144 @@
+//! The program's exit codes and outputs, without a daemon.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+fn specserve(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_specserve"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("output is text")
+}
+
+fn config_file(contents: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a file for the test");
+    file.write_all(contents.as_bytes()).expect("written");
+    file
+}
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/tiny-cpu.toml");
+
+#[test]
+fn a_bad_config_prints_every_problem_and_exits_with_64() {
+    let file = config_file("[server]\nsocket = \"\"\nconnections_max = 0\n[target]\nmodel = 3\nextra = 1\n");
+    let path = file.path().to_str().expect("a text path");
+    for arguments in [&["check-config", path][..], &["serve", "--config", path]] {
+        let output = specserve(arguments);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}");
+        let errors = text(&output.stderr);
+        assert!(errors.contains("4 problems in the configuration"), "{errors}");
+        for key in ["server.socket", "server.connections_max", "target.model", "target.extra"] {
+            assert!(errors.contains(key), "{errors}");
+        }
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_config_that_is_not_there_exits_with_64() {
+    let output = specserve(&["serve", "--config", "/nonexistent/specserve.toml"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(text(&output.stderr).contains("/nonexistent/specserve.toml"));
+}
+
+#[test]
+fn check_config_prints_the_effective_config_with_bounds() {
+    for arguments in [&["check-config", TINY][..], &["check-config", "--config", TINY]] {
+        let output = specserve(arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(text(&output.stdout).contains("connections_max = 256  # 1 to 65536\n"));
+    }
+}
+
+#[test]
+fn check_config_json_holds_the_config_or_the_problems() {
+    let output = specserve(&["check-config", TINY, "--json"]);
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(document["valid"], true);
+    assert_eq!(document["config"]["slo"]["classes"][0]["name"], "interactive");
+
+    let file = config_file("[target]\nmodel = \"embedded:tiny\"\n[speculation]\ndraft_tokens_max = 0\n");
+    let output = specserve(&["check-config", "--json", file.path().to_str().expect("a text path")]);
+    assert_eq!(output.status.code(), Some(64));
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(document["valid"], false);
+    assert_eq!(document["problems"][0]["path"], "speculation.draft_tokens_max");
+    assert_eq!(document["problems"][0]["value"], "0");
+}
+
+#[test]
+fn wrong_arguments_exit_with_2_and_help_with_0() {
+    assert_eq!(specserve(&["dance"]).status.code(), Some(2));
+    assert_eq!(specserve(&["demo", "--policy", "always"]).status.code(), Some(2));
+    assert_eq!(specserve(&["serve"]).status.code(), Some(2));
+    assert_eq!(specserve(&["--help"]).status.code(), Some(0));
+    assert_eq!(specserve(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn commands_without_a_daemon_say_so_and_exit_with_1() {
+    let file = config_file("{\"prompt\": \"a\"}\n");
+    let lines = file.path().to_str().expect("a text path");
+    let socket = "/nonexistent/specserve.sock";
+    for arguments in [
+        &["top", "--once", "--socket", socket][..],
+        &["submit", lines, "--socket", socket],
+        &["chat", "Hello", "--socket", socket],
+    ] {
+        let output = specserve(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&output.stderr).contains("no daemon: /nonexistent/specserve.sock does not exist"));
+    }
+}
+
+#[test]
+fn a_reader_that_has_left_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_specserve"))
+        .args(["check-config", "--config", TINY])
+        .stdout(closed_pipe())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(0));
+    let mut errors = String::new();
+    let mut stderr = child.stderr.take().expect("piped");
+    std::io::Read::read_to_string(&mut stderr, &mut errors).expect("text");
+    assert_eq!(errors, "");
+}
+
+/// The writing end of a pipe that nobody reads.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn a_signal_ends_a_command_with_its_number_and_without_a_word() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let socket = directory.path().join("socket");
+    let silent = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let child = Command::new(env!("CARGO_BIN_EXE_specserve"))
+            .args(["chat", "Hello", "--socket"])
+            .arg(&socket)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        // Its handlers are in place before it connects.
+        let _connection = silent.accept().expect("it connects");
+        kill_process(Pid::from_child(&child), signal).expect("it waits for an answer");
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(code));
+        assert_eq!(text(&output.stderr), "");
+    }
+}

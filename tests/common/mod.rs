@@ -1,0 +1,131 @@
+//! What the integration tests share: requests played through scheduler, step and executor,
+//! without actors, on whatever executor a test brings.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use specserve::executor::Executor;
+use specserve::executor::ModelRole;
+use specserve::executor::cpu::{CpuExecutor, CpuOptions};
+use specserve::model::{LoadedModel, ModelSource, load};
+use specserve::policy::Policy;
+use specserve::request::{GenerationRequest, RequestId, RequestSummary, Slo, TokenEvent, TokenId};
+use specserve::sampling::SamplingParams;
+use specserve::scheduler::{Scheduler, SchedulerLimits};
+use specserve::step::{draft_round, verify_round};
+use specserve::time::{Clock, Micros};
+
+/// Prompts that the embedded pair was trained for.
+pub const PROMPTS: [&str; 8] = [
+    "Tell me a story about a brave mouse.",
+    "What is a river?",
+    "Write a Python function that checks if a number is prime.",
+    "Give me three tips to cook.",
+    "Why do people sing?",
+    "Tell me a story about a lighthouse and a storm.",
+    "Write a Python function that reverses a list.",
+    "What is a friend?",
+];
+
+struct Standstill;
+
+impl Clock for Standstill {
+    fn now(&self) -> Micros {
+        Micros::ZERO
+    }
+}
+
+/// One model of the embedded pair.
+pub fn embedded(role: ModelRole) -> LoadedModel {
+    load(&ModelSource::EmbeddedTiny, role).expect("the embedded pair loads").loaded
+}
+
+/// The `number`th chat prompt in tokens; prompts repeat with a varying beginning.
+pub fn prompt(number: usize) -> Arc<[TokenId]> {
+    let model = load(&ModelSource::EmbeddedTiny, ModelRole::Target).expect("the embedded pair loads");
+    let extra = if number < PROMPTS.len() { String::new() } else { format!(" Use the number {number}.") };
+    let text = format!(
+        "<|endoftext|><|im_start|>user\n{}{extra}<|im_end|>\n<|im_start|>assistant\n",
+        PROMPTS[number % PROMPTS.len()]
+    );
+    model.tokenizer.encode(&text, false).expect("encodes").into()
+}
+
+/// A CPU executor for the given models.
+pub fn cpu(target: LoadedModel, draft: Option<LoadedModel>, target_blocks: u32) -> CpuExecutor {
+    let options = CpuOptions {
+        threads: 2,
+        target_blocks,
+        draft_blocks: 512,
+        block_tokens: 16,
+        batch_tokens_max: 512,
+        batch_sequences_max: 32,
+        draft_tokens_max: 8,
+    };
+    CpuExecutor::new(options, target, draft).expect("the models fit the executor")
+}
+
+/// What one request got.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Played {
+    /// Its output.
+    pub tokens: Vec<TokenId>,
+    /// Its closing figures.
+    pub summary: RequestSummary,
+}
+
+/// Plays `requests` to their ends, at most `batch` at a time; checks the books after every step.
+pub fn play(
+    executor: &mut dyn Executor,
+    policy: Arc<dyn Policy>,
+    batch: u32,
+    requests: &[GenerationRequest],
+) -> BTreeMap<RequestId, Played> {
+    let limits = SchedulerLimits {
+        running_requests_max: batch,
+        prefill_chunk_tokens_max: 64,
+        batch_tokens_max: 512,
+        draft_tokens_max: 8,
+        target_blocks: 0,
+        draft_blocks: 0,
+    };
+    let mut scheduler = Scheduler::new(limits.within(executor.info()));
+    let mut played: BTreeMap<RequestId, Played> = BTreeMap::new();
+    for request in requests {
+        scheduler.enqueue(request.clone());
+    }
+    let mut now = Micros::ZERO;
+    while let Some(plan) = scheduler.plan(now, &policy) {
+        let mut drafted = draft_round(executor, plan, &Standstill).expect("drafts");
+        let verified = drafted.select();
+        let stepped = verify_round(executor, drafted, verified, &Standstill).expect("verifies");
+        now += Micros::from_millis(1);
+        for (id, event) in scheduler.commit(&stepped.outcome, now) {
+            let entry = played.entry(id).or_default();
+            match event {
+                TokenEvent::Tokens(tokens) => entry.tokens.extend(tokens),
+                TokenEvent::Finished { summary, .. } => entry.summary = summary,
+                TokenEvent::Failed(failure) => panic!("request {id}: {failure}"),
+            }
+        }
+        scheduler.assert_conserved();
+    }
+    assert!(scheduler.is_idle());
+    played
+}
+
+/// The `number`th request: at even numbers as `temperature` says, with its own seed.
+pub fn request(number: usize, max_tokens: u32, sampling: SamplingParams) -> GenerationRequest {
+    GenerationRequest {
+        id: RequestId(number as u64),
+        prompt: prompt(number),
+        max_tokens,
+        sampling: Arc::new(SamplingParams { seed: 1000 + number as u64, ..sampling }),
+        stop_tokens: Arc::from([0, 2]),
+        slo: Slo::default(),
+        class: 0,
+        arrival: Micros(number as u64),
+    }
+}

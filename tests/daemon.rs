@@ -1,0 +1,166 @@
+//! The program as its users run it: a daemon process, its socket, its clients.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+fn specserve() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_specserve"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A daemon process on a socket of its own; killed when a test fails.
+struct Daemon {
+    child: Child,
+    socket: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// Starts the embedded pair and waits until it is ready.
+    fn start() -> Daemon {
+        let directory = tempfile::tempdir().expect("a directory for the test");
+        let socket = directory.path().join("socket");
+        let tiny = include_str!("../config/tiny-cpu.toml");
+        let config = tiny.replace("/tmp/specserve.sock", socket.to_str().expect("a text path"));
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, config).expect("written");
+        let child = specserve().arg("serve").arg("--config").arg(&file).spawn().expect("the program starts");
+        let mut daemon = Daemon { child, socket, _directory: directory };
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    fn wait_until_ready(&mut self) {
+        let start = Instant::now();
+        while !get(&self.socket, "/health/ready").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            let ended = self.child.try_wait().expect("its status can be asked");
+            assert!(ended.is_none(), "the daemon ended with {ended:?}");
+            assert!(start.elapsed() < READY_TIMEOUT, "the daemon is not ready after {READY_TIMEOUT:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the daemon runs");
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let output = specserve().args(arguments).arg("--socket").arg(&self.socket).output();
+        output.expect("the program starts")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Fails when the daemon has ended, which is what it should do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The whole answer to a GET, or none when nobody listens.
+fn get(socket: &Path, path: &str) -> Option<String> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+fn json_of(output: &Output) -> Value {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn a_daemon_serves_until_it_is_told_to_end_and_leaves_no_socket() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut daemon = Daemon::start();
+        let mode = std::fs::metadata(&daemon.socket).expect("a socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        daemon.signal(signal);
+        assert_eq!(daemon.child.wait().expect("it ends").code(), Some(0));
+        assert!(!daemon.socket.exists());
+    }
+}
+
+#[test]
+fn chat_submit_and_top_talk_to_a_running_daemon() {
+    let daemon = Daemon::start();
+    let chat = ["chat", "What is a river?", "--temperature", "0", "--max-tokens", "16"];
+    let streamed = daemon.run(&chat);
+    let answer = json_of(&daemon.run(&[&chat[..], &["--json"]].concat()));
+    assert_eq!(String::from_utf8_lossy(&streamed.stdout).trim_end_matches('\n'), answer["text"]);
+    assert!(answer["usage"]["completion_tokens"].as_u64() > Some(0));
+    assert!(answer["metrics"]["speculative_decoding"]["drafted"].as_u64() > Some(0));
+
+    let mut lines = tempfile::NamedTempFile::new().expect("a file for the test");
+    for number in 1..=5 {
+        let messages = json!([{ "role": "user", "content": "Tell me a story." }]);
+        writeln!(lines, "{}", json!({ "messages": messages, "max_tokens": number, "temperature": 0 }))
+            .expect("written");
+    }
+    let output = daemon.run(&["submit", lines.path().to_str().expect("a text path")]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let results = String::from_utf8(output.stdout).expect("text");
+    let tokens: Vec<Value> = results
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).expect("JSON")["response"]["usage"]["completion_tokens"]
+                .take()
+        })
+        .collect();
+    assert_eq!(tokens, [1, 2, 3, 4, 5]);
+
+    let screen = json_of(&daemon.run(&["top", "--once", "--json", "--interval-ms", "100"]));
+    assert_eq!(screen["figures"]["requests_finished"], 7);
+    assert_eq!(screen["figures"]["policy"], "fixed:4");
+}
+
+#[test]
+fn curl_gets_an_answer_over_the_socket() {
+    let daemon = Daemon::start();
+    let body = r#"{"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": "Why do people sing?"}]}"#;
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--fail", "--unix-socket"])
+        .arg(&daemon.socket)
+        .args(["http://localhost/v1/chat/completions", "-H", "content-type: application/json", "-d", body])
+        .output()
+        .expect("curl is installed");
+    let answer = json_of(&output);
+    assert_eq!(answer["object"], "chat.completion");
+    assert!(answer["choices"][0]["message"]["content"].as_str().is_some_and(|text| !text.is_empty()));
+}
+
+#[test]
+fn the_demo_finds_the_same_texts_with_and_without_speculation() {
+    let output = specserve().args(["demo", "--json", "--tokens", "24", "--rounds", "1"]).output();
+    let document = json_of(&output.expect("the program starts"));
+    assert_eq!(document["identical"], true);
+    assert_eq!(document["plain"]["draft_tokens"], 0);
+    assert_eq!(document["plain"]["acceptance_length"], 1.0);
+    assert!(document["speculative"]["acceptance_length"].as_f64() > Some(1.0));
+    assert!(document["speculative"]["tokens_per_second"].as_f64() > Some(0.0));
+}
+
+#[test]
+#[ignore = "needs the Python package openai: SPECSERVE_PYTHON names an interpreter that has it"]
+fn the_openai_package_talks_to_the_daemon() {
+    let python = std::env::var_os("SPECSERVE_PYTHON").expect("SPECSERVE_PYTHON names an interpreter");
+    let daemon = Daemon::start();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openai_client.py");
+    let output = Command::new(python).arg(script).arg(&daemon.socket).output().expect("python starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n");
+}

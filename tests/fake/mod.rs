@@ -1,0 +1,291 @@
+//! A scripted engine behind the real API on a real Unix socket.
+//!
+//! Its tokens are bytes; token 256 ends an output.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use specserve::actors::{AdmissionError, Generation, Submission};
+use specserve::api::{
+    ApiLimits, BoundSocket, ChatMessage, ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, Server,
+    SocketOptions, TextDecoder, TextModel, router,
+};
+use specserve::request::{
+    FinishReason, RequestFailure, RequestId, RequestSummary, RequestTimes, Slo, SpeculationStats, TokenEvent,
+    TokenId,
+};
+use specserve::time::{Clock, Micros, MonotonicClock};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+pub const MODEL: &str = "fake/bytes";
+pub const END: TokenId = 256;
+pub const CONTEXT: u32 = 256;
+
+/// What the engine does with every request.
+#[derive(Clone, Debug)]
+pub enum Script {
+    /// Sends these bursts, then the end that follows from them.
+    Answer(Vec<Vec<TokenId>>),
+    /// Sends these bursts, then waits to be cancelled, finished or failed.
+    Hang(Vec<Vec<TokenId>>),
+    /// Sends these bursts, then fails.
+    Fail(Vec<Vec<TokenId>>, RequestFailure),
+    /// Refuses.
+    Refuse(AdmissionError),
+}
+
+impl Script {
+    /// The text in bursts of `size` tokens, then the end token.
+    pub fn text(text: &str, size: usize) -> Script {
+        let tokens: Vec<TokenId> = text.bytes().map(TokenId::from).chain([END]).collect();
+        Script::Answer(tokens.chunks(size).map(<[TokenId]>::to_vec).collect())
+    }
+}
+
+/// What the API told the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    Submitted(RequestId),
+    Cancelled(RequestId),
+    Finished(RequestId),
+}
+
+pub struct FakeEngine {
+    facts: EngineFacts,
+    clock: MonotonicClock,
+    text: ByteText,
+    script: Mutex<Script>,
+    health: Mutex<Health>,
+    submissions: Mutex<Vec<Submission>>,
+    open: Mutex<Vec<(RequestId, UnboundedSender<TokenEvent>)>>,
+    told: UnboundedSender<Told>,
+}
+
+impl FakeEngine {
+    pub fn play(&self, script: Script) {
+        *self.script.lock().unwrap() = script;
+    }
+
+    pub fn set_health(&self, health: Health) {
+        *self.health.lock().unwrap() = health;
+    }
+
+    pub fn last_submission(&self) -> Submission {
+        self.submissions.lock().unwrap().last().expect("nothing was submitted").clone()
+    }
+
+    pub fn submissions(&self) -> usize {
+        self.submissions.lock().unwrap().len()
+    }
+
+    /// Ends every request that hangs.
+    pub fn end_all(&self, event: TokenEvent) {
+        for (_, events) in self.open.lock().unwrap().drain(..) {
+            let _ = events.send(event.clone());
+        }
+    }
+
+    fn end(&self, id: RequestId, event: TokenEvent) {
+        self.open.lock().unwrap().retain(|(open, events)| {
+            if *open == id {
+                let _ = events.send(event.clone());
+            }
+            *open != id
+        });
+    }
+
+    fn run(&self, id: RequestId, submission: &Submission, events: UnboundedSender<TokenEvent>) {
+        let (bursts, hangs, failure) = match self.script.lock().unwrap().clone() {
+            Script::Answer(bursts) => (bursts, false, None),
+            Script::Hang(bursts) => (bursts, true, None),
+            Script::Fail(bursts, failure) => (bursts, false, Some(failure)),
+            Script::Refuse(_) => unreachable!("refused requests don't run"),
+        };
+        let (mut left, mut reason) = (submission.max_tokens as usize, FinishReason::Length);
+        for mut burst in bursts {
+            burst.truncate(left);
+            if let Some(end) = burst.iter().position(|token| submission.stop_tokens.contains(token)) {
+                burst.truncate(end + 1);
+                reason = FinishReason::Stop;
+            }
+            left -= burst.len();
+            if !burst.is_empty() {
+                let _ = events.send(TokenEvent::Tokens(burst));
+            }
+            if left == 0 || reason == FinishReason::Stop {
+                break;
+            }
+        }
+        match failure {
+            Some(failure) => drop(events.send(TokenEvent::Failed(failure))),
+            None if hangs => self.open.lock().unwrap().push((id, events)),
+            None => drop(events.send(finished(reason))),
+        }
+    }
+}
+
+/// A terminal event with figures that tests compare.
+pub fn finished(reason: FinishReason) -> TokenEvent {
+    let summary = RequestSummary {
+        prompt_tokens: 3,
+        output_tokens: 5,
+        times: RequestTimes {
+            arrival: Micros(1_000),
+            scheduled: Micros(3_000),
+            first_token: Micros(11_000),
+            last_token: Micros(17_000),
+        },
+        speculation: SpeculationStats { steps: 2, drafted: 6, verified: 5, accepted: 3 },
+        preemptions: 1,
+    };
+    TokenEvent::Finished { reason, summary }
+}
+
+impl Engine for FakeEngine {
+    async fn submit(&self, submission: Submission) -> Result<Generation, AdmissionError> {
+        if let Script::Refuse(refusal) = self.script.lock().unwrap().clone() {
+            return Err(refusal);
+        }
+        let (sender, events) = unbounded_channel();
+        let id = RequestId(self.submissions() as u64);
+        self.submissions.lock().unwrap().push(submission.clone());
+        self.run(id, &submission, sender);
+        let _ = self.told.send(Told::Submitted(id));
+        Ok(Generation { id, events })
+    }
+
+    fn cancel(&self, id: RequestId) {
+        self.end(id, TokenEvent::Failed(RequestFailure::Cancelled));
+        let _ = self.told.send(Told::Cancelled(id));
+    }
+
+    fn finish(&self, id: RequestId) {
+        self.end(id, finished(FinishReason::Stop));
+        let _ = self.told.send(Told::Finished(id));
+    }
+
+    fn now(&self) -> Micros {
+        self.clock.now()
+    }
+
+    fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    fn text(&self) -> &dyn TextModel {
+        &self.text
+    }
+
+    fn health(&self) -> Health {
+        self.health.lock().unwrap().clone()
+    }
+
+    async fn state(&self) -> serde_json::Value {
+        serde_json::json!({"fake": true})
+    }
+
+    async fn metrics(&self) -> String {
+        "fake_total 1\n".to_owned()
+    }
+}
+
+struct ByteText;
+
+impl TextModel for ByteText {
+    fn encode(&self, text: &str, _add_special: bool) -> Result<Vec<TokenId>, String> {
+        Ok(text.bytes().map(TokenId::from).collect())
+    }
+
+    fn decode(&self, tokens: &[TokenId]) -> Result<String, String> {
+        let bytes: Vec<u8> = tokens.iter().filter_map(|&token| u8::try_from(token).ok()).collect();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn decoder(&self) -> Box<dyn TextDecoder> {
+        Box::new(ByteDecoder(Vec::new()))
+    }
+
+    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, String> {
+        let lines = messages.iter().map(|message| format!("{}: {}\n", message.role, message.content));
+        Ok(lines.collect::<String>() + "assistant: ")
+    }
+}
+
+struct ByteDecoder(Vec<u8>);
+
+impl TextDecoder for ByteDecoder {
+    fn push(&mut self, token: TokenId) -> String {
+        self.0.push(token as u8);
+        match std::str::from_utf8(&self.0) {
+            Ok(_) => String::from_utf8(std::mem::take(&mut self.0)).unwrap(),
+            Err(_) => String::new(),
+        }
+    }
+
+    fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.0)).into_owned()
+    }
+}
+
+/// The API at work.
+pub struct Fixture {
+    pub engine: Arc<FakeEngine>,
+    pub server: Server,
+    pub socket: PathBuf,
+    told: UnboundedReceiver<Told>,
+    _directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    pub async fn start(script: Script) -> Fixture {
+        Fixture::with_limits(script, ApiLimits { body_bytes_max: 64 << 10, ..ApiLimits::default() }).await
+    }
+
+    pub async fn with_limits(script: Script, limits: ApiLimits) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let (told, listener) = unbounded_channel();
+        let engine = Arc::new(FakeEngine {
+            facts: facts(),
+            clock: MonotonicClock::start(),
+            text: ByteText,
+            script: Mutex::new(script),
+            health: Mutex::default(),
+            submissions: Mutex::default(),
+            open: Mutex::default(),
+            told,
+        });
+        let bound = BoundSocket::bind(&SocketOptions { path: socket.clone(), mode: 0o600 }).unwrap();
+        let connections_max = limits.connections_max;
+        let tcp = Some("127.0.0.1:0".parse().unwrap());
+        let server =
+            Server::start(router(engine.clone(), limits), bound, tcp, connections_max).await.unwrap();
+        Fixture { engine, server, socket, told: listener, _directory: directory }
+    }
+
+    /// What the API tells the engine next.
+    pub async fn told(&mut self) -> Told {
+        let next = tokio::time::timeout(Duration::from_secs(30), self.told.recv());
+        next.await.expect("the engine was told nothing").expect("the engine is there")
+    }
+}
+
+fn facts() -> EngineFacts {
+    let millis =
+        |ttft, tpot| Slo { ttft: Some(Micros::from_millis(ttft)), tpot: Some(Micros::from_millis(tpot)) };
+    EngineFacts {
+        model: MODEL.to_owned(),
+        loaded_unix_s: 1_700_000_000,
+        context_tokens_max: CONTEXT,
+        vocab_size: 257,
+        end_tokens: vec![END],
+        sampling: SamplingDefaults { temperature: 0.7, ..SamplingDefaults::default() },
+        max_tokens_default: 100,
+        classes: vec![
+            ClassFacts { name: "interactive".to_owned(), slo: millis(500, 50) },
+            ClassFacts { name: "batch".to_owned(), slo: Slo::default() },
+        ],
+        default_class: 0,
+    }
+}

@@ -1,0 +1,127 @@
+//! Invariant 1 on the CPU executor and a real model pair: speculation never changes a word.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use common::{Played, cpu, embedded, play, request};
+use specserve::executor::ModelRole;
+use specserve::model::random::{RandomOptions, random_model};
+use specserve::policy::Fixed;
+use specserve::request::{GenerationRequest, RequestId};
+use specserve::sampling::SamplingParams;
+
+const OUTPUT_TOKENS: u32 = 32;
+/// Room for every request of a test at once.
+const AMPLE_BLOCKS: u32 = 512;
+
+fn temperature(temperature: f32) -> SamplingParams {
+    SamplingParams { temperature, ..SamplingParams::greedy() }
+}
+
+fn requests(count: usize, sampling: &SamplingParams) -> Vec<GenerationRequest> {
+    (0..count).map(|number| request(number, OUTPUT_TOKENS, sampling.clone())).collect()
+}
+
+fn plain(requests: &[GenerationRequest]) -> BTreeMap<RequestId, Played> {
+    let mut executor = cpu(embedded(ModelRole::Target), None, AMPLE_BLOCKS);
+    play(&mut executor, Arc::new(Fixed::NONE), 1, requests)
+}
+
+fn assert_same_words(
+    ours: &BTreeMap<RequestId, Played>,
+    plain: &BTreeMap<RequestId, Played>,
+    requests: &[GenerationRequest],
+    how: &str,
+) {
+    assert_eq!(ours.len(), requests.len());
+    for request in requests {
+        assert_eq!(ours[&request.id].tokens, plain[&request.id].tokens, "request {} {how}", request.id);
+    }
+}
+
+#[test]
+fn every_draft_length_and_batch_size_says_what_plain_decoding_says() {
+    for sampling in [temperature(0.0), temperature(0.8)] {
+        let all = requests(32, &sampling);
+        let plain = plain(&all);
+        let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
+        for batch in [1, 2, 7, 32] {
+            // few requests where few run at a time: the same number of steps for each size
+            let some = &all[..(batch as usize).clamp(3, 32)];
+            for draft_tokens in 1..=8 {
+                let ours = play(&mut executor, Arc::new(Fixed { draft_tokens }), batch, some);
+                let how = format!("at t {}, batch {batch}, k {draft_tokens}", sampling.temperature);
+                assert_same_words(&ours, &plain, some, &how);
+                let accepted: u32 = ours.values().map(|one| one.summary.speculation.accepted).sum();
+                assert!(accepted > 0, "a trained draft is right now and then, {how}");
+            }
+        }
+    }
+}
+
+#[test]
+fn filters_penalties_and_bias_are_applied_inside_verification() {
+    let sampling = SamplingParams {
+        temperature: 0.9,
+        top_k: 40,
+        top_p: 0.9,
+        min_p: 0.02,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.3,
+        frequency_penalty: 0.2,
+        logit_bias: vec![(16, -2.0), (201, 1.5)],
+        ..SamplingParams::greedy()
+    };
+    let all = requests(8, &sampling);
+    let plain = plain(&all);
+    assert_ne!(plain, self::plain(&requests(8, &temperature(0.9))), "the parameters matter");
+    let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
+    for draft_tokens in [1, 4, 8] {
+        let ours = play(&mut executor, Arc::new(Fixed { draft_tokens }), 4, &all);
+        assert_same_words(&ours, &plain, &all, &format!("with every parameter, k {draft_tokens}"));
+    }
+}
+
+#[test]
+fn preemption_in_mid_flight_changes_nothing() {
+    for sampling in [temperature(0.0), temperature(0.8)] {
+        let all = requests(8, &sampling);
+        let plain = plain(&all);
+        let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), 16);
+        let ours = play(&mut executor, Arc::new(Fixed { draft_tokens: 4 }), 8, &all);
+        assert_same_words(&ours, &plain, &all, "under preemption");
+        let preemptions: u32 = ours.values().map(|one| one.summary.preemptions).sum();
+        assert!(preemptions > 0, "sixteen blocks were meant to be too few");
+    }
+}
+
+#[test]
+fn a_draft_of_noise_costs_time_and_not_a_word() {
+    let draft = random_model(&embedded(ModelRole::Draft).spec, 7, RandomOptions::default());
+    for sampling in [temperature(0.0), temperature(0.8)] {
+        let all = requests(7, &sampling);
+        let plain = plain(&all);
+        let mut executor = cpu(embedded(ModelRole::Target), Some(draft.clone()), AMPLE_BLOCKS);
+        let ours = play(&mut executor, Arc::new(Fixed { draft_tokens: 4 }), 7, &all);
+        assert_same_words(&ours, &plain, &all, "with a random draft");
+    }
+}
+
+#[test]
+fn a_draft_equal_to_the_target_is_always_accepted() {
+    for sampling in [temperature(0.0), temperature(0.8)] {
+        let all = requests(7, &sampling);
+        let plain = plain(&all);
+        let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Target)), AMPLE_BLOCKS);
+        let ours = play(&mut executor, Arc::new(Fixed { draft_tokens: 3 }), 7, &all);
+        assert_same_words(&ours, &plain, &all, "with the target as its own draft");
+        for one in ours.values() {
+            let stats = one.summary.speculation;
+            // an output that ends among its accepted drafts leaves the rest of them unused
+            assert_eq!(stats.accepted, stats.verified, "{stats:?}");
+            assert!(stats.verified > 0);
+        }
+    }
+}
