@@ -32,7 +32,7 @@ pub struct ApiLimits {
     pub body_bytes_max: usize,
     /// Longest time from a request's headers to the end of its answer.
     pub request_timeout: Duration,
-    /// Most connections at a time; later ones wait to be accepted.
+    /// Most connections at a time on each listener; later ones wait to be accepted.
     pub connections_max: usize,
 }
 

@@ -65,8 +65,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `router` on the bound socket, and on `tcp` if given. Must be called
-    /// within a tokio runtime.
+    /// Serves `router` on the bound socket, and on `tcp` if given, with at most
+    /// `connections_max` connections on each. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// See [`ServerError`].
@@ -87,9 +87,13 @@ impl Server {
         };
         let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
         let (stage, stages) = watch::channel(Stage::Open);
-        let acceptor = Acceptor { router, stages, permits: Arc::new(Semaphore::new(connections_max)) };
-        let mut tasks = vec![tokio::spawn(acceptor.clone().run(Listener::Unix(unix), Some(file)))];
-        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor.run(Listener::Tcp(tcp), None))));
+        let acceptor = || Acceptor {
+            router: router.clone(),
+            stages: stages.clone(),
+            permits: Arc::new(Semaphore::new(connections_max)),
+        };
+        let mut tasks = vec![tokio::spawn(acceptor().run(Listener::Unix(unix), Some(file)))];
+        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor().run(Listener::Tcp(tcp), None))));
         Ok(Server { stage, tasks, tcp_address })
     }
 
@@ -167,7 +171,7 @@ impl Listener {
 struct Acceptor {
     router: Router,
     stages: watch::Receiver<Stage>,
-    /// One for each connection.
+    /// One for each connection. Each listener has its own: waiting to accept takes one.
     permits: Arc<Semaphore>,
 }
 
