@@ -41,10 +41,10 @@ pub trait Engine: Send + Sync + 'static {
     fn health(&self) -> Health;
 
     /// The body of `/v1/engine/state`.
-    fn state(&self) -> serde_json::Value;
+    fn state(&self) -> impl Future<Output = serde_json::Value> + Send;
 
     /// The body of `/metrics`, in the Prometheus text format.
-    fn metrics(&self) -> String;
+    fn metrics(&self) -> impl Future<Output = String> + Send;
 }
 
 /// What does not change while the engine runs.

@@ -209,11 +209,11 @@ fn health(what: &str, reason: Option<String>) -> Response {
 }
 
 async fn engine_state<E: Engine>(State(app): Shared<E>) -> Json<Value> {
-    Json(app.engine.state())
+    Json(app.engine.state().await)
 }
 
 async fn metrics<E: Engine>(State(app): Shared<E>) -> Response {
-    ([(CONTENT_TYPE, PROMETHEUS_CONTENT_TYPE)], app.engine.metrics()).into_response()
+    ([(CONTENT_TYPE, PROMETHEUS_CONTENT_TYPE)], app.engine.metrics().await).into_response()
 }
 
 async fn no_route(uri: Uri) -> ApiError {

@@ -181,11 +181,11 @@ impl Engine for FakeEngine {
         self.health.lock().unwrap().clone()
     }
 
-    fn state(&self) -> serde_json::Value {
+    async fn state(&self) -> serde_json::Value {
         serde_json::json!({"fake": true})
     }
 
-    fn metrics(&self) -> String {
+    async fn metrics(&self) -> String {
         "fake_total 1\n".to_owned()
     }
 }
