@@ -215,6 +215,23 @@ async fn an_unknown_model_is_not_found() {
 }
 
 #[tokio::test]
+async fn an_error_does_not_quote_all_of_a_long_value() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let long = "é".repeat(20_000);
+    for body in [
+        prompt(json!({"model": long})),
+        prompt(json!({long.as_str(): 1})),
+        prompt(json!({"tools": [long]})),
+        prompt(json!({"slo": {"class": long}})),
+        chat(json!({"messages": [{"role": long, "content": "x"}]})),
+    ] {
+        let path = if body.get("messages").is_some() { CHAT } else { COMPLETIONS };
+        let reply = post(&fixture, path, &body).await;
+        assert!(reply.status.is_client_error() && reply.text.len() < 2000, "{}", reply.text.len());
+    }
+}
+
+#[tokio::test]
 async fn objectives_in_headers_are_checked_too() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
     for value in ["fast", "-1", "0", "NaN", "inf", ""] {

@@ -7,7 +7,7 @@ use hyper::Method;
 use serde_json::json;
 use specserve::api::ApiLimits;
 use specserve::request::{FinishReason, RequestFailure, RequestId, TokenEvent};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::client::*;
@@ -52,6 +52,20 @@ async fn a_request_that_takes_too_long_is_given_up() {
     assert_eq!(fixture.told().await, Told::Cancelled(RequestId(0)));
     let events = post(&fixture, CHAT, &chat(json!({"stream": true}))).await.events();
     assert!(events.last().unwrap().contains("request_timeout"));
+}
+
+#[tokio::test]
+async fn a_connection_that_never_completes_a_head_is_closed() {
+    let limits = ApiLimits { header_timeout: Duration::from_millis(50), ..ApiLimits::default() };
+    let fixture = Fixture::with_limits(Script::text("x", 1), limits).await;
+    for beginning in ["", "POST /v1/completions HTTP/1.1\r\nhost: x\r\n"] {
+        let mut client = UnixStream::connect(&fixture.socket).await.unwrap();
+        client.write_all(beginning.as_bytes()).await.unwrap();
+        let mut reply = Vec::new();
+        client.read_to_end(&mut reply).await.unwrap();
+        assert!(!reply.starts_with(b"HTTP/1.1 2"));
+    }
+    assert_serving(&fixture).await;
 }
 
 #[tokio::test]
