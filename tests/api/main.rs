@@ -5,5 +5,4 @@ mod bad_input;
 mod client;
 mod fake;
 mod lifecycle;
-mod popular_clients;
 mod routes;
