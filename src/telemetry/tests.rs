@@ -187,3 +187,14 @@ fn the_summary_survives_json() {
     let json = serde_json::to_string(&summary).unwrap();
     assert_eq!(serde_json::from_str::<MetricsSummary>(&json).unwrap(), summary);
 }
+
+#[test]
+fn every_metric_is_documented() {
+    let documented = include_str!("../../docs/metrics.md");
+    for family in metrics().render().lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = family.split(' ').next().unwrap();
+        let short = name.replace("specserve_spec_decode_", "…_");
+        let known = documented.contains(&format!("`{name}`"));
+        assert!(known || documented.contains(&format!("`{short}`")), "{name}");
+    }
+}
