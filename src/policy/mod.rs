@@ -17,6 +17,7 @@ pub mod fit;
 pub mod planner;
 pub mod profile;
 pub mod slo;
+pub mod specserve;
 pub mod survival;
 pub mod time_correction;
 
@@ -170,3 +171,6 @@ pub trait Policy: Send + Sync + Debug {
         serde_json::json!({ "policy": self.name() })
     }
 }
+
+#[cfg(test)]
+mod testbed;

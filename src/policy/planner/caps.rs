@@ -1,0 +1,75 @@
+//! Which depth caps can hold the optimum: cheap bounds before an exact sweep.
+//!
+//! Sweeping a cap costs as much as all its positions. Most caps are ruled out by an upper
+//! bound: with `c` draft calls and `n` drafts a step is worth at most what the best `n`
+//! positions of any depth are worth, and at most all positions above the cap.
+
+use super::sweep::{Candidate, Ground};
+use crate::policy::survival::POSITIONS_MAX;
+
+/// Sums that the bounds are made of.
+#[derive(Debug, Default)]
+pub(super) struct Caps {
+    /// Value of the best `n` positions.
+    best: Vec<f64>,
+    /// Value of all positions above each cap, and how many they are.
+    all: [(f64, usize); POSITIONS_MAX + 1],
+}
+
+impl Caps {
+    pub(super) fn prepare(&mut self, ground: &Ground<'_>, deepest: usize, items: &[u64]) {
+        let problem = ground.problem;
+        self.best.clear();
+        let mut value = 0.0;
+        self.best.push(value);
+        for &item in &items[..ground.target_us.len() - 1] {
+            value += ground.ranking.value(problem, item);
+            self.best.push(value);
+        }
+        self.sum_depths(ground, deepest);
+    }
+
+    fn sum_depths(&mut self, ground: &Ground<'_>, deepest: usize) {
+        let problem = ground.problem;
+        let (mut value, mut count) = (0.0, 0);
+        self.all[0] = (value, count);
+        for depth in 0..deepest {
+            let survival = &problem.survival[depth * problem.rows.len()..];
+            for (terms, &survival) in problem.rows.iter().zip(survival) {
+                if depth < terms.positions as usize {
+                    value += f64::from(terms.weight * survival);
+                    count += 1;
+                }
+            }
+            self.all[depth + 1] = (value, count);
+        }
+    }
+
+    /// The cap that is best when every request is drafted and verified up to it.
+    pub(super) fn favourite(&self, ground: &Ground<'_>, deepest: usize) -> usize {
+        let problem = ground.problem;
+        let call_us = problem.draft.at(problem.rows.len());
+        let rate = |cap: usize| {
+            let (value, count) = self.all[cap];
+            let target_us = problem.target.at(problem.rows.len() + count);
+            (ground.weight + value) / (problem.priced_us + target_us + call_us * (cap - ground.drafted) as f64)
+        };
+        let better = |best: usize, cap: usize| if rate(cap) > rate(best) { cap } else { best };
+        (ground.drafted..=deepest).fold(ground.drafted, better)
+    }
+
+    /// Whether a sweep of `cap` could find a plan at least as good as `best`.
+    pub(super) fn may_beat(&self, ground: &Ground<'_>, cap: usize, best: &Candidate) -> bool {
+        // Context prices can make the rank differ from the value: then nothing is ruled out.
+        if ground.ranking.priced {
+            return true;
+        }
+        let problem = ground.problem;
+        let fixed_us = problem.priced_us + problem.draft.at(1) * (cap - ground.drafted) as f64;
+        let rate = best.plan.rate();
+        let (all, _) = self.all[cap];
+        self.best.iter().zip(ground.target_us).any(|(&value, target_us)| {
+            ground.weight + value.min(all) >= rate * (fixed_us + target_us) * (1.0 - 1e-9)
+        })
+    }
+}
