@@ -5,6 +5,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod actors;
+pub mod drafting;
 pub mod executor;
 pub mod kv;
 pub mod model;

@@ -11,11 +11,13 @@ mod error_window;
 mod fixed;
 mod isotonic;
 
+pub mod baselines;
 pub mod calibration;
 pub mod cost_model;
 pub mod fit;
 pub mod planner;
 pub mod profile;
+pub mod registry;
 pub mod slo;
 pub mod specserve;
 pub mod survival;

@@ -120,11 +120,8 @@ impl<'a> Run<'a> {
     }
 
     fn step(&mut self, policy: &mut dyn Policy) -> StepReport {
-        let view = StepView {
-            now: Micros(self.now as u64),
-            decoding: self.rows.clone(),
-            ..StepView::default()
-        };
+        let view =
+            StepView { now: Micros(self.now as u64), decoding: self.rows.clone(), ..StepView::default() };
         let granted = policy.plan(&view);
         let (drafted, draft_calls) = self.draft(policy, &view, &granted);
         let mut lengths = Vec::new();
@@ -159,9 +156,8 @@ impl<'a> Run<'a> {
         granted: &StepDecision,
     ) -> (Vec<DraftedRow>, Vec<(u32, u32)>) {
         let drafting = granted.drafts.iter().enumerate().filter(|(_, drafts)| **drafts > 0);
-        let mut rows: Vec<DraftedRow> = drafting
-            .map(|(index, _)| DraftedRow { decoding: index as u32, proposals: Vec::new() })
-            .collect();
+        let mut rows: Vec<DraftedRow> =
+            drafting.map(|(index, _)| DraftedRow { decoding: index as u32, proposals: Vec::new() }).collect();
         let lag: u32 = rows.iter().map(|row| view.decoding[row.decoding as usize].draft_lag_tokens).sum();
         let mut going: Vec<u32> = (0..rows.len() as u32).collect();
         let mut calls = Vec::new();

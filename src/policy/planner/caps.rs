@@ -52,7 +52,8 @@ impl Caps {
         let rate = |cap: usize| {
             let (value, count) = self.all[cap];
             let target_us = problem.target.at(problem.rows.len() + count);
-            (ground.weight + value) / (problem.priced_us + target_us + call_us * (cap - ground.drafted) as f64)
+            (ground.weight + value)
+                / (problem.priced_us + target_us + call_us * (cap - ground.drafted) as f64)
         };
         let better = |best: usize, cap: usize| if rate(cap) > rate(best) { cap } else { best };
         (ground.drafted..=deepest).fold(ground.drafted, better)

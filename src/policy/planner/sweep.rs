@@ -51,7 +51,12 @@ pub(super) struct Sweep<'a> {
 impl<'a> Sweep<'a> {
     /// `items` are those above depth `cap`, ranked; `floors` are all zero. Every draft call
     /// of the cap is charged from the start, for one row at least.
-    pub(super) fn new(ground: &'a Ground<'a>, items: &'a [u64], floors: &'a mut [u8], cap: usize) -> Sweep<'a> {
+    pub(super) fn new(
+        ground: &'a Ground<'a>,
+        items: &'a [u64],
+        floors: &'a mut [u8],
+        cap: usize,
+    ) -> Sweep<'a> {
         let calls_us = ground.problem.draft.at(1) * (cap - ground.drafted) as f64;
         Sweep {
             ground,

@@ -162,9 +162,8 @@ impl SpecServe {
     /// Time spent on drafting so far in a step, as predicted.
     fn spent(&self, costs: &Costs<'_>, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
         let calls = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
-        let call_us = |call: usize| {
-            costs.draft_call_us(rows.iter().filter(|row| row.proposals.len() > call).count())
-        };
+        let call_us =
+            |call: usize| costs.draft_call_us(rows.iter().filter(|row| row.proposals.len() > call).count());
         let drafting = rows.iter().filter(|row| !row.proposals.is_empty());
         let catch_up_us: f64 =
             drafting.map(|row| costs.catch_up_us(&step.view.decoding[row.decoding as usize])).sum();

@@ -39,7 +39,8 @@ fn no_fixed_length_is_better_at_any_batch_size() {
 #[test]
 fn a_random_draft_costs_less_than_two_percent_of_plain_decoding() {
     // Sure of itself, and always wrong: only the calibration can tell.
-    let world = World { confidence: |uniform| 0.5 + 0.5 * uniform, acceptance: |_| 0.002, ..World::default() };
+    let world =
+        World { confidence: |uniform| 0.5 + 0.5 * uniform, acceptance: |_| 0.002, ..World::default() };
     let (ours, plain) = (run(&world, &mut policy(), 4000), run(&world, &mut plain(), 4000));
     assert!(ours.rate() > 0.98 * plain.rate(), "{} of {}", ours.rate(), plain.rate());
 }

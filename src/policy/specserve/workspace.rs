@@ -22,7 +22,8 @@ impl<'a> Costs<'a> {
     pub(super) fn of(time: &'a TimeModel, view: &StepView) -> Costs<'a> {
         let rows = view.decoding.len();
         let context_tokens = view.decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
-        let work = Work { rows: rows as u32, context_tokens, attended_tokens: context_tokens, ..Work::default() };
+        let work =
+            Work { rows: rows as u32, context_tokens, attended_tokens: context_tokens, ..Work::default() };
         let stair_us = time.cost().target.rows_us(rows as u32) * time.target_factor();
         Costs {
             time,
@@ -127,19 +128,15 @@ impl Workspace {
 
     /// Expected tokens of a row at its planned length.
     pub(super) fn tokens(&self, row: usize, length: u32) -> f64 {
-        let drafts = (0..length as usize).map(|depth| f64::from(self.survival[depth * self.rows.len() + row]));
+        let drafts =
+            (0..length as usize).map(|depth| f64::from(self.survival[depth * self.rows.len() + row]));
         1.0 + drafts.sum::<f64>()
     }
 
     /// Plans into `lengths`. Requests that need more than one token are bound first; if
     /// not all of them can be held, they become best effort. Returns the plan and whether
     /// such requests were held.
-    pub(super) fn solve(
-        &mut self,
-        costs: &Costs<'_>,
-        rows_max: u32,
-        spent: Spent,
-    ) -> (Option<Plan>, bool) {
+    pub(super) fn solve(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> (Option<Plan>, bool) {
         let short = self.standings.contains(&Standing::Short);
         if short && let Some(plan) = self.solve_bounded(costs, rows_max, spent) {
             return (Some(plan), true);
@@ -154,10 +151,10 @@ impl Workspace {
     pub(super) fn step_us(&self, costs: &Costs<'_>) -> f64 {
         let drafts: u32 = self.lengths.iter().sum();
         let queries = self.rows.iter().zip(&self.lengths);
-        let queries_us: f64 =
-            queries.map(|(row, &length)| f64::from(row.query_us) * f64::from(length)).sum();
+        let queries_us: f64 = queries.map(|(row, &length)| f64::from(row.query_us) * f64::from(length)).sum();
         let calls = self.lengths.iter().copied().max().unwrap_or(0);
-        let call_us = |call| costs.draft_call_us(self.lengths.iter().filter(|&&length| length > call).count());
+        let call_us =
+            |call| costs.draft_call_us(self.lengths.iter().filter(|&&length| length > call).count());
         costs.verify_us(drafts as usize) + queries_us + (0..calls).map(call_us).sum::<f64>()
     }
 
