@@ -7,6 +7,9 @@
 use super::sweep::{Candidate, Ground};
 use crate::policy::survival::POSITIONS_MAX;
 
+/// Numbers of drafts that are compared together.
+const CHUNK: usize = 64;
+
 /// Sums that the bounds are made of.
 #[derive(Debug, Default)]
 pub(super) struct Caps {
@@ -45,15 +48,17 @@ impl Caps {
         }
     }
 
-    /// The cap that is best when every request is drafted and verified up to it.
+    /// The cap that is best when every position above it is taken, as far as rows allow: a
+    /// guess, made to rule out as many of the others as possible.
     pub(super) fn favourite(&self, ground: &Ground<'_>, deepest: usize) -> usize {
         let problem = ground.problem;
         let call_us = problem.draft.at(problem.rows.len());
         let rate = |cap: usize| {
-            let (value, count) = self.all[cap];
-            let target_us = problem.target.at(problem.rows.len() + count);
-            (ground.weight + value)
-                / (problem.priced_us + target_us + call_us * (cap - ground.drafted) as f64)
+            let (all, count) = self.all[cap];
+            let drafts = count.min(self.best.len() - 1);
+            let calls_us = call_us * (cap - ground.drafted) as f64;
+            (ground.weight + self.best[drafts].min(all))
+                / (problem.priced_us + ground.target_us[drafts] + calls_us)
         };
         let better = |best: usize, cap: usize| if rate(cap) > rate(best) { cap } else { best };
         (ground.drafted..=deepest).fold(ground.drafted, better)
@@ -69,8 +74,11 @@ impl Caps {
         let fixed_us = problem.priced_us + problem.draft.at(1) * (cap - ground.drafted) as f64;
         let rate = best.plan.rate();
         let (all, _) = self.all[cap];
-        self.best.iter().zip(ground.target_us).any(|(&value, target_us)| {
+        let reaches = |(&value, target_us): (&f64, &f64)| {
             ground.weight + value.min(all) >= rate * (fixed_us + target_us) * (1.0 - 1e-9)
-        })
+        };
+        // Whole chunks without an early exit: the compiler can compare several at once.
+        let mut chunks = self.best.chunks(CHUNK).zip(ground.target_us.chunks(CHUNK));
+        chunks.any(|(values, times)| values.iter().zip(times).fold(false, |any, pair| any | reaches(pair)))
     }
 }

@@ -82,6 +82,9 @@ impl<'a> Sweep<'a> {
     }
 
     /// Takes items while no deadline has passed. Returns whether one has.
+    ///
+    /// No floor exists yet, so that this is [`advance`](Self::advance) with everything in
+    /// registers: most sweeps never leave this loop.
     fn run_until_a_deadline(&mut self) -> bool {
         let ground = self.ground;
         let limit_us = match ground.deadlines.first() {
@@ -89,31 +92,32 @@ impl<'a> Sweep<'a> {
             None => f64::INFINITY,
         };
         let mut best = self.plan();
-        let mut best_at = 0;
         if best.priced_us > limit_us {
             return true;
         }
+        let (mut value, mut priced_us, mut at_depth) = (self.value, self.priced_us, self.at_depth);
         let mut passed = false;
-        for (&item, &target_us) in self.items.iter().zip(&ground.target_us[1..]) {
-            let (value, priced_us) = (self.value, self.priced_us);
-            self.add(item);
-            let plan = Plan {
-                value_tokens: self.value,
-                priced_us: self.priced_us + target_us,
-                drafts: self.drafts as u32,
-            };
-            if plan.priced_us > limit_us {
-                self.remove(item);
-                (self.value, self.priced_us) = (value, priced_us);
+        for (place, (&item, &target_us)) in self.items.iter().zip(&ground.target_us[1..]).enumerate() {
+            let depth = depth_of(item) % POSITIONS_MAX;
+            let new_value = value + ground.ranking.value(ground.problem, item);
+            let call_us = if depth < ground.drafted { 0.0 } else { ground.call_us[at_depth[depth] as usize] };
+            let new_us = priced_us + call_us + self.query_us(item);
+            let step_us = new_us + target_us;
+            if step_us > limit_us {
                 passed = true;
                 break;
             }
-            self.next += 1;
-            if plan.beats(&best) {
-                (best, best_at) = (plan, self.next);
+            at_depth[depth] += 1;
+            (value, priced_us) = (new_value, new_us);
+            let drafts = place as u32 + 1;
+            if new_value * best.priced_us > best.value_tokens * step_us {
+                best = Plan { value_tokens: new_value, priced_us: step_us, drafts };
             }
+            self.next = place + 1;
         }
-        self.keep(best, best_at);
+        self.drafts = self.next;
+        (self.value, self.priced_us, self.at_depth) = (value, priced_us, at_depth);
+        self.keep(best, best.drafts as usize);
         passed
     }
 
@@ -223,7 +227,7 @@ impl<'a> Sweep<'a> {
             return 0.0;
         }
         let before = self.at_depth[depth];
-        let after = before.wrapping_add_signed(change);
+        let after = before.saturating_add_signed(change);
         self.at_depth[depth] = after;
         let one_more_us = self.ground.call_us[before.min(after) as usize];
         if change > 0 { one_more_us } else { -one_more_us }
