@@ -141,7 +141,8 @@ impl<'a> Run<'a> {
         outcome
     }
 
-    fn step(&mut self, policy: &mut dyn Policy) -> StepReport {
+    /// Runs one step, without letting the policy learn from it.
+    pub(crate) fn step(&mut self, policy: &mut dyn Policy) -> StepReport {
         let view = StepView {
             now: Micros(self.now as u64),
             decoding: self.rows.clone(),

@@ -210,6 +210,18 @@ fn an_unusable_proposal_ends_its_row() {
 }
 
 #[test]
+fn a_step_is_predicted_from_what_it_did() {
+    let world = World { slow: (1.2, 0.9), ..World::default() };
+    let mut learner = policy();
+    let mut under_way = Run::new(&world, 2);
+    under_way.steps(&mut learner, 200);
+    let report = under_way.step(&mut learner);
+    let predicted = learner.predict(&report).unwrap().0 as f64;
+    assert!((predicted / report.step_time.0 as f64 - 1.0).abs() < 0.01);
+    assert_eq!(plain().predict(&report), None);
+}
+
+#[test]
 fn the_same_knowledge_and_view_give_the_same_decision() {
     let world = World::default();
     let mut learner = policy();
