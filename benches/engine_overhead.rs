@@ -27,6 +27,7 @@ fn options(draft_tokens: u32) -> EngineOptions {
             draft_tokens_max: 8,
             target_blocks: BLOCKS,
             draft_blocks: BLOCKS,
+            lookup: None,
         },
         queue_requests_max: 256,
         queue_prompt_tokens_max: 1 << 20,

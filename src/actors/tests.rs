@@ -27,6 +27,7 @@ fn options() -> EngineOptions {
             draft_tokens_max: 8,
             target_blocks: 64,
             draft_blocks: 64,
+            lookup: None,
         },
         queue_requests_max: 16,
         queue_prompt_tokens_max: 4096,

@@ -52,6 +52,7 @@ fn engine_options(config: &Config, clock: Arc<dyn Clock>) -> EngineOptions {
             // the executor says how many blocks there are
             target_blocks: u32::MAX,
             draft_blocks: u32::MAX,
+            lookup: None,
         },
         queue_requests_max: config.scheduler.queue_requests_max,
         queue_prompt_tokens_max: u32::try_from(config.scheduler.queue_prompt_tokens_max).unwrap_or(u32::MAX),
