@@ -86,6 +86,9 @@ impl SloMonitorState {
         for &(tokens, gap) in &observation.outputs {
             self.metrics.record_output(tokens, gap);
         }
+        if let Some(predicted) = self.policy.predict(&observation.report) {
+            self.metrics.record_prediction(predicted, observation.report.step_time);
+        }
         self.show(observation.gauges);
         self.policy.observe(&observation.report);
         self.publish.send_replace(self.policy.snapshot());

@@ -1,15 +1,22 @@
 //! The daemon's counters, histograms and gauges.
 
+use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::histogram::LatencyHistogram;
-use super::summary::{Counters, MetricsSummary};
+use super::summary::{Counters, MetricsSummary, PredictionError};
 use crate::policy::StepReport;
 use crate::request::{FinishReason, RequestFailure, RequestSummary, Slo};
 use crate::time::Micros;
 
 /// Draft positions counted one by one; deeper ones are counted with the last.
 pub const DRAFT_POSITIONS_MAX: usize = 16;
+
+/// Parts of one in which relative errors are kept.
+const BASIS_POINTS: f64 = 10_000.0;
+
+/// Largest relative error told apart from larger ones, in basis points: a hundredfold.
+const PREDICTION_ERROR_BP_MAX: u64 = 1_000_000;
 
 /// Bucket edges of request latencies, in microseconds: 1 ms to 5 min.
 const REQUEST_EDGES_US: [u64; 18] = [
@@ -100,6 +107,8 @@ pub struct Metrics {
     pub(super) accepted_per_position: [u64; DRAFT_POSITIONS_MAX],
     pub(super) failures: Failures,
     pub(super) latencies: Latencies,
+    /// |observed - predicted| / observed of step times, in basis points.
+    pub(super) prediction_errors: Histogram<u64>,
 }
 
 /// Failed and refused requests by reason.
@@ -127,6 +136,7 @@ pub(super) struct Latencies {
     pub(super) step_draft: LatencyHistogram,
     pub(super) step_target: LatencyHistogram,
     pub(super) step_host: LatencyHistogram,
+    pub(super) step_predicted: LatencyHistogram,
 }
 
 impl Latencies {
@@ -145,6 +155,7 @@ impl Latencies {
             step_draft: LatencyHistogram::new(step()),
             step_target: LatencyHistogram::new(step()),
             step_host: LatencyHistogram::new(step()),
+            step_predicted: LatencyHistogram::new(step().chain(tpots())),
         }
     }
 }
@@ -159,6 +170,8 @@ impl Metrics {
             counters: Counters::default(),
             accepted_per_position: [0; DRAFT_POSITIONS_MAX],
             failures: Failures::default(),
+            prediction_errors: Histogram::new_with_bounds(1, PREDICTION_ERROR_BP_MAX, 2)
+                .expect("the bounds are constants that HDR histograms allow"),
         }
     }
 
@@ -204,6 +217,13 @@ impl Metrics {
         }
         self.latencies.step_target.record(report.target_time);
         self.latencies.step_host.record(report.step_time.saturating_sub(device));
+    }
+
+    /// Sets a policy's prediction of a step's time beside the time that it took.
+    pub fn record_prediction(&mut self, predicted: Micros, observed: Micros) {
+        self.latencies.step_predicted.record(predicted);
+        let error = observed.0.abs_diff(predicted.0) as f64 / observed.0.max(1) as f64;
+        self.prediction_errors.saturating_record((error * BASIS_POINTS) as u64);
     }
 
     /// Counts a request that was taken into the queue.
@@ -275,6 +295,17 @@ impl Metrics {
         } += 1;
     }
 
+    /// How far predictions were off; `None` before the first.
+    pub(super) fn prediction_error(&self) -> Option<PredictionError> {
+        let errors = &self.prediction_errors;
+        let quantile = |quantile| errors.value_at_quantile(quantile) as f64 / BASIS_POINTS;
+        (!errors.is_empty()).then(|| PredictionError {
+            p50: quantile(0.5),
+            p99: quantile(0.99),
+            count: errors.len(),
+        })
+    }
+
     /// A digest for people.
     pub fn summary(&self) -> MetricsSummary {
         let (latencies, counters) = (&self.latencies, self.counters);
@@ -287,6 +318,8 @@ impl Metrics {
             e2e: latencies.e2e.quantiles(),
             queue: latencies.queue.quantiles(),
             step: latencies.step.quantiles(),
+            host: latencies.step_host.quantiles(),
+            prediction_error: self.prediction_error(),
             counters,
             mean_acceptance_length: ratio(counters.accepted, counters.sequence_steps).map(|rate| 1.0 + rate),
             attainment: ratio(counters.slo_request.attained, counters.finished()),

@@ -214,5 +214,24 @@ impl Metrics {
         page.latencies(&[("kind", "draft")], &latencies.step_draft);
         page.latencies(&[("kind", "target")], &latencies.step_target);
         page.latencies(&[("kind", "host")], &latencies.step_host);
+        self.render_predictions(page);
+    }
+
+    fn render_predictions(&self, page: &mut PrometheusText) {
+        page.family(
+            "specserve_step_predicted_seconds",
+            Histogram,
+            "A step's time as the policy's time model gave it, to be held against specserve_step_seconds.",
+        );
+        page.latencies(&[], &self.latencies.step_predicted);
+        page.family(
+            "specserve_step_prediction_error_ratio",
+            Gauge,
+            "|observed - predicted| / observed of step times since start, by quantile.",
+        );
+        if let Some(error) = self.prediction_error() {
+            page.sample(&[("quantile", "0.5")], error.p50);
+            page.sample(&[("quantile", "0.99")], error.p99);
+        }
     }
 }
