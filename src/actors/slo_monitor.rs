@@ -63,7 +63,12 @@ impl Actor for SloMonitor {
         state: &mut SloMonitorState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SloMonitorMessage::Admitted { prompt_tokens } => state.metrics.record_admitted(prompt_tokens),
+            SloMonitorMessage::Admitted { prompt_tokens, best_effort } => {
+                state.metrics.record_admitted(prompt_tokens);
+                if best_effort {
+                    state.metrics.record_best_effort();
+                }
+            }
             SloMonitorMessage::Rejected(reason) => state.metrics.record_rejected(reason),
             SloMonitorMessage::Step(observation) => state.learn(&observation),
             SloMonitorMessage::Gauges(gauges) => state.show(*gauges),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::DaemonError;
 use super::served::ServedEngine;
-use crate::actors::{Engine, EngineOptions};
-use crate::config::{Backend, Config, PolicySpec};
+use crate::actors::{DoorPolicy, Engine, EngineOptions};
+use crate::config::{Backend, Config, Infeasible, Late, PolicySpec};
 use crate::executor::Executor;
 use crate::executor::cpu::{CpuExecutor, CpuOptions, kv_block_bytes};
 use crate::kv::BLOCK_TOKENS;
@@ -56,6 +56,10 @@ fn engine_options(config: &Config, clock: Arc<dyn Clock>) -> EngineOptions {
         },
         queue_requests_max: config.scheduler.queue_requests_max,
         queue_prompt_tokens_max: u32::try_from(config.scheduler.queue_prompt_tokens_max).unwrap_or(u32::MAX),
+        door: DoorPolicy {
+            refuse_infeasible: config.slo.infeasible == Infeasible::Reject,
+            refuse_late: config.slo.late == Late::Reject,
+        },
         policy: policy(config.speculation.policy),
         metrics: MetricsConfig {
             model: config.target.name.clone(),

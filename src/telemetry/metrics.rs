@@ -96,6 +96,8 @@ pub enum RejectionReason {
     TooLarge,
     /// The objective can't be met on an empty machine.
     Infeasible,
+    /// The requests before it would make its first token too late.
+    TooLate,
 }
 
 /// All that is counted. Owned by the SLO monitor.
@@ -122,6 +124,7 @@ pub(super) struct Failures {
     pub(super) unavailable: u64,
     pub(super) too_large: u64,
     pub(super) infeasible: u64,
+    pub(super) too_late: u64,
 }
 
 /// Histograms.
@@ -219,6 +222,11 @@ impl Metrics {
         self.latencies.step_host.record(report.step_time.saturating_sub(device));
     }
 
+    /// Counts an admitted request whose objective can't be met even on an empty machine.
+    pub fn record_best_effort(&mut self) {
+        self.counters.best_effort += 1;
+    }
+
     /// Sets a policy's prediction of a step's time beside the time that it took.
     pub fn record_prediction(&mut self, predicted: Micros, observed: Micros) {
         self.latencies.step_predicted.record(predicted);
@@ -240,6 +248,7 @@ impl Metrics {
             RejectionReason::Unavailable => &mut self.failures.unavailable,
             RejectionReason::TooLarge => &mut self.failures.too_large,
             RejectionReason::Infeasible => &mut self.failures.infeasible,
+            RejectionReason::TooLate => &mut self.failures.too_late,
         } += 1;
     }
 

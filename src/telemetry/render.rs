@@ -80,6 +80,7 @@ impl Metrics {
             ("unavailable", failures.unavailable),
             ("too_large", failures.too_large),
             ("slo_infeasible", failures.infeasible),
+            ("slo_too_late", failures.too_late),
         ] {
             page.sample(&[("reason", reason)], count);
         }
@@ -160,6 +161,11 @@ impl Metrics {
         for (kind, counts) in kinds {
             page.sample(&[("kind", kind)], counts.attained);
         }
+        page.counter(
+            "specserve_slo_infeasible_total",
+            "Admitted requests whose objective plain decoding on an empty machine could not meet; served as well as may be.",
+            counters.best_effort,
+        );
         page.family(
             "specserve_slo_violated_total",
             Counter,

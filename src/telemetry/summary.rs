@@ -64,6 +64,8 @@ pub struct Counters {
     pub rejected: u64,
     /// Preemptions.
     pub preemptions: u64,
+    /// Admitted requests whose objective could not be met even on an empty machine.
+    pub best_effort: u64,
     /// Engine steps.
     pub steps: u64,
     /// Decoding sequences summed over steps.
