@@ -6,6 +6,9 @@
 //! on a GPU they must not leave the device. The same tests run on every
 //! implementation (DESIGN, section 11 and 12).
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use std::sync::Arc;
 
 use crate::kv::BlockId;

@@ -1,0 +1,17 @@
+//! The CUDA executor: our kernels (csrc/), cuBLASLt for matrix products.
+//!
+//! libcuda and libcublasLt are opened at run time, so that a binary with this feature
+//! also starts where they are missing and says what is. Only this module holds `unsafe`
+//! code for the device: raw calls are wrapped here and their status is always checked.
+
+pub mod buffer;
+pub mod driver;
+pub mod error;
+pub mod ffi;
+pub mod library;
+pub mod stream;
+
+pub use buffer::{DeviceBuffer, PinnedBuffer};
+pub use driver::{Gpu, GpuInfo};
+pub use error::CudaError;
+pub use stream::{Event, Stream};
