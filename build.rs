@@ -164,9 +164,7 @@ mod cuda {
 
     fn bind_launchers(out: &Path) {
         bindings("csrc/kernels.h")
-            .allowlist_function("ss_.*")
-            .allowlist_type("Ss.*")
-            .allowlist_var("SS_.*")
+            .allowlist_file(".*csrc/.*")
             .derive_default(true)
             .generate()
             .expect("csrc/kernels.h binds")

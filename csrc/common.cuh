@@ -122,7 +122,7 @@ inline int compute_capability()
 // Launches with programmatic dependent launch where the chip has it. The kernel must call
 // wait_for_previous before it touches memory that an earlier kernel wrote.
 template <typename... Parameters, typename... Arguments>
-int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, SsStream stream,
+int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, CUstream_st *stream,
            Arguments &&...arguments)
 {
     cudaLaunchConfig_t config = {};

@@ -57,7 +57,7 @@ impl Gpu {
         cust::init(cust::CudaFlags::empty()).map_err(missing)?;
         let driver = cust::CudaApiVersion::get().map_err(missing)?;
         // SAFETY: takes nothing, reads a constant of the linked runtime.
-        let runtime = unsafe { kernels::ss_runtime_version() };
+        let runtime = unsafe { kernels::specserve_runtime_version() };
         check_versions(driver.major() * 1000 + driver.minor() * 10, runtime)?;
         let device = Device::get_device(ordinal).map_err(missing)?;
         let info = read_info(device, ordinal, runtime).map_err(missing)?;

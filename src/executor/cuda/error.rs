@@ -94,7 +94,7 @@ pub fn check_launch(status: i32, what: &'static str) -> Result<(), CudaError> {
         return Ok(());
     }
     // SAFETY: returns a static zero-terminated string for every code.
-    let detail = unsafe { CStr::from_ptr(kernels::ss_error_string(status)) };
+    let detail = unsafe { CStr::from_ptr(kernels::specserve_error_string(status)) };
     Err(CudaError::Call { what, code: status, detail: detail.to_string_lossy().into_owned() })
 }
 
