@@ -18,17 +18,16 @@
 extern "C" {
 #endif
 
-/* As in kernels.h. */
-typedef struct CUstream_st *SsStream;
+struct CUstream_st;
 
 /* Query rows (queries times heads of one group) of one tile of the decode kernel,
  * by variant: small and large. */
-#define SS_ATTENTION_TILE_ROWS_SMALL 16
-#define SS_ATTENTION_TILE_ROWS_LARGE 32
+#define ATTENTION_TILE_ROWS_SMALL 16
+#define ATTENTION_TILE_ROWS_LARGE 32
 /* Query rows of one tile of the prefill kernel. */
-#define SS_ATTENTION_PREFILL_TILE_ROWS 128
+#define ATTENTION_PREFILL_TILE_ROWS 128
 /* Positions that a mask covers. */
-#define SS_ATTENTION_MASK_BITS 64
+#define ATTENTION_MASK_BITS 64
 
 /* A run of query rows of one sequence. */
 typedef struct {
@@ -36,7 +35,7 @@ typedef struct {
     int32_t queries;   /* rows */
     int32_t start;     /* slot position of query 0 */
     int32_t table;     /* index of the sequence's first block in `tables` */
-} SsAttentionSegment;
+} AttentionSegment;
 
 /* One query tile against one chunk of positions, for every KV head. */
 typedef struct {
@@ -48,15 +47,15 @@ typedef struct {
     int32_t chunks;   /* chunks of this segment */
     int32_t partial;  /* first row of this tile's partial results; unused when chunks == 1 */
     int32_t counter;  /* first of kv_heads arrival counters of this tile */
-} SsAttentionItem;
+} AttentionItem;
 
 /* Everything on the device. The plan part is the same for all layers of a step. */
 typedef struct {
     const uint16_t *q;       /* bf16 [rows][q_stride], heads * head_dim used */
     uint16_t *out;           /* bf16 [rows][heads * head_dim] */
     const uint16_t *kv;      /* this layer's part of the pool, see kv_layout.cuh */
-    const SsAttentionSegment *segments;
-    const SsAttentionItem *items;
+    const AttentionSegment *segments;
+    const AttentionItem *items;
     const int32_t *item_count;  /* one number, on the device */
     const uint64_t *masks;      /* one per query row of `q`; not read by the prefill kernel */
     const int32_t *tables;      /* block tables of all sequences */
@@ -68,23 +67,23 @@ typedef struct {
     int32_t heads;
     int32_t kv_heads;
     int32_t head_dim;           /* 64 or 128 */
-} SsAttentionParams;
+} AttentionParams;
 
 /* Decode and verification. `large` picks the tile; the plan must have been made for it.
  * `ctas`: thread blocks; they share the items. Returns a cudaError_t. */
-int ss_attention_decode(const SsAttentionParams *params, int large, int ctas, SsStream stream);
+int specserve_attention_decode(const AttentionParams *params, int large, int ctas, struct CUstream_st *stream);
 
 /* Thread blocks of the decode kernel that fit on the device at once; negative: -cudaError_t. */
-int ss_attention_decode_ctas(int head_dim, int large);
+int specserve_attention_decode_ctas(int head_dim, int large);
 
 /* Causal attention of long segments. One item per query tile; kv_begin, kv_end, chunk and
  * partial are not read. `items`: how many. Returns a cudaError_t. */
-int ss_attention_prefill(const SsAttentionParams *params, int items, SsStream stream);
+int specserve_attention_prefill(const AttentionParams *params, int items, struct CUstream_st *stream);
 
 /* The plain version of both, for comparison: one thread block per query row and head.
  * `causal`: take masks as causal and do not read them. `segments`: how many. */
-int ss_attention_naive(const SsAttentionParams *params, int segments, int queries_max, int causal,
-                              SsStream stream);
+int specserve_attention_naive(const AttentionParams *params, int segments, int queries_max, int causal,
+                              struct CUstream_st *stream);
 
 #ifdef __cplusplus
 }

@@ -226,7 +226,7 @@ __device__ __forceinline__ void attend(Accumulator<HD, R> &acc, uint32_t q, uint
 // Copies packed query rows row0 .. row0 + ROWS to swizzled shared memory; rows from `rows`
 // on are zero.
 template <int HD, int ROWS>
-__device__ __forceinline__ void load_queries(uint8_t *shared, const SsAttentionParams &p, const SsAttentionSegment &segment,
+__device__ __forceinline__ void load_queries(uint8_t *shared, const AttentionParams &p, const AttentionSegment &segment,
                                              int kv_head, int group, int row0, int rows) {
     constexpr int PIECES = HD / 8;
     for (int e = threadIdx.x; e < ROWS * PIECES; e += THREADS) {
@@ -243,7 +243,7 @@ __device__ __forceinline__ void load_queries(uint8_t *shared, const SsAttentionP
 
 // Where packed row `row` of a segment goes in the output.
 template <int HD>
-__device__ __forceinline__ uint16_t *output_row(const SsAttentionParams &p, const SsAttentionSegment &segment, int kv_head,
+__device__ __forceinline__ uint16_t *output_row(const AttentionParams &p, const AttentionSegment &segment, int kv_head,
                                                 int group, int row) {
     const int query = row / group, head = kv_head * group + row % group;
     return p.out + ((int64_t)(segment.first_row + query) * p.heads + head) * HD;

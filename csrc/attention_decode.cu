@@ -29,8 +29,8 @@ template <int HD, int R> constexpr int ring_bytes() {
 template <int HD, int R> constexpr int shared_bytes() { return R * 16 * HD * 2 + ring_bytes<HD, R>(); }
 
 struct Work {
-    SsAttentionItem item;
-    SsAttentionSegment segment;
+    AttentionItem item;
+    AttentionSegment segment;
     int kv_head, group, row0, rows;
 };
 
@@ -48,10 +48,10 @@ __device__ __forceinline__ void load_block(uint32_t stage, const uint16_t *from,
 
 // Streams the warp's share of the chunk through its ring.
 template <int HD, int R>
-__device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const SsAttentionParams &p, const Work &work, uint8_t *q,
+__device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionParams &p, const Work &work, uint8_t *q,
                                        uint8_t *ring_base, int warp, int lane) {
     constexpr int STAGE_COUNT = STAGES<HD>;
-    const SsAttentionSegment &segment = work.segment;
+    const AttentionSegment &segment = work.segment;
     const int first = work.item.kv_begin / BLOCK + warp;
     const int end = (work.item.kv_end + BLOCK - 1) / BLOCK;
     const int count = end > first ? (end - first + WARPS - 1) / WARPS : 0;
@@ -85,7 +85,7 @@ __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const SsAttentio
     const float scale_log2 = p.scale * LOG2_E;
     const auto visible = [&](int r, int h, int position) {
         const int own = position - segment.start;
-        return own < 0 || (own < SS_ATTENTION_MASK_BITS && ((mask[r][h] >> own) & 1));
+        return own < 0 || (own < ATTENTION_MASK_BITS && ((mask[r][h] >> own) & 1));
     };
     for (int i = 0; i < count; ++i) {
         copies_wait<STAGE_COUNT - 2>();
@@ -131,7 +131,7 @@ __device__ __forceinline__ void add_weighted(float4 &to, const float4 &v, float 
 
 // Merges the warps in warp order; writes the output, or this chunk's partial result.
 template <int HD, int R>
-__device__ __forceinline__ void merge_warps(const SsAttentionParams &p, const Work &work, const float *merge,
+__device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work &work, const float *merge,
                                             const float2 (*stats)[R * 16]) {
     constexpr int COLUMNS = HD / 4;
     for (int e = threadIdx.x; e < work.rows * COLUMNS; e += THREADS) {
@@ -161,7 +161,7 @@ __device__ __forceinline__ void merge_warps(const SsAttentionParams &p, const Wo
 }
 
 // Merges the chunks of a tile in chunk order.
-template <int HD> __device__ __forceinline__ void merge_chunks(const SsAttentionParams &p, const Work &work) {
+template <int HD> __device__ __forceinline__ void merge_chunks(const AttentionParams &p, const Work &work) {
     constexpr int COLUMNS = HD / 4;
     const int chunks = work.item.chunks;
     for (int e = threadIdx.x; e < work.rows * COLUMNS; e += THREADS) {
@@ -188,7 +188,7 @@ template <int HD> __device__ __forceinline__ void merge_chunks(const SsAttention
 }
 
 // Whether this CTA is the last of its tile and head to arrive.
-__device__ __forceinline__ bool arrive_last(const SsAttentionParams &p, const Work &work, int *flag) {
+__device__ __forceinline__ bool arrive_last(const AttentionParams &p, const Work &work, int *flag) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -202,7 +202,7 @@ __device__ __forceinline__ bool arrive_last(const SsAttentionParams &p, const Wo
     return *flag != 0;
 }
 
-template <int HD, int R> __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ SsAttentionParams p) {
+template <int HD, int R> __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ float2 stats[WARPS][R * 16];
     __shared__ int last;
@@ -237,7 +237,7 @@ template <int HD, int R> cudaError_t prepare() {
     return cudaFuncSetAttribute(decode<HD, R>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<HD, R>());
 }
 
-template <int HD, int R> int launch(const SsAttentionParams &p, int ctas, cudaStream_t stream) {
+template <int HD, int R> int launch(const AttentionParams &p, int ctas, cudaStream_t stream) {
     static const cudaError_t prepared = prepare<HD, R>();
     if (prepared != cudaSuccess) return (int)prepared;
     return ss::launch(decode<HD, R>, dim3(ctas), dim3(THREADS), shared_bytes<HD, R>(), stream, p);
@@ -257,7 +257,7 @@ template <int HD, int R> int resident() {
 } // namespace
 } // namespace attention
 
-extern "C" int ss_attention_decode(const SsAttentionParams *p, int large, int ctas, SsStream stream) {
+extern "C" int specserve_attention_decode(const AttentionParams *p, int large, int ctas, struct CUstream_st *stream) {
     using namespace attention;
     SS_REQUIRE(p->kv_heads > 0 && p->heads % p->kv_heads == 0 && ctas > 0);
     if (p->head_dim == 128) return large ? launch<128, 2>(*p, ctas, stream) : launch<128, 1>(*p, ctas, stream);
@@ -265,7 +265,7 @@ extern "C" int ss_attention_decode(const SsAttentionParams *p, int large, int ct
     return (int)cudaErrorInvalidValue;
 }
 
-extern "C" int ss_attention_decode_ctas(int head_dim, int large) {
+extern "C" int specserve_attention_decode_ctas(int head_dim, int large) {
     using namespace attention;
     if (head_dim == 128) return large ? resident<128, 2>() : resident<128, 1>();
     if (head_dim == 64) return large ? resident<64, 2>() : resident<64, 1>();

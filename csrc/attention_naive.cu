@@ -29,7 +29,7 @@ __device__ bool visible(const Row &row, int position)
     const int own = position - row.start;
     if (own < 0) return true;
     if (row.causal) return own <= row.query_number;
-    return own < SS_ATTENTION_MASK_BITS && ((row.mask >> own) & 1);
+    return own < ATTENTION_MASK_BITS && ((row.mask >> own) & 1);
 }
 
 __device__ int64_t slot_of(const Row &row, int position)
@@ -37,7 +37,7 @@ __device__ int64_t slot_of(const Row &row, int position)
     return (int64_t)row.table[position / KV_BLOCK_TOKENS] * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS;
 }
 
-__device__ float score(const SsAttentionParams &p, const Row &row, int position)
+__device__ float score(const AttentionParams &p, const Row &row, int position)
 {
     if (!visible(row, position)) return -INFINITY;
     const uint16_t *key = p.kv + kv_key_offset(slot_of(row, position), p.kv_heads, row.kv_head, p.head_dim);
@@ -46,11 +46,11 @@ __device__ float score(const SsAttentionParams &p, const Row &row, int position)
     return sum * p.scale;
 }
 
-__global__ void __launch_bounds__(kThreads) naive(const __grid_constant__ SsAttentionParams p, int causal)
+__global__ void __launch_bounds__(kThreads) naive(const __grid_constant__ AttentionParams p, int causal)
 {
     __shared__ float scratch[kThreads / ss::kWarp], weights[kThreads];
     ss::wait_for_previous();
-    const SsAttentionSegment segment = p.segments[blockIdx.z];
+    const AttentionSegment segment = p.segments[blockIdx.z];
     if ((int)blockIdx.x >= segment.queries) return;
     const int64_t q_row = segment.first_row + blockIdx.x;
     const int head = blockIdx.y, thread = threadIdx.x;
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kThreads) naive(const __grid_constant__ SsAtte
 
 }  // namespace
 
-extern "C" int ss_attention_naive(const SsAttentionParams *p, int segments, int queries_max, int causal,
-                                  SsStream stream)
+extern "C" int specserve_attention_naive(const AttentionParams *p, int segments, int queries_max, int causal,
+                                  struct CUstream_st *stream)
 {
     SS_REQUIRE(p->kv_heads > 0 && p->heads % p->kv_heads == 0 && p->head_dim <= kThreads);
     SS_REQUIRE(segments > 0 && queries_max > 0);

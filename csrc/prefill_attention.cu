@@ -19,7 +19,7 @@ constexpr int ROW_TILES = 2;
 constexpr int TILE_ROWS = WARPS * ROW_TILES * 16;
 constexpr int TILE_TOKENS = WARPS * BLOCK; // each warp copies one KV block
 constexpr int STAGE_COUNT = 2;
-static_assert(TILE_ROWS == SS_ATTENTION_PREFILL_TILE_ROWS, "the plan is made for this tile");
+static_assert(TILE_ROWS == ATTENTION_PREFILL_TILE_ROWS, "the plan is made for this tile");
 
 // KV blocks of one softmax step: what registers allow.
 template <int HD> constexpr int STEP_BLOCKS = HD == 128 ? 2 : 4;
@@ -28,7 +28,7 @@ template <int HD> constexpr int shared_bytes() { return TILE_ROWS * HD * 2 + STA
 
 // Copies this warp's block of a tile: keys to rows 16 * warp, values 64 rows further.
 template <int HD>
-__device__ __forceinline__ void load_tile(uint32_t stage, const SsAttentionParams &p, int kv_head, int block, int tokens,
+__device__ __forceinline__ void load_tile(uint32_t stage, const AttentionParams &p, int kv_head, int block, int tokens,
                                           int warp, int lane) {
     constexpr int PIECES = HD / 8;
     const uint16_t *from = p.kv + kv_block_offset(block, p.kv_heads, kv_head, HD);
@@ -41,14 +41,14 @@ __device__ __forceinline__ void load_tile(uint32_t stage, const SsAttentionParam
 }
 
 template <int HD>
-__global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ SsAttentionParams p) {
+__global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     ss::wait_for_previous();
     ss::let_next_start();
 
-    const SsAttentionItem item = p.items[blockIdx.x];
-    const SsAttentionSegment segment = p.segments[item.segment];
+    const AttentionItem item = p.items[blockIdx.x];
+    const AttentionSegment segment = p.segments[item.segment];
     const int kv_head = blockIdx.y, group = p.heads / p.kv_heads;
     const int row0 = item.tile * TILE_ROWS;
     const int rows = min(TILE_ROWS, segment.queries * group - row0);
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ Ss
         }
 }
 
-template <int HD> int launch(const SsAttentionParams &p, int items, cudaStream_t stream) {
+template <int HD> int launch(const AttentionParams &p, int items, cudaStream_t stream) {
     static const cudaError_t prepared =
         cudaFuncSetAttribute(prefill<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<HD>());
     if (prepared != cudaSuccess) return (int)prepared;
@@ -127,7 +127,7 @@ template <int HD> int launch(const SsAttentionParams &p, int items, cudaStream_t
 } // namespace
 } // namespace attention
 
-extern "C" int ss_attention_prefill(const SsAttentionParams *p, int items, SsStream stream) {
+extern "C" int specserve_attention_prefill(const AttentionParams *p, int items, struct CUstream_st *stream) {
     using namespace attention;
     SS_REQUIRE(p->kv_heads > 0 && p->heads % p->kv_heads == 0 && items > 0);
     if (p->head_dim == 128) return launch<128>(*p, items, stream);
