@@ -11,6 +11,7 @@
 
 #include "attention.h"
 #include "layers.h"
+#include "sampling.h"
 
 #ifdef __cplusplus
 extern "C" {
