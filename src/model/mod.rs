@@ -1,7 +1,28 @@
 //! Models as files: what they are, where they lie, how they are read.
 
+mod chat_template;
+mod config_json;
+mod embedded;
+mod error;
+mod files;
+mod json_file;
+mod load;
+mod pair;
+mod rope_config;
+mod safetensors_file;
+mod source;
 mod spec;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+mod weights;
 
+pub use chat_template::{ChatInput, ChatTemplate, ChatTemplateError};
+pub use error::ModelError;
+pub use load::{Model, ModelPair, load, load_pair};
+pub use pair::{Mismatch, same_token_list};
+pub use source::ModelSource;
 pub use spec::{
     Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
 };
+pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerError};

@@ -1,0 +1,203 @@
+//! A conversation to one prompt text, by the model's own Jinja template, rendered as
+//! transformers' `apply_chat_template` renders it (5.x: `trim_blocks`, `lstrip_blocks`,
+//! loop controls, Python's methods, its own `tojson`, `raise_exception`, `strftime_now`).
+
+mod python_json;
+mod read;
+mod strftime;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::sync::Arc;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value};
+use serde_json::Value as Json;
+
+use value::{from_json, from_json_list};
+
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+
+/// Tags that mark what the assistant wrote, for training. They change nothing in the text,
+/// and the engine does not know them.
+const TRAINING_TAGS: [(&str, &str); 2] = [("generation", "if true"), ("endgeneration", "endif")];
+
+/// The chat template of a model. Cheap to clone.
+#[derive(Clone)]
+pub struct ChatTemplate {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Compiled, under their names.
+    templates: Environment<'static>,
+    /// `bos_token` and so on, with their text.
+    special_tokens: Vec<(String, String)>,
+}
+
+/// A conversation to render.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChatInput<'a> {
+    /// The messages, as the caller sent them.
+    pub messages: &'a [Json],
+    /// Descriptions of the tools the model may call. Templates see `none` when there are
+    /// none given.
+    pub tools: Option<&'a [Json]>,
+    /// Documents to answer from; `none` in the template when not given.
+    pub documents: Option<&'a [Json]>,
+    /// Whether the prompt ends with the head of the assistant's answer.
+    pub add_generation_prompt: bool,
+    /// More variables for the template, such as `enable_thinking`.
+    pub variables: Option<&'a serde_json::Map<String, Json>>,
+    /// Now, in seconds since 1970-01-01 UTC, for templates that write the date.
+    pub unix_seconds: u64,
+}
+
+/// A conversation that the template does not render: the caller's mistake.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChatTemplateError {
+    /// The template itself refuses it, by `raise_exception`.
+    #[error("the model's chat template refuses the messages: {0}")]
+    Refused(String),
+    /// The template fails on it, for instance on a message without content.
+    #[error("the model's chat template can't render the messages: {0}")]
+    Failed(String),
+}
+
+/// The message of a template's own `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+impl ChatTemplate {
+    /// Compiles templates, given by name; one must be called `default`. `special_tokens` are
+    /// variables of every rendering.
+    ///
+    /// # Errors
+    /// The message and line of a syntax error, or that there is no default.
+    pub fn compile(
+        templates: impl IntoIterator<Item = (String, String)>,
+        special_tokens: Vec<(String, String)>,
+    ) -> Result<Self, String> {
+        let mut environment = environment().map_err(|error| error.to_string())?;
+        for (name, source) in templates {
+            let source = without_training_tags(&source);
+            environment.add_template_owned(name, source).map_err(|error| described(&error))?;
+        }
+        if environment.get_template(DEFAULT).is_err() {
+            return Err(format!("there are several templates, but none is named `{DEFAULT}`"));
+        }
+        Ok(Self { inner: Arc::new(Inner { templates: environment, special_tokens }) })
+    }
+
+    /// Renders a conversation. Encode the result without adding special tokens: the template
+    /// has written them.
+    ///
+    /// # Errors
+    /// The template refuses the conversation or fails on it.
+    pub fn render(&self, input: &ChatInput) -> Result<String, ChatTemplateError> {
+        let templates = &self.inner.templates;
+        let name = if input.tools.is_some() && templates.get_template(TOOL_USE).is_ok() {
+            TOOL_USE
+        } else {
+            DEFAULT
+        };
+        let rendered =
+            templates.get_template(name).and_then(|template| template.render(self.variables(input)));
+        rendered.map_err(|error| match raised(&error) {
+            Some(message) => ChatTemplateError::Refused(message),
+            None => ChatTemplateError::Failed(described(&error)),
+        })
+    }
+
+    /// Later ones win: a caller may replace special tokens, but not the conversation.
+    fn variables(&self, input: &ChatInput) -> Value {
+        let special =
+            self.inner.special_tokens.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str())));
+        let more =
+            input.variables.into_iter().flatten().map(|(name, value)| (name.clone(), from_json(value)));
+        let unix_seconds = input.unix_seconds;
+        let strftime_now = move |format: &str| strftime::format_utc(format, unix_seconds);
+        let own = [
+            ("messages", from_json_list(input.messages)),
+            ("tools", input.tools.map_or_else(none, from_json_list)),
+            ("documents", input.documents.map_or_else(none, from_json_list)),
+            ("add_generation_prompt", Value::from(input.add_generation_prompt)),
+            ("strftime_now", Value::from_function(strftime_now)),
+        ];
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
+        Value::from_pairs(special.chain(more).chain(own))
+    }
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.inner.templates.templates().map(|(name, _)| name);
+        f.write_str("ChatTemplate ")?;
+        f.debug_list().entries(names).finish()
+    }
+}
+
+fn environment() -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", python_json::tojson);
+    environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message.to_owned())
+            .with_source(Raised(message.to_owned())))
+    });
+    Ok(environment)
+}
+
+fn none() -> Value {
+    Value::from(())
+}
+
+fn raised(error: &Error) -> Option<String> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(Raised(message)) = error.downcast_ref() {
+            return Some(message.clone());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The message with its line, but without the engine's name for the template.
+fn described(error: &Error) -> String {
+    let detail = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), |detail| format!("{}: {detail}", error.kind()));
+    match error.line() {
+        Some(line) => format!("{detail} (line {line} of the template)"),
+        None => detail,
+    }
+}
+
+/// Puts tags that do nothing in the place of [`TRAINING_TAGS`]; whitespace control stays.
+fn without_training_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let (tag, after) = tag.split_at(end + "%}".len());
+        let word = tag.trim_matches(|c: char| "{%}+-".contains(c) || c.is_whitespace());
+        match TRAINING_TAGS.iter().find(|(name, _)| *name == word) {
+            Some((name, replacement)) => out.push_str(&tag.replace(name, replacement)),
+            None => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}

@@ -1,0 +1,218 @@
+//! config.json and generation_config.json of the Llama family, as transformers writes
+//! them. Anything that would change what the model computes and is not implemented is
+//! refused, never ignored.
+
+use serde_json::Value;
+
+use super::json_file::JsonObject;
+use super::{ModelError, ModelSpec, rope_config};
+use crate::request::TokenId;
+
+/// Largest vocabulary, hidden size, head count and so on: far above any real model, and
+/// small enough that products of three fit 64 bits.
+const DIMENSION_MAX: usize = 1 << 21;
+
+/// Most layers.
+const LAYERS_MAX: usize = 1 << 12;
+
+/// Longest context in tokens; positions are 32-bit.
+const CONTEXT_TOKENS_MAX: usize = 1 << 28;
+
+/// Epsilon when config.json names none, as in transformers.
+const RMS_NORM_EPS_DEFAULT: f64 = 1e-6;
+
+/// Head width of a qwen3 that names none, as in transformers.
+const QWEN3_HEAD_DIM_DEFAULT: usize = 128;
+
+/// What config.json says about a model.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ModelConfig {
+    /// Shape.
+    pub(super) spec: ModelSpec,
+    /// Which optional tensors there are.
+    pub(super) parts: OptionalParts,
+    /// `eos_token_id`; empty when absent.
+    pub(super) eos: Vec<TokenId>,
+}
+
+/// Tensors that some models of the family have and others don't.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct OptionalParts {
+    /// Query, key and value projections have biases.
+    pub(super) qkv_bias: bool,
+    /// The attention's output projection has a bias.
+    pub(super) output_bias: bool,
+    /// The three MLP projections have biases.
+    pub(super) mlp_bias: bool,
+    /// Query and key heads are normalised before the rotation.
+    pub(super) query_key_norm: bool,
+    /// The output head is the embedding.
+    pub(super) tied_head: bool,
+}
+
+/// Reads config.json; `file` is its path, for errors.
+pub(super) fn parse_config(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
+    let config = JsonObject::root(file, json)?;
+    let model_type = config.string("model_type")?.ok_or_else(|| config.missing("model_type"))?;
+    if !matches!(model_type, "llama" | "mistral" | "qwen2" | "qwen3") {
+        return Err(config.bad("model_type", "not supported; `llama`, `mistral`, `qwen2` and `qwen3` are"));
+    }
+    refuse_what_is_not_implemented(&config)?;
+    let spec = spec(&config, model_type)?;
+    refuse_sliding_window(&config, &spec)?;
+    Ok(ModelConfig { parts: parts(&config, model_type)?, eos: eos(&config, spec.vocab_size)?, spec })
+}
+
+/// Reads `eos_token_id` of generation_config.json; empty when absent.
+pub(super) fn parse_generation_config(
+    file: &str,
+    json: &Value,
+    vocab_size: usize,
+) -> Result<Vec<TokenId>, ModelError> {
+    eos(&JsonObject::root(file, json)?, vocab_size)
+}
+
+fn spec(config: &JsonObject, model_type: &str) -> Result<ModelSpec, ModelError> {
+    let hidden_size = config.required_size("hidden_size", DIMENSION_MAX)?;
+    let heads = config.required_size("num_attention_heads", DIMENSION_MAX)?;
+    let eps = config.positive("rms_norm_eps")?.unwrap_or(RMS_NORM_EPS_DEFAULT);
+    Ok(ModelSpec {
+        model_type: model_type.to_owned(),
+        vocab_size: config.required_size("vocab_size", DIMENSION_MAX)?,
+        hidden_size,
+        intermediate_size: config.required_size("intermediate_size", DIMENSION_MAX)?,
+        layers: config.required_size("num_hidden_layers", LAYERS_MAX)?,
+        heads,
+        kv_heads: kv_heads(config, model_type, heads)?,
+        head_dim: head_dim(config, model_type, hidden_size, heads)?,
+        context_tokens_max: config.required_size("max_position_embeddings", CONTEXT_TOKENS_MAX)?,
+        rms_norm_eps: eps as f32,
+        rope: rope_config::read(config)?,
+    })
+}
+
+/// `null` means one key head per query head; only llama may leave the key out, since the
+/// others' defaults in transformers are numbers that rarely fit.
+fn kv_heads(config: &JsonObject, model_type: &str, heads: usize) -> Result<usize, ModelError> {
+    let key = "num_key_value_heads";
+    let kv_heads = match config.size(key, DIMENSION_MAX)? {
+        Some(kv_heads) => kv_heads,
+        None if config.is_written(key) || model_type == "llama" => heads,
+        None => return Err(config.missing(key)),
+    };
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(config.bad(key, format!("must divide `num_attention_heads` {heads}")));
+    }
+    Ok(kv_heads)
+}
+
+fn head_dim(
+    config: &JsonObject,
+    model_type: &str,
+    hidden_size: usize,
+    heads: usize,
+) -> Result<usize, ModelError> {
+    let (key, head_dim) = match config.size("head_dim", DIMENSION_MAX)? {
+        Some(head_dim) => ("head_dim", head_dim),
+        None if model_type == "qwen3" => ("head_dim", QWEN3_HEAD_DIM_DEFAULT),
+        None if hidden_size.is_multiple_of(heads) => ("hidden_size", hidden_size / heads),
+        None => {
+            let problem = format!("must be a multiple of `num_attention_heads` {heads}, or give `head_dim`");
+            return Err(config.bad("hidden_size", problem));
+        }
+    };
+    if head_dim % 2 != 0 {
+        return Err(config.bad(key, "gives heads of odd width, which can't be rotated"));
+    }
+    Ok(head_dim)
+}
+
+fn parts(config: &JsonObject, model_type: &str) -> Result<OptionalParts, ModelError> {
+    let attention_bias = config.flag("attention_bias", false)?;
+    let mlp_bias = config.flag("mlp_bias", false)?;
+    // llama and qwen3 put the bias on all four projections; qwen2 always has three, whatever
+    // the flag says, and mistral knows none.
+    let obeys_flag = matches!(model_type, "llama" | "qwen3");
+    if !obeys_flag && attention_bias && model_type != "qwen2" {
+        return Err(config.bad("attention_bias", format!("{model_type} has no attention bias")));
+    }
+    if mlp_bias && model_type != "llama" {
+        return Err(config.bad("mlp_bias", format!("{model_type} has no MLP bias")));
+    }
+    Ok(OptionalParts {
+        qkv_bias: model_type == "qwen2" || (obeys_flag && attention_bias),
+        output_bias: obeys_flag && attention_bias,
+        mlp_bias,
+        query_key_norm: model_type == "qwen3",
+        tied_head: config.flag("tie_word_embeddings", false)?,
+    })
+}
+
+fn refuse_what_is_not_implemented(config: &JsonObject) -> Result<(), ModelError> {
+    if let Some(act) = config.string("hidden_act")?
+        && act != "silu"
+    {
+        return Err(config.bad("hidden_act", "not supported; `silu` is"));
+    }
+    let weights_as_they_are = "quantised checkpoints are not supported; weights must be BF16, F16 or F32";
+    for (key, problem) in [
+        ("quantization_config", weights_as_they_are),
+        ("compression_config", weights_as_they_are),
+        ("num_experts", "mixtures of experts are not supported"),
+        ("num_local_experts", "mixtures of experts are not supported"),
+    ] {
+        if config.get(key).is_some() {
+            return Err(config.bad(key, problem));
+        }
+    }
+    Ok(())
+}
+
+/// A window at least as long as the context never hides a token.
+fn refuse_sliding_window(config: &JsonObject, spec: &ModelSpec) -> Result<(), ModelError> {
+    let in_use = match spec.model_type.as_str() {
+        "mistral" => true,
+        "llama" => false,
+        _ => config.flag("use_sliding_window", false)?,
+    };
+    let window = config.size("sliding_window", CONTEXT_TOKENS_MAX)?;
+    let hides = window.is_some_and(|window| window < spec.context_tokens_max);
+    if in_use && hides && some_layer_slides(config, spec)? {
+        let problem = format!(
+            "sliding-window attention is not supported; it is in effect because the window is \
+             shorter than `max_position_embeddings` {}",
+            spec.context_tokens_max
+        );
+        return Err(config.bad("sliding_window", problem));
+    }
+    Ok(())
+}
+
+/// `layer_types` names each layer's attention; before it there was `max_window_layers`,
+/// the first layer that slides.
+fn some_layer_slides(config: &JsonObject, spec: &ModelSpec) -> Result<bool, ModelError> {
+    match config.get("layer_types") {
+        Some(Value::Array(types)) => Ok(types.iter().any(|kind| kind != "full_attention")),
+        Some(_) => Err(config.bad("layer_types", "expected a list")),
+        None => match config.get("max_window_layers").map(Value::as_u64) {
+            None => Ok(true),
+            Some(Some(first)) => Ok(first < spec.layers as u64),
+            Some(None) => Err(config.bad("max_window_layers", "expected a whole number")),
+        },
+    }
+}
+
+fn eos(config: &JsonObject, vocab_size: usize) -> Result<Vec<TokenId>, ModelError> {
+    let key = "eos_token_id";
+    let ids = match config.get(key) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+    };
+    ids.iter()
+        .map(|id| match id.as_u64() {
+            Some(id) if id < vocab_size as u64 => Ok(id as TokenId),
+            _ => Err(config.bad(key, format!("expected token ids below `vocab_size` {vocab_size}"))),
+        })
+        .collect()
+}

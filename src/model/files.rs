@@ -1,0 +1,161 @@
+//! Where a model's files come from: a directory, or the program itself.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::embedded::{self, EmbeddedFile};
+use super::{ModelError, ModelSource, TensorBytes};
+use crate::executor::ModelRole;
+
+/// Largest configuration, tokenizer or template file, in bytes. The largest tokenizers in
+/// use have about 35 MB.
+const TEXT_FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// One model's files, by name.
+#[derive(Debug)]
+pub(super) enum ModelFiles {
+    /// A Hugging Face directory.
+    Directory(PathBuf),
+    /// Compiled in.
+    Embedded {
+        /// How errors call the place.
+        name: String,
+        /// The files.
+        files: &'static [EmbeddedFile],
+    },
+}
+
+impl ModelFiles {
+    /// The files that `source` means for `role`.
+    ///
+    /// # Errors
+    /// The directory can't be read, or is something else.
+    pub(super) fn open(source: &ModelSource, role: ModelRole) -> Result<Self, ModelError> {
+        match source {
+            ModelSource::EmbeddedTiny => {
+                let (part, files) = embedded::tiny(role);
+                Ok(Self::Embedded { name: format!("{source}/{part}"), files })
+            }
+            ModelSource::Directory(path) => {
+                std::fs::read_dir(path).map_err(|source| io_error(path, source))?;
+                Ok(Self::Directory(path.clone()))
+            }
+        }
+    }
+
+    /// The place, for errors.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Directory(path) => path.display().to_string(),
+            Self::Embedded { name, .. } => name.clone(),
+        }
+    }
+
+    /// The path of a file, for errors.
+    pub(super) fn path_of(&self, name: &str) -> String {
+        match self {
+            Self::Directory(path) => path.join(name).display().to_string(),
+            Self::Embedded { name: place, .. } => format!("{place}/{name}"),
+        }
+    }
+
+    /// Whether there is such a file.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Directory(path) => path.join(name).is_file(),
+            Self::Embedded { files, .. } => find(files, name).is_some(),
+        }
+    }
+
+    /// The names of the files in a subdirectory; empty when there is none.
+    pub(super) fn list(&self, subdirectory: &str) -> Result<Vec<String>, ModelError> {
+        let Self::Directory(path) = self else { return Ok(Vec::new()) };
+        let path = path.join(subdirectory);
+        if !path.is_dir() {
+            return Ok(Vec::new());
+        }
+        let entries = std::fs::read_dir(&path).map_err(|source| io_error(&path, source))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| io_error(&path, source))?;
+            names.extend(entry.file_name().into_string());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// A whole configuration or text file.
+    pub(super) fn read(&self, name: &str) -> Result<Cow<'static, [u8]>, ModelError> {
+        match self {
+            Self::Embedded { files, .. } => {
+                find(files, name).map(Cow::Borrowed).ok_or_else(|| self.not_found(name))
+            }
+            Self::Directory(path) => {
+                let path = path.join(name);
+                let bytes = std::fs::metadata(&path).map_err(|source| io_error(&path, source))?.len();
+                if bytes > TEXT_FILE_BYTES_MAX {
+                    let file = path.display().to_string();
+                    let bytes_max = TEXT_FILE_BYTES_MAX;
+                    return Err(ModelError::TooLarge { file, found_bytes: bytes, bytes_max });
+                }
+                std::fs::read(&path).map(Cow::Owned).map_err(|source| io_error(&path, source))
+            }
+        }
+    }
+
+    /// A JSON file.
+    pub(super) fn read_json(&self, name: &str) -> Result<Value, ModelError> {
+        serde_json::from_slice(&self.read(name)?)
+            .map_err(|source| ModelError::Json { file: self.path_of(name), source })
+    }
+
+    /// A JSON file that may be absent.
+    pub(super) fn read_json_if_there(&self, name: &str) -> Result<Option<Value>, ModelError> {
+        if self.has(name) { self.read_json(name).map(Some) } else { Ok(None) }
+    }
+
+    /// A text file.
+    pub(super) fn read_text(&self, name: &str) -> Result<String, ModelError> {
+        String::from_utf8(self.read(name)?.into_owned()).map_err(|error| ModelError::Io {
+            file: self.path_of(name),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
+        })
+    }
+
+    /// A weight file, not read but mapped: its pages are loaded as they are touched, and
+    /// shared with other processes.
+    pub(super) fn map(&self, name: &str) -> Result<TensorBytes, ModelError> {
+        match self {
+            Self::Embedded { files, .. } => {
+                let bytes = find(files, name).ok_or_else(|| self.not_found(name))?;
+                Ok(Arc::new(bytes))
+            }
+            Self::Directory(path) => map_file(&path.join(name)),
+        }
+    }
+
+    fn not_found(&self, name: &str) -> ModelError {
+        ModelError::Io { file: self.path_of(name), source: std::io::ErrorKind::NotFound.into() }
+    }
+}
+
+fn map_file(path: &Path) -> Result<TensorBytes, ModelError> {
+    let file = File::open(path).map_err(|source| io_error(path, source))?;
+    // SAFETY: the map is private and read-only, and only ever read as plain bytes. Another
+    // process that changes the file changes the numbers; one that cuts it short makes a read
+    // end this process with SIGBUS. Both are the operator's to avoid (docs/models.md).
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
+    Ok(Arc::new(map))
+}
+
+fn find(files: &[EmbeddedFile], name: &str) -> Option<&'static [u8]> {
+    files.iter().find(|file| file.name == name).map(|file| file.bytes)
+}
+
+fn io_error(path: &Path, source: std::io::Error) -> ModelError {
+    ModelError::Io { file: path.display().to_string(), source }
+}

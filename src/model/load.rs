@@ -1,0 +1,101 @@
+//! Loads a model, or a pair of models: reads what describes it, maps its weights, checks
+//! one against the other.
+
+use super::files::ModelFiles;
+use super::safetensors_file::TensorFiles;
+use super::{
+    ChatTemplate, LoadedModel, ModelError, ModelSource, Tokenizer, config_json, same_token_list, weights,
+};
+use crate::executor::ModelRole;
+use crate::request::TokenId;
+
+const CONFIG: &str = "config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+
+/// A model and all that is needed to talk to it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The name under which the API offers it.
+    pub name: String,
+    /// Shape and weights.
+    pub loaded: LoadedModel,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Conversations to text; `None` for a model without a template, which can't chat.
+    pub chat_template: Option<ChatTemplate>,
+    /// Tokens that end an output, in the order of the file; empty when the model names none.
+    pub eos: Vec<TokenId>,
+}
+
+/// A target with the draft that guesses for it.
+#[derive(Clone, Debug)]
+pub struct ModelPair {
+    /// The model that is served.
+    pub target: Model,
+    /// The model that guesses; it shares the target's tokenizer.
+    pub draft: Option<Model>,
+}
+
+/// Loads the model that `source` means for `role`. Weights are mapped, not copied.
+///
+/// # Errors
+/// Anything that [`ModelError`] names but `Pair`.
+pub fn load(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> {
+    let files = ModelFiles::open(source, role)?;
+    let config = config_json::parse_config(&files.path_of(CONFIG), &files.read_json(CONFIG)?)?;
+    let tensors = TensorFiles::open(&files)?;
+    let weights = weights::read(&tensors, &config.spec, config.parts)?;
+    let tokenizer = Tokenizer::load(&files, config.spec.vocab_size)?;
+    let chat_template = ChatTemplate::load(&files)?;
+    let mut eos = match files.read_json_if_there(GENERATION_CONFIG)? {
+        None => Vec::new(),
+        Some(json) => {
+            let path = files.path_of(GENERATION_CONFIG);
+            config_json::parse_generation_config(&path, &json, config.spec.vocab_size)?
+        }
+    };
+    if eos.is_empty() {
+        eos = config.eos;
+    }
+    let loaded = LoadedModel { spec: config.spec, weights };
+    Ok(Model { name: source.name(), loaded, tokenizer, chat_template, eos })
+}
+
+/// Loads a target and perhaps a draft, which must have the target's token list.
+///
+/// Embeddings are often padded with rows that belong to no token, differently in models of
+/// one family. Where the two differ, the longer one is cut to the shorter: a row without a
+/// token can't be meant.
+///
+/// # Errors
+/// Anything that [`ModelError`] names.
+pub fn load_pair(target: &ModelSource, draft: Option<&ModelSource>) -> Result<ModelPair, ModelError> {
+    let mut pair = ModelPair {
+        target: load(target, ModelRole::Target)?,
+        draft: draft.map(|source| load(source, ModelRole::Draft)).transpose()?,
+    };
+    if let (Some(source), Some(model)) = (draft, &mut pair.draft) {
+        same_token_list(&pair.target.tokenizer, &model.tokenizer).map_err(|mismatch| ModelError::Pair {
+            target: target.to_string(),
+            draft: source.to_string(),
+            mismatch,
+        })?;
+        model.tokenizer = pair.target.tokenizer.clone();
+        let rows = pair.target.loaded.spec.vocab_size.min(model.loaded.spec.vocab_size);
+        pair.target.loaded.cut_vocabulary(rows);
+        model.loaded.cut_vocabulary(rows);
+    }
+    Ok(pair)
+}
+
+impl LoadedModel {
+    /// Drops the embedding's and the head's rows from `rows` on.
+    fn cut_vocabulary(&mut self, rows: usize) {
+        self.spec.vocab_size = rows;
+        for matrix in [&mut self.weights.embedding, &mut self.weights.head] {
+            let row_bytes = matrix.shape[1] * matrix.dtype.bytes();
+            matrix.shape[0] = rows;
+            matrix.range.end = matrix.range.start + rows * row_bytes;
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The safetensors files of one model: a single one, or shards with an index.
+//! Format: <https://github.com/huggingface/safetensors#format>.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::files::ModelFiles;
+use super::json_file::JsonObject;
+use super::{Dtype, ModelError, Tensor, TensorBytes};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Most shards of one model.
+const SHARDS_MAX: usize = 4096;
+
+/// All tensors of a model by name, not read yet.
+pub(super) struct TensorFiles {
+    /// The path that stands for the whole in errors: the single file, or the index.
+    path: String,
+    tensors: BTreeMap<String, StoredTensor>,
+}
+
+struct StoredTensor {
+    path: String,
+    file: TensorBytes,
+    data_start: usize,
+    info: TensorInfo,
+}
+
+impl TensorFiles {
+    /// Maps the weight files and reads their headers. As transformers, prefers the single
+    /// file to the shards when both are there.
+    pub(super) fn open(files: &ModelFiles) -> Result<Self, ModelError> {
+        if files.has(SINGLE) {
+            let mut tensors = BTreeMap::new();
+            open_file(files, SINGLE, |name, tensor| {
+                tensors.insert(name, tensor);
+            })?;
+            return Ok(Self { path: files.path_of(SINGLE), tensors });
+        }
+        if files.has(INDEX) {
+            return Self::open_shards(files);
+        }
+        let hint = if files.has("pytorch_model.bin") || files.has("pytorch_model.bin.index.json") {
+            "; its pytorch_model.bin must first be converted to safetensors"
+        } else {
+            ""
+        };
+        Err(ModelError::NoWeights { directory: files.place(), hint })
+    }
+
+    fn open_shards(files: &ModelFiles) -> Result<Self, ModelError> {
+        let path = files.path_of(INDEX);
+        let json = files.read_json(INDEX)?;
+        let root = JsonObject::root(&path, &json)?;
+        let map = root.object("weight_map")?.ok_or_else(|| root.missing("weight_map"))?;
+        let mut names_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tensor, _) in map.entries() {
+            let shard = map.string(tensor)?.ok_or_else(|| map.missing(tensor))?;
+            if !is_file_name(shard) {
+                return Err(map.bad(tensor, "expected the name of a file in the same directory"));
+            }
+            names_of.entry(shard).or_default().push(tensor);
+        }
+        if names_of.len() > SHARDS_MAX {
+            return Err(root.bad("weight_map", format!("names more than {SHARDS_MAX} files")));
+        }
+        let mut tensors = BTreeMap::new();
+        for (shard, names) in names_of {
+            let mut stored = BTreeMap::new();
+            open_file(files, shard, |name, tensor| {
+                stored.insert(name, tensor);
+            })?;
+            for name in names {
+                let tensor = stored.remove(name).ok_or_else(|| ModelError::Safetensors {
+                    file: files.path_of(shard),
+                    problem: format!("{INDEX} says that it holds `{name}`, but it does not"),
+                })?;
+                tensors.insert(name.to_owned(), tensor);
+            }
+        }
+        Ok(Self { path, tensors })
+    }
+
+    /// Whether there is a tensor of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The names with the files they lie in.
+    pub(super) fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.path.as_str()))
+    }
+
+    /// The path of the file that holds `name`, or of the whole when none does.
+    pub(super) fn path_of(&self, name: &str) -> &str {
+        self.tensors.get(name).map_or(&self.path, |tensor| &tensor.path)
+    }
+
+    /// The tensor `name`, which must have the shape `expected`.
+    pub(super) fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
+        let stored = self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor {
+            file: self.path.clone(),
+            tensor: name.to_owned(),
+            expected: expected.to_vec(),
+        })?;
+        if stored.info.shape != expected {
+            return Err(ModelError::Shape {
+                file: stored.path.clone(),
+                tensor: name.to_owned(),
+                expected: expected.to_vec(),
+                found: stored.info.shape.clone(),
+            });
+        }
+        let dtype = dtype(stored.info.dtype).ok_or_else(|| ModelError::Dtype {
+            file: stored.path.clone(),
+            tensor: name.to_owned(),
+            found: format!("{:?}", stored.info.dtype),
+        })?;
+        let (start, end) = stored.info.data_offsets;
+        let range = stored.data_start + start..stored.data_start + end;
+        // The crate has checked offsets against the file's length and the shape.
+        debug_assert_eq!(range.len(), expected.iter().product::<usize>() * dtype.bytes());
+        Ok(Tensor { dtype, shape: stored.info.shape.clone(), file: stored.file.clone(), range })
+    }
+}
+
+fn open_file(
+    files: &ModelFiles,
+    name: &str,
+    mut each: impl FnMut(String, StoredTensor),
+) -> Result<(), ModelError> {
+    let path = files.path_of(name);
+    let file = files.map(name)?;
+    let (header_bytes, metadata) = read_header(&path, (*file).as_ref())?;
+    let data_start = size_of::<u64>() + header_bytes;
+    for (name, info) in metadata.tensors() {
+        let tensor = StoredTensor { path: path.clone(), file: file.clone(), data_start, info: info.clone() };
+        each(name, tensor);
+    }
+    Ok(())
+}
+
+fn read_header(path: &str, bytes: &[u8]) -> Result<(usize, Metadata), ModelError> {
+    SafeTensors::read_metadata(bytes).map_err(|error| ModelError::Safetensors {
+        file: path.to_owned(),
+        problem: format!("{error} (the file has {} bytes)", bytes.len()),
+    })
+}
+
+fn dtype(stored: safetensors::Dtype) -> Option<Dtype> {
+    match stored {
+        safetensors::Dtype::BF16 => Some(Dtype::Bf16),
+        safetensors::Dtype::F16 => Some(Dtype::F16),
+        safetensors::Dtype::F32 => Some(Dtype::F32),
+        _ => None,
+    }
+}
+
+fn is_file_name(text: &str) -> bool {
+    let mut parts = Path::new(text).components();
+    matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none()
+}

@@ -1,0 +1,110 @@
+//! Byte-level BPE: every token stands for a fixed string of bytes, and decoding is
+//! concatenation. The vocabulary spells bytes as characters, by the table of GPT-2.
+
+use tokenizers::DecoderWrapper;
+
+use crate::request::TokenId;
+
+/// The bytes of every token, end to end.
+pub(super) struct BytePieces {
+    bytes: Box<[u8]>,
+    /// By id: where its bytes end.
+    ends: Box<[usize]>,
+}
+
+impl BytePieces {
+    /// The pieces of a byte-level tokenizer with ids below `list_len`; `None` for other kinds.
+    pub(super) fn of(tokenizer: &tokenizers::Tokenizer, list_len: usize) -> Option<Self> {
+        let Some(DecoderWrapper::ByteLevel(_)) = tokenizer.get_decoder() else { return None };
+        let byte_of = byte_of_character();
+        let mut bytes = Vec::new();
+        let ends = (0..list_len as TokenId)
+            .map(|id| {
+                push_piece(&byte_of, &tokenizer.id_to_token(id).unwrap_or_default(), &mut bytes);
+                bytes.len()
+            })
+            .collect();
+        Some(Self { bytes: bytes.into(), ends })
+    }
+
+    /// The bytes of `id`; none for an id that is no token.
+    pub(super) fn piece(&self, id: TokenId) -> &[u8] {
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.bytes[start..end]
+    }
+}
+
+/// A token with any character outside the table (an added token, such as one with a
+/// space) stands for itself.
+fn push_piece(byte_of: &[Option<u8>], token: &str, bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    for character in token.chars() {
+        match byte_of.get(character as usize).copied().flatten() {
+            Some(byte) => bytes.push(byte),
+            None => {
+                bytes.truncate(start);
+                bytes.extend_from_slice(token.as_bytes());
+                return;
+            }
+        }
+    }
+}
+
+/// By code point: the byte that the character spells. Printable Latin-1 spells itself; the
+/// other bytes follow from U+0100 in their order.
+fn byte_of_character() -> Vec<Option<u8>> {
+    let spells_itself = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut byte_of = vec![None; 0x100];
+    for byte in (0..=u8::MAX).filter(spells_itself) {
+        byte_of[byte as usize] = Some(byte);
+    }
+    byte_of.extend((0..=u8::MAX).filter(|byte| !spells_itself(byte)).map(Some));
+    byte_of
+}
+
+/// Turns bytes that arrive in pieces into text, as `String::from_utf8_lossy` would turn the
+/// whole: a character is given out once its last byte is there, and bytes that can't belong
+/// to one become U+FFFD.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Utf8Joiner {
+    /// The start of an unfinished character: at most three bytes after each `push`.
+    pending: Vec<u8>,
+}
+
+impl Utf8Joiner {
+    /// Takes the next bytes; appends what is complete to `text`.
+    pub(super) fn push(&mut self, bytes: &[u8], text: &mut String) {
+        self.pending.extend_from_slice(bytes);
+        let mut rest = self.pending.as_slice();
+        loop {
+            let error = match std::str::from_utf8(rest) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    rest = &[];
+                    break;
+                }
+                Err(error) => error,
+            };
+            let (valid, after) = rest.split_at(error.valid_up_to());
+            text.push_str(&String::from_utf8_lossy(valid));
+            let Some(invalid) = error.error_len() else {
+                rest = after;
+                break;
+            };
+            text.push(char::REPLACEMENT_CHARACTER);
+            rest = &after[invalid..];
+        }
+        let consumed = self.pending.len() - rest.len();
+        self.pending.drain(..consumed);
+    }
+
+    /// Ends the text: an unfinished character becomes one U+FFFD.
+    pub(super) fn finish(&mut self, text: &mut String) {
+        if !self.pending.is_empty() {
+            text.push(char::REPLACEMENT_CHARACTER);
+            self.pending.clear();
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The processed distribution: what penalties, bias, temperature and filters make of
+//! a row of logits.
+//!
+//! Order, each step on the result of the one before, in single precision:
+//! 1. Repetition penalty, once for each token in prompt or output:
+//!    `l < 0 ? l * r : l / r` (as in Hugging Face transformers).
+//! 2. For each token in the output: `l = l - presence`, then `l = l - frequency * count`
+//!    (as in the OpenAI API).
+//! 3. Bias: `l = l + b`.
+//! 4. Score: `s = l * (1 / max(temperature, TEMPERATURE_MIN))`; temperature 0 stops here
+//!    and takes the largest `l`.
+//! 5. Filters. Tokens are ranked by score, descending, then by id, ascending; each filter
+//!    keeps a prefix of this ranking, so together they keep the shortest one.
+//!    - top-k keeps the first k: of tokens that tie at the cut the lowest ids stay.
+//!    - top-p keeps the shortest non-empty prefix whose mass is at least
+//!      `ceil(p · mass of what top-k keeps)`, the product in double precision.
+//!    - min-p keeps the tokens with `s - max(s) >= ln(min_p)`; always the first.
+//!
+//! Mass is counted in integers, [`weight`]: their sum does not depend on its order,
+//! so a parallel reduction cuts at the same token.
+
+use super::float::{ROUNDING_SHIFT, exp, ln};
+use super::scan::Scores;
+use super::{SamplingParams, TokenHistory};
+use crate::request::TokenId;
+
+/// Smaller temperatures count as this one; below it scores would overflow, and the noise has no effect.
+pub const TEMPERATURE_MIN: f32 = 1e-6;
+
+/// Weight of the most probable token.
+pub const WEIGHT_ONE: u32 = 1 << 30;
+
+/// Lanes of the running sum.
+const LANES: usize = 8;
+/// Tokens whose weights' halves sum to less than 2^32 in each lane.
+const SUM_TOKENS: usize = LANES << 15;
+
+/// A token's mass in units of 2^-30 of the most probable token's:
+/// `exp(s - max(s)) * 2^30`, rounded to the nearest integer, halves to even
+/// (`__float2int_rn` in CUDA).
+#[inline]
+pub fn weight(score: f32, max_score: f32) -> u32 {
+    // Rust's conversion does not vectorise (it saturates); two roundings by addition do:
+    // first to a multiple of 2^8, then the exact rest, of at most 2^7 either way.
+    let scaled = exp(score - max_score) * 4_194_304.0;
+    let high = scaled + ROUNDING_SHIFT;
+    let low = (scaled - (high - ROUNDING_SHIFT)) * 256.0 + ROUNDING_SHIFT;
+    let integer = |shifted: f32| shifted.to_bits().wrapping_sub(ROUNDING_SHIFT.to_bits());
+    (integer(high) << 8).wrapping_add(integer(low))
+}
+
+/// The weights' sum over the vocabulary.
+pub(super) fn total_mass(scores: Scores, max_score: f32) -> u64 {
+    scores
+        .logits
+        .chunks(SUM_TOKENS)
+        .map(|part| partial_mass(Scores { logits: part, ..scores }, max_score))
+        .sum()
+}
+
+/// [`total_mass`] of at most [`SUM_TOKENS`] tokens, in 32-bit lanes: the high and low
+/// halves of the weights are added apart, and neither sum can overflow.
+fn partial_mass(scores: Scores, max_score: f32) -> u64 {
+    let (mut high, mut low) = ([0u32; LANES], [0u32; LANES]);
+    let mut add = |lane: usize, logit: f32| {
+        let weight = weight(logit * scores.scale, max_score);
+        high[lane] += weight >> 16;
+        low[lane] += weight & 0xFFFF;
+    };
+    let chunks = scores.logits.chunks_exact(LANES);
+    for (lane, &logit) in chunks.remainder().iter().enumerate() {
+        add(lane, logit);
+    }
+    for chunk in chunks {
+        for (lane, &logit) in chunk.iter().enumerate() {
+            add(lane, logit);
+        }
+    }
+    let sum = |lanes: [u32; LANES]| lanes.iter().map(|&lane| u64::from(lane)).sum::<u64>();
+    (sum(high) << 16) + sum(low)
+}
+
+/// The factor from logits to scores.
+pub(super) fn inverse_temperature(temperature: f32) -> f32 {
+    1.0 / temperature.max(TEMPERATURE_MIN)
+}
+
+/// Whether steps 1 to 3 change anything.
+pub(super) fn adjusts_logits(params: &SamplingParams) -> bool {
+    params.needs_history() || !params.logit_bias.is_empty()
+}
+
+/// Steps 1 to 3, in place. Tokens outside of the vocabulary are ignored.
+pub(super) fn adjust_logits(logits: &mut [f32], params: &SamplingParams, history: &TokenHistory) {
+    if params.needs_history() {
+        for (token, seen) in history.occurrences() {
+            let Some(logit) = logits.get_mut(token as usize) else { continue };
+            let r = params.repetition_penalty;
+            *logit = if *logit < 0.0 { *logit * r } else { *logit / r };
+            if seen.output > 0 {
+                *logit -= params.presence_penalty;
+                *logit -= params.frequency_penalty * seen.output as f32;
+            }
+        }
+    }
+    for &(token, bias) in &params.logit_bias {
+        if let Some(logit) = logits.get_mut(token as usize) {
+            *logit += bias;
+        }
+    }
+}
+
+/// The filters of step 5 that are on, for a vocabulary of a given size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Filters {
+    /// Top-k, less than the vocabulary.
+    pub top_k: Option<usize>,
+    /// Top-p, below 1.
+    pub top_p: Option<f32>,
+    /// `ln(min_p)`, at most 0.
+    pub min_score: Option<f32>,
+}
+
+impl Filters {
+    /// Those of a request; `None` if all tokens are kept.
+    pub fn of(params: &SamplingParams, vocab_size: usize) -> Option<Filters> {
+        let k = params.top_k as usize;
+        let filters = Filters {
+            top_k: (1..vocab_size).contains(&k).then_some(k),
+            top_p: (params.top_p < 1.0).then_some(params.top_p),
+            min_score: (params.min_p > 0.0).then(|| ln(params.min_p.clamp(f32::MIN_POSITIVE, 1.0))),
+        };
+        (filters.top_k.is_some() || filters.top_p.is_some() || filters.min_score.is_some()).then_some(filters)
+    }
+}
+
+/// A kept token: its place in the ranking, in one integer that sorts by it.
+///
+/// High half: the score's bits, mapped so that larger scores come first; low half: the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ranked(u64);
+
+impl Ranked {
+    /// Of a finite score.
+    #[inline]
+    pub fn new(score: f32, token: TokenId) -> Ranked {
+        // Adding +0 turns -0 into +0: the two tie.
+        let bits = (score + 0.0).to_bits();
+        let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+        Ranked(u64::from(!ascending) << 32 | u64::from(token))
+    }
+
+    /// The score.
+    #[inline]
+    pub fn score(self) -> f32 {
+        let ascending = !((self.0 >> 32) as u32);
+        f32::from_bits(if ascending >> 31 == 1 { ascending & !(1 << 31) } else { !ascending })
+    }
+
+    /// The token.
+    #[inline]
+    pub fn token(self) -> TokenId {
+        self.0 as TokenId
+    }
+}
