@@ -4,12 +4,16 @@
 //! also starts where they are missing and says what is. Only this module holds `unsafe`
 //! code for the device: raw calls are wrapped here and their status is always checked.
 
+pub mod attention_plan;
 pub mod buffer;
 pub mod driver;
 pub mod error;
 pub mod ffi;
+pub mod forward;
+pub mod gemm;
 pub mod library;
 pub mod stream;
+pub mod weights;
 
 pub use buffer::{DeviceBuffer, PinnedBuffer};
 pub use driver::{Gpu, GpuInfo};
