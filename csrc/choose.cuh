@@ -229,8 +229,8 @@ __global__ void __launch_bounds__(kSampleThreads, kWaves) scan_kernel(const Samp
 
 // Candidates within this many nats of the best are gathered for the filters.
 constexpr float kWindow = 10.f;
-// exp(-20.9) is below the unit of mass.
-constexpr float kMassless = -20.9f;
+// exp(-21.5) is below half a unit of mass.
+constexpr float kMassless = -21.5f;
 
 // The keys that the last CTA of a row selects from: the gathered ones, or the whole row.
 struct KeySource {

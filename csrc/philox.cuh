@@ -99,10 +99,10 @@ __device__ __forceinline__ float gumbel_bound(uint32_t word)
     return static_cast<float>(__clz(word) + 1) * 0.6932f;
 }
 
-// A token's mass in units of 2^-30 of the most probable one's.
+// A token's mass in units of 2^-30 of the most probable one's, rounded to nearest.
 __device__ __forceinline__ uint32_t weight_of(float score, float max_score)
 {
-    return static_cast<uint32_t>(__float2int_rz(__fmul_rn(exact_exp(__fsub_rn(score, max_score)), 1073741824.0f)));
+    return static_cast<uint32_t>(__float2int_rn(__fmul_rn(exact_exp(__fsub_rn(score, max_score)), 1073741824.0f)));
 }
 
 }  // namespace ss

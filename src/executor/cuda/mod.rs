@@ -11,11 +11,15 @@ pub mod error;
 pub mod ffi;
 pub mod forward;
 pub mod gemm;
+pub mod graph;
 pub mod library;
+pub mod sampling_rows;
 pub mod stream;
 pub mod weights;
 
 pub use buffer::{DeviceBuffer, PinnedBuffer};
 pub use driver::{Gpu, GpuInfo};
 pub use error::CudaError;
+pub use graph::Graph;
+pub use sampling_rows::SamplingRows;
 pub use stream::{Event, Stream};
