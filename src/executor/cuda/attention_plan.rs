@@ -42,6 +42,11 @@ impl SequenceShape<'_> {
         self.tokens - self.drafts
     }
 
+    /// One past the last slot position.
+    fn end(&self) -> usize {
+        self.start as usize + self.tokens
+    }
+
     /// Input index of the parent of draft `draft`.
     fn parent(&self, draft: usize) -> usize {
         match self.tree {
@@ -71,13 +76,19 @@ impl AttentionRoom {
         context_tokens: usize,
     ) -> AttentionRoom {
         let chunks = chunk_count(context_tokens as u32);
-        AttentionRoom { heads, kv_heads, partial_rows: if chunks > 1 { masked_rows * heads * chunks } else { 0 } }
+        AttentionRoom {
+            heads,
+            kv_heads,
+            partial_rows: if chunks > 1 { masked_rows * heads * chunks } else { 0 },
+        }
     }
 
-    /// Arrival counters that any plan needs: one per tile and KV head.
-    pub fn counters(&self, masked_rows: usize, sequences: usize) -> usize {
-        let packed = masked_rows * self.heads / self.kv_heads;
-        (packed / ATTENTION_TILE_ROWS_SMALL as usize + sequences) * self.kv_heads
+    /// Arrival counters that any plan of up to `sequences` sequences needs: one per KV head
+    /// for each tile that is cut into at least two chunks.
+    pub fn counters(&self, sequences: usize) -> usize {
+        let full_tiles = self.partial_rows / (2 * self.kv_heads * ATTENTION_TILE_ROWS_SMALL as usize);
+        let segments = 2 * sequences;
+        (full_tiles + segments) * self.kv_heads
     }
 }
 
@@ -105,6 +116,7 @@ pub struct AttentionPlan {
     masked: Vec<usize>,
     partial_rows: usize,
     partial_rows_planned: usize,
+    partial_rows_for_trees: usize,
     counters: usize,
 }
 
@@ -124,12 +136,27 @@ impl AttentionPlan {
             masked: Vec::new(),
             partial_rows: 0,
             partial_rows_planned: 0,
+            partial_rows_for_trees: 0,
             counters: 0,
         }
     }
 
-    /// Forgets everything but the room.
-    pub fn clear(&mut self) {
+    /// Plans a step of these sequences, whose query rows follow each other.
+    ///
+    /// # Panics
+    /// When trees need more room than there is: their tokens together are at most the masked
+    /// rows that the room was made for.
+    pub fn build<'a>(&mut self, sequences: impl Iterator<Item = SequenceShape<'a>> + Clone) {
+        self.clear();
+        let trees = sequences.clone().filter(|sequence| sequence.tree.is_some());
+        self.partial_rows_for_trees = trees.map(|tree| self.partial_rows_of(tree.tokens, tree.end())).sum();
+        for sequence in sequences {
+            self.add(&sequence);
+        }
+        self.finish();
+    }
+
+    fn clear(&mut self) {
         self.segments.clear();
         self.items.clear();
         self.prefill_items.clear();
@@ -141,6 +168,7 @@ impl AttentionPlan {
         self.large = false;
         self.partial_rows = 0;
         self.partial_rows_planned = 0;
+        self.partial_rows_for_trees = 0;
         self.counters = 0;
     }
 
@@ -149,17 +177,16 @@ impl AttentionPlan {
         self.positions.len()
     }
 
-    /// Adds a sequence whose query rows follow those added before.
-    pub fn add(&mut self, sequence: &SequenceShape) {
+    fn add(&mut self, sequence: &SequenceShape) {
         let first_row = self.rows();
         let table = self.tables.len();
-        let end = sequence.start as usize + sequence.tokens;
-        let blocks = end.div_ceil(BLOCK_TOKENS as usize);
+        let blocks = sequence.end().div_ceil(BLOCK_TOKENS as usize);
         self.tables.extend(sequence.blocks[..blocks].iter().map(|&block| block as i32));
         self.place(sequence);
 
         // A tree behind a long run of committed tokens has a segment of its own.
-        let tail = if sequence.tokens > MASKED_QUERIES_MAX && sequence.tree.is_some() { sequence.drafts } else { 0 };
+        let tail =
+            if sequence.tokens > MASKED_QUERIES_MAX && sequence.tree.is_some() { sequence.drafts } else { 0 };
         let head = sequence.tokens - tail;
         let segment = |begin: usize, queries: usize| AttentionSegment {
             first_row: (first_row + begin) as i32,
@@ -167,8 +194,11 @@ impl AttentionPlan {
             start: (sequence.start as usize + begin) as i32,
             table: table as i32,
         };
+        if sequence.tree.is_some() {
+            self.partial_rows_for_trees -= self.partial_rows_of(sequence.tokens, sequence.end());
+        }
         self.mask(sequence, 0, head);
-        if self.takes_masks(head, end, sequence.tree.is_some()) {
+        if self.takes_masks(head, sequence) {
             self.add_masked(segment(0, head));
         } else {
             self.add_causal(segment(0, head));
@@ -179,20 +209,27 @@ impl AttentionPlan {
         }
     }
 
-    /// Whether a run goes to the decode kernel: short, and its partial results find room.
-    /// A tree always does; the room is made for all of them.
-    fn takes_masks(&self, queries: usize, end: usize, tree: bool) -> bool {
-        let partial = queries * self.room.heads * chunk_count(end as u32);
-        let fits = chunk_count(end as u32) == 1 || self.partial_rows_planned + partial <= self.room.partial_rows;
-        queries <= MASKED_QUERIES_MAX && (fits || tree)
+    /// Partial results that a run of queries makes.
+    fn partial_rows_of(&self, queries: usize, end: usize) -> usize {
+        match chunk_count(end as u32) {
+            1 => 0,
+            chunks => queries * self.room.heads * chunks,
+        }
+    }
+
+    /// Whether a run goes to the decode kernel: it is short and its partial results find
+    /// room. A chain that finds none takes the prefill kernel; a tree can't, so trees go first.
+    fn takes_masks(&self, queries: usize, sequence: &SequenceShape) -> bool {
+        let needed = self.partial_rows_of(queries, sequence.end());
+        let free = self.room.partial_rows - self.partial_rows_planned.min(self.room.partial_rows);
+        let fits = needed == 0 || needed + self.partial_rows_for_trees <= free;
+        queries <= MASKED_QUERIES_MAX && (fits || (sequence.tree.is_some() && queries == sequence.tokens))
     }
 
     fn add_masked(&mut self, segment: AttentionSegment) {
         let queries = segment.queries as usize;
-        let chunks = chunk_count((segment.start + segment.queries) as u32);
-        if chunks > 1 {
-            self.partial_rows_planned += queries * self.room.heads * chunks;
-        }
+        self.partial_rows_planned +=
+            self.partial_rows_of(queries, (segment.start + segment.queries) as usize);
         self.large |= queries * self.group() > ATTENTION_TILE_ROWS_SMALL as usize;
         self.masked.push(self.segments.len());
         self.segments.push(segment);
@@ -257,8 +294,8 @@ impl AttentionPlan {
         }
     }
 
-    /// Cuts the masked segments into items; to be called once, after the last sequence.
-    pub fn finish(&mut self) {
+    /// Cuts the masked segments into items.
+    fn finish(&mut self) {
         let mut by_length: [Vec<AttentionItem>; CHUNKS.len() + 1] = Default::default();
         for number in std::mem::take(&mut self.masked) {
             self.cut(number, &mut by_length);
@@ -357,8 +394,7 @@ mod tests {
         let blocks = blocks(2048);
         for end in [1u32, 16, 255, 256, 257, 4095, 4096, 4097, 8192, 8193, 20_000, 32_768] {
             let mut plan = plan();
-            plan.add(&chain(end - 1, 1, &blocks));
-            plan.finish();
+            plan.build([chain(end - 1, 1, &blocks)].into_iter());
             let mut items = plan.items.clone();
             items.sort_by_key(|item| item.chunk);
             assert_eq!(items.len(), chunk_count(end), "end {end}");
@@ -377,14 +413,9 @@ mod tests {
     fn a_sequence_is_cut_the_same_alone_and_among_others() {
         let blocks = blocks(2048);
         let mut alone = plan();
-        alone.add(&chain(5000, 1, &blocks));
-        alone.finish();
+        alone.build([chain(5000, 1, &blocks)].into_iter());
         let mut among = plan();
-        for start in [3u32, 700, 31_000] {
-            among.add(&chain(start, 1, &blocks));
-        }
-        among.add(&chain(5000, 1, &blocks));
-        among.finish();
+        among.build([3u32, 700, 31_000, 5000].into_iter().map(|start| chain(start, 1, &blocks)));
         let borders = |plan: &AttentionPlan, segment: i32| {
             let mut borders: Vec<_> = plan
                 .items
@@ -405,8 +436,7 @@ mod tests {
         let tree = [0, 0, 1, 3, 2];
         let shape = SequenceShape { start: 40, tokens: 6, drafts: 5, tree: Some(&tree), blocks: &blocks };
         let mut plan = plan();
-        plan.add(&shape);
-        plan.finish();
+        plan.build([shape].into_iter());
         assert_eq!(plan.masks, [0b1, 0b11, 0b101, 0b1011, 0b11011, 0b100101]);
         assert_eq!(plan.positions, [40, 41, 41, 42, 43, 42]);
         assert_eq!(plan.slots, [1640, 1641, 1642, 1643, 1644, 1645]);
@@ -419,8 +449,7 @@ mod tests {
         let tree = [0, 0, 2];
         let shape = SequenceShape { start: 0, tokens: 103, drafts: 3, tree: Some(&tree), blocks: &blocks };
         let mut plan = plan();
-        plan.add(&shape);
-        plan.finish();
+        plan.build([shape].into_iter());
         assert_eq!(plan.segments.len(), 2);
         assert_eq!((plan.segments[0].start, plan.segments[0].queries), (0, 100));
         assert_eq!((plan.segments[1].start, plan.segments[1].queries), (100, 3));
@@ -433,8 +462,7 @@ mod tests {
     fn a_full_mask_of_sixty_four_positions_is_a_chain() {
         let blocks = blocks(8);
         let mut plan = plan();
-        plan.add(&chain(0, 64, &blocks));
-        plan.finish();
+        plan.build([chain(0, 64, &blocks)].into_iter());
         assert_eq!(plan.masks[63], u64::MAX);
         assert!(plan.prefill_items.is_empty());
     }
@@ -443,20 +471,28 @@ mod tests {
     fn long_prompts_without_room_for_partial_results_take_the_prefill_kernel() {
         let blocks = blocks(256);
         let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 100 });
-        plan.add(&chain(4000, 60, &blocks));
-        plan.finish();
+        plan.build([chain(4000, 60, &blocks)].into_iter());
         assert!(plan.items.is_empty());
         assert_eq!(plan.prefill_items.len(), 2);
+    }
+
+    #[test]
+    fn a_tree_finds_room_also_behind_chains_that_would_have_filled_it() {
+        let blocks = blocks(256);
+        let tree = [0, 0, 1];
+        let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 8 * 16 * 10 });
+        let chain = chain(4000, 8, &blocks);
+        let shape = SequenceShape { start: 4000, tokens: 4, drafts: 3, tree: Some(&tree), blocks: &blocks };
+        plan.build([chain, shape].into_iter());
+        assert_eq!(plan.prefill_items.len(), 1, "the chain gives way");
+        assert!(!plan.items.is_empty() && plan.items.iter().all(|item| item.segment == 1));
     }
 
     #[test]
     fn partial_results_of_different_tiles_do_not_overlap() {
         let blocks = blocks(2048);
         let mut plan = plan();
-        for start in [1000u32, 9000, 300] {
-            plan.add(&chain(start, 21, &blocks));
-        }
-        plan.finish();
+        plan.build([1000u32, 9000, 300].into_iter().map(|start| chain(start, 21, &blocks)));
         let mut regions: Vec<(i32, i32)> = Vec::new();
         for item in &plan.items {
             let packed = 21 * 4;
@@ -467,6 +503,6 @@ mod tests {
         regions.dedup();
         assert_eq!(regions.len(), 9);
         assert!(regions.windows(2).all(|pair| pair[0].1 <= pair[1].0));
-        assert!(plan.counters <= plan.room.counters(63, 3));
+        assert!(plan.counters <= plan.room.counters(3));
     }
 }

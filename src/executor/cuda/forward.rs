@@ -162,15 +162,16 @@ impl DeviceModel {
     fn products(&self, sizes: StepSizes) -> Vec<(GemmShape, GemmOperands)> {
         let layer = &self.weights.layers[0];
         let scratch = &self.scratch;
-        let bf16 = |weights: &DeviceBuffer<u16>, x: &DeviceBuffer<u16>, y: &DeviceBuffer<u16>, inputs: usize| {
-            let shape = GemmShape {
-                outputs: weights.len() / inputs,
-                inputs,
-                rows: sizes.rows,
-                output: GemmOutput::Bf16,
+        let bf16 =
+            |weights: &DeviceBuffer<u16>, x: &DeviceBuffer<u16>, y: &DeviceBuffer<u16>, inputs: usize| {
+                let shape = GemmShape {
+                    outputs: weights.len() / inputs,
+                    inputs,
+                    rows: sizes.rows,
+                    output: GemmOutput::Bf16,
+                };
+                (shape, operands(weights.ptr(), x, y.ptr().cast_mut().cast()))
             };
-            (shape, operands(weights.ptr(), x, y.ptr().cast_mut().cast()))
-        };
         let (hidden, inner) = (self.spec.hidden_size, self.spec.heads * self.spec.head_dim);
         let mut products = vec![
             bf16(&layer.qkv, &scratch.normed, &scratch.qkv, hidden),
@@ -232,7 +233,10 @@ impl DeviceModel {
         gemm: &Gemm,
         stream: &Stream,
     ) -> Result<(), CudaError> {
-        assert!(sizes.rows * self.spec.hidden_size <= self.scratch.residual.len(), "step larger than scratch");
+        assert!(
+            sizes.rows * self.spec.hidden_size <= self.scratch.residual.len(),
+            "step larger than scratch"
+        );
         // SAFETY (all launches below): pointers are our own scratch memory and weights, of the
         // sizes that the scratch sizes promise, or `step`'s, by our caller's contract.
         unsafe {
@@ -458,7 +462,7 @@ impl Scratch {
             logits: DeviceBuffer::uninitialized(sizes.logit_rows * spec.vocab_size)?,
             partial_out: DeviceBuffer::uninitialized(room.partial_rows * spec.head_dim)?,
             partial_stats: DeviceBuffer::uninitialized(room.partial_rows * 2)?,
-            counters: DeviceBuffer::filled(0, room.counters(sizes.masked_rows, sizes.sequences), stream)?,
+            counters: DeviceBuffer::filled(0, room.counters(sizes.sequences), stream)?,
         })
     }
 }

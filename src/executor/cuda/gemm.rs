@@ -195,6 +195,9 @@ impl Gemm {
     ) -> Result<(), CudaError> {
         self.prepare(shape)?;
         let chosen = &self.chosen[&shape];
+        if chosen.candidates.len() == 1 {
+            return Ok(()); // measured before, or no choice
+        }
         let mut best = (chosen.candidates[0], f64::INFINITY);
         for (index, algorithm) in chosen.candidates.iter().enumerate() {
             // SAFETY: our caller's contract.

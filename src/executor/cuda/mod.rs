@@ -5,21 +5,32 @@
 //! code for the device: raw calls are wrapped here and their status is always checked.
 
 pub mod attention_plan;
+mod batch_check;
 pub mod buffer;
+mod compaction;
+mod draft_round;
 pub mod driver;
 pub mod error;
+mod executor;
 pub mod ffi;
 pub mod forward;
 pub mod gemm;
 pub mod graph;
+pub mod graphs;
 pub mod library;
+pub mod options;
+mod runner;
 pub mod sampling_rows;
+mod step_inputs;
 pub mod stream;
+mod verify_batch;
 pub mod weights;
 
 pub use buffer::{DeviceBuffer, PinnedBuffer};
 pub use driver::{Gpu, GpuInfo};
 pub use error::CudaError;
+pub use executor::CudaExecutor;
 pub use graph::Graph;
+pub use options::{CudaOptions, KvBudget};
 pub use sampling_rows::SamplingRows;
 pub use stream::{Event, Stream};
