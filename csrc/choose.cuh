@@ -257,7 +257,7 @@ struct SelectSpace {
 };
 
 // Sum over the CTA.
-__device__ u64 block_sum_u64(u64 value, SelectSpace &space)
+inline __device__ u64 block_sum_u64(u64 value, SelectSpace &space)
 {
     value = warp_sum_u64(value);
     __syncthreads();
@@ -269,7 +269,7 @@ __device__ u64 block_sum_u64(u64 value, SelectSpace &space)
 }
 
 // By the first warp: the first bucket at which the running mass reaches `wanted`.
-__device__ void choose_bucket(SelectSpace &space, u64 wanted)
+inline __device__ void choose_bucket(SelectSpace &space, u64 wanted)
 {
     constexpr int kEach = 256 / kWarp;
     const int lane = threadIdx.x;
@@ -294,7 +294,7 @@ __device__ void choose_bucket(SelectSpace &space, u64 wanted)
 
 // The smallest key such that keys up to it, none above `limit`, have at least `wanted` mass;
 // with `counting` each key's mass is 1. By the whole CTA.
-__device__ u64 select_cut(const KeySource &source, u64 limit, u64 wanted, bool counting, float max_score,
+inline __device__ u64 select_cut(const KeySource &source, u64 limit, u64 wanted, bool counting, float max_score,
                           SelectSpace &space)
 {
     u64 prefix = 0;
@@ -338,7 +338,7 @@ struct Kept {
     }
 };
 
-__device__ Kept find_kept(const KeySource &source, const SamplingRow &row, int vocab, u64 mass_of_all, float max_score,
+inline __device__ Kept find_kept(const KeySource &source, const SamplingRow &row, int vocab, u64 mass_of_all, float max_score,
                           SelectSpace &space)
 {
     Kept kept = {kNoKey, row.min_score, max_score};
@@ -357,7 +357,7 @@ __device__ Kept find_kept(const KeySource &source, const SamplingRow &row, int v
 }
 
 // The kept tokens race; the result is the same in every thread of the first warp.
-__device__ Best race_kept(const KeySource &source, const SamplingRow &row, const Kept &kept, SlicePart *warps)
+inline __device__ Best race_kept(const KeySource &source, const SamplingRow &row, const Kept &kept, SlicePart *warps)
 {
     Best own = Best::none();
     source.each([&](u64 key) {

@@ -18,6 +18,7 @@ pub mod gemm;
 pub mod graph;
 pub mod graphs;
 pub mod library;
+pub mod measure;
 pub mod options;
 mod runner;
 pub mod sampling_rows;
