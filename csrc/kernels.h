@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "layers.h"
 #include "sampling.h"
+#include "skinny_gemm.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -99,6 +99,19 @@ impl CudaExecutor {
         (self.target.graph_count(), self.draft.as_ref().map_or(0, Runner::graph_count))
     }
 
+    /// Time that the device took for a model's last step, copies included, in microseconds.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`] before the first step; [`ExecutorError::Malformed`] without
+    /// that model.
+    pub fn device_microseconds(&mut self, role: ModelRole) -> Result<f64, ExecutorError> {
+        let runner = match role {
+            ModelRole::Target => &self.target,
+            ModelRole::Draft => self.draft_runner()?.0,
+        };
+        Ok(runner.device_microseconds()?)
+    }
+
     /// Runs `work` with the context current; a device error stays for good.
     fn on_device<T>(
         &mut self,

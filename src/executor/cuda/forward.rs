@@ -8,6 +8,7 @@ use super::ffi::kernels::{
     SwigluParams,
 };
 use super::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
+use super::product::{is_skinny, multiply, multiply_swiglu};
 use super::stream::Stream;
 use super::weights::{DeviceLayer, DeviceWeights};
 use crate::model::{LoadedModel, ModelSpec};
@@ -207,7 +208,7 @@ impl DeviceModel {
         gemm: &mut Gemm,
         stream: &Stream,
     ) -> Result<(), CudaError> {
-        for (shape, operands) in self.products(sizes) {
+        for (shape, operands) in self.products(sizes).into_iter().filter(|(shape, _)| !is_skinny(*shape)) {
             if measure {
                 // SAFETY: our own weights and scratch memory, made for at least these sizes.
                 unsafe { gemm.tune(shape, operands, stream)? };
@@ -282,7 +283,7 @@ impl DeviceModel {
             let (shape, mut operands) = products[at];
             operands.weights = weights.ptr();
             // SAFETY: see `run`.
-            unsafe { gemm.run(shape, operands, stream) }
+            unsafe { multiply(shape, operands, gemm, stream) }
         };
         // SAFETY: see `run`.
         unsafe {
@@ -294,10 +295,22 @@ impl DeviceModel {
             product(1, &self.weights.layers[index].output)?;
             let norm = self.weights.layers[index].mlp_norm.ptr();
             self.norm(norm, true, sizes, stream)?;
-            product(2, &self.weights.layers[index].gate_up)?;
-            self.activate(sizes, stream)?;
+            if self.fuses_swiglu(products[2].0) {
+                let (shape, mut operands) = products[2];
+                operands.weights = self.weights.layers[index].gate_up.ptr();
+                operands.y = self.scratch.activated.mut_ptr().cast();
+                multiply_swiglu(shape, operands, stream)?;
+            } else {
+                product(2, &self.weights.layers[index].gate_up)?;
+                self.activate(sizes, stream)?;
+            }
             product(3, &self.weights.layers[index].down)
         }
+    }
+
+    /// Whether the MLP's first product also applies its activation.
+    fn fuses_swiglu(&self, shape: GemmShape) -> bool {
+        is_skinny(GemmShape { outputs: self.spec.intermediate_size, ..shape })
     }
 
     /// Adds what the last block of the layer made (`delta`), then normalises.
@@ -435,7 +448,7 @@ impl DeviceModel {
         // SAFETY: see `run`.
         unsafe {
             check_launch(kernels::specserve_rmsnorm(&params, stream.raw()), "rmsnorm")?;
-            gemm.run(shape, operands, stream)
+            multiply(shape, operands, gemm, stream)
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod graphs;
 pub mod library;
 pub mod measure;
 pub mod options;
+pub mod product;
 mod runner;
 pub mod sampling_rows;
 mod step_inputs;

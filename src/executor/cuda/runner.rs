@@ -12,7 +12,7 @@ use super::graphs::GraphCache;
 use super::options::{BATCH_SEQUENCES_MAX, captured_rows, captured_sizes, eager_rows};
 use super::sampling_rows::SamplingRows;
 use super::step_inputs::{InputSizes, StepData, StepInputs, VerifyInputs};
-use super::stream::Stream;
+use super::stream::{Event, Stream};
 
 /// Room for inputs in 32-bit words at first: plans and block tables of usual steps.
 const INPUT_WORDS: usize = 1 << 20;
@@ -88,6 +88,8 @@ pub struct Runner {
     last: Option<StepKey>,
     graphs: GraphCache<StepKey>,
     options: RunnerOptions,
+    /// Before and behind the last step's device work.
+    marks: [Event; 2],
 }
 
 impl Runner {
@@ -117,6 +119,7 @@ impl Runner {
             last: None,
             graphs: GraphCache::new(options.graphs_max),
             options,
+            marks: [Event::timed()?, Event::timed()?],
             model,
         })
     }
@@ -147,8 +150,18 @@ impl Runner {
         let capturable = self.plan.prefill_items.is_empty() && self.options.graphs_max > 0;
         let captured = captured_rows(self.plan.rows()).filter(|_| capturable);
         let key = self.key(chooses, captured);
+        self.marks[0].record(&queue.stream)?;
         self.submit(key, captured.is_some(), queue)?;
+        self.marks[1].record(&queue.stream)?;
         queue.stream.synchronize()
+    }
+
+    /// Time that the device took for the last step, copies included, in microseconds.
+    ///
+    /// # Errors
+    /// Before the first step.
+    pub fn device_microseconds(&self) -> Result<f64, CudaError> {
+        self.marks[1].microseconds_since(&self.marks[0])
     }
 
     /// Prepares every captured size up to one that holds `rows`: chooses algorithms, loads

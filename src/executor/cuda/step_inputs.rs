@@ -205,7 +205,7 @@ impl StepInputs {
         put_padded(words, layout.slots, &plan.slots, sizes.rows, -1);
         put_padded(words, layout.masks, &plan.masks, sizes.rows, 1);
         put_padded(words, layout.gather, data.gather, sizes.logit_rows, -1);
-        put_padded(words, layout.sequence_of, &verify.sequence_of, sizes.logit_rows, 0);
+        put_padded(words, layout.sequence_of, &verify.sequence_of, sizes.logit_rows, -1);
         put_padded(words, layout.drafts, &verify.drafts, sizes.logit_rows, -1);
         put_padded(words, layout.parents, &verify.parents, sizes.logit_rows, 0);
         let no_sequence = VerifySequence { first_row: 0, drafts: -1, tree: 0 };
