@@ -9,7 +9,7 @@ mod case;
 
 use std::error::Error;
 
-use case::{Case, Heads, Kernel, Sequence};
+use case::{Case, Heads, Kernel, Problem, Sequence};
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{self, SKINNY_BF16, SKINNY_F32, SKINNY_SWIGLU, SkinnyParams};
 use specserve::executor::cuda::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
@@ -98,7 +98,7 @@ impl Bench {
         let bytes = bytes(heads, &shape());
         let sets = (CASES_BYTES / bytes + 1).min(CASES_MAX);
         let mut cases: Vec<Case> = (0..sets as u64)
-            .map(|seed| Case::new(heads, shape(), seed, &self.stream))
+            .map(|seed| Case::new(&Problem::new(heads, shape(), seed), &self.stream))
             .collect::<std::result::Result<_, _>>()?;
         let fast = self.time(LAUNCHES, |i| cases[i % sets].launch(Kernel::Fast, &self.stream))?;
         let slow = operations(heads, &shape()) > 1e10;

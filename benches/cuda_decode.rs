@@ -43,14 +43,15 @@ fn main() -> Result<()> {
     {
         let mut bench = Bench::new(&eight, Some(&draft), &numbers, copy)?;
         bench.prefill("8B", 1)?;
+        bench.prefill("8B", 8)?;
         for (batch, context) in [(1, 512), (1, 1024), (8, 512), (32, 512), (64, 512), (64, 1024), (128, 512)] {
             bench.verify("8B", batch, context, 0)?;
         }
         for (batch, drafts) in [(1, 1), (1, 3), (1, 7), (1, 15), (8, 4), (64, 4)] {
             bench.verify("8B", batch, 1024, drafts)?;
         }
-        for batch in [1, 8, 64] {
-            bench.draft("160M", batch, 1024)?;
+        for (batch, context) in [(1, 1024), (8, 1024), (64, 256), (64, 1024)] {
+            bench.draft("160M", batch, context)?;
         }
     }
     let mut bench = Bench::new(&small, None, &numbers, copy)?;
@@ -174,12 +175,13 @@ impl Bench {
 
 fn input(index: usize, start: usize, tokens: usize) -> SequenceInput {
     let blocks = CONTEXT / 16;
+    // Half a context for each sequence, scattered over the pool's first blocks.
+    let scattered = |block: usize| ((index * blocks / 2 + block) * 7919 % (65 * blocks)) as u32;
     SequenceInput {
         request: RequestId(index as u64),
         tokens: (0..tokens).map(|i| ((index * 977 + i * 31) % 100_000) as u32).collect(),
         start: start as u32,
-        // Scattered over the pool's first blocks, as in a pool that is in use.
-        blocks: (0..blocks).map(|block| ((index * blocks + block) * 7919 % (128 * blocks)) as u32).collect(),
+        blocks: (0..blocks).map(scattered).collect(),
         sampling: Arc::new(SamplingParams::greedy()),
         history: None,
     }

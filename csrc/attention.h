@@ -39,14 +39,14 @@ typedef struct {
 
 /* One query tile against one chunk of positions, for every KV head. */
 typedef struct {
-    int32_t segment;
+    AttentionSegment segment; /* a copy: one load less before keys can be fetched */
     int32_t tile;     /* query tile: its first packed row is tile * tile rows */
     int32_t kv_begin; /* first position; a multiple of 64 */
     int32_t kv_end;   /* one past the last position */
     int32_t chunk;    /* number of the chunk */
     int32_t chunks;   /* chunks of this segment */
     int32_t partial;  /* first row of this tile's partial results; unused when chunks == 1 */
-    int32_t counter;  /* first of kv_heads arrival counters of this tile */
+    int32_t unused[2];
 } AttentionItem;
 
 /* Everything on the device. The plan part is the same for all layers of a step. */
@@ -54,14 +54,14 @@ typedef struct {
     const uint16_t *q;       /* bf16 [rows][q_stride], heads * head_dim used */
     uint16_t *out;           /* bf16 [rows][heads * head_dim] */
     const uint16_t *kv;      /* this layer's part of the pool, see kv_layout.cuh */
-    const AttentionSegment *segments;
-    const AttentionItem *items;
-    const int32_t *item_count;  /* one number, on the device */
+    const AttentionSegment *segments; /* only the plain version reads them */
+    const AttentionItem *items; /* 16-byte aligned; readable up to one past the grid's CTAs */
+    const int32_t *item_count;  /* how many items and merges, on the device: two numbers */
+    const AttentionItem *merges; /* one item of each tile with more than one chunk */
     const uint64_t *masks;      /* one per query row of `q`; not read by the prefill kernel */
     const int32_t *tables;      /* block tables of all sequences */
     float *partial_out;         /* [partial rows][head_dim], unnormalised */
     float *partial_stats;       /* [partial rows][2]: maximum (base 2), sum */
-    uint32_t *counters;         /* zero before the first launch; every launch leaves them zero */
     int64_t q_stride;           /* elements */
     float scale;                /* 1 / sqrt(head_dim), usually */
     int32_t heads;
@@ -72,6 +72,9 @@ typedef struct {
 /* Decode and verification. `large` picks the tile; the plan must have been made for it.
  * `ctas`: thread blocks; they share the items. Returns a cudaError_t. */
 int specserve_attention_decode(const AttentionParams *params, int large, int ctas, struct CUstream_st *stream);
+
+/* Merges the chunks of tiles with more than one; to follow the decode kernel. */
+int specserve_attention_merge(const AttentionParams *params, int large, struct CUstream_st *stream);
 
 /* Thread blocks of the decode kernel that fit on the device at once; negative: -cudaError_t. */
 int specserve_attention_decode_ctas(int head_dim, int large);

@@ -241,12 +241,29 @@ __device__ __forceinline__ void load_queries(uint8_t *shared, const AttentionPar
     }
 }
 
+// Reads an item as three 16-byte pieces.
+__device__ __forceinline__ AttentionItem load_item(const AttentionItem *from) {
+    static_assert(sizeof(AttentionItem) == 48, "three pieces");
+    union {
+        int4 pieces[3];
+        AttentionItem item;
+    } loaded;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) loaded.pieces[i] = reinterpret_cast<const int4 *>(from)[i];
+    return loaded.item;
+}
+
 // Where packed row `row` of a segment goes in the output.
 template <int HD>
 __device__ __forceinline__ uint16_t *output_row(const AttentionParams &p, const AttentionSegment &segment, int kv_head,
                                                 int group, int row) {
     const int query = row / group, head = kv_head * group + row % group;
     return p.out + ((int64_t)(segment.first_row + query) * p.heads + head) * HD;
+}
+
+__device__ __forceinline__ float reference_of(float maximum) {
+    // Nothing visible: any finite reference gives weights of exactly 0.
+    return maximum == -INFINITY ? 0.f : maximum;
 }
 
 } // namespace attention

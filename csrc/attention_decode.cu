@@ -4,8 +4,9 @@
 // The four warps of a CTA each own every fourth KV block of the chunk and a private ring of
 // cp.async stages, so they never wait for each other while they stream: block b goes to
 // warp b % 4, by position. At the end of the item the warps' softmax states are merged in
-// warp order, and the chunks of a tile, in chunk order, by the CTA that finishes last. A
-// persistent grid walks the items, so a captured launch serves any number of them.
+// warp order. A tile with one chunk is done then; the others' chunks are merged, in chunk
+// order, by a second kernel (attention_merge.cu). A persistent grid walks the items, so a
+// captured launch serves any number of them.
 //
 // Bytes: keys and values once per query tile (2 * positions * kv_heads * head_dim * 2), the
 // queries and the output; partial results are rows * chunks * head_dim * 8 and stay in L2.
@@ -30,7 +31,6 @@ template <int HD, int R> constexpr int shared_bytes() { return R * 16 * HD * 2 +
 
 struct Work {
     AttentionItem item;
-    AttentionSegment segment;
     int kv_head, group, row0, rows;
 };
 
@@ -46,12 +46,13 @@ __device__ __forceinline__ void load_block(uint32_t stage, const uint16_t *from,
     }
 }
 
-// Streams the warp's share of the chunk through its ring.
+// Streams the warp's share of the chunk through its ring. `first` is a CTA's first item: its
+// blocks that only hold earlier steps' tokens are fetched while the kernel before still runs.
 template <int HD, int R>
-__device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionParams &p, const Work &work, uint8_t *q,
-                                       uint8_t *ring_base, int warp, int lane) {
+__device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionParams &p, const Work &work, bool first_item,
+                                       uint8_t *q, uint8_t *ring_base, int warp, int lane) {
     constexpr int STAGE_COUNT = STAGES<HD>;
-    const AttentionSegment &segment = work.segment;
+    const AttentionSegment &segment = work.item.segment;
     const int first = work.item.kv_begin / BLOCK + warp;
     const int end = (work.item.kv_end + BLOCK - 1) / BLOCK;
     const int count = end > first ? (end - first + WARPS - 1) / WARPS : 0;
@@ -67,8 +68,11 @@ __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionP
         }
         copies_commit();
     };
+    const bool old = (first + (min(count, STAGE_COUNT - 1) - 1) * WARPS + 1) * BLOCK <= segment.start;
+    if (first_item && !old) ss::wait_for_previous();
 #pragma unroll
     for (int i = 0; i < STAGE_COUNT - 1; ++i) fetch(i);
+    if (first_item && old) ss::wait_for_previous();
 
     load_queries<HD, R * 16>(q, p, segment, work.kv_head, work.group, work.row0, work.rows);
     uint64_t mask[R][2];
@@ -150,7 +154,7 @@ __device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work
                          weight);
         }
         if (work.item.chunks == 1) {
-            write_output(output_row<HD>(p, work.segment, work.kv_head, work.group, work.row0 + row) + column, out, sum);
+            write_output(output_row<HD>(p, work.item.segment, work.kv_head, work.group, work.row0 + row) + column, out, sum);
         } else {
             const int64_t slot = work.item.partial +
                                  ((int64_t)work.kv_head * work.item.chunks + work.item.chunk) * work.rows + row;
@@ -160,75 +164,33 @@ __device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work
     }
 }
 
-// Merges the chunks of a tile in chunk order.
-template <int HD> __device__ __forceinline__ void merge_chunks(const AttentionParams &p, const Work &work) {
-    constexpr int COLUMNS = HD / 4;
-    const int chunks = work.item.chunks;
-    for (int e = threadIdx.x; e < work.rows * COLUMNS; e += THREADS) {
-        const int row = e / COLUMNS, column = (e % COLUMNS) * 4;
-        const int64_t slot = work.item.partial + (int64_t)work.kv_head * chunks * work.rows + row;
-        const float2 *stats = reinterpret_cast<const float2 *>(p.partial_stats) + slot;
-        float maximum = -INFINITY;
-#pragma unroll 4
-        for (int c = 0; c < chunks; ++c) maximum = fmaxf(maximum, __ldcg(stats + c * work.rows).x);
-        const float reference = maximum == -INFINITY ? 0.f : maximum;
-        float4 out = make_float4(0.f, 0.f, 0.f, 0.f);
-        float sum = 0.f;
-#pragma unroll 4
-        for (int c = 0; c < chunks; ++c) {
-            const float2 part = __ldcg(stats + c * work.rows);
-            const float4 v = __ldcg(
-                reinterpret_cast<const float4 *>(p.partial_out + (slot + (int64_t)c * work.rows) * HD + column));
-            const float weight = power_of_two(part.x - reference);
-            sum = fmaf(part.y, weight, sum);
-            add_weighted(out, v, weight);
-        }
-        write_output(output_row<HD>(p, work.segment, work.kv_head, work.group, work.row0 + row) + column, out, sum);
-    }
-}
-
-// Whether this CTA is the last of its tile and head to arrive.
-__device__ __forceinline__ bool arrive_last(const AttentionParams &p, const Work &work, int *flag) {
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t *counter = p.counters + work.item.counter + work.kv_head;
-        const bool last = atomicAdd(counter, 1u) == (uint32_t)work.item.chunks - 1;
-        if (last) *counter = 0;
-        *flag = last;
-    }
-    __syncthreads();
-    __threadfence();
-    return *flag != 0;
-}
-
 template <int HD, int R> __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ float2 stats[WARPS][R * 16];
-    __shared__ int last;
     uint8_t *ring = shared + R * 16 * HD * 2;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    ss::wait_for_previous();
     ss::let_next_start();
+    Work work;
+    work.group = p.heads / p.kv_heads;
+    // Before it is known whether there is one: its load overlaps that of the count.
+    AttentionItem next = load_item(p.items + blockIdx.x / p.kv_heads);
     const int total = *p.item_count * p.kv_heads;
+    if ((int)blockIdx.x >= total) ss::wait_for_previous();
     for (int w = blockIdx.x; w < total; w += gridDim.x) {
-        Work work;
-        work.item = p.items[w / p.kv_heads];
-        work.segment = p.segments[work.item.segment];
+        work.item = next;
         work.kv_head = w % p.kv_heads;
-        work.group = p.heads / p.kv_heads;
         work.row0 = work.item.tile * R * 16;
-        work.rows = min(R * 16, work.segment.queries * work.group - work.row0);
+        work.rows = min(R * 16, work.item.segment.queries * work.group - work.row0);
+        if (w + (int)gridDim.x < total) next = load_item(p.items + (w + gridDim.x) / p.kv_heads);
 
         Accumulator<HD, R> acc;
         acc.clear();
-        stream<HD, R>(acc, p, work, shared, ring, warp, lane);
+        stream<HD, R>(acc, p, work, w == (int)blockIdx.x, shared, ring, warp, lane);
         acc.finish_sums();
         __syncthreads(); // the ring becomes the merge buffer
         publish<HD, R>(acc, reinterpret_cast<float *>(ring), stats, warp, lane);
         __syncthreads();
         merge_warps<HD, R>(p, work, reinterpret_cast<const float *>(ring), stats);
-        if (work.item.chunks > 1 && arrive_last(p, work, &last)) merge_chunks<HD>(p, work);
         __syncthreads(); // before the next item's copies land in the merge buffer
     }
 }

@@ -44,13 +44,12 @@ template <int HD>
 __global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    ss::wait_for_previous();
     ss::let_next_start();
+    ss::wait_for_previous();
 
-    const AttentionItem item = p.items[blockIdx.x];
-    const AttentionSegment segment = p.segments[item.segment];
+    const AttentionSegment segment = p.items[blockIdx.x].segment;
     const int kv_head = blockIdx.y, group = p.heads / p.kv_heads;
-    const int row0 = item.tile * TILE_ROWS;
+    const int row0 = p.items[blockIdx.x].tile * TILE_ROWS;
     const int rows = min(TILE_ROWS, segment.queries * group - row0);
     const int kv_end = segment.start + (row0 + rows - 1) / group + 1;
     const int all_visible = segment.start + row0 / group + 1; // positions that every row sees

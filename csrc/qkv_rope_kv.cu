@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(const QkvParams p)
 {
     constexpr int kHalf = kHeadDim / 2;
     constexpr int kLanes = kHalf / kPiece;
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     const int heads_all = p.heads + 2 * p.kv_heads;
     const int64_t item = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) / kLanes;
     const bool inside = item < static_cast<int64_t>(p.rows) * heads_all;

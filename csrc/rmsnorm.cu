@@ -49,6 +49,7 @@ template <int kPieces>
 __global__ void __launch_bounds__(kPieces == 4 ? 512 : 1024) rmsnorm_kernel(const RmsNormParams p)
 {
     __shared__ float scratch[kWarp];
+    let_next_start();
     // Weights are no earlier kernel's output: fetch them while that one drains.
     Bf16x8 weight[kPieces];
 #pragma unroll
@@ -61,7 +62,6 @@ __global__ void __launch_bounds__(kPieces == 4 ? 512 : 1024) rmsnorm_kernel(cons
     const int source = p.gather ? p.gather[blockIdx.x] : static_cast<int>(blockIdx.x);
     uint16_t *out = p.out + static_cast<int64_t>(blockIdx.x) * p.hidden;
     if (source < 0) {
-        let_next_start();
         zero_row(out, p.hidden);
         return;
     }
@@ -92,7 +92,6 @@ __global__ void __launch_bounds__(kPieces == 4 ? 512 : 1024) rmsnorm_kernel(cons
         for (int j = 0; j < kPiece; ++j) squares = fmaf(kept[i].value[j], kept[i].value[j], squares);
     }
     const float total = block_sum(squares, scratch, blockDim.x / kWarp);
-    let_next_start();
     const float scale = rsqrtf(total / static_cast<float>(p.hidden) + p.eps);
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {

@@ -22,13 +22,21 @@ constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * ss::kWarp;
 constexpr int kTileOutputs = 16;
 constexpr int kStageInputs = SKINNY_INPUTS_MULTIPLE;
-constexpr int kStages = 4;
 // A thread's pieces of one stage: two rows, two 16-byte pieces each.
 constexpr int kPieces = 4;
 constexpr int kStageBytes = kPieces * 16 * ss::kWarp;
-constexpr int kSharedBytes = kWarps * kStages * kStageBytes;
+// Stages of a warp's ring: few leave L1 to x, many keep more bytes in flight where x would
+// not fit there anyway.
+constexpr int kStagesShort = 4, kStagesLong = 6;
+constexpr int kInputsShort = 4096;
+constexpr int shared_bytes(int stages) { return kWarps * stages * kStageBytes; }
 
-__device__ __forceinline__ float silu(float x) { return x / (1.f + __expf(-x)); }
+// As csrc/swiglu.cu, bit for bit: both factors are rounded to bf16 before.
+__device__ __forceinline__ ss::bf16 swiglu(float gate, float up)
+{
+    const float rounded = __bfloat162float(__float2bfloat16(gate));
+    return __float2bfloat16(rounded / (1.f + __expf(-rounded)) * __bfloat162float(__float2bfloat16(up)));
+}
 
 // The two weight rows of a thread: tile rows lane / 4 and lane / 4 + 8.
 template <int KIND>
@@ -71,18 +79,19 @@ __device__ __forceinline__ void store(const SkinnyParams &p, const float (*sums)
         if (KIND == SKINNY_F32)
             static_cast<float *>(p.y)[at] = total(output, row);
         else if (KIND == SKINNY_SWIGLU)
-            static_cast<ss::bf16 *>(p.y)[at] = __float2bfloat16(silu(total(output, row)) * total(output + 8, row));
+            static_cast<ss::bf16 *>(p.y)[at] = swiglu(total(output, row), total(output + 8, row));
         else
             static_cast<ss::bf16 *>(p.y)[at] = __float2bfloat16(total(output, row));
     }
 }
 
 // TILES: tiles of 8 rows of x.
-template <int TILES, int KIND>
+template <int TILES, int KIND, int kStages>
 __global__ void __launch_bounds__(kThreads, 2) skinny(const __grid_constant__ SkinnyParams p)
 {
     extern __shared__ __align__(16) uint8_t shared[];
     __shared__ float sums[kWarps][kTileOutputs][8 * TILES];
+    ss::let_next_start();
     const int warp = threadIdx.x / ss::kWarp, lane = threadIdx.x % ss::kWarp;
     const int stages = p.inputs / kStageInputs;
     const int share = (stages + kWarps - 1) / kWarps;
@@ -105,7 +114,6 @@ __global__ void __launch_bounds__(kThreads, 2) skinny(const __grid_constant__ Sk
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
     ss::wait_for_previous();
-    ss::let_next_start();
 
     float sum[TILES][4] = {};
     for (int stage = 0; stage < count; ++stage) {
@@ -140,13 +148,20 @@ __global__ void __launch_bounds__(kThreads, 2) skinny(const __grid_constant__ Sk
     store<TILES, KIND>(p, sums);
 }
 
-template <int TILES, int KIND> int launch(const SkinnyParams &p, CUstream_st *stream)
+template <int TILES, int KIND, int STAGES> int launch_staged(const SkinnyParams &p, CUstream_st *stream)
 {
+    constexpr int kBytes = shared_bytes(STAGES);
     static const cudaError_t prepared =
-        cudaFuncSetAttribute(skinny<TILES, KIND>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+        cudaFuncSetAttribute(skinny<TILES, KIND, STAGES>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
     if (prepared != cudaSuccess) return (int)prepared;
     const int outputs = KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs;
-    return ss::launch(skinny<TILES, KIND>, dim3(p.outputs / outputs), dim3(kThreads), kSharedBytes, stream, p);
+    return ss::launch(skinny<TILES, KIND, STAGES>, dim3(p.outputs / outputs), dim3(kThreads), kBytes, stream, p);
+}
+
+template <int TILES, int KIND> int launch(const SkinnyParams &p, CUstream_st *stream)
+{
+    return p.inputs <= kInputsShort ? launch_staged<TILES, KIND, kStagesShort>(p, stream)
+                                    : launch_staged<TILES, KIND, kStagesLong>(p, stream);
 }
 
 template <int TILES> int launch_kind(const SkinnyParams &p, CUstream_st *stream)
@@ -172,7 +187,7 @@ __global__ void naive(const __grid_constant__ SkinnyParams p)
     if (p.kind == SKINNY_F32)
         static_cast<float *>(p.y)[index] = product(output);
     else if (p.kind == SKINNY_SWIGLU)
-        static_cast<ss::bf16 *>(p.y)[index] = __float2bfloat16(silu(product(output)) * product(output + p.outputs));
+        static_cast<ss::bf16 *>(p.y)[index] = swiglu(product(output), product(output + p.outputs));
     else
         static_cast<ss::bf16 *>(p.y)[index] = __float2bfloat16(product(output));
 }

@@ -16,8 +16,8 @@ __device__ __forceinline__ float silu(float x) { return x / (1.f + __expf(-x)); 
 
 __global__ void __launch_bounds__(kThreads) swiglu_kernel(const SwigluParams p)
 {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     const int at = (blockIdx.x * kThreads + threadIdx.x) * kPiece;
     if (at >= p.width) return;
     for (int row = blockIdx.y; row < p.rows; row += gridDim.y) {

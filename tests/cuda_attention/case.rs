@@ -76,23 +76,29 @@ pub enum Kernel {
     Naive,
 }
 
-/// A case on host and device.
-pub struct Case {
+/// A problem on the host: sequences, their blocks and all numbers.
+#[derive(Clone)]
+pub struct Problem {
     pub heads: Heads,
     pub sequences: Vec<Sequence>,
     /// Block table of each sequence.
     pub blocks: Vec<Vec<u32>>,
-    pub plan: AttentionPlan,
     /// bf16 `[rows][heads * dim]`.
     pub q: Vec<u16>,
     /// The whole pool, one layer.
     pub kv: Vec<u16>,
+}
+
+/// A problem on the device.
+pub struct Case {
+    heads: Heads,
+    pub plan: AttentionPlan,
+    pub out: DeviceBuffer<u16>,
     device: Device,
 }
 
 struct Device {
     q: DeviceBuffer<u16>,
-    out: DeviceBuffer<u16>,
     kv: DeviceBuffer<u16>,
     segments: DeviceBuffer<i32>,
     items: DeviceBuffer<i32>,
@@ -102,68 +108,53 @@ struct Device {
     tables: DeviceBuffer<i32>,
     partial_out: DeviceBuffer<f32>,
     partial_stats: DeviceBuffer<f32>,
-    counters: DeviceBuffer<u32>,
+    merges: DeviceBuffer<i32>,
     ctas: [i32; 2],
 }
 
-impl Case {
+impl Problem {
     /// Fresh random numbers. The pool has twice the blocks that are needed, handed out in
     /// random order; slots that no sequence uses are NaN.
-    pub fn new(heads: Heads, sequences: Vec<Sequence>, seed: u64, stream: &Stream) -> Result<Case, CudaError> {
+    pub fn new(heads: Heads, sequences: Vec<Sequence>, seed: u64) -> Problem {
         let mut random = Random::new(seed);
         let blocks = scatter(&sequences, &mut random);
         let rows: usize = sequences.iter().map(|sequence| sequence.tokens).sum();
         let q = (0..rows * heads.query * heads.dim).map(|_| random.bf16()).collect();
         let kv = pool(heads, &sequences, &blocks, &mut random);
-        Case::with(heads, sequences, blocks, q, kv, stream)
+        Problem { heads, sequences, blocks, q, kv }
     }
 
-    pub fn with(
-        heads: Heads,
-        sequences: Vec<Sequence>,
-        blocks: Vec<Vec<u32>>,
-        q: Vec<u16>,
-        kv: Vec<u16>,
-        stream: &Stream,
-    ) -> Result<Case, CudaError> {
-        let rows: usize = sequences.iter().map(|sequence| sequence.tokens).sum();
-        let longest = sequences.iter().map(Sequence::end).max().unwrap_or(1);
-        let room = AttentionRoom::for_rows(heads.query, heads.kv, rows, longest);
+    /// Query rows of all sequences.
+    pub fn rows(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.tokens).sum()
+    }
+}
+
+impl Case {
+    /// Plans a problem and copies it to the device.
+    pub fn new(problem: &Problem, stream: &Stream) -> Result<Case, CudaError> {
+        let heads = problem.heads;
+        let longest = problem.sequences.iter().map(Sequence::end).max().unwrap_or(1);
+        let room = AttentionRoom::for_rows(heads.query, heads.kv, problem.rows(), longest);
         let mut plan = AttentionPlan::new(room);
-        plan.build(sequences.iter().zip(&blocks).map(|(sequence, blocks)| SequenceShape {
+        plan.build(problem.sequences.iter().zip(&problem.blocks).map(|(sequence, blocks)| SequenceShape {
             start: sequence.start,
             tokens: sequence.tokens,
             drafts: sequence.drafts,
             tree: sequence.tree.as_deref(),
             blocks,
         }));
-        let device = Device::new(heads, &plan, room, &q, &kv, sequences.len(), stream)?;
-        Ok(Case { heads, sequences, blocks, plan, q, kv, device })
-    }
-
-    /// One sequence of this case alone, with the same numbers in the same blocks.
-    pub fn alone(&self, index: usize, stream: &Stream) -> Result<Case, CudaError> {
-        let row = self.first_row(index) * self.width();
-        let q = self.q[row..row + self.sequences[index].tokens * self.width()].to_vec();
-        let sequences = vec![self.sequences[index].clone()];
-        Case::with(self.heads, sequences, vec![self.blocks[index].clone()], q, self.kv.clone(), stream)
-    }
-
-    pub fn first_row(&self, index: usize) -> usize {
-        self.sequences[..index].iter().map(|sequence| sequence.tokens).sum()
-    }
-
-    /// Numbers of one row of queries or output.
-    pub fn width(&self) -> usize {
-        self.heads.query * self.heads.dim
+        let device = Device::new(problem, &plan, room, stream)?;
+        let out = DeviceBuffer::filled(0xff, problem.q.len(), stream)?;
+        Ok(Case { heads, plan, out, device })
     }
 
     fn params(&mut self) -> AttentionParams {
-        let width = self.width() as i64;
+        let width = (self.heads.query * self.heads.dim) as i64;
         let device = &mut self.device;
         AttentionParams {
             q: device.q.ptr(),
-            out: device.out.mut_ptr(),
+            out: self.out.mut_ptr(),
             kv: device.kv.ptr(),
             segments: device.segments.ptr().cast(),
             items: device.items.ptr().cast(),
@@ -172,7 +163,7 @@ impl Case {
             tables: device.tables.ptr(),
             partial_out: device.partial_out.mut_ptr(),
             partial_stats: device.partial_stats.mut_ptr(),
-            counters: device.counters.mut_ptr(),
+            merges: device.merges.ptr().cast(),
             q_stride: width,
             scale: 1.0 / (self.heads.dim as f32).sqrt(),
             heads: self.heads.query as i32,
@@ -198,6 +189,11 @@ impl Case {
             let status = unsafe { kernels::specserve_attention_decode(params, large, ctas, stream.raw()) };
             check_launch(status, "attention_decode")?;
         }
+        if !self.plan.merges.is_empty() {
+            // SAFETY: as above.
+            let status = unsafe { kernels::specserve_attention_merge(params, large, stream.raw()) };
+            check_launch(status, "attention_merge")?;
+        }
         if !self.plan.prefill_items.is_empty() {
             let params = AttentionParams { items: self.device.prefill_items.ptr().cast(), ..*params };
             let count = self.plan.prefill_items.len() as i32;
@@ -217,71 +213,11 @@ impl Case {
         let status = unsafe { kernels::specserve_attention_naive(params, count, most, causal, stream.raw()) };
         check_launch(status, "attention_naive")
     }
-
-    /// Runs into a poisoned output and reads it.
-    pub fn run(&mut self, kernel: Kernel, stream: &Stream) -> Result<Vec<u16>, CudaError> {
-        self.device.out.fill(0xff, stream)?;
-        self.launch(kernel, stream)?;
-        self.device.out.to_vec(stream)
-    }
-
-    /// One head's output of one row, in double precision.
-    pub fn oracle(&self, sequence: usize, query: usize, head: usize) -> Vec<f64> {
-        let dim = self.heads.dim;
-        let kv_head = head / (self.heads.query / self.heads.kv);
-        let row = (self.first_row(sequence) + query) * self.width() + head * dim;
-        let q = &self.q[row..row + dim];
-        let seen: Vec<usize> =
-            (0..self.sequences[sequence].end()).filter(|&p| self.sees(sequence, query, p)).collect();
-        let scores: Vec<f64> =
-            seen.iter().map(|&p| dot(q, self.vector(sequence, p, kv_head, 0)) / (dim as f64).sqrt()).collect();
-        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = scores.iter().map(|score| (score - top).exp()).sum();
-        let mut out = vec![0.0; dim];
-        for (&position, score) in seen.iter().zip(&scores) {
-            let weight = (score - top).exp() / sum;
-            for (to, &value) in out.iter_mut().zip(self.vector(sequence, position, kv_head, 1)) {
-                *to += weight * f64::from(bf16::from_bits(value));
-            }
-        }
-        out
-    }
-
-    fn sees(&self, sequence: usize, query: usize, position: usize) -> bool {
-        let shape = &self.sequences[sequence];
-        let start = shape.start as usize;
-        let committed = shape.tokens - shape.drafts;
-        let Some(parents) = &shape.tree else { return position <= start + query };
-        if query < committed || position < start + committed {
-            return position <= start + query;
-        }
-        let mut at = query - committed;
-        loop {
-            if position == start + committed + at {
-                return true;
-            }
-            match parents[at] {
-                0 => return false,
-                parent => at = parent as usize - 1,
-            }
-        }
-    }
-
-    /// A key (`which` 0) or a value (1).
-    fn vector(&self, sequence: usize, position: usize, kv_head: usize, which: usize) -> &[u16] {
-        let tokens = BLOCK_TOKENS as usize;
-        let block = self.blocks[sequence][position / tokens] as usize;
-        let at = vector_offset(self.heads, block, kv_head, which, position % tokens);
-        &self.kv[at..at + self.heads.dim]
-    }
 }
 
-fn vector_offset(heads: Heads, block: usize, kv_head: usize, which: usize, token: usize) -> usize {
+/// Where a key (`which` 0) or value (1) starts in the pool.
+pub fn vector_offset(heads: Heads, block: usize, kv_head: usize, which: usize, token: usize) -> usize {
     (((block * heads.kv + kv_head) * 2 + which) * BLOCK_TOKENS as usize + token) * heads.dim
-}
-
-fn dot(a: &[u16], b: &[u16]) -> f64 {
-    a.iter().zip(b).map(|(&a, &b)| f64::from(bf16::from_bits(a)) * f64::from(bf16::from_bits(b))).sum()
 }
 
 fn scatter(sequences: &[Sequence], random: &mut Random) -> Vec<Vec<u32>> {
@@ -315,31 +251,31 @@ fn pool(heads: Heads, sequences: &[Sequence], blocks: &[Vec<u32>], random: &mut 
 
 impl Device {
     fn new(
-        heads: Heads,
+        problem: &Problem,
         plan: &AttentionPlan,
         room: AttentionRoom,
-        q: &[u16],
-        kv: &[u16],
-        sequences: usize,
         stream: &Stream,
     ) -> Result<Device, CudaError> {
+        let heads = problem.heads;
         let ctas = [0, 1].map(|large| {
             // SAFETY: reads facts about the current device.
             unsafe { kernels::specserve_attention_decode_ctas(heads.dim as i32, large) }
         });
+        // The kernel may read an item for each of its CTAs.
+        let mut items: Vec<i32> = plan.items.iter().flat_map(item_words).collect();
+        items.resize(items.len() + 12 * 1024, 0);
         Ok(Device {
-            q: DeviceBuffer::from_slice(q, stream)?,
-            out: DeviceBuffer::uninitialized(q.len())?,
-            kv: DeviceBuffer::from_slice(kv, stream)?,
+            q: DeviceBuffer::from_slice(&problem.q, stream)?,
+            kv: DeviceBuffer::from_slice(&problem.kv, stream)?,
             segments: words(&plan.segments.iter().flat_map(segment_words).collect::<Vec<_>>(), stream)?,
-            items: words(&plan.items.iter().flat_map(item_words).collect::<Vec<_>>(), stream)?,
+            items: words(&items, stream)?,
             prefill_items: words(&plan.prefill_items.iter().flat_map(item_words).collect::<Vec<_>>(), stream)?,
-            item_count: words(&[plan.items.len() as i32], stream)?,
+            item_count: words(&[plan.items.len() as i32, plan.merges.len() as i32], stream)?,
             masks: words(&plan.masks, stream)?,
             tables: words(&plan.tables, stream)?,
             partial_out: DeviceBuffer::filled(0xff, room.partial_rows * heads.dim, stream)?,
             partial_stats: DeviceBuffer::filled(0xff, room.partial_rows * 2, stream)?,
-            counters: DeviceBuffer::filled(0, room.counters(sequences), stream)?,
+            merges: words(&plan.merges.iter().flat_map(item_words).collect::<Vec<_>>(), stream)?,
             ctas,
         })
     }
@@ -353,6 +289,11 @@ fn segment_words(s: &AttentionSegment) -> [i32; 4] {
     [s.first_row, s.queries, s.start, s.table]
 }
 
-fn item_words(i: &AttentionItem) -> [i32; 8] {
-    [i.segment, i.tile, i.kv_begin, i.kv_end, i.chunk, i.chunks, i.partial, i.counter]
+fn item_words(i: &AttentionItem) -> [i32; 12] {
+    let s = i.segment;
+    let work = [i.tile, i.kv_begin, i.kv_end, i.chunk, i.chunks, i.partial, 0, 0];
+    let mut words = [0; 12];
+    words[..4].copy_from_slice(&[s.first_row, s.queries, s.start, s.table]);
+    words[4..].copy_from_slice(&work);
+    words
 }

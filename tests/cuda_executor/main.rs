@@ -194,11 +194,32 @@ fn penalties_and_filters_speculate_losslessly() {
     };
     let mut plain = fresh();
     generate(&mut executor, &mut plain, 0, 40);
+    // One draft each: sixteen rows at most, where rows never meet.
     let mut speculative = fresh();
-    let (accepted, _) = generate(&mut executor, &mut speculative, 4, 40);
+    let (accepted, _) = generate(&mut executor, &mut speculative, 1, 40);
     assert!(accepted > 0);
-    let equal = plain.iter().zip(&speculative).filter(|(a, b)| a.tokens == b.tokens).count();
-    assert!(equal >= 7, "{equal} of 8 texts are equal; ties can account for one");
+    for (plain, speculative) in plain.iter().zip(&speculative) {
+        assert_eq!(plain.tokens, speculative.tokens);
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn up_to_sixteen_rows_speculation_is_equal_bit_for_bit() {
+    let mut executor = executor();
+    let prompts = prompts();
+    for temperature in [0.0, 0.8] {
+        for index in 0..10 {
+            let fresh = || [Sequence::new(0, &prompts[index], sampled(temperature, index as u64), 512)];
+            let mut plain = fresh();
+            generate(&mut executor, &mut plain, 0, 60);
+            for length in 1..=8 {
+                let mut speculative = fresh();
+                generate(&mut executor, &mut speculative, length, 60);
+                assert_eq!(plain[0].tokens, speculative[0].tokens, "t {temperature} prompt {index} k {length}");
+            }
+        }
+    }
 }
 
 #[test]

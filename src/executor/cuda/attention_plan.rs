@@ -17,7 +17,7 @@ pub const MASKED_QUERIES_MAX: usize = ATTENTION_MASK_BITS as usize;
 
 /// Chunk lengths in tokens by the position where the chunk starts: short ones spread a short
 /// context over the chip, long ones keep the merging of a long context cheap.
-const CHUNKS: [(u32, u32); 3] = [(0, 256), (4096, 512), (8192, 1024)];
+const CHUNKS: [(u32, u32); 3] = [(0, 256), (2048, 512), (8192, 1024)];
 
 /// The longest chunk; the decode kernel holds its block numbers in one warp's registers.
 const CHUNK_TOKENS_MAX: u32 = 1024;
@@ -82,14 +82,6 @@ impl AttentionRoom {
             partial_rows: if chunks > 1 { masked_rows * heads * chunks } else { 0 },
         }
     }
-
-    /// Arrival counters that any plan of up to `sequences` sequences needs: one per KV head
-    /// for each tile that is cut into at least two chunks.
-    pub fn counters(&self, sequences: usize) -> usize {
-        let full_tiles = self.partial_rows / (2 * self.kv_heads * ATTENTION_TILE_ROWS_SMALL as usize);
-        let segments = 2 * sequences;
-        (full_tiles + segments) * self.kv_heads
-    }
 }
 
 /// One step's attention: everything that the kernels read besides queries, keys and values.
@@ -101,6 +93,8 @@ pub struct AttentionPlan {
     pub segments: Vec<AttentionSegment>,
     /// Work of the decode kernel.
     pub items: Vec<AttentionItem>,
+    /// One item of each tile whose chunks are merged.
+    pub merges: Vec<AttentionItem>,
     /// Work of the prefill kernel.
     pub prefill_items: Vec<AttentionItem>,
     /// What each query row sees of its own segment.
@@ -117,7 +111,6 @@ pub struct AttentionPlan {
     partial_rows: usize,
     partial_rows_planned: usize,
     partial_rows_for_trees: usize,
-    counters: usize,
 }
 
 impl AttentionPlan {
@@ -127,6 +120,7 @@ impl AttentionPlan {
             room,
             segments: Vec::new(),
             items: Vec::new(),
+            merges: Vec::new(),
             prefill_items: Vec::new(),
             masks: Vec::new(),
             tables: Vec::new(),
@@ -137,7 +131,6 @@ impl AttentionPlan {
             partial_rows: 0,
             partial_rows_planned: 0,
             partial_rows_for_trees: 0,
-            counters: 0,
         }
     }
 
@@ -159,6 +152,7 @@ impl AttentionPlan {
     fn clear(&mut self) {
         self.segments.clear();
         self.items.clear();
+        self.merges.clear();
         self.prefill_items.clear();
         self.masks.clear();
         self.tables.clear();
@@ -169,7 +163,6 @@ impl AttentionPlan {
         self.partial_rows = 0;
         self.partial_rows_planned = 0;
         self.partial_rows_for_trees = 0;
-        self.counters = 0;
     }
 
     /// Query rows so far.
@@ -237,17 +230,16 @@ impl AttentionPlan {
 
     fn add_causal(&mut self, segment: AttentionSegment) {
         let tiles = (segment.queries as usize * self.group()).div_ceil(ATTENTION_PREFILL_TILE_ROWS as usize);
-        let number = self.segments.len() as i32;
         // Last tiles first: they see most positions.
         let items = (0..tiles as i32).rev().map(|tile| AttentionItem {
-            segment: number,
+            segment,
             tile,
             kv_begin: 0,
             kv_end: segment.start + segment.queries,
             chunk: 0,
             chunks: 1,
             partial: 0,
-            counter: 0,
+            unused: [0; 2],
         });
         self.prefill_items.extend(items);
         self.segments.push(segment);
@@ -315,26 +307,29 @@ impl AttentionPlan {
         let chunks = chunk_count(end);
         for tile in 0..packed.div_ceil(tile_rows) {
             let rows = tile_rows.min(packed - tile * tile_rows);
-            let (partial, counter) = (self.partial_rows, self.counters);
+            let partial = self.partial_rows;
             if chunks > 1 {
                 self.partial_rows += self.room.kv_heads * chunks * rows;
-                self.counters += self.room.kv_heads;
             }
             let mut begin = 0;
             for chunk in 0..chunks {
                 let (class, length) = chunk_at(begin);
                 let stop = end.min(begin + length);
                 let class = if stop - begin == length { class + 1 } else { 0 };
-                by_length[class].push(AttentionItem {
-                    segment: number as i32,
+                let item = AttentionItem {
+                    segment,
                     tile: tile as i32,
                     kv_begin: begin as i32,
                     kv_end: stop as i32,
                     chunk: chunk as i32,
                     chunks: chunks as i32,
                     partial: partial as i32,
-                    counter: counter as i32,
-                });
+                    unused: [0; 2],
+                };
+                by_length[class].push(item);
+                if chunk == 0 && chunks > 1 {
+                    self.merges.push(item);
+                }
                 begin = stop;
             }
         }
@@ -392,7 +387,7 @@ mod tests {
     #[test]
     fn chunks_cover_every_position_once_and_start_where_position_says() {
         let blocks = blocks(2048);
-        for end in [1u32, 16, 255, 256, 257, 4095, 4096, 4097, 8192, 8193, 20_000, 32_768] {
+        for end in [1u32, 16, 511, 512, 513, 4095, 4096, 4097, 8192, 8193, 20_000, 32_768] {
             let mut plan = plan();
             plan.build([chain(end - 1, 1, &blocks)].into_iter());
             let mut items = plan.items.clone();
@@ -416,11 +411,11 @@ mod tests {
         alone.build([chain(5000, 1, &blocks)].into_iter());
         let mut among = plan();
         among.build([3u32, 700, 31_000, 5000].into_iter().map(|start| chain(start, 1, &blocks)));
-        let borders = |plan: &AttentionPlan, segment: i32| {
+        let borders = |plan: &AttentionPlan, row: i32| {
             let mut borders: Vec<_> = plan
                 .items
                 .iter()
-                .filter(|item| item.segment == segment)
+                .filter(|item| item.segment.first_row == row)
                 .map(|item| (item.kv_begin, item.kv_end))
                 .collect();
             borders.sort();
@@ -455,7 +450,7 @@ mod tests {
         assert_eq!((plan.segments[1].start, plan.segments[1].queries), (100, 3));
         assert_eq!(plan.masks[100..], [0b1, 0b10, 0b110]);
         assert_eq!(plan.prefill_items.len(), 4);
-        assert!(plan.items.iter().all(|item| item.segment == 1));
+        assert!(plan.items.iter().all(|item| item.segment.start == 100));
     }
 
     #[test]
@@ -480,12 +475,12 @@ mod tests {
     fn a_tree_finds_room_also_behind_chains_that_would_have_filled_it() {
         let blocks = blocks(256);
         let tree = [0, 0, 1];
-        let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 8 * 16 * 10 });
+        let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 8 * 8 * 10 });
         let chain = chain(4000, 8, &blocks);
         let shape = SequenceShape { start: 4000, tokens: 4, drafts: 3, tree: Some(&tree), blocks: &blocks };
         plan.build([chain, shape].into_iter());
         assert_eq!(plan.prefill_items.len(), 1, "the chain gives way");
-        assert!(!plan.items.is_empty() && plan.items.iter().all(|item| item.segment == 1));
+        assert!(!plan.items.is_empty() && plan.items.iter().all(|item| item.segment.first_row == 8));
     }
 
     #[test]
@@ -503,6 +498,6 @@ mod tests {
         regions.dedup();
         assert_eq!(regions.len(), 9);
         assert!(regions.windows(2).all(|pair| pair[0].1 <= pair[1].0));
-        assert!(plan.counters <= plan.room.counters(3));
+        assert_eq!(plan.merges.len(), 6, "the short sequence has one chunk");
     }
 }

@@ -257,7 +257,6 @@ fn scratch_sizes(options: &CudaOptions, logit_rows: usize) -> ScratchSizes {
         rows: eager_rows(options.batch_tokens_max as usize).max(VERIFY_ROWS_MAX),
         logit_rows,
         masked_rows: logit_rows,
-        sequences: options.batch_sequences_max as usize,
     }
 }
 

@@ -4,7 +4,7 @@ use super::attention_plan::AttentionRoom;
 use super::buffer::DeviceBuffer;
 use super::error::{CudaError, check_launch};
 use super::ffi::kernels::{
-    self, AttentionItem, AttentionParams, AttentionSegment, EmbeddingParams, QkvParams, RmsNormParams,
+    self, AttentionItem, AttentionParams, EmbeddingParams, QkvParams, RmsNormParams,
     SwigluParams,
 };
 use super::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
@@ -26,12 +26,12 @@ pub struct StepAddresses {
     pub masks: *const u64,
     /// Rows that need logits, `[logit rows]`; -1 is padding.
     pub gather: *const i32,
-    /// Runs of query rows.
-    pub segments: *const AttentionSegment,
     /// Work of the decode kernel.
     pub items: *const AttentionItem,
-    /// How many.
+    /// How many, and how many merges.
     pub item_count: *const i32,
+    /// Tiles whose chunks are merged.
+    pub merges: *const AttentionItem,
     /// Work of the prefill kernel.
     pub prefill_items: *const AttentionItem,
     /// Block tables.
@@ -62,8 +62,6 @@ pub struct ScratchSizes {
     pub logit_rows: usize,
     /// Rows of segments short enough for the decode kernel.
     pub masked_rows: usize,
-    /// Sequences of a step.
-    pub sequences: usize,
 }
 
 /// Intermediate results of a forward pass; contents matter only within one.
@@ -79,7 +77,6 @@ struct Scratch {
     logits: DeviceBuffer<f32>,
     partial_out: DeviceBuffer<f32>,
     partial_stats: DeviceBuffer<f32>,
-    counters: DeviceBuffer<u32>,
 }
 
 /// A model on the device: weights, rotation table and scratch memory; the KV pool is added
@@ -383,14 +380,14 @@ impl DeviceModel {
             q: self.scratch.qkv.ptr(),
             out: self.scratch.attended.mut_ptr(),
             kv,
-            segments: step.segments,
+            segments: std::ptr::null(),
             items: step.items,
             item_count: step.item_count,
+            merges: step.merges,
             masks: step.masks,
             tables: step.tables,
             partial_out: self.scratch.partial_out.mut_ptr(),
             partial_stats: self.scratch.partial_stats.mut_ptr(),
-            counters: self.scratch.counters.mut_ptr(),
             q_stride: qkv_width(&self.spec) as i64,
             scale: 1.0 / (self.spec.head_dim as f32).sqrt(),
             heads: self.spec.heads as i32,
@@ -404,6 +401,11 @@ impl DeviceModel {
                 kernels::specserve_attention_decode(&params, large, self.ctas[large as usize], raw)
             };
             check_launch(status, "attention_decode")?;
+            // SAFETY: see `run`.
+            check_launch(
+                unsafe { kernels::specserve_attention_merge(&params, large, raw) },
+                "attention_merge",
+            )?;
         }
         if sizes.prefill_items > 0 {
             let params = AttentionParams { items: step.prefill_items, ..params };
@@ -475,7 +477,6 @@ impl Scratch {
             logits: DeviceBuffer::uninitialized(sizes.logit_rows * spec.vocab_size)?,
             partial_out: DeviceBuffer::uninitialized(room.partial_rows * spec.head_dim)?,
             partial_stats: DeviceBuffer::uninitialized(room.partial_rows * 2)?,
-            counters: DeviceBuffer::filled(0, room.counters(sizes.sequences), stream)?,
         })
     }
 }
@@ -521,6 +522,9 @@ fn check_spec(spec: &ModelSpec) -> Result<(), crate::executor::ExecutorError> {
     let refuse = |what: String| Err(crate::executor::ExecutorError::Malformed(what));
     if !matches!(spec.head_dim, 64 | 128) {
         return refuse(format!("head_dim {}: the CUDA kernels take 64 and 128", spec.head_dim));
+    }
+    if spec.heads / spec.kv_heads > kernels::ATTENTION_TILE_ROWS_SMALL as usize {
+        return refuse(format!("{} query heads share {} KV heads: too many", spec.heads, spec.kv_heads));
     }
     if !spec.hidden_size.is_multiple_of(8) || spec.hidden_size > kernels::LAYER_HIDDEN_MAX as usize {
         return refuse(format!(

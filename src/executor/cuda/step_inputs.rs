@@ -7,15 +7,23 @@
 use super::attention_plan::AttentionPlan;
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::CudaError;
-use super::ffi::kernels::{AttentionItem, AttentionSegment, LogitAdjustment, SamplingRow, VerifySequence};
+use super::ffi::kernels::{AttentionItem, LogitAdjustment, SamplingRow, VerifySequence};
 use super::forward::StepAddresses;
 use super::sampling_rows::SamplingRows;
 use super::stream::Stream;
 
 /// Words between the parts: every part starts at a multiple of 16 bytes.
 const ALIGNMENT_WORDS: usize = 4;
+/// Words behind a step that the decode kernel's CTAs may read before they know that there is
+/// no item for them.
+const READ_AHEAD_WORDS: usize = 1024 * ITEM_WORDS;
+/// Words of an [`AttentionItem`].
+const ITEM_WORDS: usize = size_of::<AttentionItem>() / 4;
 /// Words of a [`LogitAdjustment`].
 const ADJUSTMENT_WORDS: usize = size_of::<LogitAdjustment>() / 4;
+
+/// Place of `segment.table` in an [`AttentionItem`], in words.
+const TABLE_WORD: usize = std::mem::offset_of!(AttentionItem, segment.table) / 4;
 
 /// Types that are whole 32-bit words without padding, as the kernels read them.
 ///
@@ -27,8 +35,6 @@ unsafe impl Words for i32 {}
 // SAFETY: integers.
 unsafe impl Words for u64 {}
 // SAFETY: `repr(C)` structs of 32-bit fields.
-unsafe impl Words for AttentionSegment {}
-// SAFETY: as above.
 unsafe impl Words for AttentionItem {}
 // SAFETY: as above.
 unsafe impl Words for VerifySequence {}
@@ -57,18 +63,18 @@ struct Layout {
     slots: usize,
     masks: usize,
     gather: usize,
-    segments: usize,
     sampling: usize,
     sequence_of: usize,
     drafts: usize,
     parents: usize,
     sequences: usize,
+    merges: usize,
     items: usize,
 }
 
 impl Layout {
     fn new(sizes: InputSizes) -> Layout {
-        let mut next = ALIGNMENT_WORDS; // the item count
+        let mut next = ALIGNMENT_WORDS; // the counts of items and merges
         let mut part = |words: usize| {
             let start = next;
             next += words.next_multiple_of(ALIGNMENT_WORDS);
@@ -81,12 +87,13 @@ impl Layout {
             slots: part(rows),
             masks: part(2 * rows),
             gather: part(logit_rows),
-            segments: part(2 * sequences * size_of::<AttentionSegment>() / 4),
             sampling: part(logit_rows * size_of::<SamplingRow>() / 4),
             sequence_of: part(logit_rows),
             drafts: part(logit_rows),
             parents: part(logit_rows),
             sequences: part(sequences * size_of::<VerifySequence>() / 4),
+            // A tile has at least one row, so there are no more merges than rows.
+            merges: part(rows * ITEM_WORDS),
             items: part(0),
         }
     }
@@ -179,10 +186,10 @@ impl StepInputs {
     /// When memory runs out.
     pub fn reserve(&mut self, sizes: InputSizes, data: StepData) -> Result<bool, CudaError> {
         let plan = data.plan;
-        let items = (plan.items.len() + plan.prefill_items.len()) * size_of::<AttentionItem>() / 4;
+        let items = (plan.items.len() + plan.prefill_items.len()) * ITEM_WORDS;
         let adjustments = (data.sampling.adjustments().len() + 1) * ADJUSTMENT_WORDS;
         let words =
-            Self::fixed_words(sizes) + items + plan.tables.len() + adjustments + 2 * ALIGNMENT_WORDS;
+            Self::fixed_words(sizes) + items + plan.tables.len() + adjustments + 2 * ALIGNMENT_WORDS + READ_AHEAD_WORDS;
         if words <= self.device.len() {
             return Ok(false);
         }
@@ -199,7 +206,8 @@ impl StepInputs {
         let layout = Layout::new(sizes);
         let (plan, sampling, verify) = (data.plan, data.sampling, data.verify);
         let words = &mut self.pinned[..];
-        put(words, 0, &[plan.items.len() as i32]);
+        put(words, 0, &[plan.items.len() as i32, plan.merges.len() as i32]);
+        put(words, layout.merges, &plan.merges);
         put_padded(words, layout.tokens, data.tokens, sizes.rows, -1);
         put_padded(words, layout.positions, &plan.positions, sizes.rows, 0);
         put_padded(words, layout.slots, &plan.slots, sizes.rows, -1);
@@ -217,9 +225,9 @@ impl StepInputs {
         let adjustments = put(words, tables, &plan.tables).next_multiple_of(ADJUSTMENT_WORDS);
         let end = put(words, adjustments, sampling.adjustments());
 
-        put(words, layout.segments, &plan.segments);
-        for segment in words[layout.segments..].chunks_mut(4).take(plan.segments.len()) {
-            segment[3] += tables as u32; // tables count from the start of the memory
+        let items = plan.items.len() + plan.prefill_items.len();
+        for item in words[layout.items..].chunks_mut(ITEM_WORDS).take(items) {
+            item[TABLE_WORD] += tables as u32; // tables count from the start of the memory
         }
         let no_row = SamplingRow { position: -1, ..SamplingRow::default() };
         put_padded(words, layout.sampling, sampling.rows(), sizes.logit_rows, no_row);
@@ -241,9 +249,9 @@ impl StepInputs {
             slots: self.at(layout.slots),
             masks: self.at(layout.masks),
             gather: self.at(layout.gather),
-            segments: self.at(layout.segments),
             items: self.at(layout.items),
             item_count: self.at(0),
+            merges: self.at(layout.merges),
             prefill_items: self.at(self.prefill_items),
             tables: self.at(0),
         }
@@ -300,12 +308,12 @@ mod tests {
                 (layout.slots, rows),
                 (layout.masks, 2 * rows),
                 (layout.gather, logit_rows),
-                (layout.segments, 8 * sequences),
                 (layout.sampling, 10 * logit_rows),
                 (layout.sequence_of, logit_rows),
                 (layout.drafts, logit_rows),
                 (layout.parents, logit_rows),
                 (layout.sequences, 3 * sequences),
+                (layout.merges, 12 * rows),
                 (layout.items, 0),
             ];
             assert!(parts.iter().all(|(start, _)| start % ALIGNMENT_WORDS == 0));
