@@ -4,14 +4,16 @@
 // First pass (scan_kernel): a row is cut into slices for several CTAs, so that one row still
 // fills the chip. Each reads its logits once, 16 bytes a thread, and keeps per warp the best
 // two scores, the best two scores with noise and the sum of exponentials. A warp compares
-// four tokens a lane with its own second best by one vote, so the bookkeeping runs a few
-// times per slice. The noise's logarithms are computed only where a bound from the random
-// word's leading zeros leaves the token a chance. The last CTA of a row merges the slices.
+// four tokens a lane with the CTA's second best by one vote, so the bookkeeping runs a few
+// times per slice. The noise's logarithms are computed only where a token has a chance: with
+// noise G = -ln E and E > w, w the token's uniform number, score + G can reach the bar only
+// if w < exp(score - bar). That takes the exponential that the sum needs anyway, and w from
+// the random word's upper bits. The last CTA of a row merges the slices.
 //
 // Second pass (filter_kernel), only for rows with top-k, top-p or min-p: slices add up the
 // integer mass and gather the tokens within a window of the best; the last CTA finds the cut
-// by radix selection among these (or the whole row, should the window be too small or too
-// full) and lets the kept tokens race. Mass is counted in integers, so no result depends on
+// by sorting these (or by radix selection in the whole row, should the window be too small or
+// too full) and lets the kept tokens race. Mass is counted in integers, so no result depends on
 // the order of a sum or on how rows are cut.
 //
 // The includer's `Sink` says what happens to a row's result; its functions are called by all
@@ -34,33 +36,92 @@ __device__ __forceinline__ Result result_of(const Best &podium)
     return {token, podium.second == kNoKey ? token : key_token(podium.second), 0.f, 0.f};
 }
 
+// The bars of a CTA, which its warps raise together: what cannot be among the CTA's best is
+// passed over by all. As integers that sort like the scores.
+struct Bars {
+    uint32_t top;   // the largest of the warps' second best scores
+    uint32_t race;  // the same with noise, or of the best ones where one is enough
+};
+
+__device__ __forceinline__ uint32_t sortable(float score)
+{
+    const uint32_t bits = __float_as_uint(score);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ float unsortable(uint32_t bits)
+{
+    return __uint_as_float(bits >> 31 ? bits & 0x7fffffffu : ~bits);
+}
+
+// What a warp knows; the same in every lane but for `sum` and `finite`.
 struct ScanState {
     Best tops = Best::none(), race = Best::none();
-    float top_bar = -INFINITY;   // score of tops.second
-    float race_bar = -INFINITY;  // score of race.second, or race.first where one is enough
-    float sum = 0.f;             // this lane's
-    float reference = -FLT_MAX;
+    Bars seen;                   // the CTA's bars when they were last looked at
+    float top_bar = -INFINITY;
+    float race_bar = -INFINITY;
+    float chance = INFINITY;     // exp(reference - race_bar), a little more
+    float sum = 0.f;             // of exp(score - reference)
+    float reference = -FLT_MAX;  // at least every score so far
     float finite = 0.f;          // turns NaN at the first score that is not finite
 };
 
-__device__ __forceinline__ void raise_tops(ScanState &state, const float (&score)[4], int at)
+// What exp(score - reference) is multiplied by to bound w. The margin and the slack cover the
+// roundings of both factors and of score + G. Infinite while there is no bar, and where the
+// product could vanish although the token has a chance (w is at least 2^-32).
+__device__ __forceinline__ float chance_of(const ScanState &state)
+{
+    constexpr float kMargin = 1.001f, kLargest = 1e27f, kSlack = 4.f / 16777216.f;
+    const float slack = (fabsf(state.reference) + fabsf(state.race_bar)) * kSlack;
+    const float chance = __expf(state.reference - state.race_bar + slack) * kMargin;
+    return chance < kLargest ? chance : INFINITY;
+}
+
+// Whether a token with exp(score - reference) = e may reach the bar; also when a factor is
+// NaN. The word's upper 23 bits are w or a little less, put behind 1 as a float.
+__device__ __forceinline__ bool has_chance(const ScanState &state, float e, uint32_t word)
+{
+    return !(__uint_as_float(__funnelshift_r(word, 0x7fu, 9)) > fmaf(e, state.chance, 1.f));
+}
+
+__device__ __forceinline__ void raise_reference(ScanState &state, float to)
+{
+    if (to > state.reference) {
+        state.sum *= __expf(state.reference - to);
+        state.reference = to;
+    }
+}
+
+// Takes over what other warps have found.
+__device__ __forceinline__ void follow_bars(ScanState &state, const Bars &bars)
+{
+    state.seen = bars;
+    state.top_bar = fmaxf(state.top_bar, unsortable(bars.top));
+    state.race_bar = fmaxf(state.race_bar, unsortable(bars.race));
+    raise_reference(state, state.top_bar);
+    state.chance = chance_of(state);
+}
+
+__device__ __forceinline__ void raise_tops(ScanState &state, Bars &bars, const float (&score)[4], int at)
 {
     Best fresh = Best::none();
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (score[i] > state.top_bar) fresh.add(rank_key(score[i], at + i));
+        if (score[i] >= state.top_bar && score[i] > -INFINITY) fresh.add(rank_key(score[i], at + i));
     fresh.merge_warp();
     state.tops.merge(fresh);
-    state.top_bar = key_score(state.tops.second);
-    const float best = key_score(state.tops.first);
-    if (best > state.reference) {
-        state.sum *= __expf(state.reference - best);
-        state.reference = best;
+    const float second = key_score(state.tops.second);
+    if (second > state.top_bar) {
+        state.top_bar = second;
+        if (threadIdx.x % kWarp == 0) atomicMax(&bars.top, sortable(second));
     }
+    raise_reference(state, key_score(state.tops.first));
+    state.chance = chance_of(state);
 }
 
 template <bool kTwo>
-__device__ __forceinline__ void raise_race(ScanState &state, const float (&score)[4], const uint32_t (&word)[4], int at)
+__device__ __forceinline__ void raise_race(ScanState &state, Bars &bars, const float (&score)[4],
+                                           const uint32_t (&word)[4], int at)
 {
     Best fresh = Best::none();
 #pragma unroll
@@ -70,7 +131,12 @@ __device__ __forceinline__ void raise_race(ScanState &state, const float (&score
     }
     fresh.merge_warp();
     state.race.merge(fresh);
-    state.race_bar = key_score(kTwo ? state.race.second : state.race.first);
+    const float bar = key_score(kTwo ? state.race.second : state.race.first);
+    if (bar > state.race_bar) {
+        state.race_bar = bar;
+        state.chance = chance_of(state);
+        if (threadIdx.x % kWarp == 0) atomicMax(&bars.race, sortable(bar));
+    }
 }
 
 struct ScanTask {
@@ -78,7 +144,7 @@ struct ScanTask {
     uint64_t seed;
     uint32_t position;
     int vocab;
-    bool tops, race, sum;
+    bool race, sum;
 };
 
 __device__ __forceinline__ float4 load_logits(const float *logits, int at, int vocab)
@@ -93,8 +159,14 @@ __device__ __forceinline__ float4 load_logits(const float *logits, int at, int v
 
 // Four tokens per lane, of one whole warp.
 template <bool kTwo>
-__device__ __forceinline__ void scan_four(ScanState &state, const ScanTask &task, const float4 &logit, int at)
+__device__ __forceinline__ void scan_four(ScanState &state, const ScanTask &task, Bars &bars, const float4 &logit,
+                                          int at)
 {
+    const Bars now = {*const_cast<volatile uint32_t *>(&bars.top), *const_cast<volatile uint32_t *>(&bars.race)};
+    if (__any_sync(kFullMask, now.top != state.seen.top || now.race != state.seen.race)) {
+        // Lanes may have read different states; they follow the first lane's.
+        follow_bars(state, {__shfl_sync(kFullMask, now.top, 0), __shfl_sync(kFullMask, now.race, 0)});
+    }
     float score[4] = {__fmul_rn(logit.x, task.scale), __fmul_rn(logit.y, task.scale), __fmul_rn(logit.z, task.scale),
                       __fmul_rn(logit.w, task.scale)};
 #pragma unroll
@@ -104,22 +176,20 @@ __device__ __forceinline__ void scan_four(ScanState &state, const ScanTask &task
         for (int i = 0; i < 4; ++i)
             if (at + i >= task.vocab) score[i] = -INFINITY;
     }
-    if (task.tops) {
-        const float most = fmaxf(fmaxf(score[0], score[1]), fmaxf(score[2], score[3]));
-        if (__any_sync(kFullMask, most > state.top_bar)) raise_tops(state, score, at);
-    }
-    if (task.sum) {
+    const float most = fmaxf(fmaxf(score[0], score[1]), fmaxf(score[2], score[3]));
+    if (__any_sync(kFullMask, most >= state.top_bar)) raise_tops(state, bars, score, at);
+    if (!task.race && !task.sum) return;
+    float e[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) state.sum += __expf(score[i] - state.reference);
-    }
-    if (task.race) {
-        const uint4 block = philox(at / 4, task.position, task.seed);
-        const uint32_t word[4] = {block.x, block.y, block.z, block.w};
-        float hope = -INFINITY;
+    for (int i = 0; i < 4; ++i) e[i] = __expf(score[i] - state.reference);
+    if (task.sum) state.sum += (e[0] + e[1]) + (e[2] + e[3]);
+    if (!task.race) return;
+    const uint4 block = philox(at / 4, task.position, task.seed);
+    const uint32_t word[4] = {block.x, block.y, block.z, block.w};
+    bool hope = false;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) hope = fmaxf(hope, __fadd_rn(score[i], gumbel_bound(word[i])));
-        if (__any_sync(kFullMask, hope >= state.race_bar)) raise_race<kTwo>(state, score, word, at);
-    }
+    for (int i = 0; i < 4; ++i) hope |= has_chance(state, e[i], word[i]);
+    if (__any_sync(kFullMask, hope)) raise_race<kTwo>(state, bars, score, word, at);
 }
 
 // Merges parts with different references.
@@ -172,6 +242,9 @@ template <typename Sink>
 __global__ void __launch_bounds__(kSampleThreads, kWaves) scan_kernel(const SampleParams p, const Sink sink)
 {
     __shared__ SlicePart warps[kSampleWarps];
+    __shared__ Bars bars;
+    if (threadIdx.x == 0) bars = {sortable(-INFINITY), sortable(-INFINITY)};
+    __syncthreads();
     wait_for_previous();
     const int row_index = blockIdx.y, split = blockIdx.x, splits = gridDim.x;
     const SamplingRow row = p.rows[row_index];
@@ -185,7 +258,6 @@ __global__ void __launch_bounds__(kSampleThreads, kWaves) scan_kernel(const Samp
                            row.seed,
                            static_cast<uint32_t>(row.position),
                            p.vocab,
-                           Sink::kProposes || row.greedy || filtered,
                            !row.greedy && !filtered,
                            Sink::kProposes && !filtered};
     float *logits = p.logits + row_index * p.stride;
@@ -193,13 +265,18 @@ __global__ void __launch_bounds__(kSampleThreads, kWaves) scan_kernel(const Samp
     adjust(p, row, logits, slice.begin, slice.end);
 
     ScanState state;
+    state.seen = {sortable(-INFINITY), sortable(-INFINITY)};
+    // Two loads ahead of the one that is looked at; one copy of the code, which is long.
     int at = slice.begin + 4 * threadIdx.x;
-    for (; at + kSweep < slice.end; at += 2 * kSweep) {
-        const float4 first = load_logits(logits, at, p.vocab), second = load_logits(logits, at + kSweep, p.vocab);
-        scan_four<Sink::kProposes>(state, task, first, at);
-        scan_four<Sink::kProposes>(state, task, second, at + kSweep);
+    auto load = [&](int at) { return load_logits(logits, at, min(p.vocab, slice.end)); };
+    float4 next = load(at), after_next = load(at + kSweep);
+#pragma unroll 1
+    for (; at < slice.end; at += kSweep) {
+        const float4 current = next;
+        next = after_next;
+        after_next = load(at + 2 * kSweep);
+        scan_four<Sink::kProposes>(state, task, bars, current, at);
     }
-    if (at < slice.end) scan_four<Sink::kProposes>(state, task, load_logits(logits, at, p.vocab), at);
 
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const float sum = warp_sum(state.sum);
@@ -251,6 +328,7 @@ struct SelectSpace {
     u64 mass[256];
     uint32_t count[256];
     u64 before;  // mass of the buckets before the chosen one
+    u64 cut;     // of a sorted list
     int bucket;
     uint32_t inside;  // keys in the chosen bucket
     u64 total[kSampleWarps];
@@ -338,8 +416,9 @@ struct Kept {
     }
 };
 
-inline __device__ Kept find_kept(const KeySource &source, const SamplingRow &row, int vocab, u64 mass_of_all, float max_score,
-                          SelectSpace &space)
+// By radix selection in the whole row; by the whole CTA.
+inline __device__ Kept find_kept_in_row(const KeySource &source, const SamplingRow &row, int vocab, u64 mass_of_all,
+                                        float max_score, SelectSpace &space)
 {
     Kept kept = {kNoKey, row.min_score, max_score};
     const bool by_count = row.top_k > 0 && row.top_k < vocab;
@@ -353,6 +432,76 @@ inline __device__ Kept find_kept(const KeySource &source, const SamplingRow &row
         }
         kept.cut = select_cut(source, kept.cut, top_p_target(row.top_p, mass), false, max_score, space);
     }
+    return kept;
+}
+
+// Bitonic sort of a list in shared memory, ascending, padded to a power of two; by the whole
+// CTA. Returns the padded length.
+inline __device__ int sort_list(u64 *list, int count)
+{
+    int padded = kSampleThreads;
+    while (padded < count) padded *= 2;
+    for (int i = count + threadIdx.x; i < padded; i += kSampleThreads) list[i] = kNoKey;
+    __syncthreads();
+    for (int run = 2; run <= padded; run *= 2) {
+        for (int apart = run / 2; apart > 0; apart /= 2) {
+            for (int i = threadIdx.x; i < padded / 2; i += kSampleThreads) {
+                const int low = (i & ~(apart - 1)) << 1 | (i & (apart - 1)), high = low + apart;
+                const u64 a = list[low], b = list[high];
+                const bool ascending = (low & run) == 0;
+                if ((a > b) == ascending) {
+                    list[low] = b;
+                    list[high] = a;
+                }
+            }
+            __syncthreads();
+        }
+    }
+    return padded;
+}
+
+// The same by sorting a list that holds a prefix of the ranking behind every cut.
+inline __device__ Kept find_kept_in_list(u64 *list, int count, const SamplingRow &row, int vocab, u64 mass_of_all,
+                                         float max_score, SelectSpace &space)
+{
+    Kept kept = {kNoKey, row.min_score, max_score};
+    const bool by_count = row.top_k > 0 && row.top_k < vocab;
+    if (!by_count && row.top_p >= 1.f) return kept;
+    const int padded = sort_list(list, count);
+    int length = count;
+    if (by_count) {
+        length = row.top_k;
+        kept.cut = list[length - 1];
+    }
+    if (row.top_p >= 1.f) return kept;
+
+    // Each thread owns a run of neighbours; the running mass before it decides who has the cut.
+    const int each = padded / kSampleThreads, begin = threadIdx.x * each;
+    u64 own = 0;
+    for (int i = begin; i < begin + each && i < length; ++i) own += weight_of(key_score(list[i]), max_score);
+    u64 until = own;
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+        const u64 lower = __shfl_up_sync(kFullMask, until, step);
+        if (lane >= step) until += lower;
+    }
+    if (lane == kWarp - 1) space.total[warp] = until;
+    __syncthreads();
+    u64 mass = 0;
+    for (int i = 0; i < kSampleWarps; ++i) {
+        if (i == warp) until += mass;
+        mass += space.total[i];
+    }
+    const u64 target = top_p_target(row.top_p, by_count ? mass : mass_of_all);
+    u64 before = until - own;
+    if (before < target && until >= target) {
+        int i = begin - 1;
+        while (before < target) before += weight_of(key_score(list[++i]), max_score);
+        space.cut = list[i];
+    }
+    __syncthreads();
+    kept.cut = space.cut;
     return kept;
 }
 
@@ -452,7 +601,9 @@ __global__ void __launch_bounds__(kSampleThreads) filter_kernel(const SamplePara
         scratch.mass[row_index] = 0;
     }
     const KeySource source = {enough ? list : nullptr, enough ? static_cast<int>(gathered) : p.vocab, logits, row.scale};
-    const Kept kept = find_kept(source, row, p.vocab, mass_of_all, max_score, space);
+    const Kept kept = enough
+                          ? find_kept_in_list(list, gathered, row, p.vocab, mass_of_all, max_score, space)
+                          : find_kept_in_row(source, row, p.vocab, mass_of_all, max_score, space);
     const Best podium = race_kept(source, row, kept, warps);
 
     Result result = result_of(podium);

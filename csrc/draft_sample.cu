@@ -47,9 +47,7 @@ extern "C" size_t specserve_sample_scratch_bytes(int rows)
 {
     using namespace ss;
     if (rows < 0 || rows > SAMPLE_ROWS_MAX) return 0;
-    // rows * splits_for(r) is at most this many parts for every r up to rows.
-    const int parts = kWaves * multiprocessors() + rows;
-    return Scratch(nullptr, rows, 1).bytes + sizeof(SlicePart) * static_cast<size_t>(parts);
+    return Scratch(nullptr, rows, SAMPLE_SPLITS_MAX).bytes;
 }
 
 extern "C" int specserve_draft_sample(const DraftSampleParams *p, CUstream_st *stream)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <float.h>
+#include <limits.h>
 
 #include "common.cuh"
 #include "philox.cuh"
@@ -156,12 +157,21 @@ __device__ __forceinline__ Slice slice_of(int vocab, int split, int splits)
     return {begin * kSweep, end * kSweep};
 }
 
+// How many CTAs share a row: whatever takes the fewest sweeps one after another, when
+// kWaves CTAs a multiprocessor run at a time. A CTA's start and merge cost a few sweeps.
 inline int splits_for(int rows, int vocab)
 {
-    const int sweeps = ceil_div(vocab, kSweep);
-    const int wanted = ceil_div(kWaves * multiprocessors(), rows);
-    const int splits = wanted < sweeps ? wanted : sweeps;
-    return splits < SAMPLE_SPLITS_MAX ? splits : SAMPLE_SPLITS_MAX;
+    constexpr int kOverheadSweeps = 4;
+    const int sweeps = ceil_div(vocab, kSweep), slots = kWaves * multiprocessors();
+    int best = 1, best_cost = INT_MAX;
+    for (int splits = 1; splits <= sweeps && splits <= SAMPLE_SPLITS_MAX; ++splits) {
+        const int cost = ceil_div(rows * splits, slots) * (ceil_div(sweeps, splits) + kOverheadSweeps);
+        if (cost < best_cost) {
+            best = splits;
+            best_cost = cost;
+        }
+    }
+    return best;
 }
 
 __device__ __forceinline__ bool is_filtered(const SamplingRow &row, int vocab)

@@ -21,27 +21,23 @@ fi
 rm -rf "$bundle"
 mkdir -p "$bundle/tests" "$bundle/benches"
 
-# Cargo's messages name the executable that it built for each target.
-build() { # KIND NAME
-    cargo build --release --features cuda "--$1" "$2" --message-format=json-render-diagnostics |
-        python3 -c '
+# One call builds everything; cargo's messages name the executable of each target.
+targets=(--bin specserve)
+for name in "${names[@]}"; do
+    if [ -e "tests/$name" ] || [ -e "tests/$name.rs" ]; then targets+=(--test "$name"); fi
+    if [ -e "benches/$name.rs" ]; then targets+=(--bench "$name"); fi
+done
+cargo build --release --features cuda "${targets[@]}" --message-format=json-render-diagnostics |
+    python3 -c '
 import json, sys
-found = None
+folders = {"test": "tests/", "bench": "benches/", "bin": ""}
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable") and message["target"]["name"] == sys.argv[1]:
-        found = message["executable"]
-print(found or sys.exit("no executable for " + sys.argv[1]))' "$2"
-}
-
-for name in "${names[@]}"; do
-    if [ -e "tests/$name" ] || [ -e "tests/$name.rs" ]; then
-        strip --strip-all -o "$bundle/tests/$name" "$(build test "$name")"
-    fi
-    if [ -e "benches/$name.rs" ]; then
-        strip --strip-all -o "$bundle/benches/$name" "$(build bench "$name")"
-    fi
-done
-strip --strip-all -o "$bundle/specserve" "$(build bin specserve)"
+    if message.get("executable"):
+        target = message["target"]
+        print(message["executable"], folders[target["kind"][0]] + target["name"])' |
+    while read -r executable place; do
+        strip --strip-all -o "$bundle/$place" "$executable"
+    done
 cp scripts/gpu-run.sh "$bundle/"
 du -sh "$bundle"

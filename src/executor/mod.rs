@@ -8,6 +8,7 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod doctor;
 
 use std::sync::Arc;
 

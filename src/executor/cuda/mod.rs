@@ -8,6 +8,7 @@ pub mod attention_plan;
 mod batch_check;
 pub mod buffer;
 mod compaction;
+pub(crate) mod doctor;
 mod draft_round;
 pub mod driver;
 pub mod error;

@@ -57,7 +57,7 @@ impl Grown {
                 return Err(format!("the {what} is {new}, at least {old} is needed"));
             }
         }
-        if to.head_dim % from.head_dim != 0 {
+        if !to.head_dim.is_multiple_of(from.head_dim) {
             return Err(format!("heads {} wide do not fit evenly into {}", from.head_dim, to.head_dim));
         }
         let (query_heads, kv_heads) = place_heads(&from, &to)?;

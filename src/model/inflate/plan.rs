@@ -168,18 +168,18 @@ impl Planner<'_> {
     fn query(&self, source: Option<&Tensor>) -> Matrix {
         let rows =
             self.head_rows(&self.grown.query_heads, self.grown.to.heads, Fill::Random, Spread::Rotated);
-        let matrix = self.from_residual(source, rows);
+        let matrix = self.reading_residual(source, rows);
         Matrix { scale: self.grown.query_scale(), ..matrix }
     }
 
     fn key(&self, source: Option<&Tensor>) -> Matrix {
         let rows = self.head_rows(&self.grown.kv_heads, self.grown.to.kv_heads, Fill::Zero, Spread::Rotated);
-        self.from_residual(source, rows)
+        self.reading_residual(source, rows)
     }
 
     fn value(&self, source: Option<&Tensor>) -> Matrix {
         let rows = self.head_rows(&self.grown.kv_heads, self.grown.to.kv_heads, Fill::Random, Spread::Front);
-        self.from_residual(source, rows)
+        self.reading_residual(source, rows)
     }
 
     /// From heads back to the residual stream; values stand at the front of their heads.
@@ -198,7 +198,7 @@ impl Planner<'_> {
     fn widened(&self, source: Option<&Tensor>) -> Matrix {
         let Grown { from, to, .. } = self.grown;
         let rows = grow_rows(from.intermediate_size, to.intermediate_size, Fill::Random);
-        self.from_residual(source, rows)
+        self.reading_residual(source, rows)
     }
 
     fn down(&self, source: Option<&Tensor>) -> Matrix {
@@ -208,7 +208,7 @@ impl Planner<'_> {
     }
 
     /// A matrix that reads the normalised residual stream, whose new channels are 0.
-    fn from_residual(&self, source: Option<&Tensor>, rows: Vec<RowSource>) -> Matrix {
+    fn reading_residual(&self, source: Option<&Tensor>, rows: Vec<RowSource>) -> Matrix {
         self.matrix(source, rows, self.grown.to.hidden_size, self.residual_columns(), Fill::Random)
     }
 
