@@ -557,6 +557,50 @@ __device__ __forceinline__ void gather_slice(const SampleParams &p, const Scratc
     if (threadIdx.x == 0 && mass > 0) atomicAdd(scratch.mass + row_index, mass);
 }
 
+constexpr int kNotEnough = -1;
+
+// Copies candidates to `list`: those in the narrowest of a few windows that holds every cut,
+// because sorting is what takes the time. Returns how many, or kNotEnough. By the whole CTA.
+inline __device__ int narrow(const u64 *candidates, int gathered, const SamplingRow &row, int vocab, u64 mass_of_all,
+                             float max_score, u64 *list, SelectSpace &space)
+{
+    constexpr int kWindows = 3, kCountShift = 44;  // 2^12 masses of up to 2^30 lie below
+    const float windows[kWindows] = {-0.25f * kWindow, -0.5f * kWindow, -INFINITY};
+    const bool by_count = row.top_k > 0 && row.top_k < vocab, by_mass = row.top_p < 1.f;
+    u64 own[kWindows] = {};
+    for (int i = threadIdx.x; i < gathered; i += kSampleThreads) {
+        const float score = key_score(__ldcg(candidates + i));
+        const u64 one = weight_of(score, max_score) | 1ull << kCountShift;
+#pragma unroll
+        for (int j = 0; j < kWindows; ++j) own[j] += __fsub_rn(score, max_score) >= windows[j] ? one : 0;
+    }
+    const u64 mass_wanted = by_mass && !by_count ? top_p_target(row.top_p, mass_of_all) : 0;
+    const int first = by_count || by_mass ? 0 : kWindows - 1;
+    float window = INFINITY;
+    int count = kNotEnough;
+#pragma unroll
+    for (int j = 0; j < kWindows; ++j) {
+        const u64 total = block_sum_u64(own[j], space);
+        const int inside = static_cast<int>(total >> kCountShift);
+        const u64 mass = total & ((1ull << kCountShift) - 1);
+        const bool enough = j >= first && mass >= mass_wanted && (!by_count || inside >= row.top_k);
+        if (enough && count == kNotEnough) {
+            count = inside;
+            window = windows[j];
+        }
+    }
+    if (count == kNotEnough) return count;
+    __syncthreads();
+    if (threadIdx.x == 0) space.inside = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < gathered; i += kSampleThreads) {
+        const u64 key = __ldcg(candidates + i);
+        if (__fsub_rn(key_score(key), max_score) >= window) list[atomicAdd(&space.inside, 1u)] = key;
+    }
+    __syncthreads();
+    return count;
+}
+
 template <typename Sink>
 __global__ void __launch_bounds__(kSampleThreads) filter_kernel(const SampleParams p, const Sink sink)
 {
@@ -586,23 +630,18 @@ __global__ void __launch_bounds__(kSampleThreads) filter_kernel(const SamplePara
     const uint32_t gathered = __ldcg(scratch.gathered + row_index);
     const u64 mass_of_all = __ldcg(scratch.mass + row_index);
     const u64 *candidates = scratch.candidates + static_cast<int64_t>(row_index) * SAMPLE_CANDIDATES_MAX;
-    bool enough = gathered <= SAMPLE_CANDIDATES_MAX;
-    u64 listed = 0;
-    for (uint32_t i = threadIdx.x; enough && i < gathered; i += kSampleThreads) {
-        list[i] = __ldcg(candidates + i);
-        listed += weight_of(key_score(list[i]), max_score);
-    }
-    listed = block_sum_u64(listed, space);
-    const bool by_count = row.top_k > 0 && row.top_k < p.vocab;
-    if (by_count) enough = enough && gathered >= static_cast<uint32_t>(row.top_k);
-    if (!by_count && row.top_p < 1.f) enough = enough && listed >= top_p_target(row.top_p, mass_of_all);
+    const int listed = gathered <= SAMPLE_CANDIDATES_MAX
+                           ? narrow(candidates, gathered, row, p.vocab, mass_of_all, max_score, list, space)
+                           : kNotEnough;
+    const bool enough = listed != kNotEnough;
+    __syncthreads();  // all have read the counters
     if (threadIdx.x == 0) {
         scratch.gathered[row_index] = 0;
         scratch.mass[row_index] = 0;
     }
-    const KeySource source = {enough ? list : nullptr, enough ? static_cast<int>(gathered) : p.vocab, logits, row.scale};
+    const KeySource source = {enough ? list : nullptr, enough ? listed : p.vocab, logits, row.scale};
     const Kept kept = enough
-                          ? find_kept_in_list(list, gathered, row, p.vocab, mass_of_all, max_score, space)
+                          ? find_kept_in_list(list, listed, row, p.vocab, mass_of_all, max_score, space)
                           : find_kept_in_row(source, row, p.vocab, mass_of_all, max_score, space);
     const Best podium = race_kept(source, row, kept, warps);
 

@@ -2,6 +2,7 @@
 //! outputs poisoned beforehand.
 #![cfg(feature = "cuda")]
 
+mod doctor;
 mod layers;
 mod sampling;
 mod support;
