@@ -4,8 +4,10 @@ mod chat;
 mod check_config;
 pub mod client;
 mod demo;
+mod doctor;
 mod error;
 mod host;
+mod inflate;
 mod logging;
 mod private;
 mod serve;
@@ -45,6 +47,8 @@ enum Command {
     Submit(submit::SubmitArgs),
     Top(top::TopArgs),
     CheckConfig(check_config::CheckConfigArgs),
+    Inflate(inflate::InflateArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Parses the process's arguments, runs the command, reports its failure on stderr.
@@ -70,9 +74,6 @@ pub fn main<H: DaemonHost>(host: &H) -> ExitCode {
 
 fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
     let mut out = stdout();
-    if let Command::CheckConfig(args) = &command {
-        return check_config::run(args, &mut out);
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
         CliError::Failed(format!("can't start the threads that serve connections: {error}"))
     })?;
@@ -84,6 +85,8 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Submit(args) => interruptible(submit::run(args, &mut out)).await,
             Command::Top(args) => interruptible(top::run(args, &mut out)).await,
             Command::CheckConfig(args) => check_config::run(args, &mut out),
+            Command::Inflate(args) => inflate::run(args, &mut out),
+            Command::Doctor(args) => doctor::run(args, &mut out),
         }
     });
     // A thread that reads a terminal can't be stopped, and nobody waits for it.

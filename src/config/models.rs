@@ -5,6 +5,8 @@ use super::render::Entry;
 use crate::model::ModelSource;
 
 const MODEL_BOUND: &str = "\"embedded:tiny\" or a Hugging Face directory";
+/// Drafting by prompt lookup, in the place of a draft model.
+const NGRAM: &str = "ngram";
 const NAME_BYTES_MAX: usize = 128;
 const NAME_BOUND: &str = "1 to 128 bytes";
 
@@ -27,16 +29,29 @@ pub struct TargetConfig {
     pub name: String,
 }
 
-/// The model that guesses.
+/// Where drafts come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DraftConfig {
-    /// Where it comes from.
-    pub model: ModelSource,
+pub enum DraftConfig {
+    /// A small model guesses.
+    Model(ModelSource),
+    /// `ngram`: what followed the last tokens when they last occurred.
+    Ngram,
+}
+
+impl DraftConfig {
+    /// The model that guesses, if one does.
+    pub fn model(&self) -> Option<&ModelSource> {
+        match self {
+            DraftConfig::Model(source) => Some(source),
+            DraftConfig::Ngram => None,
+        }
+    }
 }
 
 impl TargetConfig {
     pub(super) fn read(mut section: Section<'_>) -> TargetConfig {
-        let model = read_model(&mut section);
+        let given = section.take_value("model");
+        let model = read_model(&mut section, given);
         let name = section.parsed("name", &format!("give {NAME_BOUND}"), parse_name);
         section.finish();
         TargetConfig { name: name.unwrap_or_else(|| default_name(&model)), model }
@@ -49,13 +64,21 @@ impl TargetConfig {
 
 impl DraftConfig {
     pub(super) fn read(mut section: Section<'_>) -> DraftConfig {
-        let model = read_model(&mut section);
+        let given = section.take_value("model");
+        let draft = match &given {
+            Some(toml::Value::String(text)) if text == NGRAM => DraftConfig::Ngram,
+            _ => DraftConfig::Model(read_model(&mut section, given)),
+        };
         section.finish();
-        DraftConfig { model }
+        draft
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {
-        vec![model_entry(&self.model)]
+        let bound = format!("{MODEL_BOUND}, or \"{NGRAM}\"");
+        match self {
+            DraftConfig::Model(source) => vec![Entry::text("model", source.to_string(), bound)],
+            DraftConfig::Ngram => vec![Entry::text("model", NGRAM, bound)],
+        }
     }
 }
 
@@ -64,8 +87,8 @@ fn model_entry(model: &ModelSource) -> Entry {
 }
 
 /// Reads `model`; stands in the embedded pair when it is missing, which is a problem.
-fn read_model(section: &mut Section<'_>) -> ModelSource {
-    match section.take_value("model") {
+fn read_model(section: &mut Section<'_>, given: Option<toml::Value>) -> ModelSource {
+    match given {
         Some(toml::Value::String(text)) => match parse_model(&text) {
             Ok(model) => return model,
             Err(what) => section.reject("model", &text.into(), what, format!("give {MODEL_BOUND}")),

@@ -12,12 +12,15 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
         ("scheduler.running_requests_max", scheduler.running_requests_max),
         ("executor.batch_sequences_max", executor.batch_sequences_max),
     );
-    // Every running request decodes at least one token in each step.
-    at_most(
-        problems,
-        ("scheduler.running_requests_max", scheduler.running_requests_max),
-        ("executor.batch_tokens_max", executor.batch_tokens_max),
-    );
+    // Every running request decodes at least one token in each step, and a prompt needs room, too.
+    let (running, tokens) = (scheduler.running_requests_max, executor.batch_tokens_max);
+    if running >= tokens
+        && !problems.mention(&["scheduler.running_requests_max", "executor.batch_tokens_max"])
+    {
+        let what = format!("leaves no room for a prompt in executor.batch_tokens_max = {tokens}");
+        let advice = "lower it, or raise executor.batch_tokens_max";
+        problems.add("scheduler.running_requests_max", Some(running.to_string()), what, advice);
+    }
     at_most(
         problems,
         ("scheduler.prefill_chunk_tokens_max", scheduler.prefill_chunk_tokens_max),

@@ -30,7 +30,7 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     assert_eq!(config.server.body_bytes_max, 1 << 20);
     assert_eq!(config.server.connections_max, 256);
     assert_eq!(config.target, TargetConfig { model: ModelSource::EmbeddedTiny, name: "tiny".to_owned() });
-    assert_eq!(config.draft, Some(DraftConfig { model: ModelSource::EmbeddedTiny }));
+    assert_eq!(config.draft, Some(DraftConfig::Model(ModelSource::EmbeddedTiny)));
     assert_eq!(config.executor.threads, 0);
     assert_eq!(config.executor.batch_tokens_max, 512);
     assert_eq!(config.kv, KvConfig { size: KvSize::MemoryMib(64) });
@@ -247,12 +247,12 @@ fn memory_and_blocks_exclude_each_other() {
 #[test]
 fn memory_is_split_so_that_both_pools_hold_the_same_tokens() {
     let kv = KvConfig { size: KvSize::MemoryMib(1) };
-    assert_eq!(kv.pool_blocks(96 << 10, Some(32 << 10)), PoolBlocks { target: 8, draft: 8 });
-    assert_eq!(kv.pool_blocks(128 << 10, None), PoolBlocks { target: 8, draft: 0 });
-    assert_eq!(kv.pool_blocks(2 << 20, None), PoolBlocks { target: 0, draft: 0 });
+    assert_eq!(kv.pool_blocks(96 << 10, Some(32 << 10)), Some(PoolBlocks { target: 8, draft: 8 }));
+    assert_eq!(kv.pool_blocks(128 << 10, None), Some(PoolBlocks { target: 8, draft: 0 }));
+    assert_eq!(kv.pool_blocks(2 << 20, None), Some(PoolBlocks { target: 0, draft: 0 }));
     let given = KvConfig { size: KvSize::Blocks { target: 5, draft: 3 } };
-    assert_eq!(given.pool_blocks(1, Some(1)), PoolBlocks { target: 5, draft: 3 });
-    assert_eq!(given.pool_blocks(1, None), PoolBlocks { target: 5, draft: 0 });
+    assert_eq!(given.pool_blocks(1, Some(1)), Some(PoolBlocks { target: 5, draft: 3 }));
+    assert_eq!(given.pool_blocks(1, None), Some(PoolBlocks { target: 5, draft: 0 }));
 }
 
 #[test]
@@ -296,4 +296,23 @@ fn a_file_that_can_not_be_read_is_named() {
     let error = Config::read(std::path::Path::new("/nonexistent/specserve.toml")).expect_err("missing");
     assert!(error.to_string().contains("/nonexistent/specserve.toml"), "{error}");
     assert!(error.problems().is_empty());
+}
+
+#[test]
+fn a_share_of_gpu_memory_is_a_size_of_its_own() {
+    let text = tiny_with("memory_mib_max = 64", "gpu_memory_percent = 80");
+    let config = Config::parse(&text).expect("one size");
+    assert_eq!(config.kv, KvConfig { size: KvSize::GpuMemoryPercent(80) });
+    assert_eq!(config.kv.pool_blocks(1, None), None, "only the GPU can tell");
+    let text = tiny_with("memory_mib_max = 64", "memory_mib_max = 64\ngpu_memory_percent = 80");
+    assert_eq!(Config::parse(&text).expect_err("two sizes").problems().len(), 1);
+}
+
+#[test]
+fn drafts_may_be_looked_up_instead_of_computed() {
+    let text = TINY_CPU_TOML.replace("[draft]\n", "[draft]\nmodel = \"ngram\"\n#");
+    let text = text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+    let text = text.replacen("model = \"ngram\"\nmodel = \"embedded:tiny\"", "model = \"ngram\"", 1);
+    let config = Config::parse(&text).expect("ngram is a drafter");
+    assert_eq!(config.draft, Some(DraftConfig::Ngram));
 }

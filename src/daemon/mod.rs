@@ -1,6 +1,7 @@
 //! The daemon: one deployment, from its config to its socket and back down.
 
 mod assembly;
+mod executor_plan;
 mod served;
 mod text;
 

@@ -1,0 +1,32 @@
+//! `specserve doctor`: what this machine offers, what is missing, what to do about it.
+
+use std::io::Write;
+
+use clap::Args;
+
+use super::error::CliError;
+use crate::executor::doctor;
+
+/// Looks at the machine: processor, GPU, driver, libraries, memory, limits.
+///
+/// With a GPU it measures copy bandwidth and matrix rate, which takes some seconds.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError::Output`].
+pub fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let report = doctor::report();
+    if args.json {
+        writeln!(out, "{:#}", serde_json::json!({ "cuda_works": report.cuda_works(), "report": report }))?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    Ok(())
+}

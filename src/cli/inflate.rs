@@ -1,0 +1,80 @@
+//! `specserve inflate`: a small model at the cost of a large one.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+
+use super::error::CliError;
+use crate::executor::ModelRole;
+use crate::model::ModelSource;
+use crate::model::inflate::{InflateOptions, InflateShape, SHAPES, inflate};
+
+/// Writes a model that computes exactly the same function with the dimensions of a large one:
+/// real text and real acceptance at large-model cost, with nothing to download.
+#[derive(Args, Debug)]
+pub struct InflateArgs {
+    /// "embedded:tiny" or a Hugging Face directory.
+    model: String,
+    /// A new directory.
+    out: PathBuf,
+    /// The dimensions to grow to.
+    #[arg(long)]
+    shape: String,
+    /// Which model of the embedded pair.
+    #[arg(long, value_enum, default_value_t = Role::Target)]
+    role: Role,
+    /// Tokens in the new vocabulary, where a pair must agree on it; the shape's when left out.
+    #[arg(long, value_name = "TOKENS")]
+    vocab: Option<usize>,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model's part in a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Role {
+    /// The model that is served.
+    Target,
+    /// The model that guesses.
+    Draft,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError::Failed`]: an unknown shape, a model that does not fit it, a directory in use.
+pub fn run(args: &InflateArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+    let source = ModelSource::parse(&args.model).map_err(|error| failed(&error))?;
+    let shape = InflateShape::named(&args.shape).ok_or_else(|| unknown_shape(&args.shape))?;
+    let role = match args.role {
+        Role::Target => ModelRole::Target,
+        Role::Draft => ModelRole::Draft,
+    };
+    let options = InflateOptions { vocab_size: args.vocab, ..InflateOptions::default() };
+    let start = Instant::now();
+    let report = inflate(&source, role, &args.out, &shape, &options).map_err(|error| failed(&error))?;
+    let seconds = start.elapsed().as_secs_f64();
+    if args.json {
+        writeln!(out, "{:#}", serde_json::json!({ "report": report, "seconds": seconds }))?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{}: {:.2} M parameters became {:.2} M, {:.2} GB in {} files, {seconds:.1} s",
+        report.directory.display(),
+        report.parameters_before as f64 * 1e-6,
+        report.parameters_after as f64 * 1e-6,
+        report.weight_bytes as f64 * 1e-9,
+        report.shards,
+    )?;
+    Ok(())
+}
+
+fn unknown_shape(name: &str) -> CliError {
+    let known: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
+    CliError::Failed(format!("{name:?} is no shape that is known; known are {}", known.join(", ")))
+}

@@ -1,0 +1,132 @@
+//! How the executor is to be built, worked out before its thread exists.
+
+use std::time::Duration;
+
+use super::DaemonError;
+use crate::config::{Backend, Config};
+use crate::executor::Executor;
+use crate::executor::cpu::{CpuExecutor, CpuOptions, kv_block_bytes};
+use crate::kv::BLOCK_TOKENS;
+use crate::model::{LoadedModel, ModelPair};
+
+/// How long a GPU's idle host thread polls before it sleeps: longer than the actors take
+/// between two steps. A CPU executor needs the core that polling would cost.
+#[cfg(feature = "cuda")]
+const GPU_SPIN: Duration = Duration::from_micros(200);
+
+/// An executor to be.
+#[derive(Clone, Debug)]
+pub(super) enum ExecutorPlan {
+    /// On the processor.
+    Cpu(CpuOptions),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(crate::executor::cuda::CudaOptions),
+}
+
+impl ExecutorPlan {
+    /// What the config asks for, for these models.
+    pub(super) fn of(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
+        match config.executor.backend {
+            Backend::Cpu => cpu(config, pair),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda => cuda(config, pair),
+            #[cfg(not(feature = "cuda"))]
+            Backend::Cuda => Err(DaemonError::Start(
+                "executor.backend is \"cuda\" and this program was built without it: build with --features cuda"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// How long the device thread polls for its next job.
+    pub(super) fn device_spin(&self) -> Duration {
+        match self {
+            ExecutorPlan::Cpu(_) => Duration::ZERO,
+            #[cfg(feature = "cuda")]
+            ExecutorPlan::Cuda(_) => GPU_SPIN,
+        }
+    }
+
+    /// Builds the executor. To be called on the device thread.
+    pub(super) fn build(
+        self,
+        target: LoadedModel,
+        draft: Option<LoadedModel>,
+    ) -> Result<Box<dyn Executor>, String> {
+        match self {
+            ExecutorPlan::Cpu(options) => {
+                let executor = CpuExecutor::new(options, target, draft).map_err(|error| error.to_string())?;
+                // this thread computes, too: unpinned it may share a core with its own helpers
+                executor.pin_caller();
+                Ok(Box::new(executor))
+            }
+            #[cfg(feature = "cuda")]
+            ExecutorPlan::Cuda(options) => {
+                let executor = crate::executor::cuda::CudaExecutor::new(&target, draft.as_ref(), options);
+                let mut executor = executor.map_err(|error| error.to_string())?;
+                executor.warm_up().map_err(|error| error.to_string())?;
+                Ok(Box::new(executor))
+            }
+        }
+    }
+}
+
+fn cpu(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
+    let draft = pair.draft.as_ref().map(|model| &model.loaded.spec);
+    let blocks = config.kv.pool_blocks(
+        kv_block_bytes(&pair.target.loaded.spec, BLOCK_TOKENS),
+        draft.map(|draft| kv_block_bytes(draft, BLOCK_TOKENS)),
+    );
+    let Some(blocks) = blocks else {
+        let advice = "kv.gpu_memory_percent is for the CUDA backend: give kv.memory_mib_max";
+        return Err(DaemonError::Start(advice.to_owned()));
+    };
+    if blocks.target == 0 || (draft.is_some() && blocks.draft == 0) {
+        let advice = "the KV caches' memory does not hold one block of each model: raise kv.memory_mib_max";
+        return Err(DaemonError::Start(advice.to_owned()));
+    }
+    let threads = match config.executor.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    Ok(ExecutorPlan::Cpu(CpuOptions {
+        threads,
+        target_blocks: blocks.target,
+        draft_blocks: blocks.draft,
+        block_tokens: BLOCK_TOKENS,
+        batch_tokens_max: config.executor.batch_tokens_max,
+        batch_sequences_max: config.executor.batch_sequences_max,
+        draft_tokens_max: config.speculation.draft_tokens_max,
+    }))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
+    use crate::config::KvSize;
+    use crate::executor::cuda::forward::kv_block_elements;
+    use crate::executor::cuda::{CudaOptions, KvBudget};
+    use crate::model::ModelSpec;
+
+    // bf16 in the cache
+    let kv_block_bytes = |spec: &ModelSpec| 2 * kv_block_elements(spec) as u64;
+    let draft = pair.draft.as_ref().map(|model| &model.loaded.spec);
+    let kv = match config.kv.size {
+        KvSize::GpuMemoryPercent(percent) => KvBudget::MemoryFraction(f64::from(percent) / 100.0),
+        _ => {
+            let blocks = config
+                .kv
+                .pool_blocks(kv_block_bytes(&pair.target.loaded.spec), draft.map(kv_block_bytes))
+                .ok_or_else(|| DaemonError::Start("the KV caches have no size".to_owned()))?;
+            KvBudget::Blocks { target: blocks.target, draft: blocks.draft }
+        }
+    };
+    Ok(ExecutorPlan::Cuda(CudaOptions {
+        ordinal: config.executor.gpu,
+        kv,
+        batch_tokens_max: config.executor.batch_tokens_max,
+        batch_sequences_max: config.executor.batch_sequences_max,
+        draft_tokens_max: config.speculation.draft_tokens_max,
+        ..CudaOptions::default()
+    }))
+}
