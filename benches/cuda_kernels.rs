@@ -386,7 +386,7 @@ fn sample(bench: &Bench, rows: usize, kind: Kind, drafts: Option<usize>) -> Resu
     let places = drafts + 1;
     let sequences = bench.ints((0..rows / places).flat_map(|s| [s * places, drafts, 0]))?;
     let sequence_of = bench.ints((0..rows).map(|row| row / places))?;
-    let draft_tokens = bench.ints((0..rows).map(|row| row))?;
+    let draft_tokens = bench.ints(0..rows)?;
     let path = DeviceBuffer::<i32>::filled(0, rows, &bench.stream)?;
     let params = |set| VerifyParams {
         sample: sample(set),

@@ -49,7 +49,8 @@ fn run(kind: u32, sizes: [usize; 3], weights: &Matrix, x: &Matrix, stream: &Stre
         kind: kind as i32,
     };
     // SAFETY: the buffers have the parameters' sizes.
-    check_launch(unsafe { kernels::specserve_skinny_gemm(&params, stream.raw()) }, "skinny_gemm").expect("runs");
+    check_launch(unsafe { kernels::specserve_skinny_gemm(&params, stream.raw()) }, "skinny_gemm")
+        .expect("runs");
     let words = y.to_vec(stream).expect("reads");
     match kind {
         SKINNY_F32 => words,
@@ -141,7 +142,8 @@ fn cublaslt_products_are_those_of_double_precision() {
         let x = random(rows * inputs, 9, &stream);
         let mut y = DeviceBuffer::<f32>::filled(0xff, outputs * rows, &stream).expect("fits");
         let shape = GemmShape { outputs, inputs, rows, output: GemmOutput::F32 };
-        let operands = GemmOperands { weights: weights.device.ptr(), x: x.device.ptr(), y: y.mut_ptr().cast() };
+        let operands =
+            GemmOperands { weights: weights.device.ptr(), x: x.device.ptr(), y: y.mut_ptr().cast() };
         // SAFETY: the buffers have the shape's sizes.
         unsafe {
             gemm.tune(shape, operands, &stream).expect("an algorithm");

@@ -84,7 +84,11 @@ impl AttentionRoom {
         context_tokens: usize,
     ) -> AttentionRoom {
         let chunks = chunk_count(chunks_of(kv_heads), context_tokens as u32);
-        AttentionRoom { heads, kv_heads, partial_rows: if chunks > 1 { masked_rows * heads * chunks } else { 0 } }
+        AttentionRoom {
+            heads,
+            kv_heads,
+            partial_rows: if chunks > 1 { masked_rows * heads * chunks } else { 0 },
+        }
     }
 
     /// Chunks of a context that ends at `end`.
