@@ -146,7 +146,10 @@ fn mix(i: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A sum of four uniform numbers, 2.5 times the deviation of a standard normal one.
+/// What [`normal`] deviates by.
+const NORMAL_DEVIATION: f32 = 2.5;
+
+/// A sum of four uniform numbers, about normally distributed.
 fn normal(word: u64) -> f32 {
     (0..4).map(|i| f32::from((word >> (16 * i)) as u16) / 65536.0 - 0.5).sum::<f32>() * 4.33
 }
@@ -293,18 +296,24 @@ enum Kind {
     Greedy,
     Temperature,
     TopP,
+    /// Half of the mass in thousands of tokens: the filters must look at the whole row.
+    TopPFlat,
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Greedy, Kind::Temperature, Kind::TopP];
+    const ALL: [Kind; 4] = [Kind::Greedy, Kind::Temperature, Kind::TopP, Kind::TopPFlat];
 
     fn params(self, seed: u64) -> SamplingParams {
         let greedy = SamplingParams { seed, ..SamplingParams::greedy() };
         match self {
             Kind::Greedy => greedy,
             Kind::Temperature => SamplingParams { temperature: 0.8, ..greedy },
-            Kind::TopP => SamplingParams { temperature: 0.8, top_p: 0.95, ..greedy },
+            Kind::TopP | Kind::TopPFlat => SamplingParams { temperature: 0.8, top_p: 0.95, ..greedy },
         }
+    }
+
+    fn deviation(self) -> f32 {
+        if matches!(self, Kind::TopPFlat) { NORMAL_DEVIATION } else { 1.5 }
     }
 
     fn name(self) -> &'static str {
@@ -312,13 +321,15 @@ impl Kind {
             Kind::Greedy => "greedy",
             Kind::Temperature => "temperature 0.8",
             Kind::TopP => "temperature 0.8, top-p 0.95",
+            Kind::TopPFlat => "temperature 0.8, top-p 0.95, flat",
         }
     }
 }
 
-/// Logits like a model's: a broad background and a few tokens far above it, per row.
-fn logits(bench: &Bench, rows: usize) -> Result<DeviceBuffer<f32>> {
-    let mut numbers: Vec<f32> = (0..(rows * VOCAB) as u64).map(|i| normal(mix(i))).collect();
+/// Logits like a model's: a few tokens far above a background of this deviation, per row.
+fn logits(bench: &Bench, rows: usize, deviation: f32) -> Result<DeviceBuffer<f32>> {
+    let scale = deviation / NORMAL_DEVIATION;
+    let mut numbers: Vec<f32> = (0..(rows * VOCAB) as u64).map(|i| scale * normal(mix(i))).collect();
     for row in 0..rows {
         for peak in 0..24 {
             let at = mix((row * 31 + peak) as u64 ^ 0xabcd) as usize % VOCAB;
@@ -332,7 +343,7 @@ fn logits(bench: &Bench, rows: usize) -> Result<DeviceBuffer<f32>> {
 fn sample(bench: &Bench, rows: usize, kind: Kind, drafts: Option<usize>) -> Result<()> {
     let bytes = rows * VOCAB * 4;
     let sets = sets_of(bytes);
-    let logits = logits(bench, sets * rows)?;
+    let logits = logits(bench, sets * rows, kind.deviation())?;
     let mut described = SamplingRows::new();
     for row in 0..rows {
         described.push(&kind.params(mix(row as u64)), 100 + row as u32, &TokenHistory::none());
@@ -375,7 +386,7 @@ fn sample(bench: &Bench, rows: usize, kind: Kind, drafts: Option<usize>) -> Resu
     let places = drafts + 1;
     let sequences = bench.ints((0..rows / places).flat_map(|s| [s * places, drafts, 0]))?;
     let sequence_of = bench.ints((0..rows).map(|row| row / places))?;
-    let draft_tokens = bench.ints((0..rows).map(|row| row))?;
+    let draft_tokens = bench.ints(0..rows)?;
     let path = DeviceBuffer::<i32>::filled(0, rows, &bench.stream)?;
     let params = |set| VerifyParams {
         sample: sample(set),

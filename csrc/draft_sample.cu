@@ -2,7 +2,9 @@
 // probability and the margin between the two most probable tokens. Design: choose.cuh.
 //
 // Bytes moved: the logits once, 4 * vocab per row; rows with filters a second time, mostly
-// out of L2. Measured: docs/kernels.md.
+// out of L2.
+// Measured on an H100 80GB HBM3, 256 x 128,256: 77 % of copy bandwidth greedy, 47 % with noise
+// (docs/kernels.md).
 #include "choose.cuh"
 
 namespace ss {

@@ -7,7 +7,8 @@
 // places are read before they are written, to have loads in flight.
 //
 // Bytes moved per place: layers * kv_heads * head_dim * 2 * 2, read and written.
-// Measured: docs/kernels.md.
+// Measured on an H100 80GB HBM3: 93 % of copy bandwidth, 64 sequences x 4 places x 32 layers
+// (docs/kernels.md).
 #include "common.cuh"
 #include "kv_layout.cuh"
 

@@ -8,7 +8,9 @@
 // turn), so a row's result does not depend on the batch.
 //
 // Bytes moved per row of width h: delta 2h + residual 4h read, residual 4h + result 2h
-// written = 12h (6h without delta). Measured: docs/kernels.md.
+// written = 12h (6h without delta).
+// Measured on an H100 80GB HBM3: 95 % of copy bandwidth at 4096 x 4096, 55 % at 256 rows, 4.2 us
+// at 64 rows (docs/kernels.md).
 #include "common.cuh"
 
 namespace ss {

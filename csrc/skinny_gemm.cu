@@ -1,6 +1,6 @@
 // Matrix products of 1 to 16 rows: weights are streamed once, whatever the number of rows.
 //
-// Design. A CTA computes 16 outputs for all rows; its eight warps split the inputs. A warp
+// Design. A CTA computes 16 outputs for all rows; its warps split the inputs. A warp
 // multiplies 16 weight rows by 8 or 16 rows of x with mma.sync m16n8k16. The order of the
 // inputs within a product is free as long as both sides agree, so each thread reads 16
 // contiguous bytes of a row and no fragment needs a shuffle. Weights come by cp.async into
@@ -10,6 +10,10 @@
 // Rows never meet: a column of the product depends on its own row of x, in an order fixed by
 // the number of inputs. The same row gives the same bits in a batch of 1 and of 16.
 //
+// Tried and dropped: a persistent grid with one stream of stages over all tiles (28672 x 4096:
+// 92 us instead of 82; it keeps the next kernel's first stages out), and clusters of CTAs that
+// split the inputs of small matrices (1536 x 8960: 15.3 us instead of 13.3).
+//
 // Bytes: weights once, x from L1 and L2. The ceiling is the copy bandwidth. Figures:
 // docs/kernels.md.
 #include "attention_core.cuh"
@@ -18,8 +22,8 @@
 
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * ss::kWarp;
+// Warps of a CTA: more where there are so few tiles that most processors get only one.
+constexpr int kWarpsMany = 8, kWarpsFew = 16;
 constexpr int kTileOutputs = 16;
 constexpr int kStageInputs = SKINNY_INPUTS_MULTIPLE;
 // A thread's pieces of one stage: two rows, two 16-byte pieces each.
@@ -29,7 +33,9 @@ constexpr int kStageBytes = kPieces * 16 * ss::kWarp;
 // not fit there anyway.
 constexpr int kStagesShort = 4, kStagesLong = 6;
 constexpr int kInputsShort = 4096;
-constexpr int shared_bytes(int stages) { return kWarps * stages * kStageBytes; }
+// Tiles that leave most processors of a large chip with one or none.
+constexpr int kTilesFew = 132;
+constexpr int shared_bytes(int warps, int stages) { return warps * stages * kStageBytes; }
 
 // As csrc/swiglu.cu, bit for bit: both factors are rounded to bf16 before.
 __device__ __forceinline__ ss::bf16 swiglu(float gate, float up)
@@ -63,7 +69,7 @@ __device__ __forceinline__ void multiply_piece(float (&sum)[4], const uint4 &low
     attention::multiply(sum, second, x.z, x.w);
 }
 
-template <int TILES, int KIND>
+template <int TILES, int KIND, int kWarps>
 __device__ __forceinline__ void store(const SkinnyParams &p, const float (*sums)[kTileOutputs][8 * TILES])
 {
     constexpr int kOutputs = KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs;
@@ -73,7 +79,7 @@ __device__ __forceinline__ void store(const SkinnyParams &p, const float (*sums)
         for (int warp = 0; warp < kWarps; ++warp) sum += sums[warp][output][row];
         return sum;
     };
-    for (int e = threadIdx.x; e < kOutputs * p.rows; e += kThreads) {
+    for (int e = threadIdx.x; e < kOutputs * p.rows; e += kWarps * ss::kWarp) {
         const int output = e % kOutputs, row = e / kOutputs;
         const int64_t at = (int64_t)row * p.outputs + (int64_t)blockIdx.x * kOutputs + output;
         if (KIND == SKINNY_F32)
@@ -86,8 +92,8 @@ __device__ __forceinline__ void store(const SkinnyParams &p, const float (*sums)
 }
 
 // TILES: tiles of 8 rows of x.
-template <int TILES, int KIND, int kStages>
-__global__ void __launch_bounds__(kThreads, 2) skinny(const __grid_constant__ SkinnyParams p)
+template <int TILES, int KIND, int kWarps, int kStages>
+__global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 : 1) skinny(const __grid_constant__ SkinnyParams p)
 {
     extern __shared__ __align__(16) uint8_t shared[];
     __shared__ float sums[kWarps][kTileOutputs][8 * TILES];
@@ -145,23 +151,28 @@ __global__ void __launch_bounds__(kThreads, 2) skinny(const __grid_constant__ Sk
         for (int i = 0; i < 4; ++i)
             sums[warp][(lane >> 2) + (i >> 1) * 8][tile * 8 + (lane & 3) * 2 + (i & 1)] = sum[tile][i];
     __syncthreads();
-    store<TILES, KIND>(p, sums);
+    store<TILES, KIND, kWarps>(p, sums);
 }
 
-template <int TILES, int KIND, int STAGES> int launch_staged(const SkinnyParams &p, CUstream_st *stream)
+template <int TILES, int KIND, int WARPS, int STAGES> int launch_shape(const SkinnyParams &p, CUstream_st *stream)
 {
-    constexpr int kBytes = shared_bytes(STAGES);
+    const auto kernel = skinny<TILES, KIND, WARPS, STAGES>;
+    constexpr int kBytes = shared_bytes(WARPS, STAGES);
     static const cudaError_t prepared =
-        cudaFuncSetAttribute(skinny<TILES, KIND, STAGES>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
     if (prepared != cudaSuccess) return (int)prepared;
     const int outputs = KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs;
-    return ss::launch(skinny<TILES, KIND, STAGES>, dim3(p.outputs / outputs), dim3(kThreads), kBytes, stream, p);
+    return ss::launch(kernel, dim3(p.outputs / outputs), dim3(WARPS * ss::kWarp), kBytes, stream, p);
 }
 
+// The choice looks at the matrix only, so that rows keep their bits in any batch.
 template <int TILES, int KIND> int launch(const SkinnyParams &p, CUstream_st *stream)
 {
-    return p.inputs <= kInputsShort ? launch_staged<TILES, KIND, kStagesShort>(p, stream)
-                                    : launch_staged<TILES, KIND, kStagesLong>(p, stream);
+    const int tiles = p.outputs / (KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs);
+    if (tiles <= kTilesFew && p.inputs >= kWarpsFew * kStageInputs)
+        return launch_shape<TILES, KIND, kWarpsFew, kStagesShort>(p, stream);
+    if (p.inputs <= kInputsShort) return launch_shape<TILES, KIND, kWarpsMany, kStagesShort>(p, stream);
+    return launch_shape<TILES, KIND, kWarpsMany, kStagesLong>(p, stream);
 }
 
 template <int TILES> int launch_kind(const SkinnyParams &p, CUstream_st *stream)

@@ -211,8 +211,8 @@ fn up_to_sixteen_rows_speculation_is_equal_bit_for_bit() {
     let mut executor = executor();
     let prompts = prompts();
     for temperature in [0.0, 0.8] {
-        for index in 0..10 {
-            let fresh = || [Sequence::new(0, &prompts[index], sampled(temperature, index as u64), 512)];
+        for (index, prompt) in prompts.iter().enumerate().take(10) {
+            let fresh = || [Sequence::new(0, prompt, sampled(temperature, index as u64), 512)];
             let mut plain = fresh();
             generate(&mut executor, &mut plain, 0, 60);
             for length in 1..=8 {

@@ -16,8 +16,16 @@ pub const BLOCK_TOKENS: u32 = 16;
 pub const MASKED_QUERIES_MAX: usize = ATTENTION_MASK_BITS as usize;
 
 /// Chunk lengths in tokens by the position where the chunk starts: short ones spread a short
-/// context over the chip, long ones keep the merging of a long context cheap.
-const CHUNKS: [(u32, u32); 3] = [(0, 256), (2048, 512), (8192, 1024)];
+/// context over the chip, long ones keep filling the pipeline and merging cheap.
+type Chunks = [(u32, u32); CHUNK_CLASSES];
+/// For models with many KV heads, which are work items of their own.
+const CHUNKS_MANY_HEADS: Chunks = [(0, 512), (8192, 1024)];
+/// For the others.
+const CHUNKS_FEW_HEADS: Chunks = [(0, 256), (8192, 1024)];
+/// KV heads up to which a model has few.
+const FEW_HEADS: usize = 4;
+/// Different lengths in a table.
+const CHUNK_CLASSES: usize = 2;
 
 /// The longest chunk; the decode kernel holds its block numbers in one warp's registers.
 const CHUNK_TOKENS_MAX: u32 = 1024;
@@ -75,12 +83,17 @@ impl AttentionRoom {
         masked_rows: usize,
         context_tokens: usize,
     ) -> AttentionRoom {
-        let chunks = chunk_count(context_tokens as u32);
+        let chunks = chunk_count(chunks_of(kv_heads), context_tokens as u32);
         AttentionRoom {
             heads,
             kv_heads,
             partial_rows: if chunks > 1 { masked_rows * heads * chunks } else { 0 },
         }
+    }
+
+    /// Chunks of a context that ends at `end`.
+    fn chunk_count(&self, end: u32) -> usize {
+        chunk_count(chunks_of(self.kv_heads), end)
     }
 }
 
@@ -204,7 +217,7 @@ impl AttentionPlan {
 
     /// Partial results that a run of queries makes.
     fn partial_rows_of(&self, queries: usize, end: usize) -> usize {
-        match chunk_count(end as u32) {
+        match self.room.chunk_count(end as u32) {
             1 => 0,
             chunks => queries * self.room.heads * chunks,
         }
@@ -288,7 +301,7 @@ impl AttentionPlan {
 
     /// Cuts the masked segments into items.
     fn finish(&mut self) {
-        let mut by_length: [Vec<AttentionItem>; CHUNKS.len() + 1] = Default::default();
+        let mut by_length: [Vec<AttentionItem>; CHUNK_CLASSES + 1] = Default::default();
         for number in std::mem::take(&mut self.masked) {
             self.cut(number, &mut by_length);
         }
@@ -298,13 +311,13 @@ impl AttentionPlan {
         }
     }
 
-    fn cut(&mut self, number: usize, by_length: &mut [Vec<AttentionItem>; CHUNKS.len() + 1]) {
+    fn cut(&mut self, number: usize, by_length: &mut [Vec<AttentionItem>; CHUNK_CLASSES + 1]) {
         let segment = self.segments[number];
         let tile_rows =
             if self.large { ATTENTION_TILE_ROWS_LARGE } else { ATTENTION_TILE_ROWS_SMALL } as usize;
         let packed = segment.queries as usize * self.group();
         let end = (segment.start + segment.queries) as u32;
-        let chunks = chunk_count(end);
+        let chunks = self.room.chunk_count(end);
         for tile in 0..packed.div_ceil(tile_rows) {
             let rows = tile_rows.min(packed - tile * tile_rows);
             let partial = self.partial_rows;
@@ -313,7 +326,7 @@ impl AttentionPlan {
             }
             let mut begin = 0;
             for chunk in 0..chunks {
-                let (class, length) = chunk_at(begin);
+                let (class, length) = chunk_at(chunks_of(self.room.kv_heads), begin);
                 let stop = end.min(begin + length);
                 let class = if stop - begin == length { class + 1 } else { 0 };
                 let item = AttentionItem {
@@ -341,30 +354,39 @@ fn low_bits(count: usize) -> u64 {
     if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
+fn chunks_of(kv_heads: usize) -> &'static Chunks {
+    if kv_heads <= FEW_HEADS { &CHUNKS_FEW_HEADS } else { &CHUNKS_MANY_HEADS }
+}
+
 /// Class and length in tokens of the chunk that starts at `begin`.
-fn chunk_at(begin: u32) -> (usize, u32) {
-    let class = CHUNKS.iter().rposition(|&(from, _)| begin >= from).expect("the first starts at 0");
-    (class, CHUNKS[class].1)
+fn chunk_at(chunks: &Chunks, begin: u32) -> (usize, u32) {
+    let class = chunks.iter().rposition(|&(from, _)| begin >= from).expect("the first starts at 0");
+    (class, chunks[class].1)
 }
 
 /// How many chunks cover positions `0..end`.
-fn chunk_count(end: u32) -> usize {
+fn chunk_count(chunks: &Chunks, end: u32) -> usize {
     let mut count = 0;
-    for (class, &(from, length)) in CHUNKS.iter().enumerate() {
-        let until = CHUNKS.get(class + 1).map_or(end, |next| end.min(next.0));
+    for (class, &(from, length)) in chunks.iter().enumerate() {
+        let until = chunks.get(class + 1).map_or(end, |next| end.min(next.0));
         count += until.saturating_sub(from).div_ceil(length) as usize;
     }
     count
 }
 
-const _: () = {
+const fn check_chunks(chunks: &Chunks) {
     let mut class = 0;
-    while class < CHUNKS.len() {
-        let (from, length) = CHUNKS[class];
+    while class < chunks.len() {
+        let (from, length) = chunks[class];
         // Each warp takes every fourth block, so chunks start at multiples of four.
         assert!(length % (4 * BLOCK_TOKENS) == 0 && from % length == 0 && length <= CHUNK_TOKENS_MAX);
         class += 1;
     }
+}
+
+const _: () = {
+    check_chunks(&CHUNKS_MANY_HEADS);
+    check_chunks(&CHUNKS_FEW_HEADS);
     assert!(CHUNK_TOKENS_MAX <= 32 * 4 * BLOCK_TOKENS);
 };
 
@@ -377,7 +399,7 @@ mod tests {
     }
 
     fn plan() -> AttentionPlan {
-        AttentionPlan::new(AttentionRoom::for_rows(8, 2, 1024, 32_768))
+        AttentionPlan::new(AttentionRoom::for_rows(32, 8, 1024, 32_768))
     }
 
     fn chain(start: u32, tokens: usize, blocks: &[BlockId]) -> SequenceShape<'_> {
@@ -392,7 +414,7 @@ mod tests {
             plan.build([chain(end - 1, 1, &blocks)].into_iter());
             let mut items = plan.items.clone();
             items.sort_by_key(|item| item.chunk);
-            assert_eq!(items.len(), chunk_count(end), "end {end}");
+            assert_eq!(items.len(), plan.room.chunk_count(end), "end {end}");
             let mut next = 0;
             for item in &items {
                 assert_eq!(item.kv_begin, next);
@@ -475,7 +497,7 @@ mod tests {
     fn a_tree_finds_room_also_behind_chains_that_would_have_filled_it() {
         let blocks = blocks(256);
         let tree = [0, 0, 1];
-        let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 8 * 8 * 10 });
+        let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 8 * 16 * 10 });
         let chain = chain(4000, 8, &blocks);
         let shape = SequenceShape { start: 4000, tokens: 4, drafts: 3, tree: Some(&tree), blocks: &blocks };
         plan.build([chain, shape].into_iter());
@@ -489,14 +511,14 @@ mod tests {
         let mut plan = plan();
         plan.build([1000u32, 9000, 300].into_iter().map(|start| chain(start, 21, &blocks)));
         let mut regions: Vec<(i32, i32)> = Vec::new();
-        for item in &plan.items {
+        for item in plan.items.iter().filter(|item| item.chunks > 1) {
             let packed = 21 * 4;
             let rows = 32.min(packed - item.tile * 32);
-            regions.push((item.partial, item.partial + 2 * item.chunks * rows));
+            regions.push((item.partial, item.partial + 8 * item.chunks * rows));
         }
         regions.sort();
         regions.dedup();
-        assert_eq!(regions.len(), 9);
+        assert_eq!(regions.len(), 6);
         assert!(regions.windows(2).all(|pair| pair[0].1 <= pair[1].0));
         assert_eq!(plan.merges.len(), 6, "the short sequence has one chunk");
     }
