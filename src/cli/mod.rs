@@ -10,6 +10,7 @@ mod logging;
 mod private;
 mod serve;
 mod signals;
+mod simulate;
 mod submit;
 mod table;
 #[cfg(test)]
@@ -45,6 +46,7 @@ enum Command {
     Submit(submit::SubmitArgs),
     Top(top::TopArgs),
     CheckConfig(check_config::CheckConfigArgs),
+    Simulate(Box<simulate::SimulateArgs>),
 }
 
 /// Parses the process's arguments, runs the command, reports its failure on stderr.
@@ -70,8 +72,10 @@ pub fn main<H: DaemonHost>(host: &H) -> ExitCode {
 
 fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
     let mut out = stdout();
-    if let Command::CheckConfig(args) = &command {
-        return check_config::run(args, &mut out);
+    match &command {
+        Command::CheckConfig(args) => return check_config::run(args, &mut out),
+        Command::Simulate(args) => return simulate::run(args, &mut out),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
         CliError::Failed(format!("can't start the threads that serve connections: {error}"))
@@ -84,6 +88,7 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Submit(args) => interruptible(submit::run(args, &mut out)).await,
             Command::Top(args) => interruptible(top::run(args, &mut out)).await,
             Command::CheckConfig(args) => check_config::run(args, &mut out),
+            Command::Simulate(args) => simulate::run(args, &mut out),
         }
     });
     // A thread that reads a terminal can't be stopped, and nobody waits for it.

@@ -8,6 +8,7 @@
 
 pub mod cpu;
 mod shadow;
+pub mod virtual_time;
 
 use std::sync::Arc;
 
