@@ -39,9 +39,7 @@ fn planner(criterion: &mut Criterion) {
     let row = |bound| Row { weight: 1.0, query_us: 0.0, bound, positions: POSITIONS as u32 };
     let free = vec![row(None); REQUESTS];
     let tight: Vec<Row> = (0..REQUESTS)
-        .map(|index| {
-            row(Some(TpotBound { credit_us: 500.0 * (index % 16) as f64, token_us: 9_800.0 }))
-        })
+        .map(|index| row(Some(TpotBound { credit_us: 500.0 * (index % 16) as f64, token_us: 9_800.0 })))
         .collect();
     let problem = |rows, calls_made| Problem {
         rows,

@@ -9,6 +9,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod drafting;
 pub mod executor;
 pub mod kv;
 pub mod model;

@@ -14,9 +14,8 @@ use super::StepReport;
 use super::isotonic::make_monotone;
 
 /// Inner and outer edges of the probability bins; fine near 1, where most drafts are.
-const EDGES: [f32; BINS + 1] = [
-    0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 0.998, 1.0,
-];
+const EDGES: [f32; BINS + 1] =
+    [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 0.998, 1.0];
 /// Bins of draft probability.
 pub const BINS: usize = 17;
 /// Positions are told apart as first, second, third and fourth, later.
@@ -126,9 +125,7 @@ impl Calibration {
         let probability = if probability.is_finite() { probability.clamp(0.0, 1.0) } else { 0.0 };
         match self.mode {
             CalibrationMode::Raw => probability,
-            CalibrationMode::Learned => {
-                interpolate(&self.curves[kind(greedy)][group(position)], probability)
-            }
+            CalibrationMode::Learned => interpolate(&self.curves[kind(greedy)][group(position)], probability),
         }
     }
 
@@ -246,11 +243,8 @@ fn centre(bin: usize) -> f32 {
 /// Between the centres of neighbouring bins; flat beyond the outermost.
 fn interpolate(curve: &[f32; BINS], probability: f32) -> f32 {
     let own = bin(probability);
-    let (left, right) = if probability < centre(own) {
-        (own.saturating_sub(1), own)
-    } else {
-        (own, (own + 1).min(BINS - 1))
-    };
+    let (left, right) =
+        if probability < centre(own) { (own.saturating_sub(1), own) } else { (own, (own + 1).min(BINS - 1)) };
     if left == right {
         return curve[own];
     }
@@ -419,7 +413,8 @@ mod tests {
         for _ in 0..4_000 {
             let drafts: Vec<f32> = (0..6).map(|_| random.probability()).collect();
             let verified = drafts.iter().take_while(|&&q| q > 0.35).count() as u32;
-            let accepted = drafts[..verified as usize].iter().take_while(|&&q| random.next() < truth(q)).count();
+            let accepted =
+                drafts[..verified as usize].iter().take_while(|&&q| random.next() < truth(q)).count();
             table.observe(&report(&drafts, verified, accepted as u32));
         }
         for q in [0.45, 0.65, 0.9] {

@@ -133,9 +133,10 @@ impl System {
         }
         let features: Vec<Vec<f64>> = points.iter().map(|point| features(&levels, &point.work())).collect();
         let measured: Vec<f64> = points.iter().map(|point| point.micros).collect();
-        let relative = features.iter().zip(&measured).map(|(row, micros)| {
-            row.iter().map(|value| value / micros).collect::<Vec<f64>>()
-        });
+        let relative = features
+            .iter()
+            .zip(&measured)
+            .map(|(row, micros)| row.iter().map(|value| value / micros).collect::<Vec<f64>>());
         let mut rows: Vec<Vec<f64>> = relative.collect();
         let scale: Vec<f64> = (0..levels.len() + LINEAR_TERMS)
             .map(|column| rows.iter().map(|row| row[column] * row[column]).sum::<f64>().sqrt())
@@ -233,7 +234,8 @@ fn features(levels: &[u32], work: &Work) -> Vec<f64> {
 fn eliminate(mut matrix: Vec<Vec<f64>>) -> Option<Vec<f64>> {
     let size = matrix.len();
     for column in 0..size {
-        let pivot = (column..size).max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()))?;
+        let pivot =
+            (column..size).max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()))?;
         if matrix[pivot][column].abs() < 1e-14 {
             return None;
         }
@@ -340,10 +342,7 @@ mod tests {
     fn points_of_the_other_model_and_broken_ones_do_not_count() {
         let mut points = measured(&truth(Between::Pad), 0.0);
         points.iter_mut().for_each(|point| point.model = ModelRole::Draft);
-        assert!(matches!(
-            fit(&points, ModelRole::Target, Between::Pad, 5),
-            Err(ProfileError::TooFew(_))
-        ));
+        assert!(matches!(fit(&points, ModelRole::Target, Between::Pad, 5), Err(ProfileError::TooFew(_))));
         points.iter_mut().for_each(|point| point.micros = f64::NAN);
         assert!(fit(&points, ModelRole::Draft, Between::Pad, 5).is_err());
     }

@@ -11,12 +11,15 @@ mod error_window;
 mod fixed;
 mod isotonic;
 
+pub mod baselines;
 pub mod calibration;
 pub mod cost_model;
 pub mod fit;
 pub mod planner;
 pub mod profile;
+pub mod registry;
 pub mod slo;
+pub mod specserve;
 pub mod survival;
 pub mod time_correction;
 
@@ -173,3 +176,6 @@ pub trait Policy: Send + Sync + Debug {
         serde_json::json!({ "policy": self.name() })
     }
 }
+
+#[cfg(test)]
+mod testbed;

@@ -44,7 +44,8 @@ impl TpotBound {
 pub fn tpot_bound(row: &DecodeView, plain_us: f64) -> (Standing, Option<TpotBound>) {
     let Some(tpot) = row.tpot else { return (Standing::Free, None) };
     let token_us = tpot.0 as f64;
-    let credit_us = token_us * f64::from(row.output_tokens.saturating_sub(1)) - row.since_first_token.0 as f64;
+    let credit_us =
+        token_us * f64::from(row.output_tokens.saturating_sub(1)) - row.since_first_token.0 as f64;
     let bound = TpotBound { credit_us, token_us };
     if plain_us <= bound.deadline_us(1.0) {
         return (Standing::Holding, Some(bound));
@@ -133,7 +134,11 @@ pub struct Infeasible {
 impl std::fmt::Display for Infeasible {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (asked, best) = (self.asked_us * 1e-3, self.best_us * 1e-3);
-        write!(f, "the {} objective of {asked:.3} ms can't be met: {best:.3} ms is the best here", self.objective)
+        write!(
+            f,
+            "the {} objective of {asked:.3} ms can't be met: {best:.3} ms is the best here",
+            self.objective
+        )
     }
 }
 

@@ -13,10 +13,15 @@ use crate::request::RequestId;
 pub const POSITIONS_MAX: usize = 16;
 /// Confidence expected before anything has been drafted.
 const PRIOR_CONFIDENCE: f64 = 0.7;
-/// Drafts that the prior is worth.
-const PRIOR_DRAFTS: f64 = 4.0;
+/// Drafts that the prior (and for deeper positions the one before) is worth.
+const PRIOR_DRAFTS: f64 = 2.0;
 /// Drafts after which a position's observation counts half.
 const POSITION_HALF_LIFE: f64 = 512.0;
+/// Factor by which a position's evidence fades with each step, so that a few probes after
+/// a long pause weigh more than what was seen before it.
+const STEP_FADE: f64 = 1.0 - 1.0 / 128.0;
+/// Evidence that steps do not fade further: what was known stays known until contradicted.
+const EVIDENCE_MIN: f64 = 32.0;
 /// Factor by which a request's older drafts fade with each new one.
 const REQUEST_FADE: f32 = 0.92;
 /// Drafts of its own that a request needs to outweigh the mean of all.
@@ -81,6 +86,10 @@ impl Forecast {
     pub fn observe(&mut self, report: &StepReport, calibration: &Calibration) {
         self.step += 1;
         self.forget_absent(report);
+        for (weight, weighted) in self.positions.iter_mut().filter(|(weight, _)| *weight > EVIDENCE_MIN) {
+            *weight *= STEP_FADE;
+            *weighted *= STEP_FADE;
+        }
         let means = self.position_means();
         for row in &report.drafted {
             let Some(view) = report.view.decoding.get(row.decoding as usize) else { continue };
@@ -203,7 +212,7 @@ mod tests {
         let mut forecast = Forecast::default();
         (0..50).for_each(|_| forecast.observe(&report(&[(1, &[0.9]), (2, &[0.9])]), &raw));
         (0..10).for_each(|_| forecast.observe(&report(&[(1, &[0.2, 0.2]), (2, &[0.9])]), &raw));
-        assert!(forecast.request_ratio(RequestId(1)) < 0.6);
+        assert!(forecast.request_ratio(RequestId(1)) < 0.7);
     }
 
     #[test]
@@ -224,6 +233,8 @@ mod tests {
         let mut values = vec![0.0; 4];
         forecast_survival(&[0.5; POSITIONS_MAX], 1.0, 0.8, 1, 4, |position, value| values[position] = value);
         assert_eq!(values, [0.0, 0.4, 0.2, 0.1]);
-        forecast_survival(&[0.9; POSITIONS_MAX], 5.0, 1.0, 0, 1, |_, value| assert_eq!(value, CONFIDENCE_MAX));
+        forecast_survival(&[0.9; POSITIONS_MAX], 5.0, 1.0, 0, 1, |_, value| {
+            assert_eq!(value, CONFIDENCE_MAX)
+        });
     }
 }

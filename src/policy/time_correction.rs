@@ -175,7 +175,8 @@ impl TimeModel {
         self.learn_target(report, target_us);
         self.draft.learn(draft_us, self.draft_us(report) / self.draft.factor());
         if report.step_time.0 > 0 {
-            let host_us = (step_us - target_us - draft_us).min(HOST_FACTOR_MAX * self.host_us + HOST_FLOOR_US);
+            let host_us =
+                (step_us - target_us - draft_us).min(HOST_FACTOR_MAX * self.host_us + HOST_FLOOR_US);
             self.host_us += (host_us - self.host_us) / MEMORY_STEPS;
         }
         self.steps += 1;
@@ -265,10 +266,7 @@ fn draft_context(report: &StepReport, call: usize) -> (u64, u64) {
     views.fold((0, 0), |(context, attended), row| {
         let missed = row.draft_lag_tokens.saturating_sub(1);
         let done = row.context_tokens.saturating_sub(row.draft_lag_tokens);
-        (
-            context + u64::from(row.context_tokens) + call as u64,
-            attended + prefill_attended(done, missed),
-        )
+        (context + u64::from(row.context_tokens) + call as u64, attended + prefill_attended(done, missed))
     })
 }
 

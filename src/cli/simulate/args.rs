@@ -4,12 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Factory;
-use crate::config::PolicySpec;
 use crate::executor::virtual_time::{Confidence, TimeError};
 use crate::policy::cost_model::CostModel;
-use crate::policy::profile::Profile;
-use crate::policy::{Fixed, Policy};
+use crate::policy::registry::{PolicyName, PolicyOptions};
+use crate::policy::specserve::SpecServeOptions;
 use crate::replay::{Lengths, TraceSource, WorkloadOptions};
 use crate::request::Slo;
 use crate::scheduler::SchedulerLimits;
@@ -31,8 +29,8 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "FILE")]
     pub profile: PathBuf,
     /// A policy; give it several times to compare.
-    #[arg(long = "policy", value_name = "POLICY", default_value = "none")]
-    policies: Vec<PolicySpec>,
+    #[arg(long = "policy", value_name = "POLICY", default_value = "specserve")]
+    policies: Vec<PolicyName>,
     /// Every request's objectives: ttft_ms=N, tpot_ms=N, or both with a comma between.
     #[arg(long, value_name = "SLO", value_parser = parse_slo, default_value = "")]
     slo: Slo,
@@ -101,8 +99,8 @@ pub struct SimulateArgs {
 
 impl SimulateArgs {
     /// The policies to run.
-    pub fn policies(&self) -> Vec<PolicySpec> {
-        self.policies.clone()
+    pub fn policies(&self) -> &[PolicyName] {
+        &self.policies
     }
 
     /// The loads to run them at.
@@ -121,6 +119,12 @@ impl SimulateArgs {
             lengths: self.lengths.unwrap_or(by_source),
             seed: self.seed,
         }
+    }
+
+    /// What policies are told of the bounds.
+    pub fn policy_options(&self) -> PolicyOptions {
+        let specserve = SpecServeOptions { draft_tokens_max: self.draft_max, ..SpecServeOptions::default() };
+        PolicyOptions { specserve, ..PolicyOptions::default() }
     }
 
     /// Everything else.
@@ -150,12 +154,6 @@ impl SimulateArgs {
             seed: self.seed,
         }
     }
-}
-
-/// Makes a policy by its name.
-pub fn factory(policy: PolicySpec, _profile: &Profile) -> Factory {
-    let draft_tokens = policy.draft_tokens().unwrap_or(0);
-    Box::new(move || -> Box<dyn Policy> { Box::new(Fixed { draft_tokens }) })
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -13,6 +13,7 @@ pub use args::SimulateArgs;
 use super::error::CliError;
 use crate::policy::Policy;
 use crate::policy::profile::Profile;
+use crate::policy::registry::{self, PolicyName};
 use crate::replay;
 use crate::simulate::{Job, Report, Settings, saturation_load, sweep};
 use crate::time::MonotonicClock;
@@ -31,7 +32,8 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let cost = profile.cost_model().map_err(|error| failed(&error))?;
     let settings = args.settings(cost);
     let unit = if args.saturation { find_saturation(&workload, &settings)? } else { 1.0 };
-    let factories: Vec<_> = args.policies().into_iter().map(|policy| args::factory(policy, &profile)).collect();
+    let factories: Vec<Factory> =
+        args.policies().iter().map(|&name| factory(name, &profile, args)).collect::<Result<_, _>>()?;
     let mut jobs = Vec::new();
     for &load in args.loads() {
         jobs.extend(factories.iter().map(|policy| Job { rate: load * unit, load, policy: &**policy }));
@@ -43,6 +45,14 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
 }
 
 type Factory = Box<dyn Fn() -> Box<dyn Policy> + Sync>;
+
+/// Makes the policy afresh for each run, from one that has seen nothing.
+fn factory(name: PolicyName, profile: &Profile, args: &SimulateArgs) -> Result<Factory, CliError> {
+    let (profile, options) = (profile.clone(), args.policy_options());
+    let build = move || registry::build(name, Some(&profile), &options);
+    build().map_err(|error| CliError::Failed(error.to_string()))?;
+    Ok(Box::new(move || build().expect("it was built a moment ago from the same")))
+}
 
 fn read_profile(args: &SimulateArgs) -> Result<Profile, CliError> {
     let path = &args.profile;

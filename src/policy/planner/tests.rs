@@ -89,7 +89,12 @@ impl Case {
 
 fn ascending(steps: Vec<f64>, first: f64) -> Vec<f64> {
     let mut total = first;
-    std::iter::once(first).chain(steps.into_iter().map(|step| { total += step; total })).collect()
+    std::iter::once(first)
+        .chain(steps.into_iter().map(|step| {
+            total += step;
+            total
+        }))
+        .collect()
 }
 
 /// Up to 4 requests with up to 4 positions, a random staircase, random objectives.

@@ -1,0 +1,3 @@
+//! Drafting without a draft model.
+
+pub mod ngram;

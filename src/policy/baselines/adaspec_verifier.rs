@@ -1,0 +1,101 @@
+//! AdaSpec's confidence prior verifier alone, with its defects repaired.
+//!
+//! Always drafts the full length, then verifies the globally best set of drafts by raw draft
+//! probability over the whole staircase: throughput only, no objectives. This is what vLLM's
+//! adaptive verification does (vllm-project/vllm #52228), and what pruning is worth without
+//! stopping the draft early.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use super::draft_everywhere;
+use crate::policy::cost_model::{CostModel, ROWS_MAX};
+use crate::policy::planner::{Curve, Problem, Row, Scratch, solve};
+use crate::policy::survival::POSITIONS_MAX;
+use crate::policy::{DraftedRow, Policy, Step, StepDecision, StepView};
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct AdaSpecVerifier {
+    cost: Arc<CostModel>,
+    draft_tokens: u32,
+}
+
+/// Buffers of one thread; hold nothing between calls.
+#[derive(Default)]
+struct Buffers {
+    planner: Scratch,
+    rows: Vec<Row>,
+    survival: Vec<f32>,
+    lengths: Vec<u32>,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+impl AdaSpecVerifier {
+    /// Starts from the profile's times.
+    pub fn new(cost: CostModel, draft_tokens: u32) -> AdaSpecVerifier {
+        AdaSpecVerifier { cost: Arc::new(cost), draft_tokens: draft_tokens.min(POSITIONS_MAX as u32) }
+    }
+
+    fn solve(&self, view: &StepView, drafted: &[DraftedRow], buffers: &mut Buffers) {
+        let Buffers { planner, rows, survival, lengths } = buffers;
+        let batch = view.decoding.len();
+        let target = &self.cost.target;
+        let token_us = target.terms().attended_token_us;
+        rows.clear();
+        rows.extend(view.decoding.iter().map(|row| Row {
+            weight: 1.0,
+            query_us: (token_us * f64::from(row.context_tokens)) as f32,
+            bound: None,
+            positions: 0,
+        }));
+        survival.clear();
+        survival.resize(batch * POSITIONS_MAX, 0.0);
+        for row in drafted {
+            let index = row.decoding as usize;
+            rows[index].positions = row.proposals.len().min(POSITIONS_MAX) as u32;
+            let mut alive = 1.0;
+            for (depth, proposal) in row.proposals.iter().take(POSITIONS_MAX).enumerate() {
+                alive *= proposal.probability;
+                survival[depth * batch + index] = alive;
+            }
+        }
+        let calls = rows.iter().map(|row| row.positions).max().unwrap_or(0);
+        let stair_us = target.rows_us(batch as u32);
+        let problem = Problem {
+            rows,
+            survival,
+            target: Curve { table: target.table(), factor: 1.0, row_us: 0.0 },
+            draft: Curve::ZERO,
+            calls_made: calls,
+            priced_us: super::symmetric_us(&self.cost, view, calls, batch as u32) - stair_us,
+            unpriced_us: 0.0,
+            rows_max: ROWS_MAX as u32,
+        };
+        solve(&problem, planner, lengths);
+    }
+}
+
+impl Policy for AdaSpecVerifier {
+    fn name(&self) -> String {
+        "adaspec-verifier".to_owned()
+    }
+
+    fn plan(&self, view: &StepView) -> StepDecision {
+        draft_everywhere(view, if self.cost.draft.is_some() { self.draft_tokens } else { 0 })
+    }
+
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+        BUFFERS.with_borrow_mut(|buffers| {
+            self.solve(step.view, rows, buffers);
+            lengths.extend(rows.iter().map(|row| buffers.lengths[row.decoding as usize]));
+        });
+    }
+
+    fn snapshot(&self) -> Arc<dyn Policy> {
+        Arc::new(self.clone())
+    }
+}

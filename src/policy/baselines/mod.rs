@@ -1,0 +1,46 @@
+//! Rivals behind the same trait, for ablation. None of them looks at objectives unless it
+//! says so, and none corrects its time model: they use the profile as it is, as their
+//! originals do. `none` and `fixed:K` are [`Fixed`](super::Fixed).
+
+mod adaspec;
+mod adaspec_verifier;
+mod smartspec;
+mod threshold;
+
+pub use adaspec::{AdaSpec, AdaSpecGate};
+pub use adaspec_verifier::AdaSpecVerifier;
+pub use smartspec::SmartSpec;
+pub use threshold::Threshold;
+
+use super::cost_model::{CostModel, Work};
+use super::{StepDecision, StepView};
+
+/// `tokens` drafts for every sequence, all prefill that is offered.
+fn draft_everywhere(view: &StepView, tokens: u32) -> StepDecision {
+    StepDecision {
+        drafts: view.decoding.iter().map(|row| tokens.min(row.drafts_max)).collect(),
+        prefill_tokens: view.prefill_tokens_max,
+        // as engines with a draft model do: it sees every prompt, whatever is drafted now
+        warm_draft: true,
+    }
+}
+
+/// Time of a step that drafts `length` tokens for every sequence and verifies `rows` rows,
+/// in microseconds, from the profile alone.
+fn symmetric_us(cost: &CostModel, view: &StepView, length: u32, rows: u32) -> f64 {
+    let batch = view.decoding.len() as u32;
+    let context_tokens: u64 = view.decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
+    let queries = f64::from(rows) / f64::from(batch.max(1));
+    let target = Work {
+        rows,
+        context_tokens,
+        attended_tokens: (context_tokens as f64 * queries) as u64,
+        ..Work::default()
+    };
+    let call = Work { rows: batch, context_tokens, attended_tokens: context_tokens, ..Work::default() };
+    let draft_us = cost.draft.as_ref().map_or(0.0, |draft| draft.decode_us(&call));
+    cost.host_us + cost.target.decode_us(&target) + draft_us * f64::from(length)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+use super::*;
+use crate::policy::profile::tests::gpu_like;
+use crate::policy::testbed::{Outcome, Run, World};
+use crate::policy::{Fixed, Policy};
+use crate::time::Micros;
+
+fn cost() -> CostModel {
+    gpu_like().cost_model().unwrap()
+}
+
+fn run(world: &World, policy: &mut dyn Policy, steps: u32) -> Outcome {
+    Run::new(world, 9).steps(policy, steps)
+}
+
+fn plain_rate(world: &World) -> f64 {
+    run(world, &mut Fixed { draft_tokens: 0 }, 300).rate()
+}
+
+#[test]
+fn every_baseline_gains_from_a_good_draft_at_a_small_batch() {
+    let world = World::default();
+    let plain = plain_rate(&world);
+    let mut rivals: [Box<dyn Policy>; 4] = [
+        Box::new(Threshold { probability: 0.6, draft_tokens_max: 8 }),
+        Box::new(SmartSpec::new(cost(), 8)),
+        Box::new(AdaSpec::new(cost(), 8, AdaSpecGate::default())),
+        Box::new(AdaSpecVerifier::new(cost(), 8)),
+    ];
+    for rival in &mut rivals {
+        let rate = run(&world, &mut **rival, 300).rate();
+        assert!(rate > 1.3 * plain, "{}: {rate} against {plain}", rival.name());
+    }
+}
+
+#[test]
+fn the_threshold_looks_at_the_mean_of_the_batch() {
+    let sure = World { confidence: |_| 0.7, ..World::default() };
+    let unsure = World { confidence: |_| 0.5, ..World::default() };
+    let mut policy = Threshold { probability: 0.6, draft_tokens_max: 5 };
+    assert_eq!(run(&sure, &mut policy, 10).drafted, 10 * 8 * 5);
+    assert_eq!(run(&unsure, &mut policy, 10).drafted, 10 * 8);
+}
+
+#[test]
+fn smartspec_stops_drafting_for_a_bad_draft_and_decides_every_twenty_steps() {
+    let world = World { acceptance: |_| 0.02, ..World::default() };
+    let mut policy = SmartSpec::new(cost(), 8);
+    let early = run(&world, &mut policy, 20);
+    assert!(early.drafted > 0);
+    run(&world, &mut policy, 40);
+    assert_eq!(run(&world, &mut policy, 40).drafted, 0);
+}
+
+#[test]
+fn adaspec_does_not_draft_when_its_gate_is_closed() {
+    let gated = World { tpot: Some(Micros(7_500)), ..World::default() };
+    let mut policy = AdaSpec::new(cost(), 8, AdaSpecGate::default());
+    assert_eq!(run(&gated, &mut policy, 20).drafted, 0);
+    let open = World { tpot: Some(Micros(20_000)), ..World::default() };
+    assert!(run(&open, &mut policy, 20).drafted > 0);
+}
+
+#[test]
+fn adaspec_stops_the_whole_batch_at_the_first_fall_of_goodput() {
+    let world = World { confidence: |_| 0.02, ..World::default() };
+    let mut policy = AdaSpec::new(cost(), 8, AdaSpecGate::default());
+    // One call is made on the assumed mean of 0.6, falls, and is not counted into the mean.
+    let outcome = run(&world, &mut policy, 10);
+    assert_eq!(outcome.drafted, 10 * 8);
+    assert_eq!(policy.state()["mean_confidence"], 0.6);
+}
+
+#[test]
+fn the_verifier_alone_drafts_everything_and_verifies_the_best() {
+    let world = World { requests: 150, confidence: |uniform| uniform, ..World::default() };
+    let outcome = run(&world, &mut AdaSpecVerifier::new(cost(), 8), 30);
+    assert_eq!(outcome.drafted, 30 * 150 * 8);
+    assert!(outcome.verified < outcome.drafted / 3 && outcome.verified > 0, "{outcome:?}");
+}
+
+#[test]
+fn without_a_draft_model_nobody_drafts() {
+    let mut plain = cost();
+    plain.draft = None;
+    let world = World::default();
+    let mut rivals: [Box<dyn Policy>; 3] = [
+        Box::new(SmartSpec::new(plain.clone(), 8)),
+        Box::new(AdaSpec::new(plain.clone(), 8, AdaSpecGate::default())),
+        Box::new(AdaSpecVerifier::new(plain, 8)),
+    ];
+    for rival in &mut rivals {
+        assert_eq!(run(&world, &mut **rival, 5).drafted, 0, "{}", rival.name());
+    }
+}

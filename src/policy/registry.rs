@@ -1,0 +1,220 @@
+//! Policies by the names that the config and the command line use.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::baselines::{AdaSpec, AdaSpecGate, AdaSpecVerifier, SmartSpec, Threshold};
+use super::cost_model::CostModel;
+use super::profile::{Profile, ProfileError};
+use super::specserve::{SpecServe, SpecServeOptions};
+use super::survival::POSITIONS_MAX;
+use super::{Fixed, Policy};
+
+/// All names, for help texts and errors.
+pub const POLICY_NAMES: &str = "none, fixed:K, threshold:P, smartspec, adaspec, adaspec-verifier, specserve";
+
+/// A policy's name with its parameter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum PolicyName {
+    /// `none`: plain decoding.
+    None,
+    /// `fixed:K`: always `K` drafts, 1 to 16.
+    Fixed(u32),
+    /// `threshold:P`: drafts while the batch's mean draft probability is at least `P`, 0 to 1.
+    Threshold(f32),
+    /// `smartspec`.
+    SmartSpec,
+    /// `adaspec`: as released, gate on.
+    AdaSpec,
+    /// `adaspec-verifier`: its verifier alone.
+    AdaSpecVerifier,
+    /// `specserve`: ours.
+    #[default]
+    SpecServe,
+}
+
+/// A name that is no policy's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown policy {0:?}; known are {POLICY_NAMES}")]
+pub struct UnknownPolicy(pub String);
+
+impl FromStr for PolicyName {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<PolicyName, UnknownPolicy> {
+        let unknown = || UnknownPolicy(text.to_owned());
+        match text.split_once(':') {
+            None => match text {
+                "none" => Ok(PolicyName::None),
+                "smartspec" => Ok(PolicyName::SmartSpec),
+                "adaspec" => Ok(PolicyName::AdaSpec),
+                "adaspec-verifier" => Ok(PolicyName::AdaSpecVerifier),
+                "specserve" => Ok(PolicyName::SpecServe),
+                _ => Err(unknown()),
+            },
+            Some(("fixed", length)) => match length.parse() {
+                Ok(length) if (1..=POSITIONS_MAX as u32).contains(&length) => Ok(PolicyName::Fixed(length)),
+                _ => Err(unknown()),
+            },
+            Some(("threshold", probability)) => match probability.parse() {
+                Ok(probability) if (0.0..=1.0).contains(&probability) => {
+                    Ok(PolicyName::Threshold(probability))
+                }
+                _ => Err(unknown()),
+            },
+            Some(_) => Err(unknown()),
+        }
+    }
+}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PolicyName::None => f.write_str("none"),
+            PolicyName::Fixed(length) => write!(f, "fixed:{length}"),
+            PolicyName::Threshold(probability) => write!(f, "threshold:{probability}"),
+            PolicyName::SmartSpec => f.write_str("smartspec"),
+            PolicyName::AdaSpec => f.write_str("adaspec"),
+            PolicyName::AdaSpecVerifier => f.write_str("adaspec-verifier"),
+            PolicyName::SpecServe => f.write_str("specserve"),
+        }
+    }
+}
+
+impl TryFrom<String> for PolicyName {
+    type Error = UnknownPolicy;
+
+    fn try_from(text: String) -> Result<PolicyName, UnknownPolicy> {
+        text.parse()
+    }
+}
+
+impl From<PolicyName> for String {
+    fn from(name: PolicyName) -> String {
+        name.to_string()
+    }
+}
+
+/// Settings of the policies that have any.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyOptions {
+    /// Of `specserve`; its `draft_tokens_max` holds for all policies that choose a length.
+    pub specserve: SpecServeOptions,
+    /// Of `adaspec`.
+    pub adaspec_gate: AdaSpecGate,
+}
+
+/// Why a policy can't be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// It plans with measured times and there are none.
+    #[error("policy {0} needs a profile; make one with `specserve profile`")]
+    NeedsProfile(PolicyName),
+    /// The profile is unusable.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+}
+
+/// Builds a policy. `profile` may be absent for `none`, `fixed:K` and `threshold:P`.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn build(
+    name: PolicyName,
+    profile: Option<&Profile>,
+    options: &PolicyOptions,
+) -> Result<Box<dyn Policy>, BuildError> {
+    let draft_tokens_max = options.specserve.draft_tokens_max;
+    let cost = || -> Result<CostModel, BuildError> {
+        Ok(profile.ok_or(BuildError::NeedsProfile(name))?.cost_model()?)
+    };
+    Ok(match name {
+        PolicyName::None => Box::new(Fixed::NONE),
+        PolicyName::Fixed(draft_tokens) => Box::new(Fixed { draft_tokens }),
+        PolicyName::Threshold(probability) => Box::new(Threshold { probability, draft_tokens_max }),
+        PolicyName::SmartSpec => Box::new(SmartSpec::new(cost()?, draft_tokens_max)),
+        PolicyName::AdaSpec => Box::new(AdaSpec::new(cost()?, draft_tokens_max, options.adaspec_gate)),
+        PolicyName::AdaSpecVerifier => Box::new(AdaSpecVerifier::new(cost()?, draft_tokens_max)),
+        PolicyName::SpecServe => {
+            let warm_start = profile.and_then(|profile| profile.reliability.clone());
+            Box::new(SpecServe::new(cost()?, warm_start, options.specserve.clone()))
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::profile::tests::gpu_like;
+    use super::*;
+
+    const GOOD: [&str; 8] = [
+        "none",
+        "fixed:1",
+        "fixed:16",
+        "threshold:0.6",
+        "smartspec",
+        "adaspec",
+        "adaspec-verifier",
+        "specserve",
+    ];
+
+    #[test]
+    fn every_name_is_read_printed_and_built_under_itself() {
+        let profile = gpu_like();
+        for text in GOOD {
+            let name: PolicyName = text.parse().unwrap();
+            assert_eq!(name.to_string(), text);
+            let policy = build(name, Some(&profile), &PolicyOptions::default()).unwrap();
+            assert_eq!(policy.name(), text);
+            assert_eq!(policy.state()["policy"], text);
+            assert_eq!(policy.snapshot().name(), text);
+        }
+    }
+
+    #[test]
+    fn names_that_mean_nothing_are_refused_with_the_known_ones() {
+        for text in [
+            "",
+            "fixed",
+            "fixed:",
+            "fixed:0",
+            "fixed:17",
+            "fixed:-1",
+            "threshold:1.5",
+            "threshold:nan",
+            "None",
+            "adaspec:1",
+            "none:0",
+            "threshold",
+            "fixed:3:4",
+        ] {
+            let error = text.parse::<PolicyName>().unwrap_err().to_string();
+            assert!(error.contains("adaspec-verifier"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn policies_that_plan_with_times_need_a_profile() {
+        for text in GOOD {
+            let name: PolicyName = text.parse().unwrap();
+            let built = build(name, None, &PolicyOptions::default());
+            let planless = matches!(name, PolicyName::None | PolicyName::Fixed(_) | PolicyName::Threshold(_));
+            assert_eq!(built.is_ok(), planless, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_config_holds_a_name_as_a_string() {
+        #[derive(serde::Deserialize, serde::Serialize)]
+        struct Config {
+            policy: PolicyName,
+        }
+        let config: Config = toml::from_str("policy = \"fixed:4\"").unwrap();
+        assert_eq!(config.policy, PolicyName::Fixed(4));
+        assert_eq!(toml::to_string(&config).unwrap(), "policy = \"fixed:4\"\n");
+        assert!(toml::from_str::<Config>("policy = \"fast\"").is_err());
+    }
+}

@@ -1,0 +1,278 @@
+//! Our policy: joint planning of drafting, verification and prefill under objectives.
+//!
+//! - [`plan`](Policy::plan) predicts: which rows draft, if any, and how much is prefilled.
+//! - [`extend`](Policy::extend) corrects after every draft call: the plan is made again with
+//!   the real confidences so far and forecasts for the rest, and only rows whose next
+//!   draft is in the new plan go on.
+//! - [`select`](Policy::select) chooses what is verified, over all rows at once.
+//!
+//! docs/policy.md has the mathematics.
+
+mod gate;
+mod predict;
+mod workspace;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use gate::Gate;
+use workspace::{Costs, Spent, Workspace};
+
+use super::calibration::{Calibration, CalibrationMode, Reliability};
+use super::cost_model::{CostModel, ROWS_MAX};
+use super::slo::{Standing, tpot_bound};
+use super::survival::{Forecast, POSITIONS_MAX, forecast_survival};
+use super::time_correction::TimeModel;
+use super::{DraftedRow, Policy, Step, StepDecision, StepReport, StepView};
+
+/// Drafts that are less likely than this to survive are not drafted or verified, also where
+/// the staircase would make them free.
+const SURVIVAL_MIN: f32 = 0.01;
+
+thread_local! {
+    /// Plans are made by whoever holds a snapshot; each thread has its own buffers.
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
+}
+
+/// Settings of [`SpecServe`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpecServeOptions {
+    /// Most draft tokens per sequence and step, at most [`POSITIONS_MAX`].
+    pub draft_tokens_max: u32,
+    /// Most decode and verification rows of one step.
+    pub verify_rows_max: u32,
+    /// How draft probability becomes survival.
+    pub calibration: CalibrationMode,
+    /// Prefill tokens that every step with a prompt waiting takes, whatever the objectives:
+    /// progress is guaranteed.
+    pub prefill_tokens_floor: u32,
+}
+
+impl Default for SpecServeOptions {
+    fn default() -> SpecServeOptions {
+        SpecServeOptions {
+            draft_tokens_max: 8,
+            verify_rows_max: ROWS_MAX as u32,
+            calibration: CalibrationMode::Learned,
+            prefill_tokens_floor: 16,
+        }
+    }
+}
+
+/// How requests stood in the steps seen so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+struct StandingCounts {
+    free: u64,
+    holding: u64,
+    late: u64,
+    short: u64,
+}
+
+/// `specserve`. See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct SpecServe {
+    options: SpecServeOptions,
+    time: TimeModel,
+    calibration: Calibration,
+    forecast: Forecast,
+    gate: Gate,
+    standings: StandingCounts,
+}
+
+impl SpecServe {
+    /// Starts from a profile's time model and, if it has one, its reliability table.
+    pub fn new(cost: CostModel, warm_start: Option<Reliability>, options: SpecServeOptions) -> SpecServe {
+        SpecServe {
+            calibration: Calibration::new(options.calibration, warm_start),
+            options,
+            time: TimeModel::new(cost),
+            forecast: Forecast::default(),
+            gate: Gate::default(),
+            standings: StandingCounts::default(),
+        }
+    }
+
+    /// The time model as corrected so far.
+    pub fn time(&self) -> &TimeModel {
+        &self.time
+    }
+
+    /// The calibration as learned so far.
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
+    }
+
+    /// Most positions that make sense for a row.
+    fn positions(&self, allowed: u32) -> u32 {
+        allowed.min(self.options.draft_tokens_max).min(POSITIONS_MAX as u32)
+    }
+
+    /// Fills in forecasts for rows that have nothing drafted.
+    fn forecast_all(&self, view: &StepView, space: &mut Workspace) {
+        let means = self.forecast.position_means();
+        for (index, row) in view.decoding.iter().enumerate() {
+            let allowed = self.positions(row.drafts_max);
+            self.forecast_row(space, &means, view, index, (1.0, 0), allowed);
+        }
+    }
+
+    /// Forecasts positions `from..allowed` of a row whose prefix survives with `alive`.
+    fn forecast_row(
+        &self,
+        space: &mut Workspace,
+        means: &[f32; POSITIONS_MAX],
+        view: &StepView,
+        index: usize,
+        (alive, from): (f32, u32),
+        allowed: u32,
+    ) {
+        let ratio = self.forecast.request_ratio(view.decoding[index].request);
+        let mut positions = from;
+        forecast_survival(means, ratio, alive, from as usize, allowed as usize, |depth, survival| {
+            space.set_survival(index, depth, survival);
+            if survival >= SURVIVAL_MIN {
+                positions = depth as u32 + 1;
+            }
+        });
+        space.rows[index].positions = positions;
+    }
+
+    /// Fills in the survival of what a row has drafted. Returns the survival of all of it,
+    /// or `None` when the row can't go on: a proposal that must not be used.
+    fn measure_row(&self, space: &mut Workspace, view: &StepView, row: &DraftedRow) -> Option<f32> {
+        let index = row.decoding as usize;
+        let greedy = view.decoding[index].temperature == 0.0;
+        let mut alive = 1.0;
+        let mut positions = 0;
+        for (depth, proposal) in row.proposals.iter().take(POSITIONS_MAX).enumerate() {
+            if !proposal.finite {
+                space.rows[index].positions = positions;
+                return None;
+            }
+            alive *= self.calibration.acceptance(proposal.probability, depth as u32 + 1, greedy);
+            space.set_survival(index, depth, alive);
+            if alive >= SURVIVAL_MIN {
+                positions = depth as u32 + 1;
+            }
+        }
+        space.rows[index].positions = positions;
+        Some(alive)
+    }
+
+    /// Time spent on drafting so far in a step, as predicted.
+    fn spent(&self, costs: &Costs<'_>, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
+        let calls = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
+        let call_us =
+            |call: usize| costs.draft_call_us(rows.iter().filter(|row| row.proposals.len() > call).count());
+        let drafting = rows.iter().filter(|row| !row.proposals.is_empty());
+        let catch_up_us: f64 =
+            drafting.map(|row| costs.catch_up_us(&step.view.decoding[row.decoding as usize])).sum();
+        Spent {
+            calls: calls as u32,
+            draft_us: (0..calls).map(call_us).sum(),
+            unpriced_us: costs.prefill_us(step.view, step.granted.prefill_tokens) + catch_up_us,
+        }
+    }
+
+    /// Begins a workspace for a step under way.
+    fn resume(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
+        let costs = Costs::of(&self.time, step.view);
+        let spent = self.spent(&costs, step, rows);
+        space.begin(&costs, step.view, costs.plain_us() + spent.draft_us + spent.unpriced_us);
+        spent
+    }
+
+    fn count_standings(&mut self, report: &StepReport) {
+        let costs = Costs::of(&self.time, &report.view);
+        let plain_us = costs.plain_us() * (1.0 + self.time.margin());
+        for row in &report.view.decoding {
+            let count = match tpot_bound(row, plain_us).0 {
+                Standing::Free => &mut self.standings.free,
+                Standing::Holding => &mut self.standings.holding,
+                Standing::Late => &mut self.standings.late,
+                Standing::Short => &mut self.standings.short,
+            };
+            *count += 1;
+        }
+    }
+}
+
+impl Policy for SpecServe {
+    fn name(&self) -> String {
+        "specserve".to_owned()
+    }
+
+    fn plan(&self, view: &StepView) -> StepDecision {
+        WORKSPACE.with_borrow_mut(|space| self.decide(space, view))
+    }
+
+    fn extend(&self, step: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+        if self.gate.is_probe(step.granted) {
+            keep.extend_from_slice(active);
+            return;
+        }
+        WORKSPACE.with_borrow_mut(|space| {
+            let spent = self.resume(space, step, rows);
+            let means = self.forecast.position_means();
+            let mut going = active.iter().copied().peekable();
+            for (place, row) in rows.iter().enumerate() {
+                let is_active = going.next_if_eq(&(place as u32)).is_some();
+                let alive = self.measure_row(space, step.view, row);
+                if let (Some(alive), true) = (alive, is_active) {
+                    let index = row.decoding as usize;
+                    let allowed = self.positions(step.granted.drafts[index]);
+                    let drafted = row.proposals.len() as u32;
+                    self.forecast_row(space, &means, step.view, index, (alive, drafted), allowed);
+                }
+            }
+            space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
+            let longer = |place: &&u32| {
+                let row = &rows[**place as usize];
+                space.lengths[row.decoding as usize] as usize > row.proposals.len()
+            };
+            keep.extend(active.iter().filter(longer));
+        });
+    }
+
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+        if self.gate.is_probe(step.granted) {
+            let usable = |row: &DraftedRow| row.proposals.iter().take_while(|draft| draft.finite).count();
+            lengths.extend(rows.iter().map(|row| usable(row) as u32));
+            return;
+        }
+        WORKSPACE.with_borrow_mut(|space| {
+            let spent = self.resume(space, step, rows);
+            for row in rows {
+                self.measure_row(space, step.view, row);
+            }
+            space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
+            lengths.extend(rows.iter().map(|row| space.lengths[row.decoding as usize]));
+        });
+    }
+
+    fn observe(&mut self, report: &StepReport) {
+        self.count_standings(report);
+        self.time.observe(report);
+        self.calibration.observe(report);
+        self.forecast.observe(report, &self.calibration);
+        self.gate.observe(report);
+    }
+
+    fn snapshot(&self) -> Arc<dyn Policy> {
+        Arc::new(self.clone())
+    }
+
+    fn state(&self) -> serde_json::Value {
+        serde_json::json!({
+            "policy": self.name(),
+            "time": self.time.state(),
+            "calibration": self.calibration.state(),
+            "confidence_forecast": self.forecast.position_means(),
+            "speculation": self.gate.state(),
+            "row_steps_by_standing": self.standings,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

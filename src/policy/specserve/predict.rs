@@ -1,0 +1,141 @@
+//! Before a step: prefill, catch-up and drafting, planned from forecasts.
+
+use super::gate::PROBE_DRAFTS;
+use super::workspace::{Costs, Spent, Workspace};
+use super::{SpecServe, StepDecision, StepView};
+use crate::policy::DecodeView;
+use crate::policy::slo::{chunk_within, prefill_needed};
+
+/// Missed tokens that are fed in passing: one step that accepted all its drafts leaves two.
+const LAG_FREE_TOKENS: u32 = 4;
+/// Steps over which catching up must pay for itself.
+const CATCH_UP_HORIZON_STEPS: f64 = 32.0;
+/// Share of a plain step that catching up may add beyond the first row.
+const CATCH_UP_SHARE: f64 = 0.5;
+
+impl SpecServe {
+    /// The whole decision; leaves the planned lengths in `space`.
+    pub(super) fn decide(&self, space: &mut Workspace, view: &StepView) -> StepDecision {
+        if view.decoding.is_empty() {
+            let prefill_tokens = view.prefill_tokens_max;
+            return StepDecision { drafts: Vec::new(), prefill_tokens, warm_draft: self.warms_draft() };
+        }
+        let costs = Costs::of(&self.time, view);
+        let due = self.prefill_due(space, &costs, view);
+        let prefill_us = costs.prefill_us(view, due);
+        let catch_up_us = self.plan_drafts(space, &costs, view, prefill_us);
+        let step_us = space.step_us(&costs) + catch_up_us;
+        let room_us = space.limit_us(step_us) - step_us;
+        let fits = chunk_within(&self.time, &view.prefilling, room_us, view.prefill_tokens_max);
+        let mut decision = StepDecision {
+            drafts: space.lengths.clone(),
+            prefill_tokens: due.max(fits),
+            warm_draft: self.warms_draft(),
+        };
+        if !self.gate.is_probe(&decision) {
+            // How far a row that drafts really goes is decided after each draft call.
+            let rows = decision.drafts.iter_mut().zip(&view.decoding);
+            rows.filter(|(drafts, _)| **drafts > 0)
+                .for_each(|(drafts, row)| *drafts = self.positions(row.drafts_max));
+        }
+        decision
+    }
+
+    /// Whether prompts go through the draft model as well: as long as speculation is on.
+    fn warms_draft(&self) -> bool {
+        self.time.has_draft() && self.gate.is_on()
+    }
+
+    /// Prefill tokens that this step must take: the floor, and what TTFT objectives need as
+    /// far as running requests allow it. Begins the workspace.
+    fn prefill_due(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) -> u32 {
+        let tokens_max = view.prefill_tokens_max;
+        let floor = chunk_within(&self.time, &view.prefilling, f64::INFINITY, tokens_max)
+            .min(self.options.prefill_tokens_floor);
+        space.begin(costs, view, costs.plain_us() + costs.prefill_us(view, floor));
+        let needed = prefill_needed(&self.time, &view.prefilling, costs.plain_us(), tokens_max);
+        let room_us = space.plain_limit_us() - costs.plain_us();
+        floor.max(chunk_within(&self.time, &view.prefilling, room_us, needed))
+    }
+
+    /// Plans drafting. On return `space.lengths` holds the planned lengths, all zero when a
+    /// plain step is at least as good. Returns the time that catching up takes.
+    fn plan_drafts(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView, prefill_us: f64) -> f64 {
+        space.lengths.clear();
+        space.lengths.resize(costs.rows, 0);
+        if !self.time.has_draft() || view.decoding.iter().all(|row| row.drafts_max == 0) {
+            return 0.0;
+        }
+        self.forecast_all(view, space);
+        space.save_bounds();
+        let rows_max = self.options.verify_rows_max;
+        let near = view.decoding.iter().filter(|row| !lags(row));
+        let mut catch_up_us: f64 = near.map(|row| costs.catch_up_us(row)).sum();
+        let spent = Spent { unpriced_us: prefill_us + catch_up_us, ..Spent::default() };
+        let (mut plan, mut rescued) = space.solve(costs, rows_max, spent);
+        if space.drafts() && view.decoding.iter().any(lags) {
+            space.restore_bounds();
+            let room_us = space.plain_limit_us() - costs.plain_us() - spent.unpriced_us;
+            let admitted_us = self.admit_lagging(space, costs, view, room_us);
+            catch_up_us += admitted_us;
+            let spent = Spent { unpriced_us: spent.unpriced_us + admitted_us, ..spent };
+            (plan, rescued) = space.solve(costs, rows_max, spent);
+        }
+        let plain_rate = costs.rows as f64 / costs.plain_us();
+        let gain = plan.map_or(0.0, |plan| plan.rate() / plain_rate);
+        if space.drafts() && (rescued || self.gate.opens_for(gain)) {
+            return catch_up_us;
+        }
+        space.lengths.fill(0);
+        self.probe(space, costs, view, prefill_us)
+    }
+
+    /// Decides which rows that lag behind may catch up and draft in this step, given the
+    /// plan that takes all rows as caught up; clears the positions of the others. Returns
+    /// the time that catching up takes.
+    ///
+    /// A row is worth it when its gain over the horizon covers the cost at the plan's rate.
+    fn admit_lagging(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView, room_us: f64) -> f64 {
+        let step_us = space.step_us(costs);
+        let tokens: f64 = (0..costs.rows).map(|row| space.tokens(row, space.lengths[row])).sum();
+        let rate = tokens / step_us;
+        let drafts: u32 = space.lengths.iter().sum();
+        let draft_us = (step_us - costs.plain_us()) / f64::from(drafts.max(1));
+        let budget_us = room_us.min(CATCH_UP_SHARE * costs.plain_us());
+        let mut total_us = 0.0;
+        for (index, row) in view.decoding.iter().enumerate().filter(|(_, row)| lags(row)) {
+            let cost_us = costs.catch_up_us(row);
+            let length = space.lengths[index];
+            let gain = space.tokens(index, length) - 1.0 - rate * draft_us * f64::from(length);
+            let pays = gain * CATCH_UP_HORIZON_STEPS > rate * cost_us;
+            // The first row may take more than its share, or a long prompt never would.
+            let fits = total_us + cost_us <= budget_us || (total_us == 0.0 && cost_us <= room_us);
+            if pays && fits {
+                total_us += cost_us;
+            } else {
+                space.rows[index].positions = 0;
+            }
+        }
+        total_us
+    }
+
+    /// Drafts a little for one row when that has been earned. Returns its catch-up time.
+    fn probe(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView, prefill_us: f64) -> f64 {
+        let index = self.gate.probe_row(costs.rows);
+        let row = &view.decoding[index];
+        let drafts = self.positions(row.drafts_max).min(PROBE_DRAFTS);
+        let catch_up_us = costs.catch_up_us(row);
+        let verify_us = costs.verify_us(drafts as usize) - costs.plain_us();
+        let cost_us = catch_up_us + verify_us + costs.draft_call_us(1) * f64::from(drafts);
+        let room_us = space.plain_limit_us() - costs.plain_us() - prefill_us;
+        if drafts > 0 && cost_us <= room_us && self.gate.probe_is_due(cost_us) {
+            space.lengths[index] = drafts;
+            return catch_up_us;
+        }
+        0.0
+    }
+}
+
+fn lags(row: &DecodeView) -> bool {
+    row.draft_lag_tokens > LAG_FREE_TOKENS
+}

@@ -1,0 +1,270 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::executor::Proposal;
+use crate::policy::profile::tests::gpu_like;
+use crate::policy::testbed::{Outcome, Run, World};
+use crate::policy::{DecodeView, Fixed, PrefillView};
+use crate::request::RequestId;
+use crate::time::Micros;
+
+fn policy() -> SpecServe {
+    SpecServe::new(gpu_like().cost_model().unwrap(), None, SpecServeOptions::default())
+}
+
+fn run(world: &World, policy: &mut dyn Policy, steps: u32) -> Outcome {
+    Run::new(world, 42).steps(policy, steps)
+}
+
+#[test]
+fn speculation_pays_where_the_draft_is_good() {
+    let world = World::default();
+    let (ours, plain) = (run(&world, &mut policy(), 600), run(&world, &mut plain(), 600));
+    assert!(ours.rate() > 1.6 * plain.rate(), "{} {}", ours.rate(), plain.rate());
+    assert!(ours.accepted <= ours.verified && ours.verified <= ours.drafted);
+}
+
+#[test]
+fn no_fixed_length_is_better_at_any_batch_size() {
+    for requests in [1, 8, 64, 200] {
+        let world = World { requests, ..World::default() };
+        let ours = run(&world, &mut policy(), 400).rate();
+        for draft_tokens in 0..=8 {
+            let fixed = run(&world, &mut Fixed { draft_tokens }, 400).rate();
+            assert!(ours > 0.98 * fixed, "batch {requests}, fixed {draft_tokens}: {ours} against {fixed}");
+        }
+    }
+}
+
+#[test]
+fn a_random_draft_costs_less_than_two_percent_of_plain_decoding() {
+    // Sure of itself, and always wrong: only the calibration can tell.
+    let world =
+        World { confidence: |uniform| 0.5 + 0.5 * uniform, acceptance: |_| 0.002, ..World::default() };
+    let (ours, plain) = (run(&world, &mut policy(), 4000), run(&world, &mut plain(), 4000));
+    assert!(ours.rate() > 0.98 * plain.rate(), "{} of {}", ours.rate(), plain.rate());
+}
+
+#[test]
+fn speculation_comes_back_when_the_draft_becomes_good_again() {
+    let bad = World { acceptance: |_| 0.01, ..World::default() };
+    let mut learner = policy();
+    run(&bad, &mut learner, 1500);
+    assert!(run(&bad, &mut learner, 200).drafted < 200);
+    let good = World::default();
+    let mut resumed = Run::new(&good, 7);
+    resumed.steps(&mut learner, 6000);
+    let (ours, plain) = (resumed.steps(&mut learner, 400), run(&good, &mut plain(), 400));
+    assert!(ours.rate() > 1.5 * plain.rate(), "{} {}", ours.rate(), plain.rate());
+}
+
+#[test]
+fn noisy_confidences_do_not_make_speculation_flap() {
+    // Acceptance just where drafting is neither gain nor loss.
+    for accepted in [0.1, 0.14, 0.18, 0.22] {
+        let acceptance: fn(f32) -> f32 = match (accepted * 100.0) as u32 {
+            10 => |_| 0.10,
+            14 => |_| 0.14,
+            18 => |_| 0.18,
+            _ => |_| 0.22,
+        };
+        let world = World { requests: 4, confidence: |uniform| uniform, acceptance, ..World::default() };
+        let outcome = run(&world, &mut policy(), 4000);
+        let per_second = outcome.switches as f64 / (outcome.micros * 1e-6);
+        assert!(per_second < 4.0, "acceptance {accepted}: {per_second} switches per second");
+    }
+}
+
+#[test]
+fn a_machine_slower_than_its_profile_does_not_collapse_the_objective() {
+    // A plain step takes about 10 ms in truth, 7.1 ms by the profile.
+    let world = World { slow: (1.4, 1.4), tpot: Some(Micros(11_000)), ..World::default() };
+    let mut learner = policy();
+    let mut under_way = Run::new(&world, 3);
+    under_way.steps(&mut learner, 200);
+    let settled = under_way.steps(&mut learner, 400);
+    assert_eq!(settled.late, 0, "{settled:?}");
+}
+
+#[test]
+fn an_objective_that_only_speculation_can_reach_is_reached() {
+    let world = World { requests: 2, tpot: Some(Micros(5_000)), ..World::default() };
+    let mut learner = policy();
+    let mut under_way = Run::new(&world, 3);
+    under_way.steps(&mut learner, 100);
+    let settled = under_way.steps(&mut learner, 300);
+    assert!(settled.late * 20 < settled.row_steps, "{settled:?}");
+    assert!(run(&world, &mut plain(), 300).late == 600);
+}
+
+fn plain() -> Fixed {
+    Fixed::NONE
+}
+
+fn row(context_tokens: u32, tpot: Option<u64>) -> DecodeView {
+    DecodeView {
+        request: RequestId(1),
+        context_tokens,
+        output_tokens: 1,
+        since_first_token: Micros::ZERO,
+        tpot: tpot.map(Micros),
+        draft_lag_tokens: 1,
+        drafts_max: 8,
+        temperature: 0.0,
+    }
+}
+
+fn prompt(remaining_tokens: u32, ttft: Option<u64>) -> PrefillView {
+    PrefillView {
+        request: RequestId(2),
+        done_tokens: 0,
+        remaining_tokens,
+        since_arrival: Micros::ZERO,
+        ttft: ttft.map(Micros),
+    }
+}
+
+#[test]
+fn without_objectives_prefill_takes_all_it_is_offered() {
+    let view = StepView {
+        decoding: vec![row(100, None)],
+        prefilling: vec![prompt(5000, None)],
+        prefill_tokens_max: 2048,
+        ..StepView::default()
+    };
+    assert_eq!(policy().plan(&view).prefill_tokens, 2048);
+    let idle = StepView { decoding: vec![], ..view };
+    assert_eq!(policy().plan(&idle), StepDecision { drafts: vec![], prefill_tokens: 2048, warm_draft: true });
+}
+
+#[test]
+fn the_prefill_chunk_comes_out_of_the_slack_and_never_below_the_floor() {
+    let view = |tpot| StepView {
+        decoding: vec![DecodeView { drafts_max: 0, ..row(100, Some(tpot)) }],
+        prefilling: vec![prompt(5000, None)],
+        prefill_tokens_max: 2048,
+        ..StepView::default()
+    };
+    let chunk = |tpot| policy().plan(&view(tpot)).prefill_tokens;
+    // Plain step about 7.07 ms, 25 µs per token, 50 µs for any prefill.
+    let roomy = chunk(20_000);
+    assert!((480..530).contains(&roomy), "{roomy}");
+    assert!(chunk(10_000) < roomy);
+    assert_eq!(chunk(7_200), SpecServeOptions::default().prefill_tokens_floor);
+    // Nobody holds a step that a plain one would break anyway.
+    assert_eq!(chunk(1_000), 2048);
+}
+
+#[test]
+fn a_long_lag_is_made_up_only_where_it_fits_the_objective() {
+    let lagging = |tpot| DecodeView { draft_lag_tokens: 6000, ..row(6001, tpot) };
+    let drafts = |tpot| {
+        let view = StepView { decoding: vec![lagging(tpot)], ..StepView::default() };
+        policy().plan(&view).drafts[0]
+    };
+    assert!(drafts(None) > 0);
+    assert!(drafts(Some(40_000)) > 0);
+    assert_eq!(drafts(Some(9_000)), 0);
+}
+
+#[test]
+fn an_unusable_proposal_ends_its_row() {
+    let policy = policy();
+    let view = StepView { decoding: vec![row(100, None), row(100, None)], ..StepView::default() };
+    let granted = StepDecision { drafts: vec![8, 8], prefill_tokens: 0, warm_draft: true };
+    let good = Proposal { probability: 0.95, finite: true, ..Proposal::default() };
+    let rows = [
+        DraftedRow { decoding: 0, proposals: vec![good, Proposal { finite: false, ..good }] },
+        DraftedRow { decoding: 1, proposals: vec![good, good] },
+    ];
+    let (mut keep, mut lengths) = (Vec::new(), Vec::new());
+    let step = Step { view: &view, granted: &granted };
+    policy.extend(step, &rows, &[0, 1], &mut keep);
+    policy.select(step, &rows, &mut lengths);
+    assert_eq!((keep, lengths), (vec![1], vec![1, 2]));
+}
+
+#[test]
+fn the_same_knowledge_and_view_give_the_same_decision() {
+    let world = World::default();
+    let mut learner = policy();
+    run(&world, &mut learner, 50);
+    let view = StepView { decoding: vec![row(100, Some(9_000)); 20], ..StepView::default() };
+    let copy = learner.snapshot();
+    assert_eq!(learner.plan(&view), copy.plan(&view));
+    assert_eq!(copy.plan(&view), copy.plan(&view));
+    assert!(copy.state()["time"]["steps"].as_u64() == Some(50));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// What plan promises is kept by the step that follows, whatever the confidences are.
+    #[test]
+    fn no_step_is_predicted_to_break_an_objective_that_plain_decoding_keeps(
+        rows in prop::collection::vec(
+            (50u32..3000, 1u32..200, 0u64..2_000_000, prop::option::of(5_000u64..40_000), 1u32..40), 1..12),
+        prompts in prop::collection::vec((1u32..4000, prop::option::of(20_000u64..900_000)), 0..4),
+        confidences in prop::collection::vec(0.05f32..1.0, 96),
+    ) {
+        let policy = policy();
+        let view = StepView {
+            decoding: rows.iter().enumerate().map(|(index, &(context, output, since, tpot, lag))| DecodeView {
+                request: RequestId(index as u64),
+                output_tokens: output,
+                since_first_token: Micros(since),
+                draft_lag_tokens: lag,
+                ..row(context, tpot)
+            }).collect(),
+            prefilling: prompts.iter().map(|&(remaining, ttft)| prompt(remaining, ttft)).collect(),
+            prefill_tokens_max: 2048,
+            ..StepView::default()
+        };
+        let granted = policy.plan(&view);
+        let costs = Costs::of(&policy.time, &view);
+        let floor_us = costs.prefill_us(&view, granted.prefill_tokens.min(16));
+        let mut drafted: Vec<DraftedRow> = Vec::new();
+        for (index, _) in granted.drafts.iter().enumerate().filter(|(_, drafts)| **drafts > 0) {
+            drafted.push(DraftedRow { decoding: index as u32, proposals: Vec::new() });
+        }
+        let mut going: Vec<u32> = (0..drafted.len() as u32).collect();
+        let step = Step { view: &view, granted: &granted };
+        while !going.is_empty() {
+            for &place in &going {
+                let proposals = &mut drafted[place as usize].proposals;
+                let probability = confidences[(place as usize * 8 + proposals.len()) % 96];
+                proposals.push(Proposal { probability, finite: true, ..Proposal::default() });
+            }
+            going.retain(|&place| drafted[place as usize].proposals.len() < 8);
+            let mut keep = Vec::new();
+            policy.extend(step, &drafted, &going, &mut keep);
+            going = keep;
+        }
+        let mut lengths = Vec::new();
+        policy.select(step, &drafted, &mut lengths);
+        // With nothing drafted, the whole step is certain: no objective that holds may break.
+        let plain_us = costs.plain_us() + floor_us;
+        if drafted.is_empty() {
+            let step_us = costs.plain_us() + costs.prefill_us(&view, granted.prefill_tokens);
+            for row in &view.decoding {
+                if let (Standing::Holding, Some(bound)) = tpot_bound(row, plain_us) {
+                    prop_assert!(step_us <= bound.deadline_us(1.0) + 1e-6);
+                }
+            }
+        }
+        // Verification never breaks one that could be held when it was chosen.
+        let mut space = Workspace::default();
+        let spent = policy.resume(&mut space, step, &drafted);
+        for row in &drafted {
+            policy.measure_row(&mut space, &view, row);
+        }
+        let extra: u32 = lengths.iter().sum();
+        let step_us = costs.verify_us(extra as usize) + spent.draft_us + spent.unpriced_us;
+        for (index, standing) in space.standings.iter().enumerate() {
+            let length = drafted.iter().position(|row| row.decoding as usize == index).map_or(0, |p| lengths[p]);
+            if let (Standing::Holding, Some(bound)) = (standing, space.rows[index].bound) {
+                prop_assert!(step_us <= bound.deadline_us(space.tokens(index, length)) + 1e-3);
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! A step as the planner takes it, built from what the policy is shown.
+
+use crate::policy::cost_model::{Work, prefill_attended};
+use crate::policy::planner::{Curve, Plan, Problem, Row, Scratch, solve};
+use crate::policy::slo::{Standing, TpotBound, queue_us, tpot_bound};
+use crate::policy::survival::POSITIONS_MAX;
+use crate::policy::time_correction::TimeModel;
+use crate::policy::{DecodeView, StepView};
+
+/// Terms of a step's time that do not depend on any decision.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Costs<'a> {
+    pub(super) time: &'a TimeModel,
+    pub(super) rows: usize,
+    /// Context and host: a plain step without the staircase.
+    fixed_us: f64,
+    /// Mean context of the decoding sequences.
+    mean_context_tokens: f64,
+}
+
+impl<'a> Costs<'a> {
+    pub(super) fn of(time: &'a TimeModel, view: &StepView) -> Costs<'a> {
+        let rows = view.decoding.len();
+        let context_tokens = view.decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
+        let work =
+            Work { rows: rows as u32, context_tokens, attended_tokens: context_tokens, ..Work::default() };
+        let stair_us = time.cost().target.rows_us(rows as u32) * time.target_factor();
+        Costs {
+            time,
+            rows,
+            fixed_us: time.target_us(&work) - stair_us + time.host_us(),
+            mean_context_tokens: context_tokens as f64 / rows.max(1) as f64,
+        }
+    }
+
+    fn target(&self) -> Curve<'a> {
+        Curve { table: self.time.cost().target.table(), factor: self.time.target_factor(), row_us: 0.0 }
+    }
+
+    fn draft(&self) -> Curve<'a> {
+        let Some(draft) = &self.time.cost().draft else { return Curve::ZERO };
+        let terms = draft.terms();
+        let token_us = (terms.context_token_us + terms.attended_token_us) * self.time.draft_factor();
+        Curve {
+            table: draft.table(),
+            factor: self.time.draft_factor(),
+            row_us: token_us * self.mean_context_tokens,
+        }
+    }
+
+    /// A plain decode step without prefill.
+    pub(super) fn plain_us(&self) -> f64 {
+        self.fixed_us + self.target().at(self.rows)
+    }
+
+    /// One draft call over `rows` sequences.
+    pub(super) fn draft_call_us(&self, rows: usize) -> f64 {
+        self.draft().at(rows)
+    }
+
+    /// A decode step that verifies `drafts` drafts, without what they add for their context.
+    pub(super) fn verify_us(&self, drafts: usize) -> f64 {
+        self.fixed_us + self.target().at(self.rows + drafts)
+    }
+
+    /// What each verified draft of a sequence adds beside the staircase.
+    fn query_us(&self, row: &DecodeView) -> f32 {
+        let token_us = self.time.cost().target.terms().attended_token_us * self.time.target_factor();
+        (token_us * f64::from(row.context_tokens)) as f32
+    }
+
+    /// What it takes until the draft model has seen all but the last token of a sequence.
+    pub(super) fn catch_up_us(&self, row: &DecodeView) -> f64 {
+        let missed = row.draft_lag_tokens.saturating_sub(1);
+        let done = row.context_tokens.saturating_sub(row.draft_lag_tokens);
+        self.time.catch_up_us(missed, prefill_attended(done, missed))
+    }
+
+    /// What prefilling the queue's first `tokens` tokens adds.
+    pub(super) fn prefill_us(&self, view: &StepView, tokens: u32) -> f64 {
+        queue_us(self.time, &view.prefilling, tokens)
+    }
+}
+
+/// Buffers of one thread; hold nothing between calls.
+#[derive(Debug, Default)]
+pub(super) struct Workspace {
+    planner: Scratch,
+    pub(super) rows: Vec<Row>,
+    pub(super) standings: Vec<Standing>,
+    pub(super) survival: Vec<f32>,
+    pub(super) lengths: Vec<u32>,
+    saved: Vec<Option<TpotBound>>,
+}
+
+/// Time spent so far in a step, for one call of the planner.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    pub(super) calls: u32,
+    pub(super) draft_us: f64,
+    pub(super) unpriced_us: f64,
+}
+
+impl Workspace {
+    /// One row per decoding sequence, with its bound as seen when the step without further
+    /// drafts takes `plain_us`; no positions yet.
+    pub(super) fn begin(&mut self, costs: &Costs<'_>, view: &StepView, plain_us: f64) {
+        let stretch = 1.0 + costs.time.margin();
+        self.rows.clear();
+        self.standings.clear();
+        for row in &view.decoding {
+            let (standing, bound) = tpot_bound(row, plain_us * stretch);
+            let bound = bound.map(|bound| TpotBound {
+                credit_us: bound.credit_us / stretch,
+                token_us: bound.token_us / stretch,
+            });
+            self.rows.push(Row { weight: 1.0, query_us: costs.query_us(row), bound, positions: 0 });
+            self.standings.push(standing);
+        }
+        self.survival.clear();
+        self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
+    }
+
+    pub(super) fn set_survival(&mut self, row: usize, depth: usize, survival: f32) {
+        let place = depth * self.rows.len() + row;
+        self.survival[place] = survival;
+    }
+
+    /// Expected tokens of a row at its planned length.
+    pub(super) fn tokens(&self, row: usize, length: u32) -> f64 {
+        let drafts =
+            (0..length as usize).map(|depth| f64::from(self.survival[depth * self.rows.len() + row]));
+        1.0 + drafts.sum::<f64>()
+    }
+
+    /// Plans into `lengths`. Requests that need more than one token are bound first; if
+    /// not all of them can be held, they become best effort. Returns the plan and whether
+    /// such requests were held.
+    pub(super) fn solve(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> (Option<Plan>, bool) {
+        let short = self.standings.contains(&Standing::Short);
+        if short && let Some(plan) = self.solve_bounded(costs, rows_max, spent) {
+            return (Some(plan), true);
+        }
+        if short {
+            self.release_short();
+        }
+        (self.solve_bounded(costs, rows_max, spent), false)
+    }
+
+    /// The step at the planned lengths with all its draft calls, without prefill and catch-up.
+    pub(super) fn step_us(&self, costs: &Costs<'_>) -> f64 {
+        let drafts: u32 = self.lengths.iter().sum();
+        let queries = self.rows.iter().zip(&self.lengths);
+        let queries_us: f64 = queries.map(|(row, &length)| f64::from(row.query_us) * f64::from(length)).sum();
+        let calls = self.lengths.iter().copied().max().unwrap_or(0);
+        let call_us =
+            |call| costs.draft_call_us(self.lengths.iter().filter(|&&length| length > call).count());
+        costs.verify_us(drafts as usize) + queries_us + (0..calls).map(call_us).sum::<f64>()
+    }
+
+    /// Whether any row has a planned draft.
+    pub(super) fn drafts(&self) -> bool {
+        self.lengths.iter().any(|&length| length > 0)
+    }
+
+    /// Longest step that the bounds allow at the planned lengths, in microseconds; bounds
+    /// that a step of `step_us` breaks already have no say.
+    pub(super) fn limit_us(&self, step_us: f64) -> f64 {
+        let limit = |(row, terms): (usize, &Row)| {
+            terms.bound.map(|bound| bound.deadline_us(self.tokens(row, self.lengths[row])))
+        };
+        let limits = self.rows.iter().enumerate().filter_map(limit);
+        limits.filter(|&limit_us| limit_us >= step_us).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Longest step that the requests which hold or keep their pace allow without drafts.
+    pub(super) fn plain_limit_us(&self) -> f64 {
+        let bound = |(row, standing): (&Row, &Standing)| {
+            row.bound.filter(|_| *standing != Standing::Short).map(|bound| bound.deadline_us(1.0))
+        };
+        self.rows.iter().zip(&self.standings).filter_map(bound).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Sets the bounds of short requests aside.
+    fn release_short(&mut self) {
+        for (row, standing) in self.rows.iter_mut().zip(&self.standings) {
+            if *standing == Standing::Short {
+                row.bound = None;
+            }
+        }
+    }
+
+    /// Keeps all bounds for [`restore_bounds`](Self::restore_bounds).
+    pub(super) fn save_bounds(&mut self) {
+        self.saved.clear();
+        self.saved.extend(self.rows.iter().map(|row| row.bound));
+    }
+
+    pub(super) fn restore_bounds(&mut self) {
+        self.rows.iter_mut().zip(&self.saved).for_each(|(row, bound)| row.bound = *bound);
+    }
+
+    fn solve_bounded(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> Option<Plan> {
+        let problem = Problem {
+            rows: &self.rows,
+            survival: &self.survival,
+            target: costs.target(),
+            draft: costs.draft(),
+            calls_made: spent.calls,
+            priced_us: costs.fixed_us + spent.draft_us,
+            unpriced_us: spent.unpriced_us,
+            rows_max,
+        };
+        solve(&problem, &mut self.planner, &mut self.lengths)
+    }
+}
