@@ -44,9 +44,9 @@ struct Run<'a> {
     scheduler: Scheduler,
     executor: VirtualExecutor,
     clock: Arc<VirtualClock>,
-    policy: Box<dyn Policy>,
-    /// What planning goes by: the policy as it was after the last step.
-    snapshot: Arc<dyn Policy>,
+    /// The one policy, which plans and learns: between steps nobody else holds it, so that no
+    /// snapshot is needed.
+    policy: Arc<dyn Policy>,
     sampling: Arc<SamplingParams>,
     stop_tokens: Arc<[TokenId]>,
     collector: Collector,
@@ -70,8 +70,7 @@ impl<'a> Run<'a> {
             scheduler: Scheduler::new(settings.limits.clone().within(executor.info())),
             executor,
             clock,
-            snapshot: policy.snapshot(),
-            policy,
+            policy: policy.into(),
             sampling: Arc::new(SamplingParams {
                 temperature: settings.temperature,
                 ..SamplingParams::greedy()
@@ -87,7 +86,7 @@ impl<'a> Run<'a> {
         loop {
             self.take_arrivals();
             let now = self.clock.now();
-            if let Some(plan) = self.scheduler.plan(now, &self.snapshot) {
+            if let Some(plan) = self.scheduler.plan(now, &self.policy) {
                 self.step(plan, step_started)?;
                 step_started = self.clock.now();
             } else if let Some(next) = self.workload.get(self.arrived) {
@@ -140,8 +139,8 @@ impl<'a> Run<'a> {
         let deliveries = self.scheduler.commit(&stepped.outcome, now);
         self.collector.step(&stepped.report, now);
         self.collector.deliveries(&deliveries, now);
-        self.policy.observe(&stepped.report);
-        self.snapshot = self.policy.snapshot();
+        let policy = Arc::get_mut(&mut self.policy).expect("the step's plan is gone");
+        policy.observe(&stepped.report);
         Ok(())
     }
 }

@@ -12,7 +12,6 @@
 //! policy does can't change what would be accepted. The AR(1) process starts afresh every
 //! [`SEGMENT_TOKENS`] positions, so that any position can be computed without all before it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::random::Draw;
@@ -20,9 +19,9 @@ use crate::request::RequestId;
 
 /// Positions between two fresh starts of the AR(1) process.
 pub const SEGMENT_TOKENS: u32 = 64;
-/// Requests whose segments are remembered; a memory that is full is emptied, for a segment
-/// can always be computed again.
-const REMEMBERED_REQUESTS_MAX: usize = 4096;
+/// Segments that are remembered, each in the one place that is its own; what is pushed out
+/// is computed again when it is asked for.
+const REMEMBERED_SEGMENTS: usize = 2048;
 /// Stream of the requests' own quality.
 const REQUEST_STREAM: u32 = 0x21;
 /// Stream of a segment's start.
@@ -92,42 +91,43 @@ pub struct Position {
     pub accepted: bool,
 }
 
-type Segment = [Position; SEGMENT_TOKENS as usize];
+/// A stretch of positions of one request.
+#[derive(Clone, Debug)]
+struct Segment {
+    request: RequestId,
+    index: u32,
+    positions: [Position; SEGMENT_TOKENS as usize],
+}
 
 /// The process. See the module's documentation.
 #[derive(Clone, Debug)]
 pub struct AcceptanceProcess {
     options: AcceptanceOptions,
     seed: u64,
-    /// The last even and the last odd segment of each request.
-    remembered: HashMap<RequestId, [Option<(u32, Box<Segment>)>; 2]>,
+    remembered: Vec<Option<Segment>>,
 }
 
 impl AcceptanceProcess {
     /// The process of these parameters and this seed.
     pub fn new(options: AcceptanceOptions, seed: u64) -> AcceptanceProcess {
-        AcceptanceProcess { options, seed, remembered: HashMap::new() }
+        AcceptanceProcess { options, seed, remembered: vec![None; REMEMBERED_SEGMENTS] }
     }
 
     /// What happens at `position` of `request`.
     pub fn at(&mut self, request: RequestId, position: u32) -> Position {
         let (index, offset) = (position / SEGMENT_TOKENS, (position % SEGMENT_TOKENS) as usize);
-        let place = (index % 2) as usize;
-        if let Some(segments) = self.remembered.get(&request)
-            && let Some((_, segment)) = segments[place].as_ref().filter(|(known, _)| *known == index)
-        {
-            return segment[offset];
+        // a request's neighbouring segments lie side by side: drafts may reach into the next
+        let place = (request.0 as usize * 2 + index as usize % 2) % REMEMBERED_SEGMENTS;
+        let known = self.remembered[place].as_ref();
+        if let Some(known) = known.filter(|known| known.request == request && known.index == index) {
+            return known.positions[offset];
         }
-        let segment = self.segment(request, index);
-        let position = segment[offset];
-        if self.remembered.len() >= REMEMBERED_REQUESTS_MAX {
-            self.remembered.clear();
-        }
-        self.remembered.entry(request).or_default()[place] = Some((index, Box::new(segment)));
-        position
+        let positions = self.segment(request, index);
+        self.remembered[place] = Some(Segment { request, index, positions });
+        positions[offset]
     }
 
-    fn segment(&self, request: RequestId, index: u32) -> Segment {
+    fn segment(&self, request: RequestId, index: u32) -> [Position; SEGMENT_TOKENS as usize] {
         let options = &self.options;
         let median = options.medians.get(request.0 as usize).copied().unwrap_or(options.median);
         let quality = Draw::new(self.seed, REQUEST_STREAM, request.0, 0).normal();
@@ -227,10 +227,9 @@ mod tests {
     fn a_forgotten_request_is_the_same_when_it_comes_back() {
         let mut process = AcceptanceProcess::new(options(Confidence::Calibrated), 3);
         let first = process.at(RequestId(0), 5);
-        (1..=REMEMBERED_REQUESTS_MAX as u64).for_each(|request| {
+        (1..=REMEMBERED_SEGMENTS as u64).for_each(|request| {
             process.at(RequestId(request), 0);
         });
-        assert!(process.remembered.len() <= REMEMBERED_REQUESTS_MAX);
         assert_eq!(process.at(RequestId(0), 5), first);
     }
 
