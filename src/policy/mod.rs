@@ -168,6 +168,13 @@ pub trait Policy: Send + Sync + Debug {
         let _ = report;
     }
 
+    /// How long a step should have taken given what it did, before it is learned from; for
+    /// metrics and the watchdog. `None` for policies that predict no times.
+    fn predict(&self, report: &StepReport) -> Option<Micros> {
+        let _ = report;
+        None
+    }
+
     /// An immutable copy of what is known now.
     fn snapshot(&self) -> Arc<dyn Policy>;
 

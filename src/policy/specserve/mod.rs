@@ -24,6 +24,7 @@ use super::slo::{Standing, tpot_bound};
 use super::survival::{Forecast, POSITIONS_MAX, forecast_survival};
 use super::time_correction::TimeModel;
 use super::{DraftedRow, Policy, Step, StepDecision, StepReport, StepView};
+use crate::time::Micros;
 
 /// Drafts that are less likely than this to survive are not drafted or verified, also where
 /// the staircase would make them free.
@@ -256,6 +257,10 @@ impl Policy for SpecServe {
         self.calibration.observe(report);
         self.forecast.observe(report, &self.calibration);
         self.gate.observe(report);
+    }
+
+    fn predict(&self, report: &StepReport) -> Option<Micros> {
+        Some(Micros(self.time.step_us(report) as u64))
     }
 
     fn snapshot(&self) -> Arc<dyn Policy> {
