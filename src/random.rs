@@ -81,7 +81,9 @@ mod tests {
     fn each_of_seed_stream_and_counters_gives_another_block() {
         let base = Draw::new(1, 2, 3, 4);
         assert_eq!(base, Draw::new(1, 2, 3, 4));
-        for other in [Draw::new(2, 2, 3, 4), Draw::new(1, 3, 3, 4), Draw::new(1, 2, 4, 4), Draw::new(1, 2, 3, 5)] {
+        for other in
+            [Draw::new(2, 2, 3, 4), Draw::new(1, 3, 3, 4), Draw::new(1, 2, 4, 4), Draw::new(1, 2, 3, 5)]
+        {
             assert_ne!(base, other);
         }
     }

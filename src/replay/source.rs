@@ -35,7 +35,8 @@ impl FromStr for TraceSource {
 
     fn from_str(text: &str) -> Result<TraceSource, SourceParseError> {
         let numbers = |list: &str| -> Option<Vec<f64>> {
-            let numbers: Vec<f64> = list.split(',').map(|one| one.trim().parse().ok()).collect::<Option<_>>()?;
+            let numbers: Vec<f64> =
+                list.split(',').map(|one| one.trim().parse().ok()).collect::<Option<_>>()?;
             numbers.iter().all(|number| number.is_finite() && *number > 0.0).then_some(numbers)
         };
         let (form, source) = match text.split_once(':') {
@@ -117,7 +118,9 @@ mod tests {
         let gamma = TraceSource::Gamma { rps: 5.0, cv: 2.0, seconds: 60.0 };
         assert_eq!("gamma:5,2,60".parse(), Ok(gamma));
         assert_eq!("traces/a.csv".parse(), Ok(TraceSource::File("traces/a.csv".into())));
-        for bad in ["poisson:1", "poisson:0,60", "poisson:1,inf", "gamma:1,2", "poisson:1e9,1e9", "gamma:a,1,1"] {
+        for bad in
+            ["poisson:1", "poisson:0,60", "poisson:1,inf", "gamma:1,2", "poisson:1e9,1e9", "gamma:a,1,1"]
+        {
             assert!(bad.parse::<TraceSource>().is_err(), "{bad}");
         }
     }

@@ -50,7 +50,12 @@ struct Statistics {
     acceptance: f64,
 }
 
-const fn statistics(prompt_words: [f64; 9], output_median: f64, output_log_sd: f64, acceptance: f64) -> Statistics {
+const fn statistics(
+    prompt_words: [f64; 9],
+    output_median: f64,
+    output_log_sd: f64,
+    acceptance: f64,
+) -> Statistics {
     Statistics { prompt_words, output_median, output_log_sd, acceptance }
 }
 

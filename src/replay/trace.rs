@@ -46,7 +46,8 @@ pub fn parse_csv(text: &str) -> Result<Vec<TraceRow>, TraceError> {
         let place = header.iter().position(|&field| field == name);
         place.ok_or_else(|| TraceError::Line { line: 1, problem: format!("the header has no {name}") })
     };
-    let (arrival, prompt, output) = (column("arrival_s")?, column("prompt_tokens")?, column("output_tokens")?);
+    let (arrival, prompt, output) =
+        (column("arrival_s")?, column("prompt_tokens")?, column("output_tokens")?);
     let mut rows = Rows::default();
     for (index, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
         let problem = |problem: String| TraceError::Line { line: index + 1, problem };
@@ -56,9 +57,10 @@ pub fn parse_csv(text: &str) -> Result<Vec<TraceRow>, TraceError> {
         }
         let length = |place: usize| match fields[place] {
             "" => Ok(None),
-            text => text.parse::<u32>().map(Some).map_err(|_| {
-                problem(format!("{} is {text:?}, not a whole number", header[place]))
-            }),
+            text => text
+                .parse::<u32>()
+                .map(Some)
+                .map_err(|_| problem(format!("{} is {text:?}, not a whole number", header[place]))),
         };
         let arrival_s = fields[arrival].parse();
         let arrival_s =
@@ -138,7 +140,10 @@ mod tests {
         assert!(csv("-1,1,1").contains("not within 0"));
         assert!(csv("NaN,1,1").contains("not within 0"));
         assert!(csv("0,0,1").contains("at least one prompt"));
-        assert_eq!(problem(parse_csv("arrival_s,prompt_tokens\n")), "line 1: the header has no output_tokens");
+        assert_eq!(
+            problem(parse_csv("arrival_s,prompt_tokens\n")),
+            "line 1: the header has no output_tokens"
+        );
         assert_eq!(problem(parse_csv("")), "line 1: the header has no arrival_s");
         assert!(problem(parse_jsonl("{\"arrival_s\":1}\n{\"prompt_tokens\":1}")).starts_with("line 2: "));
         assert!(problem(parse_jsonl("{\"arrival_s\":1,\"prompt_tokens\":-1}")).starts_with("line 1: "));

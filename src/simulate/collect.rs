@@ -47,7 +47,8 @@ pub(super) struct Collector {
     itl: LatencyHistogram,
     /// Each request's last output so far.
     last_output: Vec<Option<Micros>>,
-    last_token: Micros,
+    /// |observed − predicted| / observed of each step that the policy predicted.
+    step_errors: Vec<f32>,
     bin: Micros,
     bins: Vec<BinSums>,
 }
@@ -72,7 +73,7 @@ impl Collector {
             tpot: LatencyHistogram::new([]),
             itl: LatencyHistogram::new([]),
             last_output: vec![None; requests],
-            last_token: Micros::ZERO,
+            step_errors: Vec::new(),
             bin: Micros(last_arrival.0.div_ceil(BINS)).max(BIN_MIN),
             bins: Vec::new(),
         }
@@ -83,7 +84,11 @@ impl Collector {
         self.bin_at(at).arrivals += 1;
     }
 
-    pub fn step(&mut self, report: &StepReport, now: Micros) {
+    pub fn step(&mut self, report: &StepReport, predicted: Option<Micros>, now: Micros) {
+        if let Some(predicted) = predicted {
+            let observed = report.step_time.0 as f32;
+            self.step_errors.push((observed - predicted.0 as f32).abs() / observed);
+        }
         let decoding = report.view.decoding.len() as u64;
         let drafted: u64 = report.drafted.iter().map(|row| row.proposals.len() as u64).sum();
         let sum = |counts: &[u32]| counts.iter().map(|&count| u64::from(count)).sum::<u64>();
@@ -133,7 +138,6 @@ impl Collector {
         if let Some(tpot) = summary.tpot() {
             self.tpot.record(tpot);
         }
-        self.last_token = self.last_token.max(summary.times.last_token);
     }
 
     fn bin_at(&mut self, time: Micros) -> &mut BinSums {
@@ -145,12 +149,12 @@ impl Collector {
     }
 
     /// Closes the books at `end`.
-    pub fn report(&self, policy: &dyn Policy, gauges: &SchedulerGauges, end: Micros) -> Report {
+    pub fn into_report(mut self, policy: &dyn Policy, gauges: &SchedulerGauges, end: Micros) -> Report {
         let seconds = end.as_secs_f64();
         let per = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
-        let state = policy.state();
-        let error = |name: &str| state["time"][name].as_f64();
+        let step_time_error_p50 = quantile(&mut self.step_errors, 0.5);
+        let step_time_error_p99 = quantile(&mut self.step_errors, 0.99);
         Report {
             policy: policy.name(),
             load: 1.0,
@@ -173,12 +177,12 @@ impl Collector {
             steps: self.steps,
             switches_per_second: per_second(self.switches),
             preemptions: gauges.preemptions,
-            step_time_error_p50: error("relative_error_p50"),
-            step_time_error_p99: error("relative_error_p99"),
+            step_time_error_p50,
+            step_time_error_p99,
             simulated_seconds: seconds,
             wall_seconds: None,
             timeline: self.timeline(),
-            policy_state: state,
+            policy_state: policy.state(),
         }
     }
 
@@ -198,4 +202,14 @@ impl Collector {
         })
         .collect()
     }
+}
+
+/// The `share` quantile (nearest rank); `None` without values.
+fn quantile(values: &mut [f32], share: f64) -> Option<f64> {
+    let rank = ((share * values.len() as f64).ceil() as usize).saturating_sub(1);
+    if values.is_empty() {
+        return None;
+    }
+    let (_, value, _) = values.select_nth_unstable_by(rank, f32::total_cmp);
+    Some(f64::from(*value))
 }

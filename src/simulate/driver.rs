@@ -33,7 +33,7 @@ pub fn simulate(
 ) -> Result<Report, SimulationError> {
     let mut run = Run::new(workload, settings, policy);
     run.to_the_end()?;
-    Ok(run.collector.report(&*run.policy, &run.scheduler.gauges(), run.clock.now()))
+    Ok(run.collector.into_report(&*run.policy, &run.scheduler.gauges(), run.clock.now()))
 }
 
 struct Run<'a> {
@@ -137,7 +137,7 @@ impl<'a> Run<'a> {
         let now = self.clock.now();
         stepped.report.step_time = now - started;
         let deliveries = self.scheduler.commit(&stepped.outcome, now);
-        self.collector.step(&stepped.report, now);
+        self.collector.step(&stepped.report, self.policy.predict(&stepped.report), now);
         self.collector.deliveries(&deliveries, now);
         let policy = Arc::get_mut(&mut self.policy).expect("the step's plan is gone");
         policy.observe(&stepped.report);

@@ -97,11 +97,12 @@ pub struct Report {
     pub switches_per_second: f64,
     /// Preemptions.
     pub preemptions: u64,
-    /// Median of the policy's relative error of recent steps' times, if it predicts them.
+    /// Median over steps of |observed − predicted| / observed time, where the policy predicts
+    /// a step's time before it learns from it.
     pub step_time_error_p50: Option<f64>,
     /// 99th percentile of the same.
     pub step_time_error_p99: Option<f64>,
-    /// First arrival's epoch to the end of the last request.
+    /// From the trace's start to the end of the last request.
     pub simulated_seconds: f64,
     /// How long the simulation took; measured by whoever ran it, so not part of its result.
     pub wall_seconds: Option<f64>,

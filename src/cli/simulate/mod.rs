@@ -25,10 +25,11 @@ use crate::time::MonotonicClock;
 pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let failed = |error: &dyn std::error::Error| CliError::Failed(error.to_string());
     let profile = read_profile(args)?;
-    let workload = replay::load(&args.trace, &args.workload_options()).map_err(|error| match &args.trace {
-        replay::TraceSource::File(path) => CliError::Failed(format!("{}: {error}", path.display())),
-        replay::TraceSource::Gamma { .. } => failed(&error),
-    })?;
+    let workload =
+        replay::load(&args.trace, &args.workload_options()).map_err(|error| match &args.trace {
+            replay::TraceSource::File(path) => CliError::Failed(format!("{}: {error}", path.display())),
+            replay::TraceSource::Gamma { .. } => failed(&error),
+        })?;
     let cost = profile.cost_model().map_err(|error| failed(&error))?;
     let settings = args.settings(cost);
     let unit = if args.saturation { find_saturation(&workload, &settings)? } else { 1.0 };
@@ -56,8 +57,8 @@ fn factory(name: PolicyName, profile: &Profile, args: &SimulateArgs) -> Result<F
 
 fn read_profile(args: &SimulateArgs) -> Result<Profile, CliError> {
     let path = &args.profile;
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| CliError::File { path: path.clone(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| CliError::File { path: path.clone(), source })?;
     Profile::from_toml(&text).map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))
 }
 

@@ -197,7 +197,8 @@ mod tests {
     /// `(reported, accepted)` of many positions of many requests.
     fn positions(confidence: Confidence) -> Vec<Position> {
         let mut process = AcceptanceProcess::new(options(confidence), 3);
-        (10..60).flat_map(|request| (0..600).map(move |t| (RequestId(request), t)))
+        (10..60)
+            .flat_map(|request| (0..600).map(move |t| (RequestId(request), t)))
             .map(|(request, t)| process.at(request, t))
             .collect()
     }
@@ -259,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_misaligned_draft_is_sure_and_wrong() {
-        let (reported, accepted) = reliability(&positions(Confidence::Misaligned { acceptance: 0.02 }), 0.8..1.0);
+        let (reported, accepted) =
+            reliability(&positions(Confidence::Misaligned { acceptance: 0.02 }), 0.8..1.0);
         assert!(reported > 0.8 && accepted < 0.04);
     }
 

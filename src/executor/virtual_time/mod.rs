@@ -194,7 +194,8 @@ fn judge(row: &VerifyRow, next: u32) -> Verdict {
         return Verdict { finite: true, ..Verdict::default() };
     }
     let drafts = &row.input.tokens[row.input.tokens.len() - row.drafts as usize..];
-    let choice = |depth: usize| Choice { token: right_token(row.input.request, next + depth as u32), finite: true };
+    let choice =
+        |depth: usize| Choice { token: right_token(row.input.request, next + depth as u32), finite: true };
     match &row.tree {
         None => walk_chain(drafts, choice),
         Some(parents) => walk_tree(drafts, parents, |_, path| choice(path.len())),

@@ -23,8 +23,13 @@ pub struct TimeError {
 
 impl TimeError {
     /// The machine is exactly as profiled.
-    pub const NONE: TimeError =
-        TimeError { target_factor: 1.0, prefill_factor: 1.0, draft_factor: 1.0, host_factor: 1.0, jitter: 0.0 };
+    pub const NONE: TimeError = TimeError {
+        target_factor: 1.0,
+        prefill_factor: 1.0,
+        draft_factor: 1.0,
+        host_factor: 1.0,
+        jitter: 0.0,
+    };
 
     /// Every term is off by the same factor.
     pub fn all(factor: f64) -> TimeError {
