@@ -247,7 +247,9 @@ fn a_sweep_reports_in_the_order_of_its_jobs_on_any_number_of_threads() {
 
 #[test]
 fn saturation_is_where_plain_decoding_begins_to_miss() {
-    let (workload, settings) = (poisson(5.0, 10.0), settings());
+    // a pass over more than 14 rows takes too long
+    let slo = Slo { ttft: None, tpot: Some(Micros(5200)) };
+    let (workload, settings) = (poisson(5.0, 10.0), Settings { slo, ..settings() });
     let load = saturation_load(&workload, &settings).unwrap().expect("there is a limit");
     let attainment = |load: f64| run(&at_load(&workload, load), &settings, 0).attainment;
     assert!(attainment(load) >= SATURATED_ATTAINMENT);
