@@ -28,6 +28,15 @@ pub struct Slo {
     pub tpot: Option<Micros>,
 }
 
+impl Slo {
+    /// Whether a finished request met all its objectives (docs/slo.md). A single token has
+    /// no time per token, and meets that objective.
+    pub fn is_attained_by(&self, summary: &RequestSummary) -> bool {
+        self.ttft.is_none_or(|bound| summary.ttft() <= bound)
+            && self.tpot.is_none_or(|bound| summary.tpot().is_none_or(|seen| seen <= bound))
+    }
+}
+
 /// A validated request as the scheduler takes it.
 #[derive(Clone, Debug)]
 pub struct GenerationRequest {

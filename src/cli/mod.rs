@@ -12,6 +12,7 @@ mod logging;
 mod private;
 mod serve;
 mod signals;
+mod simulate;
 mod submit;
 mod table;
 #[cfg(test)]
@@ -49,6 +50,7 @@ enum Command {
     CheckConfig(check_config::CheckConfigArgs),
     Inflate(inflate::InflateArgs),
     Doctor(doctor::DoctorArgs),
+    Simulate(Box<simulate::SimulateArgs>),
 }
 
 /// Parses the process's arguments, runs the command, reports its failure on stderr.
@@ -87,6 +89,7 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::CheckConfig(args) => check_config::run(args, &mut out),
             Command::Inflate(args) => inflate::run(args, &mut out),
             Command::Doctor(args) => doctor::run(args, &mut out),
+            Command::Simulate(args) => simulate::run(args, &mut out),
         }
     });
     // A thread that reads a terminal can't be stopped, and nobody waits for it.

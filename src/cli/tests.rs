@@ -24,6 +24,10 @@ fn every_command_of_the_docs_parses() {
         "specserve top --once --json --interval-ms 500 --socket s",
         "specserve check-config config/tiny-cpu.toml",
         "specserve check-config --config config/tiny-cpu.toml --json",
+        "specserve simulate --trace t.csv --profile p.toml",
+        "specserve simulate --trace poisson:8,600 --profile p.toml --policy none --policy fixed:3 \
+         --slo ttft_ms=1000,tpot_ms=15 --load 0.5,1 --saturation --seed 2 --lengths spec-bench --thin 0.5 \
+         --confidence noisy:1 --time-error 1.4 --jitter 0.05 --json",
     ] {
         assert!(parse(line).is_ok(), "{line}");
     }
@@ -40,6 +44,11 @@ fn bad_arguments_are_refused_before_anything_runs() {
         ("specserve demo --tokens 1", ErrorKind::ValueValidation),
         ("specserve submit in.jsonl --concurrency 0", ErrorKind::ValueValidation),
         ("specserve top --interval-ms 1", ErrorKind::ValueValidation),
+        ("specserve simulate --trace t.csv", ErrorKind::MissingRequiredArgument),
+        ("specserve simulate --trace poisson:8 --profile p", ErrorKind::ValueValidation),
+        ("specserve simulate --trace t --profile p --policy fast", ErrorKind::ValueValidation),
+        ("specserve simulate --trace t --profile p --slo itl_ms=3", ErrorKind::ValueValidation),
+        ("specserve simulate --trace t --profile p --load 0.5,0", ErrorKind::ValueValidation),
         ("specserve dance", ErrorKind::InvalidSubcommand),
     ] {
         assert_eq!(parse(line).expect_err(line).kind(), kind, "{line}");

@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod doctor;
 mod shadow;
+pub mod virtual_time;
 
 use std::sync::Arc;
 

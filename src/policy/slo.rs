@@ -15,6 +15,13 @@ pub const TPOT_AIM: f64 = 0.94;
 /// where a plain step takes more.
 pub const LATE_AIM: f64 = 0.75;
 
+/// Share of the time left to its TTFT objective in which a prompt is to be prefilled: steps
+/// take longer than a plain one, and more prompts will arrive.
+pub const TTFT_AIM: f64 = 0.6;
+/// Plain steps within which a request must be able to win back what prefill that is due
+/// takes from it; with speculation it takes fewer.
+pub const BORROWED_STEPS: f64 = 16.0;
+
 /// How a request stands against its TPOT objective before a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -69,6 +76,18 @@ pub fn tpot_bound(row: &DecodeView, plain_us: f64) -> (Standing, Option<TpotBoun
     (Standing::Short, Some(TpotBound { credit_us, token_us: objective_us }))
 }
 
+/// Longest step that a request can bear for the sake of prompts that are due, in
+/// microseconds: plain steps after it win back what it loses, within [`BORROWED_STEPS`].
+/// `None` when it has no objective, or one that plain steps never win back.
+///
+/// TPOT is a mean over the whole output, so that a long step now is made up for later. Debts
+/// do not pile up: what earlier steps took is part of `a`.
+pub fn bearable_us(row: &DecodeView, plain_us: f64) -> Option<f64> {
+    let token_us = row.tpot?.0 as f64 * TPOT_AIM;
+    let credit_us = token_us * f64::from(row.output_tokens) - row.since_first_token.0 as f64;
+    (plain_us < token_us).then_some(credit_us + BORROWED_STEPS * (token_us - plain_us))
+}
+
 /// What prefilling costs: the terms of the time model, corrections included.
 pub trait PrefillCost {
     /// Microseconds that `tokens` prefill tokens attending to `attended_tokens` add to a step.
@@ -115,7 +134,8 @@ pub fn chunk_within(cost: &impl PrefillCost, queue: &[PrefillView], budget_us: f
 /// Prefill tokens that this step needs, so that every request in the queue whose TTFT
 /// objective can still be met will meet it at this pace.
 ///
-/// The first `i` requests have `C` tokens to go and `L` µs left. Steps of `T + c·p` µs that
+/// The first `i` requests have `C` tokens to go and `L` µs left, of which [`TTFT_AIM`] is
+/// planned with; where that is not enough, all of it is due now. Steps of `T + c·p` µs that
 /// prefill `p` tokens each finish in time iff `(C/p)·(T + c·p) ≤ L`, that is
 /// `p ≥ C·T/(L − c·C)`, where `T` is the rest of the step and `c` the cost per token.
 pub fn prefill_needed(cost: &impl PrefillCost, queue: &[PrefillView], rest_us: f64, tokens_max: u32) -> u32 {
@@ -125,9 +145,10 @@ pub fn prefill_needed(cost: &impl PrefillCost, queue: &[PrefillView], rest_us: f
         ahead = ahead.saturating_add(view.remaining_tokens);
         let Some(ttft) = view.ttft else { continue };
         let left_us = ttft.saturating_sub(view.since_arrival).0 as f64;
-        let room_us = left_us - queue_us(cost, queue, ahead);
-        if room_us > 0.0 {
+        let prefill_us = queue_us(cost, queue, ahead);
+        if prefill_us < left_us {
             let tokens = f64::from(ahead);
+            let room_us = (TTFT_AIM * left_us - prefill_us).max(rest_us);
             needed = needed.max((tokens * rest_us / room_us).min(tokens));
         }
     }
@@ -278,8 +299,9 @@ mod tests {
 
     #[test]
     fn the_needed_chunk_meets_the_ttft_exactly_at_its_pace() {
-        // 100 tokens to go, 3000 µs left, 1000 µs of prefill: 2000 µs for steps of 200 µs.
-        let queue = [prompt(100, 1000, Some(4000))];
+        // 100 tokens to go, 5000 µs left, 3000 planned with, 1000 µs of prefill: 2000 µs for steps
+        // of 200 µs.
+        let queue = [prompt(100, 1000, Some(6000))];
         assert_eq!(prefill_needed(&Flat, &queue, 200.0, 1000), 10);
         assert_eq!(prefill_needed(&Flat, &queue, 200.0, 4), 4);
         assert_eq!(prefill_needed(&Flat, &queue, 1e9, 1000), 100);
@@ -287,9 +309,27 @@ mod tests {
 
     #[test]
     fn a_ttft_that_is_lost_needs_nothing_but_those_behind_it_do() {
-        let queue = [prompt(100, 3500, Some(4000)), prompt(100, 0, Some(6000))];
+        // 200 tokens to go, 10,000 µs left, 6000 planned with, 2000 µs of prefill
+        let queue = [prompt(100, 3500, Some(4000)), prompt(100, 0, Some(10_000))];
         assert_eq!(prefill_needed(&Flat, &queue[..1], 200.0, 1000), 0);
         assert_eq!(prefill_needed(&Flat, &queue, 200.0, 1000), 10);
+    }
+
+    #[test]
+    fn a_prompt_that_just_makes_it_is_due_as_a_whole() {
+        let queue = [prompt(100, 1000, Some(2300))];
+        assert_eq!(prefill_needed(&Flat, &queue, 200.0, 1000), 100);
+    }
+
+    #[test]
+    fn a_request_bears_what_a_few_plain_steps_win_back() {
+        let token_us = 100.0 * TPOT_AIM;
+        let fresh = bearable_us(&row(1, 0, Some(100)), 60.0).unwrap();
+        assert!((fresh - (token_us + BORROWED_STEPS * (token_us - 60.0))).abs() < 1e-9);
+        let indebted = bearable_us(&row(11, 1500, Some(100)), 60.0).unwrap();
+        assert!((fresh - indebted - (1500.0 - 10.0 * token_us)).abs() < 1e-9);
+        assert_eq!(bearable_us(&row(1, 0, Some(100)), 95.0), None);
+        assert_eq!(bearable_us(&row(1, 0, None), 60.0), None);
     }
 
     #[test]

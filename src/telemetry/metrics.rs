@@ -290,7 +290,7 @@ impl Metrics {
         if let Some(attained) = tpot_met {
             self.counters.slo_tpot.record(attained);
         }
-        self.counters.slo_request.record(ttft_met.unwrap_or(true) && tpot_met.unwrap_or(true));
+        self.counters.slo_request.record(slo.is_attained_by(summary));
     }
 
     /// Counts a request that ended without a whole answer.

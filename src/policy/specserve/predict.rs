@@ -4,7 +4,7 @@ use super::gate::PROBE_DRAFTS;
 use super::workspace::{Costs, Spent, Workspace};
 use super::{SpecServe, StepDecision, StepView};
 use crate::policy::DecodeView;
-use crate::policy::slo::{chunk_within, prefill_needed};
+use crate::policy::slo::{bearable_us, chunk_within, prefill_needed};
 
 /// Missed tokens that are fed in passing: one step that accepted all its drafts leaves two.
 const LAG_FREE_TOKENS: u32 = 4;
@@ -17,11 +17,8 @@ impl SpecServe {
     /// The whole decision; leaves the planned lengths in `space`.
     pub(super) fn decide(&self, space: &mut Workspace, view: &StepView) -> StepDecision {
         if view.decoding.is_empty() {
-            return StepDecision {
-                drafts: Vec::new(),
-                prefill_tokens: view.prefill_tokens_max,
-                warm_draft: self.warms_draft(),
-            };
+            let prefill_tokens = view.prefill_tokens_max;
+            return StepDecision { drafts: Vec::new(), prefill_tokens, warm_draft: self.warms_draft() };
         }
         let costs = Costs::of(&self.time, view);
         let due = self.prefill_due(space, &costs, view);
@@ -44,22 +41,43 @@ impl SpecServe {
         decision
     }
 
-    /// While speculation is on, the draft model follows prefills: what it skips would have to
-    /// be caught up before the first draft.
+    /// Whether prompts go through the draft model as well: as long as speculation is on.
     fn warms_draft(&self) -> bool {
-        self.gate.is_on() && self.time.has_draft()
+        self.time.has_draft() && self.gate.is_on()
     }
 
     /// Prefill tokens that this step must take: the floor, and what TTFT objectives need as
-    /// far as running requests allow it. Begins the workspace.
+    /// far as running requests can bear it. Begins the workspace.
     fn prefill_due(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) -> u32 {
         let tokens_max = view.prefill_tokens_max;
         let floor = chunk_within(&self.time, &view.prefilling, f64::INFINITY, tokens_max)
             .min(self.options.prefill_tokens_floor);
         space.begin(costs, view, costs.plain_us() + costs.prefill_us(view, floor));
         let needed = prefill_needed(&self.time, &view.prefilling, costs.plain_us(), tokens_max);
-        let room_us = space.plain_limit_us() - costs.plain_us();
-        floor.max(chunk_within(&self.time, &view.prefilling, room_us, needed))
+        let limit_us = self.bearable_limit_us(space, view, costs.plain_us());
+        let room_us = limit_us.max(space.plain_limit_us()) - costs.plain_us();
+        let due = floor.max(chunk_within(&self.time, &view.prefilling, room_us, needed));
+        if due > floor {
+            // what is due comes first: requests stand as it leaves them
+            space.begin(costs, view, costs.plain_us() + costs.prefill_us(view, due));
+        }
+        due
+    }
+
+    /// Longest step for the sake of prompts that are due: as many requests may be let down by
+    /// it as prompts can be saved. Requests that can't bear even a plain step have no say.
+    fn bearable_limit_us(&self, space: &mut Workspace, view: &StepView, plain_us: f64) -> f64 {
+        let stretch = 1.0 + self.time.margin();
+        let bearable = view.decoding.iter().filter_map(|row| bearable_us(row, plain_us));
+        space.bearable_us.clear();
+        space.bearable_us.extend(bearable.map(|us| us / stretch).filter(|&us| us >= plain_us));
+        let saved =
+            view.prefilling.iter().filter(|row| row.ttft.is_some_and(|ttft| row.since_arrival < ttft));
+        let let_down = saved.count();
+        if let_down >= space.bearable_us.len() {
+            return f64::INFINITY;
+        }
+        *space.bearable_us.select_nth_unstable_by(let_down, f64::total_cmp).1
     }
 
     /// Plans drafting. On return `space.lengths` holds the planned lengths, all zero when a

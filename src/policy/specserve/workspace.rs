@@ -91,6 +91,8 @@ pub(super) struct Workspace {
     pub(super) survival: Vec<f32>,
     pub(super) lengths: Vec<u32>,
     saved: Vec<Option<TpotBound>>,
+    /// Longest steps that requests can bear for prefill that is due.
+    pub(super) bearable_us: Vec<f64>,
 }
 
 /// Time spent so far in a step, for one call of the planner.

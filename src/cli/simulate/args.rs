@@ -1,0 +1,235 @@
+//! Arguments of `specserve simulate`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::executor::virtual_time::{Confidence, TimeError};
+use crate::policy::cost_model::CostModel;
+use crate::policy::registry::{PolicyName, PolicyOptions};
+use crate::policy::specserve::SpecServeOptions;
+use crate::replay::{Lengths, TraceSource, WorkloadOptions};
+use crate::request::Slo;
+use crate::scheduler::SchedulerLimits;
+use crate::simulate::{DraftQuality, Settings};
+use crate::time::Micros;
+
+/// Longest sampling temperature that is worth telling a policy.
+const TEMPERATURE_MAX: f64 = 2.0;
+
+/// Simulates the engine on a trace: the same scheduler and policies, a virtual clock, and a
+/// profile in place of the device.
+#[derive(Args, Debug)]
+pub struct SimulateArgs {
+    /// A .csv or .jsonl file with arrival_s, prompt_tokens and output_tokens, or
+    /// poisson:RPS,SECONDS, or gamma:RPS,CV,SECONDS.
+    #[arg(long, value_name = "TRACE")]
+    pub trace: TraceSource,
+    /// The profile whose times the virtual device takes.
+    #[arg(long, value_name = "FILE")]
+    pub profile: PathBuf,
+    /// A policy; give it several times to compare.
+    #[arg(long = "policy", value_name = "POLICY", default_value = "specserve")]
+    policies: Vec<PolicyName>,
+    /// Every request's objectives: ttft_ms=N, tpot_ms=N, or both with a comma between.
+    #[arg(long, value_name = "SLO", value_parser = parse_slo, default_value = "")]
+    slo: Slo,
+    /// Multiples of the trace's rate, or with --saturation of the saturating rate.
+    #[arg(long = "load", value_name = "LOADS", value_delimiter = ',', default_value = "1", value_parser = positive)]
+    loads: Vec<f64>,
+    /// Find the rate at which plain decoding attains less than 95 %, and take it as load 1.
+    #[arg(long)]
+    pub saturation: bool,
+    /// Of everything that is drawn.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// Where lengths come from: trace or spec-bench. By default the file, or spec-bench
+    /// where there is no file.
+    #[arg(long, value_name = "SOURCE", value_parser = parse_lengths)]
+    lengths: Option<Lengths>,
+    /// Divide arrival times by this: bursts get shorter.
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = positive)]
+    rate_scale: f64,
+    /// Keep each request with this probability: bursts keep their duration.
+    #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
+    thin: f64,
+    /// Keep the first requests only.
+    #[arg(long, value_name = "REQUESTS")]
+    limit: Option<usize>,
+    /// Drop requests with longer prompts.
+    #[arg(long, value_name = "TOKENS")]
+    max_prompt: Option<u32>,
+    /// Median acceptance of a draft token, for every request; by default by its task.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    acceptance: Option<f64>,
+    /// What the draft says of its tokens: calibrated, noisy:SD, overconfident:SHARE, misaligned:SHARE.
+    #[arg(long, value_name = "KIND", value_parser = parse_confidence, default_value = "calibrated")]
+    confidence: Confidence,
+    /// The machine takes this many times what the profile says.
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = positive)]
+    time_error: f64,
+    /// Spread of each call's time, as the standard deviation of its logarithm.
+    #[arg(long, value_name = "SD", default_value = "0", value_parser = share)]
+    jitter: f64,
+    /// Sampling temperature that policies are told.
+    #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = temperature)]
+    temperature: f64,
+    /// Most requests that run at a time.
+    #[arg(long, value_name = "REQUESTS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    running_max: u32,
+    /// Most requests that wait; more are refused.
+    #[arg(long, value_name = "REQUESTS", default_value_t = 100_000)]
+    queue_max: u32,
+    /// Most prefill tokens of a step.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    prefill_chunk: u32,
+    /// Most drafts of a request in a step.
+    #[arg(long, value_name = "TOKENS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=32))]
+    draft_max: u32,
+    /// KV blocks of 16 tokens, for each of the two models.
+    #[arg(long, value_name = "BLOCKS", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    kv_blocks: u32,
+    /// Longest prompt and output together; longer requests are refused.
+    #[arg(long, value_name = "TOKENS", default_value_t = 32_768)]
+    context_max: u32,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl SimulateArgs {
+    /// The policies to run.
+    pub fn policies(&self) -> &[PolicyName] {
+        &self.policies
+    }
+
+    /// The loads to run them at.
+    pub fn loads(&self) -> &[f64] {
+        &self.loads
+    }
+
+    /// What is made of the trace.
+    pub fn workload_options(&self) -> WorkloadOptions {
+        let by_source = if self.trace.has_lengths() { Lengths::Trace } else { Lengths::SpecBench };
+        WorkloadOptions {
+            rate_scale: self.rate_scale,
+            thin: self.thin,
+            requests_max: self.limit,
+            prompt_tokens_max: self.max_prompt,
+            lengths: self.lengths.unwrap_or(by_source),
+            seed: self.seed,
+        }
+    }
+
+    /// What policies are told of the bounds.
+    pub fn policy_options(&self) -> PolicyOptions {
+        let specserve = SpecServeOptions { draft_tokens_max: self.draft_max, ..SpecServeOptions::default() };
+        PolicyOptions { specserve, ..PolicyOptions::default() }
+    }
+
+    /// Everything else.
+    pub fn settings(&self, cost: CostModel) -> Settings {
+        let draft_blocks = if cost.draft.is_some() { self.kv_blocks } else { 0 };
+        Settings {
+            cost,
+            error: TimeError { jitter: self.jitter, ..TimeError::all(self.time_error) },
+            draft: DraftQuality {
+                median: self.acceptance,
+                confidence: self.confidence.clone(),
+                ..DraftQuality::typical()
+            },
+            limits: SchedulerLimits {
+                running_requests_max: self.running_max,
+                prefill_chunk_tokens_max: self.prefill_chunk,
+                // room for every request's drafts beside a full chunk
+                batch_tokens_max: self.prefill_chunk + self.running_max * (1 + self.draft_max),
+                draft_tokens_max: self.draft_max,
+                target_blocks: self.kv_blocks,
+                draft_blocks,
+            },
+            queue_requests_max: self.queue_max,
+            context_tokens_max: self.context_max,
+            slo: self.slo,
+            temperature: self.temperature as f32,
+            seed: self.seed,
+        }
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.trim().parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) }
+}
+
+fn within(text: &str, max: f64) -> Result<f64, String> {
+    let number: f64 = text.trim().parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if (0.0..=max).contains(&number) { Ok(number) } else { Err(format!("must be within 0 and {max}")) }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    within(text, 1.0)
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    within(text, TEMPERATURE_MAX)
+}
+
+fn parse_lengths(text: &str) -> Result<Lengths, String> {
+    match text {
+        "trace" => Ok(Lengths::Trace),
+        "spec-bench" => Ok(Lengths::SpecBench),
+        _ => Err("give trace or spec-bench".to_owned()),
+    }
+}
+
+fn parse_slo(text: &str) -> Result<Slo, String> {
+    let mut slo = Slo::default();
+    for part in text.split(',').filter(|part| !part.is_empty()) {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        let bound = Micros::from_secs_f64(positive(value)? / 1e3);
+        match name.trim() {
+            "ttft_ms" => slo.ttft = Some(bound),
+            "tpot_ms" => slo.tpot = Some(bound),
+            other => return Err(format!("{other:?} is neither ttft_ms nor tpot_ms")),
+        }
+    }
+    Ok(slo)
+}
+
+fn parse_confidence(text: &str) -> Result<Confidence, String> {
+    let (name, value) = text.split_once(':').unwrap_or((text, ""));
+    match name {
+        "calibrated" if value.is_empty() => Ok(Confidence::Calibrated),
+        "noisy" => Ok(Confidence::Noisy { logit_sd: positive(value)? }),
+        "overconfident" => Ok(Confidence::Curve(vec![(0.0, 0.0), (1.0, share(value)?)])),
+        "misaligned" => Ok(Confidence::Misaligned { acceptance: share(value)? }),
+        _ => Err("give calibrated, noisy:SD, overconfident:SHARE or misaligned:SHARE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objectives_are_read_from_one_text() {
+        let both = Slo { ttft: Some(Micros(500_000)), tpot: Some(Micros(12_500)) };
+        assert_eq!(parse_slo("ttft_ms=500,tpot_ms=12.5"), Ok(both));
+        assert_eq!(parse_slo("tpot_ms=12.5"), Ok(Slo { ttft: None, ..both }));
+        assert_eq!(parse_slo(""), Ok(Slo::default()));
+        for bad in ["ttft_ms", "ttft_ms=0", "ttft_ms=x", "itl_ms=3", "tpot_ms=-1"] {
+            assert!(parse_slo(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn confidences_are_read_with_their_argument() {
+        assert_eq!(parse_confidence("noisy:1.5"), Ok(Confidence::Noisy { logit_sd: 1.5 }));
+        assert_eq!(parse_confidence("misaligned:0.02"), Ok(Confidence::Misaligned { acceptance: 0.02 }));
+        let curve = Confidence::Curve(vec![(0.0, 0.0), (1.0, 0.7)]);
+        assert_eq!(parse_confidence("overconfident:0.7"), Ok(curve));
+        for bad in ["", "calibrated:1", "noisy", "noisy:0", "misaligned:2", "sure"] {
+            assert!(parse_confidence(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! `specserve simulate`: the engine under a virtual clock, on a trace.
+
+mod args;
+mod table;
+
+use std::io::Write;
+use std::num::NonZero;
+
+use serde_json::json;
+
+pub use args::SimulateArgs;
+
+use super::error::CliError;
+use crate::policy::Policy;
+use crate::policy::profile::Profile;
+use crate::policy::registry::{self, PolicyName};
+use crate::replay;
+use crate::simulate::{Job, Report, Settings, saturation_load, sweep};
+use crate::time::MonotonicClock;
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError`]: a trace or a profile that can't be used, or a policy that breaks a rule.
+pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let failed = |error: &dyn std::error::Error| CliError::Failed(error.to_string());
+    let profile = read_profile(args)?;
+    let workload =
+        replay::load(&args.trace, &args.workload_options()).map_err(|error| match &args.trace {
+            replay::TraceSource::File(path) => CliError::Failed(format!("{}: {error}", path.display())),
+            replay::TraceSource::Gamma { .. } => failed(&error),
+        })?;
+    let cost = profile.cost_model().map_err(|error| failed(&error))?;
+    let settings = args.settings(cost);
+    let unit = if args.saturation { find_saturation(&workload, &settings)? } else { 1.0 };
+    let factories: Vec<Factory> =
+        args.policies().iter().map(|&name| factory(name, &profile, args)).collect::<Result<_, _>>()?;
+    let mut jobs = Vec::new();
+    for &load in args.loads() {
+        jobs.extend(factories.iter().map(|policy| Job { rate: load * unit, load, policy: &**policy }));
+    }
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let clock = MonotonicClock::start();
+    let reports = sweep(&workload, &settings, &jobs, threads, &clock).map_err(|error| failed(&error))?;
+    print(args, &reports, out)
+}
+
+type Factory = Box<dyn Fn() -> Box<dyn Policy> + Sync>;
+
+/// Makes the policy afresh for each run, from one that has seen nothing.
+fn factory(name: PolicyName, profile: &Profile, args: &SimulateArgs) -> Result<Factory, CliError> {
+    let (profile, options) = (profile.clone(), args.policy_options());
+    let build = move || registry::build(name, Some(&profile), &options);
+    build().map_err(|error| CliError::Failed(error.to_string()))?;
+    Ok(Box::new(move || build().expect("it was built a moment ago from the same")))
+}
+
+fn read_profile(args: &SimulateArgs) -> Result<Profile, CliError> {
+    let path = &args.profile;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| CliError::File { path: path.clone(), source })?;
+    Profile::from_toml(&text).map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))
+}
+
+fn find_saturation(workload: &[replay::Arrival], settings: &Settings) -> Result<f64, CliError> {
+    let found = saturation_load(workload, settings).map_err(|error| CliError::Failed(error.to_string()))?;
+    found.ok_or_else(|| {
+        CliError::Failed("there is no load at which plain decoding saturates: change --slo".to_owned())
+    })
+}
+
+fn print(args: &SimulateArgs, reports: &[Report], out: &mut impl Write) -> Result<(), CliError> {
+    match (args.json, reports) {
+        (true, [report]) => writeln!(out, "{:#}", json!(report))?,
+        (true, reports) => writeln!(out, "{:#}", json!({ "runs": reports }))?,
+        (false, reports) => write!(out, "{}", table::of(reports))?,
+    }
+    Ok(())
+}

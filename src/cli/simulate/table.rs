@@ -1,0 +1,49 @@
+//! The reports side by side.
+
+use crate::cli::table::Table;
+use crate::simulate::Report;
+
+/// One row per run.
+pub fn of(reports: &[Report]) -> Table {
+    let mut table = Table::new([
+        "policy",
+        "load",
+        "rps",
+        "attained %",
+        "goodput/s",
+        "tokens/s",
+        "TTFT p50",
+        "p99",
+        "TPOT mean",
+        "p50",
+        "p99 ms",
+        "drafted",
+        "verified",
+        "accepted",
+        "batch",
+        "wall s",
+    ]);
+    for report in reports {
+        let two = |value: f64| format!("{value:.2}");
+        let millis = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), two);
+        table.row([
+            report.policy.clone(),
+            two(report.load),
+            two(report.offered_rps),
+            format!("{:.1}", report.attainment * 100.0),
+            two(report.goodput_rps),
+            format!("{:.0}", report.tokens_per_second),
+            millis(report.ttft_ms.p50),
+            millis(report.ttft_ms.p99),
+            millis(report.tpot_ms.mean),
+            millis(report.tpot_ms.p50),
+            millis(report.tpot_ms.p99),
+            two(report.mean_draft_tokens),
+            two(report.mean_verified_tokens),
+            two(report.mean_accepted_tokens),
+            format!("{:.1}", report.mean_batch),
+            millis(report.wall_seconds),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,203 @@
+//! An executor that computes nothing and takes the time that a real one would.
+//!
+//! Every call moves a [`VirtualClock`] by what the profile's cost model says, or by what a
+//! machine that differs from its profile would take ([`TimeError`]). Which drafts are
+//! accepted comes from an [`AcceptanceProcess`]. Token ids are synthetic: the target's token
+//! at a position is a pure function of request and position, so a step costs the host
+//! nothing but the scheduler's and the policy's own work.
+
+mod acceptance;
+mod clock;
+mod timing;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub use acceptance::{AcceptanceOptions, AcceptanceProcess, Confidence, Position, SEGMENT_TOKENS};
+pub use clock::VirtualClock;
+pub use timing::TimeError;
+
+use super::{
+    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
+    VerifyRow,
+};
+use crate::policy::cost_model::{CostModel, Work, prefill_attended};
+use crate::request::{RequestId, TokenId};
+use crate::sampling::{Choice, walk_chain, walk_tree};
+use timing::Timer;
+
+/// Spreads request numbers over token ids; odd, so that no two requests begin alike and
+/// the prefix cache never takes one for the other.
+const REQUEST_STRIDE: u32 = 0x9E37_79B1;
+/// Turns the right token of a position into a wrong one.
+const WRONG_BIT: u32 = 1 << 31;
+
+/// What a [`VirtualExecutor`] pretends.
+#[derive(Clone, Debug)]
+pub struct VirtualOptions {
+    /// Facts; the vocabulary is all of [`TokenId`].
+    pub info: ExecutorInfo,
+    /// The profile's times.
+    pub cost: CostModel,
+    /// How the machine differs from them.
+    pub error: TimeError,
+    /// What is accepted.
+    pub acceptance: AcceptanceOptions,
+    /// Of all randomness.
+    pub seed: u64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct VirtualExecutor {
+    info: ExecutorInfo,
+    timer: Timer,
+    process: AcceptanceProcess,
+    clock: Arc<VirtualClock>,
+    round: Vec<RoundRow>,
+}
+
+/// Where a draft row stands within a round.
+#[derive(Clone, Copy, Debug)]
+struct RoundRow {
+    request: RequestId,
+    /// Position of the last proposal.
+    position: u32,
+}
+
+impl VirtualExecutor {
+    /// An executor that spends the time of `clock`.
+    pub fn new(options: VirtualOptions, clock: Arc<VirtualClock>) -> VirtualExecutor {
+        VirtualExecutor {
+            info: options.info,
+            timer: Timer::new(options.cost, options.error, options.seed),
+            process: AcceptanceProcess::new(options.acceptance, options.seed),
+            clock,
+            round: Vec::new(),
+        }
+    }
+
+    /// The prompt of a request, as this executor's target would continue it.
+    pub fn prompt(request: RequestId, tokens: u32) -> Arc<[TokenId]> {
+        (0..tokens).map(|position| right_token(request, position)).collect()
+    }
+
+    /// Spends what the host spends on a step beside the models. To be called once per step
+    /// by whoever drives the steps, for no call of this trait knows where a step ends.
+    pub fn spend_host_time(&mut self) {
+        let micros = self.timer.host_us();
+        self.clock.advance(micros);
+    }
+
+    fn propose(&mut self, request: RequestId, position: u32) -> Proposal {
+        let drawn = self.process.at(request, position);
+        let right = right_token(request, position);
+        let wrong = right ^ WRONG_BIT;
+        let (token, runner_up) = if drawn.accepted { (right, wrong) } else { (wrong, right) };
+        let probability = drawn.probability;
+        // as if there were two candidates only
+        let margin = (2.0 * probability - 1.0).max(0.0);
+        Proposal { token, probability, margin, runner_up, finite: true }
+    }
+}
+
+impl Executor for VirtualExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        self.round.clear();
+        let mut work = Work { rows: rows.len() as u32, ..Work::default() };
+        for row in rows {
+            let (start, tokens) = extent(&row.input)?;
+            let request = row.input.request;
+            let position = start + tokens;
+            work.context_tokens += u64::from(position);
+            work.prefill_tokens += tokens - 1;
+            work.prefill_attended_tokens += prefill_attended(start, tokens - 1);
+            out.push(if row.propose { self.propose(request, position) } else { Proposal::default() });
+            self.round.push(RoundRow { request, position });
+        }
+        work.attended_tokens = work.context_tokens;
+        let micros = self.timer.draft_us(&work);
+        self.clock.advance(micros);
+        Ok(())
+    }
+
+    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        let mut work = Work { rows: keep.len() as u32, ..Work::default() };
+        for &index in keep {
+            let row = self.round.get_mut(index as usize);
+            let row = row.ok_or_else(|| ExecutorError::Malformed(format!("no draft row {index}")))?;
+            row.position += 1;
+            let RoundRow { request, position } = *row;
+            work.context_tokens += u64::from(position);
+            out.push(self.propose(request, position));
+        }
+        work.attended_tokens = work.context_tokens;
+        let micros = self.timer.draft_us(&work);
+        self.clock.advance(micros);
+        Ok(())
+    }
+
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        let mut work = Work::default();
+        for row in rows {
+            let (start, tokens) = extent(&row.input)?;
+            let committed = tokens.checked_sub(row.drafts).filter(|&committed| committed > 0);
+            let committed =
+                committed.ok_or_else(|| ExecutorError::Malformed("drafts without a token".to_owned()))?;
+            if committed == 1 && row.sample {
+                let (context, queries) = (u64::from(start) + 1, u64::from(tokens));
+                work.rows += tokens;
+                work.context_tokens += context;
+                work.attended_tokens += queries * context + queries * (queries - 1) / 2;
+            } else {
+                work.prefill_tokens += tokens;
+                work.prefill_attended_tokens += prefill_attended(start, tokens);
+            }
+            out.push(judge(row, start + committed));
+        }
+        let micros = self.timer.target_us(&work);
+        self.clock.advance(micros);
+        Ok(())
+    }
+
+    fn compact(&mut self, _moves: &[Compaction]) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn logits(&mut self, _model: ModelRole, _input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        Err(ExecutorError::Malformed("the virtual executor has no logits".to_owned()))
+    }
+}
+
+/// The target's token at a position.
+fn right_token(request: RequestId, position: u32) -> TokenId {
+    (request.0 as u32).wrapping_mul(REQUEST_STRIDE).wrapping_add(position)
+}
+
+/// First position and number of a row's tokens.
+fn extent(input: &SequenceInput) -> Result<(u32, u32), ExecutorError> {
+    if input.tokens.is_empty() {
+        return Err(ExecutorError::Malformed(format!("request {} has no input", input.request)));
+    }
+    Ok((input.start, input.tokens.len() as u32))
+}
+
+/// Accepts what equals the target's own tokens, of which the first stands at `next`.
+fn judge(row: &VerifyRow, next: u32) -> Verdict {
+    if !row.sample {
+        return Verdict { finite: true, ..Verdict::default() };
+    }
+    let drafts = &row.input.tokens[row.input.tokens.len() - row.drafts as usize..];
+    let choice =
+        |depth: usize| Choice { token: right_token(row.input.request, next + depth as u32), finite: true };
+    match &row.tree {
+        None => walk_chain(drafts, choice),
+        Some(parents) => walk_tree(drafts, parents, |_, path| choice(path.len())),
+    }
+}

@@ -1,0 +1,215 @@
+//! Counts and measures during a run.
+
+use super::report::{Bin, Latency, Report};
+use crate::policy::{Policy, StepReport};
+use crate::request::{RequestSummary, Slo, TokenEvent};
+use crate::scheduler::SchedulerGauges;
+use crate::step::Delivery;
+use crate::telemetry::LatencyHistogram;
+use crate::time::Micros;
+
+/// Intervals into which the time of the arrivals is divided.
+const BINS: u64 = 60;
+/// Shortest interval.
+const BIN_MIN: Micros = Micros::from_millis(1000);
+
+/// Sums of one interval.
+#[derive(Clone, Copy, Debug, Default)]
+struct BinSums {
+    arrivals: u64,
+    steps: u64,
+    decoding: u64,
+    waiting: u64,
+    drafted: u64,
+    accepted: u64,
+    tokens: u64,
+}
+
+/// Everything that a report is made of.
+#[derive(Debug)]
+pub(super) struct Collector {
+    slo: Slo,
+    requests: u64,
+    refused: u64,
+    finished: u64,
+    attained: u64,
+    output_tokens: u64,
+    steps: u64,
+    sequence_steps: u64,
+    drafted: u64,
+    verified: u64,
+    accepted: u64,
+    switches: u64,
+    /// Whether most sequences drafted in the last step that decoded.
+    speculating: Option<bool>,
+    ttft: LatencyHistogram,
+    tpot: LatencyHistogram,
+    itl: LatencyHistogram,
+    /// Each request's last output so far.
+    last_output: Vec<Option<Micros>>,
+    /// |observed − predicted| / observed of each step that the policy predicted.
+    step_errors: Vec<f32>,
+    bin: Micros,
+    bins: Vec<BinSums>,
+}
+
+impl Collector {
+    pub fn new(requests: usize, slo: Slo, last_arrival: Micros) -> Collector {
+        Collector {
+            slo,
+            requests: requests as u64,
+            refused: 0,
+            finished: 0,
+            attained: 0,
+            output_tokens: 0,
+            steps: 0,
+            sequence_steps: 0,
+            drafted: 0,
+            verified: 0,
+            accepted: 0,
+            switches: 0,
+            speculating: None,
+            ttft: LatencyHistogram::new([]),
+            tpot: LatencyHistogram::new([]),
+            itl: LatencyHistogram::new([]),
+            last_output: vec![None; requests],
+            step_errors: Vec::new(),
+            bin: Micros(last_arrival.0.div_ceil(BINS)).max(BIN_MIN),
+            bins: Vec::new(),
+        }
+    }
+
+    pub fn arrival(&mut self, at: Micros, admitted: bool) {
+        self.refused += u64::from(!admitted);
+        self.bin_at(at).arrivals += 1;
+    }
+
+    pub fn step(&mut self, report: &StepReport, predicted: Option<Micros>, now: Micros) {
+        if let Some(predicted) = predicted {
+            let observed = report.step_time.0 as f32;
+            self.step_errors.push((observed - predicted.0 as f32).abs() / observed);
+        }
+        let decoding = report.view.decoding.len() as u64;
+        let drafted: u64 = report.drafted.iter().map(|row| row.proposals.len() as u64).sum();
+        let sum = |counts: &[u32]| counts.iter().map(|&count| u64::from(count)).sum::<u64>();
+        let accepted = sum(&report.accepted);
+        self.steps += 1;
+        self.sequence_steps += decoding;
+        self.drafted += drafted;
+        self.verified += sum(&report.verified);
+        self.accepted += accepted;
+        if decoding > 0 {
+            let speculating = 2 * report.drafted.len() as u64 >= decoding;
+            self.switches += u64::from(self.speculating.is_some_and(|before| before != speculating));
+            self.speculating = Some(speculating);
+        }
+        let waiting = u64::from(report.view.waiting);
+        let bin = self.bin_at(now);
+        bin.steps += 1;
+        bin.decoding += decoding;
+        bin.waiting += waiting;
+        bin.drafted += drafted;
+        bin.accepted += accepted;
+    }
+
+    pub fn deliveries(&mut self, deliveries: &[Delivery], now: Micros) {
+        let mut tokens = 0;
+        for (id, event) in deliveries {
+            match event {
+                TokenEvent::Tokens(sent) => {
+                    tokens += sent.len() as u64;
+                    if let Some(last) = self.last_output[id.0 as usize].replace(now) {
+                        self.itl.record(now - last);
+                    }
+                }
+                TokenEvent::Finished { summary, .. } => self.finish(summary),
+                // nothing in a simulation cancels a request, and its logits are always finite
+                TokenEvent::Failed(failure) => unreachable!("request {id} failed: {failure}"),
+            }
+        }
+        self.bin_at(now).tokens += tokens;
+    }
+
+    fn finish(&mut self, summary: &RequestSummary) {
+        self.finished += 1;
+        self.attained += u64::from(self.slo.is_attained_by(summary));
+        self.output_tokens += u64::from(summary.output_tokens);
+        self.ttft.record(summary.ttft());
+        if let Some(tpot) = summary.tpot() {
+            self.tpot.record(tpot);
+        }
+    }
+
+    fn bin_at(&mut self, time: Micros) -> &mut BinSums {
+        let place = (time.0 / self.bin.0) as usize;
+        if self.bins.len() <= place {
+            self.bins.resize(place + 1, BinSums::default());
+        }
+        &mut self.bins[place]
+    }
+
+    /// Closes the books at `end`.
+    pub fn into_report(mut self, policy: &dyn Policy, gauges: &SchedulerGauges, end: Micros) -> Report {
+        let seconds = end.as_secs_f64();
+        let per = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+        let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        let step_time_error_p50 = quantile(&mut self.step_errors, 0.5);
+        let step_time_error_p99 = quantile(&mut self.step_errors, 0.99);
+        Report {
+            policy: policy.name(),
+            load: 1.0,
+            rate_multiple: 1.0,
+            offered_rps: 0.0,
+            requests: self.requests,
+            finished: self.finished,
+            refused: self.refused,
+            attainment: per(self.attained, self.requests),
+            goodput_rps: per_second(self.attained),
+            tokens_per_second: per_second(self.output_tokens),
+            ttft_ms: Latency::of(&self.ttft),
+            tpot_ms: Latency::of(&self.tpot),
+            itl_ms: Latency::of(&self.itl),
+            mean_draft_tokens: per(self.drafted, self.sequence_steps),
+            mean_verified_tokens: per(self.verified, self.sequence_steps),
+            mean_accepted_tokens: per(self.accepted, self.sequence_steps),
+            acceptance_rate: per(self.accepted, self.drafted),
+            mean_batch: per(self.sequence_steps, self.steps),
+            steps: self.steps,
+            switches_per_second: per_second(self.switches),
+            preemptions: gauges.preemptions,
+            step_time_error_p50,
+            step_time_error_p99,
+            simulated_seconds: seconds,
+            wall_seconds: None,
+            timeline: self.timeline(),
+            policy_state: policy.state(),
+        }
+    }
+
+    fn timeline(&self) -> Vec<Bin> {
+        let width_s = self.bin.as_secs_f64();
+        let bins = self.bins.iter().enumerate();
+        let per = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+        bins.map(|(place, sums)| Bin {
+            start_s: place as f64 * width_s,
+            arrivals: sums.arrivals,
+            steps: sums.steps,
+            batch: per(sums.decoding, sums.steps),
+            waiting: per(sums.waiting, sums.steps),
+            draft_tokens: per(sums.drafted, sums.decoding),
+            accepted_tokens: per(sums.accepted, sums.decoding),
+            tokens_per_second: sums.tokens as f64 / width_s,
+        })
+        .collect()
+    }
+}
+
+/// The `share` quantile (nearest rank); `None` without values.
+fn quantile(values: &mut [f32], share: f64) -> Option<f64> {
+    let rank = ((share * values.len() as f64).ceil() as usize).saturating_sub(1);
+    if values.is_empty() {
+        return None;
+    }
+    let (_, value, _) = values.select_nth_unstable_by(rank, f32::total_cmp);
+    Some(f64::from(*value))
+}

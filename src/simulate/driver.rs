@@ -1,0 +1,146 @@
+//! The loop that the daemon's actors share among themselves, in one place.
+
+use std::sync::Arc;
+
+use super::collect::Collector;
+use super::{Report, Settings};
+use crate::executor::virtual_time::{VirtualClock, VirtualExecutor, VirtualOptions};
+use crate::executor::{Executor, ExecutorError};
+use crate::policy::Policy;
+use crate::replay::Arrival;
+use crate::request::{GenerationRequest, RequestId, TokenId};
+use crate::sampling::SamplingParams;
+use crate::scheduler::Scheduler;
+use crate::step::{StepPlan, draft_round, verify_round};
+use crate::time::{Clock, Micros};
+
+/// A run could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SimulationError {
+    /// The policy or the scheduler asked the executor for what no executor does.
+    #[error("a step failed: {0}")]
+    Step(#[from] ExecutorError),
+}
+
+/// Serves `workload` (in order of arrival) with `policy` until the last request is done.
+///
+/// # Errors
+/// [`SimulationError::Step`]: a defect of the policy or of the scheduler.
+pub fn simulate(
+    workload: &[Arrival],
+    settings: &Settings,
+    policy: Box<dyn Policy>,
+) -> Result<Report, SimulationError> {
+    let mut run = Run::new(workload, settings, policy);
+    run.to_the_end()?;
+    Ok(run.collector.into_report(&*run.policy, &run.scheduler.gauges(), run.clock.now()))
+}
+
+struct Run<'a> {
+    settings: &'a Settings,
+    workload: &'a [Arrival],
+    /// How many of them have arrived.
+    arrived: usize,
+    scheduler: Scheduler,
+    executor: VirtualExecutor,
+    clock: Arc<VirtualClock>,
+    /// The one policy, which plans and learns: between steps nobody else holds it, so that no
+    /// snapshot is needed.
+    policy: Arc<dyn Policy>,
+    sampling: Arc<SamplingParams>,
+    stop_tokens: Arc<[TokenId]>,
+    collector: Collector,
+}
+
+impl<'a> Run<'a> {
+    fn new(workload: &'a [Arrival], settings: &'a Settings, policy: Box<dyn Policy>) -> Run<'a> {
+        let clock = Arc::new(VirtualClock::default());
+        let options = VirtualOptions {
+            info: settings.executor_info(),
+            cost: settings.cost.clone(),
+            error: settings.error,
+            acceptance: settings.draft.options(workload),
+            seed: settings.seed,
+        };
+        let executor = VirtualExecutor::new(options, clock.clone());
+        let last_arrival = workload.last().map_or(Micros::ZERO, |last| last.at);
+        Run {
+            workload,
+            arrived: 0,
+            scheduler: Scheduler::new(settings.limits.clone().within(executor.info())),
+            executor,
+            clock,
+            policy: policy.into(),
+            sampling: Arc::new(SamplingParams {
+                temperature: settings.temperature,
+                ..SamplingParams::greedy()
+            }),
+            stop_tokens: Arc::new([]),
+            collector: Collector::new(workload.len(), settings.slo, last_arrival),
+            settings,
+        }
+    }
+
+    fn to_the_end(&mut self) -> Result<(), SimulationError> {
+        let mut step_started = self.clock.now();
+        loop {
+            self.take_arrivals();
+            let now = self.clock.now();
+            if let Some(plan) = self.scheduler.plan(now, &self.policy) {
+                self.step(plan, step_started)?;
+                step_started = self.clock.now();
+            } else if let Some(next) = self.workload.get(self.arrived) {
+                self.clock.advance_to(next.at);
+                step_started = self.clock.now();
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Everything that has arrived by now waits, or is refused.
+    fn take_arrivals(&mut self) {
+        let now = self.clock.now();
+        while let Some(arrival) = self.workload.get(self.arrived).filter(|arrival| arrival.at <= now) {
+            let id = RequestId(self.arrived as u64);
+            self.arrived += 1;
+            let total = arrival.prompt_tokens.saturating_add(arrival.output_tokens);
+            let fits = total <= self.settings.context_tokens_max
+                && self.scheduler.check_size(arrival.prompt_tokens, arrival.output_tokens).is_ok();
+            let admitted = fits && self.scheduler.gauges().waiting < self.settings.queue_requests_max;
+            self.collector.arrival(arrival.at, admitted);
+            if admitted {
+                self.scheduler.enqueue(self.request(id, arrival));
+            }
+        }
+    }
+
+    fn request(&self, id: RequestId, arrival: &Arrival) -> GenerationRequest {
+        GenerationRequest {
+            id,
+            prompt: VirtualExecutor::prompt(id, arrival.prompt_tokens),
+            max_tokens: arrival.output_tokens,
+            sampling: self.sampling.clone(),
+            stop_tokens: self.stop_tokens.clone(),
+            slo: self.settings.slo,
+            class: 0,
+            arrival: arrival.at,
+        }
+    }
+
+    fn step(&mut self, plan: StepPlan, started: Micros) -> Result<(), SimulationError> {
+        let clock: &VirtualClock = &self.clock;
+        let mut drafted = draft_round(&mut self.executor, plan, clock)?;
+        let verified = drafted.select();
+        let mut stepped = verify_round(&mut self.executor, drafted, verified, clock)?;
+        self.executor.spend_host_time();
+        let now = self.clock.now();
+        stepped.report.step_time = now - started;
+        let deliveries = self.scheduler.commit(&stepped.outcome, now);
+        self.collector.step(&stepped.report, self.policy.predict(&stepped.report), now);
+        self.collector.deliveries(&deliveries, now);
+        let policy = Arc::get_mut(&mut self.policy).expect("the step's plan is gone");
+        policy.observe(&stepped.report);
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! The engine under a virtual clock.
+//!
+//! The scheduler, the step functions and the policy are the daemon's own; arrivals come
+//! from a workload instead of a socket, and a [`VirtualExecutor`] stands in for the device.
+//! A run is a pure function of workload, settings and policy. docs/simulator.md says how to
+//! use it, and what it does not model.
+
+mod collect;
+mod driver;
+mod report;
+mod sweep;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub use driver::{SimulationError, simulate};
+pub use report::{Bin, Latency, Report};
+pub use sweep::{Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
+
+use crate::executor::ExecutorInfo;
+use crate::executor::virtual_time::{AcceptanceOptions, Confidence, TimeError};
+use crate::kv::BLOCK_TOKENS;
+use crate::policy::cost_model::CostModel;
+use crate::replay::Arrival;
+use crate::request::Slo;
+use crate::scheduler::SchedulerLimits;
+
+/// Everything but workload and policy.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The profile's times: what the machine takes, unless `error` says otherwise.
+    pub cost: CostModel,
+    /// How the machine differs from its profile.
+    pub error: TimeError,
+    /// How the draft does.
+    pub draft: DraftQuality,
+    /// Bounds of the scheduler.
+    pub limits: SchedulerLimits,
+    /// Most requests that wait; a request that finds them waiting is refused.
+    pub queue_requests_max: u32,
+    /// Longest prompt and output together; a longer request is refused.
+    pub context_tokens_max: u32,
+    /// Every request's objectives.
+    pub slo: Slo,
+    /// Sampling temperature, which policies are told.
+    pub temperature: f32,
+    /// Of all that is drawn.
+    pub seed: u64,
+}
+
+/// How acceptance varies, and what the draft model says of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DraftQuality {
+    /// Median acceptance of every request; `None`: by its task.
+    pub median: Option<f64>,
+    /// Spread between requests, in units of the logit.
+    pub request_sd: f64,
+    /// Spread between positions, in units of the logit.
+    pub position_sd: f64,
+    /// Correlation between neighbouring positions.
+    pub correlation: f64,
+    /// What the draft reports.
+    pub confidence: Confidence,
+}
+
+impl DraftQuality {
+    /// A small draft model as the literature describes them: by task, with wide spread
+    /// between positions, sure and unsure in runs, and calibrated.
+    pub fn typical() -> DraftQuality {
+        DraftQuality {
+            median: None,
+            request_sd: 0.4,
+            position_sd: 1.5,
+            correlation: 0.5,
+            confidence: Confidence::Calibrated,
+        }
+    }
+
+    fn options(&self, workload: &[Arrival]) -> AcceptanceOptions {
+        let of_task = |arrival: &Arrival| self.median.unwrap_or(arrival.task.acceptance());
+        let medians: Arc<[f64]> = workload.iter().map(of_task).collect();
+        AcceptanceOptions {
+            median: medians.first().copied().unwrap_or(0.5),
+            medians,
+            request_sd: self.request_sd,
+            position_sd: self.position_sd,
+            correlation: self.correlation,
+            confidence: self.confidence.clone(),
+        }
+    }
+}
+
+impl Settings {
+    /// What the virtual executor says of itself.
+    fn executor_info(&self) -> ExecutorInfo {
+        ExecutorInfo {
+            backend: "virtual".to_owned(),
+            device: "a cost model".to_owned(),
+            vocab_size: u32::MAX,
+            context_tokens_max: self.context_tokens_max,
+            block_tokens: BLOCK_TOKENS,
+            target_blocks: self.limits.target_blocks,
+            draft_blocks: self.limits.draft_blocks,
+            batch_tokens_max: self.limits.batch_tokens_max,
+            batch_sequences_max: self.limits.running_requests_max,
+            draft_tokens_max: self.limits.draft_tokens_max,
+        }
+    }
+}

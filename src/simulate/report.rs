@@ -1,0 +1,113 @@
+//! What a run amounts to.
+
+use serde::Serialize;
+
+use crate::telemetry::LatencyHistogram;
+
+/// One latency, in milliseconds; quantiles are within 1 %. `None` without a sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Latency {
+    /// Mean.
+    pub mean: Option<f64>,
+    /// Median.
+    pub p50: Option<f64>,
+    /// 90th percentile.
+    pub p90: Option<f64>,
+    /// 99th percentile.
+    pub p99: Option<f64>,
+}
+
+impl Latency {
+    /// The figures of a histogram.
+    pub fn of(histogram: &LatencyHistogram) -> Latency {
+        histogram.quantiles().map_or(Latency::default(), |quantiles| Latency {
+            mean: Some(histogram.sum().as_millis_f64() / quantiles.count as f64),
+            p50: Some(quantiles.p50_ms),
+            p90: Some(quantiles.p90_ms),
+            p99: Some(quantiles.p99_ms),
+        })
+    }
+}
+
+/// One interval of a run. Means are over its steps, or over sequences and steps; `None`
+/// when there were none.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Bin {
+    /// When it begins.
+    pub start_s: f64,
+    /// Requests that arrived.
+    pub arrivals: u64,
+    /// Steps that ended.
+    pub steps: u64,
+    /// Mean decoding sequences of a step.
+    pub batch: Option<f64>,
+    /// Mean requests that waited.
+    pub waiting: Option<f64>,
+    /// Mean drafts of a sequence in a step.
+    pub draft_tokens: Option<f64>,
+    /// Mean accepted drafts of a sequence in a step.
+    pub accepted_tokens: Option<f64>,
+    /// Output tokens per second.
+    pub tokens_per_second: f64,
+}
+
+/// Figures of one run; what `--json` prints.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// Name of the policy.
+    pub policy: String,
+    /// The load, in whatever unit the run was asked for: multiples of the workload's own rate
+    /// or of saturation.
+    pub load: f64,
+    /// Multiple of the workload's own rate.
+    pub rate_multiple: f64,
+    /// Arrivals per second, from the first to the last.
+    pub offered_rps: f64,
+    /// Requests of the workload.
+    pub requests: u64,
+    /// Requests that got their whole output.
+    pub finished: u64,
+    /// Requests that were too long, or found the queue full.
+    pub refused: u64,
+    /// Requests that met their objectives, over all requests: a refused one missed them.
+    pub attainment: f64,
+    /// Requests that met their objectives, per second of simulated time.
+    pub goodput_rps: f64,
+    /// Output tokens per second of simulated time.
+    pub tokens_per_second: f64,
+    /// Arrival to first token.
+    pub ttft_ms: Latency,
+    /// Mean time per output token after the first, per request.
+    pub tpot_ms: Latency,
+    /// Gaps between the outputs of a request.
+    pub itl_ms: Latency,
+    /// Drafts of a decoding sequence in a step.
+    pub mean_draft_tokens: f64,
+    /// Of those, verified.
+    pub mean_verified_tokens: f64,
+    /// Of those, accepted.
+    pub mean_accepted_tokens: f64,
+    /// Accepted over drafted.
+    pub acceptance_rate: f64,
+    /// Decoding sequences of a step.
+    pub mean_batch: f64,
+    /// Steps.
+    pub steps: u64,
+    /// How often speculation, by most sequences of a step, went on or off, per second.
+    pub switches_per_second: f64,
+    /// Preemptions.
+    pub preemptions: u64,
+    /// Median over steps of |observed − predicted| / observed time, where the policy predicts
+    /// a step's time before it learns from it.
+    pub step_time_error_p50: Option<f64>,
+    /// 99th percentile of the same.
+    pub step_time_error_p99: Option<f64>,
+    /// From the trace's start to the end of the last request.
+    pub simulated_seconds: f64,
+    /// How long the simulation took; measured by whoever ran it, so not part of its result.
+    pub wall_seconds: Option<f64>,
+    /// The run over time.
+    pub timeline: Vec<Bin>,
+    /// What the policy has learned.
+    pub policy_state: serde_json::Value,
+}
