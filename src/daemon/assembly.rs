@@ -3,15 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::DaemonError;
 use super::served::ServedEngine;
+use super::{DaemonError, profiling};
 use crate::actors::{Engine, EngineOptions};
-use crate::config::{Backend, Config, PolicySpec};
+use crate::analyzer::Machine;
+use crate::config::{Backend, Config};
 use crate::executor::Executor;
-use crate::executor::cpu::{CpuExecutor, CpuOptions, kv_block_bytes};
+use crate::executor::cpu::{CpuExecutor, CpuOptions, device_description, kv_block_bytes};
 use crate::kv::BLOCK_TOKENS;
 use crate::model::{LoadedModel, ModelPair, ModelSpec, load_pair};
-use crate::policy::{Fixed, Policy};
+use crate::policy::Policy;
+use crate::policy::cost_model::ROWS_MAX;
+use crate::policy::registry::{PolicyOptions, build as build_policy};
+use crate::policy::specserve::SpecServeOptions;
+use crate::policy::survival::POSITIONS_MAX;
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::MetricsConfig;
 use crate::time::{Clock, Micros, MonotonicClock};
@@ -22,27 +27,30 @@ const CPU_DEVICE_SPIN: Duration = Duration::ZERO;
 /// Loads the models and starts the engine. Blocks.
 pub(super) fn assemble(config: &Config) -> Result<(Engine, ServedEngine), DaemonError> {
     let draft = config.draft.as_ref().map(|draft| &draft.model);
-    let ModelPair { target, draft } = load_pair(&config.target.model, draft)?;
+    let pair = load_pair(&config.target.model, draft)?;
+    let plan = ExecutorPlan::of(config, &pair)?;
+    let profile = profiling::for_policy(config, &plan, &pair)?;
+    let policy = build_policy(config.speculation.policy, profile.as_ref(), &policy_options(config))?;
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::start());
-    let options = engine_options(config, clock);
-    let executor =
-        ExecutorPlan::new(config, &target.loaded.spec, draft.as_ref().map(|model| &model.loaded.spec))?;
+    let options = engine_options(config, policy, clock);
+    let ModelPair { target, draft } = pair;
     let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
     let engine =
-        Engine::start(move || executor.build(weights.0, weights.1), options).map_err(DaemonError::Start)?;
+        Engine::start(move || plan.build(weights.0, weights.1), options).map_err(DaemonError::Start)?;
     let info = engine.handle().info();
     tracing::info!(
         backend = info.backend,
         device = info.device,
         target_blocks = info.target_blocks,
         draft_blocks = info.draft_blocks,
+        policy = %config.speculation.policy,
         "the engine runs"
     );
     let served = ServedEngine::new(engine.handle().clone(), config, target);
     Ok((engine, served))
 }
 
-fn engine_options(config: &Config, clock: Arc<dyn Clock>) -> EngineOptions {
+fn engine_options(config: &Config, policy: Box<dyn Policy>, clock: Arc<dyn Clock>) -> EngineOptions {
     EngineOptions {
         limits: SchedulerLimits {
             running_requests_max: config.scheduler.running_requests_max,
@@ -55,7 +63,7 @@ fn engine_options(config: &Config, clock: Arc<dyn Clock>) -> EngineOptions {
         },
         queue_requests_max: config.scheduler.queue_requests_max,
         queue_prompt_tokens_max: u32::try_from(config.scheduler.queue_prompt_tokens_max).unwrap_or(u32::MAX),
-        policy: policy(config.speculation.policy),
+        policy,
         metrics: MetricsConfig {
             model: config.target.name.clone(),
             policy: config.speculation.policy.to_string(),
@@ -68,20 +76,31 @@ fn engine_options(config: &Config, clock: Arc<dyn Clock>) -> EngineOptions {
     }
 }
 
-fn policy(spec: PolicySpec) -> Box<dyn Policy> {
-    match spec {
-        PolicySpec::None => Box::new(Fixed::NONE),
-        PolicySpec::Fixed { draft_tokens } => Box::new(Fixed { draft_tokens }),
+/// The config's bounds, as far as policies plan.
+fn policy_options(config: &Config) -> PolicyOptions {
+    PolicyOptions {
+        specserve: SpecServeOptions {
+            draft_tokens_max: config.speculation.draft_tokens_max.min(POSITIONS_MAX as u32),
+            verify_rows_max: config.executor.batch_tokens_max.min(ROWS_MAX as u32),
+            ..SpecServeOptions::default()
+        },
+        ..PolicyOptions::default()
     }
 }
 
 /// How the executor is to be built, once it is on its thread.
-struct ExecutorPlan {
+#[derive(Clone)]
+pub(super) struct ExecutorPlan {
     backend: Backend,
     options: CpuOptions,
 }
 
 impl ExecutorPlan {
+    pub(super) fn of(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
+        let draft = pair.draft.as_ref().map(|model| &model.loaded.spec);
+        ExecutorPlan::new(config, &pair.target.loaded.spec, draft)
+    }
+
     fn new(
         config: &Config,
         target: &ModelSpec,
@@ -114,7 +133,23 @@ impl ExecutorPlan {
         })
     }
 
-    fn build(self, target: LoadedModel, draft: Option<LoadedModel>) -> Result<Box<dyn Executor>, String> {
+    /// The machine that it will run on; known before it is built.
+    pub(super) fn machine(&self) -> Machine {
+        match self.backend {
+            Backend::Cpu => Machine {
+                backend: self.backend.name().to_owned(),
+                device: device_description(self.options.threads),
+                driver: String::new(),
+                threads: self.options.threads as u32,
+            },
+        }
+    }
+
+    pub(super) fn build(
+        self,
+        target: LoadedModel,
+        draft: Option<LoadedModel>,
+    ) -> Result<Box<dyn Executor>, String> {
         match self.backend {
             Backend::Cpu => CpuExecutor::new(self.options, target, draft)
                 .map(|executor| Box::new(executor) as Box<dyn Executor>)

@@ -17,7 +17,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::error::CliError;
 use super::host::DaemonHost;
 use super::private::PrivateDaemon;
-use crate::config::{Config, PolicySpec};
+use crate::config::Config;
+use crate::policy::registry::PolicyName;
 use report::{Report, Setting};
 use round::{Round, warm_up};
 
@@ -39,7 +40,7 @@ pub const PROMPTS: [&str; 8] = [
 pub struct DemoArgs {
     /// How the speculative side drafts, such as fixed:4.
     #[arg(long, value_name = "POLICY", default_value = "fixed:4")]
-    policy: PolicySpec,
+    policy: PolicyName,
     /// Most tokens of an answer.
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1024))]
     tokens: u32,
@@ -119,11 +120,12 @@ async fn session<H: DaemonHost>(
 fn config(args: &DemoArgs, side: Side) -> Config {
     let mut config = Config::default_tiny();
     config.speculation.policy = match side {
-        Side::Plain => PolicySpec::None,
+        Side::Plain => PolicyName::None,
         Side::Speculative => args.policy,
     };
     let longest = args.policy.draft_tokens().unwrap_or(0);
     config.speculation.draft_tokens_max = config.speculation.draft_tokens_max.max(longest);
+    config.speculation.profile_at_start = true;
     config
 }
 
