@@ -151,9 +151,13 @@ impl ExecutorPlan {
         draft: Option<LoadedModel>,
     ) -> Result<Box<dyn Executor>, String> {
         match self.backend {
-            Backend::Cpu => CpuExecutor::new(self.options, target, draft)
-                .map(|executor| Box::new(executor) as Box<dyn Executor>)
-                .map_err(|error| error.to_string()),
+            Backend::Cpu => {
+                let executor =
+                    CpuExecutor::new(self.options, target, draft).map_err(|error| error.to_string())?;
+                // this thread computes, too: unpinned it may share a core with its own helpers
+                executor.pin_caller();
+                Ok(Box::new(executor))
+            }
         }
     }
 }

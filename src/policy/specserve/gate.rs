@@ -28,6 +28,11 @@ impl Default for Gate {
 }
 
 impl Gate {
+    /// Whether speculation was on in the last step that decoded.
+    pub(super) fn is_on(&self) -> bool {
+        self.on
+    }
+
     /// Whether speculation that promises `gain` times the rate of plain decoding is taken up.
     pub(super) fn opens_for(&self, gain: f64) -> bool {
         gain > if self.on { STAY_GAIN } else { ENTER_GAIN }

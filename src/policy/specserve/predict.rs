@@ -17,7 +17,11 @@ impl SpecServe {
     /// The whole decision; leaves the planned lengths in `space`.
     pub(super) fn decide(&self, space: &mut Workspace, view: &StepView) -> StepDecision {
         if view.decoding.is_empty() {
-            return StepDecision { drafts: Vec::new(), prefill_tokens: view.prefill_tokens_max };
+            return StepDecision {
+                drafts: Vec::new(),
+                prefill_tokens: view.prefill_tokens_max,
+                warm_draft: self.warms_draft(),
+            };
         }
         let costs = Costs::of(&self.time, view);
         let due = self.prefill_due(space, &costs, view);
@@ -26,7 +30,11 @@ impl SpecServe {
         let step_us = space.step_us(&costs) + catch_up_us;
         let room_us = space.limit_us(step_us) - step_us;
         let fits = chunk_within(&self.time, &view.prefilling, room_us, view.prefill_tokens_max);
-        let mut decision = StepDecision { drafts: space.lengths.clone(), prefill_tokens: due.max(fits) };
+        let mut decision = StepDecision {
+            drafts: space.lengths.clone(),
+            prefill_tokens: due.max(fits),
+            warm_draft: self.warms_draft(),
+        };
         if !self.gate.is_probe(&decision) {
             // How far a row that drafts really goes is decided after each draft call.
             let rows = decision.drafts.iter_mut().zip(&view.decoding);
@@ -34,6 +42,12 @@ impl SpecServe {
                 .for_each(|(drafts, row)| *drafts = self.positions(row.drafts_max));
         }
         decision
+    }
+
+    /// While speculation is on, the draft model follows prefills: what it skips would have to
+    /// be caught up before the first draft.
+    fn warms_draft(&self) -> bool {
+        self.gate.is_on() && self.time.has_draft()
     }
 
     /// Prefill tokens that this step must take: the floor, and what TTFT objectives need as
