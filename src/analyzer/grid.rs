@@ -12,8 +12,7 @@ use crate::policy::cost_model::ROWS_MAX;
 use crate::policy::profile::ProfilePoint;
 
 /// Row counts beyond those of a single sequence: powers of two and their halves between.
-const ROW_LADDER: [u32; 19] =
-    [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768];
+const ROW_LADDER: [u32; 19] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768];
 /// Row counts of the coarse grid.
 const COARSE_ROWS: [u32; 7] = [1, 2, 4, 8, 16, 64, 256];
 /// Contexts, in tokens; the longest that fits is added.
@@ -160,7 +159,8 @@ impl Grid<'_> {
     }
 
     fn prefill(&mut self, model: ModelRole, beside: &[(u32, u32)]) {
-        let mut chunks: Vec<u32> = CHUNKS.into_iter().filter(|&one| one <= self.info.batch_tokens_max).collect();
+        let mut chunks: Vec<u32> =
+            CHUNKS.into_iter().filter(|&one| one <= self.info.batch_tokens_max).collect();
         if chunks.is_empty() {
             chunks.push(self.info.batch_tokens_max);
         }
@@ -215,7 +215,8 @@ impl Grid<'_> {
             ModelRole::Draft => info.draft_blocks,
         };
         let prefill_positions = shape.prefill_done_tokens + shape.prefill_tokens;
-        let decoding = if shape.rows == 0 { 0 } else { blocks(shape.positions()) * u64::from(shape.sequences) };
+        let decoding =
+            if shape.rows == 0 { 0 } else { blocks(shape.positions()) * u64::from(shape.sequences) };
         let sequences = shape.sequences + u32::from(shape.prefill_tokens > 0);
         decoding + blocks(prefill_positions) <= u64::from(pool)
             && shape.rows + shape.prefill_tokens <= info.batch_tokens_max

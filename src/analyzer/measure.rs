@@ -34,8 +34,10 @@ pub fn run(
         on_progress,
     };
     session.fill(&workbench, start + scaled(options.budget, FILL_SHARE))?;
-    let mut cells: Vec<Cell> =
-        shapes.into_iter().map(|shape| Cell { batch: Batch::new(&workbench, &shape), shape, times: Vec::new() }).collect();
+    let mut cells: Vec<Cell> = shapes
+        .into_iter()
+        .map(|shape| Cell { batch: Batch::new(&workbench, &shape), shape, times: Vec::new() })
+        .collect();
     // The coarse grid once: it warms everything up, and tells how long a sweep takes.
     let coarse_start = session.bench.clock.now();
     let mut coarse: Vec<&mut Cell> = cells.iter_mut().filter(|cell| cell.shape.coarse).collect();
@@ -45,7 +47,8 @@ pub fn run(
         return Ok(medians(cells));
     }
     let spent = session.bench.clock.now() - coarse_start;
-    let full_sweep_s = spent.as_secs_f64() * tokens(&cells, |_| true) / tokens(&cells, |cell| cell.shape.coarse);
+    let full_sweep_s =
+        spent.as_secs_f64() * tokens(&cells, |_| true) / tokens(&cells, |cell| cell.shape.coarse);
     let full = left.as_secs_f64() >= FULL_SWEEPS_MIN * full_sweep_s;
     let mut chosen: Vec<&mut Cell> = cells.iter_mut().filter(|cell| full || cell.shape.coarse).collect();
     let warm_up: Vec<Vec<f64>> = chosen.iter_mut().map(|cell| std::mem::take(&mut cell.times)).collect();

@@ -31,7 +31,10 @@ pub fn draw(profile: &Profile) -> Result<String, ProfileError> {
          height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#222\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>\n"
     );
-    let head = format!("{} profile, {}: {}", profile.origin, profile.fingerprint.backend, profile.fingerprint.device);
+    let head = format!(
+        "{} profile, {}: {}",
+        profile.origin, profile.fingerprint.backend, profile.fingerprint.device
+    );
     text(&mut svg, (MARGIN.0, 26.0), "start", 15, &head);
     for (place, (role, model, error)) in models.into_iter().enumerate() {
         let points: Vec<&ProfilePoint> = profile.points.iter().filter(|point| point.model == role).collect();
@@ -122,7 +125,10 @@ impl Panel {
 
     fn dot(&self, svg: &mut String, (x, y): (f64, f64), colour: &str) {
         let (x, y) = self.place(x, y);
-        let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.6\" fill=\"{colour}\" fill-opacity=\"0.75\"/>");
+        let _ = writeln!(
+            svg,
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.6\" fill=\"{colour}\" fill-opacity=\"0.75\"/>"
+        );
     }
 
     /// A line through the points; as stairs, each point's value holds from the one before it on.
@@ -156,7 +162,10 @@ fn staircase(
     let decoding: Vec<&ProfilePoint> = widest(points);
     let mut contexts: Vec<u32> = decoding.iter().map(|point| point.context_tokens).collect();
     contexts.sort_unstable_by_key(|context| {
-        (std::cmp::Reverse(decoding.iter().filter(|point| point.context_tokens == *context).count()), *context)
+        (
+            std::cmp::Reverse(decoding.iter().filter(|point| point.context_tokens == *context).count()),
+            *context,
+        )
     });
     contexts.dedup();
     contexts.truncate(COLOURS.len());
@@ -182,14 +191,20 @@ fn staircase(
             panel.dot(svg, (f64::from(point.rows), point.micros / 1e3), colour);
         }
         let y = panel.bottom - PLOT.1 + 14.0 + 15.0 * place as f64;
-        let _ = writeln!(svg, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"/>", panel.left + 14.0, y - 4.0);
+        let _ = writeln!(
+            svg,
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"/>",
+            panel.left + 14.0,
+            y - 4.0
+        );
         text(svg, (panel.left + 24.0, y), "start", 11, &format!("context {context}"));
     }
 }
 
 /// Of the points without prefill, those with the most sequences of their row count.
 fn widest<'a>(points: &[&'a ProfilePoint]) -> Vec<&'a ProfilePoint> {
-    let decoding: Vec<&ProfilePoint> = points.iter().copied().filter(|point| point.prefill_tokens == 0).collect();
+    let decoding: Vec<&ProfilePoint> =
+        points.iter().copied().filter(|point| point.prefill_tokens == 0).collect();
     let most = |rows: u32| decoding.iter().filter(|one| one.rows == rows).map(|one| one.sequences).max();
     decoding.iter().copied().filter(|point| Some(point.sequences) == most(point.rows)).collect()
 }
@@ -217,9 +232,16 @@ fn agreement(
     for (point, &pair) in points.iter().zip(&pairs) {
         panel.dot(svg, pair, if point.prefill_tokens > 0 { COLOURS[5] } else { COLOURS[0] });
     }
-    for (place, (label, colour)) in [("decode, verify", COLOURS[0]), ("with prefill", COLOURS[5])].iter().enumerate() {
+    for (place, (label, colour)) in
+        [("decode, verify", COLOURS[0]), ("with prefill", COLOURS[5])].iter().enumerate()
+    {
         let y = panel.bottom - PLOT.1 + 14.0 + 15.0 * place as f64;
-        let _ = writeln!(svg, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"/>", panel.left + 14.0, y - 4.0);
+        let _ = writeln!(
+            svg,
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"/>",
+            panel.left + 14.0,
+            y - 4.0
+        );
         text(svg, (panel.left + 24.0, y), "start", 11, label);
     }
 }

@@ -88,12 +88,7 @@ impl Workbench {
             .collect();
         let prefill = (shape.prefill_tokens > 0).then(|| {
             let blocks = take(shape.prefill_done_tokens + shape.prefill_tokens);
-            self.input(
-                shape.sequences as usize,
-                blocks,
-                shape.prefill_done_tokens,
-                shape.prefill_tokens,
-            )
+            self.input(shape.sequences as usize, blocks, shape.prefill_done_tokens, shape.prefill_tokens)
         });
         Inputs { decoding, prefill }
     }

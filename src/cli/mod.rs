@@ -8,6 +8,7 @@ mod error;
 mod host;
 mod logging;
 mod private;
+mod profile;
 mod serve;
 mod signals;
 mod submit;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use error::{CliError, EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
-pub use host::{DaemonHost, HostError, RunningDaemon};
+pub use host::{DaemonHost, HostError, OnProgress, RunningDaemon};
 
 /// Where a daemon listens unless its config says otherwise.
 const SOCKET_DEFAULT: &str = "/tmp/specserve.sock";
@@ -45,6 +46,7 @@ enum Command {
     Submit(submit::SubmitArgs),
     Top(top::TopArgs),
     CheckConfig(check_config::CheckConfigArgs),
+    Profile(profile::ProfileArgs),
 }
 
 /// Parses the process's arguments, runs the command, reports its failure on stderr.
@@ -84,6 +86,7 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Submit(args) => interruptible(submit::run(args, &mut out)).await,
             Command::Top(args) => interruptible(top::run(args, &mut out)).await,
             Command::CheckConfig(args) => check_config::run(args, &mut out),
+            Command::Profile(args) => interruptible(profile::run(args, host, &mut out)).await,
         }
     });
     // A thread that reads a terminal can't be stopped, and nobody waits for it.

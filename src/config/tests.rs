@@ -294,7 +294,8 @@ fn a_policy_that_plans_with_times_needs_a_profile_or_leave_to_measure() {
 
 #[test]
 fn names_that_are_no_policies_are_refused() {
-    for text in ["", "Fixed:4", " none", "fixed", "fixed:0", "fixed:33", "fixed:4.0", "none:1", "threshold:2"] {
+    for text in ["", "Fixed:4", " none", "fixed", "fixed:0", "fixed:33", "fixed:4.0", "none:1", "threshold:2"]
+    {
         assert_eq!(problem_paths(&tiny_with("\"fixed:4\"", &format!("\"{text}\""))), ["speculation.policy"]);
     }
 }

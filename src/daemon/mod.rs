@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use profiling::profile;
+pub use profiling::{OnProgress, profile};
 
 use crate::actors::{ConditionBoard, Engine};
 use crate::analyzer::AnalyzerError;

@@ -9,6 +9,7 @@ use super::assembly::ExecutorPlan;
 use crate::analyzer::{self, AnalyzerOptions, Progress};
 use crate::config::Config;
 use crate::model::{ModelPair, load_pair};
+use crate::policy::fit::FitError;
 use crate::policy::profile::{Fingerprint, Profile, ProfileError};
 use crate::sampling::SamplingParams;
 use crate::time::{Micros, MonotonicClock};
@@ -37,6 +38,9 @@ def is_prime(number):
 into another room an hour before you sleep.
 ";
 
+/// Hears how far the measuring is.
+pub type OnProgress<'a> = &'a mut (dyn FnMut(Progress) + Send);
+
 /// Measures the machine and the models of `config`. Blocks for about `budget`.
 ///
 /// # Errors
@@ -44,7 +48,7 @@ into another room an hour before you sleep.
 pub fn profile(
     config: &Config,
     budget: Duration,
-    on_progress: &mut dyn FnMut(Progress),
+    on_progress: OnProgress<'_>,
 ) -> Result<Profile, DaemonError> {
     let pair = load_pair(&config.target.model, config.draft.as_ref().map(|draft| &draft.model))?;
     let plan = ExecutorPlan::of(config, &pair)?;
@@ -73,10 +77,10 @@ pub(super) fn for_policy(
     }
     tracing::info!(seconds = AT_START_BUDGET.as_secs(), "measuring the time model");
     let profile = measure(plan, pair, AT_START_BUDGET, &mut |_| {})?;
-    let error = |error: Option<crate::policy::fit::FitError>| error.map(|error| error.mape);
+    let mape = |error: Option<FitError>| error.map(|error| error.mape);
     tracing::info!(
-        target_error = error(profile.target_error),
-        draft_error = error(profile.draft_error),
+        target_mape = mape(profile.target_error),
+        draft_mape = mape(profile.draft_error),
         "measured the time model"
     );
     Ok(Some(profile))
@@ -110,12 +114,13 @@ impl DaemonError {
     }
 }
 
-/// Builds an executor of its own, on this thread, and measures it.
+/// Builds an executor of its own and measures it, on a thread of its own: executors belong to
+/// the thread that built them, and may bind it to a processor.
 fn measure(
     plan: &ExecutorPlan,
     pair: &ModelPair,
     budget: Duration,
-    on_progress: &mut dyn FnMut(Progress),
+    on_progress: OnProgress<'_>,
 ) -> Result<Profile, DaemonError> {
     let text = pair.target.tokenizer.encode(TEXT, false);
     let options = AnalyzerOptions {
@@ -123,9 +128,18 @@ fn measure(
         text: text.map_err(|error| DaemonError::Start(error.to_string()))?,
         sampling: Arc::new(SamplingParams::greedy()),
     };
+    let fingerprint = fingerprint(plan, pair);
     let draft = pair.draft.as_ref().map(|model| model.loaded.clone());
-    let mut executor = plan.clone().build(pair.target.loaded.clone(), draft).map_err(DaemonError::Start)?;
-    let clock = MonotonicClock::start();
-    let machine = fingerprint(plan, pair);
-    Ok(analyzer::analyze(executor.as_mut(), &clock, machine, &options, on_progress)?)
+    let (plan, target) = (plan.clone(), pair.target.loaded.clone());
+    let run = move || -> Result<Profile, DaemonError> {
+        let mut executor = plan.build(target, draft).map_err(DaemonError::Start)?;
+        let clock = MonotonicClock::start();
+        Ok(analyzer::analyze(executor.as_mut(), &clock, fingerprint, &options, on_progress)?)
+    };
+    let failed = |what: String| DaemonError::Start(format!("the analyzer's thread {what}"));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("analyzer".to_owned()).spawn_scoped(scope, run);
+        let thread = thread.map_err(|error| failed(format!("could not be started: {error}")))?;
+        thread.join().map_err(|_| failed("panicked".to_owned()))?
+    })
 }
