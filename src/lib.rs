@@ -15,6 +15,8 @@ pub mod executor;
 pub mod kv;
 pub mod model;
 pub mod policy;
+pub mod random;
+pub mod replay;
 pub mod request;
 pub mod sampling;
 pub mod scheduler;

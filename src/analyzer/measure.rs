@@ -128,15 +128,18 @@ impl Bench<'_> {
         let start = self.clock.now();
         let calls = match batch {
             Batch::Verify(rows) => {
+                self.verdicts.clear();
                 self.executor.verify(rows, &mut self.verdicts)?;
                 1
             }
             Batch::Draft { rows, calls, keep } => {
+                self.proposals.clear();
                 self.executor.draft_start(rows, &mut self.proposals)?;
                 for _ in 1..*calls {
                     if self.proposals.iter().any(|proposal| !proposal.finite) {
                         return Ok(None);
                     }
+                    self.proposals.clear();
                     self.executor.draft_continue(keep, &mut self.proposals)?;
                 }
                 *calls

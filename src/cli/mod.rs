@@ -9,6 +9,7 @@ mod host;
 mod logging;
 mod private;
 mod profile;
+mod replay;
 mod serve;
 mod signals;
 mod submit;
@@ -47,6 +48,7 @@ enum Command {
     Top(top::TopArgs),
     CheckConfig(check_config::CheckConfigArgs),
     Profile(profile::ProfileArgs),
+    Replay(replay::ReplayArgs),
 }
 
 /// Parses the process's arguments, runs the command, reports its failure on stderr.
@@ -87,6 +89,7 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Top(args) => interruptible(top::run(args, &mut out)).await,
             Command::CheckConfig(args) => check_config::run(args, &mut out),
             Command::Profile(args) => interruptible(profile::run(args, host, &mut out)).await,
+            Command::Replay(args) => interruptible(replay::run(args, host, &mut out)).await,
         }
     });
     // A thread that reads a terminal can't be stopped, and nobody waits for it.
