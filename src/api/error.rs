@@ -105,6 +105,9 @@ impl From<AdmissionError> for ApiError {
             AdmissionError::TooLarge { .. } => {
                 ApiError::new(StatusCode::BAD_REQUEST, "kv_pool_too_small", message).with_param("max_tokens")
             }
+            AdmissionError::TooLate(_) => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "slo_too_late", message)
+            }
             AdmissionError::Infeasible(_) => {
                 ApiError::new(StatusCode::BAD_REQUEST, "slo_infeasible", message).with_param("slo")
             }

@@ -7,6 +7,7 @@ mod demo;
 mod error;
 mod host;
 mod logging;
+mod measured_profile;
 mod private;
 mod profile;
 mod replay;

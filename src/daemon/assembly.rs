@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::served::ServedEngine;
 use super::{DaemonError, profiling};
-use crate::actors::{Engine, EngineOptions};
+use crate::actors::{DoorPolicy, Engine, EngineOptions};
 use crate::analyzer::Machine;
-use crate::config::{Backend, Config};
+use crate::config::{Backend, Config, Infeasible, Late};
 use crate::executor::Executor;
 use crate::executor::cpu::{CpuExecutor, CpuOptions, device_description, kv_block_bytes};
 use crate::kv::BLOCK_TOKENS;
@@ -60,9 +60,14 @@ fn engine_options(config: &Config, policy: Box<dyn Policy>, clock: Arc<dyn Clock
             // the executor says how many blocks there are
             target_blocks: u32::MAX,
             draft_blocks: u32::MAX,
+            lookup: None,
         },
         queue_requests_max: config.scheduler.queue_requests_max,
         queue_prompt_tokens_max: u32::try_from(config.scheduler.queue_prompt_tokens_max).unwrap_or(u32::MAX),
+        door: DoorPolicy {
+            refuse_infeasible: config.slo.infeasible == Infeasible::Reject,
+            refuse_late: config.slo.late == Late::Reject,
+        },
         policy,
         metrics: MetricsConfig {
             model: config.target.name.clone(),

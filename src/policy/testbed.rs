@@ -2,8 +2,9 @@
 
 use super::cost_model::Work;
 use super::profile::tests::gpu_like;
+use super::slo::queue_attended;
 use super::time_correction::TimeModel;
-use super::{DecodeView, DraftedRow, Policy, Step, StepDecision, StepReport, StepView};
+use super::{DecodeView, DraftedRow, Policy, PrefillView, Step, StepDecision, StepReport, StepView};
 use crate::executor::Proposal;
 use crate::request::RequestId;
 use crate::time::Micros;
@@ -20,6 +21,10 @@ pub(crate) struct World {
     pub(crate) confidence: fn(f32) -> f32,
     /// True chance that a draft with this probability is accepted.
     pub(crate) acceptance: fn(f32) -> f32,
+    /// Prefill tokens on offer in every step, of prompts that never end.
+    pub(crate) prefill_tokens: u32,
+    /// Tokens after which a request is replaced by a new one.
+    pub(crate) output_tokens: u32,
 }
 
 impl Default for World {
@@ -30,6 +35,8 @@ impl Default for World {
             slow: (1.0, 1.0),
             confidence: |uniform| 1.0 - 0.8 * uniform * uniform,
             acceptance: |q| q,
+            prefill_tokens: 0,
+            output_tokens: u32::MAX,
         }
     }
 }
@@ -47,6 +54,10 @@ pub(crate) struct Outcome {
     /// Row-steps at whose end the request's mean time per token was above its objective.
     pub(crate) late: u64,
     pub(crate) row_steps: u64,
+    /// Requests that reached their last token, and those of them within their objective.
+    pub(crate) finished: u64,
+    pub(crate) attained: u64,
+    pub(crate) prefilled: u64,
 }
 
 impl Outcome {
@@ -114,14 +125,31 @@ impl<'a> Run<'a> {
                 row.tpot.is_some_and(|tpot| mean > tpot.0 as f64)
             };
             outcome.late += self.rows.iter().filter(late).count() as u64;
+            outcome.prefilled += u64::from(report.prefill_tokens);
+            for (row, first) in self.rows.iter_mut().zip(&mut self.first) {
+                if row.output_tokens >= self.world.output_tokens {
+                    outcome.finished += 1;
+                    outcome.attained += u64::from(!late(&&*row));
+                    *first = self.now;
+                    row.output_tokens = 1;
+                    row.since_first_token = Micros::ZERO;
+                    row.request.0 += self.world.requests as u64;
+                }
+            }
             policy.observe(&report);
         }
         outcome
     }
 
-    fn step(&mut self, policy: &mut dyn Policy) -> StepReport {
-        let view =
-            StepView { now: Micros(self.now as u64), decoding: self.rows.clone(), ..StepView::default() };
+    /// Runs one step, without letting the policy learn from it.
+    pub(crate) fn step(&mut self, policy: &mut dyn Policy) -> StepReport {
+        let view = StepView {
+            now: Micros(self.now as u64),
+            decoding: self.rows.clone(),
+            prefilling: self.prompts(),
+            waiting: 0,
+            prefill_tokens_max: self.world.prefill_tokens,
+        };
         let granted = policy.plan(&view);
         let (drafted, draft_calls) = self.draft(policy, &view, &granted);
         let mut lengths = Vec::new();
@@ -133,6 +161,9 @@ impl<'a> Run<'a> {
         }
         let accepted = self.accept(&drafted, &verified);
         let (draft_us, target_us) = self.times(&view, &draft_calls, &verified);
+        let prefill_attended_tokens = queue_attended(&view.prefilling, granted.prefill_tokens);
+        let target_us = target_us
+            + self.truth.prefill_us(granted.prefill_tokens, prefill_attended_tokens) * self.world.slow.0;
         let step_us = draft_us + target_us + 60.0;
         self.commit(&drafted, &accepted, step_us);
         StepReport {
@@ -141,12 +172,23 @@ impl<'a> Run<'a> {
             verified,
             accepted,
             draft_calls,
-            prefill_tokens: 0,
-            prefill_attended_tokens: 0,
+            prefill_tokens: granted.prefill_tokens,
+            prefill_attended_tokens,
             draft_time: Micros(draft_us as u64),
             target_time: Micros(target_us as u64),
             step_time: Micros(step_us as u64),
         }
+    }
+
+    fn prompts(&self) -> Vec<PrefillView> {
+        let prompt = PrefillView {
+            request: RequestId(u64::MAX),
+            done_tokens: 0,
+            remaining_tokens: self.world.prefill_tokens,
+            since_arrival: Micros::ZERO,
+            ttft: None,
+        };
+        if self.world.prefill_tokens > 0 { vec![prompt] } else { Vec::new() }
     }
 
     fn draft(

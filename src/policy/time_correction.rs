@@ -143,6 +143,13 @@ impl TimeModel {
         draft.prefill_us(tokens, attended_tokens) * self.draft.factor()
     }
 
+    /// A plain decode step of `rows` sequences with `context_tokens` behind them in all, in
+    /// microseconds: what admission holds a TPOT objective against.
+    pub fn plain_step_us(&self, rows: u32, context_tokens: u64) -> f64 {
+        let work = Work { rows, context_tokens, attended_tokens: context_tokens, ..Work::default() };
+        self.target_us(&work) + self.host_us
+    }
+
     /// Share to add to a predicted step time before it is held against an objective:
     /// 0 while the p99 of underestimation is within [`P99_ERROR_BOUND`], else that p99.
     pub fn margin(&self) -> f64 {
@@ -379,6 +386,12 @@ mod tests {
         (0..640).for_each(|_| learner.observe(&run(&truth, step(8, 0), [1.0; 3], 60.0)));
         assert_eq!(learner.margin(), 0.0);
         assert!(learner.relative_error(0.99).unwrap() < 0.05);
+    }
+
+    #[test]
+    fn a_plain_step_is_the_target_and_the_host() {
+        let model = model();
+        assert_eq!(model.plain_step_us(1, 1000), 7006.0 + 0.05 * 1000.0 + 60.0);
     }
 
     #[test]

@@ -198,3 +198,17 @@ fn every_metric_is_documented() {
         assert!(known || documented.contains(&format!("`{short}`")), "{name}");
     }
 }
+
+#[test]
+fn predictions_are_held_against_what_happened() {
+    let mut metrics = metrics();
+    assert_eq!(metrics.summary().prediction_error, None);
+    for predicted in [1000, 1000, 900] {
+        metrics.record_prediction(Micros(predicted), Micros(1000));
+    }
+    let error = metrics.summary().prediction_error.expect("three were recorded");
+    assert_eq!(error.count, 3);
+    assert!(error.p50 < 0.001, "{error:?}");
+    assert!((error.p99 - 0.1).abs() < 0.002, "{error:?}");
+    assert!(metrics.render().contains("specserve_step_prediction_error_ratio{quantile=\"0.99\"} 0.1"));
+}

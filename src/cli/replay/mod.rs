@@ -14,7 +14,6 @@ mod session;
 mod tests;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,7 +24,8 @@ pub use args::ReplayArgs;
 use super::client::Client;
 use super::error::CliError;
 use super::host::DaemonHost;
-use super::private::{PrivateDaemon, PrivateDirectory};
+use super::measured_profile::MeasuredProfile;
+use super::private::PrivateDaemon;
 use crate::config::Config;
 use crate::policy::registry::PolicyName;
 use crate::replay::{Arrival, load};
@@ -112,7 +112,7 @@ impl Replay<'_> {
             [] => vec![config.speculation.policy],
             policies => policies.to_vec(),
         };
-        let profile = MeasuredProfile::prepare(host, &config, &policies).await?;
+        let profile = MeasuredProfile::prepare(host, &config, &policies, PROFILE_BUDGET).await?;
         let mut runs = Vec::new();
         for repeat in 0..self.args.repeats {
             for (rate_scale, arrivals) in workloads {
@@ -143,7 +143,7 @@ impl Replay<'_> {
         let longest = policy.draft_tokens().unwrap_or(0);
         config.speculation.draft_tokens_max = config.speculation.draft_tokens_max.max(longest);
         if let Some(profile) = profile {
-            config.speculation.profile = Some(profile.path.clone());
+            config.speculation.profile = Some(profile.path().to_owned());
         }
         config.server.connections_max = config.server.connections_max.max(requests + SPARE_CONNECTIONS);
         config
@@ -171,35 +171,6 @@ impl Replay<'_> {
         bar.finish_and_clear();
         let state = client.get_json("/v1/engine/state").await?;
         Ok(Figures::new(setting, &self.slo, &played, &state))
-    }
-}
-
-/// A profile that was measured for this comparison alone.
-struct MeasuredProfile {
-    path: PathBuf,
-    /// Held for its `Drop`.
-    _directory: PrivateDirectory,
-}
-
-impl MeasuredProfile {
-    /// Measures once for all daemons, if one of the policies needs a profile that the
-    /// configuration does not name.
-    async fn prepare<H: DaemonHost>(
-        host: &H,
-        config: &Config,
-        policies: &[PolicyName],
-    ) -> Result<Option<MeasuredProfile>, CliError> {
-        let needed = policies.iter().any(|policy| policy.needs_profile());
-        if !needed || config.speculation.profile.is_some() {
-            return Ok(None);
-        }
-        let measured = host.profile(config.clone(), PROFILE_BUDGET, Box::new(|_| {})).await;
-        let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
-        let text = measured.map_err(|error| failed(&error))?.to_toml().map_err(|error| failed(&error))?;
-        let directory = PrivateDirectory::create()?;
-        let path = directory.path().join("profile.toml");
-        std::fs::write(&path, text).map_err(|source| CliError::File { path: path.clone(), source })?;
-        Ok(Some(MeasuredProfile { path, _directory: directory }))
     }
 }
 

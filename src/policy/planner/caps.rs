@@ -7,8 +7,8 @@
 use super::sweep::{Candidate, Ground};
 use crate::policy::survival::POSITIONS_MAX;
 
-/// Numbers of drafts that are compared together.
-const CHUNK: usize = 64;
+/// Numbers of drafts that are ruled out together.
+const CHUNK: usize = 32;
 
 /// Sums that the bounds are made of.
 #[derive(Debug, Default)]
@@ -73,12 +73,16 @@ impl Caps {
         let problem = ground.problem;
         let fixed_us = problem.priced_us + problem.draft.at(1) * (cap - ground.drafted) as f64;
         let rate = best.plan.rate();
-        let (all, _) = self.all[cap];
-        let reaches = |(&value, target_us): (&f64, &f64)| {
+        let (all, count) = self.all[cap];
+        let last = count.min(self.best.len() - 1);
+        let reaches = |value: f64, target_us: f64| {
             ground.weight + value.min(all) >= rate * (fixed_us + target_us) * (1.0 - 1e-9)
         };
-        // Whole chunks without an early exit: the compiler can compare several at once.
-        let mut chunks = self.best.chunks(CHUNK).zip(ground.target_us.chunks(CHUNK));
-        chunks.any(|(values, times)| values.iter().zip(times).fold(false, |any, pair| any | reaches(pair)))
+        // The value at a chunk's end and the time at its start bound the whole chunk.
+        (0..=last).step_by(CHUNK).any(|from| {
+            let to = (from + CHUNK - 1).min(last);
+            reaches(self.best[to], ground.target_us[from])
+                && (from..=to).any(|drafts| reaches(self.best[drafts], ground.target_us[drafts]))
+        })
     }
 }

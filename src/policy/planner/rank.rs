@@ -59,9 +59,11 @@ impl Ranking {
             let pack = |(row, (terms, &survival))| self.pack_value(terms, survival, row, depth);
             items.unsorted.extend(rows.map(pack));
         }
+        // Survival is at most 1, so no key is above the largest weight.
+        let largest = problem.rows.iter().map(|row| row.weight).fold(0.0, f32::max);
         // Positions that a row does not have rank behind all others and are cut off.
         let positions = problem.rows.iter().map(|row| (row.positions as usize).min(deepest)).sum();
-        items.sort(needed.min(positions));
+        items.sort(!ascending_bits(largest), needed.min(positions));
     }
 }
 
@@ -88,14 +90,15 @@ pub(super) struct Items {
 }
 
 impl Items {
-    /// Writes the `needed` smallest of the unsorted numbers to `sorted`, ascending.
-    fn sort(&mut self, needed: usize) {
+    /// Writes the `needed` smallest of the unsorted numbers to `sorted`, ascending; `best` is
+    /// about the smallest key there can be.
+    fn sort(&mut self, best: u32, needed: usize) {
         self.sorted.clear();
         if self.unsorted.len() < BUCKET_ITEMS_MIN {
             self.sorted.extend_from_slice(&self.unsorted);
             self.sorted.sort_unstable();
         } else {
-            self.scatter();
+            self.scatter(best);
             self.sort_buckets(needed);
         }
         self.sorted.truncate(needed);
@@ -103,10 +106,10 @@ impl Items {
 
     /// Survivals are spread over a few octaves, so that one counting pass over the leading
     /// bits leaves buckets of a few items.
-    fn scatter(&mut self) {
-        let best = (self.unsorted.iter().copied().min().unwrap_or(0) >> 32) as u32;
-        let bucket =
-            |item: u64| (((item >> 32) as u32 - best) >> BUCKET_SHIFT).min(BUCKETS as u32 - 1) as usize;
+    fn scatter(&mut self, best: u32) {
+        let bucket = |item: u64| {
+            (((item >> 32) as u32).saturating_sub(best) >> BUCKET_SHIFT).min(BUCKETS as u32 - 1) as usize
+        };
         self.starts.clear();
         self.starts.resize(BUCKETS + 1, 0);
         let starts = self.starts.as_mut_slice();
@@ -176,7 +179,7 @@ mod tests {
             let unsorted = keys.iter().enumerate().map(pack).collect();
             let mut items = Items { unsorted, ..Items::default() };
             let needed = needed.min(keys.len());
-            items.sort(needed);
+            items.sort(!ascending_bits(0.9), needed);
             let mut expected = items.unsorted.clone();
             expected.sort_unstable();
             expected.truncate(needed);

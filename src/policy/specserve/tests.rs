@@ -97,6 +97,31 @@ fn an_objective_that_only_speculation_can_reach_is_reached() {
     assert!(run(&world, &mut plain(), 300).late == 600);
 }
 
+#[test]
+fn requests_end_within_their_objective_while_prompts_take_the_rest() {
+    for (requests, tpot_us, output_tokens) in
+        [(8, 15_000, 60), (32, 12_000, 120), (64, 25_000, 30), (120, 14_000, 200)]
+    {
+        let world = World {
+            requests,
+            tpot: Some(Micros(tpot_us)),
+            prefill_tokens: 2048,
+            output_tokens,
+            confidence: |uniform| 1.0 - uniform * uniform,
+            acceptance: |q| 0.8 * q,
+            ..World::default()
+        };
+        let mut learner = policy();
+        let mut under_way = Run::new(&world, 5);
+        under_way.steps(&mut learner, 200);
+        let outcome = under_way.steps(&mut learner, 800);
+        assert!(outcome.attained * 100 >= outcome.finished * 99, "batch {requests}: {outcome:?}");
+        // A plain step takes 7 to 9 ms: most of the rest goes to prompts, 25 µs a token.
+        let prefilled_per_second = outcome.prefilled as f64 / outcome.micros * 1e6;
+        assert!(prefilled_per_second > 10_000.0, "batch {requests}: {prefilled_per_second}");
+    }
+}
+
 fn plain() -> Fixed {
     Fixed::NONE
 }
@@ -146,11 +171,11 @@ fn the_prefill_chunk_comes_out_of_the_slack_and_never_below_the_floor() {
         ..StepView::default()
     };
     let chunk = |tpot| policy().plan(&view(tpot)).prefill_tokens;
-    // Plain step about 7.07 ms, 25 µs per token, 50 µs for any prefill.
+    // Plain step about 7.07 ms of 0.94 × 20 ms, 25 µs per token, 50 µs for any prefill.
     let roomy = chunk(20_000);
-    assert!((480..530).contains(&roomy), "{roomy}");
+    assert!((450..470).contains(&roomy), "{roomy}");
     assert!(chunk(10_000) < roomy);
-    assert_eq!(chunk(7_200), SpecServeOptions::default().prefill_tokens_floor);
+    assert_eq!(chunk(7_700), SpecServeOptions::default().prefill_tokens_floor);
     // Nobody holds a step that a plain one would break anyway.
     assert_eq!(chunk(1_000), 2048);
 }
@@ -182,6 +207,18 @@ fn an_unusable_proposal_ends_its_row() {
     policy.extend(step, &rows, &[0, 1], &mut keep);
     policy.select(step, &rows, &mut lengths);
     assert_eq!((keep, lengths), (vec![1], vec![1, 2]));
+}
+
+#[test]
+fn a_step_is_predicted_from_what_it_did() {
+    let world = World { slow: (1.2, 0.9), ..World::default() };
+    let mut learner = policy();
+    let mut under_way = Run::new(&world, 2);
+    under_way.steps(&mut learner, 200);
+    let report = under_way.step(&mut learner);
+    let predicted = learner.predict(&report).unwrap().0 as f64;
+    assert!((predicted / report.step_time.0 as f64 - 1.0).abs() < 0.01);
+    assert_eq!(plain().predict(&report), None);
 }
 
 #[test]
