@@ -49,7 +49,9 @@ fn main() -> Result<()> {
         rate / 1e12
     );
     let bench = Bench { stream, copy, rate };
-    println!("| attention | heads | sequences x context | queries | MB | µs | of copy | TFLOP/s | of matrix rate | plain, µs |");
+    println!(
+        "| attention | heads | sequences x context | queries | MB | µs | of copy | TFLOP/s | of matrix rate | plain, µs |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for (count, context) in [(1, 1024), (1, 2048), (1, 8192), (1, 32_000), (8, 2048), (64, 1024), (8, 8192)] {
         for queries in [1, 8] {
@@ -86,14 +88,25 @@ struct Bench {
 }
 
 impl Bench {
-    fn time(&self, count: usize, mut launch: impl FnMut(usize) -> std::result::Result<(), CudaError>) -> Result<f64> {
+    fn time(
+        &self,
+        count: usize,
+        mut launch: impl FnMut(usize) -> std::result::Result<(), CudaError>,
+    ) -> Result<f64> {
         launch(0)?;
         self.stream.synchronize()?;
         let graph = Graph::capture(&self.stream, || (0..count).try_for_each(&mut launch))?;
         Ok(median_microseconds(&self.stream, REPLAYS, || graph.launch(&self.stream))? / count as f64)
     }
 
-    fn attention(&self, name: &str, heads: Heads, count: usize, context: usize, queries: usize) -> Result<()> {
+    fn attention(
+        &self,
+        name: &str,
+        heads: Heads,
+        count: usize,
+        context: usize,
+        queries: usize,
+    ) -> Result<()> {
         let shape = || vec![Sequence::chain((context - queries) as u32, queries); count];
         let bytes = bytes(heads, &shape());
         let sets = (CASES_BYTES / bytes + 1).min(CASES_MAX);
@@ -151,7 +164,8 @@ impl Bench {
         let mut gemm = Gemm::new()?;
         let output = if kind == SKINNY_F32 { GemmOutput::F32 } else { GemmOutput::Bf16 };
         let shape = GemmShape { outputs: weight_rows, inputs, rows, output };
-        let operands = |set: usize| GemmOperands { weights: weights[set % sets].ptr(), x: x.ptr(), y: y.cast() };
+        let operands =
+            |set: usize| GemmOperands { weights: weights[set % sets].ptr(), x: x.ptr(), y: y.cast() };
         // SAFETY: as above.
         unsafe { gemm.tune(shape, operands(0), &self.stream)? };
         // SAFETY: as above.

@@ -44,7 +44,8 @@ fn main() -> Result<()> {
         let mut bench = Bench::new(&eight, Some(&draft), &numbers, copy)?;
         bench.prefill("8B", 1)?;
         bench.prefill("8B", 8)?;
-        for (batch, context) in [(1, 512), (1, 1024), (8, 512), (32, 512), (64, 512), (64, 1024), (128, 512)] {
+        for (batch, context) in [(1, 512), (1, 1024), (8, 512), (32, 512), (64, 512), (64, 1024), (128, 512)]
+        {
             bench.verify("8B", batch, context, 0)?;
         }
         for (batch, drafts) in [(1, 1), (1, 3), (1, 7), (1, 15), (8, 4), (64, 4)] {
@@ -62,7 +63,9 @@ fn main() -> Result<()> {
 }
 
 fn header() {
-    println!("| step | batch | context | rows | µs at the caller | µs on the device | MB | floor µs | device / floor |");
+    println!(
+        "| step | batch | context | rows | µs at the caller | µs on the device | MB | floor µs | device / floor |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
 }
 
@@ -119,7 +122,15 @@ impl Bench {
         Ok((median(&mut caller), median(&mut device)))
     }
 
-    fn report(&self, name: &str, spec: &ModelSpec, batch: usize, context: usize, rows: usize, time: (f64, f64)) {
+    fn report(
+        &self,
+        name: &str,
+        spec: &ModelSpec,
+        batch: usize,
+        context: usize,
+        rows: usize,
+        time: (f64, f64),
+    ) {
         let kv = batch * context * spec.layers * 4 * spec.kv_heads * spec.head_dim;
         let weights = weight_bytes(spec, true);
         let bytes = (weights + kv) as f64;
@@ -164,7 +175,8 @@ impl Bench {
             .map(|index| VerifyRow { input: input(index, 0, tokens), drafts: 0, tree: None, sample: true })
             .collect();
         let mut out = Vec::new();
-        let (caller, device) = self.time(ModelRole::Target, |executor| Ok(executor.verify(&rows, &mut out)?))?;
+        let (caller, device) =
+            self.time(ModelRole::Target, |executor| Ok(executor.verify(&rows, &mut out)?))?;
         println!(
             "| {name} prefill | {batch} | {tokens} | {PREFILL} | {caller:.0} | {device:.0} | {:.0} tokens/s | | |",
             PREFILL as f64 / caller * 1e6

@@ -269,7 +269,10 @@ impl Device {
             kv: DeviceBuffer::from_slice(&problem.kv, stream)?,
             segments: words(&plan.segments.iter().flat_map(segment_words).collect::<Vec<_>>(), stream)?,
             items: words(&items, stream)?,
-            prefill_items: words(&plan.prefill_items.iter().flat_map(item_words).collect::<Vec<_>>(), stream)?,
+            prefill_items: words(
+                &plan.prefill_items.iter().flat_map(item_words).collect::<Vec<_>>(),
+                stream,
+            )?,
             item_count: words(&[plan.items.len() as i32, plan.merges.len() as i32], stream)?,
             masks: words(&plan.masks, stream)?,
             tables: words(&plan.tables, stream)?,

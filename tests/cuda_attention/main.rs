@@ -90,9 +90,8 @@ fn ragged_verification_is_the_oracles() {
     for (index, heads) in grid().into_iter().enumerate() {
         let mut random = Random::new(50 + index as u64);
         for most in [4usize, 9, 64] {
-            let sequences = (0..13)
-                .map(|_| Sequence::chain(random.below(1500) as u32, 1 + random.below(most)))
-                .collect();
+            let sequences =
+                (0..13).map(|_| Sequence::chain(random.below(1500) as u32, 1 + random.below(most))).collect();
             check(heads, sequences, 200 + index as u64, &stream);
         }
     }
@@ -113,7 +112,8 @@ fn chunk_and_block_borders_are_the_oracles() {
 fn contexts_of_thirty_two_thousand_tokens_are_the_oracles() {
     let (_gpu, stream) = device();
     for dim in [64, 128] {
-        let sequences = vec![Sequence::chain(32_767, 1), Sequence::chain(32_700, 9), Sequence::chain(20_001, 2)];
+        let sequences =
+            vec![Sequence::chain(32_767, 1), Sequence::chain(32_700, 9), Sequence::chain(20_001, 2)];
         check(Heads { query: 8, kv: 2, dim }, sequences, 7, &stream);
     }
 }

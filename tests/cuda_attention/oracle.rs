@@ -44,8 +44,10 @@ impl Problem {
         let q = &self.q[row..row + dim];
         let seen: Vec<usize> =
             (0..self.sequences[sequence].end()).filter(|&p| self.sees(sequence, query, p)).collect();
-        let scores: Vec<f64> =
-            seen.iter().map(|&p| dot(q, self.vector(sequence, p, kv_head, 0)) / (dim as f64).sqrt()).collect();
+        let scores: Vec<f64> = seen
+            .iter()
+            .map(|&p| dot(q, self.vector(sequence, p, kv_head, 0)) / (dim as f64).sqrt())
+            .collect();
         let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - top).exp()).sum();
         let mut out = vec![0.0; dim];

@@ -43,10 +43,10 @@ impl Sequence {
     pub fn input(&self, from: usize, drafts: &[TokenId]) -> SequenceInput {
         let mut tokens = self.tokens[from..].to_vec();
         tokens.extend_from_slice(drafts);
-        let history = self.sampling.needs_history().then(|| History {
-            tokens: self.tokens.clone(),
-            prompt_tokens: self.prompt_tokens as u32,
-        });
+        let history = self
+            .sampling
+            .needs_history()
+            .then(|| History { tokens: self.tokens.clone(), prompt_tokens: self.prompt_tokens as u32 });
         SequenceInput {
             request: RequestId(self.id),
             tokens,

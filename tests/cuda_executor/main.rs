@@ -23,7 +23,8 @@ const DRAFT_LOGIT_ERROR_MAX: f32 = 0.2;
 
 fn executor() -> CudaExecutor {
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
-    let options = CudaOptions { kv: KvBudget::Blocks { target: 4096, draft: 4096 }, ..CudaOptions::default() };
+    let options =
+        CudaOptions { kv: KvBudget::Blocks { target: 4096, draft: 4096 }, ..CudaOptions::default() };
     let draft = pair.draft.as_ref().map(|model| &model.loaded);
     CudaExecutor::new(&pair.target.loaded, draft, options).expect("a CUDA device")
 }
@@ -127,7 +128,8 @@ fn greedy_text_is_the_references_up_to_near_ties() {
         let mut sequences = [Sequence::new(index as u64, &case.prompt, params.clone(), 512)];
         generate(&mut executor, &mut sequences, 0, case.greedy.len());
         let pair = [&case.greedy[..], sequences[0].output()];
-        ties += u32::from(same_up_to_ties(&mut executor, &case.prompt, &params, pair, &format!("case {index}")));
+        ties +=
+            u32::from(same_up_to_ties(&mut executor, &case.prompt, &params, pair, &format!("case {index}")));
     }
     println!("golden: {ties} of 10 texts left the reference at a near-tie");
 }
@@ -216,7 +218,10 @@ fn up_to_sixteen_rows_speculation_is_equal_bit_for_bit() {
             for length in 1..=8 {
                 let mut speculative = fresh();
                 generate(&mut executor, &mut speculative, length, 60);
-                assert_eq!(plain[0].tokens, speculative[0].tokens, "t {temperature} prompt {index} k {length}");
+                assert_eq!(
+                    plain[0].tokens, speculative[0].tokens,
+                    "t {temperature} prompt {index} k {length}"
+                );
             }
         }
     }
@@ -259,8 +264,9 @@ fn prefill_decode_and_verification_share_one_call() {
         (0..3).map(|index| Sequence::new(index, &prompts[index as usize], params.clone(), 512)).collect();
     generate(&mut executor, &mut plain, 0, count);
 
-    let mut mixed: Vec<Sequence> =
-        (0..3).map(|index| Sequence::new(10 + index, &prompts[index as usize], params.clone(), 512)).collect();
+    let mut mixed: Vec<Sequence> = (0..3)
+        .map(|index| Sequence::new(10 + index, &prompts[index as usize], params.clone(), 512))
+        .collect();
     let long: Vec<TokenId> = prompts.concat().into_iter().take(600).collect();
     let mut guest = Sequence::new(20, &long, params.clone(), 1024);
     generate(&mut executor, &mut mixed, 0, 1);
@@ -268,7 +274,8 @@ fn prefill_decode_and_verification_share_one_call() {
     while mixed[0].output().len() < count {
         let drafts = draft(&mut executor, &mixed[1..2], 3);
         let chunk = (step * 150, (step * 150 + 150).min(600));
-        let mut rows = vec![mixed[0].verify_row(&[]), mixed[1].verify_row(&drafts[0]), mixed[2].verify_row(&[])];
+        let mut rows =
+            vec![mixed[0].verify_row(&[]), mixed[1].verify_row(&drafts[0]), mixed[2].verify_row(&[])];
         if chunk.0 < chunk.1 {
             guest.tokens = long[..chunk.1].to_vec();
             let input = guest.input(chunk.0, &[]);

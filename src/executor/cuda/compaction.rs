@@ -38,7 +38,8 @@ impl Compactor {
         let words = lay_out(moves);
         if words.len() > self.device.len() {
             let room = words.len().next_power_of_two();
-            *self = Compactor { device: DeviceBuffer::uninitialized(room)?, pinned: PinnedBuffer::zeroed(room)? };
+            *self =
+                Compactor { device: DeviceBuffer::uninitialized(room)?, pinned: PinnedBuffer::zeroed(room)? };
         }
         self.pinned[..words.len()].copy_from_slice(&words);
         // SAFETY: the stream is synchronised below, before the pinned memory changes again.

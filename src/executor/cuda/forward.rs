@@ -4,8 +4,7 @@ use super::attention_plan::AttentionRoom;
 use super::buffer::DeviceBuffer;
 use super::error::{CudaError, check_launch};
 use super::ffi::kernels::{
-    self, AttentionItem, AttentionParams, EmbeddingParams, QkvParams, RmsNormParams,
-    SwigluParams,
+    self, AttentionItem, AttentionParams, EmbeddingParams, QkvParams, RmsNormParams, SwigluParams,
 };
 use super::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
 use super::product::{is_skinny, multiply, multiply_swiglu};

@@ -4,7 +4,9 @@
 use super::attention_plan::{AttentionPlan, SequenceShape};
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::{CudaError, check_launch};
-use super::ffi::kernels::{self, DraftProposal, DraftSampleParams, SampleParams, VerifyOutcome, VerifyParams};
+use super::ffi::kernels::{
+    self, DraftProposal, DraftSampleParams, SampleParams, VerifyOutcome, VerifyParams,
+};
 use super::forward::{DeviceModel, StepSizes};
 use super::gemm::Gemm;
 use super::graph::Graph;
@@ -97,11 +99,7 @@ impl Runner {
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn new(
-        model: DeviceModel,
-        options: RunnerOptions,
-        queue: &DeviceQueue,
-    ) -> Result<Runner, CudaError> {
+    pub fn new(model: DeviceModel, options: RunnerOptions, queue: &DeviceQueue) -> Result<Runner, CudaError> {
         let rows = options.logit_rows_max;
         let words = rows * PROPOSAL_WORDS.max(2) + rows + BATCH_SEQUENCES_MAX as usize * OUTCOME_WORDS;
         // SAFETY: computes a size.

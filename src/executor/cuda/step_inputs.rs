@@ -188,8 +188,12 @@ impl StepInputs {
         let plan = data.plan;
         let items = (plan.items.len() + plan.prefill_items.len()) * ITEM_WORDS;
         let adjustments = (data.sampling.adjustments().len() + 1) * ADJUSTMENT_WORDS;
-        let words =
-            Self::fixed_words(sizes) + items + plan.tables.len() + adjustments + 2 * ALIGNMENT_WORDS + READ_AHEAD_WORDS;
+        let words = Self::fixed_words(sizes)
+            + items
+            + plan.tables.len()
+            + adjustments
+            + 2 * ALIGNMENT_WORDS
+            + READ_AHEAD_WORDS;
         if words <= self.device.len() {
             return Ok(false);
         }

@@ -29,9 +29,8 @@ pub fn run(
             out.push(Verdict { finite: true, ..Verdict::default() });
             continue;
         }
-        let verdict = read(row, runner, sequence).filter(|verdict| {
-            verdict.tokens.iter().all(|&token| token < vocab)
-        });
+        let verdict =
+            read(row, runner, sequence).filter(|verdict| verdict.tokens.iter().all(|&token| token < vocab));
         let Some(verdict) = verdict else {
             let text = format!("the device's verdict on request {} makes no sense", row.input.request);
             return Err(ExecutorError::Device(text));
