@@ -5,6 +5,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod actors;
+pub mod analyzer;
 pub mod api;
 pub mod cli;
 pub mod config;

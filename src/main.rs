@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use specserve::cli::{self, DaemonHost, HostError, RunningDaemon};
+use specserve::cli::{self, DaemonHost, HostError, OnProgress, RunningDaemon};
 use specserve::config::Config;
 use specserve::daemon::{self, Daemon};
+use specserve::policy::profile::Profile;
 
 /// Runs daemons in this process.
 struct Host;
@@ -24,6 +26,17 @@ impl DaemonHost for Host {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), HostError> {
         Ok(daemon::run(config, shutdown).await?)
+    }
+
+    async fn profile(
+        &self,
+        config: Config,
+        budget: Duration,
+        mut on_progress: OnProgress,
+    ) -> Result<Profile, HostError> {
+        let measured =
+            tokio::task::spawn_blocking(move || daemon::profile(&config, budget, on_progress.as_mut()));
+        Ok(measured.await??)
     }
 }
 

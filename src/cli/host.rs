@@ -2,8 +2,11 @@
 
 use std::future::Future;
 use std::path::Path;
+use std::time::Duration;
 
+use crate::analyzer::Progress;
 use crate::config::Config;
+use crate::policy::profile::Profile;
 
 /// Why a daemon could not start or ended badly, as it says itself.
 pub type HostError = Box<dyn std::error::Error + Send + Sync>;
@@ -28,7 +31,21 @@ pub trait DaemonHost {
         config: Config,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> impl Future<Output = Result<(), HostError>>;
+
+    /// Measures the machine and the models of a configuration, in about `budget`.
+    ///
+    /// # Errors
+    /// When models can't be loaded or a pass fails.
+    fn profile(
+        &self,
+        config: Config,
+        budget: Duration,
+        on_progress: OnProgress,
+    ) -> impl Future<Output = Result<Profile, HostError>>;
 }
+
+/// Hears how far the analyzer is; called from its thread.
+pub type OnProgress = Box<dyn FnMut(Progress) + Send>;
 
 /// A daemon that runs beside a command.
 pub trait RunningDaemon {

@@ -9,7 +9,10 @@ mod error;
 mod host;
 mod inflate;
 mod logging;
+mod measured_profile;
 mod private;
+mod profile;
+mod replay;
 mod serve;
 mod signals;
 mod simulate;
@@ -27,7 +30,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use error::{CliError, EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
-pub use host::{DaemonHost, HostError, RunningDaemon};
+pub use host::{DaemonHost, HostError, OnProgress, RunningDaemon};
 
 /// Where a daemon listens unless its config says otherwise.
 const SOCKET_DEFAULT: &str = "/tmp/specserve.sock";
@@ -51,6 +54,8 @@ enum Command {
     Inflate(inflate::InflateArgs),
     Doctor(doctor::DoctorArgs),
     Simulate(Box<simulate::SimulateArgs>),
+    Profile(profile::ProfileArgs),
+    Replay(replay::ReplayArgs),
 }
 
 /// Parses the process's arguments, runs the command, reports its failure on stderr.
@@ -90,6 +95,8 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Inflate(args) => inflate::run(args, &mut out),
             Command::Doctor(args) => doctor::run(args, &mut out),
             Command::Simulate(args) => simulate::run(args, &mut out),
+            Command::Profile(args) => interruptible(profile::run(args, host, &mut out)).await,
+            Command::Replay(args) => interruptible(replay::run(args, host, &mut out)).await,
         }
     });
     // A thread that reads a terminal can't be stopped, and nobody waits for it.

@@ -51,12 +51,21 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
 
 /// A directory that only this user can enter; removed on drop.
 #[derive(Debug)]
-struct PrivateDirectory {
+pub struct PrivateDirectory {
     path: PathBuf,
 }
 
 impl PrivateDirectory {
-    fn create() -> Result<PrivateDirectory, CliError> {
+    /// Its place.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A new one under the system's directory for temporary files.
+    ///
+    /// # Errors
+    /// [`CliError::File`].
+    pub fn create() -> Result<PrivateDirectory, CliError> {
         static CREATED: AtomicU32 = AtomicU32::new(0);
         let number = CREATED.fetch_add(1, Ordering::Relaxed);
         let name = format!("specserve-{}-{number}", std::process::id());

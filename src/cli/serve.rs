@@ -51,12 +51,14 @@ fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send + 'static> {
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
+    use std::time::Duration;
 
     use rustix::process::{Signal, getpid, kill_process};
 
     use super::*;
-    use crate::cli::host::HostError;
+    use crate::cli::host::{HostError, OnProgress};
     use crate::cli::testing::ScriptedDaemon;
+    use crate::policy::profile::Profile;
 
     /// Set in the process that a test starts to be signalled: how many signals.
     const SIGNALS: &str = "SPECSERVE_TEST_SIGNALS";
@@ -85,6 +87,15 @@ mod tests {
             }
             kill_process(getpid(), Signal::TERM)?;
             std::future::pending().await
+        }
+
+        async fn profile(
+            &self,
+            _config: Config,
+            _budget: Duration,
+            _on_progress: OnProgress,
+        ) -> Result<Profile, HostError> {
+            Err("only runs".into())
         }
     }
 

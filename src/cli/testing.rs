@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::routing::{get, post};
@@ -10,8 +11,10 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
-use super::host::{DaemonHost, HostError, RunningDaemon};
+use super::host::{DaemonHost, HostError, OnProgress, RunningDaemon};
+use crate::analyzer::Progress;
 use crate::config::Config;
+use crate::policy::profile::Profile;
 
 /// Serves until it is dropped.
 pub struct Server(JoinHandle<()>);
@@ -105,6 +108,16 @@ impl DaemonHost for ScriptedHost {
     ) -> Result<(), HostError> {
         shutdown.await;
         Ok(())
+    }
+
+    async fn profile(
+        &self,
+        _config: Config,
+        _budget: Duration,
+        mut on_progress: OnProgress,
+    ) -> Result<Profile, HostError> {
+        on_progress(Progress { share: 1.0, passes: 1, shapes: 1 });
+        Ok(crate::policy::profile::tests::gpu_like())
     }
 }
 

@@ -22,6 +22,9 @@ fn every_command_of_the_docs_parses() {
         "specserve chat Hello --socket s --temperature 0.8 --seed 1 --max-tokens 9 --system Brief --json",
         "specserve submit in.jsonl --out out.jsonl --concurrency 4 --socket s",
         "specserve top --once --json --interval-ms 500 --socket s",
+        "specserve profile --config config/tiny-cpu.toml --out profiles/tiny-cpu.toml --budget-s 30 --json",
+        "specserve replay --config c.toml --trace t.csv --policy none,specserve --rate-scale 0.5,1 --repeats 3",
+        "specserve replay --socket s --trace poisson:4,60 --prompts p.jsonl --slo tpot_ms=4 --json",
         "specserve check-config config/tiny-cpu.toml",
         "specserve check-config --config config/tiny-cpu.toml --json",
         "specserve simulate --trace t.csv --profile p.toml",
@@ -49,6 +52,8 @@ fn bad_arguments_are_refused_before_anything_runs() {
         ("specserve simulate --trace t --profile p --policy fast", ErrorKind::ValueValidation),
         ("specserve simulate --trace t --profile p --slo itl_ms=3", ErrorKind::ValueValidation),
         ("specserve simulate --trace t --profile p --load 0.5,0", ErrorKind::ValueValidation),
+        ("specserve profile --config c.toml", ErrorKind::MissingRequiredArgument),
+        ("specserve profile --config c.toml --out p.toml --budget-s 0", ErrorKind::ValueValidation),
         ("specserve dance", ErrorKind::InvalidSubcommand),
     ] {
         assert_eq!(parse(line).expect_err(line).kind(), kind, "{line}");

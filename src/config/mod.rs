@@ -28,7 +28,7 @@ pub use problem::{ConfigError, Problem};
 pub use scheduler::SchedulerConfig;
 pub use server::{SOCKET_PATH_BYTES_MAX, ServerConfig};
 pub use slo::{CLASSES_MAX, Infeasible, Late, SloClass, SloConfig};
-pub use speculation::{PolicyParseError, PolicySpec, SpeculationConfig};
+pub use speculation::SpeculationConfig;
 pub use telemetry::{LogFormat, LogLevel, TelemetryConfig};
 
 use reader::{Problems, Section};
@@ -38,7 +38,7 @@ use render::Rendered;
 pub const TINY_CPU_TOML: &str = include_str!("../../config/tiny-cpu.toml");
 
 /// A checked configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where requests come in.
     pub server: ServerConfig,

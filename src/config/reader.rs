@@ -147,6 +147,16 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// `true` or `false`, if it is there and good.
+    pub fn boolean(&mut self, key: &'static str) -> Option<bool> {
+        let value = self.take_value(key)?;
+        let boolean = value.as_bool();
+        if boolean.is_none() {
+            self.reject(key, &value, "must be true or false", "give true or false, without quotes");
+        }
+        boolean
+    }
+
     /// Notes every key that nobody read.
     pub fn finish(self) {
         let known = self.known.join(", ");

@@ -40,6 +40,7 @@ fn at_most(problems: &mut Problems, left: (&str, u32), right: (&str, u32)) {
 
 fn check_policy(config: &Config, problems: &mut Problems) {
     const POLICY: &str = "speculation.policy";
+    const PROFILE_KEYS: [&str; 2] = ["speculation.profile", "speculation.profile_at_start"];
     let policy = config.speculation.policy;
     let value = || Some(format!("\"{policy}\""));
     if problems.mention(&[POLICY]) {
@@ -49,7 +50,13 @@ fn check_policy(config: &Config, problems: &mut Problems) {
         let advice = "add a [draft] section with its model, or set the policy to \"none\"";
         problems.add(POLICY, value(), "needs a draft model", advice);
     }
-    let max = config.speculation.draft_tokens_max;
+    let speculation = &config.speculation;
+    let planless = speculation.profile.is_none() && !speculation.profile_at_start;
+    if policy.needs_profile() && planless && !problems.mention(&PROFILE_KEYS) {
+        let advice = "give speculation.profile, or set speculation.profile_at_start = true";
+        problems.add(POLICY, value(), "plans with measured times and there are none", advice);
+    }
+    let max = speculation.draft_tokens_max;
     let tokens = policy.draft_tokens().unwrap_or(0);
     if tokens > max && !problems.mention(&["speculation.draft_tokens_max"]) {
         let what = format!("drafts {tokens} tokens and speculation.draft_tokens_max is {max}");

@@ -1,125 +1,60 @@
-//! `[speculation]`: which policy decides how far to draft.
+//! `[speculation]`: which policy decides how far to draft, and with which time model.
 
-use std::str::FromStr;
+use std::path::PathBuf;
+
+use toml::Value;
 
 use super::reader::{Integer, Section};
 use super::render::Entry;
+use crate::policy::registry::{POLICY_NAMES, PolicyName};
 
 const DRAFT_TOKENS_MAX: Integer = Integer::new("draft_tokens_max", 8, 1, 32);
-const POLICY_BOUND: &str = "\"none\" or \"fixed:K\" with K of 1 to draft_tokens_max";
-
-/// A policy by its name in the config: `name` or `name:argument`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PolicySpec {
-    /// `none`: plain decoding.
-    None,
-    /// `fixed:K`: always draft `K` tokens.
-    Fixed {
-        /// `K`, at least 1.
-        draft_tokens: u32,
-    },
-}
-
-impl PolicySpec {
-    /// The longest draft that the policy asks for by itself, if it names one.
-    pub fn draft_tokens(self) -> Option<u32> {
-        match self {
-            PolicySpec::None => None,
-            PolicySpec::Fixed { draft_tokens } => Some(draft_tokens),
-        }
-    }
-
-    /// Whether the policy asks a draft model for its tokens.
-    pub fn needs_draft_model(self) -> bool {
-        match self {
-            PolicySpec::None => false,
-            PolicySpec::Fixed { .. } => true,
-        }
-    }
-}
-
-impl std::fmt::Display for PolicySpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            PolicySpec::None => f.write_str("none"),
-            PolicySpec::Fixed { draft_tokens } => write!(f, "fixed:{draft_tokens}"),
-        }
-    }
-}
-
-/// Why a text names no policy.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PolicyParseError {
-    /// No policy has this name.
-    #[error("{0:?} is not a policy")]
-    Unknown(String),
-    /// The argument is missing, superfluous or out of its bound.
-    #[error("policy {name} takes {expected}")]
-    Argument {
-        /// The policy.
-        name: &'static str,
-        /// What may follow its name.
-        expected: &'static str,
-    },
-}
-
-/// The one place that knows the policies' names.
-impl FromStr for PolicySpec {
-    type Err = PolicyParseError;
-
-    fn from_str(text: &str) -> Result<PolicySpec, PolicyParseError> {
-        let (name, argument) = match text.split_once(':') {
-            Some((name, argument)) => (name, Some(argument)),
-            None => (text, None),
-        };
-        match name {
-            "none" => match argument {
-                None => Ok(PolicySpec::None),
-                Some(_) => Err(PolicyParseError::Argument { name: "none", expected: "no argument" }),
-            },
-            "fixed" => draft_tokens(argument)
-                .map(|draft_tokens| PolicySpec::Fixed { draft_tokens })
-                .ok_or(PolicyParseError::Argument { name: "fixed", expected: "a draft length of 1 to 32" }),
-            _ => Err(PolicyParseError::Unknown(name.to_owned())),
-        }
-    }
-}
-
-fn draft_tokens(argument: Option<&str>) -> Option<u32> {
-    let text = argument?;
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let tokens: u32 = text.parse().ok()?;
-    (1..=DRAFT_TOKENS_MAX.max).contains(&u64::from(tokens)).then_some(tokens)
-}
+const PROFILE_BOUND: &str = "a file that `specserve profile` wrote";
+const PROFILE_AT_START_BOUND: &str = "true or false";
 
 /// How the daemon speculates.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SpeculationConfig {
     /// Who decides.
-    pub policy: PolicySpec,
+    pub policy: PolicyName,
     /// Most draft tokens of one sequence in one step.
     pub draft_tokens_max: u32,
+    /// The time model that policies plan with.
+    pub profile: Option<PathBuf>,
+    /// Whether to measure at the start when there is no profile, or one that is stale.
+    pub profile_at_start: bool,
 }
 
 impl SpeculationConfig {
     pub(super) fn read(mut section: Section<'_>) -> SpeculationConfig {
-        let parse = |text: &str| text.parse::<PolicySpec>().map_err(|error| error.to_string());
+        let policy = |text: &str| text.parse::<PolicyName>().map_err(|_| "is not a policy".to_owned());
+        let profile = |text: &str| match text {
+            "" => Err("is empty".to_owned()),
+            path => Ok(PathBuf::from(path)),
+        };
         let config = SpeculationConfig {
             policy: section
-                .parsed("policy", &format!("give {POLICY_BOUND}"), parse)
-                .unwrap_or(PolicySpec::None),
+                .parsed("policy", &format!("give one of {POLICY_NAMES}"), policy)
+                .unwrap_or(PolicyName::None),
             draft_tokens_max: section.integer(&DRAFT_TOKENS_MAX) as u32,
+            profile: section.parsed("profile", &format!("give {PROFILE_BOUND}"), profile),
+            profile_at_start: section.boolean("profile_at_start").unwrap_or(false),
         };
         section.finish();
         config
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {
+        let profile = self.profile.as_ref().map(|path| Value::String(path.display().to_string()));
         vec![
-            Entry::text("policy", self.policy.to_string(), POLICY_BOUND),
+            Entry::text("policy", self.policy.to_string(), POLICY_NAMES),
             Entry::integer(&DRAFT_TOKENS_MAX, u64::from(self.draft_tokens_max)),
+            Entry::optional("profile", profile, PROFILE_BOUND),
+            Entry::optional(
+                "profile_at_start",
+                Some(Value::Boolean(self.profile_at_start)),
+                PROFILE_AT_START_BOUND,
+            ),
         ]
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::ModelSource;
+use crate::policy::registry::PolicyName;
 use crate::request::Slo;
 use crate::time::Micros;
 
@@ -35,7 +36,7 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     assert_eq!(config.executor.batch_tokens_max, 512);
     assert_eq!(config.kv, KvConfig { size: KvSize::MemoryMib(64) });
     assert_eq!(config.scheduler.running_requests_max, 32);
-    assert_eq!(config.speculation.policy, PolicySpec::Fixed { draft_tokens: 4 });
+    assert_eq!(config.speculation.policy, PolicyName::Fixed(4));
     assert_eq!(config.telemetry.log_level, LogLevel::Info);
 }
 
@@ -108,7 +109,7 @@ fn the_effective_configuration_parses_back_to_itself() {
 fn left_out_keys_take_the_values_of_the_tiny_file() {
     let mut expected = Config::default_tiny();
     expected.draft = None;
-    expected.speculation.policy = PolicySpec::None;
+    expected.speculation.policy = PolicyName::None;
     expected.slo.classes = vec![SloClass { name: "default".to_owned(), slo: Slo::default() }];
     assert_eq!(Config::parse(SMALLEST).expect("valid"), expected);
 }
@@ -277,17 +278,25 @@ fn classes_have_valid_names_of_their_own() {
 }
 
 #[test]
-fn policies_parse_and_print() {
-    for text in ["none", "fixed:1", "fixed:4", "fixed:32"] {
-        assert_eq!(text.parse::<PolicySpec>().expect("valid").to_string(), text);
+fn a_policy_that_plans_with_times_needs_a_profile_or_leave_to_measure() {
+    let planner = tiny_with("\"fixed:4\"", "\"specserve\"");
+    assert_eq!(problem_paths(&planner), ["speculation.policy"]);
+    for key in ["profile = \"cpu.toml\"", "profile_at_start = true"] {
+        let text = planner.replace("draft_tokens_max = 8", &format!("draft_tokens_max = 8\n{key}"));
+        let text = text.replace("profile_at_start = false\n", "");
+        let config = Config::parse(&text).expect(key);
+        assert_eq!(config.speculation.policy, PolicyName::SpecServe);
+        assert_eq!(config.speculation.profile.is_some(), !config.speculation.profile_at_start);
     }
-    for text in ["fixed", "fixed:", "fixed:0", "fixed:33", "fixed:-1", "fixed:+1", "fixed:4.0", "none:1"] {
-        let error = text.parse::<PolicySpec>().expect_err(text);
-        assert!(matches!(error, PolicyParseError::Argument { .. }), "{text}: {error}");
-    }
-    for text in ["", "Fixed:4", " none", "4"] {
-        let error = text.parse::<PolicySpec>().expect_err(text);
-        assert!(matches!(error, PolicyParseError::Unknown(_)), "{text}: {error}");
+    let wrong = planner.replace("profile_at_start = false", "profile_at_start = \"yes\"\nprofile = \"\"");
+    assert_eq!(problem_paths(&wrong), ["speculation.profile", "speculation.profile_at_start"]);
+}
+
+#[test]
+fn names_that_are_no_policies_are_refused() {
+    for text in ["", "Fixed:4", " none", "fixed", "fixed:0", "fixed:33", "fixed:4.0", "none:1", "threshold:2"]
+    {
+        assert_eq!(problem_paths(&tiny_with("\"fixed:4\"", &format!("\"{text}\""))), ["speculation.policy"]);
     }
 }
 

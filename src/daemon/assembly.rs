@@ -3,15 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
 use super::served::ServedEngine;
+use super::{DaemonError, profiling};
 use crate::actors::{DoorPolicy, Engine, EngineOptions};
-use crate::config::{Config, DraftConfig, Infeasible, Late, PolicySpec};
+use crate::config::{Config, DraftConfig, Infeasible, Late};
 use crate::drafting::NgramOptions;
 use crate::kv::BLOCK_TOKENS;
 use crate::model::{ModelPair, load_pair};
-use crate::policy::{Fixed, Policy};
+use crate::policy::Policy;
+use crate::policy::cost_model::ROWS_MAX;
+use crate::policy::registry::{PolicyOptions, build as build_policy};
+use crate::policy::specserve::SpecServeOptions;
+use crate::policy::survival::POSITIONS_MAX;
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::MetricsConfig;
 use crate::time::{Clock, Micros, MonotonicClock};
@@ -21,8 +25,10 @@ pub(super) fn assemble(config: &Config) -> Result<(Engine, ServedEngine), Daemon
     let draft = config.draft.as_ref().and_then(DraftConfig::model);
     let pair = load_pair(&config.target.model, draft)?;
     let plan = ExecutorPlan::of(config, &pair)?;
+    let profile = profiling::for_policy(config, &plan, &pair)?;
+    let policy = build_policy(config.speculation.policy, profile.as_ref(), &policy_options(config))?;
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::start());
-    let options = engine_options(config, plan.device_spin(), clock);
+    let options = engine_options(config, policy, plan.device_spin(), clock);
     let ModelPair { target, draft } = pair;
     let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
     let engine =
@@ -33,13 +39,19 @@ pub(super) fn assemble(config: &Config) -> Result<(Engine, ServedEngine), Daemon
         device = info.device,
         target_blocks = info.target_blocks,
         draft_blocks = info.draft_blocks,
+        policy = %config.speculation.policy,
         "the engine runs"
     );
     let served = ServedEngine::new(engine.handle().clone(), config, target);
     Ok((engine, served))
 }
 
-fn engine_options(config: &Config, device_spin: Duration, clock: Arc<dyn Clock>) -> EngineOptions {
+fn engine_options(
+    config: &Config,
+    policy: Box<dyn Policy>,
+    device_spin: Duration,
+    clock: Arc<dyn Clock>,
+) -> EngineOptions {
     EngineOptions {
         limits: SchedulerLimits {
             running_requests_max: config.scheduler.running_requests_max,
@@ -57,7 +69,7 @@ fn engine_options(config: &Config, device_spin: Duration, clock: Arc<dyn Clock>)
             refuse_infeasible: config.slo.infeasible == Infeasible::Reject,
             refuse_late: config.slo.late == Late::Reject,
         },
-        policy: policy(config.speculation.policy),
+        policy,
         metrics: MetricsConfig {
             model: config.target.name.clone(),
             policy: config.speculation.policy.to_string(),
@@ -75,9 +87,14 @@ fn lookup(config: &Config) -> Option<NgramOptions> {
     matches!(config.draft, Some(DraftConfig::Ngram)).then(NgramOptions::default)
 }
 
-fn policy(spec: PolicySpec) -> Box<dyn Policy> {
-    match spec {
-        PolicySpec::None => Box::new(Fixed::NONE),
-        PolicySpec::Fixed { draft_tokens } => Box::new(Fixed { draft_tokens }),
+/// The config's bounds, as far as policies plan.
+fn policy_options(config: &Config) -> PolicyOptions {
+    PolicyOptions {
+        specserve: SpecServeOptions {
+            draft_tokens_max: config.speculation.draft_tokens_max.min(POSITIONS_MAX as u32),
+            verify_rows_max: config.executor.batch_tokens_max.min(ROWS_MAX as u32),
+            ..SpecServeOptions::default()
+        },
+        ..PolicyOptions::default()
     }
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::DaemonError;
+use crate::analyzer::Machine;
 use crate::config::{Backend, Config};
 use crate::executor::Executor;
-use crate::executor::cpu::{CpuExecutor, CpuOptions, kv_block_bytes};
+use crate::executor::cpu::{CpuExecutor, CpuOptions, device_description, kv_block_bytes};
 use crate::kv::BLOCK_TOKENS;
 use crate::model::{LoadedModel, ModelPair};
 
@@ -45,6 +46,29 @@ impl ExecutorPlan {
             ExecutorPlan::Cpu(_) => Duration::ZERO,
             #[cfg(feature = "cuda")]
             ExecutorPlan::Cuda(_) => GPU_SPIN,
+        }
+    }
+
+    /// The machine that it will run on; known before it is built.
+    pub(super) fn machine(&self) -> Result<Machine, DaemonError> {
+        match self {
+            ExecutorPlan::Cpu(options) => Ok(Machine {
+                backend: Backend::Cpu.name().to_owned(),
+                device: device_description(options.threads),
+                driver: String::new(),
+                threads: options.threads as u32,
+            }),
+            #[cfg(feature = "cuda")]
+            ExecutorPlan::Cuda(options) => {
+                let gpu = crate::executor::cuda::driver::probe(options.ordinal);
+                let gpu = gpu.map_err(|error| DaemonError::Start(error.to_string()))?;
+                Ok(Machine {
+                    backend: Backend::Cuda.name().to_owned(),
+                    device: gpu.name,
+                    driver: gpu.driver_api,
+                    threads: 1,
+                })
+            }
         }
     }
 

@@ -2,18 +2,25 @@
 
 mod assembly;
 mod executor_plan;
+mod profiling;
 mod served;
 mod text;
 
 use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use profiling::{OnProgress, profile};
+
 use crate::actors::{ConditionBoard, Engine};
+use crate::analyzer::AnalyzerError;
 use crate::api::{ApiLimits, BoundSocket, Server, ServerError, SocketError, SocketOptions, router};
 use crate::config::Config;
 use crate::model::ModelError;
+use crate::policy::profile::ProfileError;
+use crate::policy::registry::BuildError;
 
 /// How long answers may take to reach their clients once the engine has ended.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,6 +34,28 @@ pub enum DaemonError {
     /// The executor or the actors could not be started.
     #[error("the engine could not be started: {0}")]
     Start(String),
+    /// The profile can't be read.
+    #[error("can't read the profile {}: {source}", path.display())]
+    ProfileFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The profile can't be used here.
+    #[error("{}: {source}", path.display())]
+    Profile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ProfileError,
+    },
+    /// Measuring failed.
+    #[error(transparent)]
+    Analyzer(#[from] AnalyzerError),
+    /// The policy can't be built.
+    #[error(transparent)]
+    Policy(#[from] BuildError),
     /// The Unix socket could not be bound.
     #[error(transparent)]
     Socket(#[from] SocketError),

@@ -36,6 +36,26 @@ pub enum PolicyName {
     SpecServe,
 }
 
+impl PolicyName {
+    /// The longest draft that the policy asks for by itself, if it names one.
+    pub fn draft_tokens(self) -> Option<u32> {
+        match self {
+            PolicyName::Fixed(length) => Some(length),
+            _ => None,
+        }
+    }
+
+    /// Whether the policy can only work with a draft model.
+    pub fn needs_draft_model(self) -> bool {
+        self != PolicyName::None
+    }
+
+    /// Whether the policy plans with measured times.
+    pub fn needs_profile(self) -> bool {
+        !matches!(self, PolicyName::None | PolicyName::Fixed(_) | PolicyName::Threshold(_))
+    }
+}
+
 /// A name that is no policy's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown policy {0:?}; known are {POLICY_NAMES}")]
@@ -201,8 +221,7 @@ mod tests {
         for text in GOOD {
             let name: PolicyName = text.parse().unwrap();
             let built = build(name, None, &PolicyOptions::default());
-            let planless = matches!(name, PolicyName::None | PolicyName::Fixed(_) | PolicyName::Threshold(_));
-            assert_eq!(built.is_ok(), planless, "{text}");
+            assert_eq!(built.is_err(), name.needs_profile(), "{text}");
         }
     }
 

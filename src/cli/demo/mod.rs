@@ -10,16 +10,23 @@ mod round;
 mod tests;
 
 use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::error::CliError;
 use super::host::DaemonHost;
+use super::measured_profile::MeasuredProfile;
 use super::private::PrivateDaemon;
-use crate::config::{Config, PolicySpec};
+use crate::config::Config;
+use crate::policy::registry::PolicyName;
 use report::{Report, Setting};
 use round::{Round, warm_up};
+
+/// What measuring the machine may take, where the policy plans with times.
+const PROFILE_BUDGET: Duration = Duration::from_secs(5);
 
 /// What is asked: stories, questions, functions and tips, as the embedded pair was trained on.
 pub const PROMPTS: [&str; 8] = [
@@ -39,7 +46,7 @@ pub const PROMPTS: [&str; 8] = [
 pub struct DemoArgs {
     /// How the speculative side drafts, such as fixed:4.
     #[arg(long, value_name = "POLICY", default_value = "fixed:4")]
-    policy: PolicySpec,
+    policy: PolicyName,
     /// Most tokens of an answer.
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1024))]
     tokens: u32,
@@ -63,6 +70,9 @@ enum Side {
 /// # Errors
 /// [`CliError::TextsDiffer`] after the report, when they do; else what keeps it from running.
 pub async fn run<H: DaemonHost>(args: &DemoArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
+    let (tiny, policies) = (Config::default_tiny(), [args.policy]);
+    let profile = MeasuredProfile::prepare(host, &tiny, &policies, PROFILE_BUDGET).await?;
+    let profile = profile.as_ref().map(MeasuredProfile::path);
     let progress = progress_bar(u64::from(args.rounds) * 2 * PROMPTS.len() as u64);
     let mut plain = Vec::new();
     let mut speculative = Vec::new();
@@ -70,7 +80,7 @@ pub async fn run<H: DaemonHost>(args: &DemoArgs, host: &H, out: &mut impl Write)
         for side in order(number) {
             let streamed = number == 0 && side == Side::Speculative && !args.json;
             let stream_to: &mut dyn Write = if streamed { &mut *out } else { &mut std::io::sink() };
-            let round = session(args, host, side, stream_to, &progress).await?;
+            let round = session(args, host, (side, profile), stream_to, &progress).await?;
             match side {
                 Side::Plain => plain.push(round),
                 Side::Speculative => speculative.push(round),
@@ -100,11 +110,11 @@ fn order(round: u32) -> [Side; 2] {
 async fn session<H: DaemonHost>(
     args: &DemoArgs,
     host: &H,
-    side: Side,
+    (side, profile): (Side, Option<&Path>),
     stream_to: &mut dyn Write,
     progress: &ProgressBar,
 ) -> Result<Round, CliError> {
-    let daemon = PrivateDaemon::start(host, config(args, side)).await?;
+    let daemon = PrivateDaemon::start(host, config(args, side, profile)).await?;
     let client = daemon.client();
     let measured = async {
         let model = client.model().await?;
@@ -116,14 +126,15 @@ async fn session<H: DaemonHost>(
     round
 }
 
-fn config(args: &DemoArgs, side: Side) -> Config {
+fn config(args: &DemoArgs, side: Side, profile: Option<&Path>) -> Config {
     let mut config = Config::default_tiny();
     config.speculation.policy = match side {
-        Side::Plain => PolicySpec::None,
+        Side::Plain => PolicyName::None,
         Side::Speculative => args.policy,
     };
     let longest = args.policy.draft_tokens().unwrap_or(0);
     config.speculation.draft_tokens_max = config.speculation.draft_tokens_max.max(longest);
+    config.speculation.profile = profile.map(Path::to_owned);
     config
 }
 

@@ -6,13 +6,13 @@ use super::PROMPTS;
 use super::round::Round;
 use crate::cli::client::SpeculativeDecoding;
 use crate::cli::table::Table;
-use crate::config::PolicySpec;
+use crate::policy::registry::PolicyName;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// How the speculative side drafts.
-    pub policy: PolicySpec,
+    pub policy: PolicyName,
     /// Most tokens of an answer.
     pub tokens_max: u32,
 }

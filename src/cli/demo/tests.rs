@@ -5,15 +5,15 @@ use super::*;
 use crate::cli::testing::{ScriptedHost, chat_answer, chat_answer_with};
 
 fn args(json: bool) -> DemoArgs {
-    DemoArgs { policy: PolicySpec::Fixed { draft_tokens: 12 }, tokens: 16, rounds: 2, json }
+    DemoArgs { policy: PolicyName::Fixed(12), tokens: 16, rounds: 2, json }
 }
 
 /// Answers with the prompt itself, drafting as the daemon's policy says.
 fn faithful(config: &Config, body: &Value) -> String {
     let prompt = body["messages"][0]["content"].as_str().unwrap_or_default();
     match config.speculation.policy {
-        PolicySpec::None => chat_answer(&["An answer: ", prompt]),
-        PolicySpec::Fixed { .. } => {
+        PolicyName::None => chat_answer(&["An answer: ", prompt]),
+        _ => {
             let speculation = json!({ "steps": 2, "drafted": 8, "verified": 8, "accepted": 5 });
             let metrics = json!({ "ttft_ms": 2.5, "tpot_ms": 0.25, "speculative_decoding": speculation });
             chat_answer_with(&["An answer: ", prompt], &metrics)
@@ -66,7 +66,7 @@ async fn a_text_that_differs_fails_the_demo_and_is_named() {
     let host = ScriptedHost::new(|config, body| {
         let changed = body["messages"][0]["content"] == PROMPTS[3];
         match config.speculation.policy {
-            PolicySpec::Fixed { .. } if changed => chat_answer(&["Something", "else"]),
+            PolicyName::Fixed(_) if changed => chat_answer(&["Something", "else"]),
             _ => faithful(config, body),
         }
     });

@@ -159,10 +159,9 @@ fn info(
 ) -> ExecutorInfo {
     // Target and draft run through the same positions: the shorter context binds both.
     let contexts = [Some(target), draft].into_iter().flatten().map(|model| model.spec.context_tokens_max);
-    let threads = options.threads;
     ExecutorInfo {
         backend: "cpu".into(),
-        device: format!("{}, {threads} threads, {}", processor_name(), set.name()),
+        device: describe_device(options.threads, set),
         vocab_size: target.spec.vocab_size as u32,
         context_tokens_max: contexts.min().unwrap_or(0) as u32,
         block_tokens: options.block_tokens,
@@ -172,6 +171,15 @@ fn info(
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max,
     }
+}
+
+/// The device in words, as the [`ExecutorInfo`] of an executor with so many threads has it.
+pub fn device_description(threads: usize) -> String {
+    describe_device(threads, InstructionSet::detect())
+}
+
+fn describe_device(threads: usize, set: InstructionSet) -> String {
+    format!("{}, {threads} threads, {}", processor_name(), set.name())
 }
 
 /// The processor's name as the system tells it.

@@ -49,18 +49,8 @@ impl Gpu {
     /// # Errors
     /// Says what is missing: the driver, the GPU, or a driver new enough.
     pub fn open(ordinal: u32) -> Result<Gpu, CudaError> {
-        // SAFETY: takes nothing, opens a library once.
-        if unsafe { cuda_shim_driver_present() } == 0 {
-            return Err(CudaError::NoDriver);
-        }
+        let (device, info) = find(ordinal)?;
         let missing = |error| CudaError::NoDevice { ordinal, detail: format!("{error:?}") };
-        cust::init(cust::CudaFlags::empty()).map_err(missing)?;
-        let driver = cust::CudaApiVersion::get().map_err(missing)?;
-        // SAFETY: takes nothing, reads a constant of the linked runtime.
-        let runtime = unsafe { kernels::specserve_runtime_version() };
-        check_versions(driver.major() * 1000 + driver.minor() * 10, runtime)?;
-        let device = Device::get_device(ordinal).map_err(missing)?;
-        let info = read_info(device, ordinal, runtime).map_err(missing)?;
         // Leaked on purpose: see the type.
         let context: &'static Context = Box::leak(Box::new(Context::new(device).map_err(missing)?));
         let gpu = Gpu { context, info };
@@ -98,6 +88,30 @@ impl Gpu {
         })?;
         Ok(free)
     }
+}
+
+/// Facts about a GPU, without opening it.
+///
+/// # Errors
+/// As [`Gpu::open`].
+pub fn probe(ordinal: u32) -> Result<GpuInfo, CudaError> {
+    find(ordinal).map(|(_, info)| info)
+}
+
+fn find(ordinal: u32) -> Result<(Device, GpuInfo), CudaError> {
+    // SAFETY: takes nothing, opens a library once.
+    if unsafe { cuda_shim_driver_present() } == 0 {
+        return Err(CudaError::NoDriver);
+    }
+    let missing = |error| CudaError::NoDevice { ordinal, detail: format!("{error:?}") };
+    cust::init(cust::CudaFlags::empty()).map_err(missing)?;
+    let driver = cust::CudaApiVersion::get().map_err(missing)?;
+    // SAFETY: takes nothing, reads a constant of the linked runtime.
+    let runtime = unsafe { kernels::specserve_runtime_version() };
+    check_versions(driver.major() * 1000 + driver.minor() * 10, runtime)?;
+    let device = Device::get_device(ordinal).map_err(missing)?;
+    let info = read_info(device, ordinal, runtime).map_err(missing)?;
+    Ok((device, info))
 }
 
 /// The driver may have a newer minor version or an older one of the same major.

@@ -1,0 +1,92 @@
+//! What a profile is valid for: the machine and the models, in few words.
+
+use crate::model::{Dtype, LoadedModel, Tensor};
+use crate::policy::profile::Fingerprint;
+
+/// Places of each tensor that are read.
+const SAMPLES: usize = 16;
+/// Bytes read at each place.
+const SAMPLE_BYTES: usize = 64;
+
+/// The part of a fingerprint that the backend knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// `cpu` or `cuda`.
+    pub backend: String,
+    /// The device, in words, as [`ExecutorInfo::device`](crate::executor::ExecutorInfo::device)
+    /// has it.
+    pub device: String,
+    /// Driver version; empty on a CPU.
+    pub driver: String,
+    /// Compute threads; 0 where that has no meaning.
+    pub threads: u32,
+}
+
+/// The fingerprint of these models on this machine, for this version of the program.
+pub fn fingerprint(machine: Machine, target: &LoadedModel, draft: Option<&LoadedModel>) -> Fingerprint {
+    Fingerprint {
+        backend: machine.backend,
+        device: machine.device,
+        driver: machine.driver,
+        target_digest: model_digest(target),
+        draft_digest: draft.map_or_else(String::new, model_digest),
+        dtype: dtype_name(target.weights.embedding.dtype).to_owned(),
+        threads: machine.threads,
+        engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// A digest of a model's shape and of samples of all its weights: FNV-1a over them, in hex.
+/// Reads a few kilobytes, whatever the model's size. Told apart are models, not forgeries.
+pub fn model_digest(model: &LoadedModel) -> String {
+    let mut digest = Fnv::new();
+    digest.write(format!("{:?}", model.spec).as_bytes());
+    for tensor in tensors(model) {
+        digest.write(format!("{:?}{:?}", tensor.dtype, tensor.shape).as_bytes());
+        let bytes = tensor.bytes();
+        for sample in 0..SAMPLES {
+            let from = (bytes.len().saturating_sub(SAMPLE_BYTES) / (SAMPLES - 1)) * sample;
+            digest.write(&bytes[from..(from + SAMPLE_BYTES).min(bytes.len())]);
+        }
+    }
+    format!("{:016x}", digest.0)
+}
+
+fn tensors(model: &LoadedModel) -> Vec<&Tensor> {
+    let weights = &model.weights;
+    let mut all = vec![&weights.embedding, &weights.final_norm, &weights.head];
+    for layer in &weights.layers {
+        all.extend([&layer.attention_norm, &layer.mlp_norm]);
+        all.extend([&layer.query_norm, &layer.key_norm].into_iter().flatten());
+        let linears =
+            [&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down];
+        for linear in linears {
+            all.push(&linear.weight);
+            all.extend(&linear.bias);
+        }
+    }
+    all
+}
+
+fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 => "f16",
+        Dtype::F32 => "f32",
+    }
+}
+
+/// The 64-bit FNV-1a hash (Fowler, Noll, Vo): the same on every machine and in every version.
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Fnv {
+        Fnv(0xCBF2_9CE4_8422_2325)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The offline analyzer: measures a backend and writes what it found as a profile.
+//!
+//! It drives an [`Executor`] through the same calls as the engine does, over a grid of
+//! batch shapes ([`grid`]), in sweeps that visit every shape in another order, so that a
+//! machine that warms up or slows down does not look like a trend over rows. Medians over
+//! sweeps are fitted (DESIGN, section 7); some points are held out of a second fit, whose
+//! error on them is the error that is reported. docs/analyzer.md says more.
+
+mod fingerprint;
+mod grid;
+mod measure;
+mod svg;
+#[cfg(test)]
+mod tests;
+mod workbench;
+
+use std::sync::Arc;
+
+pub use fingerprint::{Machine, fingerprint, model_digest};
+pub use svg::draw;
+
+use crate::executor::{Executor, ExecutorError, ModelRole};
+use crate::policy::cost_model::Between;
+use crate::policy::fit::fit;
+use crate::policy::profile::{Fingerprint, PROFILE_FORMAT, Profile, ProfileError};
+use crate::request::TokenId;
+use crate::sampling::SamplingParams;
+use crate::time::{Clock, Micros};
+
+/// What a step is taken to cost beside the models before any step has been seen, in
+/// microseconds; the engine learns the true value within a few steps.
+pub const HOST_US: f64 = 60.0;
+/// One in so many points is held out of the fit that the reported error is of.
+const HOLD_OUT_EVERY: usize = 5;
+
+/// Why there is no profile.
+#[derive(Debug, thiserror::Error)]
+pub enum AnalyzerError {
+    /// The executor failed.
+    #[error("a measured pass failed: {0}")]
+    Executor(#[from] ExecutorError),
+    /// The measurements can't be fitted.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// The caches are too small for anything.
+    #[error("the KV caches hold no sequence that could be measured: raise kv.memory_mib_max")]
+    NoRoom,
+    /// There are no tokens to feed.
+    #[error("there is no text to measure with")]
+    NoText,
+}
+
+/// How to measure.
+#[derive(Clone, Debug)]
+pub struct AnalyzerOptions {
+    /// Time for everything. It is exceeded only where the coarse grid takes longer once.
+    pub budget: Micros,
+    /// Tokens of a text; sequences are cut from it. All below the vocabulary's size.
+    pub text: Vec<TokenId>,
+    /// How tokens are chosen in the measured passes.
+    pub sampling: Arc<SamplingParams>,
+}
+
+/// How far the analyzer is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// Share of the work done, 0 to 1.
+    pub share: f64,
+    /// Passes measured so far.
+    pub passes: u64,
+    /// Batch shapes that are being measured.
+    pub shapes: usize,
+}
+
+/// Measures `executor` and fits its time model.
+///
+/// # Errors
+/// [`AnalyzerError`].
+pub fn analyze(
+    executor: &mut dyn Executor,
+    clock: &dyn Clock,
+    fingerprint: Fingerprint,
+    options: &AnalyzerOptions,
+    on_progress: &mut dyn FnMut(Progress),
+) -> Result<Profile, AnalyzerError> {
+    let info = executor.info().clone();
+    let shapes = grid::shapes(&info);
+    if shapes.is_empty() {
+        return Err(AnalyzerError::NoRoom);
+    }
+    if options.text.is_empty() {
+        return Err(AnalyzerError::NoText);
+    }
+    let points = measure::run(executor, clock, shapes, options, on_progress)?;
+    // A GPU pads a batch to the next captured size; a CPU computes just its rows.
+    let between = if fingerprint.backend == "cuda" { Between::Pad } else { Between::Interpolate };
+    let target = fit(&points, ModelRole::Target, between, HOLD_OUT_EVERY)?;
+    let draft =
+        info.has_draft().then(|| fit(&points, ModelRole::Draft, between, HOLD_OUT_EVERY)).transpose()?;
+    Ok(Profile {
+        format: PROFILE_FORMAT,
+        origin: "measured".to_owned(),
+        host_us: HOST_US,
+        fingerprint,
+        target: target.terms,
+        target_error: Some(target.held_out),
+        draft_error: draft.as_ref().map(|draft| draft.held_out),
+        draft: draft.map(|draft| draft.terms),
+        reliability: None,
+        points,
+    })
+}

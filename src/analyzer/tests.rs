@@ -1,0 +1,439 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::grid::{Shape, shapes};
+use super::workbench::Workbench;
+use super::*;
+use crate::executor::{
+    Compaction, DraftRow, ExecutorInfo, Proposal, SequenceInput, ShadowExecutor, ShadowOptions, Verdict,
+    VerifyRow,
+};
+use crate::model::random::{RandomOptions, random_model, small_spec};
+use crate::policy::cost_model::{LatencyModel, LatencyTerms, Work, prefill_attended};
+use crate::policy::profile::ProfilePoint;
+
+/// A clock that only moves when the executor computes.
+#[derive(Clone, Default)]
+struct FakeClock(Arc<AtomicU64>);
+
+impl Clock for FakeClock {
+    fn now(&self) -> Micros {
+        Micros(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Takes as long as two laws say; checks what it is given, as a real one would.
+struct LawfulExecutor {
+    inner: ShadowExecutor,
+    clock: FakeClock,
+    target: LatencyModel,
+    draft: LatencyModel,
+    /// Relative noise, at most.
+    noise: f64,
+    /// Slow-down after so many microseconds, as of a machine that heats up.
+    slow: Option<(u64, f64)>,
+    round_context: u64,
+    calls: u64,
+    longest_us: u64,
+}
+
+impl LawfulExecutor {
+    fn new(info: ExecutorInfo, clock: &FakeClock) -> LawfulExecutor {
+        LawfulExecutor {
+            inner: ShadowExecutor::new(ShadowOptions { info, ..ShadowOptions::small(512, 512) }),
+            clock: clock.clone(),
+            target: LatencyModel::new(target_law()).expect("a law"),
+            draft: LatencyModel::new(draft_law()).expect("a law"),
+            noise: 0.0,
+            slow: None,
+            round_context: 0,
+            calls: 0,
+            longest_us: 0,
+        }
+    }
+
+    fn spend(&mut self, micros: f64) {
+        self.calls += 1;
+        let noise = 1.0 + self.noise * (((self.calls * 7919) % 101) as f64 / 50.0 - 1.0);
+        let now = self.clock.now().0;
+        let slow = self.slow.map_or(1.0, |(from, factor)| if now > from { factor } else { 1.0 });
+        let spent = (micros * noise * slow).round() as u64;
+        self.longest_us = self.longest_us.max(spent);
+        self.clock.0.fetch_add(spent, Ordering::Relaxed);
+    }
+}
+
+fn target_law() -> LatencyTerms {
+    let rows: Vec<u32> = (0..=9).map(|power| 1 << power).collect();
+    let micros = rows.iter().map(|&rows| 2000.0 + 15.0 * f64::from(rows)).collect();
+    LatencyTerms {
+        between: Between::Interpolate,
+        rows,
+        micros,
+        context_token_us: 0.9,
+        attended_token_us: 0.25,
+        prefill_step_us: 0.0,
+        prefill_token_us: 14.0,
+        prefill_attended_us: 0.03,
+    }
+}
+
+fn draft_law() -> LatencyTerms {
+    LatencyTerms {
+        rows: vec![1, 64],
+        micros: vec![300.0, 615.0],
+        context_token_us: 0.2,
+        attended_token_us: 0.0,
+        prefill_token_us: 3.0,
+        ..target_law()
+    }
+}
+
+/// One input of several tokens without drafts is a prefill.
+fn work_of<'a>(inputs: impl Iterator<Item = (&'a SequenceInput, bool)>) -> Work {
+    let mut work = Work::default();
+    for (input, prefills) in inputs {
+        let (tokens, context) = (input.tokens.len() as u32, u64::from(input.start) + 1);
+        if prefills {
+            work.prefill_tokens += tokens;
+            work.prefill_attended_tokens += prefill_attended(input.start, tokens);
+        } else {
+            work.rows += tokens;
+            work.context_tokens += context;
+            work.attended_tokens += context * u64::from(tokens);
+        }
+    }
+    work
+}
+
+impl Executor for LawfulExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        self.inner.info()
+    }
+
+    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        let work = work_of(rows.iter().map(|row| (&row.input, !row.propose)));
+        self.round_context = work.context_tokens;
+        self.spend(self.draft.micros(&work));
+        self.inner.draft_start(rows, out)
+    }
+
+    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        let (rows, context_tokens) = (keep.len() as u32, self.round_context);
+        let work = Work { rows, context_tokens, attended_tokens: context_tokens, ..Work::default() };
+        self.spend(self.draft.micros(&work));
+        self.inner.draft_continue(keep, out)
+    }
+
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        let work = work_of(
+            rows.iter()
+                .map(|row| (&row.input, row.drafts == 0 && (row.input.tokens.len() > 1 || !row.sample))),
+        );
+        self.spend(self.target.micros(&work));
+        self.inner.verify(rows, out)
+    }
+
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        self.inner.compact(moves)
+    }
+
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        self.inner.logits(model, input)
+    }
+}
+
+fn info() -> ExecutorInfo {
+    let small = ShadowOptions::small(512, 512).info;
+    ExecutorInfo { context_tokens_max: 2048, draft_tokens_max: 8, ..small }
+}
+
+fn options(budget_s: f64) -> AnalyzerOptions {
+    AnalyzerOptions {
+        budget: Micros::from_secs_f64(budget_s),
+        text: (0..997).collect(),
+        sampling: Arc::new(SamplingParams::greedy()),
+    }
+}
+
+fn analyzed(executor: &mut LawfulExecutor, budget_s: f64) -> Profile {
+    let clock = executor.clock.clone();
+    let fingerprint = Fingerprint { backend: "cpu".to_owned(), ..Fingerprint::default() };
+    analyze(executor, &clock, fingerprint, &options(budget_s), &mut |_| {}).expect("a profile")
+}
+
+/// Largest relative error of a profile's model against the law, over works it did not measure.
+fn worst_error(profile: &Profile) -> f64 {
+    let (cost, law) = (profile.cost_model().expect("valid"), LatencyModel::new(target_law()).expect("a law"));
+    let mut worst = 0.0f64;
+    for rows in [1u32, 5, 10, 20, 50, 100, 300] {
+        for (sequences, context) in [(1u64, 100u64), (4, 300), (16, 250), (30, 40)] {
+            for prefill_tokens in [0, 48, 150] {
+                let work = Work {
+                    rows,
+                    context_tokens: sequences * context,
+                    attended_tokens: u64::from(rows) * context,
+                    prefill_tokens,
+                    prefill_attended_tokens: prefill_attended(77, prefill_tokens),
+                };
+                worst = worst.max((cost.target.micros(&work) / law.micros(&work) - 1.0).abs());
+            }
+        }
+    }
+    worst
+}
+
+#[test]
+fn a_known_law_is_recovered_within_two_percent() {
+    let clock = FakeClock::default();
+    let mut executor = LawfulExecutor { noise: 0.04, ..LawfulExecutor::new(info(), &clock) };
+    let profile = analyzed(&mut executor, 60.0);
+    let worst = worst_error(&profile);
+    assert!(worst < 0.02, "target is off by {worst}");
+    let draft = profile.cost_model().expect("valid").draft.expect("a draft");
+    let law = LatencyModel::new(draft_law()).expect("a law");
+    for (rows, context) in [(1, 60), (7, 1000), (40, 4000)] {
+        let work = Work { rows, context_tokens: context, attended_tokens: context, ..Work::default() };
+        let ratio = draft.micros(&work) / law.micros(&work);
+        assert!((ratio - 1.0).abs() < 0.02, "draft at {rows} rows is off by {ratio}");
+    }
+    for error in [profile.target_error, profile.draft_error] {
+        let error = error.expect("points were held out");
+        assert!(error.points >= 10 && error.mape < 0.02 && error.p99 < 0.06, "{error:?}");
+    }
+}
+
+#[test]
+fn a_few_seconds_give_a_usable_model() {
+    let clock = FakeClock::default();
+    let mut executor = LawfulExecutor::new(info(), &clock);
+    let profile = analyzed(&mut executor, 2.0);
+    let worst = worst_error(&profile);
+    assert!(worst < 0.06, "{worst}");
+    assert!(profile.points.iter().any(|point| point.prefill_tokens > 0));
+}
+
+#[test]
+fn the_reported_error_is_of_points_that_the_fit_has_not_seen() {
+    // A law that the model can't express: every third context costs double.
+    let clock = FakeClock::default();
+    let mut executor = LawfulExecutor::new(info(), &clock);
+    let mut profile = analyzed(&mut executor, 20.0);
+    let honest = profile.target_error.expect("held out");
+    for (index, point) in profile.points.iter_mut().enumerate() {
+        point.micros *= if index % 3 == 0 { 2.0 } else { 1.0 };
+    }
+    let bent = fit(&profile.points, ModelRole::Target, Between::Interpolate, HOLD_OUT_EVERY).expect("fits");
+    assert!(bent.held_out.mape > 0.1 && honest.mape < 0.01, "{bent:?} {honest:?}");
+    assert!(bent.held_out.points * 4 < profile.points.len() as u32);
+}
+
+#[test]
+fn a_machine_that_slows_down_midway_leaves_no_trend_over_rows() {
+    let clock = FakeClock::default();
+    let mut executor =
+        LawfulExecutor { slow: Some((30_000_000, 1.5)), ..LawfulExecutor::new(info(), &clock) };
+    let profile = analyzed(&mut executor, 60.0);
+    let law = LatencyModel::new(target_law()).expect("a law");
+    let found = profile.cost_model().expect("valid").target;
+    let ratios: Vec<f64> = [1, 8, 64, 256].map(|rows| found.rows_us(rows) / law.rows_us(rows)).to_vec();
+    let spread = ratios.iter().fold(0.0f64, |most, ratio| most.max((ratio / ratios[0] - 1.0).abs()));
+    assert!(spread < 0.1, "{ratios:?}");
+}
+
+#[test]
+fn the_budget_is_kept_to_within_one_pass_once_the_coarse_grid_is_through() {
+    for budget_s in [3.0, 12.0, 30.0] {
+        let clock = FakeClock::default();
+        let mut executor = LawfulExecutor::new(info(), &clock);
+        analyzed(&mut executor, budget_s);
+        let round_us = executor.longest_us * u64::from(grid::ROUND_CALLS);
+        let (spent, budget) = (clock.now().0, Micros::from_secs_f64(budget_s).0);
+        assert!(spent <= budget + round_us, "{spent} µs of {budget}");
+        assert!(spent * 3 > budget * 2, "{spent} µs of {budget}: time is left unused");
+    }
+}
+
+#[test]
+fn even_no_budget_gives_one_pass_over_the_coarse_grid() {
+    let clock = FakeClock::default();
+    let mut executor = LawfulExecutor::new(info(), &clock);
+    let profile = analyzed(&mut executor, 0.0);
+    let coarse = shapes(&info()).iter().filter(|shape| shape.coarse).count();
+    assert_eq!(profile.points.len(), coarse);
+}
+
+#[test]
+fn progress_only_grows_and_ends_near_one() {
+    let clock = FakeClock::default();
+    let mut executor = LawfulExecutor::new(info(), &clock);
+    let mut shares = Vec::new();
+    let mut note = |progress: Progress| shares.push(progress.share);
+    analyze(&mut executor, &clock, Fingerprint::default(), &options(10.0), &mut note).expect("a profile");
+    assert!(shares.windows(2).all(|pair| pair[0] <= pair[1]));
+    assert!(shares.last().is_some_and(|&last| last > 0.9 && last <= 1.0));
+}
+
+#[test]
+fn shapes_cover_rows_contexts_queries_and_chunks_and_fit_the_executor() {
+    let info = info();
+    let shapes = shapes(&info);
+    let target: Vec<&Shape> =
+        shapes.iter().filter(|shape| shape.model == ModelRole::Target && shape.prefill_tokens == 0).collect();
+    for rows in [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 512] {
+        assert!(target.iter().any(|shape| shape.rows == rows), "{rows} rows");
+    }
+    for queries in 1..=9 {
+        assert!(target.iter().any(|shape| shape.queries() == queries), "{queries} queries");
+    }
+    let contexts: std::collections::BTreeSet<u32> = target.iter().map(|shape| shape.context_tokens).collect();
+    assert!(contexts.len() >= 4 && contexts.iter().any(|&context| context > 1500), "{contexts:?}");
+    let workbench = Workbench::new(&info, options(1.0).text, options(1.0).sampling);
+    for shape in &shapes {
+        let inputs: Vec<SequenceInput> = match shape.model {
+            ModelRole::Target => workbench.verify_rows(shape).into_iter().map(|row| row.input).collect(),
+            ModelRole::Draft => workbench.draft_rows(shape).into_iter().map(|row| row.input).collect(),
+        };
+        let mut blocks: Vec<u32> = inputs.iter().flat_map(|input| input.blocks.clone()).collect();
+        let count = blocks.len();
+        blocks.sort_unstable();
+        blocks.dedup();
+        assert_eq!(blocks.len(), count, "{shape:?} shares a block");
+        assert!(blocks.last().is_none_or(|&last| last < 512));
+        let tokens: usize = inputs.iter().map(|input| input.tokens.len()).sum();
+        assert_eq!(tokens as u32, shape.rows + shape.prefill_tokens);
+    }
+}
+
+#[test]
+fn block_tables_are_scattered_the_same_way_every_time() {
+    let workbench = || Workbench::new(&info(), options(1.0).text, options(1.0).sampling);
+    let shape = shapes(&info())[3];
+    let blocks = |workbench: Workbench| workbench.verify_rows(&shape)[0].input.blocks.clone();
+    assert_eq!(blocks(workbench()), blocks(workbench()));
+    let long = Shape { rows: 1, sequences: 1, context_tokens: 1600, ..shape };
+    let table = workbench().verify_rows(&long)[0].input.blocks.clone();
+    let neighbours = table.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count();
+    assert!(table.len() == 100 && neighbours < 5, "{neighbours}");
+}
+
+#[test]
+fn an_executor_without_draft_small_caches_or_one_sequence_is_measured_as_far_as_it_goes() {
+    for info in [
+        ExecutorInfo { draft_blocks: 0, ..info() },
+        ExecutorInfo { target_blocks: 3, draft_blocks: 3, ..info() },
+        ExecutorInfo { batch_sequences_max: 1, batch_tokens_max: 4, ..info() },
+    ] {
+        let clock = FakeClock::default();
+        let has_draft = info.has_draft();
+        let mut executor = LawfulExecutor::new(info, &clock);
+        let profile = analyzed(&mut executor, 5.0);
+        assert_eq!(profile.draft.is_some(), has_draft);
+        assert!(profile.target.micros[0] > 1500.0);
+    }
+}
+
+#[test]
+fn no_room_no_text_and_failing_passes_are_errors() {
+    let clock = FakeClock::default();
+    let run = |info: ExecutorInfo, options: AnalyzerOptions| {
+        let mut executor = LawfulExecutor::new(info, &clock);
+        analyze(&mut executor, &clock, Fingerprint::default(), &options, &mut |_| {})
+    };
+    let none = ExecutorInfo { target_blocks: 0, draft_blocks: 0, ..info() };
+    assert!(matches!(run(none, options(1.0)), Err(AnalyzerError::NoRoom)));
+    let silent = AnalyzerOptions { text: Vec::new(), ..options(1.0) };
+    assert!(matches!(run(info(), silent), Err(AnalyzerError::NoText)));
+    let foreign = AnalyzerOptions { text: vec![5000], ..options(1.0) };
+    let mut broken = ShadowExecutor::new(ShadowOptions {
+        info: info(),
+        fails_at_call: Some(100),
+        ..ShadowOptions::small(512, 512)
+    });
+    let failed = analyze(&mut broken, &clock, Fingerprint::default(), &foreign, &mut |_| {});
+    assert!(matches!(failed, Err(AnalyzerError::Executor(_))));
+}
+
+#[test]
+fn digests_tell_models_apart_and_stay() {
+    let spec = small_spec(64);
+    let model = random_model(&spec, 1, RandomOptions::default());
+    assert_eq!(model_digest(&model), model_digest(&random_model(&spec, 1, RandomOptions::default())));
+    let mut others = vec![
+        random_model(&spec, 2, RandomOptions::default()),
+        random_model(&small_spec(65), 1, RandomOptions::default()),
+        random_model(&spec, 1, RandomOptions { qkv_bias: true, ..RandomOptions::default() }),
+    ];
+    let mut stretched = model.clone();
+    stretched.spec.rope.theta = 1e6;
+    others.push(stretched);
+    let mut digests: Vec<String> = others.iter().chain([&model]).map(model_digest).collect();
+    assert!(digests.iter().all(|digest| digest.len() == 16));
+    digests.sort_unstable();
+    digests.dedup();
+    assert_eq!(digests.len(), 5);
+}
+
+#[test]
+fn a_fingerprint_names_the_machine_and_both_models() {
+    let machine = Machine {
+        backend: "cpu".to_owned(),
+        device: "a processor".to_owned(),
+        driver: String::new(),
+        threads: 2,
+    };
+    let (target, draft) = (random_model(&small_spec(64), 1, RandomOptions::default()), {
+        random_model(&small_spec(64), 2, RandomOptions::default())
+    });
+    let both = fingerprint(machine.clone(), &target, Some(&draft));
+    assert_eq!((both.dtype.as_str(), both.threads), ("bf16", 2));
+    let swapped = fingerprint(machine.clone(), &draft, Some(&target));
+    let differences = both.differences(&swapped);
+    assert!(differences.len() == 2 && differences[0].starts_with("target model was"), "{differences:?}");
+    assert_eq!(both.differences(&fingerprint(machine, &target, None)).len(), 1);
+}
+
+/// Counts elements; panics when tags don't match.
+fn elements(svg: &str) -> usize {
+    let (mut open, mut count) = (Vec::new(), 0);
+    for part in svg.split('<').skip(1) {
+        let (tag, text) = part.split_once('>').expect("a tag ends");
+        assert!(!text.contains('>') && tag.matches('"').count().is_multiple_of(2), "{part}");
+        match tag.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop(), Some(name)),
+            None => {
+                count += 1;
+                let name = tag.split_whitespace().next().expect("a name");
+                if !tag.ends_with('/') {
+                    open.push(name);
+                }
+            }
+        }
+    }
+    assert!(open.is_empty(), "{open:?} are not closed");
+    count
+}
+
+#[test]
+fn the_picture_is_well_formed_and_shows_every_point() {
+    let clock = FakeClock::default();
+    let mut executor = LawfulExecutor::new(info(), &clock);
+    let mut profile = analyzed(&mut executor, 20.0);
+    profile.fingerprint.device = "a <fast> \"one\" & only".to_owned();
+    let svg = draw(&profile).expect("drawn");
+    assert!(elements(&svg) > profile.points.len());
+    assert!(svg.contains("&lt;fast&gt;") && !svg.contains("NaN") && !svg.contains("inf"));
+    profile.draft = None;
+    profile.points.clear();
+    assert!(elements(&draw(&profile).expect("drawn without points")) > 10);
+    profile.points = vec![ProfilePoint {
+        model: ModelRole::Target,
+        rows: 1,
+        sequences: 1,
+        context_tokens: 1,
+        prefill_tokens: 0,
+        prefill_done_tokens: 0,
+        micros: 1.0,
+    }];
+    assert!(!draw(&profile).expect("drawn with one point").contains("NaN"));
+}

@@ -1,0 +1,132 @@
+//! Builds the batches that are measured: scattered blocks, tokens of a text.
+
+use std::sync::Arc;
+
+use super::grid::Shape;
+use crate::executor::{DraftRow, ExecutorInfo, ModelRole, SequenceInput, VerifyRow};
+use crate::kv::BlockId;
+use crate::request::{RequestId, TokenId};
+use crate::sampling::SamplingParams;
+
+/// Tokens of each sequence that fills the caches before anything is measured.
+const FILL_TOKENS: u32 = 256;
+
+/// What batches are made from.
+pub struct Workbench {
+    target_blocks: Vec<BlockId>,
+    draft_blocks: Vec<BlockId>,
+    block_tokens: u32,
+    text: Vec<TokenId>,
+    sampling: Arc<SamplingParams>,
+}
+
+impl Workbench {
+    pub fn new(info: &ExecutorInfo, text: Vec<TokenId>, sampling: Arc<SamplingParams>) -> Workbench {
+        Workbench {
+            target_blocks: scattered(info.target_blocks),
+            draft_blocks: scattered(info.draft_blocks),
+            block_tokens: info.block_tokens,
+            text,
+            sampling,
+        }
+    }
+
+    /// The target's batch of a shape.
+    pub fn verify_rows(&self, shape: &Shape) -> Vec<VerifyRow> {
+        let inputs = self.inputs(shape);
+        let drafts = shape.queries().saturating_sub(1);
+        let prefill = inputs.prefill.map(|input| VerifyRow {
+            input,
+            drafts: 0,
+            tree: None,
+            // Alone it stands for a prompt in one chunk, which ends in a first token.
+            sample: shape.rows == 0,
+        });
+        let decoding = inputs.decoding.into_iter();
+        decoding.map(|input| VerifyRow { input, drafts, tree: None, sample: true }).chain(prefill).collect()
+    }
+
+    /// The draft model's batch of a shape.
+    pub fn draft_rows(&self, shape: &Shape) -> Vec<DraftRow> {
+        let inputs = self.inputs(shape);
+        let catch_up = inputs.prefill.map(|input| DraftRow { input, propose: false });
+        inputs.decoding.into_iter().map(|input| DraftRow { input, propose: true }).chain(catch_up).collect()
+    }
+
+    /// Shapes of single sequences that together write every block of both caches: memory
+    /// that was never written reads faster than memory that was.
+    pub fn fill(&self, info: &ExecutorInfo) -> Vec<(ModelRole, SequenceInput)> {
+        let most = FILL_TOKENS.min(info.batch_tokens_max).min(info.context_tokens_max);
+        let blocks_each = (most / self.block_tokens).max(1) as usize;
+        let mut inputs = Vec::new();
+        for (model, blocks) in
+            [(ModelRole::Target, &self.target_blocks), (ModelRole::Draft, &self.draft_blocks)]
+        {
+            for (number, blocks) in blocks.chunks(blocks_each).enumerate() {
+                let tokens = most.min(blocks.len() as u32 * self.block_tokens);
+                inputs.push((model, self.input(number, blocks, 0, tokens)));
+            }
+        }
+        inputs
+    }
+
+    fn inputs(&self, shape: &Shape) -> Inputs {
+        let mut blocks = match shape.model {
+            ModelRole::Target => self.target_blocks.as_slice(),
+            ModelRole::Draft => self.draft_blocks.as_slice(),
+        };
+        let mut take = |positions: u32| {
+            let (mine, rest) = blocks.split_at(positions.div_ceil(self.block_tokens) as usize);
+            blocks = rest;
+            mine
+        };
+        let decoding = (0..shape.sequences as usize)
+            .map(|number| {
+                let blocks = take(shape.positions());
+                self.input(number, blocks, shape.context_tokens - 1, shape.queries())
+            })
+            .collect();
+        let prefill = (shape.prefill_tokens > 0).then(|| {
+            let blocks = take(shape.prefill_done_tokens + shape.prefill_tokens);
+            self.input(shape.sequences as usize, blocks, shape.prefill_done_tokens, shape.prefill_tokens)
+        });
+        Inputs { decoding, prefill }
+    }
+
+    /// A sequence that reads the text from a place of its own.
+    fn input(&self, number: usize, blocks: &[BlockId], start: u32, tokens: u32) -> SequenceInput {
+        let from = number * 37 + start as usize;
+        SequenceInput {
+            request: RequestId(number as u64),
+            tokens: (0..tokens as usize).map(|place| self.text[(from + place) % self.text.len()]).collect(),
+            start,
+            blocks: blocks.to_vec(),
+            sampling: Arc::clone(&self.sampling),
+            history: None,
+        }
+    }
+}
+
+struct Inputs {
+    decoding: Vec<SequenceInput>,
+    prefill: Option<SequenceInput>,
+}
+
+/// All blocks of a pool in an order that looks like that of a daemon that has run for a while.
+fn scattered(blocks: u32) -> Vec<BlockId> {
+    let mut order: Vec<BlockId> = (0..blocks).collect();
+    shuffle(&mut order, 0x5CA7);
+    order
+}
+
+/// A permutation that depends on `seed` alone (Fisher–Yates over splitmix64).
+pub fn shuffle<T>(values: &mut [T], seed: u64) {
+    let mut state = seed;
+    for last in (1..values.len()).rev() {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        values.swap(last, ((mixed ^ (mixed >> 31)) % (last as u64 + 1)) as usize);
+    }
+}

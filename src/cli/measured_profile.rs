@@ -1,0 +1,48 @@
+//! A profile for private daemons, measured once.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::CliError;
+use super::host::DaemonHost;
+use super::private::PrivateDirectory;
+use crate::config::Config;
+use crate::policy::registry::PolicyName;
+
+/// A profile that several daemons of one command share, and that goes with the command.
+pub struct MeasuredProfile {
+    path: PathBuf,
+    /// Held for its `Drop`.
+    _directory: PrivateDirectory,
+}
+
+impl MeasuredProfile {
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Measures once for all daemons, if one of the policies needs a profile that the
+    /// configuration does not name.
+    ///
+    /// # Errors
+    /// [`CliError`]: measuring fails, or the file can't be written.
+    pub async fn prepare<H: DaemonHost>(
+        host: &H,
+        config: &Config,
+        policies: &[PolicyName],
+        budget: Duration,
+    ) -> Result<Option<MeasuredProfile>, CliError> {
+        let needed = policies.iter().any(|policy| policy.needs_profile());
+        if !needed || config.speculation.profile.is_some() {
+            return Ok(None);
+        }
+        let measured = host.profile(config.clone(), budget, Box::new(|_| {})).await;
+        let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+        let text = measured.map_err(|error| failed(&error))?.to_toml().map_err(|error| failed(&error))?;
+        let directory = PrivateDirectory::create()?;
+        let path = directory.path().join("profile.toml");
+        std::fs::write(&path, text).map_err(|source| CliError::File { path: path.clone(), source })?;
+        Ok(Some(MeasuredProfile { path, _directory: directory }))
+    }
+}

@@ -1,0 +1,206 @@
+//! `specserve profile`: measures the machine, writes what policies plan with.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::error::CliError;
+use super::host::DaemonHost;
+use super::logging;
+use super::table::Table;
+use crate::analyzer::draw;
+use crate::config::Config;
+use crate::executor::ModelRole;
+use crate::policy::cost_model::LatencyTerms;
+use crate::policy::fit::FitError;
+use crate::policy::profile::Profile;
+
+/// Steps of the progress bar.
+const BAR_STEPS: u64 = 1000;
+
+/// Measures how long the configured models take on this machine, and writes it as a profile
+/// with a picture beside it. Let nothing else run meanwhile.
+#[derive(Args, Debug)]
+pub struct ProfileArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Where the profile goes, a .toml file; the picture has the same name with .svg.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Time for everything, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    budget_s: u32,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError`]: a bad configuration, an executor that fails, files that can't be written.
+pub async fn run<H: DaemonHost>(args: &ProfileArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
+    let config = Config::read(&args.config)?;
+    logging::start(&config.telemetry);
+    if args.out.extension().is_none_or(|extension| extension != "toml") {
+        return Err(CliError::Failed(format!("{}: the profile is a .toml file", args.out.display())));
+    }
+    let bar = progress_bar();
+    let shown = bar.clone();
+    let on_progress = Box::new(move |progress: crate::analyzer::Progress| {
+        shown.set_position((progress.share * BAR_STEPS as f64) as u64);
+        shown.set_message(format!("{} passes, {} shapes", progress.passes, progress.shapes));
+    });
+    let budget = Duration::from_secs(u64::from(args.budget_s));
+    let measured = host.profile(config, budget, on_progress).await;
+    bar.finish_and_clear();
+    let profile = measured.map_err(|error| CliError::Failed(error.to_string()))?;
+    let svg = args.out.with_extension("svg");
+    let failed = |error: crate::policy::profile::ProfileError| CliError::Failed(error.to_string());
+    write_file(&args.out, &to_file(&profile).map_err(failed)?)?;
+    write_file(&svg, &draw(&profile).map_err(failed)?)?;
+    if args.json {
+        writeln!(out, "{:#}", document(&profile, &args.out, &svg))?;
+    } else {
+        write!(out, "{}", table(&profile))?;
+        writeln!(out, "wrote {} and {}", args.out.display(), svg.display())?;
+    }
+    Ok(())
+}
+
+/// The profile's text, with a head that says how to read it.
+fn to_file(profile: &Profile) -> Result<String, crate::policy::profile::ProfileError> {
+    let mut text = String::from(
+        "# A time model, measured by `specserve profile`; docs/analyzer.md describes every key.\n\
+         # Valid only for the fingerprint below. Times are microseconds unless a key says otherwise.\n\n",
+    );
+    text.push_str(&profile.to_toml()?);
+    Ok(text)
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), CliError> {
+    let failed = |source| CliError::File { path: path.to_owned(), source };
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    std::fs::write(path, text).map_err(failed)
+}
+
+/// The models of a profile with their terms and errors.
+fn models(profile: &Profile) -> Vec<(ModelRole, &LatencyTerms, Option<FitError>)> {
+    let target = (ModelRole::Target, &profile.target, profile.target_error);
+    let draft = profile.draft.as_ref().map(|draft| (ModelRole::Draft, draft, profile.draft_error));
+    std::iter::once(target).chain(draft).collect()
+}
+
+fn document(profile: &Profile, path: &Path, svg: &Path) -> Value {
+    let mut document = json!({
+        "profile": path,
+        "svg": svg,
+        "fingerprint": profile.fingerprint,
+        "points": profile.points.len(),
+    });
+    for (role, terms, error) in models(profile) {
+        let name = match role {
+            ModelRole::Target => "target",
+            ModelRole::Draft => "draft",
+        };
+        document[name] = json!({ "terms": terms, "held_out": error });
+    }
+    document
+}
+
+fn table(profile: &Profile) -> String {
+    let mut text = format!(
+        "{}, {}; {} batch shapes\n",
+        profile.fingerprint.backend,
+        profile.fingerprint.device,
+        profile.points.len()
+    );
+    let mut table =
+        Table::new(["model", "1 row, ms", "most rows", "ms", "prefill token, µs", "MAPE, %", "p99, %"]);
+    for (role, terms, error) in models(profile) {
+        let percent = |share: fn(&FitError) -> f64| {
+            error.as_ref().map_or_else(|| "-".to_owned(), |error| format!("{:.1}", share(error) * 100.0))
+        };
+        let millis = |micros: Option<&f64>| micros.map_or(0.0, |micros| micros / 1e3);
+        table.row([
+            format!("{role:?}").to_lowercase(),
+            format!("{:.3}", millis(terms.micros.first())),
+            terms.rows.last().map_or(0, |rows| *rows).to_string(),
+            format!("{:.3}", millis(terms.micros.last())),
+            format!("{:.1}", terms.prefill_token_us),
+            percent(|error| error.mape),
+            percent(|error| error.p99),
+        ]);
+    }
+    // writing to a string can't fail
+    let _ = write!(text, "{table}");
+    text
+}
+
+fn progress_bar() -> ProgressBar {
+    let template = "measuring {bar:40} {percent:>3} % of the time, {msg}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(BAR_STEPS).with_style(style)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing::{ScratchDirectory, ScriptedHost};
+
+    fn args(directory: &Path, out: &str, json: bool) -> ProfileArgs {
+        let config = directory.join("config.toml");
+        std::fs::write(&config, crate::config::TINY_CPU_TOML).expect("written");
+        ProfileArgs { config, out: directory.join(out), budget_s: 1, json }
+    }
+
+    fn host() -> ScriptedHost {
+        ScriptedHost::new(|_, _| String::new())
+    }
+
+    #[tokio::test]
+    async fn the_profile_and_its_picture_are_written_side_by_side() {
+        let directory = ScratchDirectory::new();
+        let args = args(directory.path(), "profiles/here.toml", false);
+        let mut out = Vec::new();
+        run(&args, &host(), &mut out).await.expect("profiled");
+        let text = std::fs::read_to_string(&args.out).expect("the profile");
+        assert!(text.starts_with("# A time model"));
+        assert_eq!(Profile::from_toml(&text).expect("valid"), crate::policy::profile::tests::gpu_like());
+        let svg = std::fs::read_to_string(args.out.with_extension("svg")).expect("the picture");
+        assert!(svg.starts_with("<svg"));
+        assert!(String::from_utf8(out).expect("text").contains("target"));
+    }
+
+    #[tokio::test]
+    async fn json_holds_terms_errors_and_places() {
+        let directory = ScratchDirectory::new();
+        let args = args(directory.path(), "here.toml", true);
+        let mut out = Vec::new();
+        run(&args, &host(), &mut out).await.expect("profiled");
+        let document: Value = serde_json::from_slice(&out).expect("JSON");
+        assert_eq!(document["target"]["terms"]["prefill_token_us"], 25.0);
+        assert_eq!(document["fingerprint"]["backend"], "virtual");
+        assert_eq!(document["draft"]["held_out"], Value::Null);
+    }
+
+    #[tokio::test]
+    async fn other_names_than_toml_and_bad_configs_are_refused_before_measuring() {
+        let directory = ScratchDirectory::new();
+        let error = run(&args(directory.path(), "here.json", false), &host(), &mut Vec::new()).await;
+        assert!(error.expect_err("no .toml").to_string().contains("a .toml file"));
+        let args = args(directory.path(), "here.toml", false);
+        std::fs::write(&args.config, "[target]\n").expect("written");
+        let error = run(&args, &host(), &mut Vec::new()).await.expect_err("a bad config");
+        assert_eq!(error.exit_code(), crate::cli::EXIT_CONFIG);
+        assert!(!args.out.exists());
+    }
+}

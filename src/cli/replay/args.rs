@@ -1,0 +1,114 @@
+//! Arguments of `specserve replay`.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+
+use crate::policy::registry::PolicyName;
+use crate::replay::{Lengths, TraceSource, WorkloadOptions};
+use crate::request::Slo;
+use crate::time::Micros;
+
+/// Sends a trace's requests to a daemon at their times, and reports latencies, attainment
+/// and goodput. With --config it starts private daemons, and can compare policies.
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("daemon").required(true).args(["config", "socket"])))]
+pub struct ReplayArgs {
+    /// Start private daemons with this configuration.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Ask the daemon behind this socket, as it is configured.
+    #[arg(long, value_name = "PATH", conflicts_with = "policies")]
+    pub socket: Option<PathBuf>,
+    /// A .csv or .jsonl file with arrival_s, prompt_tokens and output_tokens, or
+    /// poisson:RPS,SECONDS, or gamma:RPS,CV,SECONDS.
+    #[arg(long, value_name = "TRACE")]
+    pub trace: TraceSource,
+    /// Prompts, one JSON object a line with prompt, turns or messages; by default short
+    /// ones of the kinds that the embedded pair was trained on.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub prompts: Option<PathBuf>,
+    /// Policies to compare, with commas between; by default the configuration's.
+    #[arg(long = "policy", value_name = "POLICIES", value_delimiter = ',')]
+    pub policies: Vec<PolicyName>,
+    /// Multiples of the trace's rate, with commas between.
+    #[arg(long = "rate-scale", value_name = "FACTORS", value_delimiter = ',', default_value = "1", value_parser = positive)]
+    pub rate_scales: Vec<f64>,
+    /// How often each combination is measured; figures are medians.
+    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repeats: u32,
+    /// Every request's objectives: ttft_ms=N, tpot_ms=N, or both with a comma between; by
+    /// default those of the daemon's default class.
+    #[arg(long, value_name = "SLO", value_parser = parse_slo, default_value = "")]
+    pub slo: Slo,
+    /// Where output lengths come from: trace or spec-bench. By default the file, or
+    /// spec-bench where there is no file.
+    #[arg(long, value_name = "SOURCE", value_parser = parse_lengths)]
+    lengths: Option<Lengths>,
+    /// Send the first requests only.
+    #[arg(long, value_name = "REQUESTS")]
+    limit: Option<usize>,
+    /// Outputs of the trace are cut to this.
+    #[arg(long = "max-output", value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub output_tokens_max: u32,
+    /// Sampling temperature.
+    #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = temperature)]
+    pub temperature: f64,
+    /// Of everything that is drawn.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub seed: u64,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl ReplayArgs {
+    /// What is made of the trace at this multiple of its rate.
+    pub fn workload_options(&self, rate_scale: f64) -> WorkloadOptions {
+        let by_source = if self.trace.has_lengths() { Lengths::Trace } else { Lengths::SpecBench };
+        WorkloadOptions {
+            rate_scale,
+            thin: 1.0,
+            requests_max: self.limit,
+            prompt_tokens_max: None,
+            lengths: self.lengths.unwrap_or(by_source),
+            seed: self.seed,
+        }
+    }
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    text.trim().parse().map_err(|_| format!("{text:?} is not a number"))
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number = number(text)?;
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    let number = number(text)?;
+    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err("must be within 0 and 2".to_owned()) }
+}
+
+fn parse_lengths(text: &str) -> Result<Lengths, String> {
+    match text {
+        "trace" => Ok(Lengths::Trace),
+        "spec-bench" => Ok(Lengths::SpecBench),
+        _ => Err("give trace or spec-bench".to_owned()),
+    }
+}
+
+fn parse_slo(text: &str) -> Result<Slo, String> {
+    let mut slo = Slo::default();
+    for part in text.split(',').filter(|part| !part.is_empty()) {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        let bound = Micros::from_secs_f64(positive(value)? / 1e3);
+        match name.trim() {
+            "ttft_ms" => slo.ttft = Some(bound),
+            "tpot_ms" => slo.tpot = Some(bound),
+            other => return Err(format!("{other:?} is neither ttft_ms nor tpot_ms")),
+        }
+    }
+    Ok(slo)
+}

@@ -1,0 +1,182 @@
+//! `specserve replay`: real requests at a trace's times, and what became of them.
+//!
+//! The client is open-loop: a request is sent when the trace says so, whether or not earlier
+//! ones are answered. Several policies and rates can be compared in one run; each then has a
+//! private daemon of its own, and they take turns over the repeats, so that a drifting
+//! machine favours none.
+
+mod args;
+mod figures;
+mod prompts;
+mod report;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::io::Write;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+pub use args::ReplayArgs;
+
+use super::client::Client;
+use super::error::CliError;
+use super::host::DaemonHost;
+use super::measured_profile::MeasuredProfile;
+use super::private::PrivateDaemon;
+use crate::config::Config;
+use crate::policy::registry::PolicyName;
+use crate::replay::{Arrival, load};
+use crate::request::Slo;
+use figures::{Figures, Setting};
+use prompts::Prompts;
+use report::Report;
+use session::{Session, warm_up};
+
+/// What measuring the machine may take when a policy needs a profile and there is none.
+const PROFILE_BUDGET: Duration = Duration::from_secs(20);
+/// Connections of a private daemon beside those of the trace's requests.
+const SPARE_CONNECTIONS: usize = 16;
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError`]: arguments that don't go together, a trace, prompts, configuration or profile
+/// that can't be used, a daemon that can't be asked. Requests that fail are figures, no errors.
+pub async fn run<H: DaemonHost>(args: &ReplayArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
+    let prompts = args.prompts.as_deref().map_or_else(|| Ok(Prompts::built_in()), Prompts::read)?;
+    let workloads = args.rate_scales.iter().map(|&rate| Ok((rate, workload(args, rate)?)));
+    let workloads: Vec<(f64, Vec<Arrival>)> = workloads.collect::<Result<_, CliError>>()?;
+    let runs = match (&args.socket, &args.config) {
+        (Some(socket), _) => {
+            let replay = Replay { args, prompts: &prompts, slo: args.slo };
+            replay.against(&Client::new(socket), &workloads).await?
+        }
+        (None, Some(path)) => {
+            let config = Config::read(path)?;
+            let class = config.slo.classes[usize::from(config.slo.default_class)].slo;
+            let slo = Slo { ttft: args.slo.ttft.or(class.ttft), tpot: args.slo.tpot.or(class.tpot) };
+            let replay = Replay { args, prompts: &prompts, slo };
+            replay.compare(host, config, &workloads).await?
+        }
+        (None, None) => unreachable!("clap asks for one of them"),
+    };
+    let report = Report::new(runs);
+    match args.json {
+        true => writeln!(out, "{:#}", json!(report))?,
+        false => write!(out, "{report}")?,
+    }
+    Ok(())
+}
+
+fn workload(args: &ReplayArgs, rate_scale: f64) -> Result<Vec<Arrival>, CliError> {
+    let options = args.workload_options(rate_scale);
+    load(&args.trace, &options).map_err(|error| CliError::Failed(error.to_string()))
+}
+
+struct Replay<'a> {
+    args: &'a ReplayArgs,
+    prompts: &'a Prompts,
+    slo: Slo,
+}
+
+impl Replay<'_> {
+    /// Every rate against a daemon that runs already, as it is configured.
+    async fn against(
+        &self,
+        client: &Client,
+        workloads: &[(f64, Vec<Arrival>)],
+    ) -> Result<Vec<Figures>, CliError> {
+        let state = client.get_json("/v1/engine/state").await?;
+        let policy = state.pointer("/policy/policy").and_then(serde_json::Value::as_str).unwrap_or("unknown");
+        let mut runs = Vec::new();
+        for repeat in 0..self.args.repeats {
+            for (rate_scale, arrivals) in workloads {
+                let setting = Setting { policy: policy.to_owned(), rate_scale: *rate_scale, repeat };
+                runs.push(self.measure(client, setting, arrivals).await?);
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Every policy at every rate, each against a daemon of its own.
+    async fn compare<H: DaemonHost>(
+        &self,
+        host: &H,
+        config: Config,
+        workloads: &[(f64, Vec<Arrival>)],
+    ) -> Result<Vec<Figures>, CliError> {
+        let policies = match self.args.policies.as_slice() {
+            [] => vec![config.speculation.policy],
+            policies => policies.to_vec(),
+        };
+        let profile = MeasuredProfile::prepare(host, &config, &policies, PROFILE_BUDGET).await?;
+        let mut runs = Vec::new();
+        for repeat in 0..self.args.repeats {
+            for (rate_scale, arrivals) in workloads {
+                let mut order = policies.clone();
+                order.rotate_left(repeat as usize % policies.len());
+                for policy in order {
+                    let config = self.private_config(&config, policy, profile.as_ref(), arrivals.len());
+                    let daemon = PrivateDaemon::start(host, config).await?;
+                    let setting = Setting { policy: policy.to_string(), rate_scale: *rate_scale, repeat };
+                    let measured = self.measure(&daemon.client(), setting, arrivals).await;
+                    daemon.shutdown().await;
+                    runs.push(measured?);
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    fn private_config(
+        &self,
+        config: &Config,
+        policy: PolicyName,
+        profile: Option<&MeasuredProfile>,
+        requests: usize,
+    ) -> Config {
+        let mut config = config.clone();
+        config.speculation.policy = policy;
+        let longest = policy.draft_tokens().unwrap_or(0);
+        config.speculation.draft_tokens_max = config.speculation.draft_tokens_max.max(longest);
+        if let Some(profile) = profile {
+            config.speculation.profile = Some(profile.path().to_owned());
+        }
+        config.server.connections_max = config.server.connections_max.max(requests + SPARE_CONNECTIONS);
+        config
+    }
+
+    async fn measure(
+        &self,
+        client: &Client,
+        setting: Setting,
+        arrivals: &[Arrival],
+    ) -> Result<Figures, CliError> {
+        let model = client.model().await?;
+        warm_up(client, &model, self.prompts).await?;
+        let bar = progress_bar(&setting, arrivals.len());
+        let session = Session {
+            client,
+            model: &model,
+            prompts: self.prompts,
+            slo: self.args.slo,
+            temperature: self.args.temperature,
+            output_tokens_max: self.args.output_tokens_max,
+            seed: self.args.seed,
+        };
+        let played = session.play(arrivals, &bar).await;
+        bar.finish_and_clear();
+        let state = client.get_json("/v1/engine/state").await?;
+        Ok(Figures::new(setting, &self.slo, &played, &state))
+    }
+}
+
+fn progress_bar(setting: &Setting, requests: usize) -> ProgressBar {
+    let template = "{msg} {bar:40} {pos} of {len} requests, {elapsed} gone";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let message = format!("{} at {} ×, repeat {}", setting.policy, setting.rate_scale, setting.repeat + 1);
+    ProgressBar::new(requests as u64).with_style(style).with_message(message)
+}

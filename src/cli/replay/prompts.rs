@@ -1,0 +1,114 @@
+//! What is asked.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::cli::error::CliError;
+
+/// Most prompts of a file; further ones are not read.
+const PROMPTS_MAX: usize = 100_000;
+
+/// Stories, questions, functions and tips, as the embedded pair was trained on.
+const BUILT_IN: [&str; 24] = [
+    "Tell me a story about a brave mouse.",
+    "What is a river?",
+    "Write a Python function that checks if a number is prime.",
+    "Give me three tips to cook.",
+    "Why do people sing?",
+    "Tell me a story about a boat in a storm.",
+    "Write a Python function that adds up a list of numbers.",
+    "Give me three tips to sleep well.",
+    "Tell me a story about a girl who found a key.",
+    "What is a volcano?",
+    "Write a Python function that reverses a string.",
+    "Give me three tips to learn a language.",
+    "Why is the sky blue?",
+    "Tell me a story about a dog and a cat.",
+    "Write a Python function that finds the largest number in a list.",
+    "Give me three tips to save money.",
+    "What is a bridge for?",
+    "Tell me a story about a lost robot.",
+    "Write a Python function that counts the vowels in a word.",
+    "Give me three tips to grow tomatoes.",
+    "Why do leaves fall in autumn?",
+    "Tell me a story about an old clock.",
+    "Write a Python function that computes a factorial.",
+    "Give me three tips to stay healthy.",
+];
+
+/// Conversations to send, used one after the other and then again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompts(Vec<Value>);
+
+impl Prompts {
+    /// The ones in this file.
+    pub fn built_in() -> Prompts {
+        Prompts(BUILT_IN.iter().map(|text| user(text)).collect())
+    }
+
+    /// Those of a file: objects with `messages`, `prompt`, or `turns`, of which the first
+    /// is taken.
+    ///
+    /// # Errors
+    /// [`CliError::File`], and [`CliError::Failed`] with the first bad line.
+    pub fn read(path: &Path) -> Result<Prompts, CliError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| CliError::File { path: path.to_owned(), source })?;
+        Prompts::parse(&text).map_err(|problem| CliError::Failed(format!("{}: {problem}", path.display())))
+    }
+
+    fn parse(text: &str) -> Result<Prompts, String> {
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let mut prompts = Vec::new();
+        for (index, line) in lines.take(PROMPTS_MAX) {
+            let value: Value =
+                serde_json::from_str(line).map_err(|error| format!("line {}: {error}", index + 1))?;
+            let messages = match (value.get("messages"), value.get("prompt"), value.pointer("/turns/0")) {
+                (Some(messages @ Value::Array(_)), _, _) => messages.clone(),
+                (None, Some(Value::String(text)), _) | (None, None, Some(Value::String(text))) => user(text),
+                _ => return Err(format!("line {}: no messages, prompt or turns", index + 1)),
+            };
+            prompts.push(messages);
+        }
+        if prompts.is_empty() { Err("there are no prompts".to_owned()) } else { Ok(Prompts(prompts)) }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The messages of the `index`th request.
+    pub fn messages(&self, index: usize) -> &Value {
+        &self.0[index % self.0.len()]
+    }
+}
+
+fn user(text: &str) -> Value {
+    json!([{ "role": "user", "content": text }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_three_shapes_of_a_line_are_read_and_repeat() {
+        let text = "{\"prompt\":\"a\"}\n\n{\"turns\":[\"b\",\"c\"]}\n{\"messages\":[{\"role\":\"user\",\"content\":\"d\"}]}\n";
+        let prompts = Prompts::parse(text).expect("good");
+        let asked: Vec<&str> =
+            (0..4).map(|index| prompts.messages(index)[0]["content"].as_str().expect("text")).collect();
+        assert_eq!(asked, ["a", "b", "d", "a"]);
+    }
+
+    #[test]
+    fn bad_lines_and_empty_files_are_refused_by_number() {
+        let problem = |text: &str| Prompts::parse(text).expect_err("bad");
+        assert!(problem("{\"prompt\":\"a\"}\nnot json").starts_with("line 2: "));
+        for line in ["{}", "[]", "{\"prompt\":3}", "{\"turns\":[]}", "{\"messages\":\"a\"}"] {
+            assert_eq!(problem(line), "line 1: no messages, prompt or turns");
+        }
+        assert_eq!(problem("\n"), "there are no prompts");
+    }
+}

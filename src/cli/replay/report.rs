@@ -1,0 +1,168 @@
+//! All runs, and their medians side by side.
+
+use serde::Serialize;
+
+use super::figures::Figures;
+use crate::cli::table::Table;
+
+/// The policy that the others are compared with.
+const PLAIN: &str = "none";
+
+/// Medians over the repeats of one policy at one rate.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// The policy.
+    pub policy: String,
+    /// Multiple of the trace's rate.
+    pub rate_scale: f64,
+    /// Requests that met their objectives, over all.
+    pub attainment: Option<f64>,
+    /// Of those, per second.
+    pub goodput_rps: Option<f64>,
+    /// Output tokens per second.
+    pub tokens_per_second: Option<f64>,
+    /// Median arrival to first token.
+    pub ttft_p50_ms: Option<f64>,
+    /// Its 99th percentile.
+    pub ttft_p99_ms: Option<f64>,
+    /// Mean time per token after the first.
+    pub tpot_mean_ms: Option<f64>,
+    /// Its 99th percentile.
+    pub tpot_p99_ms: Option<f64>,
+    /// Draft tokens per request and step.
+    pub mean_draft_tokens: Option<f64>,
+    /// Tokens that a target step yields for one request.
+    pub acceptance_length: Option<f64>,
+    /// Median relative error of predicted step times.
+    pub time_error_p50: Option<f64>,
+    /// Its 99th percentile.
+    pub time_error_p99: Option<f64>,
+    /// Goodput over that of plain decoding at the same rate; the median over repeats.
+    pub goodput_over_none: Option<f64>,
+    /// How many times faster than plain decoding a request gets its tokens; the median over
+    /// repeats of the ratio of mean TPOTs.
+    pub speed_over_none: Option<f64>,
+}
+
+/// What `--json` prints.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// Version of this program.
+    pub version: &'static str,
+    /// Medians, in the order in which they were asked for.
+    pub summary: Vec<Summary>,
+    /// Every run, in the order in which they were made.
+    pub runs: Vec<Figures>,
+}
+
+impl Report {
+    /// Sums up the runs.
+    pub fn new(runs: Vec<Figures>) -> Report {
+        let mut keys: Vec<(String, f64)> = Vec::new();
+        for run in &runs {
+            let key = (run.setting.policy.clone(), run.setting.rate_scale);
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        let summary = keys.iter().map(|(policy, rate_scale)| summarise(&runs, policy, *rate_scale)).collect();
+        Report { version: env!("CARGO_PKG_VERSION"), summary, runs }
+    }
+}
+
+fn summarise(runs: &[Figures], policy: &str, rate_scale: f64) -> Summary {
+    let of = |policy: &str, repeat: Option<u32>| {
+        let policy = policy.to_owned();
+        runs.iter().filter(move |run| {
+            run.setting.policy == policy
+                && run.setting.rate_scale == rate_scale
+                && repeat.is_none_or(|repeat| run.setting.repeat == repeat)
+        })
+    };
+    let middle =
+        |figure: &dyn Fn(&Figures) -> Option<f64>| median(of(policy, None).filter_map(figure).collect());
+    let over_none = |figure: &dyn Fn(&Figures, &Figures) -> Option<f64>| {
+        let ratios = of(policy, None).filter_map(|run| {
+            let plain = of(PLAIN, Some(run.setting.repeat)).next()?;
+            figure(run, plain)
+        });
+        median(ratios.filter(|ratio| ratio.is_finite()).collect())
+    };
+    Summary {
+        policy: policy.to_owned(),
+        rate_scale,
+        attainment: middle(&|run| Some(run.attainment)),
+        goodput_rps: middle(&|run| Some(run.goodput_rps)),
+        tokens_per_second: middle(&|run| Some(run.tokens_per_second)),
+        ttft_p50_ms: middle(&|run| run.ttft_ms.p50),
+        ttft_p99_ms: middle(&|run| run.ttft_ms.p99),
+        tpot_mean_ms: middle(&|run| run.tpot_ms.mean),
+        tpot_p99_ms: middle(&|run| run.tpot_ms.p99),
+        mean_draft_tokens: middle(&|run| run.mean_draft_tokens),
+        acceptance_length: middle(&|run| run.acceptance_length),
+        time_error_p50: middle(&|run| run.time_model_error.p50),
+        time_error_p99: middle(&|run| run.time_model_error.p99),
+        goodput_over_none: over_none(&|run, plain| Some(run.goodput_rps / plain.goodput_rps)),
+        speed_over_none: over_none(&|run, plain| Some(plain.tpot_ms.mean? / run.tpot_ms.mean?)),
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = *values.get(middle)?;
+    Some(if values.len().is_multiple_of(2) { (values[middle - 1] + upper) / 2.0 } else { upper })
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut table = Table::new([
+            "policy",
+            "rate ×",
+            "attained %",
+            "goodput/s",
+            "tokens/s",
+            "TTFT p50 ms",
+            "p99",
+            "TPOT ms",
+            "p99",
+            "drafts",
+            "accept.",
+            "goodput ÷ none",
+            "speed ÷ none",
+        ]);
+        for one in &self.summary {
+            table.row([
+                one.policy.clone(),
+                format!("{}", one.rate_scale),
+                number(one.attainment.map(|share| share * 100.0), 1),
+                number(one.goodput_rps, 2),
+                number(one.tokens_per_second, 1),
+                number(one.ttft_p50_ms, 1),
+                number(one.ttft_p99_ms, 1),
+                number(one.tpot_mean_ms, 3),
+                number(one.tpot_p99_ms, 3),
+                number(one.mean_draft_tokens, 2),
+                number(one.acceptance_length, 2),
+                number(one.goodput_over_none, 3),
+                number(one.speed_over_none, 3),
+            ]);
+        }
+        write!(f, "{table}")?;
+        for run in &self.runs {
+            if run.refused + run.failed > 0 {
+                let (setting, first) = (&run.setting, run.failures.first().map_or("", String::as_str));
+                writeln!(
+                    f,
+                    "{} at {} ×: of {} requests {} were refused and {} failed {first}",
+                    setting.policy, setting.rate_scale, run.requests, run.refused, run.failed
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
+}

@@ -1,0 +1,160 @@
+//! The profile that a daemon plans with: read and checked, or measured.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::DaemonError;
+use super::executor_plan::ExecutorPlan;
+use crate::analyzer::{self, AnalyzerOptions, Progress};
+use crate::config::{Config, DraftConfig};
+use crate::model::{ModelPair, load_pair};
+use crate::policy::cost_model::LatencyTerms;
+use crate::policy::fit::FitError;
+use crate::policy::profile::{Fingerprint, Profile, ProfileError};
+use crate::sampling::SamplingParams;
+use crate::time::{Micros, MonotonicClock};
+
+/// What measuring at the start may take.
+const AT_START_BUDGET: Duration = Duration::from_secs(5);
+
+/// The text that measured sequences are cut from.
+const TEXT: &str = "\
+Once upon a time a small mouse lived under the floor of an old mill. Every night it heard the \
+river and wondered where all that water went. One morning it packed a crumb of cheese, tied \
+its scarf, and followed the bank down to the sea.
+
+A river is water that flows over land to a lake or an ocean. Rain and melted snow feed it, and \
+it carries sand and stones along.
+
+def is_prime(number):
+    if number < 2:
+        return False
+    for divisor in range(2, int(number ** 0.5) + 1):
+        if number % divisor == 0:
+            return False
+    return True
+
+1. Go to bed at the same time every day. 2. Keep the room dark and cool. 3. Put the telephone \
+into another room an hour before you sleep.
+";
+
+/// Hears how far the measuring is.
+pub type OnProgress<'a> = &'a mut (dyn FnMut(Progress) + Send);
+
+/// Measures the machine and the models of `config`. Blocks for about `budget`.
+///
+/// # Errors
+/// [`DaemonError`]: the models can't be loaded, the executor can't be built, or a pass fails.
+pub fn profile(
+    config: &Config,
+    budget: Duration,
+    on_progress: OnProgress<'_>,
+) -> Result<Profile, DaemonError> {
+    let pair = load_pair(&config.target.model, config.draft.as_ref().and_then(DraftConfig::model))?;
+    let plan = ExecutorPlan::of(config, &pair)?;
+    measure(&plan, &pair, budget, on_progress)
+}
+
+/// The profile for the configured policy; `None` for one that plans without.
+pub(super) fn for_policy(
+    config: &Config,
+    plan: &ExecutorPlan,
+    pair: &ModelPair,
+) -> Result<Option<Profile>, DaemonError> {
+    let mut profile = measured(config, plan, pair)?;
+    if let (Some(profile), Some(DraftConfig::Ngram)) = (&mut profile, &config.draft) {
+        // looking up takes no device time; without this the policy would know of no drafter
+        profile.draft = Some(LatencyTerms::negligible());
+    }
+    Ok(profile)
+}
+
+fn measured(
+    config: &Config,
+    plan: &ExecutorPlan,
+    pair: &ModelPair,
+) -> Result<Option<Profile>, DaemonError> {
+    let speculation = &config.speculation;
+    if !speculation.policy.needs_profile() {
+        return Ok(None);
+    }
+    let machine = fingerprint(plan, pair)?;
+    let found = speculation.profile.as_deref().map(|path| read(path, &machine));
+    match found {
+        Some(Ok(profile)) => return Ok(Some(profile)),
+        Some(Err(error)) if !(speculation.profile_at_start && error.is_cured_by_measuring()) => {
+            return Err(error);
+        }
+        Some(Err(error)) => tracing::warn!(%error, "the profile is not used"),
+        None => {}
+    }
+    tracing::info!(seconds = AT_START_BUDGET.as_secs(), "measuring the time model");
+    let profile = measure(plan, pair, AT_START_BUDGET, &mut |_| {})?;
+    let mape = |error: Option<FitError>| error.map(|error| error.mape);
+    tracing::info!(
+        target_mape = mape(profile.target_error),
+        draft_mape = mape(profile.draft_error),
+        "measured the time model"
+    );
+    Ok(Some(profile))
+}
+
+fn fingerprint(plan: &ExecutorPlan, pair: &ModelPair) -> Result<Fingerprint, DaemonError> {
+    let draft = pair.draft.as_ref().map(|model| &model.loaded);
+    Ok(analyzer::fingerprint(plan.machine()?, &pair.target.loaded, draft))
+}
+
+/// Reads a profile, and refuses one that is not for this machine, these models, this version.
+fn read(path: &Path, machine: &Fingerprint) -> Result<Profile, DaemonError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| DaemonError::ProfileFile { path: path.to_owned(), source })?;
+    let checked = Profile::from_toml(&text).and_then(|profile| {
+        profile.check_fresh(machine)?;
+        Ok(profile)
+    });
+    checked.map_err(|source| DaemonError::Profile { path: path.to_owned(), source })
+}
+
+impl DaemonError {
+    /// Whether it is about a profile that is not there or is out of date.
+    fn is_cured_by_measuring(&self) -> bool {
+        match self {
+            DaemonError::ProfileFile { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            DaemonError::Profile { source, .. } => {
+                matches!(source, ProfileError::Stale(_) | ProfileError::Format { .. })
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Builds an executor of its own and measures it, on a thread of its own: executors belong to
+/// the thread that built them, and may bind it to a processor.
+fn measure(
+    plan: &ExecutorPlan,
+    pair: &ModelPair,
+    budget: Duration,
+    on_progress: OnProgress<'_>,
+) -> Result<Profile, DaemonError> {
+    let text = pair.target.tokenizer.encode(TEXT, false);
+    let options = AnalyzerOptions {
+        budget: Micros::from(budget),
+        text: text.map_err(|error| DaemonError::Start(error.to_string()))?,
+        sampling: Arc::new(SamplingParams::greedy()),
+    };
+    let fingerprint = fingerprint(plan, pair)?;
+    let draft = pair.draft.as_ref().map(|model| model.loaded.clone());
+    let (plan, target) = (plan.clone(), pair.target.loaded.clone());
+    let run = move || -> Result<Profile, DaemonError> {
+        let mut executor = plan.build(target, draft).map_err(DaemonError::Start)?;
+        let clock = MonotonicClock::start();
+        Ok(analyzer::analyze(executor.as_mut(), &clock, fingerprint, &options, on_progress)?)
+    };
+    let failed = |what: String| DaemonError::Start(format!("the analyzer's thread {what}"));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("analyzer".to_owned()).spawn_scoped(scope, run);
+        let thread = thread.map_err(|error| failed(format!("could not be started: {error}")))?;
+        thread.join().map_err(|_| failed("panicked".to_owned()))?
+    })
+}
