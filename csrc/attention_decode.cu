@@ -6,7 +6,8 @@
 // warp b % 4, by position. At the end of the item the warps' softmax states are merged in
 // warp order. A tile with one chunk is done then; the others' chunks are merged, in chunk
 // order, by a second kernel (attention_merge.cu). A persistent grid walks the items, so a
-// captured launch serves any number of them.
+// captured launch serves any number of them; the next item's first blocks are on their way
+// while the warps merge.
 //
 // Bytes: keys and values once per query tile (2 * positions * kv_heads * head_dim * 2), the
 // queries and the output; partial results are rows * chunks * head_dim * 8 and stay in L2.
@@ -19,19 +20,27 @@ namespace {
 
 template <int HD> constexpr int STAGES = HD == 128 ? 3 : 4;
 template <int HD> constexpr int BLOCK_BYTES = 2 * BLOCK * HD * 2;
-// Row length of the merge buffer in floats: 8 more, so that rows start in different banks.
-template <int HD> constexpr int MERGE_ROW = HD + 8;
+// Bytes of a warp's ring, and of all that a CTA has beside it.
+template <int HD> constexpr int RING_BYTES = STAGES<HD> * BLOCK_BYTES<HD>;
+template <int HD, int R> constexpr int shared_bytes() { return R * 16 * HD * 2 + WARPS * RING_BYTES<HD>; }
 
-template <int HD, int R> constexpr int ring_bytes() {
-    constexpr int ring = WARPS * STAGES<HD> * BLOCK_BYTES<HD>;
-    constexpr int merge = WARPS * R * 16 * MERGE_ROW<HD> * 4;
-    return ring > merge ? ring : merge;
-}
-template <int HD, int R> constexpr int shared_bytes() { return R * 16 * HD * 2 + ring_bytes<HD, R>(); }
+// At the end of an item a warp's output goes to the last R stages of its ring, where it fits
+// exactly; meanwhile the first stages already receive the next item's blocks.
+template <int HD, int R> constexpr int MERGE_STAGE = STAGES<HD> - R;
+static_assert(16 * 128 * 4 == BLOCK_BYTES<128> && 16 * 64 * 4 == BLOCK_BYTES<64>, "one row tile is one stage");
+
+// Place of a column in a row of the merge buffer: rows start in different banks.
+__device__ __forceinline__ int merge_column(int row, int column) { return column ^ ((row & 7) * 8); }
 
 struct Work {
     AttentionItem item;
     int kv_head, group, row0, rows;
+};
+
+// A warp's blocks of an item.
+struct Feed {
+    int first, count;
+    int id; // lane i holds the number of block i: a chunk has at most 32 * 4 blocks
 };
 
 // Copies one KV block to a stage of the warp's ring; tokens from `tokens` on become zero,
@@ -46,34 +55,38 @@ __device__ __forceinline__ void load_block(uint32_t stage, const uint16_t *from,
     }
 }
 
-// Streams the warp's share of the chunk through its ring. `first` is a CTA's first item: its
-// blocks that only hold earlier steps' tokens are fetched while the kernel before still runs.
-template <int HD, int R>
-__device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionParams &p, const Work &work, bool first_item,
-                                       uint8_t *q, uint8_t *ring_base, int warp, int lane) {
-    constexpr int STAGE_COUNT = STAGES<HD>;
-    const AttentionSegment &segment = work.item.segment;
-    const int first = work.item.kv_begin / BLOCK + warp;
-    const int end = (work.item.kv_end + BLOCK - 1) / BLOCK;
-    const int count = end > first ? (end - first + WARPS - 1) / WARPS : 0;
-    // Lane i holds the number of the warp's block i: a chunk has at most 32 * 4 blocks.
-    const int id = lane < count ? p.tables[segment.table + first + lane * WARPS] : 0;
-    const uint32_t ring = shared_address(ring_base) + warp * STAGE_COUNT * BLOCK_BYTES<HD>;
-    auto fetch = [&](int i) {
-        const int64_t block = __shfl_sync(~0u, id, i & (WARP - 1));
-        if (i < count) {
-            const uint16_t *from = p.kv + kv_block_offset(block, p.kv_heads, work.kv_head, HD);
-            const int tokens = work.item.kv_end - (first + i * WARPS) * BLOCK;
-            load_block<HD>(ring + (i % STAGE_COUNT) * BLOCK_BYTES<HD>, from, tokens, lane);
-        }
-        copies_commit();
-    };
-    const bool old = (first + (min(count, STAGE_COUNT - 1) - 1) * WARPS + 1) * BLOCK <= segment.start;
-    if (first_item && !old) ss::wait_for_previous();
-#pragma unroll
-    for (int i = 0; i < STAGE_COUNT - 1; ++i) fetch(i);
-    if (first_item && old) ss::wait_for_previous();
+__device__ __forceinline__ Feed open_feed(const AttentionParams &p, const AttentionItem &item, int warp, int lane) {
+    Feed feed;
+    feed.first = item.kv_begin / BLOCK + warp;
+    const int end = (item.kv_end + BLOCK - 1) / BLOCK;
+    feed.count = end > feed.first ? (end - feed.first + WARPS - 1) / WARPS : 0;
+    feed.id = lane < feed.count ? p.tables[item.segment.table + feed.first + lane * WARPS] : 0;
+    return feed;
+}
 
+// Fetches the feed's block `i`, if it has so many; always one group of copies.
+template <int HD>
+__device__ __forceinline__ void fetch(const AttentionParams &p, const Feed &feed, int kv_end, int kv_head, uint32_t ring,
+                                      int i, int lane) {
+    const int64_t block = __shfl_sync(~0u, feed.id, i & (WARP - 1));
+    if (i < feed.count) {
+        const uint16_t *from = p.kv + kv_block_offset(block, p.kv_heads, kv_head, HD);
+        const int tokens = kv_end - (feed.first + i * WARPS) * BLOCK;
+        load_block<HD>(ring + (i % STAGES<HD>) * BLOCK_BYTES<HD>, from, tokens, lane);
+    }
+    copies_commit();
+}
+
+// Whether the first stages' blocks hold only tokens of earlier steps.
+template <int HD> __device__ __forceinline__ bool starts_old(const Feed &feed, const AttentionSegment &segment) {
+    return (feed.first + (min(feed.count, STAGES<HD> - 1) - 1) * WARPS + 1) * BLOCK <= segment.start;
+}
+
+// Streams the warp's share of the chunk through its ring, whose first stages are on their way.
+template <int HD, int R>
+__device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionParams &p, const Work &work,
+                                       const Feed &feed, uint8_t *q, uint32_t ring, int lane) {
+    const AttentionSegment &segment = work.item.segment;
     load_queries<HD, R * 16>(q, p, segment, work.kv_head, work.group, work.row0, work.rows);
     uint64_t mask[R][2];
 #pragma unroll
@@ -91,31 +104,38 @@ __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionP
         const int own = position - segment.start;
         return own < 0 || (own < ATTENTION_MASK_BITS && ((mask[r][h] >> own) & 1));
     };
-    for (int i = 0; i < count; ++i) {
-        copies_wait<STAGE_COUNT - 2>();
+    for (int i = 0; i < feed.count; ++i) {
+        copies_wait<STAGES<HD> - 2>();
         __syncwarp();
-        fetch(i + STAGE_COUNT - 1);
-        const uint32_t keys = ring + (i % STAGE_COUNT) * BLOCK_BYTES<HD>;
-        const int position = (first + i * WARPS) * BLOCK;
+        fetch<HD>(p, feed, work.item.kv_end, work.kv_head, ring, i + STAGES<HD> - 1, lane);
+        const uint32_t keys = ring + (i % STAGES<HD>) * BLOCK_BYTES<HD>;
+        const int position = (feed.first + i * WARPS) * BLOCK;
         attend<HD, R, 1>(acc, queries, keys, keys + BLOCK * HD * 2, scale_log2, position + BLOCK > segment.start,
                          position, visible, lane);
     }
-    copies_wait<0>();
+    __syncwarp();
+}
+
+// Where a warp's row of output lies between `publish` and the merge.
+template <int HD, int R> __device__ __forceinline__ float *merge_row(uint8_t *rings, int warp, int row) {
+    uint8_t *buffer = rings + warp * RING_BYTES<HD> + MERGE_STAGE<HD, R> * BLOCK_BYTES<HD>;
+    return reinterpret_cast<float *>(buffer) + row * HD;
 }
 
 // Puts each warp's state where all threads can read it.
 template <int HD, int R>
-__device__ __forceinline__ void publish(const Accumulator<HD, R> &acc, float *merge, float2 (*stats)[R * 16], int warp,
+__device__ __forceinline__ void publish(const Accumulator<HD, R> &acc, uint8_t *rings, float2 (*stats)[R * 16], int warp,
                                         int lane) {
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int row = r * 16 + h * 8 + (lane >> 2);
-            float *to = merge + (warp * R * 16 + row) * MERGE_ROW<HD> + (lane & 3) * 2;
+            float *to = merge_row<HD, R>(rings, warp, row);
 #pragma unroll
             for (int n = 0; n < HD / 8; ++n)
-                *reinterpret_cast<float2 *>(to + n * 8) = make_float2(acc.out[r][n][2 * h], acc.out[r][n][2 * h + 1]);
+                *reinterpret_cast<float2 *>(to + merge_column(row, n * 8 + (lane & 3) * 2)) =
+                    make_float2(acc.out[r][n][2 * h], acc.out[r][n][2 * h + 1]);
             if ((lane & 3) == 0) stats[warp][row] = make_float2(acc.maximum[r][h], acc.sum[r][h]);
         }
 }
@@ -135,7 +155,7 @@ __device__ __forceinline__ void add_weighted(float4 &to, const float4 &v, float 
 
 // Merges the warps in warp order; writes the output, or this chunk's partial result.
 template <int HD, int R>
-__device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work &work, const float *merge,
+__device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work &work, uint8_t *rings,
                                             const float2 (*stats)[R * 16]) {
     constexpr int COLUMNS = HD / 4;
     for (int e = threadIdx.x; e < work.rows * COLUMNS; e += THREADS) {
@@ -150,8 +170,8 @@ __device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work
         for (int w = 0; w < WARPS; ++w) {
             const float weight = power_of_two(stats[w][row].x - reference);
             sum = fmaf(stats[w][row].y, weight, sum);
-            add_weighted(out, *reinterpret_cast<const float4 *>(merge + (w * R * 16 + row) * MERGE_ROW<HD> + column),
-                         weight);
+            const float *part = merge_row<HD, R>(rings, w, row) + merge_column(row, column);
+            add_weighted(out, *reinterpret_cast<const float4 *>(part), weight);
         }
         if (work.item.chunks == 1) {
             write_output(output_row<HD>(p, work.item.segment, work.kv_head, work.group, work.row0 + row) + column, out, sum);
@@ -164,34 +184,63 @@ __device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work
     }
 }
 
+// The item with number `w` of all items and KV heads.
+template <int R> __device__ __forceinline__ Work work_of(const AttentionParams &p, const AttentionItem &item, int w) {
+    Work work;
+    work.item = item;
+    work.kv_head = w % p.kv_heads;
+    work.group = p.heads / p.kv_heads;
+    work.row0 = item.tile * R * 16;
+    work.rows = min(R * 16, item.segment.queries * work.group - work.row0);
+    return work;
+}
+
 template <int HD, int R> __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ AttentionParams p) {
+    constexpr int AHEAD = STAGES<HD> - 1, AHEAD_OF_MERGE = MERGE_STAGE<HD, R>;
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ float2 stats[WARPS][R * 16];
-    uint8_t *ring = shared + R * 16 * HD * 2;
+    uint8_t *rings = shared + R * 16 * HD * 2;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const uint32_t ring = shared_address(rings) + warp * RING_BYTES<HD>;
     ss::let_next_start();
-    Work work;
-    work.group = p.heads / p.kv_heads;
     // Before it is known whether there is one: its load overlaps that of the count.
-    AttentionItem next = load_item(p.items + blockIdx.x / p.kv_heads);
+    int w = blockIdx.x;
+    AttentionItem next = load_item(p.items + w / p.kv_heads);
     const int total = *p.item_count * p.kv_heads;
-    if ((int)blockIdx.x >= total) ss::wait_for_previous();
-    for (int w = blockIdx.x; w < total; w += gridDim.x) {
-        work.item = next;
-        work.kv_head = w % p.kv_heads;
-        work.row0 = work.item.tile * R * 16;
-        work.rows = min(R * 16, work.item.segment.queries * work.group - work.row0);
-        if (w + (int)gridDim.x < total) next = load_item(p.items + (w + gridDim.x) / p.kv_heads);
+    if (w >= total) {
+        ss::wait_for_previous();
+        return;
+    }
+    Feed feed = open_feed(p, next, warp, lane);
+    const bool old = starts_old<HD>(feed, next.segment);
+    if (!old) ss::wait_for_previous();
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) fetch<HD>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
+    if (old) ss::wait_for_previous();
 
+    while (true) {
+        const Work work = work_of<R>(p, next, w);
         Accumulator<HD, R> acc;
         acc.clear();
-        stream<HD, R>(acc, p, work, w == (int)blockIdx.x, shared, ring, warp, lane);
+        stream<HD, R>(acc, p, work, feed, shared, ring, lane);
+        w += gridDim.x;
+        const bool more = w < total;
+        if (more) {
+            next = load_item(p.items + w / p.kv_heads);
+            feed = open_feed(p, next, warp, lane);
+#pragma unroll
+            for (int i = 0; i < min(AHEAD, AHEAD_OF_MERGE); ++i)
+                fetch<HD>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
+        }
         acc.finish_sums();
-        __syncthreads(); // the ring becomes the merge buffer
-        publish<HD, R>(acc, reinterpret_cast<float *>(ring), stats, warp, lane);
+        publish<HD, R>(acc, rings, stats, warp, lane);
         __syncthreads();
-        merge_warps<HD, R>(p, work, reinterpret_cast<const float *>(ring), stats);
-        __syncthreads(); // before the next item's copies land in the merge buffer
+        merge_warps<HD, R>(p, work, rings, stats);
+        if (!more) return;
+        __syncthreads(); // before copies land in the merge buffer and queries in theirs
+#pragma unroll
+        for (int i = AHEAD_OF_MERGE; i < AHEAD; ++i)
+            fetch<HD>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
     }
 }
 

@@ -81,17 +81,21 @@ fn want(kind: u32, sizes: [usize; 3], weights: &Matrix, x: &Matrix, output: usiz
     first / (1.0 + (-first).exp()) * product(weights, x, output + outputs, row, inputs)
 }
 
-/// Outputs and inputs: tiny models, uneven shares, one CTA per tile, many tiles per CTA,
-/// clusters of two and four.
+/// Outputs and inputs: tiny models, uneven shares, few and many tiles, short and long rows.
 const SHAPES: [(usize, usize); 8] =
     [(64, 128), (256, 384), (4096, 384), (1536, 896), (1536, 1536), (1024, 8960), (9216, 1536), (4096, 4096)];
+
+/// All shapes; the first few for compute-sanitizer (`SPECSERVE_TEST_SMALL`).
+fn shapes() -> &'static [(usize, usize)] {
+    if std::env::var_os("SPECSERVE_TEST_SMALL").is_some() { &SHAPES[..4] } else { &SHAPES }
+}
 
 #[test]
 #[ignore = "needs a CUDA device"]
 fn products_of_every_shape_and_row_count_are_those_of_double_precision() {
     let _gpu = Gpu::open(0).expect("a CUDA device");
     let stream = Stream::new().expect("a stream");
-    for (index, (outputs, inputs)) in SHAPES.into_iter().enumerate() {
+    for (index, &(outputs, inputs)) in shapes().iter().enumerate() {
         let weights = random(2 * outputs * inputs, index as u64, &stream);
         let x = random(SKINNY_ROWS_MAX as usize * inputs, 100 + index as u64, &stream);
         for kind in [SKINNY_BF16, SKINNY_F32, SKINNY_SWIGLU] {
@@ -118,7 +122,7 @@ fn products_of_every_shape_and_row_count_are_those_of_double_precision() {
 fn a_row_has_the_same_bits_whatever_rows_go_with_it() {
     let _gpu = Gpu::open(0).expect("a CUDA device");
     let stream = Stream::new().expect("a stream");
-    for (outputs, inputs) in SHAPES {
+    for &(outputs, inputs) in shapes() {
         let weights = random(2 * outputs * inputs, 5, &stream);
         let x = random(16 * inputs, 6, &stream);
         for kind in [SKINNY_BF16, SKINNY_F32, SKINNY_SWIGLU] {

@@ -20,6 +20,12 @@ fn device() -> (Gpu, Stream) {
     (gpu, stream)
 }
 
+/// Whether only small cases are wanted (`SPECSERVE_TEST_SMALL`): for compute-sanitizer, under
+/// which kernels run a hundred times slower.
+fn small() -> bool {
+    std::env::var_os("SPECSERVE_TEST_SMALL").is_some()
+}
+
 fn number(bits: u16) -> f64 {
     f64::from(bf16::from_bits(bits))
 }
@@ -59,9 +65,12 @@ fn check(heads: Heads, sequences: Vec<Sequence>, seed: u64, stream: &Stream) {
 fn grid() -> Vec<Heads> {
     let mut all = Vec::new();
     for dim in [64, 128] {
-        for (query, kv) in [(2, 2), (4, 2), (6, 2), (8, 2), (7, 1), (16, 2)] {
+        for (query, kv) in [(2, 2), (4, 2), (6, 2), (8, 2), (7, 1), (16, 2), (16, 8)] {
             all.push(Heads { query, kv, dim });
         }
+    }
+    if small() {
+        all = vec![all[2], all[13]];
     }
     all
 }
@@ -76,7 +85,8 @@ fn decode_of_one_token_is_the_oracles_for_all_heads_and_batches() {
     let (_gpu, stream) = device();
     for (index, heads) in grid().into_iter().enumerate() {
         let mut random = Random::new(index as u64);
-        for (count, longest) in [(1usize, 1usize), (3, 700), (17, 2500), (256, 300)] {
+        let batches = [(1usize, 1usize), (3, 700), (17, 2500), (256, 300)];
+        for (count, longest) in batches.into_iter().take(if small() { 2 } else { batches.len() }) {
             let sequences = (0..count).map(|_| Sequence::chain(random.below(longest) as u32, 1)).collect();
             check(heads, sequences, 100 + index as u64, &stream);
         }
@@ -101,9 +111,13 @@ fn ragged_verification_is_the_oracles() {
 #[ignore = "needs a CUDA device"]
 fn chunk_and_block_borders_are_the_oracles() {
     let (_gpu, stream) = device();
-    let heads = Heads { query: 8, kv: 2, dim: 128 };
-    for start in [0u32, 1, 14, 15, 16, 17, 62, 63, 64, 250, 255, 256, 257, 511, 4094, 4095, 4096, 8191] {
-        check(heads, vec![Sequence::chain(start, 1), Sequence::chain(start, 5)], u64::from(start), &stream);
+    let few = Heads { query: 8, kv: 2, dim: 128 };
+    let many = Heads { query: 16, kv: 8, dim: 128 };
+    for start in [0u32, 1, 14, 15, 16, 17, 62, 63, 64, 250, 255, 256, 257, 511, 512, 4095, 4096, 8191, 8192] {
+        for heads in [few, many] {
+            let sequences = vec![Sequence::chain(start, 1), Sequence::chain(start, 5)];
+            check(heads, sequences, u64::from(start), &stream);
+        }
     }
 }
 
@@ -111,9 +125,10 @@ fn chunk_and_block_borders_are_the_oracles() {
 #[ignore = "needs a CUDA device"]
 fn contexts_of_thirty_two_thousand_tokens_are_the_oracles() {
     let (_gpu, stream) = device();
+    let end = if small() { 1200 } else { 32_768 };
     for dim in [64, 128] {
         let sequences =
-            vec![Sequence::chain(32_767, 1), Sequence::chain(32_700, 9), Sequence::chain(20_001, 2)];
+            vec![Sequence::chain(end - 1, 1), Sequence::chain(end - 68, 9), Sequence::chain(end / 2, 2)];
         check(Heads { query: 8, kv: 2, dim }, sequences, 7, &stream);
     }
 }
@@ -159,9 +174,12 @@ fn a_sequence_has_the_same_bits_alone_and_among_others() {
     let (_gpu, stream) = device();
     for dim in [64, 128] {
         let mut random = Random::new(dim as u64);
-        let sequences: Vec<Sequence> =
-            (0..40).map(|_| Sequence::chain(random.below(6000) as u32, 1 + random.below(9))).collect();
-        let heads = Heads { query: 8, kv: 2, dim };
+        let sequences: Vec<Sequence> = (0..40)
+            .map(|_| {
+                Sequence::chain(random.below(if small() { 300 } else { 6000 }) as u32, 1 + random.below(9))
+            })
+            .collect();
+        let heads = if dim == 64 { Heads { query: 8, kv: 2, dim } } else { Heads { query: 16, kv: 8, dim } };
         let problem = Problem::new(heads, sequences, 11);
         let mut case = Case::new(&problem, &stream).expect("fits");
         let all = case.run(Kernel::Fast, &stream).expect("runs");
@@ -178,8 +196,8 @@ fn a_sequence_has_the_same_bits_alone_and_among_others() {
 #[ignore = "needs a CUDA device"]
 fn a_query_has_the_same_bits_in_a_decode_and_in_a_verification() {
     let (_gpu, stream) = device();
-    let heads = Heads { query: 8, kv: 2, dim: 128 };
-    for start in [100u32, 250, 1000, 5000] {
+    let (few, many) = (Heads { query: 8, kv: 2, dim: 128 }, Heads { query: 32, kv: 8, dim: 128 });
+    for (start, heads) in [(100u32, few), (250, few), (508, many), (1000, few), (5000, many), (8185, many)] {
         let problem = Problem::new(heads, vec![Sequence::chain(start, 9)], 5);
         let mut verify = Case::new(&problem, &stream).expect("fits");
         assert!(verify.plan.large);

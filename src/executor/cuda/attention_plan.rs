@@ -3,6 +3,7 @@
 //! Tiles and chunks have borders fixed by query number and position alone, never by the
 //! batch, so that a sequence's result does not depend on its batch mates (invariant 1).
 
+use super::attention_chunks::{CHUNK_CLASSES, chunk_at, chunk_count, chunks_of};
 use super::ffi::kernels::{
     ATTENTION_MASK_BITS, ATTENTION_PREFILL_TILE_ROWS, ATTENTION_TILE_ROWS_LARGE, ATTENTION_TILE_ROWS_SMALL,
     AttentionItem, AttentionSegment,
@@ -14,21 +15,6 @@ pub const BLOCK_TOKENS: u32 = 16;
 
 /// Longest run of queries that a mask can describe, in tokens.
 pub const MASKED_QUERIES_MAX: usize = ATTENTION_MASK_BITS as usize;
-
-/// Chunk lengths in tokens by the position where the chunk starts: short ones spread a short
-/// context over the chip, long ones keep filling the pipeline and merging cheap.
-type Chunks = [(u32, u32); CHUNK_CLASSES];
-/// For models with many KV heads, which are work items of their own.
-const CHUNKS_MANY_HEADS: Chunks = [(0, 512), (8192, 1024)];
-/// For the others.
-const CHUNKS_FEW_HEADS: Chunks = [(0, 256), (8192, 1024)];
-/// KV heads up to which a model has few.
-const FEW_HEADS: usize = 4;
-/// Different lengths in a table.
-const CHUNK_CLASSES: usize = 2;
-
-/// The longest chunk; the decode kernel holds its block numbers in one warp's registers.
-const CHUNK_TOKENS_MAX: u32 = 1024;
 
 /// One sequence's part of a step.
 #[derive(Clone, Copy, Debug)]
@@ -354,44 +340,9 @@ fn low_bits(count: usize) -> u64 {
     if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
-fn chunks_of(kv_heads: usize) -> &'static Chunks {
-    if kv_heads <= FEW_HEADS { &CHUNKS_FEW_HEADS } else { &CHUNKS_MANY_HEADS }
-}
-
-/// Class and length in tokens of the chunk that starts at `begin`.
-fn chunk_at(chunks: &Chunks, begin: u32) -> (usize, u32) {
-    let class = chunks.iter().rposition(|&(from, _)| begin >= from).expect("the first starts at 0");
-    (class, chunks[class].1)
-}
-
-/// How many chunks cover positions `0..end`.
-fn chunk_count(chunks: &Chunks, end: u32) -> usize {
-    let mut count = 0;
-    for (class, &(from, length)) in chunks.iter().enumerate() {
-        let until = chunks.get(class + 1).map_or(end, |next| end.min(next.0));
-        count += until.saturating_sub(from).div_ceil(length) as usize;
-    }
-    count
-}
-
-const fn check_chunks(chunks: &Chunks) {
-    let mut class = 0;
-    while class < chunks.len() {
-        let (from, length) = chunks[class];
-        // Each warp takes every fourth block, so chunks start at multiples of four.
-        assert!(length % (4 * BLOCK_TOKENS) == 0 && from % length == 0 && length <= CHUNK_TOKENS_MAX);
-        class += 1;
-    }
-}
-
-const _: () = {
-    check_chunks(&CHUNKS_MANY_HEADS);
-    check_chunks(&CHUNKS_FEW_HEADS);
-    assert!(CHUNK_TOKENS_MAX <= 32 * 4 * BLOCK_TOKENS);
-};
-
 #[cfg(test)]
 mod tests {
+    use super::super::attention_chunks::CHUNK_TOKENS_MAX;
     use super::*;
 
     fn blocks(count: u32) -> Vec<BlockId> {

@@ -6,10 +6,11 @@ use super::compaction::Compactor;
 use super::draft_round::DraftRound;
 use super::driver::Gpu;
 use super::error::CudaError;
-use super::forward::{DeviceModel, ScratchSizes, kv_block_elements};
+use super::forward::{DeviceModel, kv_block_elements};
 use super::gemm::Gemm;
 use super::options::{CudaOptions, KvBudget, VERIFY_ROWS_MAX, captured_rows, eager_rows};
 use super::runner::{Chooses, DeviceQueue, Runner, RunnerOptions};
+use super::scratch::ScratchSizes;
 use super::stream::Stream;
 use super::verify_batch;
 use crate::executor::{

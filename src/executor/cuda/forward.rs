@@ -8,6 +8,7 @@ use super::ffi::kernels::{
 };
 use super::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
 use super::product::{is_skinny, multiply, multiply_swiglu};
+use super::scratch::{Scratch, ScratchSizes, qkv_width};
 use super::stream::Stream;
 use super::weights::{DeviceLayer, DeviceWeights};
 use crate::model::{LoadedModel, ModelSpec};
@@ -50,32 +51,6 @@ pub struct StepSizes {
     pub large: bool,
     /// Items of the prefill kernel.
     pub prefill_items: usize,
-}
-
-/// Largest sizes that a model's scratch memory is made for.
-#[derive(Clone, Copy, Debug)]
-pub struct ScratchSizes {
-    /// Input rows of a step, padding included.
-    pub rows: usize,
-    /// Rows of logits of a step.
-    pub logit_rows: usize,
-    /// Rows of segments short enough for the decode kernel.
-    pub masked_rows: usize,
-}
-
-/// Intermediate results of a forward pass; contents matter only within one.
-struct Scratch {
-    residual: DeviceBuffer<f32>,
-    normed: DeviceBuffer<u16>,
-    qkv: DeviceBuffer<u16>,
-    attended: DeviceBuffer<u16>,
-    delta: DeviceBuffer<u16>,
-    gate_up: DeviceBuffer<u16>,
-    activated: DeviceBuffer<u16>,
-    head_input: DeviceBuffer<u16>,
-    logits: DeviceBuffer<f32>,
-    partial_out: DeviceBuffer<f32>,
-    partial_stats: DeviceBuffer<f32>,
 }
 
 /// A model on the device: weights, rotation table and scratch memory; the KV pool is added
@@ -454,39 +429,8 @@ impl DeviceModel {
     }
 }
 
-impl Scratch {
-    fn new(
-        spec: &ModelSpec,
-        sizes: ScratchSizes,
-        room: AttentionRoom,
-        stream: &Stream,
-    ) -> Result<Scratch, CudaError> {
-        let rows = sizes.rows;
-        // Rows of padding are computed, too: zeros at first, so that they stay finite.
-        let bf16 = |numbers: usize| DeviceBuffer::filled(0, numbers, stream);
-        Ok(Scratch {
-            residual: DeviceBuffer::filled(0, rows * spec.hidden_size, stream)?,
-            normed: bf16(rows * spec.hidden_size)?,
-            qkv: bf16(rows * qkv_width(spec))?,
-            attended: bf16(rows * spec.heads * spec.head_dim)?,
-            delta: bf16(rows * spec.hidden_size)?,
-            gate_up: bf16(rows * 2 * spec.intermediate_size)?,
-            activated: bf16(rows * spec.intermediate_size)?,
-            head_input: bf16(sizes.logit_rows * spec.hidden_size)?,
-            logits: DeviceBuffer::uninitialized(sizes.logit_rows * spec.vocab_size)?,
-            partial_out: DeviceBuffer::uninitialized(room.partial_rows * spec.head_dim)?,
-            partial_stats: DeviceBuffer::uninitialized(room.partial_rows * 2)?,
-        })
-    }
-}
-
 fn operands(weights: *const u16, x: &DeviceBuffer<u16>, y: *mut std::ffi::c_void) -> GemmOperands {
     GemmOperands { weights, x: x.ptr(), y }
-}
-
-/// Columns of the fused projection.
-fn qkv_width(spec: &ModelSpec) -> usize {
-    (spec.heads + 2 * spec.kv_heads) * spec.head_dim
 }
 
 /// Numbers in one block of the pool, all layers.

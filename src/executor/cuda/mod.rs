@@ -4,6 +4,7 @@
 //! also starts where they are missing and says what is. Only this module holds `unsafe`
 //! code for the device: raw calls are wrapped here and their status is always checked.
 
+mod attention_chunks;
 pub mod attention_plan;
 mod batch_check;
 pub mod buffer;
@@ -24,6 +25,7 @@ pub mod options;
 pub mod product;
 mod runner;
 pub mod sampling_rows;
+pub mod scratch;
 mod step_inputs;
 pub mod stream;
 mod verify_batch;
