@@ -106,7 +106,7 @@ fn weights(model: &LoadedModel) -> usize {
     layers.map(|linear| linear.weight.elements()).sum::<usize>() + model.weights.head.elements()
 }
 
-/// Prints the bounds: bytes of the weights over the streaming rate, multiply-adds over their rate.
+/// Prints the bounds, before this thread is bound to one processor (new threads would inherit that): bytes of the weights over the streaming rate, multiply-adds over their rate.
 fn bounds(_: &mut Criterion) {
     for role in [ModelRole::Target, ModelRole::Draft] {
         let weights = weights(&embedded(role));
@@ -122,5 +122,5 @@ fn bounds(_: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bounds, target_steps, draft_steps, bounds);
+criterion_group!(benches, bounds, target_steps, draft_steps);
 criterion_main!(benches);

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use specserve::actors::{Engine, EngineOptions, Submission};
+use specserve::actors::{DoorPolicy, Engine, EngineOptions, Submission};
 use specserve::executor::{ExecutorInfo, ShadowExecutor, ShadowOptions};
 use specserve::policy::Fixed;
 use specserve::request::{Slo, TokenEvent};
@@ -27,9 +27,11 @@ fn options(draft_tokens: u32) -> EngineOptions {
             draft_tokens_max: 8,
             target_blocks: BLOCKS,
             draft_blocks: BLOCKS,
+            lookup: None,
         },
         queue_requests_max: 256,
         queue_prompt_tokens_max: 1 << 20,
+        door: DoorPolicy::default(),
         policy: Box::new(Fixed { draft_tokens }),
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),

@@ -47,6 +47,11 @@ impl Admission {
             _prompt_tokens: self.prompt_tokens.take(prompt_tokens.min(self.prompt_tokens.limit))?,
         })
     }
+
+    /// Prompt tokens that wait now.
+    pub fn waiting_prompt_tokens(&self) -> u32 {
+        self.prompt_tokens.limit - self.prompt_tokens.left.available_permits() as u32
+    }
 }
 
 impl Bound {

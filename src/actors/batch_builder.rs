@@ -196,8 +196,8 @@ impl BatchBuilderState {
             };
             let drafter = self.drafter.as_ref().filter(|_| !plan.drafting.is_empty());
             let Some(drafter) = drafter else {
-                // plain steps never touch the drafter
-                verifier.cast(VerifierMessage::Verify(Box::new(Drafted::nothing(plan))))?;
+                // plain steps never touch the drafter, nor do drafts that were looked up
+                verifier.cast(VerifierMessage::Verify(Box::new(Drafted::without_model(plan))))?;
                 return Ok(());
             };
             if drafter.cast(DrafterMessage::Draft(Box::new(plan))).is_err() {

@@ -18,6 +18,7 @@ use super::admission::Admission;
 use super::condition::{Condition, ConditionBoard};
 use super::device::DeviceThread;
 use super::handle::{AdmissionError, Generation, Submission};
+use super::intake::DoorPolicy;
 use super::messages::{BatchBuilderMessage, IntakeMessage, SloMonitorMessage, SupervisorMessage};
 use super::supervisor::{Doors, Supervisor, SupervisorArguments};
 use crate::executor::{Executor, ExecutorInfo};
@@ -38,6 +39,8 @@ pub struct EngineOptions {
     pub queue_requests_max: u32,
     /// Most prompt tokens that wait.
     pub queue_prompt_tokens_max: u32,
+    /// What to refuse at the door.
+    pub door: DoorPolicy,
     /// The policy.
     pub policy: Box<dyn Policy>,
     /// What the metrics say of the deployment.
@@ -87,6 +90,7 @@ impl Engine {
         let DeviceThread { device, info, thread: device_thread } =
             DeviceThread::start(build, options.clock.clone(), options.device_spin)?;
         let condition = ConditionBoard::new();
+        let admission = Admission::new(options.queue_requests_max, options.queue_prompt_tokens_max);
         let (doors, opened) = crossbeam::channel::bounded(1);
         let arguments = SupervisorArguments {
             device,
@@ -95,12 +99,13 @@ impl Engine {
             metrics: options.metrics,
             clock: options.clock.clone(),
             step_timeout: options.step_timeout,
+            door: options.door,
+            admission: admission.clone(),
             condition: condition.clone(),
             doors,
         };
         let (supervisor, engine_thread) = start_actors(arguments)?;
         let doors = opened.recv().map_err(|_| "the engine's actors did not start".to_owned())?;
-        let admission = Admission::new(options.queue_requests_max, options.queue_prompt_tokens_max);
         let handle = EngineHandle { doors, admission, condition, info: Arc::new(info), clock: options.clock };
         Ok(Engine { handle, supervisor, engine_thread, device_thread })
     }

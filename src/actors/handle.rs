@@ -53,6 +53,9 @@ pub enum AdmissionError {
     /// The objective can't be met even on an empty machine, and the config says to refuse.
     #[error("{0}")]
     Infeasible(String),
+    /// The requests before it would make its first token too late, and the config says to refuse.
+    #[error("with the requests before it, {0}")]
+    TooLate(String),
 }
 
 /// An admitted request: its events, and a guard that cancels it when dropped.

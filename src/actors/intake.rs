@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::watch;
 
-use super::admission::Permit;
+use super::admission::{Admission, Permit};
 use super::handle::{AdmissionError, Generation, Submission};
 use super::messages::{Admitted, BatchBuilderMessage, IntakeMessage, SloMonitorMessage};
 use crate::kv::blocks_for;
+use crate::policy::Policy;
 use crate::request::{Ending, GenerationRequest, RequestFailure, RequestId};
 use crate::telemetry::RejectionReason;
 
@@ -23,6 +25,23 @@ pub struct IntakeArguments {
     pub monitor: ActorRef<SloMonitorMessage>,
     /// Blocks of the target's KV pool.
     pub target_blocks: u32,
+    /// What to refuse.
+    pub door: DoorPolicy,
+    /// Who waits.
+    pub admission: Admission,
+    /// Knows how long things take.
+    pub policy: watch::Receiver<Arc<dyn Policy>>,
+    /// Prefill tokens of a step.
+    pub chunk_tokens: u32,
+}
+
+/// What happens at the door to objectives that won't be met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DoorPolicy {
+    /// Refuse what an empty machine could not meet; else it is served as well as may be.
+    pub refuse_infeasible: bool,
+    /// Refuse what the requests before it would make late; else it waits.
+    pub refuse_late: bool,
 }
 
 /// Its state.
@@ -67,15 +86,15 @@ impl IntakeState {
         permit: Permit,
         reply: RpcReplyPort<Result<Generation, AdmissionError>>,
     ) -> Result<(), ActorProcessingErr> {
-        let needed = blocks_for(submission.prompt.len() as u32 + submission.max_tokens);
-        let total = self.arguments.target_blocks;
-        if needed > total {
-            self.arguments.monitor.cast(SloMonitorMessage::Rejected(RejectionReason::TooLarge))?;
-            let refusal = AdmissionError::TooLarge { needed: needed.into(), total: total.into() };
-            // a caller that has gone needs no refusal
-            let _ = reply.send(Err(refusal));
-            return Ok(());
-        }
+        let best_effort = match self.check(&submission) {
+            Ok(best_effort) => best_effort,
+            Err((reason, refusal)) => {
+                self.arguments.monitor.cast(SloMonitorMessage::Rejected(reason))?;
+                // a caller that has gone needs no refusal
+                let _ = reply.send(Err(refusal));
+                return Ok(());
+            }
+        };
         let id = RequestId(self.next_id);
         self.next_id += 1;
         let prompt_tokens = submission.prompt.len() as u32;
@@ -83,13 +102,42 @@ impl IntakeState {
         let request = name(submission, id);
         let batch_builder = &self.arguments.batch_builder;
         batch_builder.cast(BatchBuilderMessage::Admit(Box::new(Admitted { request, events, permit })))?;
-        self.arguments.monitor.cast(SloMonitorMessage::Admitted { prompt_tokens })?;
+        self.arguments.monitor.cast(SloMonitorMessage::Admitted { prompt_tokens, best_effort })?;
         if reply.send(Ok(Generation { id, events: receiver })).is_err() {
             // the caller left while it was admitted: nobody else will end the request
             let ending = Ending::Failed(RequestFailure::Cancelled);
             batch_builder.cast(BatchBuilderMessage::End(id, ending))?;
         }
         Ok(())
+    }
+
+    /// Whether the request may enter, and if so, whether its objective is out of reach.
+    fn check(&self, submission: &Submission) -> Result<bool, (RejectionReason, AdmissionError)> {
+        let prompt_tokens = submission.prompt.len() as u32;
+        let needed = blocks_for(prompt_tokens + submission.max_tokens);
+        let total = self.arguments.target_blocks;
+        if needed > total {
+            let refusal = AdmissionError::TooLarge { needed: needed.into(), total: total.into() };
+            return Err((RejectionReason::TooLarge, refusal));
+        }
+        let door = self.arguments.door;
+        let policy = self.arguments.policy.borrow().clone();
+        let chunk_tokens = self.arguments.chunk_tokens;
+        if let Err(why) = policy.check_feasible(&submission.slo, prompt_tokens, chunk_tokens) {
+            if door.refuse_infeasible {
+                let refusal = AdmissionError::Infeasible(why.to_string());
+                return Err((RejectionReason::Infeasible, refusal));
+            }
+            return Ok(true);
+        }
+        // this request's own permit is among those that wait
+        let waiting = self.arguments.admission.waiting_prompt_tokens().max(prompt_tokens);
+        if door.refuse_late
+            && let Err(why) = policy.check_feasible(&submission.slo, waiting, chunk_tokens)
+        {
+            return Err((RejectionReason::TooLate, AdmissionError::TooLate(why.to_string())));
+        }
+        Ok(false)
     }
 }
 

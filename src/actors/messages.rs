@@ -75,6 +75,8 @@ pub enum SloMonitorMessage {
     Admitted {
         /// Tokens of its prompt.
         prompt_tokens: u32,
+        /// Whether its objective can't be met even on an empty machine.
+        best_effort: bool,
     },
     /// A request was refused at the door.
     Rejected(RejectionReason),

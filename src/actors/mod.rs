@@ -26,3 +26,4 @@ mod verifier;
 pub use condition::{Condition, ConditionBoard};
 pub use engine::{Engine, EngineHandle, EngineOptions};
 pub use handle::{AdmissionError, Generation, Submission};
+pub use intake::DoorPolicy;

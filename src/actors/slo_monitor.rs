@@ -63,7 +63,12 @@ impl Actor for SloMonitor {
         state: &mut SloMonitorState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SloMonitorMessage::Admitted { prompt_tokens } => state.metrics.record_admitted(prompt_tokens),
+            SloMonitorMessage::Admitted { prompt_tokens, best_effort } => {
+                state.metrics.record_admitted(prompt_tokens);
+                if best_effort {
+                    state.metrics.record_best_effort();
+                }
+            }
             SloMonitorMessage::Rejected(reason) => state.metrics.record_rejected(reason),
             SloMonitorMessage::Step(observation) => state.learn(&observation),
             SloMonitorMessage::Gauges(gauges) => state.show(*gauges),
@@ -85,6 +90,9 @@ impl SloMonitorState {
         self.metrics.record_step(&observation.report);
         for &(tokens, gap) in &observation.outputs {
             self.metrics.record_output(tokens, gap);
+        }
+        if let Some(predicted) = self.policy.predict(&observation.report) {
+            self.metrics.record_prediction(predicted, observation.report.step_time);
         }
         self.show(observation.gauges);
         self.policy.observe(&observation.report);

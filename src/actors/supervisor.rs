@@ -7,11 +7,12 @@ use std::time::Duration;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 
+use super::admission::Admission;
 use super::batch_builder::{BatchBuilder, BatchBuilderArguments};
 use super::condition::{Condition, ConditionBoard};
 use super::device::Device;
 use super::drafter::{Drafter, DrafterArguments};
-use super::intake::{Intake, IntakeArguments};
+use super::intake::{DoorPolicy, Intake, IntakeArguments};
 use super::messages::{
     BatchBuilderMessage, DrafterMessage, IntakeMessage, SloMonitorMessage, SupervisorMessage, VerifierMessage,
 };
@@ -46,6 +47,10 @@ pub struct SupervisorArguments {
     pub clock: Arc<dyn Clock>,
     /// A step longer than this is a device error.
     pub step_timeout: Micros,
+    /// What to refuse at the door.
+    pub door: DoorPolicy,
+    /// Who waits.
+    pub admission: Admission,
     /// Where the engine's condition is shown.
     pub condition: ConditionBoard,
     /// Gets the doors of the engine once all actors run.
@@ -86,13 +91,14 @@ impl Actor for Supervisor {
         let (publish, policy) = watch::channel(arguments.policy.snapshot());
         let cell = myself.get_cell();
         let target_blocks = arguments.limits.target_blocks;
+        let chunk_tokens = arguments.limits.prefill_chunk_tokens_max;
         let monitor_arguments =
             SloMonitorArguments { policy: arguments.policy, publish, metrics: arguments.metrics };
         let (monitor, _) =
             SloMonitor::spawn_linked(None, SloMonitor, monitor_arguments, cell.clone()).await?;
         let batch_builder_arguments = BatchBuilderArguments {
             scheduler: Scheduler::new(arguments.limits),
-            policy,
+            policy: policy.clone(),
             monitor: monitor.clone(),
             supervisor: myself.clone(),
             clock: arguments.clock,
@@ -108,8 +114,15 @@ impl Actor for Supervisor {
         let (verifier, _) = Verifier::spawn_linked(None, Verifier, verifier_arguments, cell.clone()).await?;
         let drafter = start_drafter(&myself, &arguments.device, &verifier).await?;
         batch_builder.cast(BatchBuilderMessage::Wire(drafter.clone(), verifier.clone()))?;
-        let intake_arguments =
-            IntakeArguments { batch_builder: batch_builder.clone(), monitor: monitor.clone(), target_blocks };
+        let intake_arguments = IntakeArguments {
+            batch_builder: batch_builder.clone(),
+            monitor: monitor.clone(),
+            target_blocks,
+            door: arguments.door,
+            admission: arguments.admission,
+            policy,
+            chunk_tokens,
+        };
         let (intake, _) = Intake::spawn_linked(None, Intake, intake_arguments, cell).await?;
         let doors = Doors { intake, batch_builder, monitor };
         // whoever started the engine waits for them; if not, nobody needs the engine

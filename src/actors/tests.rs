@@ -9,7 +9,8 @@ use crate::executor::{
     Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput,
     ShadowExecutor, ShadowOptions, Verdict, VerifyRow,
 };
-use crate::policy::Fixed;
+use crate::policy::slo::Infeasible;
+use crate::policy::{Fixed, Policy, StepDecision, StepView};
 use crate::request::{Ending, FinishReason, RequestFailure, Slo, TokenEvent, TokenId};
 use crate::sampling::SamplingParams;
 use crate::scheduler::SchedulerLimits;
@@ -27,9 +28,11 @@ fn options() -> EngineOptions {
             draft_tokens_max: 8,
             target_blocks: 64,
             draft_blocks: 64,
+            lookup: None,
         },
         queue_requests_max: 16,
         queue_prompt_tokens_max: 4096,
+        door: DoorPolicy::default(),
         policy: Box::new(Fixed { draft_tokens: 4 }),
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
@@ -322,5 +325,77 @@ async fn a_panic_in_the_executor_is_a_device_error() {
         matches!(&end, TokenEvent::Failed(RequestFailure::Engine(why)) if why.contains("a bug")),
         "{end:?}"
     );
+    engine.shutdown(LONG).await;
+}
+
+/// Draws the line for first tokens at a fixed speed of prefill.
+#[derive(Clone, Debug)]
+struct MillisecondAToken;
+
+impl Policy for MillisecondAToken {
+    fn name(&self) -> String {
+        "a millisecond a token".to_owned()
+    }
+
+    fn plan(&self, view: &StepView) -> StepDecision {
+        Fixed::NONE.plan(view)
+    }
+
+    fn check_feasible(&self, slo: &Slo, prompt_tokens: u32, _: u32) -> Result<(), Infeasible> {
+        let best_us = f64::from(prompt_tokens) * 1000.0;
+        match slo.ttft {
+            Some(ttft) if (ttft.0 as f64) < best_us => {
+                Err(Infeasible { objective: "ttft", asked_us: ttft.0 as f64, best_us })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn snapshot(&self) -> Arc<dyn Policy> {
+        Arc::new(self.clone())
+    }
+}
+
+fn in_time(submission: Submission, ttft_ms: u64) -> Submission {
+    Submission { slo: Slo { ttft: Some(Micros::from_millis(ttft_ms)), tpot: None }, ..submission }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_impossible_objective_is_refused_or_served_and_counted_as_configured() {
+    for refuse_infeasible in [true, false] {
+        let door = DoorPolicy { refuse_infeasible, refuse_late: false };
+        let engine =
+            start(shadow(), EngineOptions { door, policy: Box::new(MillisecondAToken), ..options() });
+        let answer = engine.handle().submit(in_time(submission(1, 50, 3), 49)).await;
+        if refuse_infeasible {
+            let refusal = answer.expect_err("50 ms is the best");
+            assert!(
+                matches!(&refusal, AdmissionError::Infeasible(why) if why.contains("50.000 ms")),
+                "{refusal}"
+            );
+        } else {
+            listen(answer.expect("served as well as may be")).await;
+            eventually(engine.handle(), "it is counted", |state| {
+                state["metrics"]["counters"]["best_effort"] == 1
+            })
+            .await;
+        }
+        listen(engine.handle().submit(in_time(submission(1, 50, 3), 50)).await.expect("just possible")).await;
+        engine.shutdown(LONG).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_the_queue_makes_late_is_refused_where_the_config_says_so() {
+    let door = DoorPolicy { refuse_infeasible: true, refuse_late: true };
+    let mut options = EngineOptions { door, policy: Box::new(MillisecondAToken), ..options() };
+    options.limits.running_requests_max = 1;
+    let engine = start_slow(Duration::from_millis(5), options);
+    let running = engine.handle().submit(submission(1, 50, 200)).await.expect("runs");
+    eventually(engine.handle(), "it runs", |state| state["scheduler"]["running"] == 1).await;
+    let waiting = engine.handle().submit(in_time(submission(2, 60, 3), 100)).await.expect("is next");
+    let refusal = engine.handle().submit(in_time(submission(3, 60, 3), 100)).await.expect_err("120 ms");
+    assert!(matches!(&refusal, AdmissionError::TooLate(why) if why.contains("120.000 ms")), "{refusal}");
+    drop((running, waiting));
     engine.shutdown(LONG).await;
 }

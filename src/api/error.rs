@@ -12,6 +12,12 @@ use crate::request::RequestFailure;
 /// What `Retry-After` tells a client that meets a full or draining server, in seconds.
 pub const RETRY_AFTER_S: u16 = 1;
 
+/// Longest message, in characters: it may quote what the caller sent.
+const MESSAGE_CHARACTERS_MAX: usize = 600;
+
+/// Longest field name, in characters.
+const PARAM_CHARACTERS_MAX: usize = 120;
+
 /// An error for the caller: a status and `{"error": {message, type, param, code}}`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -29,7 +35,7 @@ pub struct ApiError {
 impl ApiError {
     /// An error without a field.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
-        ApiError { status, message: message.into(), param: None, code }
+        ApiError { status, message: cut(message.into(), MESSAGE_CHARACTERS_MAX), param: None, code }
     }
 
     /// 400: a field has a wrong type or value.
@@ -44,7 +50,7 @@ impl ApiError {
 
     /// The same error, about a field.
     pub fn with_param(mut self, param: impl Into<String>) -> ApiError {
-        self.param = Some(param.into());
+        self.param = Some(cut(param.into(), PARAM_CHARACTERS_MAX));
         self
     }
 
@@ -66,6 +72,14 @@ impl ApiError {
             "code": self.code,
         }})
     }
+}
+
+fn cut(mut text: String, characters_max: usize) -> String {
+    if let Some((at, _)) = text.char_indices().nth(characters_max) {
+        text.truncate(at);
+        text.push('…');
+    }
+    text
 }
 
 impl IntoResponse for ApiError {
@@ -90,6 +104,9 @@ impl From<AdmissionError> for ApiError {
             }
             AdmissionError::TooLarge { .. } => {
                 ApiError::new(StatusCode::BAD_REQUEST, "kv_pool_too_small", message).with_param("max_tokens")
+            }
+            AdmissionError::TooLate(_) => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "slo_too_late", message)
             }
             AdmissionError::Infeasible(_) => {
                 ApiError::new(StatusCode::BAD_REQUEST, "slo_infeasible", message).with_param("slo")

@@ -2,7 +2,7 @@
 //!
 //! A request is read and bounded ([`body`]), parsed field by field so that nothing is
 //! ever ignored ([`fields`], [`params`], [`prompt`]), handed to the [`Engine`], and its
-//! tokens become text ([`output`]) in one answer or in a stream of events ([`stream`]).
+//! tokens become text ([`output`]) in one answer or in a stream of server-sent events.
 //! An answer that is dropped, because its client has left, cancels the request ([`answer`]).
 
 pub mod answer;

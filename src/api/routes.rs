@@ -30,9 +30,11 @@ use crate::time::Micros;
 pub struct ApiLimits {
     /// Longest request body, in bytes.
     pub body_bytes_max: usize,
-    /// Longest time from a request's headers to the end of its answer.
+    /// Longest time to send a request's head; also how long an idle connection is kept.
+    pub header_timeout: Duration,
+    /// Longest time from a request's head to the end of its answer.
     pub request_timeout: Duration,
-    /// Most connections at a time; later ones wait to be accepted.
+    /// Most connections at a time on each listener; later ones wait to be accepted.
     pub connections_max: usize,
 }
 
@@ -40,6 +42,7 @@ impl Default for ApiLimits {
     fn default() -> ApiLimits {
         ApiLimits {
             body_bytes_max: 4 << 20,
+            header_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(600),
             connections_max: 1024,
         }

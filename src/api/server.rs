@@ -14,11 +14,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::routes::ApiLimits;
 use super::socket::{BoundSocket, SocketFile};
 use super::write_stall::WriteStall;
-
-/// Longest time to read a request's headers; also how long an idle connection is kept.
-pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest request head (line and headers), in bytes.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -65,8 +63,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `router` on the bound socket, and on `tcp` if given. Must be called
-    /// within a tokio runtime.
+    /// Serves `router` on the bound socket, and on `tcp` if given, with at most
+    /// `connections_max` connections on each. Must be called within a tokio runtime.
+    /// `limits` are those that the router was built with.
     ///
     /// # Errors
     /// See [`ServerError`].
@@ -74,7 +73,7 @@ impl Server {
         router: Router,
         socket: BoundSocket,
         tcp: Option<SocketAddr>,
-        connections_max: usize,
+        limits: &ApiLimits,
     ) -> Result<Server, ServerError> {
         let (listener, file) = socket.into_parts();
         let unix = UnixListener::from_std(listener).map_err(ServerError::Unix)?;
@@ -87,9 +86,14 @@ impl Server {
         };
         let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
         let (stage, stages) = watch::channel(Stage::Open);
-        let acceptor = Acceptor { router, stages, permits: Arc::new(Semaphore::new(connections_max)) };
-        let mut tasks = vec![tokio::spawn(acceptor.clone().run(Listener::Unix(unix), Some(file)))];
-        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor.run(Listener::Tcp(tcp), None))));
+        let acceptor = || Acceptor {
+            router: router.clone(),
+            stages: stages.clone(),
+            header_timeout: limits.header_timeout,
+            permits: Arc::new(Semaphore::new(limits.connections_max)),
+        };
+        let mut tasks = vec![tokio::spawn(acceptor().run(Listener::Unix(unix), Some(file)))];
+        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor().run(Listener::Tcp(tcp), None))));
         Ok(Server { stage, tasks, tcp_address })
     }
 
@@ -167,7 +171,8 @@ impl Listener {
 struct Acceptor {
     router: Router,
     stages: watch::Receiver<Stage>,
-    /// One for each connection.
+    header_timeout: Duration,
+    /// One for each connection. Each listener has its own: waiting to accept takes one.
     permits: Arc<Semaphore>,
 }
 
@@ -213,7 +218,8 @@ impl Acceptor {
         let io = TokioIo::new(WriteStall::new(stream, WRITE_STALL_TIMEOUT));
         let service = TowerToHyperService::new(self.router);
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
+        builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
+        builder.max_buf_size(HEAD_BYTES_MAX);
         let mut connection = std::pin::pin!(builder.serve_connection(io, service));
         let outcome = tokio::select! {
             outcome = connection.as_mut() => outcome,

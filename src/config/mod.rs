@@ -27,7 +27,7 @@ pub use models::{DraftConfig, TargetConfig};
 pub use problem::{ConfigError, Problem};
 pub use scheduler::SchedulerConfig;
 pub use server::{SOCKET_PATH_BYTES_MAX, ServerConfig};
-pub use slo::{CLASSES_MAX, Infeasible, SloClass, SloConfig};
+pub use slo::{CLASSES_MAX, Infeasible, Late, SloClass, SloConfig};
 pub use speculation::{PolicyParseError, PolicySpec, SpeculationConfig};
 pub use telemetry::{LogFormat, LogLevel, TelemetryConfig};
 

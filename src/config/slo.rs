@@ -15,6 +15,7 @@ const TPOT_MS: Integer = Integer::new("tpot_ms", 50, 1, 3_600_000);
 const NAME_BOUND: &str = "1 to 32 of a-z, 0-9, - and _";
 const NAME_BYTES_MAX: usize = 32;
 const INFEASIBLE_BOUND: &str = "\"best_effort\" or \"reject\"";
+const LATE_BOUND: &str = "\"queue\" or \"reject\"";
 const CLASSES_ADVICE: &str = "write each class as [[slo.classes]], 1 to 16 of them, the most urgent first";
 
 /// What happens to a request whose objective can't be met even on an empty machine.
@@ -43,6 +44,32 @@ impl Infeasible {
     }
 }
 
+/// What happens to a request whose first token would come too late because of those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Late {
+    /// It waits its turn.
+    Queue,
+    /// It is refused with 503, so that the caller can go elsewhere.
+    Reject,
+}
+
+impl Late {
+    fn name(self) -> &'static str {
+        match self {
+            Late::Queue => "queue",
+            Late::Reject => "reject",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Late, String> {
+        match text {
+            "queue" => Ok(Late::Queue),
+            "reject" => Ok(Late::Reject),
+            _ => Err("is not a choice".to_owned()),
+        }
+    }
+}
+
 /// A named pair of objectives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SloClass {
@@ -61,6 +88,8 @@ pub struct SloConfig {
     pub default_class: u8,
     /// What happens to impossible objectives.
     pub infeasible: Infeasible,
+    /// What happens to requests whose first token the queue would make too late.
+    pub late: Late,
 }
 
 impl SloConfig {
@@ -74,6 +103,7 @@ impl SloConfig {
         let default_name =
             section.parsed("default_class", "give the name of a class", |text| Ok(text.to_owned()));
         let infeasible = section.parsed("infeasible", &format!("give {INFEASIBLE_BOUND}"), Infeasible::parse);
+        let late = section.parsed("late", &format!("give {LATE_BOUND}"), Late::parse);
         let tables = read_class_tables(&mut section);
         section.finish();
 
@@ -87,6 +117,7 @@ impl SloConfig {
                 .collect(),
             default_class: 0,
             infeasible: infeasible.unwrap_or(Infeasible::BestEffort),
+            late: late.unwrap_or(Late::Queue),
         };
         if config.classes.is_empty() {
             config.classes.push(SloClass { name: "default".to_owned(), slo: Slo::default() });
@@ -132,6 +163,7 @@ impl SloConfig {
             &[
                 Entry::text("default_class", default.clone(), "the name of a class"),
                 Entry::text("infeasible", self.infeasible.name(), INFEASIBLE_BOUND),
+                Entry::text("late", self.late.name(), LATE_BOUND),
             ],
         );
         for class in &self.classes {

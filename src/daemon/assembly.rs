@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::DaemonError;
 use super::served::ServedEngine;
-use crate::actors::{Engine, EngineOptions};
-use crate::config::{Backend, Config, PolicySpec};
+use crate::actors::{DoorPolicy, Engine, EngineOptions};
+use crate::config::{Backend, Config, Infeasible, Late, PolicySpec};
 use crate::executor::Executor;
 use crate::executor::cpu::{CpuExecutor, CpuOptions, kv_block_bytes};
 use crate::kv::BLOCK_TOKENS;
@@ -52,9 +52,14 @@ fn engine_options(config: &Config, clock: Arc<dyn Clock>) -> EngineOptions {
             // the executor says how many blocks there are
             target_blocks: u32::MAX,
             draft_blocks: u32::MAX,
+            lookup: None,
         },
         queue_requests_max: config.scheduler.queue_requests_max,
         queue_prompt_tokens_max: u32::try_from(config.scheduler.queue_prompt_tokens_max).unwrap_or(u32::MAX),
+        door: DoorPolicy {
+            refuse_infeasible: config.slo.infeasible == Infeasible::Reject,
+            refuse_late: config.slo.late == Late::Reject,
+        },
         policy: policy(config.speculation.policy),
         metrics: MetricsConfig {
             model: config.target.name.clone(),
@@ -116,9 +121,13 @@ impl ExecutorPlan {
 
     fn build(self, target: LoadedModel, draft: Option<LoadedModel>) -> Result<Box<dyn Executor>, String> {
         match self.backend {
-            Backend::Cpu => CpuExecutor::new(self.options, target, draft)
-                .map(|executor| Box::new(executor) as Box<dyn Executor>)
-                .map_err(|error| error.to_string()),
+            Backend::Cpu => {
+                let executor =
+                    CpuExecutor::new(self.options, target, draft).map_err(|error| error.to_string())?;
+                // this thread computes, too: unpinned it may share a core with its own helpers
+                executor.pin_caller();
+                Ok(Box::new(executor))
+            }
         }
     }
 }

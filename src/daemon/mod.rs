@@ -59,6 +59,7 @@ impl Daemon {
         let bound = BoundSocket::bind(&options)?;
         let limits = ApiLimits {
             body_bytes_max: config.server.body_bytes_max,
+            header_timeout: config.server.header_timeout,
             request_timeout: config.server.request_timeout,
             connections_max: config.server.connections_max,
         };
@@ -67,8 +68,8 @@ impl Daemon {
         let assembled = tokio::task::spawn_blocking(move || assembly::assemble(&config));
         let (engine, served) =
             assembled.await.map_err(|error| DaemonError::Start(format!("start-up panicked: {error}")))??;
-        let connections_max = limits.connections_max;
-        let server = Server::start(router(Arc::new(served), limits), bound, tcp, connections_max).await?;
+        let router = router(Arc::new(served), limits.clone());
+        let server = Server::start(router, bound, tcp, &limits).await?;
         tracing::info!(socket = %socket.display(), tcp = ?server.tcp_address(), "serving");
         Ok(Daemon { engine, server, socket, drain_timeout })
     }

@@ -1,3 +1,5 @@
 //! Drafting without a draft model.
 
-pub mod ngram;
+mod ngram;
+
+pub use ngram::{NgramOptions, propose};

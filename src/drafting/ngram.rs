@@ -8,7 +8,7 @@ use crate::executor::Proposal;
 use crate::request::TokenId;
 
 /// Settings of prompt lookup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct NgramOptions {
     /// Fewest tokens at the end of the sequence that must recur; at least 1.
     pub match_tokens_min: u32,

@@ -7,6 +7,9 @@
 //! implementation (DESIGN, section 11 and 12).
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod doctor;
 mod shadow;
 pub mod virtual_time;
 

@@ -75,7 +75,6 @@ pub(super) fn parse_generation_config(
 fn spec(config: &JsonObject, model_type: &str) -> Result<ModelSpec, ModelError> {
     let hidden_size = config.required_size("hidden_size", DIMENSION_MAX)?;
     let heads = config.required_size("num_attention_heads", DIMENSION_MAX)?;
-    let eps = config.positive("rms_norm_eps")?.unwrap_or(RMS_NORM_EPS_DEFAULT);
     Ok(ModelSpec {
         model_type: model_type.to_owned(),
         vocab_size: config.required_size("vocab_size", DIMENSION_MAX)?,
@@ -86,9 +85,19 @@ fn spec(config: &JsonObject, model_type: &str) -> Result<ModelSpec, ModelError> 
         kv_heads: kv_heads(config, model_type, heads)?,
         head_dim: head_dim(config, model_type, hidden_size, heads)?,
         context_tokens_max: config.required_size("max_position_embeddings", CONTEXT_TOKENS_MAX)?,
-        rms_norm_eps: eps as f32,
+        rms_norm_eps: rms_norm_eps(config)?,
         rope: rope_config::read(config)?,
     })
+}
+
+fn rms_norm_eps(config: &JsonObject) -> Result<f32, ModelError> {
+    let key = "rms_norm_eps";
+    let eps = config.positive(key)?.unwrap_or(RMS_NORM_EPS_DEFAULT) as f32;
+    if (f32::MIN_POSITIVE..=1.0).contains(&eps) {
+        Ok(eps)
+    } else {
+        Err(config.bad(key, "expected a number above 0 and at most 1, in single precision"))
+    }
 }
 
 /// `null` means one key head per query head; only llama may leave the key out, since the

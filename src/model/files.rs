@@ -147,7 +147,7 @@ fn map_file(path: &Path) -> Result<TensorBytes, ModelError> {
     let file = File::open(path).map_err(|source| io_error(path, source))?;
     // SAFETY: the map is private and read-only, and only ever read as plain bytes. Another
     // process that changes the file changes the numbers; one that cuts it short makes a read
-    // end this process with SIGBUS. Both are the operator's to avoid (docs/models.md).
+    // end this process with SIGBUS. Both are the operator's to avoid, as `load` documents.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
     Ok(Arc::new(map))
 }

@@ -79,6 +79,16 @@ impl<'a> JsonObject<'a> {
         }
     }
 
+    /// The finite number at `key`, not below `min`.
+    pub(super) fn at_least(&self, key: &str, min: f64) -> Result<Option<f64>, ModelError> {
+        match self.positive(key)? {
+            Some(number) if number < min => {
+                Err(self.bad(key, format!("expected a number of at least {min}")))
+            }
+            number => Ok(number),
+        }
+    }
+
     /// As [`positive`](Self::positive), for a key that must be there.
     pub(super) fn required_positive(&self, key: &str) -> Result<f64, ModelError> {
         self.positive(key)?.ok_or_else(|| self.missing(key))

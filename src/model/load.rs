@@ -36,7 +36,8 @@ pub struct ModelPair {
     pub draft: Option<Model>,
 }
 
-/// Loads the model that `source` means for `role`. Weights are mapped, not copied.
+/// Loads the model that `source` means for `role`. Weights are mapped, not copied: the files
+/// must not be changed or cut while the model is in use (replace them by renaming).
 ///
 /// # Errors
 /// Anything that [`ModelError`] names but `Pair`.

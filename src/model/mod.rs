@@ -5,6 +5,7 @@ mod config_json;
 mod embedded;
 mod error;
 mod files;
+pub mod inflate;
 mod json_file;
 mod load;
 mod pair;

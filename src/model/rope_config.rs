@@ -30,9 +30,9 @@ fn theta(
     parameters: Option<&JsonObject>,
     scaling: Option<&JsonObject>,
 ) -> Result<f64, ModelError> {
-    let mut theta = config.positive("rope_theta")?;
+    let mut theta = config.at_least("rope_theta", 1.0)?;
     for object in [parameters, scaling].into_iter().flatten() {
-        let Some(here) = object.positive("rope_theta")? else { continue };
+        let Some(here) = object.at_least("rope_theta", 1.0)? else { continue };
         if theta.is_some_and(|before| before != here) {
             return Err(object.bad("rope_theta", "differs from another `rope_theta` of this file"));
         }
@@ -50,7 +50,7 @@ fn scaling(object: &JsonObject) -> Result<RopeScaling, ModelError> {
     let key = if object.get("rope_type").is_some() { "rope_type" } else { "type" };
     match object.string(key)?.unwrap_or("default") {
         "default" => Ok(RopeScaling::Default),
-        "linear" => Ok(RopeScaling::Linear { factor: object.required_positive("factor")? }),
+        "linear" => Ok(RopeScaling::Linear { factor: factor(object)? }),
         "llama3" => llama3(object),
         _ => Err(object.bad(key, "not supported; `default`, `linear` and `llama3` are")),
     }
@@ -65,11 +65,16 @@ fn llama3(object: &JsonObject) -> Result<RopeScaling, ModelError> {
         );
     }
     Ok(RopeScaling::Llama3 {
-        factor: object.required_positive("factor")?,
+        factor: factor(object)?,
         low_freq_factor,
         high_freq_factor,
         original_context: object.required_positive("original_max_position_embeddings")?,
     })
+}
+
+/// Scaling stretches contexts; it never shortens them.
+fn factor(object: &JsonObject) -> Result<f64, ModelError> {
+    object.at_least("factor", 1.0)?.ok_or_else(|| object.missing("factor"))
 }
 
 fn refuse_partial_rotation(object: &JsonObject) -> Result<(), ModelError> {

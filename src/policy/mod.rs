@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub use fixed::Fixed;
 
 use crate::executor::Proposal;
-use crate::request::RequestId;
+use crate::request::{RequestId, Slo};
 use crate::time::Micros;
 
 /// A sequence that decodes in this step, as a policy sees it.
@@ -173,6 +173,22 @@ pub trait Policy: Send + Sync + Debug {
     fn predict(&self, report: &StepReport) -> Option<Micros> {
         let _ = report;
         None
+    }
+
+    /// Whether an objective can be met by plain decoding of this one request, when
+    /// `prompt_tokens` are prefilled in chunks of `chunk_tokens` before its first token (its
+    /// own prompt, and those that wait before it). `Ok` for policies without a time model.
+    ///
+    /// # Errors
+    /// The objective that can't be met, and the best that can be hoped for.
+    fn check_feasible(
+        &self,
+        slo: &Slo,
+        prompt_tokens: u32,
+        chunk_tokens: u32,
+    ) -> Result<(), slo::Infeasible> {
+        let _ = (slo, prompt_tokens, chunk_tokens);
+        Ok(())
     }
 
     /// An immutable copy of what is known now.

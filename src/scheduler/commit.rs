@@ -25,8 +25,8 @@ impl Scheduler {
         let mut deliveries = Vec::with_capacity(in_flight.rows.len());
         let mut ended = Vec::new();
         for (index, (row, verdict)) in in_flight.rows.iter().zip(&outcome.verdicts).enumerate() {
-            let verified = outcome.verified.get(index).copied();
-            let end = self.commit_row(row, verdict, verified, now, &mut deliveries);
+            let drafts = outcome.drafted.get(index).copied().zip(outcome.verified.get(index).copied());
+            let end = self.commit_row(row, verdict, drafts, now, &mut deliveries);
             if let Some(event) = end {
                 ended.push((row.place, event));
             }
@@ -44,18 +44,16 @@ impl Scheduler {
             });
             let sequence = &mut self.running[draft.place];
             sequence.draft.computed = draft.computed + fed_and_accepted;
-            if let Some(decoding) = draft.decoding {
-                sequence.speculation.drafted += outcome.drafted[decoding as usize];
-            }
         }
     }
 
-    /// One row: returns the terminal event if the request ends here.
+    /// One row, with its drafted and verified counts if it decodes: returns the terminal event
+    /// if the request ends here.
     fn commit_row(
         &mut self,
         row: &PlannedRow,
         verdict: &Verdict,
-        verified: Option<u32>,
+        drafts: Option<(u32, u32)>,
         now: Micros,
         deliveries: &mut Vec<Delivery>,
     ) -> Option<TokenEvent> {
@@ -67,8 +65,9 @@ impl Scheduler {
         if !verdict.finite {
             return Some(TokenEvent::Failed(RequestFailure::Numerical));
         }
-        if let Some(verified) = verified {
+        if let Some((drafted, verified)) = drafts {
             sequence.speculation.steps += 1;
+            sequence.speculation.drafted += drafted;
             sequence.speculation.verified += verified;
             sequence.speculation.accepted += verdict.accepted;
         }

@@ -21,6 +21,7 @@ mod tests;
 use self::plan::InFlight;
 use self::queue::Queue;
 use self::sequence::Sequence;
+use crate::drafting::NgramOptions;
 use crate::executor::ExecutorInfo;
 use crate::kv::{BlockPool, PoolUsage, blocks_for};
 use crate::request::{Ending, GenerationRequest, RequestFailure, RequestId, TokenEvent};
@@ -41,6 +42,8 @@ pub struct SchedulerLimits {
     pub target_blocks: u32,
     /// Blocks of the draft's pool; 0 without a draft model.
     pub draft_blocks: u32,
+    /// Look drafts up in the sequence itself, with these settings, instead of asking a model.
+    pub lookup: Option<NgramOptions>,
 }
 
 impl SchedulerLimits {
@@ -50,13 +53,14 @@ impl SchedulerLimits {
             running_requests_max: self.running_requests_max.min(executor.batch_sequences_max),
             prefill_chunk_tokens_max: self.prefill_chunk_tokens_max.min(executor.batch_tokens_max),
             batch_tokens_max: self.batch_tokens_max.min(executor.batch_tokens_max),
-            draft_tokens_max: if executor.has_draft() {
+            draft_tokens_max: if executor.has_draft() || self.lookup.is_some() {
                 self.draft_tokens_max.min(executor.draft_tokens_max)
             } else {
                 0
             },
             target_blocks: executor.target_blocks,
             draft_blocks: executor.draft_blocks,
+            lookup: self.lookup,
         }
     }
 }

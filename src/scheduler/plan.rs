@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::Scheduler;
 use super::sequence::Sequence;
+use crate::drafting::propose;
 use crate::executor::{DraftRow, VerifyRow};
 use crate::kv::{BLOCK_TOKENS, blocks_for};
-use crate::policy::{Policy, StepDecision, StepView};
+use crate::policy::{DraftedRow, Policy, StepDecision, StepView};
 use crate::step::{Drafting, StepPlan};
 use crate::time::Micros;
 
@@ -130,12 +131,16 @@ impl Scheduler {
 
     fn view(&self, now: Micros, decoding: &[usize], prefilling: &[usize]) -> StepView {
         let drafts_max = |sequence: &Sequence| sequence.drafts_useful().min(self.limits.draft_tokens_max);
+        let lookup = self.limits.lookup.is_some();
         StepView {
             now,
             decoding: decoding
                 .iter()
                 .map(|&place| &self.running[place])
-                .map(|sequence| sequence.decode_view(now, drafts_max(sequence)))
+                .map(|sequence| {
+                    let lag = if lookup { 1 } else { sequence.len() - sequence.draft.computed };
+                    sequence.decode_view(now, drafts_max(sequence), lag)
+                })
                 .collect(),
             prefilling: prefilling.iter().map(|&place| self.running[place].prefill_view(now)).collect(),
             waiting: self.waiting.len() as u32,
@@ -171,7 +176,16 @@ impl Scheduler {
             len,
             VerifyRow { input: sequence.target_input(len - 1, len), drafts: 0, tree: None, sample: true },
         );
-        if drafts > 0 {
+        if drafts > 0
+            && let Some(options) = &self.limits.lookup
+        {
+            let mut proposals = Vec::new();
+            propose(&sequence.tokens, drafts, options, &mut proposals);
+            step.plan.granted.drafts[index] = drafts;
+            if !proposals.is_empty() {
+                step.plan.lookups.push(DraftedRow { decoding: index as u32, proposals });
+            }
+        } else if drafts > 0 {
             let chunk_end = len.min(sequence.draft.computed + self.limits.prefill_chunk_tokens_max);
             let decoding = (chunk_end == len).then_some(index as u32);
             let limit = if decoding.is_some() { drafts } else { 0 };
@@ -191,8 +205,8 @@ impl Scheduler {
         } else {
             sequence.target.table.capacity_tokens().saturating_sub(len)
         };
-        if drafts == 0 {
-            return 0;
+        if drafts == 0 || self.limits.lookup.is_some() {
+            return drafts;
         }
         let draft = &mut sequence.draft;
         if draft.computed == 0 {
@@ -245,7 +259,7 @@ impl Scheduler {
                 end,
                 VerifyRow { input: sequence.target_input(computed, end), drafts: 0, tree: None, sample },
             );
-            if decision.warm_draft {
+            if decision.warm_draft && self.limits.lookup.is_none() {
                 self.warm_draft(step, place, end);
             }
         }
@@ -282,6 +296,7 @@ impl StepBuilder {
                 policy,
                 rows: Vec::with_capacity(view.decoding.len() + view.prefilling.len()),
                 drafting: Vec::new(),
+                lookups: Vec::new(),
                 started: Vec::new(),
                 granted: StepDecision { drafts: vec![0; view.decoding.len()], ..StepDecision::default() },
                 view,

@@ -137,14 +137,14 @@ impl Sequence {
     }
 
     /// As a policy sees it while it decodes.
-    pub fn decode_view(&self, now: Micros, drafts_max: u32) -> DecodeView {
+    pub fn decode_view(&self, now: Micros, drafts_max: u32, draft_lag_tokens: u32) -> DecodeView {
         DecodeView {
             request: self.request.id,
             context_tokens: self.len(),
             output_tokens: self.output_tokens(),
             since_first_token: now.saturating_sub(self.first_token.unwrap_or(now)),
             tpot: self.request.slo.tpot,
-            draft_lag_tokens: self.len() - self.draft.computed,
+            draft_lag_tokens,
             drafts_max,
             temperature: self.request.sampling.temperature,
         }

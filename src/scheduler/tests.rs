@@ -39,6 +39,7 @@ fn limits(target_blocks: u32) -> SchedulerLimits {
         draft_tokens_max: 8,
         target_blocks,
         draft_blocks: target_blocks,
+        lookup: None,
     }
 }
 
@@ -374,6 +375,25 @@ fn a_shortage_of_draft_blocks_costs_drafts_and_nothing_else() {
     for request in &requests {
         assert_eq!(game.outputs[&request.id], expect(&game, request));
     }
+}
+
+#[test]
+fn drafts_looked_up_in_the_text_need_no_draft_model_and_change_nothing() {
+    let lookup = Some(crate::drafting::NgramOptions { match_tokens_min: 1, ..Default::default() });
+    let options = ShadowOptions::small(64, 0);
+    let info = crate::executor::ExecutorInfo { vocab_size: 3, ..options.info.clone() };
+    let limits = SchedulerLimits { draft_blocks: 0, lookup, ..limits(64) };
+    let mut game = Game::with(limits, ShadowOptions { info, ..options }, 4);
+    let requests: Vec<_> = (0..6).map(|id| request(id, 40, 60)).collect();
+    for request in &requests {
+        game.arrive(request.clone());
+    }
+    game.play_out();
+    for request in &requests {
+        assert_eq!(game.outputs[&request.id], expect(&game, request));
+    }
+    let accepted: u32 = requests.iter().map(|request| game.summary(request.id).speculation.accepted).sum();
+    assert!(accepted > 0, "of three tokens some guess is right");
 }
 
 #[test]

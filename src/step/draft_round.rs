@@ -21,9 +21,10 @@ pub struct Drafted {
 }
 
 impl Drafted {
-    /// A step that goes straight to the target.
-    pub fn nothing(plan: StepPlan) -> Drafted {
-        Drafted { plan, rows: Vec::new(), ran: false, calls: Vec::new(), time: Micros::ZERO }
+    /// A step that goes straight to the target: plainly, or with drafts that were looked up.
+    pub fn without_model(mut plan: StepPlan) -> Drafted {
+        let rows = std::mem::take(&mut plan.lookups);
+        Drafted { plan, rows, ran: false, calls: Vec::new(), time: Micros::ZERO }
     }
 }
 
@@ -35,7 +36,7 @@ pub fn draft_round(
     clock: &dyn Clock,
 ) -> Result<Drafted, ExecutorError> {
     if plan.drafting.is_empty() {
-        return Ok(Drafted::nothing(plan));
+        return Ok(Drafted::without_model(plan));
     }
     let start = clock.now();
     let mut round = Round::start(executor, &plan)?;

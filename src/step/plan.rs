@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::executor::{DraftRow, Verdict, VerifyRow};
-use crate::policy::{Policy, Step, StepDecision, StepView};
+use crate::policy::{DraftedRow, Policy, Step, StepDecision, StepView};
 use crate::request::{RequestId, TokenEvent};
 
 /// Everything that the drafter and the verifier need for one step.
@@ -22,6 +22,8 @@ pub struct StepPlan {
     pub rows: Vec<VerifyRow>,
     /// The draft model's rows: first those that propose, then those that only fill the cache.
     pub drafting: Vec<Drafting>,
+    /// Drafts that were looked up rather than computed, in the order of the decoding sequences.
+    pub lookups: Vec<DraftedRow>,
     /// Requests that are part of a step for the first time.
     pub started: Vec<RequestId>,
 }

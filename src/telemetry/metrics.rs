@@ -1,15 +1,22 @@
 //! The daemon's counters, histograms and gauges.
 
+use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::histogram::LatencyHistogram;
-use super::summary::{Counters, MetricsSummary};
+use super::summary::{Counters, MetricsSummary, PredictionError};
 use crate::policy::StepReport;
 use crate::request::{FinishReason, RequestFailure, RequestSummary, Slo};
 use crate::time::Micros;
 
 /// Draft positions counted one by one; deeper ones are counted with the last.
 pub const DRAFT_POSITIONS_MAX: usize = 16;
+
+/// Parts of one in which relative errors are kept.
+const BASIS_POINTS: f64 = 10_000.0;
+
+/// Largest relative error told apart from larger ones, in basis points: a hundredfold.
+const PREDICTION_ERROR_BP_MAX: u64 = 1_000_000;
 
 /// Bucket edges of request latencies, in microseconds: 1 ms to 5 min.
 const REQUEST_EDGES_US: [u64; 18] = [
@@ -89,6 +96,8 @@ pub enum RejectionReason {
     TooLarge,
     /// The objective can't be met on an empty machine.
     Infeasible,
+    /// The requests before it would make its first token too late.
+    TooLate,
 }
 
 /// All that is counted. Owned by the SLO monitor.
@@ -100,6 +109,8 @@ pub struct Metrics {
     pub(super) accepted_per_position: [u64; DRAFT_POSITIONS_MAX],
     pub(super) failures: Failures,
     pub(super) latencies: Latencies,
+    /// |observed - predicted| / observed of step times, in basis points.
+    pub(super) prediction_errors: Histogram<u64>,
 }
 
 /// Failed and refused requests by reason.
@@ -113,6 +124,7 @@ pub(super) struct Failures {
     pub(super) unavailable: u64,
     pub(super) too_large: u64,
     pub(super) infeasible: u64,
+    pub(super) too_late: u64,
 }
 
 /// Histograms.
@@ -127,6 +139,7 @@ pub(super) struct Latencies {
     pub(super) step_draft: LatencyHistogram,
     pub(super) step_target: LatencyHistogram,
     pub(super) step_host: LatencyHistogram,
+    pub(super) step_predicted: LatencyHistogram,
 }
 
 impl Latencies {
@@ -145,6 +158,7 @@ impl Latencies {
             step_draft: LatencyHistogram::new(step()),
             step_target: LatencyHistogram::new(step()),
             step_host: LatencyHistogram::new(step()),
+            step_predicted: LatencyHistogram::new(step().chain(tpots())),
         }
     }
 }
@@ -159,6 +173,8 @@ impl Metrics {
             counters: Counters::default(),
             accepted_per_position: [0; DRAFT_POSITIONS_MAX],
             failures: Failures::default(),
+            prediction_errors: Histogram::new_with_bounds(1, PREDICTION_ERROR_BP_MAX, 2)
+                .expect("the bounds are constants that HDR histograms allow"),
         }
     }
 
@@ -206,6 +222,18 @@ impl Metrics {
         self.latencies.step_host.record(report.step_time.saturating_sub(device));
     }
 
+    /// Counts an admitted request whose objective can't be met even on an empty machine.
+    pub fn record_best_effort(&mut self) {
+        self.counters.best_effort += 1;
+    }
+
+    /// Sets a policy's prediction of a step's time beside the time that it took.
+    pub fn record_prediction(&mut self, predicted: Micros, observed: Micros) {
+        self.latencies.step_predicted.record(predicted);
+        let error = observed.0.abs_diff(predicted.0) as f64 / observed.0.max(1) as f64;
+        self.prediction_errors.saturating_record((error * BASIS_POINTS) as u64);
+    }
+
     /// Counts a request that was taken into the queue.
     pub fn record_admitted(&mut self, prompt_tokens: u32) {
         self.counters.admitted += 1;
@@ -220,6 +248,7 @@ impl Metrics {
             RejectionReason::Unavailable => &mut self.failures.unavailable,
             RejectionReason::TooLarge => &mut self.failures.too_large,
             RejectionReason::Infeasible => &mut self.failures.infeasible,
+            RejectionReason::TooLate => &mut self.failures.too_late,
         } += 1;
     }
 
@@ -275,6 +304,17 @@ impl Metrics {
         } += 1;
     }
 
+    /// How far predictions were off; `None` before the first.
+    pub(super) fn prediction_error(&self) -> Option<PredictionError> {
+        let errors = &self.prediction_errors;
+        let quantile = |quantile| errors.value_at_quantile(quantile) as f64 / BASIS_POINTS;
+        (!errors.is_empty()).then(|| PredictionError {
+            p50: quantile(0.5),
+            p99: quantile(0.99),
+            count: errors.len(),
+        })
+    }
+
     /// A digest for people.
     pub fn summary(&self) -> MetricsSummary {
         let (latencies, counters) = (&self.latencies, self.counters);
@@ -287,6 +327,8 @@ impl Metrics {
             e2e: latencies.e2e.quantiles(),
             queue: latencies.queue.quantiles(),
             step: latencies.step.quantiles(),
+            host: latencies.step_host.quantiles(),
+            prediction_error: self.prediction_error(),
             counters,
             mean_acceptance_length: ratio(counters.accepted, counters.sequence_steps).map(|rate| 1.0 + rate),
             attainment: ratio(counters.slo_request.attained, counters.finished()),

@@ -15,4 +15,4 @@ mod tests;
 pub use histogram::{LATENCY_MAX, LatencyHistogram, Quantiles};
 pub use metrics::{DRAFT_POSITIONS_MAX, Gauges, KvGauge, Metrics, MetricsConfig, RejectionReason};
 pub use prometheus::{CONTENT_TYPE as PROMETHEUS_CONTENT_TYPE, MetricKind, PrometheusText};
-pub use summary::{Counters, MetricsSummary, SloCounts};
+pub use summary::{Counters, MetricsSummary, PredictionError, SloCounts};

@@ -80,6 +80,7 @@ impl Metrics {
             ("unavailable", failures.unavailable),
             ("too_large", failures.too_large),
             ("slo_infeasible", failures.infeasible),
+            ("slo_too_late", failures.too_late),
         ] {
             page.sample(&[("reason", reason)], count);
         }
@@ -160,6 +161,11 @@ impl Metrics {
         for (kind, counts) in kinds {
             page.sample(&[("kind", kind)], counts.attained);
         }
+        page.counter(
+            "specserve_slo_infeasible_total",
+            "Admitted requests whose objective plain decoding on an empty machine could not meet; served as well as may be.",
+            counters.best_effort,
+        );
         page.family(
             "specserve_slo_violated_total",
             Counter,
@@ -214,5 +220,24 @@ impl Metrics {
         page.latencies(&[("kind", "draft")], &latencies.step_draft);
         page.latencies(&[("kind", "target")], &latencies.step_target);
         page.latencies(&[("kind", "host")], &latencies.step_host);
+        self.render_predictions(page);
+    }
+
+    fn render_predictions(&self, page: &mut PrometheusText) {
+        page.family(
+            "specserve_step_predicted_seconds",
+            Histogram,
+            "A step's time as the policy's time model gave it, to be held against specserve_step_seconds.",
+        );
+        page.latencies(&[], &self.latencies.step_predicted);
+        page.family(
+            "specserve_step_prediction_error_ratio",
+            Gauge,
+            "|observed - predicted| / observed of step times since start, by quantile.",
+        );
+        if let Some(error) = self.prediction_error() {
+            page.sample(&[("quantile", "0.5")], error.p50);
+            page.sample(&[("quantile", "0.99")], error.p99);
+        }
     }
 }

@@ -22,12 +22,27 @@ pub struct MetricsSummary {
     pub queue: Option<Quantiles>,
     /// Whole steps.
     pub step: Option<Quantiles>,
+    /// The part of each step that neither model ran.
+    pub host: Option<Quantiles>,
+    /// How far the policy's predictions of step times were off.
+    pub prediction_error: Option<PredictionError>,
     /// Counters.
     pub counters: Counters,
     /// Tokens per sequence and target step: `1 + accepted / sequence steps`; `None` before the first.
     pub mean_acceptance_length: Option<f64>,
     /// Attained over finished requests; `None` before the first.
     pub attainment: Option<f64>,
+}
+
+/// Relative errors of predicted step times, |observed - predicted| / observed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictionError {
+    /// Median.
+    pub p50: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// Steps behind them.
+    pub count: u64,
 }
 
 /// Counters since start. `accepted <= verified <= drafted` always holds.
@@ -49,6 +64,8 @@ pub struct Counters {
     pub rejected: u64,
     /// Preemptions.
     pub preemptions: u64,
+    /// Admitted requests whose objective could not be met even on an empty machine.
+    pub best_effort: u64,
     /// Engine steps.
     pub steps: u64,
     /// Decoding sequences summed over steps.

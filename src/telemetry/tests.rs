@@ -187,3 +187,28 @@ fn the_summary_survives_json() {
     let json = serde_json::to_string(&summary).unwrap();
     assert_eq!(serde_json::from_str::<MetricsSummary>(&json).unwrap(), summary);
 }
+
+#[test]
+fn every_metric_is_documented() {
+    let documented = include_str!("../../docs/metrics.md");
+    for family in metrics().render().lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = family.split(' ').next().unwrap();
+        let short = name.replace("specserve_spec_decode_", "…_");
+        let known = documented.contains(&format!("`{name}`"));
+        assert!(known || documented.contains(&format!("`{short}`")), "{name}");
+    }
+}
+
+#[test]
+fn predictions_are_held_against_what_happened() {
+    let mut metrics = metrics();
+    assert_eq!(metrics.summary().prediction_error, None);
+    for predicted in [1000, 1000, 900] {
+        metrics.record_prediction(Micros(predicted), Micros(1000));
+    }
+    let error = metrics.summary().prediction_error.expect("three were recorded");
+    assert_eq!(error.count, 3);
+    assert!(error.p50 < 0.001, "{error:?}");
+    assert!((error.p99 - 0.1).abs() < 0.002, "{error:?}");
+    assert!(metrics.render().contains("specserve_step_prediction_error_ratio{quantile=\"0.99\"} 0.1"));
+}

@@ -90,6 +90,7 @@ pub fn play(
         draft_tokens_max: 8,
         target_blocks: 0,
         draft_blocks: 0,
+        lookup: None,
     };
     let mut scheduler = Scheduler::new(limits.within(executor.info()));
     let mut played: BTreeMap<RequestId, Played> = BTreeMap::new();

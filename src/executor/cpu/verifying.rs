@@ -43,7 +43,7 @@ fn nodes(row: &VerifyRow) -> usize {
     row.drafts as usize + 1
 }
 
-fn target_pass(rows: &[VerifyRow]) -> Pass<'_> {
+pub(crate) fn target_pass(rows: &[VerifyRow]) -> Pass<'_> {
     let mut pass = Pass::default();
     for row in rows {
         let SequenceInput { blocks, tokens, start, .. } = &row.input;

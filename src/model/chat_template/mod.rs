@@ -1,6 +1,9 @@
 //! A conversation to one prompt text, by the model's own Jinja template, rendered as
 //! transformers' `apply_chat_template` renders it (5.x: `trim_blocks`, `lstrip_blocks`,
 //! loop controls, Python's methods, its own `tojson`, `raise_exception`, `strftime_now`).
+//!
+//! Known differences: dates are in UTC, not local time; a number below 1e-4 or from 1e16 on
+//! that is printed without `tojson` has another exponent; `"%s" % x` is not understood.
 
 mod python_json;
 mod read;

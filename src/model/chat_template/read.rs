@@ -44,10 +44,7 @@ impl ChatTemplate {
 
 /// The text of a token of tokenizer_config.json, which is a string or an object with
 /// `content`.
-pub(in crate::model) fn special_token<'a>(
-    config: &JsonObject<'a>,
-    name: &str,
-) -> Result<Option<&'a str>, ModelError> {
+fn special_token<'a>(config: &JsonObject<'a>, name: &str) -> Result<Option<&'a str>, ModelError> {
     match config.get(name) {
         None => Ok(None),
         Some(Json::String(text)) => Ok(Some(text)),

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::json;
 
@@ -194,4 +195,21 @@ fn a_chat_template_with_an_error_stops_the_start() {
     made.write("tokenizer_config.json", json!({"bos_token": 5}).to_string());
     let error = made.error();
     assert!(error.contains("`bos_token` is 5"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Bytes 0 to 1000 hold the header's length and the header's beginning.
+    #[test]
+    fn a_damaged_header_is_read_or_refused(position in 0_usize..1000, byte in any::<u8>()) {
+        let made = Directory::new("llama");
+        made.write_all();
+        let mut bytes = made.weights(|_| true);
+        bytes[position] = byte;
+        made.write("model.safetensors", bytes);
+        if let Err(error) = made.load_as_written() {
+            prop_assert!(error.to_string().contains("model.safetensors"));
+        }
+    }
 }

@@ -1,6 +1,8 @@
+use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::Directory;
+use crate::model::config_json::parse_config;
 
 /// Sets keys of a model's config.json and gives the error of loading it.
 fn refused(model_type: &str, changes: Json) -> String {
@@ -137,3 +139,65 @@ fn a_config_that_is_no_object_is_refused() {
     let error = made.error();
     assert!(error.contains("`(root)` is [1]: expected an object"), "{error}");
 }
+
+fn any_json() -> impl Strategy<Value = Json> {
+    let numbers = [0, 1, -1, i64::MAX, i64::MIN, 1 << 31, 1 << 21];
+    prop_oneof![
+        Just(Json::Null),
+        any::<bool>().prop_map(Json::from),
+        prop::sample::select(numbers.to_vec()).prop_map(Json::from),
+        any::<f64>().prop_map(Json::from),
+        any::<u64>().prop_map(Json::from),
+        ".{0,8}".prop_map(Json::from),
+        prop::collection::vec(any::<u32>(), 0..4).prop_map(Json::from),
+        any::<f64>().prop_map(|factor| json!({"rope_type": "linear", "factor": factor})),
+        any::<[f64; 4]>().prop_map(|[a, b, c, d]| {
+            json!({"rope_type": "llama3", "factor": a, "low_freq_factor": b, "high_freq_factor": c,
+                   "original_max_position_embeddings": d})
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_value_under_any_key_is_taken_or_refused(
+        keys in prop::collection::vec((prop::sample::select(KEYS.to_vec()), any_json()), 1..4),
+        model_type in prop::sample::select(vec!["llama", "mistral", "qwen2", "qwen3"]),
+    ) {
+        let mut config = Directory::config(model_type);
+        for (key, value) in keys {
+            config[key] = value;
+        }
+        if let Ok(parsed) = parse_config("config.json", &config) {
+            let spec = parsed.spec;
+            prop_assert!(spec.heads % spec.kv_heads == 0 && spec.head_dim % 2 == 0 && spec.vocab_size > 0);
+            prop_assert!(parsed.eos.iter().all(|id| (*id as usize) < spec.vocab_size));
+            prop_assert!(spec.rms_norm_eps > 0.0 && spec.rms_norm_eps <= 1.0);
+            let frequencies = spec.rope.inverse_frequencies(8);
+            prop_assert!(frequencies.iter().all(|f| (0.0..=1.0).contains(f)), "{frequencies:?}");
+        }
+    }
+}
+
+const KEYS: [&str; 20] = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "tie_word_embeddings",
+    "attention_bias",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "eos_token_id",
+];

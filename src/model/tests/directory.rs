@@ -28,15 +28,8 @@ pub(super) struct Directory {
 impl Directory {
     /// A model of two layers with two query heads and one key head of width 4.
     pub(super) fn new(model_type: &str) -> Self {
-        let config = json!({
-            "model_type": model_type, "vocab_size": VOCAB, "hidden_size": HIDDEN,
-            "intermediate_size": MLP, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 64,
-            "rms_norm_eps": 1e-5, "rope_theta": 500.0, "tie_word_embeddings": true,
-            "hidden_act": "silu", "eos_token_id": 2
-        });
         let root = tempfile::tempdir().expect("a temporary directory");
-        let mut made = Self { root, config, tensors: BTreeMap::new() };
+        let mut made = Self { root, config: Self::config(model_type), tensors: BTreeMap::new() };
         made.add("model.embed_tokens.weight", &[VOCAB, HIDDEN]);
         made.add("model.norm.weight", &[HIDDEN]);
         for layer in 0..LAYERS {
@@ -61,6 +54,17 @@ impl Directory {
         }
         made.write("tokenizer.json", tokenizer_json(VOCAB - 3).to_string());
         made
+    }
+
+    /// Its config.json.
+    pub(super) fn config(model_type: &str) -> Json {
+        json!({
+            "model_type": model_type, "vocab_size": VOCAB, "hidden_size": HIDDEN,
+            "intermediate_size": MLP, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5, "rope_theta": 500.0, "tie_word_embeddings": true,
+            "hidden_act": "silu", "eos_token_id": 2
+        })
     }
 
     /// Adds a bf16 tensor.

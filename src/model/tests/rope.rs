@@ -55,6 +55,32 @@ fn llama3_scaling_ramps_between_the_bounds() {
     near(&rope.inverse_frequencies(4), &[1.0, 6.056_169_740_620_294e-4]);
 }
 
+/// Llama 3.2 1B's parameters; what transformers 5.24 computes for them in fp32.
+#[test]
+fn llama3_scaling_agrees_with_transformers() {
+    let scaling = RopeScaling::Llama3 {
+        factor: 32.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_context: 8192.0,
+    };
+    let found = Rope { theta: 500_000.0, scaling }.inverse_frequencies(64);
+    assert_eq!(found.len(), 32);
+    for (pair, expected) in [
+        (0, 1.0),
+        (8, 0.037_606_030_702_590_94),
+        (14, 0.003_211_446_106_433_868_4),
+        (15, 0.001_290_548_010_729_253_3),
+        (16, 4.295_567_050_576_21e-4),
+        (17, 9.708_286_233_944_818e-5),
+        (18, 1.946_163_865_795_824_7e-5),
+        (31, 9.418_306_490_260_875e-8),
+    ] {
+        let error = found[pair] / expected - 1.0;
+        assert!(error.abs() < 1e-6, "pair {pair}: {} is not {expected}", found[pair]);
+    }
+}
+
 fn llama31() -> RopeScaling {
     RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192.0 }
 }

@@ -20,10 +20,11 @@ use workspace::{Costs, Spent, Workspace};
 
 use super::calibration::{Calibration, CalibrationMode, Reliability};
 use super::cost_model::{CostModel, ROWS_MAX};
-use super::slo::{Standing, tpot_bound};
+use super::slo::{Infeasible, Standing, check_feasible, tpot_bound};
 use super::survival::{Forecast, POSITIONS_MAX, forecast_survival};
 use super::time_correction::TimeModel;
 use super::{DraftedRow, Policy, Step, StepDecision, StepReport, StepView};
+use crate::request::Slo;
 use crate::time::Micros;
 
 /// Drafts that are less likely than this to survive are not drafted or verified, also where
@@ -261,6 +262,11 @@ impl Policy for SpecServe {
 
     fn predict(&self, report: &StepReport) -> Option<Micros> {
         Some(Micros(self.time.step_us(report) as u64))
+    }
+
+    fn check_feasible(&self, slo: &Slo, prompt_tokens: u32, chunk_tokens: u32) -> Result<(), Infeasible> {
+        let step_us = self.time.plain_step_us(1, prompt_tokens.into());
+        check_feasible(slo, prompt_tokens, step_us, chunk_tokens, &self.time)
     }
 
     fn snapshot(&self) -> Arc<dyn Policy> {

@@ -6,6 +6,10 @@
 //! lane, attention adds its positions one after the other. How many rows, which
 //! tile and which thread they fall to can't be seen in the result, which is what
 //! makes the executor batch-invariant bit for bit (within one instruction set).
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over arrays of registers: the index is the register's name"
+)]
 
 mod attention;
 #[cfg(target_arch = "x86_64")]

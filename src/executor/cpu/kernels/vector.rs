@@ -41,8 +41,7 @@ pub(crate) trait Vector: Copy {
 /// degree-5 minimax polynomial of the Cephes library's `expf`.
 #[inline(always)]
 pub(super) unsafe fn exp<V: Vector>(x: V) -> V {
-    const COEFFICIENTS: [f32; 5] =
-        [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+    const COEFFICIENTS: [f32; 5] = [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
     // SAFETY: register operations only; the caller vouches for the instruction set.
     unsafe {
         let x = V::splat(-87.0).max(V::splat(88.0).min(x));

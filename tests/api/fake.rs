@@ -257,10 +257,9 @@ impl Fixture {
             told,
         });
         let bound = BoundSocket::bind(&SocketOptions { path: socket.clone(), mode: 0o600 }).unwrap();
-        let connections_max = limits.connections_max;
         let tcp = Some("127.0.0.1:0".parse().unwrap());
         let server =
-            Server::start(router(engine.clone(), limits), bound, tcp, connections_max).await.unwrap();
+            Server::start(router(engine.clone(), limits.clone()), bound, tcp, &limits).await.unwrap();
         Fixture { engine, server, socket, told: listener, _directory: directory }
     }
 

@@ -1,0 +1,269 @@
+//! Times whole steps of models of real shapes with random weights, through the executor:
+//! what a caller waits for, and what the device works.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Instant;
+
+use half::bf16;
+use specserve::executor::cuda::measure::copy_bytes_per_second;
+use specserve::executor::cuda::weights::weight_bytes;
+use specserve::executor::cuda::{CudaExecutor, CudaOptions, Gpu, KvBudget, Stream};
+use specserve::executor::{DraftRow, Executor, ModelRole, SequenceInput, VerifyRow};
+use specserve::model::{
+    Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
+};
+use specserve::request::RequestId;
+use specserve::sampling::SamplingParams;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Timed steps of one figure; the median counts.
+const STEPS: usize = 15;
+/// Longest context of any figure, in tokens.
+const CONTEXT: usize = 4096;
+/// Tokens of one prefill call.
+const PREFILL: usize = 4096;
+
+fn main() -> Result<()> {
+    let gpu = match Gpu::open(0) {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            println!("skipped: {error}");
+            return Ok(());
+        }
+    };
+    let copy = copy_bytes_per_second(&Stream::new()?)?;
+    println!("{}: copy bandwidth {:.0} GB/s", gpu.info().name, copy / 1e9);
+    let numbers = numbers();
+    let eight = shape(128_256, 4096, 14_336, 32, [32, 8, 128]);
+    let small = shape(151_936, 1536, 8960, 28, [12, 2, 128]);
+    let draft = shape(128_256, 768, 3072, 12, [12, 12, 64]);
+    header();
+    {
+        let mut bench = Bench::new(&eight, Some(&draft), &numbers, copy)?;
+        bench.prefill("8B", 1)?;
+        bench.prefill("8B", 8)?;
+        for (batch, context) in [(1, 512), (1, 1024), (8, 512), (32, 512), (64, 512), (64, 1024), (128, 512)]
+        {
+            bench.verify("8B", batch, context, 0)?;
+        }
+        for (batch, drafts) in [(1, 1), (1, 3), (1, 7), (1, 15), (8, 4), (64, 4)] {
+            bench.verify("8B", batch, 1024, drafts)?;
+        }
+        for (batch, context) in [(1, 1024), (8, 1024), (64, 256), (64, 1024)] {
+            bench.draft("160M", batch, context)?;
+        }
+    }
+    let mut bench = Bench::new(&small, None, &numbers, copy)?;
+    for batch in [1, 8, 32] {
+        bench.verify("1.5B", batch, 512, 0)?;
+    }
+    Ok(())
+}
+
+fn header() {
+    println!(
+        "| step | batch | context | rows | µs at the caller | µs on the device | MB | floor µs | device / floor |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+}
+
+struct Bench {
+    executor: CudaExecutor,
+    target: ModelSpec,
+    draft: Option<ModelSpec>,
+    copy: f64,
+}
+
+impl Bench {
+    fn new(target: &ModelSpec, draft: Option<&ModelSpec>, numbers: &TensorBytes, copy: f64) -> Result<Bench> {
+        let options = CudaOptions {
+            kv: KvBudget::MemoryFraction(0.8),
+            batch_tokens_max: PREFILL as u32,
+            batch_sequences_max: 128,
+            ..CudaOptions::default()
+        };
+        let start = Instant::now();
+        let target_model = random_model(target, numbers, false);
+        let draft_model = draft.map(|draft| random_model(draft, numbers, false));
+        let mut executor = CudaExecutor::new(&target_model, draft_model.as_ref(), options)?;
+        let built = start.elapsed();
+        executor.warm_up()?;
+        println!(
+            "<!-- {:.1} GB of weights in {:.2} s, warm after {:.2} s, graphs {:?} -->",
+            weight_bytes(target, false) as f64 / 1e9,
+            built.as_secs_f64(),
+            start.elapsed().as_secs_f64(),
+            executor.graph_counts()
+        );
+        Ok(Bench { executor, target: target.clone(), draft: draft.cloned(), copy })
+    }
+
+    /// The median of what `step` takes at the caller and on the device.
+    fn time(
+        &mut self,
+        role: ModelRole,
+        mut step: impl FnMut(&mut CudaExecutor) -> Result<()>,
+    ) -> Result<(f64, f64)> {
+        let (mut caller, mut device) = (Vec::new(), Vec::new());
+        for run in 0..STEPS + 3 {
+            let start = Instant::now();
+            step(&mut self.executor)?;
+            if run >= 3 {
+                caller.push(start.elapsed().as_secs_f64() * 1e6);
+                device.push(self.executor.device_microseconds(role)?);
+            }
+        }
+        let median = |values: &mut Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        Ok((median(&mut caller), median(&mut device)))
+    }
+
+    fn report(
+        &self,
+        name: &str,
+        spec: &ModelSpec,
+        batch: usize,
+        context: usize,
+        rows: usize,
+        time: (f64, f64),
+    ) {
+        let kv = batch * context * spec.layers * 4 * spec.kv_heads * spec.head_dim;
+        let weights = weight_bytes(spec, true);
+        let bytes = (weights + kv) as f64;
+        let floor = bytes / self.copy * 1e6;
+        println!(
+            "| {name} | {batch} | {context} | {rows} | {:.0} | {:.0} | {:.0} | {floor:.0} | {:.3} |",
+            time.0,
+            time.1,
+            bytes / 1e6,
+            time.1 / floor
+        );
+    }
+
+    fn verify(&mut self, name: &str, batch: usize, context: usize, drafts: usize) -> Result<()> {
+        let rows: Vec<VerifyRow> = (0..batch)
+            .map(|index| {
+                let input = input(index, context - drafts - 1, drafts + 1);
+                VerifyRow { input, drafts: drafts as u32, tree: None, sample: true }
+            })
+            .collect();
+        let mut out = Vec::new();
+        let time = self.time(ModelRole::Target, |executor| Ok(executor.verify(&rows, &mut out)?))?;
+        let what = if drafts == 0 { "decode" } else { "verify" };
+        self.report(&format!("{name} {what}"), &self.target, batch, context, batch * (drafts + 1), time);
+        Ok(())
+    }
+
+    fn draft(&mut self, name: &str, batch: usize, context: usize) -> Result<()> {
+        let rows: Vec<DraftRow> =
+            (0..batch).map(|index| DraftRow { input: input(index, context - 1, 1), propose: true }).collect();
+        let mut out = Vec::new();
+        let time = self.time(ModelRole::Draft, |executor| Ok(executor.draft_start(&rows, &mut out)?))?;
+        if let Some(draft) = &self.draft {
+            self.report(&format!("{name} draft"), draft, batch, context, batch, time);
+        }
+        Ok(())
+    }
+
+    fn prefill(&mut self, name: &str, batch: usize) -> Result<()> {
+        let tokens = PREFILL / batch;
+        let rows: Vec<VerifyRow> = (0..batch)
+            .map(|index| VerifyRow { input: input(index, 0, tokens), drafts: 0, tree: None, sample: true })
+            .collect();
+        let mut out = Vec::new();
+        let (caller, device) =
+            self.time(ModelRole::Target, |executor| Ok(executor.verify(&rows, &mut out)?))?;
+        println!(
+            "| {name} prefill | {batch} | {tokens} | {PREFILL} | {caller:.0} | {device:.0} | {:.0} tokens/s | | |",
+            PREFILL as f64 / caller * 1e6
+        );
+        Ok(())
+    }
+}
+
+fn input(index: usize, start: usize, tokens: usize) -> SequenceInput {
+    let blocks = CONTEXT / 16;
+    // Half a context for each sequence, scattered over the pool's first blocks.
+    let scattered = |block: usize| ((index * blocks / 2 + block) * 7919 % (65 * blocks)) as u32;
+    SequenceInput {
+        request: RequestId(index as u64),
+        tokens: (0..tokens).map(|i| ((index * 977 + i * 31) % 100_000) as u32).collect(),
+        start: start as u32,
+        blocks: (0..blocks).map(scattered).collect(),
+        sampling: Arc::new(SamplingParams::greedy()),
+        history: None,
+    }
+}
+
+fn shape(vocab: usize, hidden: usize, mlp: usize, layers: usize, heads: [usize; 3]) -> ModelSpec {
+    ModelSpec {
+        model_type: "llama".to_owned(),
+        vocab_size: vocab,
+        hidden_size: hidden,
+        intermediate_size: mlp,
+        layers,
+        heads: heads[0],
+        kv_heads: heads[1],
+        head_dim: heads[2],
+        context_tokens_max: CONTEXT,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 500_000.0, scaling: RopeScaling::Default },
+    }
+}
+
+/// A gigabyte of small random numbers that all tensors share.
+fn numbers() -> TensorBytes {
+    const PERIOD: usize = 3 << 20;
+    let mut state = 0x1234_5678_9abc_def1u64;
+    let period: Vec<u8> = (0..PERIOD)
+        .flat_map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let value = ((state >> 40) as f32 / 8_388_608.0 - 1.0) * 0.03;
+            bf16::from_f32(value).to_le_bytes()
+        })
+        .collect();
+    let mut all = Vec::with_capacity(1280 << 20);
+    while all.len() < 1280 << 20 {
+        all.extend_from_slice(&period);
+    }
+    Arc::new(all)
+}
+
+fn random_model(spec: &ModelSpec, numbers: &TensorBytes, tied_head: bool) -> LoadedModel {
+    let tensor = |shape: &[usize]| Tensor {
+        dtype: Dtype::Bf16,
+        shape: shape.to_vec(),
+        file: Arc::clone(numbers),
+        range: 0..2 * shape.iter().product::<usize>(),
+    };
+    let linear = |outputs: usize, inputs: usize| Linear { weight: tensor(&[outputs, inputs]), bias: None };
+    let (hidden, mlp) = (spec.hidden_size, spec.intermediate_size);
+    let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+    let layer = || LayerWeights {
+        attention_norm: tensor(&[hidden]),
+        query: linear(q, hidden),
+        key: linear(kv, hidden),
+        value: linear(kv, hidden),
+        query_norm: None,
+        key_norm: None,
+        output: linear(hidden, q),
+        mlp_norm: tensor(&[hidden]),
+        gate: linear(mlp, hidden),
+        up: linear(mlp, hidden),
+        down: linear(hidden, mlp),
+    };
+    let weights = ModelWeights {
+        embedding: tensor(&[spec.vocab_size, hidden]),
+        layers: (0..spec.layers).map(|_| layer()).collect(),
+        final_norm: tensor(&[hidden]),
+        head: tensor(&[spec.vocab_size, hidden]),
+        tied_head,
+    };
+    LoadedModel { spec: spec.clone(), weights }
+}

@@ -1,0 +1,94 @@
+/* Paged attention: C ABI and the plan that one step shares between all layers.
+ *
+ * A *segment* is a run of consecutive query rows of one sequence. Query `i` of a segment
+ * stands in slot position `start + i`. It sees every position before `start`, and of the
+ * segment's own positions those whose bit is set in its mask: bit `j` is position
+ * `start + j`. Masks make chains (bits 0..=i) and trees alike; they hold 64 positions, so
+ * longer runs are causal and go to the prefill kernel.
+ *
+ * Work is cut by position only: into query tiles and KV chunks whose borders do not depend
+ * on what else is in the batch, so a row's result does not either.
+ */
+#ifndef SPECSERVE_ATTENTION_H
+#define SPECSERVE_ATTENTION_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct CUstream_st;
+
+/* Query rows (queries times heads of one group) of one tile of the decode kernel,
+ * by variant: small and large. */
+#define ATTENTION_TILE_ROWS_SMALL 16
+#define ATTENTION_TILE_ROWS_LARGE 32
+/* Query rows of one tile of the prefill kernel. */
+#define ATTENTION_PREFILL_TILE_ROWS 128
+/* Positions that a mask covers. */
+#define ATTENTION_MASK_BITS 64
+
+/* A run of query rows of one sequence. */
+typedef struct {
+    int32_t first_row; /* row of query 0 in q and out */
+    int32_t queries;   /* rows */
+    int32_t start;     /* slot position of query 0 */
+    int32_t table;     /* index of the sequence's first block in `tables` */
+} AttentionSegment;
+
+/* One query tile against one chunk of positions, for every KV head. */
+typedef struct {
+    AttentionSegment segment; /* a copy: one load less before keys can be fetched */
+    int32_t tile;     /* query tile: its first packed row is tile * tile rows */
+    int32_t kv_begin; /* first position; a multiple of 64 */
+    int32_t kv_end;   /* one past the last position */
+    int32_t chunk;    /* number of the chunk */
+    int32_t chunks;   /* chunks of this segment */
+    int32_t partial;  /* first row of this tile's partial results; unused when chunks == 1 */
+    int32_t unused[2];
+} AttentionItem;
+
+/* Everything on the device. The plan part is the same for all layers of a step. */
+typedef struct {
+    const uint16_t *q;       /* bf16 [rows][q_stride], heads * head_dim used */
+    uint16_t *out;           /* bf16 [rows][heads * head_dim] */
+    const uint16_t *kv;      /* this layer's part of the pool, see kv_layout.cuh */
+    const AttentionSegment *segments; /* only the plain version reads them */
+    const AttentionItem *items; /* 16-byte aligned; readable up to one past the grid's CTAs */
+    const int32_t *item_count;  /* how many items and merges, on the device: two numbers */
+    const AttentionItem *merges; /* one item of each tile with more than one chunk */
+    const uint64_t *masks;      /* one per query row of `q`; not read by the prefill kernel */
+    const int32_t *tables;      /* block tables of all sequences */
+    float *partial_out;         /* [partial rows][head_dim], unnormalised */
+    float *partial_stats;       /* [partial rows][2]: maximum (base 2), sum */
+    int64_t q_stride;           /* elements */
+    float scale;                /* 1 / sqrt(head_dim), usually */
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t head_dim;           /* 64 or 128 */
+} AttentionParams;
+
+/* Decode and verification. `large` picks the tile; the plan must have been made for it.
+ * `ctas`: thread blocks; they share the items. Returns a cudaError_t. */
+int specserve_attention_decode(const AttentionParams *params, int large, int ctas, struct CUstream_st *stream);
+
+/* Merges the chunks of tiles with more than one; to follow the decode kernel. */
+int specserve_attention_merge(const AttentionParams *params, int large, struct CUstream_st *stream);
+
+/* Thread blocks of the decode kernel that fit on the device at once; negative: -cudaError_t. */
+int specserve_attention_decode_ctas(int head_dim, int large);
+
+/* Causal attention of long segments. One item per query tile; kv_begin, kv_end, chunk and
+ * partial are not read. `items`: how many. Returns a cudaError_t. */
+int specserve_attention_prefill(const AttentionParams *params, int items, struct CUstream_st *stream);
+
+/* The plain version of both, for comparison: one thread block per query row and head.
+ * `causal`: take masks as causal and do not read them. `segments`: how many. */
+int specserve_attention_naive(const AttentionParams *params, int segments, int queries_max, int causal,
+                              struct CUstream_st *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

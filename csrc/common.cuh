@@ -1,0 +1,148 @@
+// Building blocks that every kernel shares: 16-byte vectors of bf16, warp and block
+// reductions with a fixed order, launch checks.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "kernels.h"
+
+namespace ss {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullMask = 0xffffffffu;
+
+using bf16 = __nv_bfloat16;
+
+// Eight bf16 numbers: the widest access of one thread.
+struct alignas(16) Bf16x8 {
+    __nv_bfloat162 pair[4];
+};
+
+__device__ __forceinline__ void unpack(const Bf16x8 &packed, float (&out)[8])
+{
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float2 two = __bfloat1622float2(packed.pair[i]);
+        out[2 * i] = two.x;
+        out[2 * i + 1] = two.y;
+    }
+}
+
+__device__ __forceinline__ Bf16x8 pack(const float (&in)[8])
+{
+    Bf16x8 packed;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) packed.pair[i] = __floats2bfloat162_rn(in[2 * i], in[2 * i + 1]);
+    return packed;
+}
+
+// Reads that pass over data once: keep it out of L1.
+__device__ __forceinline__ uint4 load_streaming(const uint4 *from)
+{
+    uint4 value;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(from));
+    return value;
+}
+
+__device__ __forceinline__ float warp_sum(float value)
+{
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullMask, value, step);
+    return value;
+}
+
+__device__ __forceinline__ float warp_max(float value)
+{
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2)
+        value = fmaxf(value, __shfl_xor_sync(kFullMask, value, step));
+    return value;
+}
+
+// Sum over a CTA of `warps` warps, the same bits in every thread. `scratch` holds `warps`
+// floats of shared memory; the caller does not reuse it before the next barrier.
+__device__ __forceinline__ float block_sum(float value, float *scratch, int warps)
+{
+    value = warp_sum(value);
+    const int lane = threadIdx.x % kWarp;
+    if (lane == 0) scratch[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    float total = 0.f;
+    for (int warp = 0; warp < warps; ++warp) total += scratch[warp];
+    return total;
+}
+
+// Programmatic dependent launch: a kernel launched with ss::launch may start while the one
+// before it in the stream drains. It reads nothing of that kernel's before wait_for_previous.
+__device__ __forceinline__ void wait_for_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_start()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+inline int ceil_div(int value, int by) { return (value + by - 1) / by; }
+
+// Multiprocessors of the current device; asked once.
+inline int multiprocessors()
+{
+    static const int count = [] {
+        int device = 0, value = 0;
+        if (cudaGetDevice(&device) != cudaSuccess) return 1;
+        if (cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 1;
+        return value;
+    }();
+    return count;
+}
+
+// Compute capability of the current device times ten (90 for Hopper); asked once.
+inline int compute_capability()
+{
+    static const int value = [] {
+        int device = 0, major = 0, minor = 0;
+        if (cudaGetDevice(&device) != cudaSuccess) return 0;
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+        return 10 * major + minor;
+    }();
+    return value;
+}
+
+// Launches with programmatic dependent launch where the chip has it. The kernel must call
+// wait_for_previous before it touches memory that an earlier kernel wrote.
+template <typename... Parameters, typename... Arguments>
+int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, CUstream_st *stream,
+           Arguments &&...arguments)
+{
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = compute_capability() >= 90 ? 1 : 0;
+    return static_cast<int>(
+        cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+}  // namespace ss
+
+// For launchers: returns cudaErrorInvalidValue to the host when an argument breaks the contract.
+#define SS_REQUIRE(condition)                                             \
+    do {                                                                  \
+        if (!(condition)) return static_cast<int>(cudaErrorInvalidValue); \
+    } while (0)

@@ -1,0 +1,108 @@
+// The noise of src/sampling/noise.rs and the logarithm and exponential of
+// src/sampling/float.rs, to the bit: every operation is rounded to nearest by itself, so the
+// compiler must not fuse any (hence the intrinsics).
+#pragma once
+
+#include <stdint.h>
+
+namespace ss {
+
+// One Philox 4x32-10 block. The counter's last two words are 0 here, which lets the compiler
+// drop part of the first rounds.
+__device__ __forceinline__ uint4 philox(uint32_t block, uint32_t position, uint64_t seed)
+{
+    uint32_t c0 = block, c1 = position, c2 = 0, c3 = 0;
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t a = static_cast<uint64_t>(0xD2511F53u) * c0;
+        const uint64_t b = static_cast<uint64_t>(0xCD9E8D57u) * c2;
+        c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
+        c1 = static_cast<uint32_t>(b);
+        c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
+        c3 = static_cast<uint32_t>(a);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return make_uint4(c0, c1, c2, c3);
+}
+
+constexpr float kLn2High = 0.69311523f;
+constexpr float kLn2Low = 3.1946183e-5f;
+
+struct Decomposed {
+    float k, f;  // x = 2^k (1 + f)
+};
+
+__device__ __forceinline__ Decomposed decompose(float x)
+{
+    const uint32_t bits = __float_as_uint(x);
+    const int k = static_cast<int>(bits - 0x3F3504F3u) >> 23;
+    const float m = __uint_as_float(bits - (static_cast<uint32_t>(k) << 23));
+    return {static_cast<float>(k), __fsub_rn(m, 1.0f)};
+}
+
+// k ln 2 + ln(1 + f)
+__device__ __forceinline__ float assemble(float k, float f)
+{
+    constexpr float kCoefficients[8] = {0.33333316f, -0.25000796f, 0.20002283f, -0.16624969f,
+                                        0.14181419f, -0.13125293f, 0.12879206f, -0.078654625f};
+    float p = kCoefficients[7];
+#pragma unroll
+    for (int i = 6; i >= 0; --i) p = __fadd_rn(__fmul_rn(p, f), kCoefficients[i]);
+    const float f2 = __fmul_rn(f, f);
+    const float cubic = __fmul_rn(__fmul_rn(f2, f), p);
+    const float tail = __fadd_rn(__fsub_rn(cubic, __fmul_rn(0.5f, f2)), __fmul_rn(k, kLn2Low));
+    return __fadd_rn(__fmul_rn(k, kLn2High), __fadd_rn(f, tail));
+}
+
+__device__ __forceinline__ float exact_ln(float x)
+{
+    const Decomposed d = decompose(x);
+    return assemble(d.k, d.f);
+}
+
+__device__ __forceinline__ float minus_ln_one_minus(float w)
+{
+    const Decomposed d = decompose(__fsub_rn(1.0f, w));
+    return -assemble(d.k, d.k == 0.0f ? -w : d.f);
+}
+
+__device__ __forceinline__ float exact_exp(float x)
+{
+    constexpr float kRoundingShift = 12582912.0f;
+    constexpr float kCoefficients[5] = {0.5f, 0.1666652f, 0.04166621f, 0.008368822f, 0.0013950338f};
+    x = x > -87.0f ? x : -87.0f;
+    const float shifted = __fadd_rn(__fmul_rn(x, 1.442695f), kRoundingShift);
+    const float n = __fsub_rn(shifted, kRoundingShift);
+    const float r = __fsub_rn(__fsub_rn(x, __fmul_rn(n, kLn2High)), __fmul_rn(n, kLn2Low));
+    float p = kCoefficients[4];
+#pragma unroll
+    for (int i = 3; i >= 0; --i) p = __fadd_rn(__fmul_rn(p, r), kCoefficients[i]);
+    const float e = __fadd_rn(1.0f, __fadd_rn(r, __fmul_rn(__fmul_rn(r, r), p)));
+    return __uint_as_float(__float_as_uint(e) + (__float_as_uint(shifted) << 23));
+}
+
+__device__ __forceinline__ float uniform(uint32_t word)
+{
+    constexpr float kMax = 1.0f - 1.0f / 16777216.0f;
+    const float w = __fmul_rn(__fadd_rn(static_cast<float>(static_cast<int>(word >> 1)), 0.5f), 1.0f / 2147483648.0f);
+    return w < kMax ? w : kMax;
+}
+
+__device__ __forceinline__ float gumbel(uint32_t word) { return -exact_ln(minus_ln_one_minus(uniform(word))); }
+
+// Not below gumbel(word), in a few instructions: w >= 2^-(zeros + 1), where `zeros` counts the
+// word's leading zeros, so G < -ln w <= (zeros + 1) ln 2. The factor is a little more than ln 2.
+__device__ __forceinline__ float gumbel_bound(uint32_t word)
+{
+    return static_cast<float>(__clz(word) + 1) * 0.6932f;
+}
+
+// A token's mass in units of 2^-30 of the most probable one's, rounded to nearest.
+__device__ __forceinline__ uint32_t weight_of(float score, float max_score)
+{
+    return static_cast<uint32_t>(__float2int_rn(__fmul_rn(exact_exp(__fsub_rn(score, max_score)), 1073741824.0f)));
+}
+
+}  // namespace ss

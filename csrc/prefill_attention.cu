@@ -1,0 +1,135 @@
+// Paged causal attention for long runs of queries (prefill).
+//
+// Design. FlashAttention-2 in shape: a CTA takes 128 packed query rows of one KV head, four
+// warps of 32 rows each, and walks the positions from 0 in tiles of 64 that all warps share,
+// double-buffered by cp.async. Each warp holds its two 16-row tiles' outputs in registers, so
+// that every key and value fragment read from shared memory feeds two matrix products. Packing
+// the heads of a group keeps tiles short in queries: little is wasted above the diagonal.
+// Tiles with most positions come first. A row's order of summation is by position only.
+//
+// Work: 4 * head_dim * heads * (positions seen) floating-point operations; the ceiling is the
+// matrix rate, of which mma.sync reaches about 60 % on Hopper. Figures: docs/kernels.md.
+#include "attention_core.cuh"
+#include "common.cuh"
+
+namespace attention {
+namespace {
+
+constexpr int ROW_TILES = 2;
+constexpr int TILE_ROWS = WARPS * ROW_TILES * 16;
+constexpr int TILE_TOKENS = WARPS * BLOCK; // each warp copies one KV block
+constexpr int STAGE_COUNT = 2;
+static_assert(TILE_ROWS == ATTENTION_PREFILL_TILE_ROWS, "the plan is made for this tile");
+
+// KV blocks of one softmax step: what registers allow.
+template <int HD> constexpr int STEP_BLOCKS = HD == 128 ? 2 : 4;
+template <int HD> constexpr int TILE_BYTES = 2 * TILE_TOKENS * HD * 2;
+template <int HD> constexpr int shared_bytes() { return TILE_ROWS * HD * 2 + STAGE_COUNT * TILE_BYTES<HD>; }
+
+// Copies this warp's block of a tile: keys to rows 16 * warp, values 64 rows further.
+template <int HD>
+__device__ __forceinline__ void load_tile(uint32_t stage, const AttentionParams &p, int kv_head, int block, int tokens,
+                                          int warp, int lane) {
+    constexpr int PIECES = HD / 8;
+    const uint16_t *from = p.kv + kv_block_offset(block, p.kv_heads, kv_head, HD);
+#pragma unroll
+    for (int i = 0; i < 2 * BLOCK * PIECES / WARP; ++i) {
+        const int e = i * WARP + lane, row = e / PIECES, piece = e % PIECES;
+        const int to = (row < BLOCK ? row : row - BLOCK + TILE_TOKENS) + warp * BLOCK;
+        copy16(stage + swizzled<HD>(to, piece), from + e * 8, (row & (BLOCK - 1)) < tokens);
+    }
+}
+
+template <int HD>
+__global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ AttentionParams p) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    ss::let_next_start();
+    ss::wait_for_previous();
+
+    const AttentionSegment segment = p.items[blockIdx.x].segment;
+    const int kv_head = blockIdx.y, group = p.heads / p.kv_heads;
+    const int row0 = p.items[blockIdx.x].tile * TILE_ROWS;
+    const int rows = min(TILE_ROWS, segment.queries * group - row0);
+    const int kv_end = segment.start + (row0 + rows - 1) / group + 1;
+    const int all_visible = segment.start + row0 / group + 1; // positions that every row sees
+    const int tiles = (kv_end + TILE_TOKENS - 1) / TILE_TOKENS;
+    const uint32_t ring = shared_address(shared) + TILE_ROWS * HD * 2;
+
+    const int *table = p.tables + segment.table;
+    const auto block_of = [&](int tile) {
+        const int position = tile * TILE_TOKENS + warp * BLOCK;
+        return position < kv_end ? table[position / BLOCK] : table[0];
+    };
+    const auto fetch = [&](int tile, int block) {
+        if (tile < tiles)
+            load_tile<HD>(ring + (tile % STAGE_COUNT) * TILE_BYTES<HD>, p, kv_head, block,
+                          kv_end - tile * TILE_TOKENS - warp * BLOCK, warp, lane);
+        copies_commit();
+    };
+    fetch(0, block_of(0));
+    int next_block = block_of(1);
+    load_queries<HD, TILE_ROWS>(shared, p, segment, kv_head, group, row0, rows);
+
+    int last_visible[ROW_TILES][2];
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; ++r)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+            last_visible[r][h] =
+                segment.start + (row0 + (warp * ROW_TILES + r) * 16 + h * 8 + (lane >> 2)) / group;
+    const auto visible = [&](int r, int h, int position) { return position <= last_visible[r][h]; };
+
+    Accumulator<HD, ROW_TILES> acc;
+    acc.clear();
+    const uint32_t queries = shared_address(shared) + warp * ROW_TILES * 16 * HD * 2;
+    const float scale_log2 = p.scale * LOG2_E;
+    for (int tile = 0; tile < tiles; ++tile) {
+        copies_wait<0>();
+        __syncthreads(); // tile is there for all warps, and all are done with the one before
+        fetch(tile + 1, next_block);
+        next_block = block_of(tile + 2);
+        const uint32_t keys = ring + (tile % STAGE_COUNT) * TILE_BYTES<HD>;
+#pragma unroll 1 // one copy of the step: more would spill
+        for (int b = 0; b < WARPS; b += STEP_BLOCKS<HD>) {
+            const int position = tile * TILE_TOKENS + b * BLOCK;
+            attend<HD, ROW_TILES, STEP_BLOCKS<HD>>(acc, queries, keys + b * BLOCK * HD * 2,
+                                                   keys + (TILE_TOKENS + b * BLOCK) * HD * 2, scale_log2,
+                                                   position + STEP_BLOCKS<HD> * BLOCK > all_visible, position, visible,
+                                                   lane);
+        }
+    }
+    acc.finish_sums();
+
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; ++r)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int row = (warp * ROW_TILES + r) * 16 + h * 8 + (lane >> 2);
+            if (row >= rows) continue;
+            const float inverse = acc.sum[r][h] == 0.f ? 0.f : 1.f / acc.sum[r][h];
+            uint16_t *to = output_row<HD>(p, segment, kv_head, group, row0 + row) + (lane & 3) * 2;
+#pragma unroll
+            for (int n = 0; n < HD / 8; ++n)
+                *reinterpret_cast<uint32_t *>(to + n * 8) =
+                    pack(acc.out[r][n][2 * h] * inverse, acc.out[r][n][2 * h + 1] * inverse);
+        }
+}
+
+template <int HD> int launch(const AttentionParams &p, int items, cudaStream_t stream) {
+    static const cudaError_t prepared =
+        cudaFuncSetAttribute(prefill<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<HD>());
+    if (prepared != cudaSuccess) return (int)prepared;
+    return ss::launch(prefill<HD>, dim3(items, p.kv_heads), dim3(THREADS), shared_bytes<HD>(), stream, p);
+}
+
+} // namespace
+} // namespace attention
+
+extern "C" int specserve_attention_prefill(const AttentionParams *p, int items, struct CUstream_st *stream) {
+    using namespace attention;
+    SS_REQUIRE(p->kv_heads > 0 && p->heads % p->kv_heads == 0 && items > 0);
+    if (p->head_dim == 128) return launch<128>(*p, items, stream);
+    if (p->head_dim == 64) return launch<64>(*p, items, stream);
+    return (int)cudaErrorInvalidValue;
+}

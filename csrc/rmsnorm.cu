@@ -1,0 +1,207 @@
+// RMSNorm with the residual addition in front of it, and the embedding lookup that starts
+// the residual stream.
+//
+// Design: one CTA per row. A thread owns one to four pieces of eight numbers, reads the delta
+// (16 bytes) and the residual (2 x 16 bytes) of each once, keeps the sum in fp32 registers
+// over the reduction and writes residual and result from there: nothing is read twice. The
+// weight stays in L1. The sum of squares has a fixed order (thread, warp tree, warps in
+// turn), so a row's result does not depend on the batch.
+//
+// Bytes moved per row of width h: delta 2h + residual 4h read, residual 4h + result 2h
+// written = 12h (6h without delta). Measured: docs/kernels.md.
+#include "common.cuh"
+
+namespace ss {
+namespace {
+
+constexpr int kPiece = 8;
+
+struct Piece {
+    float value[kPiece];
+};
+
+__device__ __forceinline__ Piece load_piece(const float *from)
+{
+    Piece piece;
+    reinterpret_cast<float4 *>(piece.value)[0] = reinterpret_cast<const float4 *>(from)[0];
+    reinterpret_cast<float4 *>(piece.value)[1] = reinterpret_cast<const float4 *>(from)[1];
+    return piece;
+}
+
+__device__ __forceinline__ void store_piece(float *to, const Piece &piece)
+{
+    reinterpret_cast<float4 *>(to)[0] = reinterpret_cast<const float4 *>(piece.value)[0];
+    reinterpret_cast<float4 *>(to)[1] = reinterpret_cast<const float4 *>(piece.value)[1];
+}
+
+__device__ __forceinline__ void store_result(uint16_t *to, const float (&value)[kPiece])
+{
+    *reinterpret_cast<Bf16x8 *>(to) = pack(value);
+}
+
+__device__ void zero_row(uint16_t *out, int hidden)
+{
+    const float zeros[kPiece] = {};
+    for (int at = threadIdx.x * kPiece; at < hidden; at += blockDim.x * kPiece) store_result(out + at, zeros);
+}
+
+template <int kPieces>
+__global__ void __launch_bounds__(kPieces == 4 ? 512 : 1024) rmsnorm_kernel(const RmsNormParams p)
+{
+    __shared__ float scratch[kWarp];
+    let_next_start();
+    // Weights are no earlier kernel's output: fetch them while that one drains.
+    Bf16x8 weight[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+        const int at = (i * blockDim.x + threadIdx.x) * kPiece;
+        if (at < p.hidden) weight[i] = *reinterpret_cast<const Bf16x8 *>(p.weight + at);
+    }
+    wait_for_previous();
+
+    const int source = p.gather ? p.gather[blockIdx.x] : static_cast<int>(blockIdx.x);
+    uint16_t *out = p.out + static_cast<int64_t>(blockIdx.x) * p.hidden;
+    if (source < 0) {
+        zero_row(out, p.hidden);
+        return;
+    }
+    float *residual = p.residual + static_cast<int64_t>(source) * p.hidden;
+    const uint16_t *delta = p.delta ? p.delta + static_cast<int64_t>(source) * p.hidden : nullptr;
+
+    Piece kept[kPieces];
+    Bf16x8 added[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+        const int at = (i * blockDim.x + threadIdx.x) * kPiece;
+        if (at >= p.hidden) continue;
+        kept[i] = load_piece(residual + at);
+        if (delta) added[i] = *reinterpret_cast<const Bf16x8 *>(delta + at);
+    }
+    float squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+        const int at = (i * blockDim.x + threadIdx.x) * kPiece;
+        if (at >= p.hidden) continue;
+        if (delta) {
+            float more[kPiece];
+            unpack(added[i], more);
+#pragma unroll
+            for (int j = 0; j < kPiece; ++j) kept[i].value[j] += more[j];
+        }
+#pragma unroll
+        for (int j = 0; j < kPiece; ++j) squares = fmaf(kept[i].value[j], kept[i].value[j], squares);
+    }
+    const float total = block_sum(squares, scratch, blockDim.x / kWarp);
+    const float scale = rsqrtf(total / static_cast<float>(p.hidden) + p.eps);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+        const int at = (i * blockDim.x + threadIdx.x) * kPiece;
+        if (at >= p.hidden) continue;
+        float scaled[kPiece];
+        unpack(weight[i], scaled);
+#pragma unroll
+        for (int j = 0; j < kPiece; ++j) scaled[j] *= kept[i].value[j] * scale;
+        store_result(out + at, scaled);
+        if (delta && !p.gather) store_piece(residual + at, kept[i]);
+    }
+}
+
+__global__ void rmsnorm_naive_kernel(const RmsNormParams p)
+{
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= p.rows) return;
+    const int source = p.gather ? p.gather[row] : row;
+    bf16 *out = reinterpret_cast<bf16 *>(p.out) + static_cast<int64_t>(row) * p.hidden;
+    float squares = 0.f;
+    for (int i = 0; i < p.hidden && source >= 0; ++i) {
+        const int64_t at = static_cast<int64_t>(source) * p.hidden + i;
+        const float sum =
+            p.residual[at] + (p.delta ? __bfloat162float(reinterpret_cast<const bf16 *>(p.delta)[at]) : 0.f);
+        squares += sum * sum;
+    }
+    const float scale = rsqrtf(squares / static_cast<float>(p.hidden) + p.eps);
+    for (int i = 0; i < p.hidden; ++i) {
+        if (source < 0) {
+            out[i] = __float2bfloat16(0.f);
+            continue;
+        }
+        const int64_t at = static_cast<int64_t>(source) * p.hidden + i;
+        const float sum =
+            p.residual[at] + (p.delta ? __bfloat162float(reinterpret_cast<const bf16 *>(p.delta)[at]) : 0.f);
+        out[i] = __float2bfloat16(sum * scale * __bfloat162float(reinterpret_cast<const bf16 *>(p.weight)[i]));
+        if (p.delta && !p.gather) p.residual[at] = sum;
+    }
+}
+
+__global__ void embedding_kernel(const EmbeddingParams p)
+{
+    wait_for_previous();
+    const int at = (blockIdx.x * blockDim.x + threadIdx.x) * kPiece;
+    if (at >= p.hidden) return;
+    const int token = p.tokens[blockIdx.y];
+    Piece piece = {};
+    if (token >= 0 && token < p.vocab) {
+        unpack(*reinterpret_cast<const Bf16x8 *>(p.table + static_cast<int64_t>(token) * p.hidden + at), piece.value);
+    }
+    store_piece(p.residual + static_cast<int64_t>(blockIdx.y) * p.hidden + at, piece);
+}
+
+__global__ void embedding_naive_kernel(const EmbeddingParams p)
+{
+    const int64_t at = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+    if (at >= static_cast<int64_t>(p.rows) * p.hidden) return;
+    const int token = p.tokens[at / p.hidden];
+    const bool known = token >= 0 && token < p.vocab;
+    const bf16 *table = reinterpret_cast<const bf16 *>(p.table);
+    p.residual[at] = known ? __bfloat162float(table[static_cast<int64_t>(token) * p.hidden + at % p.hidden]) : 0.f;
+}
+
+bool valid_width(int hidden) { return hidden > 0 && hidden % kPiece == 0 && hidden <= LAYER_HIDDEN_MAX; }
+
+// Threads that cover a row with `pieces` each, in whole warps.
+int threads_for(int hidden, int pieces) { return ceil_div(ceil_div(hidden, kPiece * pieces), kWarp) * kWarp; }
+
+}  // namespace
+}  // namespace ss
+
+extern "C" int specserve_rmsnorm(const RmsNormParams *p, CUstream_st *stream)
+{
+    using namespace ss;
+    SS_REQUIRE(valid_width(p->hidden) && p->rows >= 0);
+    if (p->rows == 0) return 0;
+    // Few rows: as many threads as possible hide the latency of one row. Many rows: more
+    // loads in flight per thread, and several rows per multiprocessor.
+    const int wanted = p->rows <= 2 * multiprocessors() ? 1024 : 256;
+    const int pieces = threads_for(p->hidden, 1) <= wanted ? 1 : threads_for(p->hidden, 2) <= wanted ? 2 : 4;
+    const int threads = threads_for(p->hidden, pieces);
+    SS_REQUIRE(threads <= (pieces == 4 ? 512 : 1024));
+    auto kernel = pieces == 1 ? rmsnorm_kernel<1> : pieces == 2 ? rmsnorm_kernel<2> : rmsnorm_kernel<4>;
+    return launch(kernel, p->rows, threads, 0, stream, *p);
+}
+
+extern "C" int specserve_rmsnorm_naive(const RmsNormParams *p, CUstream_st *stream)
+{
+    SS_REQUIRE(ss::valid_width(p->hidden) && p->rows >= 0);
+    if (p->rows == 0) return 0;
+    ss::rmsnorm_naive_kernel<<<ss::ceil_div(p->rows, 64), 64, 0, stream>>>(*p);
+    return static_cast<int>(cudaGetLastError());
+}
+
+extern "C" int specserve_embedding(const EmbeddingParams *p, CUstream_st *stream)
+{
+    using namespace ss;
+    SS_REQUIRE(valid_width(p->hidden) && p->rows >= 0 && p->vocab > 0);
+    if (p->rows == 0) return 0;
+    constexpr int kThreads = 128;
+    const dim3 grid(ceil_div(p->hidden, kThreads * kPiece), p->rows);
+    return launch(embedding_kernel, grid, kThreads, 0, stream, *p);
+}
+
+extern "C" int specserve_embedding_naive(const EmbeddingParams *p, CUstream_st *stream)
+{
+    SS_REQUIRE(ss::valid_width(p->hidden) && p->rows >= 0 && p->vocab > 0);
+    if (p->rows == 0) return 0;
+    const int64_t numbers = static_cast<int64_t>(p->rows) * p->hidden;
+    ss::embedding_naive_kernel<<<static_cast<unsigned>((numbers + 255) / 256), 256, 0, stream>>>(*p);
+    return static_cast<int>(cudaGetLastError());
+}

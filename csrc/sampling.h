@@ -1,0 +1,120 @@
+/* Choosing tokens from logits, for the draft and for the target, and walking drafts: C ABI.
+ *
+ * The arithmetic is that of src/sampling (philox, noise, float, distribution), bit for bit:
+ * a token chosen here is the token that the CPU would choose from the same logits. */
+#ifndef SPECSERVE_SAMPLING_H
+#define SPECSERVE_SAMPLING_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct CUstream_st;
+
+/* Most rows of one call. */
+#define SAMPLE_ROWS_MAX 4096
+/* Most CTAs that share one row. */
+#define SAMPLE_SPLITS_MAX 256
+/* Tokens of one row that the filters gather before they fall back to the whole row. */
+#define SAMPLE_CANDIDATES_MAX 4096
+/* Most drafts of one sequence. */
+#define VERIFY_DRAFTS_MAX 64
+
+/* How one row chooses. */
+typedef struct {
+    uint64_t seed;
+    float scale;     /* 1 / max(temperature, 1e-6); 1 when greedy */
+    float top_p;     /* 1 or more: off */
+    float min_score; /* ln(min_p); -infinity: off */
+    int32_t top_k;   /* 0: off */
+    int32_t greedy;  /* 1: the largest logit */
+    int32_t position; /* absolute position of the token to be chosen; negative: padding */
+    int32_t first_adjustment;
+    int32_t adjustments;
+} SamplingRow;
+
+/* Penalties and bias of one token in one row, applied in this order:
+ * l = l < 0 ? l * repetition : l / repetition; l -= presence; l -= frequency; l += bias.
+ * A row lists a token at most once. */
+typedef struct {
+    int32_t token;
+    float repetition; /* 1: off */
+    float presence;   /* 0 for a token that is not in the output */
+    float frequency;  /* the penalty times the count in the output */
+    float bias;
+} LogitAdjustment;
+
+/* What the draft proposes; fields as in the executor's Proposal. */
+typedef struct {
+    int32_t token;
+    int32_t runner_up;
+    float probability;
+    float margin;
+    int32_t finite;
+} DraftProposal;
+
+/* What all CTAs of a call share. */
+typedef struct {
+    float *logits;       /* [rows][stride]; adjusted in place */
+    int64_t stride;      /* numbers from row to row; a multiple of 4 */
+    const SamplingRow *rows;
+    const LogitAdjustment *adjustments;
+    void *scratch;       /* specserve_sample_scratch_bytes; zero before the first call, left so */
+    int32_t row_count;
+    int32_t vocab;
+    int32_t filtered;    /* whether any row uses top-k, top-p or min-p */
+} SampleParams;
+
+/* The draft's sampling. */
+typedef struct {
+    SampleParams sample;
+    DraftProposal *proposals; /* [rows]; all zero for padding and where a logit is not finite */
+    int32_t *tokens;          /* [rows], the proposals' tokens again: input of the next step */
+} DraftSampleParams;
+
+/* One sequence of a verification. Place 0 is behind the last committed token, place j
+ * behind draft j - 1; place j's logits are row first_row + j. */
+typedef struct {
+    int32_t first_row;
+    int32_t drafts; /* rows - 1; negative: padding */
+    int32_t tree;   /* whether `parents` is read; else a chain */
+} VerifySequence;
+
+/* What became of a sequence. */
+typedef struct {
+    int32_t accepted; /* drafts; the tokens are one more */
+    int32_t finite;   /* 0: a logit on the path was not finite, there are no tokens */
+} VerifyOutcome;
+
+/* The target's sampling and the walk. */
+typedef struct {
+    SampleParams sample;
+    const VerifySequence *sequences;
+    const int32_t *sequence_of; /* [rows]: which sequence a row belongs to */
+    const int32_t *drafts;      /* [rows]: at first_row + j the token of draft j - 1; not read at j = 0 */
+    const int32_t *parents;     /* [rows]: at first_row + j the parent's place of draft j - 1 */
+    VerifyOutcome *outcomes;    /* [sequences] */
+    int32_t *tokens;            /* [rows]: from first_row on the accepted drafts and one more */
+    int32_t *path;              /* [rows]: from first_row on the accepted drafts' numbers, 0-based */
+    int32_t sequence_count;
+} VerifyParams;
+
+/* Bytes of scratch memory for calls of up to `rows` rows. */
+size_t specserve_sample_scratch_bytes(int rows);
+
+int specserve_draft_sample(const DraftSampleParams *params, struct CUstream_st *stream);
+int specserve_verify(const VerifyParams *params, struct CUstream_st *stream);
+
+/* The plain versions: one CTA per row, a pass for every question. */
+int specserve_draft_sample_naive(const DraftSampleParams *params, struct CUstream_st *stream);
+int specserve_verify_naive(const VerifyParams *params, struct CUstream_st *stream);
+
+/* Noise of `count` tokens from 0 on, for comparison with the CPU's bits. */
+int specserve_noise(uint64_t seed, uint32_t position, int count, float *out, struct CUstream_st *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

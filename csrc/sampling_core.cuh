@@ -1,0 +1,222 @@
+// What the sampling kernels share: the ranking of tokens as integers, the best two of a set,
+// the way a call's rows are cut into slices, and its scratch memory.
+#pragma once
+
+#include <float.h>
+#include <limits.h>
+
+#include "common.cuh"
+#include "philox.cuh"
+
+namespace ss {
+
+using u64 = unsigned long long;
+
+constexpr int kSampleThreads = 256;
+constexpr int kSampleWarps = kSampleThreads / kWarp;
+// Tokens that a CTA takes in one sweep: four a thread, one Philox block.
+constexpr int kSweep = 4 * kSampleThreads;
+// CTAs per multiprocessor that a call aims for.
+constexpr int kWaves = 4;
+
+// A token's place in the ranking, smaller is better: larger scores first, then lower ids.
+// High half: the score's bits, mapped to descend; low half: the id.
+__device__ __forceinline__ u64 rank_key(float score, int token)
+{
+    const uint32_t bits = __float_as_uint(__fadd_rn(score, 0.0f));  // -0 and 0 tie
+    const uint32_t ascending = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return static_cast<u64>(~ascending) << 32 | static_cast<uint32_t>(token);
+}
+
+constexpr u64 kNoKey = ~0ull;
+
+__device__ __forceinline__ float key_score(u64 key)
+{
+    if (key == kNoKey) return -INFINITY;
+    const uint32_t ascending = ~static_cast<uint32_t>(key >> 32);
+    return __uint_as_float(ascending >> 31 ? ascending & 0x7fffffffu : ~ascending);
+}
+
+__device__ __forceinline__ int key_token(u64 key) { return static_cast<int>(static_cast<uint32_t>(key)); }
+
+// The best two keys of a set.
+struct Best {
+    u64 first, second;
+
+    __device__ static __forceinline__ Best none() { return {kNoKey, kNoKey}; }
+
+    __device__ __forceinline__ void add(u64 key)
+    {
+        second = min(second, max(first, key));
+        first = min(first, key);
+    }
+
+    // The sets must be disjoint.
+    __device__ __forceinline__ void merge(const Best &other)
+    {
+        second = min(max(first, other.first), min(second, other.second));
+        first = min(first, other.first);
+    }
+
+    // The same result in every lane.
+    __device__ __forceinline__ void merge_warp()
+    {
+#pragma unroll
+        for (int step = kWarp / 2; step > 0; step /= 2) {
+            const u64 other_first = __shfl_xor_sync(kFullMask, first, step);
+            const u64 other_second = __shfl_xor_sync(kFullMask, second, step);
+            merge({other_first, other_second});
+        }
+    }
+};
+
+__device__ __forceinline__ u64 warp_sum_u64(u64 value)
+{
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullMask, value, step);
+    return value;
+}
+
+// What one CTA found in its slice of a row.
+struct alignas(16) SlicePart {
+    Best tops;  // of the scores
+    Best race;  // of the scores with noise
+    float sum;  // of exp(score - reference)
+    float reference;
+    int bad;  // a score was not finite
+    int unused;
+};
+
+// Around L1, which may hold an older state of what another CTA wrote.
+__device__ __forceinline__ SlicePart load_part(const SlicePart *from)
+{
+    SlicePart part;
+    static_assert(sizeof(SlicePart) == 3 * sizeof(uint4), "three 16-byte loads");
+#pragma unroll
+    for (int i = 0; i < 3; ++i)
+        reinterpret_cast<uint4 *>(&part)[i] = __ldcg(reinterpret_cast<const uint4 *>(from) + i);
+    return part;
+}
+
+// What the first pass leaves for the filters.
+struct RowScan {
+    u64 top, second;
+    int bad;
+};
+
+struct Choice {
+    int token;
+    int finite;
+};
+
+// Scratch memory. Counters lie first, at places that do not depend on the call, because they
+// stay zero from call to call.
+struct Scratch {
+    uint32_t *scanned;     // [SAMPLE_ROWS_MAX] CTAs that are done with a row's first pass
+    uint32_t *filtered;    // [SAMPLE_ROWS_MAX] the same for the second
+    uint32_t *chosen;      // [SAMPLE_ROWS_MAX] rows of a sequence that are done
+    uint32_t *gathered;    // [SAMPLE_ROWS_MAX] candidates of a row
+    u64 *mass;             // [SAMPLE_ROWS_MAX] of a row
+    RowScan *scans;        // [rows]
+    Choice *choices;       // [rows]
+    SlicePart *parts;      // [rows][splits]
+    u64 *candidates;       // [rows][SAMPLE_CANDIDATES_MAX]
+
+    __host__ __device__ Scratch(void *base, int rows, int splits)
+    {
+        char *at = static_cast<char *>(base);
+        auto take = [&at](size_t bytes) {
+            char *taken = at;
+            at += (bytes + 15) / 16 * 16;
+            return taken;
+        };
+        scanned = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
+        filtered = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
+        chosen = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
+        gathered = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
+        mass = reinterpret_cast<u64 *>(take(sizeof(u64) * SAMPLE_ROWS_MAX));
+        scans = reinterpret_cast<RowScan *>(take(sizeof(RowScan) * rows));
+        choices = reinterpret_cast<Choice *>(take(sizeof(Choice) * rows));
+        parts = reinterpret_cast<SlicePart *>(take(sizeof(SlicePart) * rows * splits));
+        candidates = reinterpret_cast<u64 *>(take(sizeof(u64) * rows * SAMPLE_CANDIDATES_MAX));
+        bytes = static_cast<size_t>(at - static_cast<char *>(base));
+    }
+
+    size_t bytes;
+};
+
+struct Slice {
+    int begin, end;  // multiples of kSweep; the end may lie behind the vocabulary
+};
+
+__device__ __forceinline__ Slice slice_of(int vocab, int split, int splits)
+{
+    const int sweeps = (vocab + kSweep - 1) / kSweep;
+    const int each = (sweeps + splits - 1) / splits;
+    const int begin = min(split * each, sweeps), end = min(begin + each, sweeps);
+    return {begin * kSweep, end * kSweep};
+}
+
+// How many CTAs share a row: whatever takes the fewest sweeps one after another, when
+// kWaves CTAs a multiprocessor run at a time. A CTA's start and merge cost a few sweeps.
+inline int splits_for(int rows, int vocab)
+{
+    constexpr int kOverheadSweeps = 4;
+    const int sweeps = ceil_div(vocab, kSweep), slots = kWaves * multiprocessors();
+    int best = 1, best_cost = INT_MAX;
+    for (int splits = 1; splits <= sweeps && splits <= SAMPLE_SPLITS_MAX; ++splits) {
+        const int cost = ceil_div(rows * splits, slots) * (ceil_div(sweeps, splits) + kOverheadSweeps);
+        if (cost < best_cost) {
+            best = splits;
+            best_cost = cost;
+        }
+    }
+    return best;
+}
+
+__device__ __forceinline__ bool is_filtered(const SamplingRow &row, int vocab)
+{
+    const bool top_k = row.top_k > 0 && row.top_k < vocab;
+    return !row.greedy && (top_k || row.top_p < 1.f || row.min_score > -INFINITY);
+}
+
+__device__ __forceinline__ float adjusted(float logit, const LogitAdjustment &by)
+{
+    logit = logit < 0.f ? __fmul_rn(logit, by.repetition) : __fdiv_rn(logit, by.repetition);
+    return __fadd_rn(__fsub_rn(__fsub_rn(logit, by.presence), by.frequency), by.bias);
+}
+
+// Applies a row's adjustments to tokens of [begin, end), by the whole CTA.
+__device__ __forceinline__ void adjust(const SampleParams &p, const SamplingRow &row, float *logits, int begin, int end)
+{
+    if (row.adjustments <= 0) return;
+    for (int i = threadIdx.x; i < row.adjustments; i += blockDim.x) {
+        const LogitAdjustment by = p.adjustments[row.first_adjustment + i];
+        if (by.token >= begin && by.token < min(end, p.vocab)) logits[by.token] = adjusted(logits[by.token], by);
+    }
+    __syncthreads();
+}
+
+// Counts this CTA's arrival; true in all lanes of the first warp of the last of `expected`,
+// which then sees what the others wrote. Called by the first warp, after thread 0 wrote.
+__device__ __forceinline__ bool arrive_last(uint32_t *counter, uint32_t expected)
+{
+    bool last = false;
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(counter, 1u) == expected - 1;
+        if (last) *counter = 0;
+        __threadfence();
+    }
+    last = __shfl_sync(kFullMask, last, 0);
+    __syncwarp();
+    return last;
+}
+
+inline bool valid_sample(const SampleParams &p)
+{
+    return p.row_count >= 0 && p.row_count <= SAMPLE_ROWS_MAX && p.vocab > 0 && p.stride >= p.vocab &&
+           p.stride % 4 == 0;
+}
+
+}  // namespace ss

@@ -1,0 +1,215 @@
+// Matrix products of 1 to 16 rows: weights are streamed once, whatever the number of rows.
+//
+// Design. A CTA computes 16 outputs for all rows; its eight warps split the inputs. A warp
+// multiplies 16 weight rows by 8 or 16 rows of x with mma.sync m16n8k16. The order of the
+// inputs within a product is free as long as both sides agree, so each thread reads 16
+// contiguous bytes of a row and no fragment needs a shuffle. Weights come by cp.async into
+// slots that the same thread reads back: no barrier, a constant number of bytes in flight.
+// They don't depend on the kernel before, so the first stages are on their way before it ends.
+//
+// Rows never meet: a column of the product depends on its own row of x, in an order fixed by
+// the number of inputs. The same row gives the same bits in a batch of 1 and of 16.
+//
+// Bytes: weights once, x from L1 and L2. The ceiling is the copy bandwidth. Figures:
+// docs/kernels.md.
+#include "attention_core.cuh"
+#include "common.cuh"
+#include "skinny_gemm.h"
+
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * ss::kWarp;
+constexpr int kTileOutputs = 16;
+constexpr int kStageInputs = SKINNY_INPUTS_MULTIPLE;
+// A thread's pieces of one stage: two rows, two 16-byte pieces each.
+constexpr int kPieces = 4;
+constexpr int kStageBytes = kPieces * 16 * ss::kWarp;
+// Stages of a warp's ring: few leave L1 to x, many keep more bytes in flight where x would
+// not fit there anyway.
+constexpr int kStagesShort = 4, kStagesLong = 6;
+constexpr int kInputsShort = 4096;
+constexpr int shared_bytes(int stages) { return kWarps * stages * kStageBytes; }
+
+// As csrc/swiglu.cu, bit for bit: both factors are rounded to bf16 before.
+__device__ __forceinline__ ss::bf16 swiglu(float gate, float up)
+{
+    const float rounded = __bfloat162float(__float2bfloat16(gate));
+    return __float2bfloat16(rounded / (1.f + __expf(-rounded)) * __bfloat162float(__float2bfloat16(up)));
+}
+
+// The two weight rows of a thread: tile rows lane / 4 and lane / 4 + 8.
+template <int KIND>
+__device__ __forceinline__ void weight_rows(const SkinnyParams &p, int lane, const uint16_t *(&rows)[2])
+{
+    const int g = lane >> 2;
+    if (KIND == SKINNY_SWIGLU) {
+        const int64_t output = (int64_t)blockIdx.x * (kTileOutputs / 2) + g;
+        rows[0] = p.weights + output * p.inputs;
+        rows[1] = p.weights + (output + p.outputs) * p.inputs;
+    } else {
+        const int64_t output = (int64_t)blockIdx.x * kTileOutputs + g;
+        rows[0] = p.weights + output * p.inputs;
+        rows[1] = p.weights + (output + 8) * p.inputs;
+    }
+}
+
+// Multiplies one 16-byte piece of each side: 32 inputs of the warp.
+__device__ __forceinline__ void multiply_piece(float (&sum)[4], const uint4 &low, const uint4 &high, const uint4 &x)
+{
+    const uint32_t first[4] = {low.x, high.x, low.y, high.y};
+    attention::multiply(sum, first, x.x, x.y);
+    const uint32_t second[4] = {low.z, high.z, low.w, high.w};
+    attention::multiply(sum, second, x.z, x.w);
+}
+
+template <int TILES, int KIND>
+__device__ __forceinline__ void store(const SkinnyParams &p, const float (*sums)[kTileOutputs][8 * TILES])
+{
+    constexpr int kOutputs = KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs;
+    const auto total = [&](int output, int row) {
+        float sum = 0.f;
+#pragma unroll
+        for (int warp = 0; warp < kWarps; ++warp) sum += sums[warp][output][row];
+        return sum;
+    };
+    for (int e = threadIdx.x; e < kOutputs * p.rows; e += kThreads) {
+        const int output = e % kOutputs, row = e / kOutputs;
+        const int64_t at = (int64_t)row * p.outputs + (int64_t)blockIdx.x * kOutputs + output;
+        if (KIND == SKINNY_F32)
+            static_cast<float *>(p.y)[at] = total(output, row);
+        else if (KIND == SKINNY_SWIGLU)
+            static_cast<ss::bf16 *>(p.y)[at] = swiglu(total(output, row), total(output + 8, row));
+        else
+            static_cast<ss::bf16 *>(p.y)[at] = __float2bfloat16(total(output, row));
+    }
+}
+
+// TILES: tiles of 8 rows of x.
+template <int TILES, int KIND, int kStages>
+__global__ void __launch_bounds__(kThreads, 2) skinny(const __grid_constant__ SkinnyParams p)
+{
+    extern __shared__ __align__(16) uint8_t shared[];
+    __shared__ float sums[kWarps][kTileOutputs][8 * TILES];
+    ss::let_next_start();
+    const int warp = threadIdx.x / ss::kWarp, lane = threadIdx.x % ss::kWarp;
+    const int stages = p.inputs / kStageInputs;
+    const int share = (stages + kWarps - 1) / kWarps;
+    const int begin = min(warp * share, stages), count = min(share, stages - begin);
+    const int offset = begin * kStageInputs + (lane & 3) * 8;
+    const uint16_t *weights[2];
+    weight_rows<KIND>(p, lane, weights);
+    uint8_t *ring = shared + warp * kStages * kStageBytes + lane * 16;
+
+    const auto fetch = [&](int stage) {
+        if (stage < count) {
+            const uint32_t to = attention::shared_address(ring + (stage % kStages) * kStageBytes);
+#pragma unroll
+            for (int piece = 0; piece < kPieces; ++piece)
+                attention::copy16(to + piece * 16 * ss::kWarp,
+                                  weights[piece & 1] + offset + stage * kStageInputs + (piece >> 1) * 32, true);
+        }
+        attention::copies_commit();
+    };
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
+    ss::wait_for_previous();
+
+    float sum[TILES][4] = {};
+    for (int stage = 0; stage < count; ++stage) {
+        uint4 x[TILES][2];
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+            const int row = tile * 8 + (lane >> 2);
+            const uint16_t *from = p.x + (int64_t)row * p.inputs + offset + stage * kStageInputs;
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                x[tile][half] = row < p.rows ? *reinterpret_cast<const uint4 *>(from + half * 32) : make_uint4(0, 0, 0, 0);
+        }
+        attention::copies_wait<kStages - 2>();
+        uint4 w[kPieces];
+#pragma unroll
+        for (int piece = 0; piece < kPieces; ++piece)
+            w[piece] = *reinterpret_cast<const uint4 *>(ring + (stage % kStages) * kStageBytes + piece * 16 * ss::kWarp);
+        fetch(stage + kStages - 1);
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+            multiply_piece(sum[tile], w[0], w[1], x[tile][0]);
+            multiply_piece(sum[tile], w[2], w[3], x[tile][1]);
+        }
+    }
+
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            sums[warp][(lane >> 2) + (i >> 1) * 8][tile * 8 + (lane & 3) * 2 + (i & 1)] = sum[tile][i];
+    __syncthreads();
+    store<TILES, KIND>(p, sums);
+}
+
+template <int TILES, int KIND, int STAGES> int launch_staged(const SkinnyParams &p, CUstream_st *stream)
+{
+    constexpr int kBytes = shared_bytes(STAGES);
+    static const cudaError_t prepared =
+        cudaFuncSetAttribute(skinny<TILES, KIND, STAGES>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    if (prepared != cudaSuccess) return (int)prepared;
+    const int outputs = KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs;
+    return ss::launch(skinny<TILES, KIND, STAGES>, dim3(p.outputs / outputs), dim3(kThreads), kBytes, stream, p);
+}
+
+template <int TILES, int KIND> int launch(const SkinnyParams &p, CUstream_st *stream)
+{
+    return p.inputs <= kInputsShort ? launch_staged<TILES, KIND, kStagesShort>(p, stream)
+                                    : launch_staged<TILES, KIND, kStagesLong>(p, stream);
+}
+
+template <int TILES> int launch_kind(const SkinnyParams &p, CUstream_st *stream)
+{
+    if (p.kind == SKINNY_BF16) return launch<TILES, SKINNY_BF16>(p, stream);
+    if (p.kind == SKINNY_F32) return launch<TILES, SKINNY_F32>(p, stream);
+    return launch<TILES, SKINNY_SWIGLU>(p, stream);
+}
+
+__global__ void naive(const __grid_constant__ SkinnyParams p)
+{
+    ss::wait_for_previous();
+    const int64_t index = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= (int64_t)p.outputs * p.rows) return;
+    const int64_t output = index % p.outputs, row = index / p.outputs;
+    const auto product = [&](int64_t weight_row) {
+        float sum = 0.f;
+        for (int i = 0; i < p.inputs; ++i)
+            sum = fmaf(__uint_as_float((uint32_t)p.weights[weight_row * p.inputs + i] << 16),
+                       __uint_as_float((uint32_t)p.x[row * p.inputs + i] << 16), sum);
+        return sum;
+    };
+    if (p.kind == SKINNY_F32)
+        static_cast<float *>(p.y)[index] = product(output);
+    else if (p.kind == SKINNY_SWIGLU)
+        static_cast<ss::bf16 *>(p.y)[index] = swiglu(product(output), product(output + p.outputs));
+    else
+        static_cast<ss::bf16 *>(p.y)[index] = __float2bfloat16(product(output));
+}
+
+bool valid(const SkinnyParams &p)
+{
+    return p.outputs > 0 && p.outputs % SKINNY_OUTPUTS_MULTIPLE == 0 && p.inputs > 0 &&
+           p.inputs % SKINNY_INPUTS_MULTIPLE == 0 && p.rows > 0 && p.rows <= SKINNY_ROWS_MAX &&
+           p.kind >= SKINNY_BF16 && p.kind <= SKINNY_SWIGLU;
+}
+
+}  // namespace
+
+extern "C" int specserve_skinny_gemm(const SkinnyParams *p, CUstream_st *stream)
+{
+    SS_REQUIRE(valid(*p));
+    return p->rows <= 8 ? launch_kind<1>(*p, stream) : launch_kind<2>(*p, stream);
+}
+
+extern "C" int specserve_skinny_gemm_naive(const SkinnyParams *p, CUstream_st *stream)
+{
+    SS_REQUIRE(valid(*p));
+    const int64_t threads = (int64_t)p->outputs * p->rows;
+    return ss::launch(naive, dim3((unsigned)((threads + 255) / 256)), dim3(256), 0, stream, *p);
+}

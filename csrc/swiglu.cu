@@ -1,0 +1,68 @@
+// SwiGLU: silu(gate) * up.
+//
+// Design: 2-D grid, rows by pieces of a row, so that a single row still fills the
+// multiprocessors. A thread reads 16 bytes of gate and of up and writes 16 bytes.
+//
+// Bytes moved per row of width w: 4w read, 2w written. Measured: docs/kernels.md.
+#include "common.cuh"
+
+namespace ss {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kPiece = 8;
+
+__device__ __forceinline__ float silu(float x) { return x / (1.f + __expf(-x)); }
+
+__global__ void __launch_bounds__(kThreads) swiglu_kernel(const SwigluParams p)
+{
+    let_next_start();
+    wait_for_previous();
+    const int at = (blockIdx.x * kThreads + threadIdx.x) * kPiece;
+    if (at >= p.width) return;
+    for (int row = blockIdx.y; row < p.rows; row += gridDim.y) {
+        const uint16_t *gate = p.gate_up + static_cast<int64_t>(row) * 2 * p.width + at;
+        const uint4 gate_bits = load_streaming(reinterpret_cast<const uint4 *>(gate));
+        const uint4 up_bits = load_streaming(reinterpret_cast<const uint4 *>(gate + p.width));
+        float gates[kPiece], ups[kPiece];
+        unpack(reinterpret_cast<const Bf16x8 &>(gate_bits), gates);
+        unpack(reinterpret_cast<const Bf16x8 &>(up_bits), ups);
+#pragma unroll
+        for (int i = 0; i < kPiece; ++i) gates[i] = silu(gates[i]) * ups[i];
+        *reinterpret_cast<Bf16x8 *>(p.out + static_cast<int64_t>(row) * p.width + at) = pack(gates);
+    }
+}
+
+__global__ void swiglu_naive_kernel(const SwigluParams p)
+{
+    const int64_t at = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+    if (at >= static_cast<int64_t>(p.rows) * p.width) return;
+    const int64_t row = at / p.width, column = at % p.width;
+    const bf16 *gate = reinterpret_cast<const bf16 *>(p.gate_up) + row * 2 * p.width + column;
+    const float value = silu(__bfloat162float(gate[0])) * __bfloat162float(gate[p.width]);
+    reinterpret_cast<bf16 *>(p.out)[at] = __float2bfloat16(value);
+}
+
+bool valid(const SwigluParams *p) { return p->width > 0 && p->width % kPiece == 0 && p->rows >= 0; }
+
+}  // namespace
+}  // namespace ss
+
+extern "C" int specserve_swiglu(const SwigluParams *p, CUstream_st *stream)
+{
+    using namespace ss;
+    constexpr int kGridRowsMax = 65535;
+    SS_REQUIRE(valid(p));
+    if (p->rows == 0) return 0;
+    const dim3 grid(ceil_div(p->width, kThreads * kPiece), p->rows < kGridRowsMax ? p->rows : kGridRowsMax);
+    return launch(swiglu_kernel, grid, kThreads, 0, stream, *p);
+}
+
+extern "C" int specserve_swiglu_naive(const SwigluParams *p, CUstream_st *stream)
+{
+    SS_REQUIRE(ss::valid(p));
+    if (p->rows == 0) return 0;
+    const int64_t numbers = static_cast<int64_t>(p->rows) * p->width;
+    ss::swiglu_naive_kernel<<<static_cast<unsigned>((numbers + 255) / 256), 256, 0, stream>>>(*p);
+    return static_cast<int>(cudaGetLastError());
+}

@@ -1,0 +1,125 @@
+// Verification: the target's choice at every place of every sequence (choose.cuh), then the
+// walk from the last committed token to the draft that equals the choice, as long as there is
+// one (src/sampling/verify.rs). One launch (two with filters), no host round trip: the CTA
+// that finishes a sequence's last row walks it.
+//
+// Bytes moved: the logits once, 4 * vocab per row; rows with filters a second time, mostly
+// out of L2. Measured: docs/kernels.md.
+#include "choose.cuh"
+
+namespace ss {
+namespace {
+
+constexpr int kPlacesMax = VERIFY_DRAFTS_MAX + 1;
+
+// A sequence's places, in shared memory.
+struct Places {
+    Choice choice[kPlacesMax];
+    int draft[kPlacesMax];   // at j: token of draft j - 1
+    int parent[kPlacesMax];  // at j: place that draft j - 1 hangs on
+};
+
+// Notes each row's choice; walks a sequence when its last row is done.
+struct VerdictSink {
+    static constexpr bool kProposes = false;
+    const VerifySequence *sequences;
+    const int32_t *sequence_of;
+    const int32_t *drafts;
+    const int32_t *parents;
+    VerifyOutcome *outcomes;
+    int32_t *tokens;
+    int32_t *path;
+
+    __device__ void skip(const SampleParams &p, const Scratch &scratch, int row) const { note(scratch, row, {0, 0}); }
+
+    __device__ void fail(const SampleParams &p, const Scratch &scratch, int row) const { note(scratch, row, {0, 0}); }
+
+    __device__ void finish(const SampleParams &p, const Scratch &scratch, int row, const Result &result) const
+    {
+        note(scratch, row, {result.token, 1});
+    }
+
+    __device__ void note(const Scratch &scratch, int row, const Choice &choice) const
+    {
+        const int sequence = sequence_of[row];
+        if (sequence < 0) return;  // a padding row
+        if (threadIdx.x == 0) scratch.choices[row] = choice;
+        VerifySequence places = sequences[sequence];
+        places.drafts = min(places.drafts, VERIFY_DRAFTS_MAX);
+        if (arrive_last(scratch.chosen + sequence, places.drafts + 1)) walk(scratch, sequence, places);
+    }
+
+    __device__ void load(const Scratch &scratch, const VerifySequence &sequence, Places &places) const
+    {
+        for (int j = threadIdx.x; j <= sequence.drafts; j += kWarp) {
+            const int row = sequence.first_row + j;
+            const int2 choice = __ldcg(reinterpret_cast<const int2 *>(scratch.choices + row));
+            places.choice[j] = {choice.x, choice.y};
+            places.draft[j] = j > 0 ? drafts[row] : -1;
+            places.parent[j] = j == 0 ? -1 : sequence.tree ? parents[row] : j - 1;
+        }
+        __syncwarp();
+    }
+
+    // By one warp.
+    __device__ void walk(const Scratch &scratch, int index, const VerifySequence &sequence) const
+    {
+        __shared__ Places places;
+        load(scratch, sequence, places);
+        int place = 0, accepted = 0;
+        bool finite = true;
+        while (true) {
+            const Choice choice = places.choice[place];
+            finite = choice.finite;
+            if (!finite) break;
+            if (threadIdx.x == 0) tokens[sequence.first_row + accepted] = choice.token;
+            const int child = find_child(places, sequence.drafts, place, choice.token);
+            if (child < 0) break;
+            if (threadIdx.x == 0) path[sequence.first_row + accepted] = child - 1;
+            ++accepted;
+            place = child;
+        }
+        if (threadIdx.x == 0) outcomes[index] = {finite ? accepted : 0, finite ? 1 : 0};
+    }
+
+    // The first place behind `place` that hangs on it and holds `token`; -1 if there is none.
+    __device__ static int find_child(const Places &places, int drafts, int place, int token)
+    {
+        for (int begin = place + 1; begin <= drafts; begin += kWarp) {
+            const int j = begin + static_cast<int>(threadIdx.x);
+            const bool match = j <= drafts && places.parent[j] == place && places.draft[j] == token;
+            const unsigned matches = __ballot_sync(kFullMask, match);
+            if (matches) return begin + __ffs(matches) - 1;
+        }
+        return -1;
+    }
+};
+
+VerdictSink sink_of(const VerifyParams &p)
+{
+    return {p.sequences, p.sequence_of, p.drafts, p.parents, p.outcomes, p.tokens, p.path};
+}
+
+bool valid(const VerifyParams &p)
+{
+    return valid_sample(p.sample) && p.sequence_count >= 0 && p.sequence_count <= SAMPLE_ROWS_MAX;
+}
+
+}  // namespace
+}  // namespace ss
+
+extern "C" int specserve_verify(const VerifyParams *p, CUstream_st *stream)
+{
+    SS_REQUIRE(ss::valid(*p));
+    if (p->sample.row_count == 0) return 0;
+    return ss::choose(p->sample, ss::sink_of(*p), stream);
+}
+
+extern "C" int specserve_verify_naive(const VerifyParams *p, CUstream_st *stream)
+{
+    using namespace ss;
+    SS_REQUIRE(valid(*p));
+    if (p->sample.row_count == 0) return 0;
+    choose_naive_kernel<<<p->sample.row_count, kSampleThreads, 0, stream>>>(p->sample, sink_of(*p));
+    return static_cast<int>(cudaGetLastError());
+}

@@ -1,0 +1,503 @@
+//! Cuts one step's attention into work, once for all layers (csrc/attention.h).
+//!
+//! Tiles and chunks have borders fixed by query number and position alone, never by the
+//! batch, so that a sequence's result does not depend on its batch mates (invariant 1).
+
+use super::ffi::kernels::{
+    ATTENTION_MASK_BITS, ATTENTION_PREFILL_TILE_ROWS, ATTENTION_TILE_ROWS_LARGE, ATTENTION_TILE_ROWS_SMALL,
+    AttentionItem, AttentionSegment,
+};
+use crate::kv::BlockId;
+
+/// Tokens in a KV block, as in csrc/kv_layout.cuh.
+pub const BLOCK_TOKENS: u32 = 16;
+
+/// Longest run of queries that a mask can describe, in tokens.
+pub const MASKED_QUERIES_MAX: usize = ATTENTION_MASK_BITS as usize;
+
+/// Chunk lengths in tokens by the position where the chunk starts: short ones spread a short
+/// context over the chip, long ones keep the merging of a long context cheap.
+const CHUNKS: [(u32, u32); 3] = [(0, 256), (2048, 512), (8192, 1024)];
+
+/// The longest chunk; the decode kernel holds its block numbers in one warp's registers.
+const CHUNK_TOKENS_MAX: u32 = 1024;
+
+/// One sequence's part of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct SequenceShape<'a> {
+    /// Slot position of the first input token.
+    pub start: u32,
+    /// Input tokens, drafts included.
+    pub tokens: usize,
+    /// How many of them, at the end, are drafts.
+    pub drafts: usize,
+    /// Parents of the drafts, see [`VerifyRow::tree`](crate::executor::VerifyRow::tree).
+    pub tree: Option<&'a [u32]>,
+    /// The sequence's blocks.
+    pub blocks: &'a [BlockId],
+}
+
+impl SequenceShape<'_> {
+    fn committed(&self) -> usize {
+        self.tokens - self.drafts
+    }
+
+    /// One past the last slot position.
+    fn end(&self) -> usize {
+        self.start as usize + self.tokens
+    }
+
+    /// Input index of the parent of draft `draft`.
+    fn parent(&self, draft: usize) -> usize {
+        match self.tree {
+            Some(parents) => self.committed() + parents[draft] as usize - 1,
+            None => self.committed() + draft - 1,
+        }
+    }
+}
+
+/// A model's heads and the room that was set aside for partial results.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRoom {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Rows of partial results that fit.
+    pub partial_rows: usize,
+}
+
+impl AttentionRoom {
+    /// Room for `masked_rows` query rows in contexts of up to `context_tokens`.
+    pub fn for_rows(
+        heads: usize,
+        kv_heads: usize,
+        masked_rows: usize,
+        context_tokens: usize,
+    ) -> AttentionRoom {
+        let chunks = chunk_count(context_tokens as u32);
+        AttentionRoom {
+            heads,
+            kv_heads,
+            partial_rows: if chunks > 1 { masked_rows * heads * chunks } else { 0 },
+        }
+    }
+}
+
+/// One step's attention: everything that the kernels read besides queries, keys and values.
+/// Reused from step to step.
+#[derive(Debug)]
+pub struct AttentionPlan {
+    room: AttentionRoom,
+    /// Runs of query rows.
+    pub segments: Vec<AttentionSegment>,
+    /// Work of the decode kernel.
+    pub items: Vec<AttentionItem>,
+    /// One item of each tile whose chunks are merged.
+    pub merges: Vec<AttentionItem>,
+    /// Work of the prefill kernel.
+    pub prefill_items: Vec<AttentionItem>,
+    /// What each query row sees of its own segment.
+    pub masks: Vec<u64>,
+    /// Block tables, one sequence after the other.
+    pub tables: Vec<i32>,
+    /// Rotary position of each row.
+    pub positions: Vec<i32>,
+    /// KV slot of each row.
+    pub slots: Vec<i32>,
+    /// Whether the decode kernel's large tile is used.
+    pub large: bool,
+    masked: Vec<usize>,
+    partial_rows: usize,
+    partial_rows_planned: usize,
+    partial_rows_for_trees: usize,
+}
+
+impl AttentionPlan {
+    /// An empty plan.
+    pub fn new(room: AttentionRoom) -> AttentionPlan {
+        AttentionPlan {
+            room,
+            segments: Vec::new(),
+            items: Vec::new(),
+            merges: Vec::new(),
+            prefill_items: Vec::new(),
+            masks: Vec::new(),
+            tables: Vec::new(),
+            positions: Vec::new(),
+            slots: Vec::new(),
+            large: false,
+            masked: Vec::new(),
+            partial_rows: 0,
+            partial_rows_planned: 0,
+            partial_rows_for_trees: 0,
+        }
+    }
+
+    /// Plans a step of these sequences, whose query rows follow each other.
+    ///
+    /// # Panics
+    /// When trees need more room than there is: their tokens together are at most the masked
+    /// rows that the room was made for.
+    pub fn build<'a>(&mut self, sequences: impl Iterator<Item = SequenceShape<'a>> + Clone) {
+        self.clear();
+        let trees = sequences.clone().filter(|sequence| sequence.tree.is_some());
+        self.partial_rows_for_trees = trees.map(|tree| self.partial_rows_of(tree.tokens, tree.end())).sum();
+        for sequence in sequences {
+            self.add(&sequence);
+        }
+        self.finish();
+    }
+
+    fn clear(&mut self) {
+        self.segments.clear();
+        self.items.clear();
+        self.merges.clear();
+        self.prefill_items.clear();
+        self.masks.clear();
+        self.tables.clear();
+        self.positions.clear();
+        self.slots.clear();
+        self.masked.clear();
+        self.large = false;
+        self.partial_rows = 0;
+        self.partial_rows_planned = 0;
+        self.partial_rows_for_trees = 0;
+    }
+
+    /// Query rows so far.
+    pub fn rows(&self) -> usize {
+        self.positions.len()
+    }
+
+    fn add(&mut self, sequence: &SequenceShape) {
+        let first_row = self.rows();
+        let table = self.tables.len();
+        let blocks = sequence.end().div_ceil(BLOCK_TOKENS as usize);
+        self.tables.extend(sequence.blocks[..blocks].iter().map(|&block| block as i32));
+        self.place(sequence);
+
+        // A tree behind a long run of committed tokens has a segment of its own.
+        let tail =
+            if sequence.tokens > MASKED_QUERIES_MAX && sequence.tree.is_some() { sequence.drafts } else { 0 };
+        let head = sequence.tokens - tail;
+        let segment = |begin: usize, queries: usize| AttentionSegment {
+            first_row: (first_row + begin) as i32,
+            queries: queries as i32,
+            start: (sequence.start as usize + begin) as i32,
+            table: table as i32,
+        };
+        if sequence.tree.is_some() {
+            self.partial_rows_for_trees -= self.partial_rows_of(sequence.tokens, sequence.end());
+        }
+        self.mask(sequence, 0, head);
+        if self.takes_masks(head, sequence) {
+            self.add_masked(segment(0, head));
+        } else {
+            self.add_causal(segment(0, head));
+        }
+        if tail > 0 {
+            self.mask(sequence, head, tail);
+            self.add_masked(segment(head, tail));
+        }
+    }
+
+    /// Partial results that a run of queries makes.
+    fn partial_rows_of(&self, queries: usize, end: usize) -> usize {
+        match chunk_count(end as u32) {
+            1 => 0,
+            chunks => queries * self.room.heads * chunks,
+        }
+    }
+
+    /// Whether a run goes to the decode kernel: it is short and its partial results find
+    /// room. A chain that finds none takes the prefill kernel; a tree can't, so trees go first.
+    fn takes_masks(&self, queries: usize, sequence: &SequenceShape) -> bool {
+        let needed = self.partial_rows_of(queries, sequence.end());
+        let free = self.room.partial_rows - self.partial_rows_planned.min(self.room.partial_rows);
+        let fits = needed == 0 || needed + self.partial_rows_for_trees <= free;
+        queries <= MASKED_QUERIES_MAX && (fits || (sequence.tree.is_some() && queries == sequence.tokens))
+    }
+
+    fn add_masked(&mut self, segment: AttentionSegment) {
+        let queries = segment.queries as usize;
+        self.partial_rows_planned +=
+            self.partial_rows_of(queries, (segment.start + segment.queries) as usize);
+        self.large |= queries * self.group() > ATTENTION_TILE_ROWS_SMALL as usize;
+        self.masked.push(self.segments.len());
+        self.segments.push(segment);
+    }
+
+    fn add_causal(&mut self, segment: AttentionSegment) {
+        let tiles = (segment.queries as usize * self.group()).div_ceil(ATTENTION_PREFILL_TILE_ROWS as usize);
+        // Last tiles first: they see most positions.
+        let items = (0..tiles as i32).rev().map(|tile| AttentionItem {
+            segment,
+            tile,
+            kv_begin: 0,
+            kv_end: segment.start + segment.queries,
+            chunk: 0,
+            chunks: 1,
+            partial: 0,
+            unused: [0; 2],
+        });
+        self.prefill_items.extend(items);
+        self.segments.push(segment);
+    }
+
+    fn group(&self) -> usize {
+        self.room.heads / self.room.kv_heads
+    }
+
+    /// Rotary positions and KV slots of a sequence's rows.
+    fn place(&mut self, sequence: &SequenceShape) {
+        let first = self.positions.len();
+        for index in 0..sequence.tokens {
+            let at = sequence.start + index as u32;
+            let rotary = match index.checked_sub(sequence.committed()) {
+                Some(draft) if sequence.tree.is_some() => self.positions[first + sequence.parent(draft)] + 1,
+                _ => at as i32,
+            };
+            self.positions.push(rotary);
+            let block = sequence.blocks[(at / BLOCK_TOKENS) as usize];
+            self.slots.push((block * BLOCK_TOKENS + at % BLOCK_TOKENS) as i32);
+        }
+    }
+
+    /// Masks of the rows `[begin, begin + queries)` of a sequence, relative to `begin`; rows of
+    /// a run that is too long for masks get none that matters.
+    fn mask(&mut self, sequence: &SequenceShape, begin: usize, queries: usize) {
+        let first = self.masks.len();
+        for index in begin..begin + queries {
+            let own = index - begin;
+            let mask = if own >= MASKED_QUERIES_MAX {
+                0
+            } else if index < sequence.committed() || sequence.tree.is_none() {
+                low_bits(own + 1)
+            } else {
+                let parent = sequence.parent(index - sequence.committed());
+                let inherited = match parent.checked_sub(begin) {
+                    Some(place) => self.masks[first + place],
+                    None => 0, // a committed token before the segment: seen anyway
+                };
+                inherited | 1 << own
+            };
+            self.masks.push(mask);
+        }
+    }
+
+    /// Cuts the masked segments into items.
+    fn finish(&mut self) {
+        let mut by_length: [Vec<AttentionItem>; CHUNKS.len() + 1] = Default::default();
+        for number in std::mem::take(&mut self.masked) {
+            self.cut(number, &mut by_length);
+        }
+        // Long items first: the persistent grid ends evenly.
+        for items in by_length.iter_mut().rev() {
+            self.items.append(items);
+        }
+    }
+
+    fn cut(&mut self, number: usize, by_length: &mut [Vec<AttentionItem>; CHUNKS.len() + 1]) {
+        let segment = self.segments[number];
+        let tile_rows =
+            if self.large { ATTENTION_TILE_ROWS_LARGE } else { ATTENTION_TILE_ROWS_SMALL } as usize;
+        let packed = segment.queries as usize * self.group();
+        let end = (segment.start + segment.queries) as u32;
+        let chunks = chunk_count(end);
+        for tile in 0..packed.div_ceil(tile_rows) {
+            let rows = tile_rows.min(packed - tile * tile_rows);
+            let partial = self.partial_rows;
+            if chunks > 1 {
+                self.partial_rows += self.room.kv_heads * chunks * rows;
+            }
+            let mut begin = 0;
+            for chunk in 0..chunks {
+                let (class, length) = chunk_at(begin);
+                let stop = end.min(begin + length);
+                let class = if stop - begin == length { class + 1 } else { 0 };
+                let item = AttentionItem {
+                    segment,
+                    tile: tile as i32,
+                    kv_begin: begin as i32,
+                    kv_end: stop as i32,
+                    chunk: chunk as i32,
+                    chunks: chunks as i32,
+                    partial: partial as i32,
+                    unused: [0; 2],
+                };
+                by_length[class].push(item);
+                if chunk == 0 && chunks > 1 {
+                    self.merges.push(item);
+                }
+                begin = stop;
+            }
+        }
+        assert!(self.partial_rows <= self.room.partial_rows, "more partial results than planned");
+    }
+}
+
+fn low_bits(count: usize) -> u64 {
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+}
+
+/// Class and length in tokens of the chunk that starts at `begin`.
+fn chunk_at(begin: u32) -> (usize, u32) {
+    let class = CHUNKS.iter().rposition(|&(from, _)| begin >= from).expect("the first starts at 0");
+    (class, CHUNKS[class].1)
+}
+
+/// How many chunks cover positions `0..end`.
+fn chunk_count(end: u32) -> usize {
+    let mut count = 0;
+    for (class, &(from, length)) in CHUNKS.iter().enumerate() {
+        let until = CHUNKS.get(class + 1).map_or(end, |next| end.min(next.0));
+        count += until.saturating_sub(from).div_ceil(length) as usize;
+    }
+    count
+}
+
+const _: () = {
+    let mut class = 0;
+    while class < CHUNKS.len() {
+        let (from, length) = CHUNKS[class];
+        // Each warp takes every fourth block, so chunks start at multiples of four.
+        assert!(length % (4 * BLOCK_TOKENS) == 0 && from % length == 0 && length <= CHUNK_TOKENS_MAX);
+        class += 1;
+    }
+    assert!(CHUNK_TOKENS_MAX <= 32 * 4 * BLOCK_TOKENS);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocks(count: u32) -> Vec<BlockId> {
+        (0..count).map(|block| 100 + block).collect()
+    }
+
+    fn plan() -> AttentionPlan {
+        AttentionPlan::new(AttentionRoom::for_rows(8, 2, 1024, 32_768))
+    }
+
+    fn chain(start: u32, tokens: usize, blocks: &[BlockId]) -> SequenceShape<'_> {
+        SequenceShape { start, tokens, drafts: 0, tree: None, blocks }
+    }
+
+    #[test]
+    fn chunks_cover_every_position_once_and_start_where_position_says() {
+        let blocks = blocks(2048);
+        for end in [1u32, 16, 511, 512, 513, 4095, 4096, 4097, 8192, 8193, 20_000, 32_768] {
+            let mut plan = plan();
+            plan.build([chain(end - 1, 1, &blocks)].into_iter());
+            let mut items = plan.items.clone();
+            items.sort_by_key(|item| item.chunk);
+            assert_eq!(items.len(), chunk_count(end), "end {end}");
+            let mut next = 0;
+            for item in &items {
+                assert_eq!(item.kv_begin, next);
+                assert_eq!(item.kv_begin % 64, 0);
+                assert!(item.kv_end - item.kv_begin <= CHUNK_TOKENS_MAX as i32);
+                next = item.kv_end;
+            }
+            assert_eq!(next, end as i32);
+        }
+    }
+
+    #[test]
+    fn a_sequence_is_cut_the_same_alone_and_among_others() {
+        let blocks = blocks(2048);
+        let mut alone = plan();
+        alone.build([chain(5000, 1, &blocks)].into_iter());
+        let mut among = plan();
+        among.build([3u32, 700, 31_000, 5000].into_iter().map(|start| chain(start, 1, &blocks)));
+        let borders = |plan: &AttentionPlan, row: i32| {
+            let mut borders: Vec<_> = plan
+                .items
+                .iter()
+                .filter(|item| item.segment.first_row == row)
+                .map(|item| (item.kv_begin, item.kv_end))
+                .collect();
+            borders.sort();
+            borders
+        };
+        assert_eq!(borders(&alone, 0), borders(&among, 3));
+    }
+
+    #[test]
+    fn a_draft_of_a_tree_sees_its_ancestors_and_no_sibling() {
+        let blocks = blocks(8);
+        // committed c; drafts 0 and 1 follow it, 2 follows 0, 3 follows 2, 4 follows 1
+        let tree = [0, 0, 1, 3, 2];
+        let shape = SequenceShape { start: 40, tokens: 6, drafts: 5, tree: Some(&tree), blocks: &blocks };
+        let mut plan = plan();
+        plan.build([shape].into_iter());
+        assert_eq!(plan.masks, [0b1, 0b11, 0b101, 0b1011, 0b11011, 0b100101]);
+        assert_eq!(plan.positions, [40, 41, 41, 42, 43, 42]);
+        assert_eq!(plan.slots, [1640, 1641, 1642, 1643, 1644, 1645]);
+        assert!(plan.large, "six queries of four heads do not fit sixteen rows");
+    }
+
+    #[test]
+    fn a_tree_behind_a_long_prefill_gets_its_own_segment() {
+        let blocks = blocks(16);
+        let tree = [0, 0, 2];
+        let shape = SequenceShape { start: 0, tokens: 103, drafts: 3, tree: Some(&tree), blocks: &blocks };
+        let mut plan = plan();
+        plan.build([shape].into_iter());
+        assert_eq!(plan.segments.len(), 2);
+        assert_eq!((plan.segments[0].start, plan.segments[0].queries), (0, 100));
+        assert_eq!((plan.segments[1].start, plan.segments[1].queries), (100, 3));
+        assert_eq!(plan.masks[100..], [0b1, 0b10, 0b110]);
+        assert_eq!(plan.prefill_items.len(), 4);
+        assert!(plan.items.iter().all(|item| item.segment.start == 100));
+    }
+
+    #[test]
+    fn a_full_mask_of_sixty_four_positions_is_a_chain() {
+        let blocks = blocks(8);
+        let mut plan = plan();
+        plan.build([chain(0, 64, &blocks)].into_iter());
+        assert_eq!(plan.masks[63], u64::MAX);
+        assert!(plan.prefill_items.is_empty());
+    }
+
+    #[test]
+    fn long_prompts_without_room_for_partial_results_take_the_prefill_kernel() {
+        let blocks = blocks(256);
+        let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 100 });
+        plan.build([chain(4000, 60, &blocks)].into_iter());
+        assert!(plan.items.is_empty());
+        assert_eq!(plan.prefill_items.len(), 2);
+    }
+
+    #[test]
+    fn a_tree_finds_room_also_behind_chains_that_would_have_filled_it() {
+        let blocks = blocks(256);
+        let tree = [0, 0, 1];
+        let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 8 * 8 * 10 });
+        let chain = chain(4000, 8, &blocks);
+        let shape = SequenceShape { start: 4000, tokens: 4, drafts: 3, tree: Some(&tree), blocks: &blocks };
+        plan.build([chain, shape].into_iter());
+        assert_eq!(plan.prefill_items.len(), 1, "the chain gives way");
+        assert!(!plan.items.is_empty() && plan.items.iter().all(|item| item.segment.first_row == 8));
+    }
+
+    #[test]
+    fn partial_results_of_different_tiles_do_not_overlap() {
+        let blocks = blocks(2048);
+        let mut plan = plan();
+        plan.build([1000u32, 9000, 300].into_iter().map(|start| chain(start, 21, &blocks)));
+        let mut regions: Vec<(i32, i32)> = Vec::new();
+        for item in &plan.items {
+            let packed = 21 * 4;
+            let rows = 32.min(packed - item.tile * 32);
+            regions.push((item.partial, item.partial + 2 * item.chunks * rows));
+        }
+        regions.sort();
+        regions.dedup();
+        assert_eq!(regions.len(), 9);
+        assert!(regions.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+        assert_eq!(plan.merges.len(), 6, "the short sequence has one chunk");
+    }
+}

@@ -1,0 +1,167 @@
+//! The GPU's part of `specserve doctor`.
+
+use std::path::PathBuf;
+
+use super::buffer::{DeviceBuffer, PinnedBuffer};
+use super::driver::{Gpu, GpuInfo};
+use super::error::CudaError;
+use super::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
+use super::library::cublaslt_path;
+use super::measure::{copy_bytes_per_second, median_microseconds};
+use super::stream::Stream;
+use crate::executor::doctor::{DoctorReport, Severity, read};
+
+/// Oldest compute capability, times ten, that the kernels are compiled for.
+const COMPUTE_CAPABILITY_MIN: u32 = 80;
+/// Share of the device memory below which something else seems to be using it.
+const MEMORY_FREE_SHARE: f64 = 0.9;
+/// Edge of the square matrices that are multiplied.
+const MATRIX_EDGE: usize = 8192;
+/// Bytes copied from page-locked memory.
+const UPLOAD_BYTES: usize = 256 << 20;
+/// Timed runs; the median counts.
+const RUNS: usize = 9;
+
+/// Adds what there is to say about the GPU.
+pub(crate) fn examine(report: &mut DoctorReport) {
+    report.fact("CUDA compiler", env!("SPECSERVE_NVCC"));
+    let gpu = match Gpu::open(0) {
+        Ok(gpu) => gpu,
+        Err(error) => return report.problem(Severity::NoCuda, &error, remedy(&error)),
+    };
+    describe(report, gpu.info());
+    if let Err(error) =
+        memory(report, &gpu).and_then(|()| bandwidth(report)).and_then(|()| matrix_rate(report))
+    {
+        report.problem(Severity::NoCuda, &error, remedy(&error));
+    }
+}
+
+fn remedy(error: &CudaError) -> &'static str {
+    match error {
+        CudaError::NoDriver => "install the NVIDIA driver, version 580 or newer",
+        CudaError::NoDevice { .. } => {
+            "check `nvidia-smi`, CUDA_VISIBLE_DEVICES, and in a container that /dev/nvidia* are passed in"
+        }
+        CudaError::DriverTooOld { .. } => "update the NVIDIA driver to version 580 or newer",
+        CudaError::NoLibrary { .. } => {
+            "install cuBLAS 13 (`pip install nvidia-cublas`, or a CUDA 13 toolkit), or name its libcublasLt.so.13 \
+             in SPECSERVE_CUBLASLT"
+        }
+        CudaError::OutOfMemory { .. } => "see what else uses the GPU with `nvidia-smi`, and end it",
+        CudaError::Call { .. } => "see the kernel's log (`dmesg | grep -i nvrm`); the GPU may need a reset",
+    }
+}
+
+fn describe(report: &mut DoctorReport, info: &GpuInfo) {
+    let GpuInfo { compute_capability, multiprocessors, .. } = info;
+    report.fact("GPU", &info.name);
+    let (major, minor) = (compute_capability / 10, compute_capability % 10);
+    let gib = info.memory_bytes as f64 / f64::from(1 << 30);
+    report.fact("compute capability", format!("{major}.{minor}, {multiprocessors} multiprocessors"));
+    report.fact("device memory", format!("{gib:.1} GiB, {} MiB of L2 cache", info.l2_bytes >> 20));
+    report.fact("CUDA", format!("driver supports {}, built with {}", info.driver_api, info.runtime));
+    if *compute_capability < COMPUTE_CAPABILITY_MIN {
+        let what = format!("compute capability {major}.{minor} is older than 8.0");
+        report.problem(Severity::NoCuda, what, "use an Ampere, Ada, Hopper or newer GPU");
+    }
+    numa(report, &info.pci_address);
+}
+
+/// On which node the GPU is, and whether this process may run there.
+fn numa(report: &mut DoctorReport, pci_address: &str) {
+    let device = PathBuf::from("/sys/bus/pci/devices").join(pci_address);
+    let node = read(device.join("numa_node")).filter(|node| !node.starts_with('-'));
+    report.fact("GPU's NUMA node", node.as_deref().unwrap_or("not known"));
+    let near = read(device.join("local_cpulist")).map(|list| cpus_of(&list));
+    let mine = read("/proc/self/status").and_then(|status| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        line.map(|list| cpus_of(list.trim()))
+    });
+    if let (Some(_), Some(near), Some(mine)) = (node, near, mine)
+        && !near.is_empty()
+        && !mine.iter().any(|cpu| near.contains(cpu))
+    {
+        let what = "this process runs on no processor of the GPU's NUMA node; every launch crosses nodes";
+        report.problem(Severity::Warning, what, "start it with `numactl --cpunodebind` on the GPU's node");
+    }
+}
+
+/// Reads a list such as `0-3,8`.
+fn cpus_of(list: &str) -> Vec<u32> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.trim().parse::<u32>().ok()?..=last.trim().parse::<u32>().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
+fn memory(report: &mut DoctorReport, gpu: &Gpu) -> Result<(), CudaError> {
+    let (free, all) = (gpu.memory_free_bytes()? as f64, gpu.info().memory_bytes as f64);
+    report.fact("device memory free", format!("{:.1} GiB", free / f64::from(1 << 30)));
+    if free < MEMORY_FREE_SHARE * all {
+        let what = format!("only {:.0} % of the device memory is free", 100.0 * free / all);
+        report.problem(Severity::Warning, what, "see what else uses the GPU with `nvidia-smi`");
+    }
+    Ok(())
+}
+
+fn bandwidth(report: &mut DoctorReport) -> Result<(), CudaError> {
+    let stream = Stream::new()?;
+    let copy = copy_bytes_per_second(&stream)?;
+    report.fact("copy bandwidth", format!("{:.0} GB/s on the device, read and written", copy / 1e9));
+    let host = PinnedBuffer::<u8>::zeroed(UPLOAD_BYTES)?;
+    let mut device = DeviceBuffer::<u8>::uninitialized(UPLOAD_BYTES)?;
+    // SAFETY: `host` outlives the timed runs, which end synchronised.
+    let time = median_microseconds(&stream, RUNS, || unsafe { device.upload_async(0, &host, &stream) })?;
+    report.fact(
+        "host to device",
+        format!("{:.1} GB/s from page-locked memory", UPLOAD_BYTES as f64 / time / 1e3),
+    );
+    Ok(())
+}
+
+fn matrix_rate(report: &mut DoctorReport) -> Result<(), CudaError> {
+    let stream = Stream::new()?;
+    let mut gemm = Gemm::new()?;
+    let path = cublaslt_path().map_or("path unknown".to_owned(), |path| path.display().to_string());
+    report.fact("cuBLASLt", path);
+    let shape =
+        GemmShape { outputs: MATRIX_EDGE, inputs: MATRIX_EDGE, rows: MATRIX_EDGE, output: GemmOutput::Bf16 };
+    gemm.prepare(shape)?;
+    // Not zeros, on which the chip draws less power and runs faster.
+    let numbers: Vec<u16> = (0..MATRIX_EDGE * MATRIX_EDGE).map(pseudo_random_bf16).collect();
+    let (weights, x) =
+        (DeviceBuffer::from_slice(&numbers, &stream)?, DeviceBuffer::from_slice(&numbers, &stream)?);
+    let mut y = DeviceBuffer::<u16>::uninitialized(numbers.len())?;
+    let operands = GemmOperands { weights: weights.ptr(), x: x.ptr(), y: y.mut_ptr().cast() };
+    // SAFETY: three matrices of MATRIX_EDGE squared numbers, which outlive the timed runs.
+    let time = median_microseconds(&stream, RUNS, || unsafe { gemm.run(shape, operands, &stream) })?;
+    let operations = 2.0 * (MATRIX_EDGE as f64).powi(3);
+    report.fact("bf16 matrix rate", format!("{:.0} TFLOP/s at {MATRIX_EDGE} cubed", operations / time / 1e6));
+    Ok(())
+}
+
+fn pseudo_random_bf16(index: usize) -> u16 {
+    let word = (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+    0x3c80 | (word as u16 & 0x807f)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors_are_read() {
+        assert_eq!(cpus_of("0-2,8"), [0, 1, 2, 8]);
+        assert_eq!(cpus_of(""), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn a_missing_driver_is_a_problem_with_a_remedy() {
+        let mut report = DoctorReport::default();
+        examine(&mut report);
+        assert!(!report.facts.is_empty());
+        assert!(report.problems.iter().all(|problem| !problem.remedy.is_empty()));
+    }
+}

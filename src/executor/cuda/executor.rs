@@ -1,0 +1,315 @@
+//! [`Executor`] on a GPU: batches in, tokens out; logits never leave the device.
+
+use super::attention_plan::{BLOCK_TOKENS, SequenceShape};
+use super::batch_check::{BatchCheck, ensure, verify_sums};
+use super::compaction::Compactor;
+use super::draft_round::DraftRound;
+use super::driver::Gpu;
+use super::error::CudaError;
+use super::forward::{DeviceModel, ScratchSizes, kv_block_elements};
+use super::gemm::Gemm;
+use super::options::{CudaOptions, KvBudget, VERIFY_ROWS_MAX, captured_rows, eager_rows};
+use super::runner::{Chooses, DeviceQueue, Runner, RunnerOptions};
+use super::stream::Stream;
+use super::verify_batch;
+use crate::executor::{
+    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
+    VerifyRow,
+};
+use crate::model::{LoadedModel, ModelSpec};
+use crate::sampling::TokenHistory;
+
+/// Target and draft on one GPU. The thread that calls becomes the device's thread.
+pub struct CudaExecutor {
+    info: ExecutorInfo,
+    gpu: Gpu,
+    target: Runner,
+    draft: Option<Runner>,
+    round: DraftRound,
+    compactor: Compactor,
+    queue: DeviceQueue,
+    target_logit_rows: usize,
+    /// Why the device can't be used any more.
+    failed: Option<String>,
+}
+
+impl CudaExecutor {
+    /// Opens the GPU, uploads the models and allocates everything that steps need.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Malformed`] for options or models that can't work,
+    /// [`ExecutorError::Device`] when the GPU is missing, too small, or fails.
+    pub fn new(
+        target: &LoadedModel,
+        draft: Option<&LoadedModel>,
+        options: CudaOptions,
+    ) -> Result<CudaExecutor, ExecutorError> {
+        options.check().map_err(ExecutorError::Malformed)?;
+        check_pair(&target.spec, draft.map(|draft| &draft.spec))?;
+        let gpu = Gpu::open(options.ordinal)?;
+        let queue = DeviceQueue { stream: Stream::new()?, gemm: Gemm::new()? };
+        let logit_rows = logit_rows_max(&options);
+        let mut target_model = DeviceModel::new(target, scratch_sizes(&options, logit_rows), &queue.stream)?;
+        let draft_rows = captured_rows(options.batch_sequences_max as usize).unwrap_or(VERIFY_ROWS_MAX);
+        let mut draft_model = match draft {
+            Some(draft) => Some(DeviceModel::new(draft, scratch_sizes(&options, draft_rows), &queue.stream)?),
+            None => None,
+        };
+        allocate_pools(&mut target_model, draft_model.as_mut(), &options, &gpu)?;
+        let info = executor_info(&target_model, draft_model.as_ref(), &options, &gpu);
+        let runner = |model: DeviceModel, logit_rows_max: usize| {
+            let (graphs_max, tune) = (options.graphs_max, options.tune);
+            Runner::new(model, RunnerOptions { logit_rows_max, graphs_max, tune }, &queue)
+        };
+        let target = runner(target_model, logit_rows)?;
+        let draft = draft_model.map(|model| runner(model, draft_rows)).transpose()?;
+        queue.stream.synchronize()?;
+        Ok(CudaExecutor {
+            info,
+            gpu,
+            target,
+            draft,
+            round: DraftRound::default(),
+            compactor: Compactor::new()?,
+            queue,
+            target_logit_rows: logit_rows,
+            failed: None,
+        })
+    }
+
+    /// Chooses algorithms, loads kernels and captures graphs for every step size up to the
+    /// batch's bounds, so that no request waits for it.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`].
+    pub fn warm_up(&mut self) -> Result<(), ExecutorError> {
+        self.on_device(|executor| {
+            let sequences = executor.info.batch_sequences_max as usize;
+            let rows = executor.target_logit_rows;
+            executor.target.warm_up(rows, Chooses::Verdicts, &mut executor.queue)?;
+            if let Some(draft) = &mut executor.draft {
+                draft.warm_up(sequences, Chooses::Proposals, &mut executor.queue)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Graphs captured so far: target, draft.
+    pub fn graph_counts(&self) -> (usize, usize) {
+        (self.target.graph_count(), self.draft.as_ref().map_or(0, Runner::graph_count))
+    }
+
+    /// Time that the device took for a model's last step, copies included, in microseconds.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`] before the first step; [`ExecutorError::Malformed`] without
+    /// that model.
+    pub fn device_microseconds(&mut self, role: ModelRole) -> Result<f64, ExecutorError> {
+        let runner = match role {
+            ModelRole::Target => &self.target,
+            ModelRole::Draft => self.draft_runner()?.0,
+        };
+        Ok(runner.device_microseconds()?)
+    }
+
+    /// Runs `work` with the context current; a device error stays for good.
+    fn on_device<T>(
+        &mut self,
+        work: impl FnOnce(&mut CudaExecutor) -> Result<T, ExecutorError>,
+    ) -> Result<T, ExecutorError> {
+        if let Some(reason) = &self.failed {
+            return Err(ExecutorError::Device(reason.clone()));
+        }
+        let result = self.gpu.bind_to_thread().map_err(ExecutorError::from).and_then(|()| work(self));
+        if let Err(ExecutorError::Device(reason)) = &result {
+            self.failed = Some(reason.clone());
+        }
+        result
+    }
+
+    fn draft_runner(&mut self) -> Result<(&mut Runner, &mut DraftRound, &mut DeviceQueue), ExecutorError> {
+        match &mut self.draft {
+            Some(draft) => Ok((draft, &mut self.round, &mut self.queue)),
+            None => Err(ExecutorError::Malformed("there is no draft model".to_owned())),
+        }
+    }
+}
+
+impl Executor for CudaExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        let mut check = BatchCheck::begin(&self.info, ModelRole::Draft, rows.len())?;
+        rows.iter().try_for_each(|row| check.input(&row.input))?;
+        self.on_device(|executor| {
+            let (runner, round, queue) = executor.draft_runner()?;
+            round.start(rows, runner, queue, out)
+        })
+    }
+
+    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
+        self.round.check_keep(keep, &self.info)?;
+        self.on_device(|executor| {
+            let (runner, round, queue) = executor.draft_runner()?;
+            round.go_on(keep, runner, queue, out)
+        })
+    }
+
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        let mut check = BatchCheck::begin(&self.info, ModelRole::Target, rows.len())?;
+        rows.iter().try_for_each(|row| check.row(row))?;
+        verify_sums(rows, self.target_logit_rows)?;
+        self.on_device(|executor| verify_batch::run(rows, &mut executor.target, &mut executor.queue, out))
+    }
+
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        let check = BatchCheck::begin(&self.info, ModelRole::Target, moves.len())?;
+        moves.iter().try_for_each(|compaction| check.compaction(compaction))?;
+        if moves.iter().all(|compaction| compaction.path.is_empty()) {
+            return Ok(());
+        }
+        self.on_device(|executor| {
+            Ok(executor.compactor.run(moves, &mut executor.target.model, &executor.queue.stream)?)
+        })
+    }
+
+    fn logits(&mut self, role: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        BatchCheck::begin(&self.info, role, 1)?.input(input)?;
+        self.on_device(|executor| {
+            let logits = match role {
+                ModelRole::Target => read_logits(&mut executor.target, input, &mut executor.queue),
+                ModelRole::Draft => {
+                    let (runner, _, queue) = executor.draft_runner()?;
+                    read_logits(runner, input, queue)
+                }
+            };
+            Ok(logits?)
+        })
+    }
+}
+
+impl Drop for CudaExecutor {
+    fn drop(&mut self) {
+        // Device memory is freed by the fields, which needs the context on this thread. If it
+        // is lost, there is nothing left to free.
+        let _ = self.gpu.bind_to_thread();
+    }
+}
+
+fn read_logits(
+    runner: &mut Runner,
+    input: &SequenceInput,
+    queue: &mut DeviceQueue,
+) -> Result<Vec<f32>, CudaError> {
+    runner.begin();
+    runner.tokens.extend(input.tokens.iter().map(|&token| token as i32));
+    runner.plan(std::iter::once(input_shape(input, 0, None)));
+    runner.gather.push(input.tokens.len() as i32 - 1);
+    runner.run(Chooses::Nothing, queue)?;
+    let mut logits = vec![0.0; runner.model.spec().vocab_size];
+    // SAFETY: `logits` is borrowed until the synchronisation below.
+    unsafe { runner.model.logits().download_async(0, &mut logits, &queue.stream)? };
+    queue.stream.synchronize()?;
+    Ok(logits)
+}
+
+/// A sequence as the attention plan sees it.
+pub(super) fn input_shape<'a>(
+    input: &'a SequenceInput,
+    drafts: u32,
+    tree: Option<&'a [u32]>,
+) -> SequenceShape<'a> {
+    SequenceShape {
+        start: input.start,
+        tokens: input.tokens.len(),
+        drafts: drafts as usize,
+        tree,
+        blocks: &input.blocks,
+    }
+}
+
+/// The tokens that penalties look at; none where they are off.
+pub(super) fn token_history(input: &SequenceInput) -> TokenHistory {
+    match &input.history {
+        Some(history) if input.sampling.needs_history() => {
+            TokenHistory::new(history.prompt_tokens, history.tokens.clone())
+        }
+        _ => TokenHistory::none(),
+    }
+}
+
+fn check_pair(target: &ModelSpec, draft: Option<&ModelSpec>) -> Result<(), ExecutorError> {
+    let Some(draft) = draft else { return Ok(()) };
+    let sizes = (target.vocab_size, draft.vocab_size);
+    ensure(sizes.0 == sizes.1, || format!("target and draft have {} and {} tokens", sizes.0, sizes.1))
+}
+
+/// Rows of logits of the largest verification.
+fn logit_rows_max(options: &CudaOptions) -> usize {
+    let rows = options.batch_sequences_max as usize * (options.draft_tokens_max as usize + 1);
+    captured_rows(rows).unwrap_or(VERIFY_ROWS_MAX)
+}
+
+fn scratch_sizes(options: &CudaOptions, logit_rows: usize) -> ScratchSizes {
+    ScratchSizes {
+        rows: eager_rows(options.batch_tokens_max as usize).max(VERIFY_ROWS_MAX),
+        logit_rows,
+        masked_rows: logit_rows,
+    }
+}
+
+/// Gives both pools their blocks.
+fn allocate_pools(
+    target: &mut DeviceModel,
+    draft: Option<&mut DeviceModel>,
+    options: &CudaOptions,
+    gpu: &Gpu,
+) -> Result<(), ExecutorError> {
+    let block_bytes = |model: &DeviceModel| 2 * kv_block_elements(model.spec());
+    let both = block_bytes(target) + draft.as_ref().map_or(0, |draft| block_bytes(draft));
+    // More than every sequence at its longest is never used.
+    let context_blocks = target.spec().context_tokens_max.div_ceil(BLOCK_TOKENS as usize);
+    let useful = context_blocks * options.batch_sequences_max as usize;
+    let (target_blocks, draft_blocks) = match options.kv {
+        KvBudget::Blocks { target, draft } => (target, draft),
+        KvBudget::MemoryFraction(share) => {
+            let room = gpu.memory_free_bytes()? as f64 * share;
+            let blocks = ((room / both as f64) as usize).min(useful) as u32;
+            (blocks, blocks)
+        }
+    };
+    let slots_max = i32::MAX as u32 / BLOCK_TOKENS;
+    for blocks in [target_blocks, draft_blocks] {
+        ensure(blocks <= slots_max, || format!("{blocks} KV blocks, at most {slots_max}"))?;
+    }
+    ensure(target_blocks > 0, || "no memory is left for KV blocks".to_owned())?;
+    target.allocate_kv(target_blocks)?;
+    if let Some(draft) = draft {
+        ensure(draft_blocks > 0, || "the draft's KV pool has 0 blocks".to_owned())?;
+        draft.allocate_kv(draft_blocks)?;
+    }
+    Ok(())
+}
+
+fn executor_info(
+    target: &DeviceModel,
+    draft: Option<&DeviceModel>,
+    options: &CudaOptions,
+    gpu: &Gpu,
+) -> ExecutorInfo {
+    let context = |model: &DeviceModel| model.spec().context_tokens_max as u32;
+    ExecutorInfo {
+        backend: "cuda".to_owned(),
+        device: gpu.info().name.clone(),
+        vocab_size: target.spec().vocab_size as u32,
+        context_tokens_max: draft.map_or(context(target), |draft| context(draft).min(context(target))),
+        block_tokens: BLOCK_TOKENS,
+        target_blocks: target.blocks(),
+        draft_blocks: draft.map_or(0, DeviceModel::blocks),
+        batch_tokens_max: options.batch_tokens_max,
+        batch_sequences_max: options.batch_sequences_max,
+        draft_tokens_max: options.draft_tokens_max,
+    }
+}

@@ -1,0 +1,39 @@
+//! The CUDA executor: our kernels (csrc/), cuBLASLt for matrix products.
+//!
+//! libcuda and libcublasLt are opened at run time, so that a binary with this feature
+//! also starts where they are missing and says what is. Only this module holds `unsafe`
+//! code for the device: raw calls are wrapped here and their status is always checked.
+
+pub mod attention_plan;
+mod batch_check;
+pub mod buffer;
+mod compaction;
+pub(crate) mod doctor;
+mod draft_round;
+pub mod driver;
+pub mod error;
+mod executor;
+pub mod ffi;
+pub mod forward;
+pub mod gemm;
+pub mod graph;
+pub mod graphs;
+pub mod library;
+pub mod measure;
+pub mod options;
+pub mod product;
+mod runner;
+pub mod sampling_rows;
+mod step_inputs;
+pub mod stream;
+mod verify_batch;
+pub mod weights;
+
+pub use buffer::{DeviceBuffer, PinnedBuffer};
+pub use driver::{Gpu, GpuInfo};
+pub use error::CudaError;
+pub use executor::CudaExecutor;
+pub use graph::Graph;
+pub use options::{CudaOptions, KvBudget};
+pub use sampling_rows::SamplingRows;
+pub use stream::{Event, Stream};

@@ -1,0 +1,335 @@
+//! Runs one model's steps: inputs up, forward pass, sampling, results down; as a captured
+//! graph where the step's sizes allow, else kernel by kernel.
+
+use super::attention_plan::{AttentionPlan, SequenceShape};
+use super::buffer::{DeviceBuffer, PinnedBuffer};
+use super::error::{CudaError, check_launch};
+use super::ffi::kernels::{
+    self, DraftProposal, DraftSampleParams, SampleParams, VerifyOutcome, VerifyParams,
+};
+use super::forward::{DeviceModel, StepSizes};
+use super::gemm::Gemm;
+use super::graph::Graph;
+use super::graphs::GraphCache;
+use super::options::{BATCH_SEQUENCES_MAX, captured_rows, captured_sizes, eager_rows};
+use super::sampling_rows::SamplingRows;
+use super::step_inputs::{InputSizes, StepData, StepInputs, VerifyInputs};
+use super::stream::{Event, Stream};
+
+/// Room for inputs in 32-bit words at first: plans and block tables of usual steps.
+const INPUT_WORDS: usize = 1 << 20;
+/// Words of a [`DraftProposal`].
+const PROPOSAL_WORDS: usize = size_of::<DraftProposal>() / 4;
+/// Words of a [`VerifyOutcome`].
+const OUTCOME_WORDS: usize = size_of::<VerifyOutcome>() / 4;
+
+/// What both models share on the device.
+pub struct DeviceQueue {
+    /// Where all work goes.
+    pub stream: Stream,
+    /// Matrix products.
+    pub gemm: Gemm,
+}
+
+/// What a step does with its logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Chooses {
+    /// Leaves them, or has none.
+    Nothing,
+    /// Proposes a token per row.
+    Proposals,
+    /// Verifies drafts.
+    Verdicts,
+}
+
+/// Everything that determines a step's launches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct StepKey {
+    step: StepSizes,
+    sequences: usize,
+    chooses: Chooses,
+    filtered: bool,
+}
+
+impl StepKey {
+    fn inputs(&self) -> InputSizes {
+        InputSizes { rows: self.step.rows, logit_rows: self.step.logit_rows, sequences: self.sequences }
+    }
+}
+
+/// The limits and habits of a runner.
+#[derive(Clone, Copy, Debug)]
+pub struct RunnerOptions {
+    /// Most rows of logits in a step.
+    pub logit_rows_max: usize,
+    /// Most captured graphs.
+    pub graphs_max: usize,
+    /// Whether the algorithms of captured sizes are chosen by measurement.
+    pub tune: bool,
+}
+
+/// One model with its inputs, results and graphs. To use: [`begin`](Self::begin), fill the
+/// public fields, [`run`](Self::run), read results.
+pub struct Runner {
+    /// The model.
+    pub model: DeviceModel,
+    /// Input tokens of the step.
+    pub tokens: Vec<i32>,
+    /// Rows that need logits.
+    pub gather: Vec<i32>,
+    /// How each of them chooses.
+    pub sampling: SamplingRows,
+    /// What is verified.
+    pub verify: VerifyInputs,
+    plan: AttentionPlan,
+    inputs: StepInputs,
+    sample_scratch: DeviceBuffer<u8>,
+    results: DeviceBuffer<u32>,
+    results_host: PinnedBuffer<u32>,
+    /// Sizes of the last step, by which results are read.
+    last: Option<StepKey>,
+    graphs: GraphCache<StepKey>,
+    options: RunnerOptions,
+    /// Before and behind the last step's device work.
+    marks: [Event; 2],
+}
+
+impl Runner {
+    /// Adds inputs, results and graphs to a model.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn new(model: DeviceModel, options: RunnerOptions, queue: &DeviceQueue) -> Result<Runner, CudaError> {
+        let rows = options.logit_rows_max;
+        let words = rows * PROPOSAL_WORDS.max(2) + rows + BATCH_SEQUENCES_MAX as usize * OUTCOME_WORDS;
+        // SAFETY: computes a size.
+        let scratch = unsafe { kernels::specserve_sample_scratch_bytes(rows as i32) };
+        Ok(Runner {
+            tokens: Vec::new(),
+            gather: Vec::new(),
+            sampling: SamplingRows::new(),
+            verify: VerifyInputs::default(),
+            plan: AttentionPlan::new(model.room()),
+            inputs: StepInputs::new(INPUT_WORDS)?,
+            sample_scratch: DeviceBuffer::filled(0, scratch, &queue.stream)?,
+            results: DeviceBuffer::filled(0, words, &queue.stream)?,
+            results_host: PinnedBuffer::zeroed(words)?,
+            last: None,
+            graphs: GraphCache::new(options.graphs_max),
+            options,
+            marks: [Event::timed()?, Event::timed()?],
+            model,
+        })
+    }
+
+    /// Forgets the step before.
+    pub fn begin(&mut self) {
+        self.tokens.clear();
+        self.gather.clear();
+        self.sampling.clear();
+        self.verify.clear();
+    }
+
+    /// Rotary positions of the planned rows; valid after [`plan`](Self::plan).
+    pub fn positions(&self) -> &[i32] {
+        &self.plan.positions
+    }
+
+    /// Plans the attention of these sequences, in the order of their tokens.
+    pub fn plan<'a>(&mut self, sequences: impl Iterator<Item = SequenceShape<'a>> + Clone) {
+        self.plan.build(sequences);
+    }
+
+    /// Runs the step and waits for its results.
+    ///
+    /// # Errors
+    /// Anything from the device; sticky.
+    pub fn run(&mut self, chooses: Chooses, queue: &mut DeviceQueue) -> Result<(), CudaError> {
+        let capturable = self.plan.prefill_items.is_empty() && self.options.graphs_max > 0;
+        let captured = captured_rows(self.plan.rows()).filter(|_| capturable);
+        let key = self.key(chooses, captured);
+        self.marks[0].record(&queue.stream)?;
+        self.submit(key, captured.is_some(), queue)?;
+        self.marks[1].record(&queue.stream)?;
+        queue.stream.synchronize()
+    }
+
+    /// Time that the device took for the last step, copies included, in microseconds.
+    ///
+    /// # Errors
+    /// Before the first step.
+    pub fn device_microseconds(&self) -> Result<f64, CudaError> {
+        self.marks[1].microseconds_since(&self.marks[0])
+    }
+
+    /// Prepares every captured size up to one that holds `rows`: chooses algorithms, loads
+    /// kernels, captures graphs.
+    ///
+    /// # Errors
+    /// Anything from the device.
+    pub fn warm_up(
+        &mut self,
+        rows: usize,
+        chooses: Chooses,
+        queue: &mut DeviceQueue,
+    ) -> Result<(), CudaError> {
+        self.begin();
+        self.plan(std::iter::empty());
+        for rows in captured_sizes(rows) {
+            for large in [false, true] {
+                let logit_rows = captured_rows(rows.min(self.options.logit_rows_max)).unwrap_or(rows);
+                let step = StepSizes { rows, logit_rows, decode: true, large, prefill_items: 0 };
+                let sequences = rows.min(BATCH_SEQUENCES_MAX as usize);
+                let key = StepKey { step, sequences, chooses, filtered: false };
+                self.submit(key, self.options.graphs_max > 0, queue)?;
+                queue.stream.synchronize()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Padded sizes of the step at hand.
+    fn key(&self, chooses: Chooses, captured: Option<usize>) -> StepKey {
+        let rows = captured.unwrap_or_else(|| eager_rows(self.plan.rows()));
+        let logits = self.gather.len();
+        let logit_rows = if logits == 0 { 0 } else { captured_rows(logits).unwrap_or(logits) };
+        let step = StepSizes {
+            rows,
+            logit_rows,
+            decode: captured.is_some() || !self.plan.items.is_empty(),
+            large: self.plan.large,
+            prefill_items: self.plan.prefill_items.len(),
+        };
+        let sequences = rows.min(BATCH_SEQUENCES_MAX as usize);
+        let chooses = if logits == 0 { Chooses::Nothing } else { chooses };
+        StepKey { step, sequences, chooses, filtered: self.sampling.filtered() }
+    }
+
+    fn submit(&mut self, key: StepKey, capture: bool, queue: &mut DeviceQueue) -> Result<(), CudaError> {
+        let data = StepData {
+            tokens: &self.tokens,
+            gather: &self.gather,
+            plan: &self.plan,
+            sampling: &self.sampling,
+            verify: &self.verify,
+        };
+        if self.inputs.reserve(key.inputs(), data)? {
+            self.graphs.clear();
+        }
+        self.inputs.upload(key.inputs(), data, &queue.stream)?;
+        self.last = Some(key);
+        if let Some(graph) = self.graphs.get(key).filter(|_| capture) {
+            // What was captured belongs to `self` or `queue`; should the inputs have moved, the
+            // graphs were dropped above.
+            return graph.launch(&queue.stream);
+        }
+        self.model.prepare(key.step, capture && self.options.tune, &mut queue.gemm, &queue.stream)?;
+        self.enqueue(key, queue)?;
+        if capture && self.graphs.has_room() {
+            // This step has loaded every kernel: loading is not allowed during a capture.
+            queue.stream.synchronize()?;
+            let graph = Graph::capture(&queue.stream, || self.enqueue(key, queue))?;
+            self.graphs.insert(key, graph);
+        }
+        Ok(())
+    }
+
+    /// Forward pass, sampling, results to the host.
+    fn enqueue(&mut self, key: StepKey, queue: &DeviceQueue) -> Result<(), CudaError> {
+        let step = self.inputs.addresses(key.inputs());
+        // SAFETY: `upload` has laid out a step of these sizes; the executor has checked that
+        // its blocks are the pool's.
+        unsafe { self.model.run(&step, key.step, &queue.gemm, &queue.stream)? };
+        let words = match key.chooses {
+            Chooses::Nothing => return Ok(()),
+            Chooses::Proposals => self.propose(key, &queue.stream)?,
+            Chooses::Verdicts => self.judge(key, &queue.stream)?,
+        };
+        // SAFETY: the pinned memory lives as long as the graph, and is read only after the
+        // stream was synchronised.
+        unsafe { self.results.download_async(0, &mut self.results_host[..words], &queue.stream) }
+    }
+
+    fn sample_params(&mut self, key: StepKey) -> SampleParams {
+        let vocab = self.model.spec().vocab_size;
+        let addresses = self.inputs.sampling_addresses(key.inputs());
+        SampleParams {
+            logits: self.model.logits().mut_ptr(),
+            stride: vocab as i64,
+            rows: addresses.rows,
+            adjustments: addresses.adjustments,
+            scratch: self.sample_scratch.mut_ptr().cast(),
+            row_count: key.step.logit_rows as i32,
+            vocab: vocab as i32,
+            filtered: i32::from(key.filtered),
+        }
+    }
+
+    /// Returns how many words of results there are.
+    fn propose(&mut self, key: StepKey, stream: &Stream) -> Result<usize, CudaError> {
+        let words = key.step.logit_rows * PROPOSAL_WORDS;
+        let params = DraftSampleParams {
+            sample: self.sample_params(key),
+            proposals: self.results.mut_ptr().cast(),
+            tokens: self.results.mut_ptr().wrapping_add(words).cast(),
+        };
+        // SAFETY: results have room for `logit_rows_max` rows; inputs as laid out by `upload`.
+        check_launch(unsafe { kernels::specserve_draft_sample(&params, stream.raw()) }, "draft_sample")?;
+        Ok(words)
+    }
+
+    fn judge(&mut self, key: StepKey, stream: &Stream) -> Result<usize, CudaError> {
+        let addresses = self.inputs.sampling_addresses(key.inputs());
+        let (tokens, path) = verdict_words(key);
+        let results = self.results.mut_ptr();
+        let params = VerifyParams {
+            sample: self.sample_params(key),
+            sequences: addresses.sequences,
+            sequence_of: addresses.sequence_of,
+            drafts: addresses.drafts,
+            parents: addresses.parents,
+            outcomes: results.cast(),
+            tokens: results.wrapping_add(tokens).cast(),
+            path: results.wrapping_add(path).cast(),
+            sequence_count: key.sequences as i32,
+        };
+        // SAFETY: as in `propose`.
+        check_launch(unsafe { kernels::specserve_verify(&params, stream.raw()) }, "verify")?;
+        Ok(path + key.step.logit_rows)
+    }
+
+    /// The proposal of a row of logits of the last step, whose results were waited for.
+    pub fn proposal(&self, row: usize) -> DraftProposal {
+        let words = &self.results_host[row * PROPOSAL_WORDS..(row + 1) * PROPOSAL_WORDS];
+        DraftProposal {
+            token: words[0] as i32,
+            runner_up: words[1] as i32,
+            probability: f32::from_bits(words[2]),
+            margin: f32::from_bits(words[3]),
+            finite: words[4] as i32,
+        }
+    }
+
+    /// The outcome of a sequence of the last step, with the tokens and the path of the rows
+    /// from `first_row` on.
+    pub fn outcome(&self, sequence: usize, first_row: usize) -> (VerifyOutcome, &[u32], &[u32]) {
+        let words = &self.results_host[..];
+        let at = sequence * OUTCOME_WORDS;
+        let outcome = VerifyOutcome { accepted: words[at] as i32, finite: words[at + 1] as i32 };
+        let Some(key) = self.last else { return (outcome, &[], &[]) };
+        let (tokens, path) = verdict_words(key);
+        let rows = key.step.logit_rows;
+        (outcome, &words[tokens + first_row..tokens + rows], &words[path + first_row..path + rows])
+    }
+
+    /// Graphs captured so far.
+    pub fn graph_count(&self) -> usize {
+        self.graphs.len()
+    }
+}
+
+/// Where tokens and paths start in the results of a verification, in words.
+fn verdict_words(key: StepKey) -> (usize, usize) {
+    let tokens = key.sequences * OUTCOME_WORDS;
+    (tokens, tokens + key.step.logit_rows)
+}

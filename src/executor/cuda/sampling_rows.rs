@@ -1,0 +1,159 @@
+//! What the sampling kernels need to know of each row, gathered on the host.
+
+use std::collections::BTreeMap;
+
+use super::ffi::kernels::{LogitAdjustment, SamplingRow};
+use crate::request::TokenId;
+use crate::sampling::distribution::TEMPERATURE_MIN;
+use crate::sampling::float::ln;
+use crate::sampling::{SamplingParams, TokenHistory};
+
+/// Position of a row that chooses nothing.
+const PADDING: i32 = -1;
+
+/// The rows of one sampling call and their logit adjustments. Reused from call to call.
+#[derive(Clone, Debug, Default)]
+pub struct SamplingRows {
+    rows: Vec<SamplingRow>,
+    adjustments: Vec<LogitAdjustment>,
+    filtered: bool,
+}
+
+impl SamplingRows {
+    /// Without rows.
+    pub fn new() -> SamplingRows {
+        SamplingRows::default()
+    }
+
+    /// Forgets all rows, keeps the memory.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+        self.adjustments.clear();
+        self.filtered = false;
+    }
+
+    /// Adds a row that chooses the token for absolute `position`. `history` holds the tokens
+    /// before it (read only where [`SamplingParams::needs_history`]).
+    pub fn push(&mut self, params: &SamplingParams, position: u32, history: &TokenHistory) {
+        // Also for NaN, which no comparison holds for.
+        let sampled = params.temperature > 0.0;
+        let first_adjustment = self.adjustments.len() as i32;
+        self.adjust(params, history);
+        let row = SamplingRow {
+            seed: params.seed,
+            scale: if sampled { 1.0 / params.temperature.max(TEMPERATURE_MIN) } else { 1.0 },
+            top_p: params.top_p,
+            min_score: min_score(params.min_p),
+            top_k: i32::try_from(params.top_k).unwrap_or(i32::MAX),
+            greedy: i32::from(!sampled),
+            position: position as i32,
+            first_adjustment,
+            adjustments: self.adjustments.len() as i32 - first_adjustment,
+        };
+        self.filtered |= sampled && (row.top_k > 0 || row.top_p < 1.0 || row.min_score > f32::NEG_INFINITY);
+        self.rows.push(row);
+    }
+
+    /// Adds a row that chooses nothing.
+    pub fn push_padding(&mut self) {
+        self.rows.push(SamplingRow { position: PADDING, ..SamplingRow::default() });
+    }
+
+    /// The rows, in order.
+    pub fn rows(&self) -> &[SamplingRow] {
+        &self.rows
+    }
+
+    /// The adjustments that the rows point into.
+    pub fn adjustments(&self) -> &[LogitAdjustment] {
+        &self.adjustments
+    }
+
+    /// Whether a row uses top-k, top-p or min-p: `SampleParams::filtered`.
+    pub fn filtered(&self) -> bool {
+        self.filtered
+    }
+
+    /// Steps 1 to 3 of [`distribution`](crate::sampling::distribution), as one entry per token.
+    fn adjust(&mut self, params: &SamplingParams, history: &TokenHistory) {
+        if !params.needs_history() && params.logit_bias.is_empty() {
+            return;
+        }
+        let mut by_token: BTreeMap<TokenId, LogitAdjustment> = BTreeMap::new();
+        if params.needs_history() {
+            for (token, seen) in history.occurrences() {
+                let entry = entry(&mut by_token, token);
+                entry.repetition = params.repetition_penalty;
+                if seen.output > 0 {
+                    entry.presence = params.presence_penalty;
+                    entry.frequency = params.frequency_penalty * seen.output as f32;
+                }
+            }
+        }
+        for &(token, bias) in &params.logit_bias {
+            entry(&mut by_token, token).bias += bias;
+        }
+        self.adjustments.extend(by_token.into_values());
+    }
+}
+
+fn entry(by_token: &mut BTreeMap<TokenId, LogitAdjustment>, token: TokenId) -> &mut LogitAdjustment {
+    by_token.entry(token).or_insert(LogitAdjustment {
+        token: token as i32,
+        repetition: 1.0,
+        ..LogitAdjustment::default()
+    })
+}
+
+fn min_score(min_p: f32) -> f32 {
+    if min_p > 0.0 { ln(min_p.clamp(f32::MIN_POSITIVE, 1.0)) } else { f32::NEG_INFINITY }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(params: &SamplingParams) -> (SamplingRow, bool) {
+        let mut rows = SamplingRows::new();
+        rows.push(params, 7, &TokenHistory::none());
+        (rows.rows()[0], rows.filtered())
+    }
+
+    #[test]
+    fn a_greedy_row_ignores_its_filters() {
+        let params = SamplingParams { top_k: 5, top_p: 0.5, min_p: 0.1, ..SamplingParams::greedy() };
+        let (row, filtered) = row(&params);
+        assert_eq!((row.greedy, row.scale, filtered), (1, 1.0, false));
+        let (not_a_number, _) = self::row(&SamplingParams { temperature: f32::NAN, ..params });
+        assert_eq!(not_a_number.greedy, 1);
+    }
+
+    #[test]
+    fn each_filter_alone_makes_a_row_filtered() {
+        let plain = SamplingParams { temperature: 0.8, ..SamplingParams::greedy() };
+        assert!(!row(&plain).1);
+        assert!(row(&SamplingParams { top_k: 1, ..plain.clone() }).1);
+        assert!(row(&SamplingParams { top_p: 0.99, ..plain.clone() }).1);
+        assert!(row(&SamplingParams { min_p: 0.01, ..plain }).1);
+    }
+
+    #[test]
+    fn penalties_and_bias_of_a_token_become_one_adjustment() {
+        let params = SamplingParams {
+            repetition_penalty: 1.5,
+            presence_penalty: 0.25,
+            frequency_penalty: 0.5,
+            logit_bias: vec![(3, 2.0), (9, -1.0)],
+            ..SamplingParams::greedy()
+        };
+        let history = TokenHistory::new(2, vec![3, 4, 4, 4]);
+        let mut rows = SamplingRows::new();
+        rows.push_padding();
+        rows.push(&params, 4, &history);
+        let facts = |a: &LogitAdjustment| (a.token, a.repetition, a.presence, a.frequency, a.bias);
+        let found: Vec<_> = rows.adjustments().iter().map(facts).collect();
+        assert_eq!(found, [(3, 1.5, 0.0, 0.0, 2.0), (4, 1.5, 0.25, 1.0, 0.0), (9, 1.0, 0.0, 0.0, -1.0)]);
+        assert_eq!((rows.rows()[0].position, rows.rows()[0].adjustments), (-1, 0));
+        assert_eq!((rows.rows()[1].first_adjustment, rows.rows()[1].adjustments), (0, 3));
+    }
+}

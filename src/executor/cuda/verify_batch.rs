@@ -1,0 +1,138 @@
+//! A verification batch: from rows to the device's arrays, and from its results to verdicts.
+
+use super::executor::{input_shape, token_history};
+use super::ffi::kernels::VerifySequence;
+use super::runner::{Chooses, DeviceQueue, Runner};
+use crate::executor::{ExecutorError, Verdict, VerifyRow};
+use crate::sampling::TokenHistory;
+
+/// Runs checked rows and writes one verdict per row to `out`.
+///
+/// # Errors
+/// [`ExecutorError::Device`], also when the device's results make no sense.
+pub fn run(
+    rows: &[VerifyRow],
+    runner: &mut Runner,
+    queue: &mut DeviceQueue,
+    out: &mut Vec<Verdict>,
+) -> Result<(), ExecutorError> {
+    out.clear();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    fill(rows, runner);
+    runner.run(Chooses::Verdicts, queue)?;
+    let vocab = runner.model.spec().vocab_size as u32;
+    let mut sequence = 0;
+    for row in rows {
+        if !row.sample {
+            out.push(Verdict { finite: true, ..Verdict::default() });
+            continue;
+        }
+        let verdict =
+            read(row, runner, sequence).filter(|verdict| verdict.tokens.iter().all(|&token| token < vocab));
+        let Some(verdict) = verdict else {
+            let text = format!("the device's verdict on request {} makes no sense", row.input.request);
+            return Err(ExecutorError::Device(text));
+        };
+        out.push(verdict);
+        sequence += 1;
+    }
+    Ok(())
+}
+
+fn fill(rows: &[VerifyRow], runner: &mut Runner) {
+    runner.begin();
+    for row in rows {
+        runner.tokens.extend(row.input.tokens.iter().map(|&token| token as i32));
+    }
+    runner.plan(rows.iter().map(|row| input_shape(&row.input, row.drafts, row.tree.as_deref())));
+    let mut first_row = 0;
+    for row in rows {
+        if row.sample {
+            fill_row(row, first_row, runner);
+        }
+        first_row += row.input.tokens.len();
+    }
+}
+
+/// The rows of logits of one sequence: behind its last committed token and behind each draft.
+fn fill_row(row: &VerifyRow, first_row: usize, runner: &mut Runner) {
+    let drafts = row.drafts as usize;
+    let root = row.input.tokens.len() - drafts - 1;
+    let sequence = runner.verify.sequences.len() as i32;
+    runner.verify.sequences.push(VerifySequence {
+        first_row: runner.gather.len() as i32,
+        drafts: drafts as i32,
+        tree: i32::from(row.tree.is_some()),
+    });
+    let mut history = PathHistory::new(row);
+    for place in 0..=drafts {
+        let input_row = first_row + root + place;
+        let position = runner.positions()[input_row] as u32 + 1;
+        runner.gather.push(input_row as i32);
+        runner.sampling.push(&row.input.sampling, position, history.at(place));
+        runner.verify.sequence_of.push(sequence);
+        let (draft, parent) = match place {
+            0 => (-1, 0),
+            place => (row.input.tokens[root + place] as i32, parent_of(row, place)),
+        };
+        runner.verify.drafts.push(draft);
+        runner.verify.parents.push(parent as i32);
+    }
+}
+
+/// The place before `place`: of a draft's parent.
+fn parent_of(row: &VerifyRow, place: usize) -> usize {
+    row.tree.as_ref().map_or(place - 1, |parents| parents[place - 1] as usize)
+}
+
+/// The tokens before each place, for penalties; nothing where they are off.
+struct PathHistory<'a> {
+    row: &'a VerifyRow,
+    history: TokenHistory,
+    committed: usize,
+}
+
+impl<'a> PathHistory<'a> {
+    fn new(row: &'a VerifyRow) -> PathHistory<'a> {
+        let history = token_history(&row.input);
+        PathHistory { row, committed: history.tokens().len(), history }
+    }
+
+    fn at(&mut self, place: usize) -> &TokenHistory {
+        if !self.row.input.sampling.needs_history() {
+            return &self.history;
+        }
+        self.history.truncate(self.committed);
+        let mut path = Vec::new();
+        let mut at = place;
+        while at > 0 {
+            path.push(at);
+            at = parent_of(self.row, at);
+        }
+        let root = self.row.input.tokens.len() - self.row.drafts as usize - 1;
+        for place in path.into_iter().rev() {
+            self.history.push(self.row.input.tokens[root + place]);
+        }
+        &self.history
+    }
+}
+
+/// `None` when the device's numbers can't be a verdict on this row.
+fn read(row: &VerifyRow, runner: &Runner, sequence: usize) -> Option<Verdict> {
+    let first_row = runner.verify.sequences[sequence].first_row as usize;
+    let (outcome, tokens, path) = runner.outcome(sequence, first_row);
+    if outcome.finite == 0 {
+        return Some(Verdict::default());
+    }
+    let accepted = usize::try_from(outcome.accepted).ok().filter(|&count| count <= row.drafts as usize)?;
+    let path = match row.tree {
+        Some(_) => path[..accepted].to_vec(),
+        None => Vec::new(),
+    };
+    let ascending = path.windows(2).all(|pair| pair[0] < pair[1]);
+    let known = path.last().is_none_or(|&last| last < row.drafts);
+    let tokens = tokens[..=accepted].to_vec();
+    (ascending && known).then_some(Verdict { tokens, accepted: accepted as u32, path, finite: true })
+}

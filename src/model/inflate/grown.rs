@@ -1,0 +1,166 @@
+//! The dimensions of the inflated model and where everything of the source goes in it.
+
+use half::bf16;
+use serde_json::{Value, json};
+
+use super::super::files::ModelFiles;
+use super::super::{Model, ModelError, ModelSpec};
+use super::shape::InflateShape;
+
+/// The share of ε·h that the constant channel's square may take.
+const CONSTANT_SHARE: f64 = 0.5;
+
+/// Where one query head goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HeadPlace {
+    /// Head of the source.
+    pub source: usize,
+    /// Head of the result.
+    pub target: usize,
+}
+
+/// The inflated model's shape, and the places of the source in it.
+#[derive(Clone, Debug)]
+pub(super) struct Grown {
+    /// The source's shape.
+    pub from: ModelSpec,
+    /// The result's shape.
+    pub to: InflateShape,
+    /// Whether the result's head is its embedding.
+    pub tied_head: bool,
+    /// How much wider heads get.
+    pub head_factor: usize,
+    /// Query heads that compute something.
+    pub query_heads: Vec<HeadPlace>,
+    /// Key and value heads that compute something; one of the source may be here repeatedly.
+    pub kv_heads: Vec<HeadPlace>,
+    /// Epsilon of the result's norms.
+    pub eps: f64,
+    /// Value of the constant channel, number `from.hidden_size`; `None` without new tokens.
+    pub constant: Option<f32>,
+}
+
+impl Grown {
+    /// Lays the source out in the shape, or says what is in the way.
+    pub fn new(model: &Model, shape: &InflateShape, vocab_size: Option<usize>) -> Result<Grown, String> {
+        let from = model.loaded.spec.clone();
+        let to = InflateShape { vocab_size: vocab_size.unwrap_or(shape.vocab_size), ..*shape };
+        refuse_unusual_parts(model)?;
+        let grows = to.vocab_size > from.vocab_size;
+        for (what, old, new) in [
+            ("vocabulary", from.vocab_size, to.vocab_size),
+            ("hidden size", from.hidden_size + usize::from(grows), to.hidden_size),
+            ("intermediate size", from.intermediate_size, to.intermediate_size),
+            ("number of layers", from.layers, to.layers),
+        ] {
+            if old > new {
+                return Err(format!("the {what} is {new}, at least {old} is needed"));
+            }
+        }
+        if !to.head_dim.is_multiple_of(from.head_dim) {
+            return Err(format!("heads {} wide do not fit evenly into {}", from.head_dim, to.head_dim));
+        }
+        let (query_heads, kv_heads) = place_heads(&from, &to)?;
+        let energy = f64::from(from.rms_norm_eps) * from.hidden_size as f64;
+        // Rounded down to a bf16, which the embedding can hold.
+        let constant = grows.then(|| truncate_to_bf16((energy * CONSTANT_SHARE).sqrt()));
+        let left = energy - constant.map_or(0.0, |value| f64::from(value).powi(2));
+        Ok(Grown {
+            tied_head: to.tied_head && model.loaded.weights.tied_head,
+            head_factor: to.head_dim / from.head_dim,
+            query_heads,
+            kv_heads,
+            eps: left / to.hidden_size as f64,
+            constant,
+            from,
+            to,
+        })
+    }
+
+    /// What the norms' weights are multiplied by.
+    pub fn norm_scale(&self) -> f64 {
+        (self.from.hidden_size as f64 / self.to.hidden_size as f64).sqrt()
+    }
+
+    /// What query weights are multiplied by: the softmax divides by √head_dim.
+    pub fn query_scale(&self) -> f64 {
+        (self.head_factor as f64).sqrt()
+    }
+
+    /// The source's config.json with the new dimensions.
+    pub fn config_json(&self, files: &ModelFiles) -> Result<Value, ModelError> {
+        let mut config = files.read_json("config.json")?;
+        let model_type = if self.to.qkv_bias { "qwen2" } else { "llama" };
+        let architecture = if self.to.qkv_bias { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" };
+        let changes = [
+            ("architectures", json!([architecture])),
+            ("model_type", json!(model_type)),
+            ("vocab_size", json!(self.to.vocab_size)),
+            ("hidden_size", json!(self.to.hidden_size)),
+            ("intermediate_size", json!(self.to.intermediate_size)),
+            ("num_hidden_layers", json!(self.to.layers)),
+            ("num_attention_heads", json!(self.to.heads)),
+            ("num_key_value_heads", json!(self.to.kv_heads)),
+            ("head_dim", json!(self.to.head_dim)),
+            ("max_position_embeddings", json!(self.to.context_tokens_max.max(self.from.context_tokens_max))),
+            ("rms_norm_eps", json!(self.eps)),
+            ("tie_word_embeddings", json!(self.tied_head)),
+            ("attention_bias", json!(false)),
+        ];
+        for (key, value) in changes {
+            config[key] = value;
+        }
+        Ok(config)
+    }
+}
+
+/// Parts whose growth is not defined here.
+fn refuse_unusual_parts(model: &Model) -> Result<(), String> {
+    let layers = &model.loaded.weights.layers;
+    if layers.iter().any(|layer| layer.query_norm.is_some() || layer.key_norm.is_some()) {
+        return Err("normalised query and key heads (qwen3) can't be inflated".to_owned());
+    }
+    let biases = |layer: &super::super::LayerWeights| {
+        let projections =
+            [&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down];
+        projections.iter().any(|linear| linear.bias.is_some())
+    };
+    if layers.iter().any(biases) {
+        return Err("projections with biases can't be inflated".to_owned());
+    }
+    Ok(())
+}
+
+/// Gives every query head of the source a place beside its key head. A key head whose
+/// queries do not fit beside one place is repeated.
+fn place_heads(from: &ModelSpec, to: &InflateShape) -> Result<(Vec<HeadPlace>, Vec<HeadPlace>), String> {
+    let (group, group_to) = (from.heads / from.kv_heads, to.heads / to.kv_heads);
+    let copies = group.div_ceil(group_to);
+    if from.kv_heads * copies > to.kv_heads {
+        return Err(format!(
+            "{} key heads with up to {group_to} queries each are {} key heads; there are {}",
+            from.kv_heads,
+            from.kv_heads * copies,
+            to.kv_heads
+        ));
+    }
+    let query_heads = (0..from.heads)
+        .map(|source| {
+            let (kv, place) = (source / group, source % group);
+            let target = (kv * copies + place / group_to) * group_to + place % group_to;
+            HeadPlace { source, target }
+        })
+        .collect();
+    let kv_heads =
+        (0..from.kv_heads * copies).map(|target| HeadPlace { source: target / copies, target }).collect();
+    Ok((query_heads, kv_heads))
+}
+
+fn truncate_to_bf16(value: f64) -> f32 {
+    f32::from_bits((value as f32).to_bits() & 0xffff_0000)
+}
+
+/// Rounds to the nearest bf16.
+pub(super) fn to_bf16(value: f64) -> u16 {
+    bf16::from_f64(value).to_bits()
+}

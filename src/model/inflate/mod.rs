@@ -1,0 +1,162 @@
+//! Inflation: the same function at the cost of a larger model.
+//!
+//! Takes a model of a few million parameters and writes one with the dimensions of, say, an
+//! 8B Llama that computes the same logits: real text and real acceptance at a real price,
+//! with no weights to download. How each part grows:
+//!
+//! - **Residual stream** `h → h'`: the new channels stay 0, since nothing writes to them.
+//!   RMSNorm then divides by `√(Σx²/h' + ε')`; with `ε' = ε·h/h'` that is the old divisor
+//!   times `√(h/h')`, which the norm's weights take back. They are stored in fp32.
+//! - **Attention**: new heads read random weights, but the output projection's columns for
+//!   them are 0. Where queries per key head shrink, key heads are repeated. Where heads get
+//!   wider by a factor m, rotary pair i moves to pair m·i, which turns at the same frequency;
+//!   queries grow by √m to make up for the softmax scale.
+//! - **MLP**: new rows of gate and up are random, their columns of down 0.
+//! - **Layers**: the new ones stand at the end, with output and down projections of 0.
+//! - **Vocabulary**: tokens that never win. One new channel of the residual stream holds a
+//!   small constant (taken out of ε', so that norms do not see it), which only the head
+//!   reads: hugely negative for new tokens.
+//!
+//! Wherever something is multiplied by 0, the other factor is random filler, the same in
+//! every run. What is not exact: norm weights are rounded to fp32, and query weights to bf16
+//! when √m is no power of two; a head that is tied to the embedding adds the same number,
+//! far below a rounding, to the logits of all real tokens.
+
+mod grown;
+mod matrix;
+mod plan;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+use super::files::ModelFiles;
+use super::{ModelError, ModelSource, load};
+use crate::executor::ModelRole;
+
+pub use shape::{InflateShape, SHAPES};
+
+use grown::Grown;
+
+/// Files that are copied as they are, where the source has them.
+const COPIED_FILES: [&str; 4] =
+    ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
+
+/// How to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InflateOptions {
+    /// Tokens in the new vocabulary, instead of the shape's. Target and draft of a pair
+    /// should have the same number: the loader cuts the longer.
+    pub vocab_size: Option<usize>,
+    /// Threads that make and write weights.
+    pub threads: usize,
+    /// Most bytes of one weight file; a tensor is never split.
+    pub shard_bytes_max: u64,
+}
+
+impl Default for InflateOptions {
+    fn default() -> InflateOptions {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        InflateOptions { vocab_size: None, threads, shard_bytes_max: 2 << 30 }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct InflateReport {
+    /// Where.
+    pub directory: PathBuf,
+    /// Weight files.
+    pub shards: usize,
+    /// Bytes of weights.
+    pub weight_bytes: u64,
+    /// Parameters before.
+    pub parameters_before: u64,
+    /// Parameters after.
+    pub parameters_after: u64,
+}
+
+/// Why a model can't be inflated.
+#[derive(Debug, thiserror::Error)]
+pub enum InflateError {
+    /// The source can't be loaded.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The source does not fit into the shape.
+    #[error("{source_name} does not fit into the shape {shape}: {problem}")]
+    Shape {
+        /// The source.
+        source_name: String,
+        /// The shape's name.
+        shape: String,
+        /// What is in the way, with both numbers.
+        problem: String,
+    },
+    /// The target directory holds a model already.
+    #[error("{directory} exists and is not empty; name a new directory")]
+    Occupied {
+        /// It.
+        directory: PathBuf,
+    },
+    /// Writing failed.
+    #[error("cannot write {file}: {source}")]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Writes `source` (its `role`, where it is a pair) to `directory` in Hugging Face format,
+/// with the dimensions of `shape`. Needs little memory whatever the size of the result.
+///
+/// # Errors
+/// See [`InflateError`]; a failed run may leave files in `directory`.
+pub fn inflate(
+    source: &ModelSource,
+    role: ModelRole,
+    directory: &Path,
+    shape: &InflateShape,
+    options: &InflateOptions,
+) -> Result<InflateReport, InflateError> {
+    let model = load(source, role)?;
+    let grown = Grown::new(&model, shape, options.vocab_size).map_err(|problem| InflateError::Shape {
+        source_name: model.name.clone(),
+        shape: shape.name.to_owned(),
+        problem,
+    })?;
+    create_empty(directory)?;
+    let files = ModelFiles::open(source, role)?;
+    for name in COPIED_FILES.into_iter().filter(|name| files.has(name)) {
+        write_file(&directory.join(name), &files.read(name)?)?;
+    }
+    let config = serde_json::to_vec_pretty(&grown.config_json(&files)?).unwrap_or_default();
+    write_file(&directory.join("config.json"), &config)?;
+
+    let tensors = plan::tensors(&model.loaded.weights, &grown);
+    let before = plan::parameters(&model.loaded);
+    let written = writer::write(directory, &tensors, options)?;
+    Ok(InflateReport {
+        directory: directory.to_owned(),
+        shards: written.shards,
+        weight_bytes: written.bytes,
+        parameters_before: before,
+        parameters_after: tensors.iter().map(plan::PlannedTensor::numbers).sum(),
+    })
+}
+
+fn create_empty(directory: &Path) -> Result<(), InflateError> {
+    let failed = |source| InflateError::Io { file: directory.to_owned(), source };
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    if std::fs::read_dir(directory).map_err(failed)?.next().is_some() {
+        return Err(InflateError::Occupied { directory: directory.to_owned() });
+    }
+    Ok(())
+}
+
+fn write_file(file: &Path, bytes: &[u8]) -> Result<(), InflateError> {
+    std::fs::write(file, bytes).map_err(|source| InflateError::Io { file: file.to_owned(), source })
+}

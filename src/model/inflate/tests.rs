@@ -1,0 +1,205 @@
+//! Inflated models against their sources, by a plain fp64 forward pass.
+
+use std::path::Path;
+
+use super::*;
+use crate::model::{Linear, LoadedModel, Tensor};
+
+/// Logits may differ by the rounding of fp32 norm weights, or of bf16 query weights.
+const TOLERANCE_EXACT: f64 = 1e-4;
+const TOLERANCE_ROUNDED: f64 = 0.1;
+
+fn numbers(tensor: &Tensor) -> Vec<f64> {
+    let width = tensor.dtype.bytes();
+    tensor.bytes().chunks_exact(width).map(|bytes| matrix::number_at(tensor.dtype, bytes)).collect()
+}
+
+fn times(linear: &Linear, x: &[f64]) -> Vec<f64> {
+    rows_times(&numbers(&linear.weight), x)
+}
+
+fn rows_times(weights: &[f64], x: &[f64]) -> Vec<f64> {
+    weights.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+}
+
+fn norm(x: &[f64], weight: &Tensor, eps: f32) -> Vec<f64> {
+    let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + f64::from(eps)).sqrt();
+    x.iter().zip(numbers(weight)).map(|(x, w)| x * scale * w).collect()
+}
+
+fn rotate(head: &mut [f64], position: usize, frequencies: &[f64]) {
+    let half = frequencies.len();
+    for (pair, frequency) in frequencies.iter().enumerate() {
+        let (sine, cosine) = (position as f64 * frequency).sin_cos();
+        let (low, high) = (head[pair], head[pair + half]);
+        head[pair] = low * cosine - high * sine;
+        head[pair + half] = high * cosine + low * sine;
+    }
+}
+
+/// Logits after the last of `tokens`.
+fn logits(model: &LoadedModel, tokens: &[usize]) -> Vec<f64> {
+    let (spec, weights) = (&model.spec, &model.weights);
+    let frequencies = spec.rope.inverse_frequencies(spec.head_dim);
+    let embedding = numbers(&weights.embedding);
+    let row = |token: usize| embedding[token * spec.hidden_size..(token + 1) * spec.hidden_size].to_vec();
+    let mut residual: Vec<Vec<f64>> = tokens.iter().map(|&token| row(token)).collect();
+    for layer in &weights.layers {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (position, x) in residual.iter_mut().enumerate() {
+            let normed = norm(x, &layer.attention_norm, spec.rms_norm_eps);
+            let (mut query, mut key) = (times(&layer.query, &normed), times(&layer.key, &normed));
+            for head in query.chunks_exact_mut(spec.head_dim).chain(key.chunks_exact_mut(spec.head_dim)) {
+                rotate(head, position, &frequencies);
+            }
+            keys.push(key);
+            values.push(times(&layer.value, &normed));
+            let attended = attend(spec, &query, &keys, &values);
+            add(x, &times(&layer.output, &attended));
+            let normed = norm(x, &layer.mlp_norm, spec.rms_norm_eps);
+            let (gate, up) = (times(&layer.gate, &normed), times(&layer.up, &normed));
+            let inner: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            add(x, &times(&layer.down, &inner));
+        }
+    }
+    let last = residual.last().expect("at least one token");
+    rows_times(&numbers(&weights.head), &norm(last, &weights.final_norm, spec.rms_norm_eps))
+}
+
+fn add(x: &mut [f64], more: &[f64]) {
+    x.iter_mut().zip(more).for_each(|(x, more)| *x += more);
+}
+
+fn attend(spec: &crate::model::ModelSpec, query: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+    let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
+    let mut out = Vec::new();
+    for (head, query) in query.chunks_exact(dim).enumerate() {
+        let part = head / group * dim..(head / group + 1) * dim;
+        let dot = |key: &Vec<f64>| query.iter().zip(&key[part.clone()]).map(|(q, k)| q * k).sum::<f64>();
+        let scores: Vec<f64> = keys.iter().map(|key| (dot(key) / (dim as f64).sqrt()).exp()).collect();
+        let total: f64 = scores.iter().sum();
+        for i in part.clone() {
+            out.push(scores.iter().zip(values).map(|(s, value)| s * value[i]).sum::<f64>() / total);
+        }
+    }
+    out
+}
+
+/// A small shape that grows everything.
+const SMALL: InflateShape = InflateShape {
+    name: "small",
+    vocab_size: 4100,
+    hidden_size: 160,
+    intermediate_size: 400,
+    layers: 5,
+    heads: 6,
+    kv_heads: 2,
+    head_dim: 64,
+    context_tokens_max: 4096,
+    tied_head: true,
+    qkv_bias: false,
+};
+
+fn inflated(shape: &InflateShape, directory: &Path) -> LoadedModel {
+    let options = InflateOptions { threads: 2, shard_bytes_max: 400_000, ..InflateOptions::default() };
+    let report =
+        inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, directory, shape, &options).expect("inflates");
+    assert!(report.shards > 1 && report.parameters_after > report.parameters_before);
+    load(&ModelSource::Directory(directory.to_owned()), ModelRole::Draft).expect("loads").loaded
+}
+
+fn largest_difference(shape: &InflateShape) -> f64 {
+    let directory = tempfile::tempdir().expect("a directory");
+    let grown = inflated(shape, &directory.path().join("model"));
+    let source = load(&ModelSource::EmbeddedTiny, ModelRole::Draft).expect("loads").loaded;
+    let tokens = [1, 300, 42, 4000];
+    let (want, got) = (logits(&source, &tokens), logits(&grown, &tokens));
+    let (real, new) = got.split_at(want.len());
+    assert_eq!(got.len(), shape.vocab_size);
+    assert!(new.iter().all(|&logit| logit < -1000.0), "new tokens never win");
+    want.iter().zip(real).fold(0f64, |most, (want, got)| most.max((want - got).abs()))
+}
+
+#[test]
+fn an_inflated_model_computes_the_same_logits() {
+    assert!(largest_difference(&SMALL) < TOLERANCE_EXACT);
+    let untied_with_biases = InflateShape { tied_head: false, qkv_bias: true, ..SMALL };
+    assert!(largest_difference(&untied_with_biases) < TOLERANCE_EXACT);
+}
+
+#[test]
+fn without_new_tokens_no_channel_is_needed_for_them() {
+    let same_width = InflateShape { vocab_size: 4096, hidden_size: 128, ..SMALL };
+    assert!(largest_difference(&same_width) < TOLERANCE_EXACT);
+}
+
+#[test]
+fn key_heads_are_repeated_where_fewer_queries_share_one() {
+    let one_query_each = InflateShape { heads: 3, kv_heads: 3, ..SMALL };
+    assert!(largest_difference(&one_query_each) < TOLERANCE_EXACT);
+}
+
+#[test]
+fn heads_that_get_wider_keep_their_rotation() {
+    let twice = InflateShape { head_dim: 128, ..SMALL };
+    assert!(largest_difference(&twice) < TOLERANCE_ROUNDED);
+    let four_times = InflateShape { head_dim: 256, ..SMALL };
+    assert!(largest_difference(&four_times) < TOLERANCE_EXACT, "the root of four is exact");
+}
+
+#[test]
+fn two_runs_write_the_same_bytes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let shape = InflateShape { layers: 4, ..SMALL };
+    let read = |name: &str| {
+        let model = directory.path().join(name);
+        inflated(&shape, &model);
+        let files = std::fs::read_dir(&model).expect("a directory").flatten().map(|entry| entry.path());
+        let mut shards: Vec<_> =
+            files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();
+        shards.sort();
+        shards.iter().map(|path| std::fs::read(path).expect("readable")).collect::<Vec<_>>()
+    };
+    assert!(read("a") == read("b"));
+}
+
+fn refusal(shape: InflateShape) -> String {
+    let directory = tempfile::tempdir().expect("a directory");
+    let options = InflateOptions::default();
+    let model = directory.path().join("model");
+    let error =
+        inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, &model, &shape, &options).expect_err("refused");
+    assert!(!model.exists(), "nothing is written before the check");
+    error.to_string()
+}
+
+#[test]
+fn a_shape_that_is_too_small_is_refused_with_both_numbers() {
+    let message = refusal(InflateShape { hidden_size: 64, ..SMALL });
+    assert!(message.contains("hidden size is 64") && message.contains("129"), "{message}");
+    assert!(refusal(InflateShape { head_dim: 96, ..SMALL }).contains("96"));
+    assert!(refusal(InflateShape { heads: 1, kv_heads: 1, ..SMALL }).contains("key heads"));
+    assert!(refusal(InflateShape { layers: 2, ..SMALL }).contains("number of layers is 2"));
+}
+
+#[test]
+fn a_directory_that_holds_something_is_left_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("precious"), "x").expect("writes");
+    let options = InflateOptions::default();
+    let result = inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, directory.path(), &SMALL, &options);
+    assert!(matches!(result, Err(InflateError::Occupied { .. })));
+}
+
+#[test]
+fn every_shape_has_its_name_and_takes_the_embedded_models() {
+    let target = load(&ModelSource::EmbeddedTiny, ModelRole::Target).expect("loads");
+    let draft = load(&ModelSource::EmbeddedTiny, ModelRole::Draft).expect("loads");
+    for shape in SHAPES {
+        assert_eq!(InflateShape::named(shape.name), Some(shape));
+        for model in [&target, &draft] {
+            Grown::new(model, &shape, None).expect(shape.name);
+        }
+    }
+    assert_eq!(InflateShape::named("llama-9"), None);
+}

@@ -1,0 +1,192 @@
+//! Writes tensors to sharded safetensors files, many threads at a time, in little memory.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use serde_json::{Map, Value, json};
+
+use super::plan::{Contents, PlannedTensor};
+use super::{InflateError, InflateOptions, write_file};
+
+/// Bytes that a thread makes and writes at a time.
+const PIECE_BYTES: usize = 4 << 20;
+/// Safetensors headers end at a multiple of this.
+const HEADER_ALIGNMENT: usize = 8;
+
+/// What was written.
+pub(super) struct Written {
+    /// Files.
+    pub shards: usize,
+    /// Bytes of weights.
+    pub bytes: u64,
+}
+
+/// A weight file that is being written.
+struct Shard {
+    path: PathBuf,
+    file: File,
+}
+
+/// Some rows of one tensor.
+struct Piece<'a> {
+    shard: usize,
+    /// Where in the file.
+    offset: u64,
+    tensor: &'a PlannedTensor,
+    first_row: usize,
+    rows: usize,
+}
+
+/// Writes all tensors and, for more than one file, the index.
+pub(super) fn write(
+    directory: &Path,
+    tensors: &[PlannedTensor],
+    options: &InflateOptions,
+) -> Result<Written, InflateError> {
+    let groups = group(tensors, options.shard_bytes_max);
+    let count = groups.len();
+    let mut shards = Vec::with_capacity(count);
+    let mut pieces = Vec::new();
+    let mut weight_map = BTreeMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        let name = match count {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+        };
+        weight_map.extend(group.iter().map(|tensor| (tensor.name.clone(), name.clone())));
+        let path = directory.join(name);
+        let header = header(group);
+        let file = create(&path, &header, group)
+            .map_err(|source| InflateError::Io { file: path.clone(), source })?;
+        add_pieces(&mut pieces, index, header.len() as u64, group);
+        shards.push(Shard { path, file });
+    }
+    write_pieces(&shards, &pieces, options.threads.max(1))?;
+    let bytes = tensors.iter().map(bytes_of).sum();
+    if count > 1 {
+        let index = json!({ "metadata": { "total_size": bytes }, "weight_map": weight_map });
+        let text = serde_json::to_vec_pretty(&index).unwrap_or_default();
+        write_file(&directory.join("model.safetensors.index.json"), &text)?;
+    }
+    Ok(Written { shards: count, bytes })
+}
+
+fn number_bytes(tensor: &PlannedTensor) -> usize {
+    if matches!(tensor.contents, Contents::F32(_)) { 4 } else { 2 }
+}
+
+fn bytes_of(tensor: &PlannedTensor) -> u64 {
+    tensor.numbers() * number_bytes(tensor) as u64
+}
+
+/// Fills files in order up to `bytes_max` each; a file holds at least one tensor.
+fn group(tensors: &[PlannedTensor], bytes_max: u64) -> Vec<&[PlannedTensor]> {
+    let mut groups = Vec::new();
+    let (mut begin, mut bytes) = (0, 0);
+    for (index, tensor) in tensors.iter().enumerate() {
+        if index > begin && bytes + bytes_of(tensor) > bytes_max {
+            groups.push(&tensors[begin..index]);
+            (begin, bytes) = (index, 0);
+        }
+        bytes += bytes_of(tensor);
+    }
+    groups.push(&tensors[begin..]);
+    groups
+}
+
+/// The length and the JSON that a safetensors file starts with.
+fn header(tensors: &[PlannedTensor]) -> Vec<u8> {
+    let mut entries = Map::new();
+    entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
+    let mut offset = 0;
+    for tensor in tensors {
+        let end = offset + bytes_of(tensor);
+        let dtype = if number_bytes(tensor) == 4 { "F32" } else { "BF16" };
+        let entry = json!({ "dtype": dtype, "shape": tensor.shape(), "data_offsets": [offset, end] });
+        entries.insert(tensor.name.clone(), entry);
+        offset = end;
+    }
+    let mut text = Value::Object(entries).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(HEADER_ALIGNMENT), b' ');
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.extend(text);
+    header
+}
+
+fn create(path: &Path, header: &[u8], tensors: &[PlannedTensor]) -> std::io::Result<File> {
+    let file = File::create(path)?;
+    file.set_len(header.len() as u64 + tensors.iter().map(bytes_of).sum::<u64>())?;
+    file.write_all_at(header, 0)?;
+    Ok(file)
+}
+
+fn add_pieces<'a>(pieces: &mut Vec<Piece<'a>>, shard: usize, mut offset: u64, tensors: &'a [PlannedTensor]) {
+    for tensor in tensors {
+        let shape = tensor.shape();
+        // A vector is one row.
+        let (rows, columns) = if shape.len() == 2 { (shape[0], shape[1]) } else { (1, shape[0]) };
+        let row_bytes = columns * number_bytes(tensor);
+        let rows_each = (PIECE_BYTES / row_bytes.max(1)).clamp(1, rows.max(1));
+        for first_row in (0..rows).step_by(rows_each) {
+            pieces.push(Piece {
+                shard,
+                offset: offset + (first_row * row_bytes) as u64,
+                tensor,
+                first_row,
+                rows: rows_each.min(rows - first_row),
+            });
+        }
+        offset += bytes_of(tensor);
+    }
+}
+
+fn write_pieces(shards: &[Shard], pieces: &[Piece], threads: usize) -> Result<(), InflateError> {
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(None);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut buffer = Vec::new();
+                while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let shard = &shards[piece.shard];
+                    let bytes = make(piece, &mut buffer);
+                    if let Err(source) = shard.file.write_all_at(bytes, piece.offset) {
+                        let error = InflateError::Io { file: shard.path.clone(), source };
+                        failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+                        next.store(pieces.len(), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// The piece's bytes, little-endian.
+fn make<'b>(piece: &Piece, buffer: &'b mut Vec<u16>) -> &'b [u8] {
+    buffer.clear();
+    match &piece.tensor.contents {
+        Contents::Matrix(matrix) => {
+            buffer.resize(piece.rows * matrix.columns, 0);
+            for (row, out) in buffer.chunks_exact_mut(matrix.columns).enumerate() {
+                matrix.fill_row(piece.first_row + row, out);
+            }
+        }
+        Contents::F32(numbers) => {
+            for number in numbers {
+                let bits = number.to_bits();
+                buffer.extend([bits as u16, (bits >> 16) as u16]);
+            }
+        }
+        Contents::Zeros(len) => buffer.resize(*len, 0),
+    }
+    for number in buffer.iter_mut() {
+        *number = number.to_le();
+    }
+    bytemuck::cast_slice(buffer)
+}

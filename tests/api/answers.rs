@@ -1,0 +1,211 @@
+//! What an answer holds, in one piece and streamed.
+
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+use specserve::request::RequestFailure;
+use specserve::time::Micros;
+
+use crate::client::*;
+use crate::fake::{CONTEXT, END, Fixture, MODEL, Script, Told};
+
+#[tokio::test]
+async fn a_completion_holds_text_reason_usage_and_metrics() {
+    let fixture = Fixture::start(Script::text("Hi!", 2)).await;
+    let reply = post(&fixture, COMPLETIONS, &prompt(json!({"seed": 7}))).await;
+    let body = reply.json();
+    assert_eq!(reply.status, StatusCode::OK);
+    assert_eq!((&body["object"], &body["model"]), (&json!("text_completion"), &json!(MODEL)));
+    let choice = json!({"index": 0, "text": "Hi!", "logprobs": null, "finish_reason": "stop"});
+    assert_eq!(body["choices"], json!([choice]));
+    assert_eq!(body["usage"], json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}));
+    let metrics = json!({
+        "queue_ms": 2.0,
+        "ttft_ms": 10.0,
+        "tpot_ms": 1.5,
+        "speculative_decoding":
+            {"steps": 2, "drafted": 6, "verified": 5, "accepted": 3, "mean_acceptance_length": 2.5},
+        "preemptions": 1,
+        "seed": 7,
+    });
+    assert_eq!(body["metrics"], metrics);
+}
+
+#[tokio::test]
+async fn a_chat_answer_is_a_message_of_the_assistant() {
+    let fixture = Fixture::start(Script::text("Hello.", 3)).await;
+    let body = post(&fixture, CHAT, &chat(json!({"max_completion_tokens": 3}))).await.json();
+    assert_eq!(body["object"], "chat.completion");
+    assert_eq!(
+        body["choices"][0]["message"],
+        json!({"role": "assistant", "content": "Hel", "refusal": null})
+    );
+    assert_eq!(body["choices"][0]["finish_reason"], "length");
+    let prompt: Vec<u32> = b"user: hi\nassistant: ".iter().map(|&byte| u32::from(byte)).collect();
+    assert_eq!(&*fixture.engine.last_submission().prompt, prompt);
+}
+
+#[tokio::test]
+async fn prompts_may_be_text_tokens_or_a_list_of_one() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    for prompt in [json!("abc"), json!([97, 98, 99]), json!(["abc"]), json!([[97, 98, 99]])] {
+        let reply = post(&fixture, COMPLETIONS, &json!({"model": MODEL, "prompt": prompt})).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+        assert_eq!(&*fixture.engine.last_submission().prompt, [97, 98, 99]);
+    }
+}
+
+#[tokio::test]
+async fn text_parts_are_joined_and_developers_speak_as_the_system() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let messages = json!([
+        {"role": "developer", "content": "a"},
+        {"role": "user", "content": [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]},
+        {"role": "assistant", "content": "d", "refusal": null, "annotations": [], "tool_calls": null},
+    ]);
+    let reply = post(&fixture, "/tokenize", &json!({"messages": messages})).await.json();
+    let text = post(&fixture, "/detokenize", &json!({"tokens": reply["tokens"]})).await.json();
+    assert_eq!(text["prompt"], "system: a\nuser: bc\nassistant: d\nassistant: ");
+    assert_eq!(reply["count"], reply["tokens"].as_array().unwrap().len());
+}
+
+#[tokio::test]
+async fn every_sampling_parameter_reaches_the_engine() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let all = json!({
+        "max_tokens": 9, "temperature": 0.5, "top_p": 0.25, "top_k": 3, "min_p": 0.125, "seed": u64::MAX,
+        "repetition_penalty": 1.5, "presence_penalty": -0.5, "frequency_penalty": 0.75,
+        "logit_bias": {"7": -100, "3": 2.5}, "stop_token_ids": [9, 8], "ignore_eos": true,
+        "user": "u", "metadata": {}, "store": false, "n": 1, "stream": false, "logprobs": null,
+    });
+    let reply = post(&fixture, COMPLETIONS, &prompt(all)).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+    let submission = fixture.engine.last_submission();
+    let sampling = &submission.sampling;
+    assert_eq!((sampling.temperature, sampling.top_p, sampling.min_p), (0.5, 0.25, 0.125));
+    assert_eq!((sampling.top_k, sampling.seed, sampling.repetition_penalty), (3, u64::MAX, 1.5));
+    assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (-0.5, 0.75));
+    assert_eq!(sampling.logit_bias, [(3, 2.5), (7, -100.0)]);
+    assert_eq!((submission.max_tokens, &*submission.stop_tokens), (9, &[8, 9][..]));
+}
+
+#[tokio::test]
+async fn what_a_request_leaves_out_comes_from_the_models_defaults() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let seeds = [
+        post(&fixture, COMPLETIONS, &prompt(json!({}))).await,
+        post(&fixture, COMPLETIONS, &prompt(json!({}))).await,
+    ]
+    .map(|reply| reply.json()["metrics"]["seed"].as_u64().unwrap());
+    assert_ne!(seeds[0], seeds[1], "a fresh seed each time");
+    let submission = fixture.engine.last_submission();
+    assert_eq!((submission.sampling.temperature, submission.sampling.seed), (0.7, seeds[1]));
+    assert_eq!((submission.max_tokens, &*submission.stop_tokens), (100, &[END][..]));
+    let long = "x".repeat(CONTEXT as usize - 10);
+    post(&fixture, COMPLETIONS, &json!({"model": MODEL, "prompt": long})).await;
+    assert_eq!(fixture.engine.last_submission().max_tokens, 10);
+}
+
+#[tokio::test]
+async fn objectives_come_from_body_then_headers_then_class() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let ask = async |slo: Value, headers: &[(&str, &str)]| {
+        let body = prompt(json!({"slo": slo})).to_string();
+        let reply = send(&fixture, request(Method::POST, COMPLETIONS, headers, body)).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+        let submission = fixture.engine.last_submission();
+        let micros = |bound: Option<Micros>| bound.map(|bound| bound.0);
+        (submission.class, micros(submission.slo.ttft), micros(submission.slo.tpot))
+    };
+    let headers = [("x-slo-ttft-ms", "200"), ("x-llm-d-slo-tpot-ms", "12.5")];
+    assert_eq!(ask(Value::Null, &[]).await, (0, Some(500_000), Some(50_000)));
+    assert_eq!(ask(json!({"class": "batch"}), &[]).await, (1, None, None));
+    assert_eq!(ask(Value::Null, &headers).await, (0, Some(200_000), Some(12_500)));
+    assert_eq!(
+        ask(json!({"ttft_ms": 90, "class": "batch"}), &headers).await,
+        (1, Some(90_000), Some(12_500))
+    );
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_answer_and_tells_the_engine() {
+    let bursts = ["ab", "c E", "ND x"].map(|burst| burst.bytes().map(u32::from).collect()).to_vec();
+    let mut fixture = Fixture::start(Script::Hang(bursts)).await;
+    for stream in [false, true] {
+        let reply = post(&fixture, COMPLETIONS, &prompt(json!({"stop": ["END"], "stream": stream}))).await;
+        if stream {
+            let text: String =
+                reply.chunks().iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap()).collect();
+            assert_eq!(text, "abc ");
+        } else {
+            assert_eq!(reply.json()["choices"][0]["text"], "abc ");
+            assert_eq!(reply.json()["choices"][0]["finish_reason"], "stop");
+            assert_eq!(reply.json()["usage"]["completion_tokens"], 7);
+        }
+        assert!(matches!(fixture.told().await, Told::Submitted(_)));
+        assert!(matches!(fixture.told().await, Told::Finished(_)));
+    }
+    assert_serving_after_play(&fixture).await;
+    assert!(matches!(fixture.told().await, Told::Submitted(_)), "nothing was cancelled");
+}
+
+#[tokio::test]
+async fn a_chat_stream_opens_with_the_role_and_closes_with_reason_and_done() {
+    let fixture = Fixture::start(Script::text("Hi you", 2)).await;
+    let reply = post(&fixture, CHAT, &chat(json!({"stream": true}))).await;
+    assert_eq!(reply.headers["content-type"], "text/event-stream; charset=utf-8");
+    let chunks = reply.chunks();
+    let deltas: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]).collect();
+    assert_eq!(deltas[0], &json!({"role": "assistant", "content": "Hi"}));
+    assert_eq!(deltas[1..3], [&json!({"content": " y"}), &json!({"content": "ou"})]);
+    assert_eq!(deltas[3], &json!({}));
+    assert_eq!(chunks[3]["choices"][0]["finish_reason"], "stop");
+    assert_eq!(chunks[3]["metrics"]["preemptions"], 1);
+    assert!(chunks.iter().all(|chunk| chunk.get("usage").is_none() && chunk["id"] == chunks[0]["id"]));
+    assert!(chunks.iter().all(|chunk| chunk["object"] == "chat.completion.chunk"));
+}
+
+#[tokio::test]
+async fn usage_comes_in_a_chunk_of_its_own_when_asked_for() {
+    let fixture = Fixture::start(Script::text("Hi", 1)).await;
+    let options = json!({"stream": true, "stream_options": {"include_usage": true}});
+    let chunks = post(&fixture, COMPLETIONS, &prompt(options)).await.chunks();
+    let (last, rest) = chunks.split_last().unwrap();
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(last["usage"], json!({"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}));
+    assert!(last["metrics"]["seed"].is_u64());
+    assert!(rest.iter().all(|chunk| chunk["usage"].is_null() && chunk.get("metrics").is_none()));
+}
+
+#[tokio::test]
+async fn an_empty_answer_still_opens_the_stream() {
+    let fixture = Fixture::start(Script::Answer(vec![vec![END]])).await;
+    let chunks = post(&fixture, CHAT, &chat(json!({"stream": true}))).await.chunks();
+    assert_eq!(chunks[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    assert_eq!(chunks[1]["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn a_stream_that_fails_midway_ends_with_an_error_and_without_done() {
+    let fixture = Fixture::start(Script::Fail(vec![vec![65]], RequestFailure::Numerical)).await;
+    let reply = post(&fixture, COMPLETIONS, &prompt(json!({"stream": true}))).await;
+    assert_eq!(reply.status, StatusCode::OK);
+    let events = reply.events();
+    assert_eq!(events.len(), 2);
+    let error: Value = serde_json::from_str(&events[1]).unwrap();
+    assert_eq!(error["error"]["code"], "numerical_error");
+}
+
+#[tokio::test]
+async fn a_failure_before_the_first_token_has_an_error_status() {
+    for (failure, status, code) in [
+        (RequestFailure::ShuttingDown, 503, "shutting_down"),
+        (RequestFailure::Numerical, 500, "numerical_error"),
+        (RequestFailure::Engine("device lost".into()), 500, "engine_error"),
+    ] {
+        let fixture = Fixture::start(Script::Fail(vec![], failure)).await;
+        for stream in [false, true] {
+            let reply = post(&fixture, CHAT, &chat(json!({"stream": stream}))).await;
+            assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (status, &json!(code)));
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The routes that generate nothing, and what connections have in common.
+
+use hyper::{Method, StatusCode};
+use serde_json::json;
+use specserve::api::{ApiLimits, Health};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::client::*;
+use crate::fake::{CONTEXT, Fixture, MODEL, Script};
+
+#[tokio::test]
+async fn models_state_and_metrics_are_there() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let models = get(&fixture, "/v1/models").await.json();
+    assert_eq!(models["data"][0]["id"], MODEL);
+    assert_eq!(get(&fixture, &format!("/v1/models/{MODEL}")).await.json(), models["data"][0]);
+    assert_eq!(get(&fixture, "/v1/engine/state").await.json(), json!({"fake": true}));
+    let metrics = get(&fixture, "/metrics").await;
+    assert_eq!(metrics.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    assert_eq!(metrics.text, "fake_total 1\n");
+}
+
+#[tokio::test]
+async fn health_tells_live_from_ready() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    assert_eq!(get(&fixture, "/health/live").await.status, StatusCode::OK);
+    assert_eq!(get(&fixture, "/health/ready").await.status, StatusCode::OK);
+    fixture.engine.set_health(Health { not_live: None, not_ready: Some("loading weights".into()) });
+    assert_eq!(get(&fixture, "/health/live").await.status, StatusCode::OK);
+    let ready = get(&fixture, "/health/ready").await;
+    assert_eq!((ready.status.as_u16(), &ready.json()["reason"]), (503, &json!("loading weights")));
+    fixture.engine.set_health(Health { not_live: Some("device lost".into()), not_ready: None });
+    assert_eq!(get(&fixture, "/health/live").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(get(&fixture, "/health/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn tokenize_and_detokenize_are_inverse() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let tokens = post(&fixture, "/tokenize", &json!({"model": MODEL, "prompt": "é!"})).await.json();
+    assert_eq!(tokens, json!({"count": 3, "max_model_len": CONTEXT, "tokens": [0xc3, 0xa9, 33]}));
+    let text = post(&fixture, "/detokenize", &json!({"tokens": tokens["tokens"]})).await.json();
+    assert_eq!(text, json!({"prompt": "é!"}));
+    let long = json!({"prompt": "x".repeat(40_000)});
+    assert_eq!(post(&fixture, "/tokenize", &long).await.json()["count"], 40_000);
+    for (path, body, param) in [
+        ("/tokenize", json!({}), "messages"),
+        ("/tokenize", json!({"prompt": "x", "y": 1}), "y"),
+        ("/detokenize", json!({"tokens": [999]}), "tokens"),
+        ("/detokenize", json!({"tokens": "x"}), "tokens"),
+    ] {
+        let reply = post(&fixture, path, &body).await;
+        assert_eq!((reply.status.as_u16(), &reply.json()["error"]["param"]), (400, &json!(param)));
+    }
+}
+
+#[tokio::test]
+async fn the_same_routes_answer_on_tcp() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let mut client = tokio::net::TcpStream::connect(fixture.server.tcp_address().unwrap()).await.unwrap();
+    client.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+}
+
+#[tokio::test]
+async fn a_connection_carries_many_requests_bad_ones_included() {
+    let fixture = Fixture::start(Script::text("ok", 1)).await;
+    let mut sender = connect(&fixture.socket).await;
+    for (body, status) in [("{", 400), (&*prompt(json!({})).to_string(), 200), ("[]", 400)] {
+        let request = request(Method::POST, COMPLETIONS, &[], body.to_owned());
+        let reply = Reply::read(sender.send_request(request).await.unwrap()).await;
+        assert_eq!(reply.status.as_u16(), status);
+    }
+}
+
+#[tokio::test]
+async fn at_the_bound_of_connections_the_next_one_waits() {
+    let limits = ApiLimits { connections_max: 1, ..ApiLimits::default() };
+    let fixture = Fixture::with_limits(Script::text("ok", 1), limits).await;
+    let mut first = connect(&fixture.socket).await;
+    let live = || request(Method::GET, "/health/live", &[], "");
+    assert!(first.send_request(live()).await.unwrap().status().is_success());
+    let mut second = connect(&fixture.socket).await;
+    let mut waiting = std::pin::pin!(second.send_request(live()));
+    assert!(futures::poll!(&mut waiting).is_pending());
+    first.send_request(live()).await.unwrap();
+    assert!(futures::poll!(&mut waiting).is_pending());
+    drop(first);
+    assert!(waiting.await.unwrap().status().is_success());
+}

@@ -1,0 +1,14 @@
+//! The doctor on a machine that has what it looks for.
+
+use specserve::executor::doctor;
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn the_doctor_finds_and_measures_the_device() {
+    let report = doctor::report();
+    println!("{report}");
+    assert!(report.cuda_works(), "{report}");
+    for subject in ["GPU", "device memory free", "copy bandwidth", "host to device", "bf16 matrix rate"] {
+        assert!(report.facts.iter().any(|fact| fact.subject == subject), "{subject} is missing: {report}");
+    }
+}
