@@ -130,8 +130,7 @@ fn a_step_allocates_only_the_decision_it_returns() {
 #[test]
 fn extending_and_selecting_allocate_nothing() {
     let (policy, view) = (policy(), view());
-    let granted =
-        StepDecision { drafts: vec![POSITIONS as u32; REQUESTS], prefill_tokens: 0, warm_draft: true };
+    let granted = StepDecision { drafts: vec![POSITIONS as u32; REQUESTS], ..StepDecision::default() };
     let proposal = |index: usize| Proposal {
         probability: 0.3 + 0.7 * (index % 10) as f32 / 10.0,
         finite: true,

@@ -45,6 +45,7 @@ fn settings() -> Settings {
             draft_tokens_max: 8,
             target_blocks: 8192,
             draft_blocks: 8192,
+            lookup: None,
         },
         queue_requests_max: 10_000,
         context_tokens_max: 65_536,

@@ -147,6 +147,7 @@ impl SimulateArgs {
                 draft_tokens_max: self.draft_max,
                 target_blocks: self.kv_blocks,
                 draft_blocks,
+                lookup: None,
             },
             queue_requests_max: self.queue_max,
             context_tokens_max: self.context_max,

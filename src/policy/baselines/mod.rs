@@ -20,8 +20,7 @@ fn draft_everywhere(view: &StepView, tokens: u32) -> StepDecision {
     StepDecision {
         drafts: view.decoding.iter().map(|row| tokens.min(row.drafts_max)).collect(),
         prefill_tokens: view.prefill_tokens_max,
-        // as engines with a draft model do: it sees every prompt, whatever is drafted now
-        warm_draft: true,
+        warm_draft: tokens > 0,
     }
 }
 

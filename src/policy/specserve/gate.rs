@@ -28,7 +28,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Whether speculation is on.
+    /// Whether speculation was on in the last step that decoded.
     pub(super) fn is_on(&self) -> bool {
         self.on
     }

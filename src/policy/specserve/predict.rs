@@ -17,8 +17,11 @@ impl SpecServe {
     /// The whole decision; leaves the planned lengths in `space`.
     pub(super) fn decide(&self, space: &mut Workspace, view: &StepView) -> StepDecision {
         if view.decoding.is_empty() {
-            let prefill_tokens = view.prefill_tokens_max;
-            return StepDecision { drafts: Vec::new(), prefill_tokens, warm_draft: self.warms_draft() };
+            return StepDecision {
+                drafts: Vec::new(),
+                prefill_tokens: view.prefill_tokens_max,
+                warm_draft: self.warms_draft(),
+            };
         }
         let costs = Costs::of(&self.time, view);
         let due = self.prefill_due(space, &costs, view);
@@ -41,9 +44,10 @@ impl SpecServe {
         decision
     }
 
-    /// Whether prompts go through the draft model as well: as long as speculation is on.
+    /// While speculation is on, the draft model follows prefills: what it skips would have to
+    /// be caught up before the first draft.
     fn warms_draft(&self) -> bool {
-        self.time.has_draft() && self.gate.is_on()
+        self.gate.is_on() && self.time.has_draft()
     }
 
     /// Prefill tokens that this step must take: the floor, and what TTFT objectives need as

@@ -196,7 +196,7 @@ fn a_long_lag_is_made_up_only_where_it_fits_the_objective() {
 fn an_unusable_proposal_ends_its_row() {
     let policy = policy();
     let view = StepView { decoding: vec![row(100, None), row(100, None)], ..StepView::default() };
-    let granted = StepDecision { drafts: vec![8, 8], prefill_tokens: 0, warm_draft: true };
+    let granted = StepDecision { drafts: vec![8, 8], ..StepDecision::default() };
     let good = Proposal { probability: 0.95, finite: true, ..Proposal::default() };
     let rows = [
         DraftedRow { decoding: 0, proposals: vec![good, Proposal { finite: false, ..good }] },
