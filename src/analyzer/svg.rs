@@ -160,16 +160,7 @@ fn staircase(
     points: &[&ProfilePoint],
 ) {
     let decoding: Vec<&ProfilePoint> = widest(points);
-    let mut contexts: Vec<u32> = decoding.iter().map(|point| point.context_tokens).collect();
-    contexts.sort_unstable_by_key(|context| {
-        (
-            std::cmp::Reverse(decoding.iter().filter(|point| point.context_tokens == *context).count()),
-            *context,
-        )
-    });
-    contexts.dedup();
-    contexts.truncate(COLOURS.len());
-    contexts.sort_unstable();
+    let contexts = usual_contexts(&decoding);
     let shown: Vec<&ProfilePoint> =
         decoding.into_iter().filter(|point| contexts.contains(&point.context_tokens)).collect();
     let predicted = |point: &ProfilePoint| model.micros(&point.work()) / 1e3;
@@ -199,6 +190,19 @@ fn staircase(
         );
         text(svg, (panel.left + 24.0, y), "start", 11, &format!("context {context}"));
     }
+}
+
+/// The contexts that most row counts were measured at, ascending; at most one for each
+/// colour. Longest contexts that only a few row counts share would be dots without a line.
+fn usual_contexts(points: &[&ProfilePoint]) -> Vec<u32> {
+    let count = |context: u32| points.iter().filter(|point| point.context_tokens == context).count();
+    let mut contexts: Vec<u32> = points.iter().map(|point| point.context_tokens).collect();
+    contexts.sort_unstable();
+    contexts.dedup();
+    let most = contexts.iter().map(|&context| count(context)).max().unwrap_or(0);
+    contexts.retain(|&context| count(context) * 4 >= most);
+    contexts.truncate(COLOURS.len());
+    contexts
 }
 
 /// Of the points without prefill, those with the most sequences of their row count.

@@ -96,6 +96,7 @@ impl DaemonHost for ScriptedHost {
         let router = Router::new()
             .route("/health/ready", get(|| async { "ready" }))
             .route("/v1/models", get(|| async move { Json(json!({ "data": [{ "id": name }] })) }))
+            .route("/v1/engine/state", get(|| async { Json(json!({ "policy": { "policy": "none" } })) }))
             .route("/v1/chat/completions", post(answer))
             .with_state(scripted);
         Ok(ScriptedDaemon { _server: serve_router(&socket, router), socket })

@@ -158,3 +158,70 @@ fn measure(
         thread.join().map_err(|_| failed("panicked".to_owned()))?
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::profile::tests::gpu_like;
+    use crate::policy::registry::PolicyName;
+
+    /// The embedded pair with a policy, and a profile in a file that may not be there.
+    fn found(policy: PolicyName, text: Option<&str>, at_start: bool) -> Result<Option<Profile>, DaemonError> {
+        let directory = tempfile::tempdir().expect("a directory for the test");
+        let path = directory.path().join("here.toml");
+        if let Some(text) = text {
+            std::fs::write(&path, text).expect("written");
+        }
+        let mut config = Config::default_tiny();
+        config.speculation.policy = policy;
+        config.speculation.profile = Some(path);
+        config.speculation.profile_at_start = at_start;
+        let (plan, pair) = planned(&config);
+        for_policy(&config, &plan, &pair)
+    }
+
+    fn planned(config: &Config) -> (ExecutorPlan, ModelPair) {
+        let draft = config.draft.as_ref().map(|draft| &draft.model);
+        let pair = load_pair(&config.target.model, draft).expect("the embedded pair loads");
+        (ExecutorPlan::of(config, &pair).expect("it fits"), pair)
+    }
+
+    #[test]
+    fn a_profile_of_another_machine_is_refused_by_naming_what_differs() {
+        let text = gpu_like().to_toml().expect("written");
+        let error = found(PolicyName::SpecServe, Some(&text), false).expect_err("stale").to_string();
+        for words in
+            ["here.toml: the profile is stale", "backend was \"virtual\", is \"cpu\"", "target model"]
+        {
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_fresh_profile_is_taken_as_it_is() {
+        let (plan, pair) = planned(&Config::default_tiny());
+        let profile = Profile { fingerprint: fingerprint(&plan, &pair), ..gpu_like() };
+        let text = profile.to_toml().expect("written");
+        let taken = found(PolicyName::SmartSpec, Some(&text), true).expect("fresh");
+        assert_eq!(taken, Some(profile));
+    }
+
+    #[test]
+    fn a_file_that_is_no_profile_is_refused_even_with_leave_to_measure() {
+        let error = found(PolicyName::SpecServe, Some("format = 1\n"), true).expect_err("no profile");
+        assert!(matches!(error, DaemonError::Profile { source: ProfileError::Parse(_), .. }), "{error}");
+    }
+
+    #[test]
+    fn a_missing_profile_is_named() {
+        let error = found(PolicyName::AdaSpec, None, false).expect_err("missing");
+        assert!(error.is_cured_by_measuring() && error.to_string().contains("here.toml"), "{error}");
+    }
+
+    #[test]
+    fn policies_that_plan_without_times_read_no_profile() {
+        for policy in [PolicyName::None, PolicyName::Fixed(4), PolicyName::Threshold(0.5)] {
+            assert!(matches!(found(policy, None, false), Ok(None)), "{policy}");
+        }
+    }
+}
