@@ -70,11 +70,7 @@ pub(super) fn for_policy(
     Ok(profile)
 }
 
-fn measured(
-    config: &Config,
-    plan: &ExecutorPlan,
-    pair: &ModelPair,
-) -> Result<Option<Profile>, DaemonError> {
+fn measured(config: &Config, plan: &ExecutorPlan, pair: &ModelPair) -> Result<Option<Profile>, DaemonError> {
     let speculation = &config.speculation;
     if !speculation.policy.needs_profile() {
         return Ok(None);
@@ -181,7 +177,7 @@ mod tests {
     }
 
     fn planned(config: &Config) -> (ExecutorPlan, ModelPair) {
-        let draft = config.draft.as_ref().map(|draft| &draft.model);
+        let draft = config.draft.as_ref().and_then(DraftConfig::model);
         let pair = load_pair(&config.target.model, draft).expect("the embedded pair loads");
         (ExecutorPlan::of(config, &pair).expect("it fits"), pair)
     }
@@ -200,7 +196,7 @@ mod tests {
     #[test]
     fn a_fresh_profile_is_taken_as_it_is() {
         let (plan, pair) = planned(&Config::default_tiny());
-        let profile = Profile { fingerprint: fingerprint(&plan, &pair), ..gpu_like() };
+        let profile = Profile { fingerprint: fingerprint(&plan, &pair).expect("a processor is always there"), ..gpu_like() };
         let text = profile.to_toml().expect("written");
         let taken = found(PolicyName::SmartSpec, Some(&text), true).expect("fresh");
         assert_eq!(taken, Some(profile));

@@ -38,7 +38,6 @@ fn settings() -> Settings {
         error: TimeError::NONE,
         draft: DraftQuality::typical(),
         limits: SchedulerLimits {
-            lookup: None,
             running_requests_max: 64,
             prefill_chunk_tokens_max: 512,
             batch_tokens_max: 2048,

@@ -139,7 +139,6 @@ impl SimulateArgs {
                 ..DraftQuality::typical()
             },
             limits: SchedulerLimits {
-                lookup: None,
                 running_requests_max: self.running_max,
                 prefill_chunk_tokens_max: self.prefill_chunk,
                 // room for every request's drafts beside a full chunk
