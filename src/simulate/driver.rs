@@ -32,7 +32,7 @@ pub fn simulate(
     policy: Box<dyn Policy>,
 ) -> Result<Report, SimulationError> {
     let mut run = Run::new(workload, settings, policy);
-    run.to_the_end()?;
+    run.finish()?;
     Ok(run.collector.into_report(&*run.policy, &run.scheduler.gauges(), run.clock.now()))
 }
 
@@ -81,7 +81,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn to_the_end(&mut self) -> Result<(), SimulationError> {
+    fn finish(&mut self) -> Result<(), SimulationError> {
         let mut step_started = self.clock.now();
         loop {
             self.take_arrivals();
