@@ -86,6 +86,8 @@ fn the_tiny_file_and_the_docs_name_every_key() {
     let mut effective = keys_of(&Config::default_tiny().to_toml());
     effective.extend(keys_of(&blocks.to_toml()));
     assert_eq!(keys_of(TINY_CPU_TOML), effective);
+    let share = Config::parse(&tiny_with("memory_mib_max = 64", "gpu_memory_percent = 64")).expect("valid");
+    effective.extend(keys_of(&share.to_toml()));
     let docs = include_str!("../../docs/config.md");
     for path in effective {
         let key = path.rsplit('.').next().expect("a path has a key");

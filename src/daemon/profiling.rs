@@ -196,7 +196,10 @@ mod tests {
     #[test]
     fn a_fresh_profile_is_taken_as_it_is() {
         let (plan, pair) = planned(&Config::default_tiny());
-        let profile = Profile { fingerprint: fingerprint(&plan, &pair).expect("a processor is always there"), ..gpu_like() };
+        let profile = Profile {
+            fingerprint: fingerprint(&plan, &pair).expect("a processor is always there"),
+            ..gpu_like()
+        };
         let text = profile.to_toml().expect("written");
         let taken = found(PolicyName::SmartSpec, Some(&text), true).expect("fresh");
         assert_eq!(taken, Some(profile));

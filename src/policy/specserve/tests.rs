@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::executor::Proposal;
 use crate::policy::profile::tests::gpu_like;
+use crate::policy::slo::bearable_us;
 use crate::policy::testbed::{Outcome, Run, World};
 use crate::policy::{DecodeView, Fixed, PrefillView};
 use crate::request::RequestId;
@@ -279,14 +280,24 @@ proptest! {
         }
         let mut lengths = Vec::new();
         policy.select(step, &drafted, &mut lengths);
-        // With nothing drafted, the whole step is certain: no objective that holds may break.
+        // With nothing drafted, the whole step is certain. No objective that holds may break,
+        // unless prompts are due: then no more requests are let down than prompts are saved.
         let plain_us = costs.plain_us() + floor_us;
         if drafted.is_empty() {
             let step_us = costs.plain_us() + costs.prefill_us(&view, granted.prefill_tokens);
-            for row in &view.decoding {
-                if let (Standing::Holding, Some(bound)) = tpot_bound(row, plain_us) {
-                    prop_assert!(step_us <= bound.deadline_us(1.0) + 1e-6);
+            let saved = view.prefilling.iter().filter(|row| row.ttft.is_some_and(|ttft| row.since_arrival < ttft));
+            let saved = saved.count();
+            if saved == 0 {
+                for row in &view.decoding {
+                    if let (Standing::Holding, Some(bound)) = tpot_bound(row, plain_us) {
+                        prop_assert!(step_us <= bound.deadline_us(1.0) + 1e-6);
+                    }
                 }
+            } else if granted.prefill_tokens > policy.options.prefill_tokens_floor {
+                let bearable = view.decoding.iter().filter_map(|row| bearable_us(row, costs.plain_us()));
+                let can_bear_a_step = bearable.filter(|&us| us >= costs.plain_us());
+                let let_down = can_bear_a_step.filter(|&us| step_us > us + 1e-6).count();
+                prop_assert!(let_down <= saved, "{let_down} let down, {saved} saved");
             }
         }
         // Verification never breaks one that could be held when it was chosen.
