@@ -34,8 +34,11 @@ fn executor() -> CpuExecutor {
         batch_sequences_max: SEQUENCES,
         draft_tokens_max: 16,
     };
-    CpuExecutor::new(options, embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)))
-        .expect("the pair fits the executor")
+    let executor = CpuExecutor::new(options, embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)))
+        .expect("the pair fits the executor");
+    // as the daemon's device thread does
+    executor.pin_caller();
+    executor
 }
 
 /// Sequence number `sequence` with `tokens` tokens from `start` on. Its blocks are scattered.

@@ -204,7 +204,9 @@ impl Model {
         let head_dim = self.spec.head_dim;
         let shape = self.cache.shape;
         let cache = self.cache.layer(layer);
-        pool.run(&|worker| {
+        // scores and weighted values, over the context of each row
+        let attended: usize = tiles.active().iter().map(|&row| pass.rows[row].slot + 1).sum();
+        pool.run_sized(2 * attended * self.spec.heads * head_dim, &|worker| {
             let mut queries = Vec::with_capacity(QUERIES_MAX);
             for tile in tiles.of(worker) {
                 let query = |row: usize, head: usize| qkv.at(row - first_row, head * head_dim).cast_const();

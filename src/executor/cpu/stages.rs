@@ -9,8 +9,9 @@ use super::pool::{JobPanicked, Pool, share};
 use super::rows::SharedRows;
 use super::transformer::PackedLinear;
 
-/// Rows up to which row-wise work is done by the caller alone: a fork costs as much.
-const SERIAL_ROWS_MAX: usize = 2;
+/// Rows up to which row-wise work is done by the caller alone: a fork costs as much as a
+/// dozen norms.
+const SERIAL_ROWS_MAX: usize = 12;
 
 /// A linear layer over some rows.
 #[derive(Clone, Copy)]
@@ -36,7 +37,7 @@ impl Product<'_> {
             return Ok(());
         }
         let threads = pool.threads();
-        pool.run(&|worker| {
+        pool.run_sized(self.multiply_adds(), &|worker| {
             let panels = share(self.linear.matrix.panels(), worker, threads);
             // SAFETY: shares are disjoint.
             unsafe { self.panels(panels) };
@@ -50,7 +51,7 @@ impl Product<'_> {
         }
         let panel = self.linear.matrix.panel_outputs();
         let threads = pool.threads();
-        pool.run(&|worker| {
+        pool.run_sized(self.multiply_adds(), &|worker| {
             let pairs = share(self.linear.matrix.panels() / 2, worker, threads);
             if pairs.is_empty() {
                 return;
@@ -64,6 +65,10 @@ impl Product<'_> {
                 unsafe { swiglu(self.set, &SwiGlu { gate_up, out, pairs: pairs.len() }) };
             }
         })
+    }
+
+    fn multiply_adds(&self) -> usize {
+        self.rows * self.linear.matrix.inputs() * self.linear.matrix.padded_outputs()
     }
 
     /// Computes some panels of all rows.
