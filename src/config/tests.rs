@@ -327,3 +327,14 @@ fn drafts_may_be_looked_up_instead_of_computed() {
     let config = Config::parse(&text).expect("ngram is a drafter");
     assert_eq!(config.draft, Some(DraftConfig::Ngram));
 }
+
+#[test]
+fn every_configuration_that_is_shipped_is_valid() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
+    let files: Vec<_> = std::fs::read_dir(folder).expect("the folder is there").flatten().collect();
+    assert!(files.len() >= 2);
+    for file in files {
+        let path = file.path();
+        Config::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+}

@@ -128,7 +128,7 @@ fn contexts_of_thirty_two_thousand_tokens_are_the_oracles() {
     let end = if small() { 1200 } else { 32_768 };
     for dim in [64, 128] {
         let sequences =
-            vec![Sequence::chain(32_767, 1), Sequence::chain(32_700, 9), Sequence::chain(20_001, 2)];
+            vec![Sequence::chain(end - 1, 1), Sequence::chain(end - 68, 9), Sequence::chain(end / 2, 2)];
         check(Heads { query: 8, kv: 2, dim }, sequences, 7, &stream);
     }
 }
