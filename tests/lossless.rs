@@ -5,10 +5,13 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{Played, cpu, embedded, play, request};
+use common::{Drives, Played, cpu, embedded, play, play_with, request};
+use specserve::drafting::NgramOptions;
 use specserve::executor::ModelRole;
 use specserve::model::random::{RandomOptions, random_model};
 use specserve::policy::Fixed;
+use specserve::policy::profile::Profile;
+use specserve::policy::registry::{PolicyName, PolicyOptions, build};
 use specserve::request::{GenerationRequest, RequestId};
 use specserve::sampling::SamplingParams;
 
@@ -123,5 +126,39 @@ fn a_draft_equal_to_the_target_is_always_accepted() {
             assert_eq!(stats.accepted, stats.verified, "{stats:?}");
             assert!(stats.verified > 0);
         }
+    }
+}
+
+#[test]
+fn every_policy_says_what_plain_decoding_says() {
+    let profile =
+        Profile::from_toml(include_str!("../profiles/h100-8b-160m.toml")).expect("the profile parses");
+    let names = ["none", "fixed:3", "threshold:0.6", "smartspec", "adaspec", "adaspec-verifier", "specserve"];
+    let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
+    for sampling in [temperature(0.0), temperature(0.8)] {
+        let all = requests(6, &sampling);
+        let plain = plain(&all);
+        for name in names {
+            let policy_name: PolicyName = name.parse().expect("a policy's name");
+            let policy = build(policy_name, Some(&profile), &PolicyOptions::default()).expect("builds");
+            let ours = play_with(&mut executor, Drives::Learner(policy), None, 4, &all);
+            assert_same_words(&ours, &plain, &all, &format!("under {name}, t {}", sampling.temperature));
+            let drafted: u32 = ours.values().map(|one| one.summary.speculation.drafted).sum();
+            assert_eq!(drafted > 0, name != "none", "{name} drafted {drafted} tokens");
+        }
+    }
+}
+
+#[test]
+fn drafts_that_were_looked_up_change_nothing() {
+    for sampling in [temperature(0.0), temperature(0.8)] {
+        let all = requests(6, &sampling);
+        let plain = plain(&all);
+        let mut executor = cpu(embedded(ModelRole::Target), None, AMPLE_BLOCKS);
+        let policy = Drives::Snapshot(Arc::new(Fixed { draft_tokens: 4 }));
+        let ours = play_with(&mut executor, policy, Some(NgramOptions::default()), 4, &all);
+        assert_same_words(&ours, &plain, &all, "with prompt lookup");
+        let drafted: u32 = ours.values().map(|one| one.summary.speculation.drafted).sum();
+        assert!(drafted > 0, "stories repeat themselves");
     }
 }

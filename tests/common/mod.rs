@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use specserve::drafting::NgramOptions;
 use specserve::executor::Executor;
 use specserve::executor::ModelRole;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
@@ -83,6 +84,34 @@ pub fn play(
     batch: u32,
     requests: &[GenerationRequest],
 ) -> BTreeMap<RequestId, Played> {
+    play_with(executor, Drives::Snapshot(policy), None, batch, requests)
+}
+
+/// Who decides the steps of a game.
+pub enum Drives {
+    /// A policy that learns nothing.
+    Snapshot(Arc<dyn Policy>),
+    /// A policy that learns from each step, as the SLO monitor's does.
+    Learner(Box<dyn Policy>),
+}
+
+impl Drives {
+    fn snapshot(&self) -> Arc<dyn Policy> {
+        match self {
+            Drives::Snapshot(policy) => policy.clone(),
+            Drives::Learner(policy) => policy.snapshot(),
+        }
+    }
+}
+
+/// [`play`] with a policy that may learn, and perhaps with drafts by prompt lookup.
+pub fn play_with(
+    executor: &mut dyn Executor,
+    mut drives: Drives,
+    lookup: Option<NgramOptions>,
+    batch: u32,
+    requests: &[GenerationRequest],
+) -> BTreeMap<RequestId, Played> {
     let limits = SchedulerLimits {
         running_requests_max: batch,
         prefill_chunk_tokens_max: 64,
@@ -90,7 +119,7 @@ pub fn play(
         draft_tokens_max: 8,
         target_blocks: 0,
         draft_blocks: 0,
-        lookup: None,
+        lookup,
     };
     let mut scheduler = Scheduler::new(limits.within(executor.info()));
     let mut played: BTreeMap<RequestId, Played> = BTreeMap::new();
@@ -98,11 +127,14 @@ pub fn play(
         scheduler.enqueue(request.clone());
     }
     let mut now = Micros::ZERO;
-    while let Some(plan) = scheduler.plan(now, &policy) {
+    while let Some(plan) = scheduler.plan(now, &drives.snapshot()) {
         let mut drafted = draft_round(executor, plan, &Standstill).expect("drafts");
         let verified = drafted.select();
         let stepped = verify_round(executor, drafted, verified, &Standstill).expect("verifies");
         now += Micros::from_millis(1);
+        if let Drives::Learner(policy) = &mut drives {
+            policy.observe(&stepped.report);
+        }
         for (id, event) in scheduler.commit(&stepped.outcome, now) {
             let entry = played.entry(id).or_default();
             match event {
