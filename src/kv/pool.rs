@@ -70,7 +70,7 @@ impl BlockPool {
         }
     }
 
-    /// Blocks that [`allocate`](Self::allocate) could hand out now.
+    /// Blocks that `allocate` could hand out now.
     pub fn available(&self) -> u32 {
         (self.free.len() + self.evictable.len()) as u32
     }

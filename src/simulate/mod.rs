@@ -1,7 +1,7 @@
 //! The engine under a virtual clock.
 //!
 //! The scheduler, the step functions and the policy are the daemon's own; arrivals come
-//! from a workload instead of a socket, and a [`VirtualExecutor`] stands in for the device.
+//! from a workload instead of a socket, and a [`VirtualExecutor`](crate::executor::virtual_time::VirtualExecutor) stands in for the device.
 //! A run is a pure function of workload, settings and policy. docs/simulator.md says how to
 //! use it, and what it does not model.
 

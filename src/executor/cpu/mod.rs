@@ -1,7 +1,7 @@
 //! The CPU executor: the embedded default, and the oracle for the GPU's.
 //!
 //! - Batch-invariant bit for bit: a row's numbers depend on nothing but its own
-//!   sequence ([`kernels`] says how). A prompt in chunks equals the prompt at once, a
+//!   sequence (`kernels` says how). A prompt in chunks equals the prompt at once, a
 //!   tree node equals the chain of its ancestors, and a number of threads is a matter
 //!   of time alone.
 //! - Each weight is read once for up to 256 rows, so verifying a few tokens costs
