@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use tokio::sync::oneshot;
 
 use crate::executor::{Executor, ExecutorError, ExecutorInfo};
@@ -15,9 +15,6 @@ use crate::time::Clock;
 /// Jobs that may wait for the device: the step in flight has one at a time, a step that was
 /// abandoned may have left one more.
 const JOBS_WAITING_MAX: usize = 4;
-
-/// How long an idle device thread sleeps before it looks whether its users are gone.
-const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// What the device is asked to do. Payloads are boxed: one message per step, and small.
 enum Job {
@@ -117,7 +114,7 @@ fn serve(mut executor: Box<dyn Executor>, jobs: &Receiver<Job>, clock: &dyn Cloc
     }
 }
 
-/// Polls for `spin`, then sleeps.
+/// Polls for `spin`, then sleeps; `None` once every [`Device`] is gone.
 fn next_job(jobs: &Receiver<Job>, clock: &dyn Clock, spin: Duration) -> Option<Job> {
     let until = clock.now() + spin.into();
     while clock.now() < until {
@@ -127,13 +124,7 @@ fn next_job(jobs: &Receiver<Job>, clock: &dyn Clock, spin: Duration) -> Option<J
             Err(TryRecvError::Empty) => std::hint::spin_loop(),
         }
     }
-    loop {
-        match jobs.recv_timeout(IDLE_LOOK) {
-            Ok(job) => return Some(job),
-            Err(RecvTimeoutError::Disconnected) => return None,
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-    }
+    jobs.recv().ok()
 }
 
 /// A panic in an executor is a device error: its state can't be trusted any more.

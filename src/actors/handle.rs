@@ -58,7 +58,8 @@ pub enum AdmissionError {
     TooLate(String),
 }
 
-/// An admitted request: its events, and a guard that cancels it when dropped.
+/// An admitted request. Dropping its events cancels it at the next step that yields tokens;
+/// whoever wants that sooner ends it by its name.
 #[derive(Debug)]
 pub struct Generation {
     /// Its name.

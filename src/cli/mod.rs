@@ -10,6 +10,7 @@ mod host;
 mod inflate;
 mod logging;
 mod measured_profile;
+mod parse;
 mod private;
 mod profile;
 mod replay;

@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
+use crate::cli::parse;
 use crate::policy::registry::PolicyName;
 use crate::replay::{Lengths, TraceSource, WorkloadOptions};
 use crate::request::Slo;
-use crate::time::Micros;
+
+/// Highest sampling temperature.
+const TEMPERATURE_MAX: f64 = 2.0;
 
 /// Sends a trace's requests to a daemon at their times, and reports latencies, attainment
 /// and goodput. With --config it starts private daemons, and can compare policies.
@@ -32,18 +35,18 @@ pub struct ReplayArgs {
     #[arg(long = "policy", value_name = "POLICIES", value_delimiter = ',')]
     pub policies: Vec<PolicyName>,
     /// Multiples of the trace's rate, with commas between.
-    #[arg(long = "rate-scale", value_name = "FACTORS", value_delimiter = ',', default_value = "1", value_parser = positive)]
+    #[arg(long = "rate-scale", value_name = "FACTORS", value_delimiter = ',', default_value = "1", value_parser = parse::positive)]
     pub rate_scales: Vec<f64>,
     /// How often each combination is measured; figures are medians.
     #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repeats: u32,
     /// Every request's objectives: ttft_ms=N, tpot_ms=N, or both with a comma between; by
     /// default those of the daemon's default class.
-    #[arg(long, value_name = "SLO", value_parser = parse_slo, default_value = "")]
+    #[arg(long, value_name = "SLO", value_parser = parse::slo, default_value = "")]
     pub slo: Slo,
     /// Where output lengths come from: trace or spec-bench. By default the file, or
     /// spec-bench where there is no file.
-    #[arg(long, value_name = "SOURCE", value_parser = parse_lengths)]
+    #[arg(long, value_name = "SOURCE", value_parser = parse::lengths)]
     lengths: Option<Lengths>,
     /// Send the first requests only.
     #[arg(long, value_name = "REQUESTS")]
@@ -77,38 +80,6 @@ impl ReplayArgs {
     }
 }
 
-fn number(text: &str) -> Result<f64, String> {
-    text.trim().parse().map_err(|_| format!("{text:?} is not a number"))
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    let number = number(text)?;
-    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) }
-}
-
 fn temperature(text: &str) -> Result<f64, String> {
-    let number = number(text)?;
-    if (0.0..=2.0).contains(&number) { Ok(number) } else { Err("must be within 0 and 2".to_owned()) }
-}
-
-fn parse_lengths(text: &str) -> Result<Lengths, String> {
-    match text {
-        "trace" => Ok(Lengths::Trace),
-        "spec-bench" => Ok(Lengths::SpecBench),
-        _ => Err("give trace or spec-bench".to_owned()),
-    }
-}
-
-fn parse_slo(text: &str) -> Result<Slo, String> {
-    let mut slo = Slo::default();
-    for part in text.split(',').filter(|part| !part.is_empty()) {
-        let (name, value) = part.split_once('=').unwrap_or((part, ""));
-        let bound = Micros::from_secs_f64(positive(value)? / 1e3);
-        match name.trim() {
-            "ttft_ms" => slo.ttft = Some(bound),
-            "tpot_ms" => slo.tpot = Some(bound),
-            other => return Err(format!("{other:?} is neither ttft_ms nor tpot_ms")),
-        }
-    }
-    Ok(slo)
+    parse::within(text, TEMPERATURE_MAX)
 }

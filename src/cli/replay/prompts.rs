@@ -4,21 +4,14 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::cli::demo::PROMPTS;
 use crate::cli::error::CliError;
 
 /// Most prompts of a file; further ones are not read.
 const PROMPTS_MAX: usize = 100_000;
 
-/// Stories, questions, functions and tips, as the embedded pair was trained on.
-const BUILT_IN: [&str; 24] = [
-    "Tell me a story about a brave mouse.",
-    "What is a river?",
-    "Write a Python function that checks if a number is prime.",
-    "Give me three tips to cook.",
-    "Why do people sing?",
-    "Tell me a story about a boat in a storm.",
-    "Write a Python function that adds up a list of numbers.",
-    "Give me three tips to sleep well.",
+/// Built-in prompts besides the demo's, of the same kinds.
+const MORE: [&str; 16] = [
     "Tell me a story about a girl who found a key.",
     "What is a volcano?",
     "Write a Python function that reverses a string.",
@@ -44,7 +37,7 @@ pub struct Prompts(Vec<Value>);
 impl Prompts {
     /// The ones in this file.
     pub fn built_in() -> Prompts {
-        Prompts(BUILT_IN.iter().map(|text| user(text)).collect())
+        Prompts(PROMPTS.iter().chain(&MORE).map(|text| user(text)).collect())
     }
 
     /// Those of a file: objects with `messages`, `prompt`, or `turns`, of which the first

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::cli::parse;
 use crate::executor::virtual_time::{Confidence, TimeError};
 use crate::policy::cost_model::CostModel;
 use crate::policy::registry::{PolicyName, PolicyOptions};
@@ -12,7 +13,6 @@ use crate::replay::{Lengths, TraceSource, WorkloadOptions};
 use crate::request::Slo;
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::{DraftQuality, Settings};
-use crate::time::Micros;
 
 /// Longest sampling temperature that is worth telling a policy.
 const TEMPERATURE_MAX: f64 = 2.0;
@@ -32,10 +32,10 @@ pub struct SimulateArgs {
     #[arg(long = "policy", value_name = "POLICY", default_value = "specserve")]
     policies: Vec<PolicyName>,
     /// Every request's objectives: ttft_ms=N, tpot_ms=N, or both with a comma between.
-    #[arg(long, value_name = "SLO", value_parser = parse_slo, default_value = "")]
+    #[arg(long, value_name = "SLO", value_parser = parse::slo, default_value = "")]
     slo: Slo,
     /// Multiples of the trace's rate, or with --saturation of the saturating rate.
-    #[arg(long = "load", value_name = "LOADS", value_delimiter = ',', default_value = "1", value_parser = positive)]
+    #[arg(long = "load", value_name = "LOADS", value_delimiter = ',', default_value = "1", value_parser = parse::positive)]
     loads: Vec<f64>,
     /// Find the rate at which plain decoding attains less than 95 %, and take it as load 1.
     #[arg(long)]
@@ -45,10 +45,10 @@ pub struct SimulateArgs {
     seed: u64,
     /// Where lengths come from: trace or spec-bench. By default the file, or spec-bench
     /// where there is no file.
-    #[arg(long, value_name = "SOURCE", value_parser = parse_lengths)]
+    #[arg(long, value_name = "SOURCE", value_parser = parse::lengths)]
     lengths: Option<Lengths>,
     /// Divide arrival times by this: bursts get shorter.
-    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = positive)]
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = parse::positive)]
     rate_scale: f64,
     /// Keep each request with this probability: bursts keep their duration.
     #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
@@ -66,7 +66,7 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "KIND", value_parser = parse_confidence, default_value = "calibrated")]
     confidence: Confidence,
     /// The machine takes this many times what the profile says.
-    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = positive)]
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = parse::positive)]
     time_error: f64,
     /// Spread of each call's time, as the standard deviation of its logarithm.
     #[arg(long, value_name = "SD", default_value = "0", value_parser = share)]
@@ -157,51 +157,19 @@ impl SimulateArgs {
     }
 }
 
-fn positive(text: &str) -> Result<f64, String> {
-    let number: f64 = text.trim().parse().map_err(|_| format!("{text:?} is not a number"))?;
-    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) }
-}
-
-fn within(text: &str, max: f64) -> Result<f64, String> {
-    let number: f64 = text.trim().parse().map_err(|_| format!("{text:?} is not a number"))?;
-    if (0.0..=max).contains(&number) { Ok(number) } else { Err(format!("must be within 0 and {max}")) }
-}
-
 fn share(text: &str) -> Result<f64, String> {
-    within(text, 1.0)
+    parse::within(text, 1.0)
 }
 
 fn temperature(text: &str) -> Result<f64, String> {
-    within(text, TEMPERATURE_MAX)
-}
-
-fn parse_lengths(text: &str) -> Result<Lengths, String> {
-    match text {
-        "trace" => Ok(Lengths::Trace),
-        "spec-bench" => Ok(Lengths::SpecBench),
-        _ => Err("give trace or spec-bench".to_owned()),
-    }
-}
-
-fn parse_slo(text: &str) -> Result<Slo, String> {
-    let mut slo = Slo::default();
-    for part in text.split(',').filter(|part| !part.is_empty()) {
-        let (name, value) = part.split_once('=').unwrap_or((part, ""));
-        let bound = Micros::from_secs_f64(positive(value)? / 1e3);
-        match name.trim() {
-            "ttft_ms" => slo.ttft = Some(bound),
-            "tpot_ms" => slo.tpot = Some(bound),
-            other => return Err(format!("{other:?} is neither ttft_ms nor tpot_ms")),
-        }
-    }
-    Ok(slo)
+    parse::within(text, TEMPERATURE_MAX)
 }
 
 fn parse_confidence(text: &str) -> Result<Confidence, String> {
     let (name, value) = text.split_once(':').unwrap_or((text, ""));
     match name {
         "calibrated" if value.is_empty() => Ok(Confidence::Calibrated),
-        "noisy" => Ok(Confidence::Noisy { logit_sd: positive(value)? }),
+        "noisy" => Ok(Confidence::Noisy { logit_sd: parse::positive(value)? }),
         "overconfident" => Ok(Confidence::Curve(vec![(0.0, 0.0), (1.0, share(value)?)])),
         "misaligned" => Ok(Confidence::Misaligned { acceptance: share(value)? }),
         _ => Err("give calibrated, noisy:SD, overconfident:SHARE or misaligned:SHARE".to_owned()),
@@ -211,17 +179,6 @@ fn parse_confidence(text: &str) -> Result<Confidence, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn objectives_are_read_from_one_text() {
-        let both = Slo { ttft: Some(Micros(500_000)), tpot: Some(Micros(12_500)) };
-        assert_eq!(parse_slo("ttft_ms=500,tpot_ms=12.5"), Ok(both));
-        assert_eq!(parse_slo("tpot_ms=12.5"), Ok(Slo { ttft: None, ..both }));
-        assert_eq!(parse_slo(""), Ok(Slo::default()));
-        for bad in ["ttft_ms", "ttft_ms=0", "ttft_ms=x", "itl_ms=3", "tpot_ms=-1"] {
-            assert!(parse_slo(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn confidences_are_read_with_their_argument() {
