@@ -9,7 +9,7 @@ use half::bf16;
 use specserve::executor::cuda::measure::copy_bytes_per_second;
 use specserve::executor::cuda::weights::weight_bytes;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, Gpu, KvBudget, Stream};
-use specserve::executor::{DraftRow, Executor, ModelRole, SequenceInput, VerifyRow};
+use specserve::executor::{DraftRow, Executor, SequenceInput, VerifyRow};
 use specserve::model::{
     Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
 };
@@ -64,9 +64,18 @@ fn main() -> Result<()> {
 
 fn header() {
     println!(
-        "| step | batch | context | rows | µs at the caller | µs on the device | MB | floor µs | device / floor |"
+        "| step | batch | context | rows | µs at the caller | µs on the device | µs idle before | MB | floor µs | device / floor |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+}
+
+/// What a step takes, in microseconds.
+#[derive(Clone, Copy)]
+struct StepTimes {
+    caller: f64,
+    device: f64,
+    /// Between the device's work for the step before and for this one.
+    idle: f64,
 }
 
 struct Bench {
@@ -100,26 +109,24 @@ impl Bench {
         Ok(Bench { executor, target: target.clone(), draft: draft.cloned(), copy })
     }
 
-    /// The median of what `step` takes at the caller and on the device.
-    fn time(
-        &mut self,
-        role: ModelRole,
-        mut step: impl FnMut(&mut CudaExecutor) -> Result<()>,
-    ) -> Result<(f64, f64)> {
-        let (mut caller, mut device) = (Vec::new(), Vec::new());
+    /// Medians of what `step` takes at the caller and on the device, and of the device's pause
+    /// before it.
+    fn time(&mut self, mut step: impl FnMut(&mut CudaExecutor) -> Result<()>) -> Result<StepTimes> {
+        let (mut caller, mut device, mut idle) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..STEPS + 3 {
             let start = Instant::now();
             step(&mut self.executor)?;
             if run >= 3 {
                 caller.push(start.elapsed().as_secs_f64() * 1e6);
-                device.push(self.executor.device_microseconds(role)?);
+                device.extend(self.executor.busy_microseconds()?);
+                idle.extend(self.executor.idle_microseconds()?);
             }
         }
         let median = |values: &mut Vec<f64>| {
             values.sort_by(f64::total_cmp);
             values[values.len() / 2]
         };
-        Ok((median(&mut caller), median(&mut device)))
+        Ok(StepTimes { caller: median(&mut caller), device: median(&mut device), idle: median(&mut idle) })
     }
 
     fn report(
@@ -129,18 +136,19 @@ impl Bench {
         batch: usize,
         context: usize,
         rows: usize,
-        time: (f64, f64),
+        time: StepTimes,
     ) {
         let kv = batch * context * spec.layers * 4 * spec.kv_heads * spec.head_dim;
         let weights = weight_bytes(spec, true);
         let bytes = (weights + kv) as f64;
         let floor = bytes / self.copy * 1e6;
         println!(
-            "| {name} | {batch} | {context} | {rows} | {:.0} | {:.0} | {:.0} | {floor:.0} | {:.3} |",
-            time.0,
-            time.1,
+            "| {name} | {batch} | {context} | {rows} | {:.0} | {:.0} | {:.0} | {:.0} | {floor:.0} | {:.3} |",
+            time.caller,
+            time.device,
+            time.idle,
             bytes / 1e6,
-            time.1 / floor
+            time.device / floor
         );
     }
 
@@ -152,7 +160,7 @@ impl Bench {
             })
             .collect();
         let mut out = Vec::new();
-        let time = self.time(ModelRole::Target, |executor| Ok(executor.verify(&rows, &mut out)?))?;
+        let time = self.time(|executor| Ok(executor.verify(&rows, &mut out)?))?;
         let what = if drafts == 0 { "decode" } else { "verify" };
         self.report(&format!("{name} {what}"), &self.target, batch, context, batch * (drafts + 1), time);
         Ok(())
@@ -162,7 +170,7 @@ impl Bench {
         let rows: Vec<DraftRow> =
             (0..batch).map(|index| DraftRow { input: input(index, context - 1, 1), propose: true }).collect();
         let mut out = Vec::new();
-        let time = self.time(ModelRole::Draft, |executor| Ok(executor.draft_start(&rows, &mut out)?))?;
+        let time = self.time(|executor| Ok(executor.draft_start(&rows, &mut out)?))?;
         if let Some(draft) = &self.draft {
             self.report(&format!("{name} draft"), draft, batch, context, batch, time);
         }
@@ -175,10 +183,10 @@ impl Bench {
             .map(|index| VerifyRow { input: input(index, 0, tokens), drafts: 0, tree: None, sample: true })
             .collect();
         let mut out = Vec::new();
-        let (caller, device) =
-            self.time(ModelRole::Target, |executor| Ok(executor.verify(&rows, &mut out)?))?;
+        let StepTimes { caller, device, idle } =
+            self.time(|executor| Ok(executor.verify(&rows, &mut out)?))?;
         println!(
-            "| {name} prefill | {batch} | {tokens} | {PREFILL} | {caller:.0} | {device:.0} | {:.0} tokens/s | | |",
+            "| {name} prefill | {batch} | {tokens} | {PREFILL} | {caller:.0} | {device:.0} | {idle:.0} | {:.0} tokens/s | | |",
             PREFILL as f64 / caller * 1e6
         );
         Ok(())

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use specserve::actors::{DoorPolicy, Engine, EngineOptions, Submission};
+use specserve::actors::{DoorPolicy, Engine, EngineOptions, Polling, Submission};
 use specserve::executor::{ExecutorInfo, ShadowExecutor, ShadowOptions};
 use specserve::policy::Fixed;
 use specserve::request::{Slo, TokenEvent};
@@ -36,7 +36,7 @@ fn options(draft_tokens: u32) -> EngineOptions {
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
         step_timeout: Micros::from_millis(10_000),
-        device_spin: Duration::ZERO,
+        polling: Polling::NONE,
     }
 }
 

@@ -16,9 +16,9 @@ use super::messages::{
     Admitted, BatchBuilderMessage, DrafterMessage, EndedRequest, SloMonitorMessage, StepObservation,
     SupervisorMessage, VerifierMessage,
 };
-use crate::policy::{Fixed, Policy};
+use crate::policy::{DeviceIdle, Fixed, Policy, StepReport};
 use crate::request::{Ending, RequestFailure, RequestId, Slo, TokenEvent};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, SchedulerGauges};
 use crate::step::{Delivery, Drafted, StepPlan, Stepped};
 use crate::time::{Clock, Micros};
 
@@ -53,9 +53,19 @@ pub struct BatchBuilderState {
     plain: Arc<dyn Policy>,
     /// Start of the step in flight: the end of the one before if there was no pause between.
     step_started: Micros,
+    /// Whether there was none: the step in flight follows the one before at once.
+    step_follows: bool,
     /// End of the last step, while the next may follow at once.
     step_ended: Option<Micros>,
     draining: Vec<RpcReplyPort<()>>,
+}
+
+/// What a step brought, for callers and the monitor.
+struct StepNews {
+    deliveries: Vec<Delivery>,
+    report: StepReport,
+    gauges: SchedulerGauges,
+    at: Micros,
 }
 
 /// A request's way out.
@@ -85,6 +95,7 @@ impl Actor for BatchBuilder {
             live: HashMap::new(),
             plain: Arc::new(Fixed::NONE),
             step_started: Micros::ZERO,
+            step_follows: false,
             step_ended: None,
             draining: Vec::new(),
         })
@@ -96,6 +107,7 @@ impl Actor for BatchBuilder {
         message: BatchBuilderMessage,
         state: &mut BatchBuilderState,
     ) -> Result<(), ActorProcessingErr> {
+        let mut news = None;
         match message {
             BatchBuilderMessage::Wire(drafter, verifier) => {
                 state.drafter = Some(drafter);
@@ -103,7 +115,7 @@ impl Actor for BatchBuilder {
             }
             BatchBuilderMessage::Admit(admitted) => state.admit(*admitted),
             BatchBuilderMessage::End(id, ending) => state.end(id, ending),
-            BatchBuilderMessage::StepDone(stepped) => state.commit(*stepped)?,
+            BatchBuilderMessage::StepDone(stepped) => news = Some(state.commit(*stepped)),
             BatchBuilderMessage::DrafterLost => state.lose_drafter(),
             BatchBuilderMessage::Drain(reply) => state.draining.push(reply),
             BatchBuilderMessage::AbortAll(failure) => {
@@ -113,6 +125,12 @@ impl Actor for BatchBuilder {
             BatchBuilderMessage::Watch => state.watch()?,
         }
         state.pump()?;
+        if let Some(news) = news {
+            // The device waits for nobody's ears: drafter or verifier take the next step to it
+            // before callers and monitor hear of this one.
+            tokio::task::yield_now().await;
+            state.tell(news)?;
+        }
         state.answer_drains();
         Ok(())
     }
@@ -131,15 +149,23 @@ impl BatchBuilderState {
         self.deliver(delivery.into_iter().collect());
     }
 
-    fn commit(&mut self, stepped: Stepped) -> Result<(), ActorProcessingErr> {
+    fn commit(&mut self, stepped: Stepped) -> StepNews {
         let now = self.arguments.clock.now();
         let Stepped { outcome, mut report } = stepped;
         report.step_time = now.saturating_sub(self.step_started);
+        if !self.step_follows {
+            report.device_idle = report.device_idle.map(|idle| DeviceIdle { before: Micros::ZERO, ..idle });
+        }
         let deliveries = self.arguments.scheduler.commit(&outcome, now);
-        let outputs = self.note_outputs(&deliveries, now);
-        let gauges = self.arguments.scheduler.gauges();
-        self.deliver(deliveries);
         self.step_ended = Some(now);
+        StepNews { deliveries, report, gauges: self.arguments.scheduler.gauges(), at: now }
+    }
+
+    /// Passes on what a step brought.
+    fn tell(&mut self, news: StepNews) -> Result<(), ActorProcessingErr> {
+        let StepNews { deliveries, report, gauges, at } = news;
+        let outputs = self.note_outputs(&deliveries, at);
+        self.deliver(deliveries);
         let observation = Box::new(StepObservation { report, gauges, outputs });
         self.arguments.monitor.cast(SloMonitorMessage::Step(observation))?;
         Ok(())
@@ -215,7 +241,9 @@ impl BatchBuilderState {
             None => self.plain.clone(),
         };
         let plan = self.arguments.scheduler.plan(now, &policy)?;
-        self.step_started = self.step_ended.take().unwrap_or(now);
+        let before = self.step_ended.take();
+        self.step_follows = before.is_some();
+        self.step_started = before.unwrap_or(now);
         for id in &plan.started {
             if let Some(live) = self.live.get_mut(id) {
                 live.permit = None;

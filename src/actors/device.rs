@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use tokio::sync::oneshot;
@@ -22,10 +22,26 @@ enum Job {
     Verify(Box<Drafted>, Vec<u32>, oneshot::Sender<Result<Box<Stepped>, ExecutorError>>),
 }
 
+/// How long the engine's and the device's threads poll for each other before they sleep.
+/// Waking a thread costs 5 to 50 µs; polling costs a core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Polling {
+    /// The idle device thread, for its next job.
+    pub job: Duration,
+    /// The engine's thread, for the device's answer. Other actors run meanwhile.
+    pub answer: Duration,
+}
+
+impl Polling {
+    /// Sleep at once: the cores are needed for computing.
+    pub const NONE: Polling = Polling { job: Duration::ZERO, answer: Duration::ZERO };
+}
+
 /// A handle to the device thread; the thread ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Device {
     jobs: Sender<Job>,
+    answer_polling: Duration,
 }
 
 /// The device thread, once its executor is built.
@@ -40,12 +56,11 @@ pub struct DeviceThread {
 
 impl DeviceThread {
     /// Starts the thread and builds the executor on it, because a GPU's context belongs to
-    /// the thread that made it. `spin` is how long the idle thread polls before it sleeps:
-    /// waking it costs 5 to 50 µs.
+    /// the thread that made it.
     ///
     /// # Errors
     /// Whatever `build` says, as text; also when the thread can't be started.
-    pub fn start<B>(build: B, clock: Arc<dyn Clock>, spin: Duration) -> Result<DeviceThread, String>
+    pub fn start<B>(build: B, clock: Arc<dyn Clock>, polling: Polling) -> Result<DeviceThread, String>
     where
         B: FnOnce() -> Result<Box<dyn Executor>, String> + Send + 'static,
     {
@@ -55,7 +70,7 @@ impl DeviceThread {
             Ok(executor) => {
                 // the receiver waits below; it can't be gone
                 let _ = ready.send(Ok(executor.info().clone()));
-                serve(executor, &waiting, clock.as_ref(), spin);
+                serve(executor, &waiting, clock.as_ref(), polling.job);
             }
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -66,7 +81,7 @@ impl DeviceThread {
             .spawn(run)
             .map_err(|error| format!("the device thread could not be started: {error}"))?;
         let info = built.recv().map_err(|_| "the executor panicked while it was built".to_owned())??;
-        Ok(DeviceThread { device: Device { jobs }, info, thread })
+        Ok(DeviceThread { device: Device { jobs, answer_polling: polling.answer }, info, thread })
     }
 }
 
@@ -89,16 +104,40 @@ impl Device {
         &self,
         job: impl FnOnce(oneshot::Sender<Result<T, ExecutorError>>) -> Job,
     ) -> Result<T, ExecutorError> {
-        let (reply, done) = oneshot::channel();
+        let (reply, mut done) = oneshot::channel();
         self.jobs
             .try_send(job(reply))
             .map_err(|error| ExecutorError::Device(format!("the device thread takes no job: {error}")))?;
-        done.await.map_err(|_| ExecutorError::Device("the device thread ended".to_owned()))?
+        let answer = match poll(&mut done, self.answer_polling).await {
+            Some(answer) => answer,
+            None => done.await,
+        };
+        answer.map_err(|_| ExecutorError::Device("the device thread ended".to_owned()))?
     }
 }
 
-fn serve(mut executor: Box<dyn Executor>, jobs: &Receiver<Job>, clock: &dyn Clock, spin: Duration) {
-    while let Some(job) = next_job(jobs, clock, spin) {
+/// Polls for an answer for up to `time`, and lets other tasks run in between.
+async fn poll<T>(
+    done: &mut oneshot::Receiver<T>,
+    time: Duration,
+) -> Option<Result<T, oneshot::error::RecvError>> {
+    if time.is_zero() {
+        return None;
+    }
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        match done.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => tokio::task::yield_now().await,
+            Ok(answer) => return Some(Ok(answer)),
+            // awaiting it says that the sender is gone
+            Err(oneshot::error::TryRecvError::Closed) => return None,
+        }
+    }
+    None
+}
+
+fn serve(mut executor: Box<dyn Executor>, jobs: &Receiver<Job>, clock: &dyn Clock, polling: Duration) {
+    while let Some(job) = next_job(jobs, clock, polling) {
         match job {
             Job::Draft(plan, reply) => {
                 let result = guarded(|| draft_round(executor.as_mut(), *plan, clock).map(Box::new));
@@ -114,9 +153,9 @@ fn serve(mut executor: Box<dyn Executor>, jobs: &Receiver<Job>, clock: &dyn Cloc
     }
 }
 
-/// Polls for `spin`, then sleeps; `None` once every [`Device`] is gone.
-fn next_job(jobs: &Receiver<Job>, clock: &dyn Clock, spin: Duration) -> Option<Job> {
-    let until = clock.now() + spin.into();
+/// Polls for a while, then sleeps; `None` once every [`Device`] is gone.
+fn next_job(jobs: &Receiver<Job>, clock: &dyn Clock, polling: Duration) -> Option<Job> {
+    let until = clock.now() + polling.into();
     while clock.now() < until {
         match jobs.try_recv() {
             Ok(job) => return Some(job),

@@ -16,7 +16,7 @@ use ractor::{Actor, ActorRef, RpcReplyPort};
 
 use super::admission::Admission;
 use super::condition::{Condition, ConditionBoard};
-use super::device::DeviceThread;
+use super::device::{DeviceThread, Polling};
 use super::handle::{AdmissionError, Generation, Submission};
 use super::intake::DoorPolicy;
 use super::messages::{BatchBuilderMessage, IntakeMessage, SloMonitorMessage, SupervisorMessage};
@@ -49,8 +49,8 @@ pub struct EngineOptions {
     pub clock: Arc<dyn Clock>,
     /// A step longer than this is a device error.
     pub step_timeout: Micros,
-    /// How long the idle device thread polls before it sleeps.
-    pub device_spin: Duration,
+    /// How long the engine's and the device's threads poll for each other.
+    pub polling: Polling,
 }
 
 /// A running engine. Dropping it without [`shutdown`](Engine::shutdown) leaves its threads to
@@ -88,7 +88,7 @@ impl Engine {
         B: FnOnce() -> Result<Box<dyn Executor>, String> + Send + 'static,
     {
         let DeviceThread { device, info, thread: device_thread } =
-            DeviceThread::start(build, options.clock.clone(), options.device_spin)?;
+            DeviceThread::start(build, options.clock.clone(), options.polling)?;
         let condition = ConditionBoard::new();
         let admission = Admission::new(options.queue_requests_max, options.queue_prompt_tokens_max);
         let (doors, opened) = crossbeam::channel::bounded(1);

@@ -24,6 +24,7 @@ mod tests;
 mod verifier;
 
 pub use condition::{Condition, ConditionBoard};
+pub use device::Polling;
 pub use engine::{Engine, EngineHandle, EngineOptions};
 pub use handle::{AdmissionError, Generation, Submission};
 pub use intake::DoorPolicy;

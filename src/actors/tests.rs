@@ -37,7 +37,7 @@ fn options() -> EngineOptions {
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
         step_timeout: Micros::from_millis(5_000),
-        device_spin: Duration::ZERO,
+        polling: Polling::NONE,
     }
 }
 

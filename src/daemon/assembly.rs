@@ -1,12 +1,11 @@
 //! From a config to a running engine.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::executor_plan::ExecutorPlan;
 use super::served::ServedEngine;
 use super::{DaemonError, profiling};
-use crate::actors::{DoorPolicy, Engine, EngineOptions};
+use crate::actors::{DoorPolicy, Engine, EngineOptions, Polling};
 use crate::config::{Config, DraftConfig, Infeasible, Late};
 use crate::drafting::NgramOptions;
 use crate::kv::BLOCK_TOKENS;
@@ -28,7 +27,7 @@ pub(super) fn assemble(config: &Config) -> Result<(Engine, ServedEngine), Daemon
     let profile = profiling::for_policy(config, &plan, &pair)?;
     let policy = build_policy(config.speculation.policy, profile.as_ref(), &policy_options(config))?;
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::start());
-    let options = engine_options(config, policy, plan.device_spin(), clock);
+    let options = engine_options(config, policy, plan.polling(), clock);
     let ModelPair { target, draft } = pair;
     let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
     let engine =
@@ -49,7 +48,7 @@ pub(super) fn assemble(config: &Config) -> Result<(Engine, ServedEngine), Daemon
 fn engine_options(
     config: &Config,
     policy: Box<dyn Policy>,
-    device_spin: Duration,
+    polling: Polling,
     clock: Arc<dyn Clock>,
 ) -> EngineOptions {
     EngineOptions {
@@ -78,7 +77,7 @@ fn engine_options(
         },
         clock,
         step_timeout: Micros::from(config.executor.step_timeout),
-        device_spin,
+        polling,
     }
 }
 

@@ -1,8 +1,10 @@
 //! How the executor is to be built, worked out before its thread exists.
 
+#[cfg(feature = "cuda")]
 use std::time::Duration;
 
 use super::DaemonError;
+use crate::actors::Polling;
 use crate::analyzer::Machine;
 use crate::config::{Backend, Config};
 use crate::executor::Executor;
@@ -10,10 +12,11 @@ use crate::executor::cpu::{CpuExecutor, CpuOptions, device_description, kv_block
 use crate::kv::BLOCK_TOKENS;
 use crate::model::{LoadedModel, ModelPair};
 
-/// How long a GPU's idle host thread polls before it sleeps: longer than the actors take
-/// between two steps. A CPU executor needs the core that polling would cost.
+/// The host's threads around a GPU poll for each other: for a job longer than the actors take
+/// between two steps, for an answer longer than steps usually take. A CPU executor needs the
+/// cores that polling would cost.
 #[cfg(feature = "cuda")]
-const GPU_SPIN: Duration = Duration::from_micros(200);
+const GPU_POLLING: Polling = Polling { job: Duration::from_micros(500), answer: Duration::from_millis(50) };
 
 /// An executor to be.
 #[derive(Clone, Debug)]
@@ -40,12 +43,12 @@ impl ExecutorPlan {
         }
     }
 
-    /// How long the device thread polls for its next job.
-    pub(super) fn device_spin(&self) -> Duration {
+    /// How long the engine's and the device's threads poll for each other.
+    pub(super) fn polling(&self) -> Polling {
         match self {
-            ExecutorPlan::Cpu(_) => Duration::ZERO,
+            ExecutorPlan::Cpu(_) => Polling::NONE,
             #[cfg(feature = "cuda")]
-            ExecutorPlan::Cuda(_) => GPU_SPIN,
+            ExecutorPlan::Cuda(_) => GPU_POLLING,
         }
     }
 

@@ -20,6 +20,7 @@ pub use shadow::{ShadowExecutor, ShadowOptions};
 use crate::kv::BlockId;
 use crate::request::{RequestId, TokenId};
 use crate::sampling::SamplingParams;
+use crate::time::Micros;
 
 /// Fixed facts about an executor, known once it is built.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -181,6 +182,12 @@ pub trait Executor: Send {
     /// Runs the target over all rows (any mix of prefill, decode and verification),
     /// and writes one [`Verdict`] per row to `out`.
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError>;
+
+    /// How long the device stood idle before the work of the last call: since the work of
+    /// the call before it, whichever model that ran. `None` where device and caller are one.
+    fn idle_before_last_call(&self) -> Option<Micros> {
+        None
+    }
 
     /// Moves target KV after trees were accepted; a chain never needs it.
     fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError>;

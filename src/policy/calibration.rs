@@ -402,6 +402,7 @@ mod tests {
             draft_time: Micros::ZERO,
             target_time: Micros::ZERO,
             step_time: Micros::ZERO,
+            device_idle: None,
         }
     }
 

@@ -137,6 +137,34 @@ pub struct StepReport {
     pub target_time: Micros,
     /// End of one step to the end of the next, when the engine was busy: what a caller feels.
     pub step_time: Micros,
+    /// How long the device had nothing to do; `None` where the backend can't tell.
+    pub device_idle: Option<DeviceIdle>,
+}
+
+/// Times at which a device that serves a step had nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceIdle {
+    /// Between the last work of the step before and the first of this one; zero when the
+    /// engine had nothing to do either.
+    pub before: Micros,
+    /// Between the works of this step: after each draft call.
+    pub within: Micros,
+}
+
+impl DeviceIdle {
+    /// A step whose first work came after so long.
+    pub fn starting_with(before: Micros) -> DeviceIdle {
+        DeviceIdle { before, within: Micros::ZERO }
+    }
+
+    /// Counts what went before one more work of the step, which may be its first.
+    pub fn go_on(idle: &mut Option<DeviceIdle>, before_work: Option<Micros>) {
+        let Some(time) = before_work else { return };
+        match idle {
+            Some(idle) => idle.within += time,
+            None => *idle = Some(DeviceIdle::starting_with(time)),
+        }
+    }
 }
 
 /// Decides how each step speculates. See the module's documentation.

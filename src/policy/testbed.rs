@@ -177,6 +177,7 @@ impl<'a> Run<'a> {
             draft_time: Micros(draft_us as u64),
             target_time: Micros(target_us as u64),
             step_time: Micros(step_us as u64),
+            device_idle: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::StepPlan;
 use crate::executor::{DraftRow, Executor, ExecutorError, Proposal};
-use crate::policy::DraftedRow;
+use crate::policy::{DeviceIdle, DraftedRow};
 use crate::time::{Clock, Micros};
 
 /// A plan and what was drafted for it.
@@ -18,13 +18,16 @@ pub struct Drafted {
     pub calls: Vec<(u32, u32)>,
     /// Time on the draft model.
     pub time: Micros,
+    /// How long the device has had nothing to do; `None` where the backend can't tell, or
+    /// before its first work.
+    pub idle: Option<DeviceIdle>,
 }
 
 impl Drafted {
     /// A step that goes straight to the target: plainly, or with drafts that were looked up.
     pub fn without_model(mut plan: StepPlan) -> Drafted {
         let rows = std::mem::take(&mut plan.lookups);
-        Drafted { plan, rows, ran: false, calls: Vec::new(), time: Micros::ZERO }
+        Drafted { plan, rows, ran: false, calls: Vec::new(), time: Micros::ZERO, idle: None }
     }
 }
 
@@ -40,6 +43,7 @@ pub fn draft_round(
     }
     let start = clock.now();
     let mut round = Round::start(executor, &plan)?;
+    let mut idle = executor.idle_before_last_call().map(DeviceIdle::starting_with);
     let mut keep = Vec::new();
     while !round.active.is_empty() {
         keep.clear();
@@ -49,10 +53,11 @@ pub fn draft_round(
             break;
         }
         round.go_on(executor)?;
+        DeviceIdle::go_on(&mut idle, executor.idle_before_last_call());
     }
     let Round { mut rows, calls, .. } = round;
     rows.retain(|row| !row.proposals.is_empty());
-    Ok(Drafted { plan, rows, ran: true, calls, time: clock.now() - start })
+    Ok(Drafted { plan, rows, ran: true, calls, time: clock.now() - start, idle })
 }
 
 /// A drafting round in progress.

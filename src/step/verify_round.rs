@@ -2,7 +2,7 @@
 
 use super::{Drafted, StepOutcome};
 use crate::executor::{Executor, ExecutorError, Verdict};
-use crate::policy::StepReport;
+use crate::policy::{DeviceIdle, StepReport};
 use crate::time::{Clock, Micros};
 
 /// A step that is done.
@@ -43,7 +43,7 @@ impl Drafted {
 /// Runs the target over the plan's rows, whose drafts [`Drafted::select`] has put in place.
 pub fn verify_round(
     executor: &mut dyn Executor,
-    drafted: Drafted,
+    mut drafted: Drafted,
     verified: Vec<u32>,
     clock: &dyn Clock,
 ) -> Result<Stepped, ExecutorError> {
@@ -51,6 +51,7 @@ pub fn verify_round(
     let mut verdicts = Vec::with_capacity(drafted.plan.rows.len());
     executor.verify(&drafted.plan.rows, &mut verdicts)?;
     check_verdicts(&drafted, &verdicts)?;
+    DeviceIdle::go_on(&mut drafted.idle, executor.idle_before_last_call());
     Ok(account(drafted, verdicts, verified, clock.now() - start))
 }
 
@@ -94,6 +95,7 @@ fn account(drafted: Drafted, verdicts: Vec<Verdict>, verified: Vec<u32>, target_
         draft_time: drafted.time,
         target_time,
         step_time: drafted.time + target_time,
+        device_idle: drafted.idle,
         view: drafted.plan.view,
     };
     let outcome = StepOutcome {

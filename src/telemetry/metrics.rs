@@ -139,6 +139,8 @@ pub(super) struct Latencies {
     pub(super) step_draft: LatencyHistogram,
     pub(super) step_target: LatencyHistogram,
     pub(super) step_host: LatencyHistogram,
+    pub(super) idle_before: LatencyHistogram,
+    pub(super) idle_within: LatencyHistogram,
     pub(super) step_predicted: LatencyHistogram,
 }
 
@@ -158,6 +160,8 @@ impl Latencies {
             step_draft: LatencyHistogram::new(step()),
             step_target: LatencyHistogram::new(step()),
             step_host: LatencyHistogram::new(step()),
+            idle_before: LatencyHistogram::new(step()),
+            idle_within: LatencyHistogram::new(step()),
             step_predicted: LatencyHistogram::new(step().chain(tpots())),
         }
     }
@@ -220,6 +224,12 @@ impl Metrics {
         }
         self.latencies.step_target.record(report.target_time);
         self.latencies.step_host.record(report.step_time.saturating_sub(device));
+        if let Some(idle) = report.device_idle {
+            if idle.before > Micros::ZERO {
+                self.latencies.idle_before.record(idle.before);
+            }
+            self.latencies.idle_within.record(idle.within);
+        }
     }
 
     /// Counts an admitted request whose objective can't be met even on an empty machine.
@@ -328,6 +338,8 @@ impl Metrics {
             queue: latencies.queue.quantiles(),
             step: latencies.step.quantiles(),
             host: latencies.step_host.quantiles(),
+            device_idle_before: latencies.idle_before.quantiles(),
+            device_idle_within: latencies.idle_within.quantiles(),
             prediction_error: self.prediction_error(),
             counters,
             mean_acceptance_length: ratio(counters.accepted, counters.sequence_steps).map(|rate| 1.0 + rate),

@@ -220,6 +220,13 @@ impl Metrics {
         page.latencies(&[("kind", "draft")], &latencies.step_draft);
         page.latencies(&[("kind", "target")], &latencies.step_target);
         page.latencies(&[("kind", "host")], &latencies.step_host);
+        page.family(
+            "specserve_device_idle_seconds",
+            Histogram,
+            "What the device had nothing to do, of backends that can tell: between two steps while the engine is busy, and within a step.",
+        );
+        page.latencies(&[("kind", "between_steps")], &latencies.idle_before);
+        page.latencies(&[("kind", "within_step")], &latencies.idle_within);
         self.render_predictions(page);
     }
 

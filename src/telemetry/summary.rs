@@ -24,6 +24,12 @@ pub struct MetricsSummary {
     pub step: Option<Quantiles>,
     /// The part of each step that neither model ran.
     pub host: Option<Quantiles>,
+    /// The device's pause between two steps; `None` where the backend can't tell.
+    #[serde(default)]
+    pub device_idle_before: Option<Quantiles>,
+    /// The device's pauses within a step, after each draft call.
+    #[serde(default)]
+    pub device_idle_within: Option<Quantiles>,
     /// How far the policy's predictions of step times were off.
     pub prediction_error: Option<PredictionError>,
     /// Counters.

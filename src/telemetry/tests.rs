@@ -34,6 +34,7 @@ fn step(verified: u32, accepted: u32) -> StepReport {
         draft_time: Micros(300),
         target_time: Micros(600),
         step_time: Micros(1000),
+        device_idle: None,
     }
 }
 

@@ -7,11 +7,9 @@ use super::draft_round::DraftRound;
 use super::driver::Gpu;
 use super::error::CudaError;
 use super::forward::{DeviceModel, kv_block_elements};
-use super::gemm::Gemm;
 use super::options::{CudaOptions, KvBudget, VERIFY_ROWS_MAX, captured_rows, eager_rows};
 use super::runner::{Chooses, DeviceQueue, Runner, RunnerOptions};
 use super::scratch::ScratchSizes;
-use super::stream::Stream;
 use super::verify_batch;
 use crate::executor::{
     Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
@@ -19,6 +17,7 @@ use crate::executor::{
 };
 use crate::model::{LoadedModel, ModelSpec};
 use crate::sampling::TokenHistory;
+use crate::time::Micros;
 
 /// Target and draft on one GPU. The thread that calls becomes the device's thread.
 pub struct CudaExecutor {
@@ -48,7 +47,7 @@ impl CudaExecutor {
         options.check().map_err(ExecutorError::Malformed)?;
         check_pair(&target.spec, draft.map(|draft| &draft.spec))?;
         let gpu = Gpu::open(options.ordinal)?;
-        let queue = DeviceQueue { stream: Stream::new()?, gemm: Gemm::new()? };
+        let queue = DeviceQueue::new()?;
         let logit_rows = logit_rows_max(&options);
         let mut target_model = DeviceModel::new(target, scratch_sizes(&options, logit_rows), &queue.stream)?;
         let draft_rows = captured_rows(options.batch_sequences_max as usize).unwrap_or(VERIFY_ROWS_MAX);
@@ -100,17 +99,22 @@ impl CudaExecutor {
         (self.target.graph_count(), self.draft.as_ref().map_or(0, Runner::graph_count))
     }
 
-    /// Time that the device took for a model's last step, copies included, in microseconds.
+    /// Time that the device took for the last step, copies included, in microseconds; `None`
+    /// before the first.
     ///
     /// # Errors
-    /// [`ExecutorError::Device`] before the first step; [`ExecutorError::Malformed`] without
-    /// that model.
-    pub fn device_microseconds(&mut self, role: ModelRole) -> Result<f64, ExecutorError> {
-        let runner = match role {
-            ModelRole::Target => &self.target,
-            ModelRole::Draft => self.draft_runner()?.0,
-        };
-        Ok(runner.device_microseconds()?)
+    /// [`ExecutorError::Device`].
+    pub fn busy_microseconds(&self) -> Result<Option<f64>, ExecutorError> {
+        Ok(self.queue.marks.busy_microseconds()?)
+    }
+
+    /// Time that the device stood idle before the last step, in microseconds; `None` before
+    /// the second.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`].
+    pub fn idle_microseconds(&self) -> Result<Option<f64>, ExecutorError> {
+        Ok(self.queue.marks.idle_microseconds()?)
     }
 
     /// Runs `work` with the context current; a device error stays for good.
@@ -163,6 +167,12 @@ impl Executor for CudaExecutor {
         rows.iter().try_for_each(|row| check.row(row))?;
         verify_sums(rows, self.target_logit_rows)?;
         self.on_device(|executor| verify_batch::run(rows, &mut executor.target, &mut executor.queue, out))
+    }
+
+    fn idle_before_last_call(&self) -> Option<Micros> {
+        // a figure for people: what failed shows in the next call
+        let idle = self.idle_microseconds().ok().flatten()?;
+        Some(Micros(idle.max(0.0) as u64))
     }
 
     fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {

@@ -27,7 +27,8 @@ mod runner;
 pub mod sampling_rows;
 pub mod scratch;
 mod step_inputs;
-pub mod stream;
+mod step_marks;
+mod stream;
 mod verify_batch;
 pub mod weights;
 

@@ -14,7 +14,8 @@ use super::graphs::GraphCache;
 use super::options::{BATCH_SEQUENCES_MAX, captured_rows, captured_sizes, eager_rows};
 use super::sampling_rows::SamplingRows;
 use super::step_inputs::{InputSizes, StepData, StepInputs, VerifyInputs};
-use super::stream::{Event, Stream};
+use super::step_marks::StepMarks;
+use super::stream::Stream;
 
 /// Room for inputs in 32-bit words at first: plans and block tables of usual steps.
 const INPUT_WORDS: usize = 1 << 20;
@@ -29,6 +30,18 @@ pub struct DeviceQueue {
     pub stream: Stream,
     /// Matrix products.
     pub gemm: Gemm,
+    /// When the last steps began and ended.
+    pub marks: StepMarks,
+}
+
+impl DeviceQueue {
+    /// A queue of the current context.
+    ///
+    /// # Errors
+    /// When the driver or cuBLASLt refuses.
+    pub fn new() -> Result<DeviceQueue, CudaError> {
+        Ok(DeviceQueue { stream: Stream::new()?, gemm: Gemm::new()?, marks: StepMarks::new()? })
+    }
 }
 
 /// What a step does with its logits.
@@ -90,8 +103,6 @@ pub struct Runner {
     last: Option<StepKey>,
     graphs: GraphCache<StepKey>,
     options: RunnerOptions,
-    /// Before and behind the last step's device work.
-    marks: [Event; 2],
 }
 
 impl Runner {
@@ -117,7 +128,6 @@ impl Runner {
             last: None,
             graphs: GraphCache::new(options.graphs_max),
             options,
-            marks: [Event::timed()?, Event::timed()?],
             model,
         })
     }
@@ -148,18 +158,9 @@ impl Runner {
         let capturable = self.plan.prefill_items.is_empty() && self.options.graphs_max > 0;
         let captured = captured_rows(self.plan.rows()).filter(|_| capturable);
         let key = self.key(chooses, captured);
-        self.marks[0].record(&queue.stream)?;
         self.submit(key, captured.is_some(), queue)?;
-        self.marks[1].record(&queue.stream)?;
+        queue.marks.end(&queue.stream)?;
         queue.stream.synchronize()
-    }
-
-    /// Time that the device took for the last step, copies included, in microseconds.
-    ///
-    /// # Errors
-    /// Before the first step.
-    pub fn device_microseconds(&self) -> Result<f64, CudaError> {
-        self.marks[1].microseconds_since(&self.marks[0])
     }
 
     /// Prepares every captured size up to one that holds `rows`: chooses algorithms, loads
@@ -216,7 +217,9 @@ impl Runner {
         if self.inputs.reserve(key.inputs(), data)? {
             self.graphs.clear();
         }
-        self.inputs.upload(key.inputs(), data, &queue.stream)?;
+        self.inputs.write(key.inputs(), data);
+        queue.marks.begin(&queue.stream)?;
+        self.inputs.send(&queue.stream)?;
         self.last = Some(key);
         if let Some(graph) = self.graphs.get(key).filter(|_| capture) {
             // What was captured belongs to `self` or `queue`; should the inputs have moved, the

@@ -159,6 +159,8 @@ pub struct StepInputs {
     device: DeviceBuffer<u32>,
     pinned: PinnedBuffer<u32>,
     prefill_items: usize,
+    /// Words of the step that was written last.
+    written: usize,
 }
 
 impl StepInputs {
@@ -171,6 +173,7 @@ impl StepInputs {
             device: DeviceBuffer::uninitialized(words)?,
             pinned: PinnedBuffer::zeroed(words)?,
             prefill_items: 0,
+            written: 0,
         })
     }
 
@@ -201,12 +204,9 @@ impl StepInputs {
         Ok(true)
     }
 
-    /// Writes a step, padding included, and enqueues its copy to the device. Room was
-    /// reserved, and the stream has passed the copy before.
-    ///
-    /// # Errors
-    /// When the context is lost.
-    pub fn upload(&mut self, sizes: InputSizes, data: StepData, stream: &Stream) -> Result<(), CudaError> {
+    /// Writes a step, padding included, to page-locked memory. Room was reserved, and the
+    /// stream has passed the copy before.
+    pub fn write(&mut self, sizes: InputSizes, data: StepData) {
         let layout = Layout::new(sizes);
         let (plan, sampling, verify) = (data.plan, data.sampling, data.verify);
         let words = &mut self.pinned[..];
@@ -239,9 +239,17 @@ impl StepInputs {
         for row in words[layout.sampling..].chunks_mut(row_words).take(sampling.rows().len()) {
             row[row_words - 2] += (adjustments / ADJUSTMENT_WORDS) as u32;
         }
+        self.written = end;
+    }
+
+    /// Enqueues the copy of what was written to the device.
+    ///
+    /// # Errors
+    /// When the context is lost.
+    pub fn send(&mut self, stream: &Stream) -> Result<(), CudaError> {
         // SAFETY: the pinned memory lives as long as the device's, and is written next only
         // after the stream was synchronised (our caller's contract).
-        unsafe { self.device.upload_async(0, &self.pinned[..end], stream) }
+        unsafe { self.device.upload_async(0, &self.pinned[..self.written], stream) }
     }
 
     /// Addresses of a step of these sizes, for the forward pass.
