@@ -15,10 +15,12 @@ use specserve::scheduler::SchedulerLimits;
 use specserve::telemetry::MetricsConfig;
 use specserve::time::{Micros, MonotonicClock};
 
-const BLOCKS: u32 = 4096;
+const BLOCKS: u32 = 8192;
 const OUTPUT_TOKENS: u32 = 1500;
+/// As around a GPU: needs a core each for the engine, the device and this program.
+const POLLING: Polling = Polling { job: Duration::from_micros(500), answer: Duration::from_millis(50) };
 
-fn options(draft_tokens: u32) -> EngineOptions {
+fn options(draft_tokens: u32, polling: Polling) -> EngineOptions {
     EngineOptions {
         limits: SchedulerLimits {
             running_requests_max: 64,
@@ -36,7 +38,7 @@ fn options(draft_tokens: u32) -> EngineOptions {
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
         step_timeout: Micros::from_millis(10_000),
-        polling: Polling::NONE,
+        polling,
     }
 }
 
@@ -58,9 +60,10 @@ fn submission(seed: u32) -> Submission {
     }
 }
 
-async fn measure(requests: u32, draft_tokens: u32) {
+async fn measure(requests: u32, draft_tokens: u32, polling: Polling) {
     let engine =
-        Engine::start(|| Ok(Box::new(ShadowExecutor::new(shadow()))), options(draft_tokens)).expect("starts");
+        Engine::start(|| Ok(Box::new(ShadowExecutor::new(shadow()))), options(draft_tokens, polling))
+            .expect("starts");
     let mut tasks = Vec::new();
     for seed in 0..requests {
         let mut generation = engine.handle().submit(submission(seed)).await.expect("admitted");
@@ -79,7 +82,8 @@ async fn measure(requests: u32, draft_tokens: u32) {
     let host = &state["metrics"]["host"];
     let micros = |quantile: &str| host[quantile].as_f64().unwrap_or(f64::NAN) * 1000.0;
     println!(
-        "{requests:>3} running, {draft_tokens} drafts: host time a step p50 {:>6.1} us, p90 {:>6.1} us, p99 {:>7.1} us",
+        "{requests:>3} running, {draft_tokens} drafts, {}: host time a step p50 {:>6.1} us, p90 {:>6.1} us, p99 {:>7.1} us",
+        if polling == Polling::NONE { "sleeping" } else { "polling " },
         micros("p50_ms"),
         micros("p90_ms"),
         micros("p99_ms"),
@@ -94,8 +98,10 @@ fn main() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        for (requests, draft_tokens) in [(1, 0), (1, 4), (32, 0), (32, 4)] {
-            measure(requests, draft_tokens).await;
+        for polling in [Polling::NONE, POLLING] {
+            for (requests, draft_tokens) in [(1, 0), (1, 4), (32, 0), (32, 4), (64, 0), (64, 4)] {
+                measure(requests, draft_tokens, polling).await;
+            }
         }
     });
 }
