@@ -1,7 +1,7 @@
 //! What a step costs outside the executors: scheduler, actors, thread hops, token streams.
 //!
 //! The executor is the shadow one, whose own time is measured and taken off. Run with
-//! `cargo bench --bench engine_overhead`; docs/benchmarks.md holds the figures.
+//! `cargo bench --bench engine_overhead [-- sleeping|polling]`; docs/benchmarks.md holds the figures.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,13 +82,17 @@ async fn measure(requests: u32, draft_tokens: u32, polling: Polling) {
     let host = &state["metrics"]["host"];
     let micros = |quantile: &str| host[quantile].as_f64().unwrap_or(f64::NAN) * 1000.0;
     println!(
-        "{requests:>3} running, {draft_tokens} drafts, {}: host time a step p50 {:>6.1} us, p90 {:>6.1} us, p99 {:>7.1} us",
-        if polling == Polling::NONE { "sleeping" } else { "polling " },
+        "{requests:>3} running, {draft_tokens} drafts, {:>8}: host time a step p50 {:>6.1} us, p90 {:>6.1} us, p99 {:>7.1} us",
+        name_of(polling),
         micros("p50_ms"),
         micros("p90_ms"),
         micros("p99_ms"),
     );
     engine.shutdown(Duration::from_secs(10)).await;
+}
+
+fn name_of(polling: Polling) -> &'static str {
+    if polling == Polling::NONE { "sleeping" } else { "polling" }
 }
 
 fn main() {
@@ -98,7 +102,11 @@ fn main() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
+        let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
         for polling in [Polling::NONE, POLLING] {
+            if filter.as_deref().is_some_and(|wanted| wanted != name_of(polling)) {
+                continue;
+            }
             for (requests, draft_tokens) in [(1, 0), (1, 4), (32, 0), (32, 4), (64, 0), (64, 4)] {
                 measure(requests, draft_tokens, polling).await;
             }

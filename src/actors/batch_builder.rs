@@ -19,7 +19,7 @@ use super::messages::{
 use crate::policy::{DeviceIdle, Fixed, Policy, StepReport};
 use crate::request::{Ending, RequestFailure, RequestId, Slo, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerGauges};
-use crate::step::{Delivery, Drafted, StepPlan, Stepped};
+use crate::step::{Delivery, Drafted, StepOutcome, StepPlan, Stepped};
 use crate::time::{Clock, Micros};
 
 /// How often the step in flight is looked at.
@@ -66,6 +66,8 @@ struct StepNews {
     report: StepReport,
     gauges: SchedulerGauges,
     at: Micros,
+    /// What is freed once the device is at work again.
+    spent: (StepPlan, StepOutcome),
 }
 
 /// A request's way out.
@@ -151,19 +153,21 @@ impl BatchBuilderState {
 
     fn commit(&mut self, stepped: Stepped) -> StepNews {
         let now = self.arguments.clock.now();
-        let Stepped { outcome, mut report } = stepped;
+        let Stepped { outcome, mut report, plan } = stepped;
         report.step_time = now.saturating_sub(self.step_started);
         if !self.step_follows {
             report.device_idle = report.device_idle.map(|idle| DeviceIdle { before: Micros::ZERO, ..idle });
         }
         let deliveries = self.arguments.scheduler.commit(&outcome, now);
         self.step_ended = Some(now);
-        StepNews { deliveries, report, gauges: self.arguments.scheduler.gauges(), at: now }
+        let gauges = self.arguments.scheduler.gauges();
+        StepNews { deliveries, report, gauges, at: now, spent: (plan, outcome) }
     }
 
     /// Passes on what a step brought.
     fn tell(&mut self, news: StepNews) -> Result<(), ActorProcessingErr> {
-        let StepNews { deliveries, report, gauges, at } = news;
+        let StepNews { deliveries, report, gauges, at, spent } = news;
+        drop(spent);
         let outputs = self.note_outputs(&deliveries, at);
         self.deliver(deliveries);
         let observation = Box::new(StepObservation { report, gauges, outputs });

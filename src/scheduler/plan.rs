@@ -171,11 +171,9 @@ impl Scheduler {
         let drafts = self.reserve_drafts(place, drafts);
         let sequence = &self.running[place];
         let len = sequence.len();
-        step.target_row(
-            place,
-            len,
-            VerifyRow { input: sequence.target_input(len - 1, len), drafts: 0, tree: None, sample: true },
-        );
+        let mut input = sequence.target_input(len - 1, len);
+        input.tokens.reserve_exact(drafts as usize);
+        step.target_row(place, len, VerifyRow { input, drafts: 0, tree: None, sample: true });
         if drafts > 0
             && let Some(options) = &self.limits.lookup
         {
@@ -233,11 +231,9 @@ impl Scheduler {
             step.plan.granted.drafts[decoding as usize] = limit;
         }
         step.in_flight.drafts.push(PlannedDraft { place, computed: end, decoding });
-        step.plan.drafting.push(Drafting {
-            row: DraftRow { input: sequence.draft_input(start, end), propose: limit > 0 },
-            decoding,
-            limit,
-        });
+        let row = DraftRow { input: sequence.draft_input(start, end), propose: limit > 0 };
+        step.plan.draft_rows.push(row);
+        step.plan.drafting.push(Drafting { decoding, limit });
     }
 
     fn plan_prefill(&mut self, step: &mut StepBuilder, prefilling: &[usize], decision: &StepDecision) {
@@ -295,6 +291,7 @@ impl StepBuilder {
                 number,
                 policy,
                 rows: Vec::with_capacity(view.decoding.len() + view.prefilling.len()),
+                draft_rows: Vec::new(),
                 drafting: Vec::new(),
                 lookups: Vec::new(),
                 started: Vec::new(),

@@ -1,7 +1,7 @@
 //! Drafting: predict, execute, correct.
 
 use super::StepPlan;
-use crate::executor::{DraftRow, Executor, ExecutorError, Proposal};
+use crate::executor::{Executor, ExecutorError, Proposal};
 use crate::policy::{DeviceIdle, DraftedRow};
 use crate::time::{Clock, Micros};
 
@@ -76,10 +76,10 @@ struct Round {
 
 impl Round {
     fn start(executor: &mut dyn Executor, plan: &StepPlan) -> Result<Round, ExecutorError> {
-        let rows: Vec<DraftRow> = plan.drafting.iter().map(|drafting| drafting.row.clone()).collect();
+        let rows = &plan.draft_rows;
         let tokens = rows.iter().map(|row| row.input.tokens.len() as u32).sum();
         let mut proposals = Vec::with_capacity(rows.len());
-        executor.draft_start(&rows, &mut proposals)?;
+        executor.draft_start(rows, &mut proposals)?;
         expect_one_each(proposals.len(), rows.len())?;
         let mut round = Round {
             rows: Vec::with_capacity(rows.len()),

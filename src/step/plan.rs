@@ -21,6 +21,8 @@ pub struct StepPlan {
     /// yet, then prefill chunks.
     pub rows: Vec<VerifyRow>,
     /// The draft model's rows: first those that propose, then those that only fill the cache.
+    pub draft_rows: Vec<DraftRow>,
+    /// What each of them is for.
     pub drafting: Vec<Drafting>,
     /// Drafts that were looked up rather than computed, in the order of the decoding sequences.
     pub lookups: Vec<DraftedRow>,
@@ -28,11 +30,9 @@ pub struct StepPlan {
     pub started: Vec<RequestId>,
 }
 
-/// One row of a drafting round.
-#[derive(Clone, Debug, PartialEq)]
+/// What one row of a drafting round is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drafting {
-    /// The executor's row.
-    pub row: DraftRow,
     /// Index into [`StepView::decoding`]; `None` for a row that only fills the cache.
     pub decoding: Option<u32>,
     /// Most proposals; 0 for a row that only fills the cache.

@@ -1,6 +1,6 @@
 //! Verification: choose what to verify, run the target, account for it.
 
-use super::{Drafted, StepOutcome};
+use super::{Drafted, StepOutcome, StepPlan};
 use crate::executor::{Executor, ExecutorError, Verdict};
 use crate::policy::{DeviceIdle, StepReport};
 use crate::time::{Clock, Micros};
@@ -12,6 +12,9 @@ pub struct Stepped {
     pub outcome: StepOutcome,
     /// For the SLO monitor and the policy.
     pub report: StepReport,
+    /// What the step was made of, less the view, which the report has. Freeing its many small
+    /// parts takes time that only whoever is not waited for has.
+    pub plan: StepPlan,
 }
 
 impl Drafted {
@@ -80,7 +83,8 @@ fn check_verdicts(drafted: &Drafted, verdicts: &[Verdict]) -> Result<(), Executo
 
 fn account(drafted: Drafted, verdicts: Vec<Verdict>, verified: Vec<u32>, target_time: Micros) -> Stepped {
     let counts = drafted.drafted_counts();
-    let decoding = drafted.plan.view.decoding.len();
+    let mut plan = drafted.plan;
+    let decoding = plan.view.decoding.len();
     let attended = |row: &crate::executor::VerifyRow| {
         let (start, tokens) = (u64::from(row.input.start), row.input.tokens.len() as u64);
         tokens * start + tokens * (tokens + 1) / 2
@@ -90,20 +94,15 @@ fn account(drafted: Drafted, verdicts: Vec<Verdict>, verified: Vec<u32>, target_
         accepted: verdicts[..decoding].iter().map(|verdict| verdict.accepted).collect(),
         verified: verified.clone(),
         draft_calls: drafted.calls,
-        prefill_tokens: drafted.plan.prefill_tokens(),
-        prefill_attended_tokens: drafted.plan.prefill_rows().map(attended).sum(),
+        prefill_tokens: plan.prefill_tokens(),
+        prefill_attended_tokens: plan.prefill_rows().map(attended).sum(),
         draft_time: drafted.time,
         target_time,
         step_time: drafted.time + target_time,
         device_idle: drafted.idle,
-        view: drafted.plan.view,
+        view: std::mem::take(&mut plan.view),
     };
-    let outcome = StepOutcome {
-        number: drafted.plan.number,
-        verdicts,
-        draft_ran: drafted.ran,
-        drafted: counts,
-        verified,
-    };
-    Stepped { outcome, report }
+    let outcome =
+        StepOutcome { number: plan.number, verdicts, draft_ran: drafted.ran, drafted: counts, verified };
+    Stepped { outcome, report, plan }
 }

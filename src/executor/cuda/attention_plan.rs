@@ -107,6 +107,8 @@ pub struct AttentionPlan {
     /// Whether the decode kernel's large tile is used.
     pub large: bool,
     masked: Vec<usize>,
+    /// Items by how long their chunk is; empty between builds.
+    by_length: [Vec<AttentionItem>; CHUNK_CLASSES + 1],
     partial_rows: usize,
     partial_rows_planned: usize,
     partial_rows_for_trees: usize,
@@ -127,6 +129,7 @@ impl AttentionPlan {
             slots: Vec::new(),
             large: false,
             masked: Vec::new(),
+            by_length: Default::default(),
             partial_rows: 0,
             partial_rows_planned: 0,
             partial_rows_for_trees: 0,
@@ -287,14 +290,17 @@ impl AttentionPlan {
 
     /// Cuts the masked segments into items.
     fn finish(&mut self) {
-        let mut by_length: [Vec<AttentionItem>; CHUNK_CLASSES + 1] = Default::default();
-        for number in std::mem::take(&mut self.masked) {
+        let mut by_length = std::mem::take(&mut self.by_length);
+        let masked = std::mem::take(&mut self.masked);
+        for &number in &masked {
             self.cut(number, &mut by_length);
         }
         // Long items first: the persistent grid ends evenly.
         for items in by_length.iter_mut().rev() {
             self.items.append(items);
         }
+        self.by_length = by_length;
+        self.masked = masked;
     }
 
     fn cut(&mut self, number: usize, by_length: &mut [Vec<AttentionItem>; CHUNK_CLASSES + 1]) {

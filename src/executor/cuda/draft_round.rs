@@ -44,8 +44,12 @@ impl DraftRound {
         queue: &mut DeviceQueue,
         out: &mut Vec<Proposal>,
     ) -> Result<(), ExecutorError> {
-        self.rows.clear();
-        self.rows.extend(rows.iter().map(RoundRow::new));
+        self.rows.truncate(rows.len());
+        for (state, row) in self.rows.iter_mut().zip(rows) {
+            state.restart(row);
+        }
+        let known = self.rows.len();
+        self.rows.extend(rows[known..].iter().map(RoundRow::new));
         out.clear();
         if rows.is_empty() {
             return Ok(());
@@ -155,15 +159,26 @@ impl DraftRound {
 
 impl RoundRow {
     fn new(row: &DraftRow) -> RoundRow {
+        RoundRow { blocks: row.input.blocks.clone(), ..RoundRow::without_blocks(row) }
+    }
+
+    fn without_blocks(row: &DraftRow) -> RoundRow {
         let input = &row.input;
         RoundRow {
             request: input.request,
-            blocks: input.blocks.clone(),
+            blocks: Vec::new(),
             sampling: Arc::clone(&input.sampling),
             history: token_history(input),
             position: input.start + input.tokens.len() as u32,
             proposed: None,
         }
+    }
+
+    /// Begins a round with another row; memory is used again.
+    fn restart(&mut self, row: &DraftRow) {
+        let mut blocks = std::mem::take(&mut self.blocks);
+        blocks.clone_from(&row.input.blocks);
+        *self = RoundRow { blocks, ..RoundRow::without_blocks(row) };
     }
 
     /// Takes what the device proposed. Only a token of the vocabulary may become an input.
