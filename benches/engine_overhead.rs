@@ -15,6 +15,10 @@ use specserve::scheduler::SchedulerLimits;
 use specserve::telemetry::MetricsConfig;
 use specserve::time::{Micros, MonotonicClock};
 
+/// The program's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const BLOCKS: u32 = 8192;
 const OUTPUT_TOKENS: u32 = 1500;
 /// As around a GPU: needs a core each for the engine, the device and this program.

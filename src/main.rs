@@ -10,6 +10,11 @@ use specserve::config::Config;
 use specserve::daemon::{self, Daemon};
 use specserve::policy::profile::Profile;
 
+/// What a step is made of is allocated on the engine's thread and freed on the device's, which
+/// the system's allocator is slow at (docs/benchmarks.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs daemons in this process.
 struct Host;
 

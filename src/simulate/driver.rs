@@ -11,7 +11,7 @@ use crate::replay::Arrival;
 use crate::request::{GenerationRequest, RequestId, TokenId};
 use crate::sampling::SamplingParams;
 use crate::scheduler::Scheduler;
-use crate::step::{StepPlan, draft_round, verify_round};
+use crate::step::{StepPlan, Stepped, draft_round, verify_round};
 use crate::time::{Clock, Micros};
 
 /// A run could not go on.
@@ -132,15 +132,15 @@ impl<'a> Run<'a> {
         let clock: &VirtualClock = &self.clock;
         let mut drafted = draft_round(&mut self.executor, plan, clock)?;
         let verified = drafted.select();
-        let mut stepped = verify_round(&mut self.executor, drafted, verified, clock)?;
+        let Stepped { outcome, mut report, .. } = verify_round(&mut self.executor, drafted, verified, clock)?;
         self.executor.spend_host_time();
         let now = self.clock.now();
-        stepped.report.step_time = now - started;
-        let deliveries = self.scheduler.commit(&stepped.outcome, now);
-        self.collector.step(&stepped.report, self.policy.predict(&stepped.report), now);
+        report.step_time = now - started;
+        let deliveries = self.scheduler.commit(&outcome, now);
+        self.collector.step(&report, self.policy.predict(&report), now);
         self.collector.deliveries(&deliveries, now);
         let policy = Arc::get_mut(&mut self.policy).expect("the step's plan is gone");
-        policy.observe(&stepped.report);
+        policy.observe(&report);
         Ok(())
     }
 }
