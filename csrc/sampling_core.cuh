@@ -39,6 +39,13 @@ __device__ __forceinline__ float key_score(u64 key)
 
 __device__ __forceinline__ int key_token(u64 key) { return static_cast<int>(static_cast<uint32_t>(key)); }
 
+__device__ __forceinline__ u64 warp_min_u64(u64 value)
+{
+    const uint32_t high = static_cast<uint32_t>(value >> 32), low = static_cast<uint32_t>(value);
+    const uint32_t least = __reduce_min_sync(kFullMask, high);
+    return static_cast<u64>(least) << 32 | __reduce_min_sync(kFullMask, high == least ? low : ~0u);
+}
+
 // The best two keys of a set.
 struct Best {
     u64 first, second;
@@ -61,12 +68,9 @@ struct Best {
     // The same result in every lane.
     __device__ __forceinline__ void merge_warp()
     {
-#pragma unroll
-        for (int step = kWarp / 2; step > 0; step /= 2) {
-            const u64 other_first = __shfl_xor_sync(kFullMask, first, step);
-            const u64 other_second = __shfl_xor_sync(kFullMask, second, step);
-            merge({other_first, other_second});
-        }
+        const u64 best = warp_min_u64(first);
+        second = warp_min_u64(first == best ? second : first);
+        first = best;
     }
 };
 
@@ -81,8 +85,8 @@ __device__ __forceinline__ u64 warp_sum_u64(u64 value)
 struct alignas(16) SlicePart {
     Best tops;  // of the scores
     Best race;  // of the scores with noise
-    float sum;  // of exp(score - reference)
-    float reference;
+    float sum;  // of 2^(score * log2 e - offset)
+    float offset;
     int bad;  // a score was not finite
     int unused;
 };
@@ -96,6 +100,18 @@ __device__ __forceinline__ SlicePart load_part(const SlicePart *from)
     for (int i = 0; i < 3; ++i)
         reinterpret_cast<uint4 *>(&part)[i] = __ldcg(reinterpret_cast<const uint4 *>(from) + i);
     return part;
+}
+
+// What a row's choice came to.
+struct Result {
+    int token, runner_up;
+    float probability, margin;
+};
+
+__device__ __forceinline__ Result result_of(const Best &podium)
+{
+    const int token = key_token(podium.first);
+    return {token, podium.second == kNoKey ? token : key_token(podium.second), 0.f, 0.f};
 }
 
 // What the first pass leaves for the filters.

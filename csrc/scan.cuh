@@ -1,0 +1,425 @@
+// The first pass over a row of logits: the best two scores, the sum of exponentials, and the
+// best two scores with Gumbel noise, each only where it is wanted.
+//
+// A row is cut into slices for several CTAs, so that one row still fills the chip. A CTA keeps
+// the leaders of its slice in shared memory, as ranking keys; entering one takes two atomic
+// minima, which give the same result in any order. A token that cannot be among the leaders is
+// passed over without more than the arithmetic below, and a warp looks closely at its batch of
+// eight tokens a lane only after a vote: a few times per slice.
+//
+// Scores: the sum of a batch's exponentials bounds the largest of them, so the sum that is
+// wanted anyway says whether a score may reach the second best.
+//
+// Noise: with G = -ln E and E > w, w the token's uniform number, score + G can reach the bar
+// only if w < exp(score - bar). That takes the exponential that the sum needs, and w from the
+// random word's upper bits; the logarithms are left to the close look. And because w is at
+// least 2^-32, a batch whose exponentials are all small against the bar needs no random words.
+#pragma once
+
+#include "sampling_core.cuh"
+
+namespace ss {
+
+constexpr float kLog2E = 1.44269504f;
+
+// What a pass looks for; flags.
+enum Wanted { kWantTops = 1, kWantSum = 2, kWantRace = 4 };
+
+// The best keys that a CTA has met so far; in shared memory.
+struct Leaders {
+    Best tops;  // of the scores
+    Best race;  // of the scores with noise
+};
+
+// What a warp found besides leaders; the same in all lanes.
+struct Tally {
+    float sum;     // of 2^(score * log2 e - offset)
+    float offset;
+    bool bad;  // a score was not finite
+};
+
+__device__ __forceinline__ float4 load_logits(const float *logits, int at, int vocab)
+{
+    if (at + 4 <= vocab) return __ldcg(reinterpret_cast<const float4 *>(logits + at));
+    float4 value = {};
+    if (at < vocab) value.x = logits[at];
+    if (at + 1 < vocab) value.y = logits[at + 1];
+    if (at + 2 < vocab) value.z = logits[at + 2];
+    return value;
+}
+
+// Enters a key; by any number of threads at a time. What `first` does not keep goes on to
+// `second`, so that in the end both are the best of all that were entered.
+__device__ __forceinline__ void enter(Best &shared, u64 key, bool two)
+{
+    if (key == kNoKey) return;
+    const u64 before = atomicMin(&shared.first, key);
+    if (two) atomicMin(&shared.second, max(before, key));
+}
+
+// The score in the high half of a key that other warps may be changing; first lane's view.
+__device__ __forceinline__ float watched_score(const u64 &key)
+{
+    const volatile uint32_t *high = reinterpret_cast<const volatile uint32_t *>(&key) + 1;
+    const uint32_t bits = __shfl_sync(kFullMask, *high, 0);
+    return bits == 0xffffffffu ? -INFINITY : key_score(static_cast<u64>(bits) << 32);
+}
+
+// One warp's share of a slice. `kWants` are the wanted flags; `kTwo`: whether second places
+// count, or first ones only.
+template <int kWants, bool kTwo>
+class Scanner
+{
+    static constexpr bool kTops = kWants & kWantTops, kSum = kWants & kWantSum, kRace = kWants & kWantRace;
+    static constexpr bool kExponentials = kSum || kRace;
+    // Groups of four tokens a lane that are looked at together.
+    static constexpr int kGroups = kExponentials ? 2 : 4;
+    static constexpr int kStride = kGroups * kSweep;
+
+    const SamplingRow &row;
+    const float *logits;
+    const int vocab;
+    Leaders &leaders;
+
+    // Scores that a token must reach.
+    float top_bar = -INFINITY, race_bar = -INFINITY;
+    // Exponentials are 2^(score * log2 e - offset). The offset is a number of its own, taken as
+    // exact: sums with different offsets combine without error.
+    float offset = 0.f;
+    // What an exponential is multiplied by to bound w.
+    float chance = INFINITY;
+    // Sums of a batch's exponentials below which there is no new leader among the scores, and
+    // none at all.
+    float top_look = 0.f, look = 0.f;
+    float sum = 0.f;
+    float products = 0.f;  // of neighbouring scores: not finite if a score is not
+
+  public:
+    __device__ __forceinline__ Scanner(const SampleParams &p, const SamplingRow &row, const float *logits,
+                                       Leaders &leaders)
+        : row(row), logits(logits), vocab(p.vocab), leaders(leaders)
+    {
+    }
+
+    __device__ __forceinline__ Tally run(const Slice &slice)
+    {
+        const int whole_end = min(slice.end, vocab / kSweep * kSweep);
+        const int batches = max(0, whole_end - slice.begin) / kStride;
+        int at = slice.begin + 4 * static_cast<int>(threadIdx.x);
+        const float *from = logits + at;
+        float4 ahead[kGroups];
+        if (batches > 0) load(ahead, from);
+#pragma unroll 1
+        for (int batch = 0; batch < batches; ++batch, at += kStride) {
+            float4 now[kGroups];
+#pragma unroll
+            for (int g = 0; g < kGroups; ++g) now[g] = ahead[g];
+            from += kStride;
+            if (batch + 1 < batches) load(ahead, from);
+            scan_batch(now, at);
+        }
+        // What is left: less than a batch, and the vocabulary's ragged end.
+#pragma unroll 1
+        for (; at - 4 * static_cast<int>(threadIdx.x) < slice.end; at += kSweep) {
+            const float4 four = load_logits(logits, at, vocab);
+            const float logit[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (at + i < vocab) products = fmaf(__fmul_rn(logit[i], row.scale), 0.f, products);
+            look_closely(four, at);
+        }
+        const bool doubtful = __any_sync(kFullMask, !(fabsf(products) < INFINITY));
+        return {warp_sum(sum), offset, doubtful && any_not_finite(slice)};
+    }
+
+  private:
+    static __device__ __forceinline__ void load(float4 (&to)[kGroups], const float *from)
+    {
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) to[g] = __ldcg(reinterpret_cast<const float4 *>(from + g * kSweep));
+    }
+
+    __device__ __forceinline__ float exponential(float score) const
+    {
+        return power_of_two(fmaf(score, kLog2E, -offset));
+    }
+
+    __device__ __forceinline__ uint4 words(int at) const
+    {
+        return philox(static_cast<uint32_t>(at) / 4, static_cast<uint32_t>(row.position), row.seed);
+    }
+
+    // A lane's tokens of one batch, all inside the vocabulary.
+    __device__ __forceinline__ void scan_batch(const float4 (&now)[kGroups], int at)
+    {
+        float score[kGroups][4];
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) {
+            const float logit[4] = {now[g].x, now[g].y, now[g].z, now[g].w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) score[g][i] = __fmul_rn(logit[i], row.scale);
+            products = fmaf(score[g][0], score[g][1], products);
+            products = fmaf(score[g][2], score[g][3], products);
+        }
+        if (!kExponentials) {
+            float most = -INFINITY;
+#pragma unroll
+            for (int g = 0; g < kGroups; ++g)
+                most = fmaxf(most, fmaxf(fmaxf(score[g][0], score[g][1]), fmaxf(score[g][2], score[g][3])));
+            if (__any_sync(kFullMask, most >= top_bar)) look_closely_at_all(now, at);
+            return;
+        }
+        float e[kGroups][4], all = 0.f;
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) e[g][i] = exponential(score[g][i]);
+            all += (e[g][0] + e[g][1]) + (e[g][2] + e[g][3]);
+        }
+        bool closely = !(all < look);
+        if (kRace && __any_sync(kFullMask, closely)) {
+            closely = kTops && !(all < top_look);
+#pragma unroll
+            for (int g = 0; g < kGroups; ++g) {
+                const uint4 block = words(at + g * kSweep);
+                // Not `||`: four tests are cheaper than branches around them.
+                closely |= has_chance(e[g][0], block.x) | has_chance(e[g][1], block.y) |
+                           has_chance(e[g][2], block.z) | has_chance(e[g][3], block.w);
+            }
+        }
+        if (__any_sync(kFullMask, closely)) {
+            look_closely_at_all(now, at);
+        } else if (kSum) {
+            sum += all;
+        }
+    }
+
+    // Whether a token with this exponential may reach the bar; also when a factor is NaN. The
+    // word's upper 23 bits are w or a little less, put behind 1 as a float.
+    __device__ __forceinline__ bool has_chance(float e, uint32_t word) const
+    {
+        return !(__uint_as_float(__funnelshift_r(word, 0x7fu, 9)) > fmaf(e, chance, 1.f));
+    }
+
+    __device__ __forceinline__ void look_closely_at_all(const float4 (&now)[kGroups], int at)
+    {
+        follow();
+#pragma unroll 1
+        for (int g = 0; g < kGroups; ++g) {
+            float4 four = now[0];
+#pragma unroll
+            for (int i = 1; i < kGroups; ++i)
+                if (g == i) four = now[i];
+            look_closely(four, at + g * kSweep);
+        }
+    }
+
+    // Exactly: which of these tokens are leaders. Those behind the vocabulary do not count.
+    __device__ __forceinline__ void look_closely(const float4 &four, int at)
+    {
+        const float logit[4] = {four.x, four.y, four.z, four.w};
+        float score[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) score[i] = at + i < vocab ? __fmul_rn(logit[i], row.scale) : -INFINITY;
+        bool entered = false;
+        if (kTops) entered |= enter_tops(score, at);
+        if (kRace) entered |= enter_race(score, at);
+        if (entered) follow();
+        if (kSum) sum += (exponential(score[0]) + exponential(score[1])) + (exponential(score[2]) + exponential(score[3]));
+    }
+
+    __device__ __forceinline__ bool enter_tops(const float (&score)[4], int at)
+    {
+        const float most = fmaxf(fmaxf(score[0], score[1]), fmaxf(score[2], score[3]));
+        if (!__any_sync(kFullMask, most > -INFINITY && most >= top_bar)) return false;
+        Best fresh = Best::none();
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (score[i] > -INFINITY && score[i] >= top_bar) fresh.add(rank_key(score[i], at + i));
+        enter_all(leaders.tops, fresh);
+        return true;
+    }
+
+    __device__ __forceinline__ bool enter_race(const float (&score)[4], int at)
+    {
+        const uint4 block = words(at);
+        const uint32_t word[4] = {block.x, block.y, block.z, block.w};
+        unsigned runners = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (score[i] > -INFINITY && __fadd_rn(score[i], gumbel_bound(word[i])) >= race_bar) runners |= 1u << i;
+        if (!__any_sync(kFullMask, runners != 0)) return false;
+        Best fresh = Best::none();
+        for (; runners != 0; runners &= runners - 1) {
+            const int i = __ffs(runners) - 1;
+            const float noise = gumbel(i == 0 ? word[0] : i == 1 ? word[1] : i == 2 ? word[2] : word[3]);
+            const float bare = i == 0 ? score[0] : i == 1 ? score[1] : i == 2 ? score[2] : score[3];
+            fresh.add(rank_key(__fadd_rn(bare, noise), at + i));
+        }
+        __syncwarp();
+        enter_all(leaders.race, fresh);
+        return true;
+    }
+
+    __device__ __forceinline__ void enter_all(Best &shared, Best &fresh) const
+    {
+        fresh.merge_warp();
+        if (threadIdx.x % kWarp == 0) {
+            enter(shared, fresh.first, kTwo);
+            if (kTwo) enter(shared, fresh.second, kTwo);
+        }
+        __syncwarp();
+    }
+
+    // Takes over the CTA's leaders and derives the bounds from them. All margins cover the
+    // roundings of scores, offsets and exponentials, and of score + G.
+    __device__ __forceinline__ void follow()
+    {
+        constexpr float kSlack = 8.f / 16777216.f, kTiny = 7.9e-31f;  // 2^-100
+        float reference = -INFINITY;
+        if (kTops) {
+            const float first = watched_score(leaders.tops.first);
+            top_bar = kTwo ? watched_score(leaders.tops.second) : first;
+            // Not the first: what is far below it still has an exponential above 0, and the
+            // first's does not overflow.
+            reference = fmaxf(top_bar * kLog2E, first * kLog2E - 100.f);
+        }
+        if (kRace) {
+            race_bar = watched_score(kTwo ? leaders.race.second : leaders.race.first);
+            if (!kTops) reference = race_bar * kLog2E;
+        }
+        if (!kExponentials || !(reference > -INFINITY)) return;
+        if (kSum && sum > 0.f) sum *= power_of_two(offset - reference);
+        offset = reference;
+
+        const float size = fabsf(offset) + 64.f;
+        look = INFINITY;
+        if (kTops) {
+            const float slack = (size + fabsf(top_bar)) * kSlack;
+            top_look = power_of_two(fmaf(top_bar, kLog2E, -offset) - slack) * 0.999f;
+            if (!(top_look > kTiny)) top_look = 0.f;  // too far below to tell
+            look = top_look;
+        }
+        if (kRace) {
+            constexpr float kLargest = 1e27f, kLeast = 1.16e-10f;  // less than 2^-33
+            const float slack = (size + fabsf(race_bar)) * kSlack;
+            chance = power_of_two(offset - race_bar * kLog2E + slack) * 1.001f;
+            // So large that an exponential of 0 may stand for a token with a chance.
+            if (!(chance < kLargest)) chance = INFINITY;
+            look = fminf(look, kLeast / chance);
+        }
+    }
+
+    // Whether a score of this lane's, or of another's, is NaN or infinite.
+    __device__ bool any_not_finite(const Slice &slice) const
+    {
+        bool found = false;
+        for (int at = slice.begin + 4 * static_cast<int>(threadIdx.x); at < slice.end; at += kSweep) {
+            const float4 four = load_logits(logits, at, vocab);
+            const float logit[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) found |= at + i < vocab && !isfinite(__fmul_rn(logit[i], row.scale));
+        }
+        return __any_sync(kFullMask, found);
+    }
+};
+
+__device__ __forceinline__ SlicePart empty_part() { return {Best::none(), Best::none(), 0.f, -FLT_MAX, 0, 0}; }
+
+// Merges parts with different offsets.
+__device__ __forceinline__ void merge_part(SlicePart &into, const SlicePart &from)
+{
+    into.tops.merge(from.tops);
+    into.race.merge(from.race);
+    const float offset = fmaxf(into.offset, from.offset);
+    into.sum = into.sum * power_of_two(into.offset - offset) + from.sum * power_of_two(from.offset - offset);
+    into.offset = offset;
+    into.bad |= from.bad;
+}
+
+// Merges one part per lane; the same result in every lane.
+__device__ __forceinline__ void merge_warp(SlicePart &part)
+{
+    part.tops.merge_warp();
+    part.race.merge_warp();
+    const float offset = warp_max(part.offset);
+    part.sum = warp_sum(part.sum * power_of_two(part.offset - offset));
+    part.offset = offset;
+    part.bad = __any_sync(kFullMask, part.bad);
+}
+
+// From the merged row to its result; the row has no filters. `logits` is the row.
+template <bool kProposes>
+__device__ __forceinline__ Result unfiltered_result(const SlicePart &all, const SamplingRow &row, const float *logits)
+{
+    const Best podium = row.greedy ? all.tops : all.race;
+    Result result = result_of(podium);
+    if (!kProposes) return result;
+    const auto share = [&](float score) { return power_of_two(fmaf(score, kLog2E, -all.offset)) / all.sum; };
+    result.probability = share(__fmul_rn(__ldcg(logits + result.token), row.scale));
+    result.margin = share(key_score(all.tops.first)) - share(key_score(all.tops.second));
+    return result;
+}
+
+// Scans a slice for what the row's parameters ask for.
+template <bool kProposes>
+__device__ __forceinline__ Tally scan_slice(const SampleParams &p, const SamplingRow &row, const float *logits,
+                                            const Slice &slice, Leaders &leaders)
+{
+    constexpr int kSum = kProposes ? kWantTops | kWantSum : kWantTops;
+    constexpr int kRace = kProposes ? kWantTops | kWantSum | kWantRace : kWantRace;
+    const bool filtered = is_filtered(row, p.vocab);
+    if (!row.greedy && !filtered) return Scanner<kRace, kProposes>(p, row, logits, leaders).run(slice);
+    if (kProposes && !filtered) return Scanner<kSum, kProposes>(p, row, logits, leaders).run(slice);
+    return Scanner<kWantTops, kProposes>(p, row, logits, leaders).run(slice);
+}
+
+template <typename Sink>
+__global__ void __launch_bounds__(kSampleThreads, kWaves) scan_kernel(const SampleParams p, const Sink sink)
+{
+    __shared__ Leaders leaders;
+    __shared__ Tally tallies[kSampleWarps];
+    if (threadIdx.x == 0) leaders = {Best::none(), Best::none()};
+    __syncthreads();
+    let_next_start();
+    wait_for_previous();
+    const int row_index = blockIdx.y, split = blockIdx.x, splits = gridDim.x;
+    const SamplingRow row = p.rows[row_index];
+    const Scratch scratch(p.scratch, p.row_count, splits);
+    if (row.position < 0) {
+        if (split == 0 && threadIdx.x < kWarp) sink.skip(p, scratch, row_index);
+        return;
+    }
+    float *logits = p.logits + row_index * p.stride;
+    const Slice slice = slice_of(p.vocab, split, splits);
+    adjust(p, row, logits, slice.begin, slice.end);
+
+    const Tally tally = scan_slice<Sink::kProposes>(p, row, logits, slice, leaders);
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    if (lane == 0) tallies[warp] = tally;
+    __syncthreads();
+    if (warp != 0) return;
+
+    SlicePart part = empty_part();
+    if (lane < kSampleWarps) {
+        const Tally own = tallies[lane];
+        part = {leaders.tops, leaders.race, own.sum, own.offset, own.bad, 0};
+    }
+    merge_warp(part);
+    SlicePart *parts = scratch.parts + row_index * splits;
+    if (lane == 0) parts[split] = part;
+    if (!arrive_last(scratch.scanned + row_index, splits)) return;
+
+    part = empty_part();
+    for (int i = lane; i < splits; i += kWarp) merge_part(part, load_part(parts + i));
+    merge_warp(part);
+    const bool filtered = is_filtered(row, p.vocab);
+    if (filtered && lane == 0) scratch.scans[row_index] = {part.tops.first, part.tops.second, part.bad};
+    if (part.bad) {
+        sink.fail(p, scratch, row_index);
+    } else if (!filtered) {
+        sink.finish(p, scratch, row_index, unfiltered_result<Sink::kProposes>(part, row, logits));
+    }
+}
+
+}  // namespace ss
