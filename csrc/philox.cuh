@@ -112,6 +112,10 @@ __device__ __forceinline__ float gumbel_bound(uint32_t word)
     return static_cast<float>(__clz(word) + 1) * 0.6932f;
 }
 
+// gumbel(word) is above gumbel_bound(word) less this: where w < 1/2, E < 1.3863 w and
+// w <= 2^-zeros; elsewhere G > -2.82.
+__device__ __forceinline__ float gumbel_bound_slack(uint32_t word) { return word >> 31 ? 3.52f : 1.03f; }
+
 // A token's mass in units of 2^-30 of the most probable one's, rounded to nearest.
 __device__ __forceinline__ uint32_t weight_of(float score, float max_score)
 {

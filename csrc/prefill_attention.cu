@@ -4,12 +4,10 @@
 // warps of 32 rows each, and walks the positions from 0 in tiles of 64 that all warps share,
 // double-buffered by cp.async. Each warp holds its two 16-row tiles' outputs in registers, so
 // that every key and value fragment read from shared memory feeds two matrix products. Packing
-// the heads of a group keeps tiles short in queries: little is wasted above the diagonal. Where
-// that makes fewer CTAs than there are processors, a CTA takes 64 rows. A row's order of
+// the heads of a group keeps tiles short in queries: little is wasted above the diagonal. Tiles
+// with most positions start first, of all heads, so that short ones fill the end. Where all
+// would run at once, and the longest would decide, a CTA takes 64 rows. A row's order of
 // summation is by position only, whatever the tile.
-//
-// Tiles see between few and all positions. The longest start first, of all heads; if all run at
-// once, two on a processor, the second is the shorter the longer the first.
 //
 // Work: 4 * head_dim * heads * (positions seen) floating-point operations; the ceiling is the
 // matrix rate, of which mma.sync reaches about 60 % on Hopper. Figures: docs/kernels.md.
@@ -25,11 +23,11 @@ constexpr int TILE_TOKENS = WARPS * BLOCK; // each warp copies one KV block
 constexpr int STAGE_COUNT = 2;
 static_assert(TILE_ROWS<ROW_TILES_MOST> == ATTENTION_PREFILL_TILE_ROWS, "the plan is made for this tile");
 
-constexpr int STEP_BLOCKS = 2; // KV blocks of one softmax step: what registers allow
+// KV blocks of one softmax step: what registers allow.
+template <int HD> constexpr int STEP_BLOCKS = HD == 128 ? 2 : 4;
 template <int HD> constexpr int TILE_BYTES = 2 * TILE_TOKENS * HD * 2;
 template <int HD, int R> constexpr int shared_bytes() { return TILE_ROWS<R> * HD * 2 + STAGE_COUNT * TILE_BYTES<HD>; }
-// CTAs on a processor that registers are kept free for.
-template <int HD> constexpr int RESIDENT = HD == 128 ? 2 : 3;
+constexpr int RESIDENT = 2; // CTAs on a processor
 
 // Copies this warp's block of a tile: keys to rows 16 * warp, values 64 rows further.
 template <int HD>
@@ -45,23 +43,16 @@ __device__ __forceinline__ void load_tile(uint32_t stage, const AttentionParams 
     }
 }
 
-// Which piece of a head's work a CTA takes, if `wave` pieces make one CTA on every processor.
-__device__ __forceinline__ int piece_of(int wave) {
-    const int number = blockIdx.y, all = gridDim.y;
-    const bool second = number >= wave && all <= 2 * wave;
-    return second ? all - 1 - (number - wave) : number;
-}
-
 // `R`: row tiles of 16 a warp; the items' tiles are cut in ROW_TILES_MOST / R pieces.
 template <int HD, int R>
-__global__ void __launch_bounds__(THREADS, RESIDENT<HD>) prefill(const __grid_constant__ AttentionParams p, int wave) {
+__global__ void __launch_bounds__(THREADS, RESIDENT) prefill(const __grid_constant__ AttentionParams p) {
     constexpr int PIECES = ROW_TILES_MOST / R;
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     ss::let_next_start();
     ss::wait_for_previous();
 
-    const int piece = piece_of(wave), kv_head = blockIdx.x, group = p.heads / p.kv_heads;
+    const int piece = blockIdx.y, kv_head = blockIdx.x, group = p.heads / p.kv_heads;
     const AttentionItem &item = p.items[piece / PIECES];
     const AttentionSegment segment = item.segment;
     // An item's last piece sees most positions.
@@ -108,11 +99,11 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<HD>) prefill(const __grid_co
         next_block = block_of(tile + 2);
         const uint32_t keys = ring + (tile % STAGE_COUNT) * TILE_BYTES<HD>;
 #pragma unroll 1 // one copy of the step: more would spill
-        for (int b = 0; b < WARPS; b += STEP_BLOCKS) {
+        for (int b = 0; b < WARPS; b += STEP_BLOCKS<HD>) {
             const int position = tile * TILE_TOKENS + b * BLOCK;
-            attend<HD, R, STEP_BLOCKS>(acc, queries, keys + b * BLOCK * HD * 2,
+            attend<HD, R, STEP_BLOCKS<HD>>(acc, queries, keys + b * BLOCK * HD * 2,
                                                    keys + (TILE_TOKENS + b * BLOCK) * HD * 2, scale_log2,
-                                                   position + STEP_BLOCKS * BLOCK > all_visible, position, visible,
+                                                   position + STEP_BLOCKS<HD> * BLOCK > all_visible, position, visible,
                                                    lane);
         }
     }
@@ -138,11 +129,11 @@ template <int HD, int R> int launch(const AttentionParams &p, int items, cudaStr
     static const cudaError_t prepared = ss::allow_shared(prefill<HD, R>, BYTES);
     if (prepared != cudaSuccess) return (int)prepared;
     const dim3 grid(p.kv_heads, items * (ROW_TILES_MOST / R));
-    return ss::launch(prefill<HD, R>, grid, dim3(THREADS), BYTES, stream, p, ss::multiprocessors() / p.kv_heads);
+    return ss::launch(prefill<HD, R>, grid, dim3(THREADS), BYTES, stream, p);
 }
 
 template <int HD> int launch(const AttentionParams &p, int items, cudaStream_t stream) {
-    if (items * p.kv_heads <= ss::multiprocessors()) return launch<HD, 1>(p, items, stream);
+    if (items * p.kv_heads <= RESIDENT * ss::multiprocessors()) return launch<HD, 1>(p, items, stream);
     return launch<HD, ROW_TILES_MOST>(p, items, stream);
 }
 

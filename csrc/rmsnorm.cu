@@ -17,6 +17,7 @@ namespace ss {
 namespace {
 
 constexpr int kPiece = 8;
+constexpr int kThreadsMax = LAYER_HIDDEN_MAX / (4 * kPiece);
 
 struct Piece {
     float value[kPiece];
@@ -48,7 +49,7 @@ __device__ void zero_row(uint16_t *out, int hidden)
 }
 
 template <int kPieces>
-__global__ void __launch_bounds__(kPieces == 4 ? 512 : 1024) rmsnorm_kernel(const RmsNormParams p)
+__global__ void __launch_bounds__(kThreadsMax) rmsnorm_kernel(const RmsNormParams p)
 {
     __shared__ float scratch[kWarp];
     let_next_start();
@@ -171,12 +172,11 @@ extern "C" int specserve_rmsnorm(const RmsNormParams *p, CUstream_st *stream)
     using namespace ss;
     SS_REQUIRE(valid_width(p->hidden) && p->rows >= 0);
     if (p->rows == 0) return 0;
-    // Few rows: as many threads as possible hide the latency of one row. Many rows: more
-    // loads in flight per thread, and several rows per multiprocessor.
-    const int wanted = p->rows <= 2 * multiprocessors() ? 1024 : 256;
-    const int pieces = threads_for(p->hidden, 1) <= wanted ? 1 : threads_for(p->hidden, 2) <= wanted ? 2 : 4;
+    // Four pieces a thread where the row is wide: their loads are on their way together, and
+    // the fewer warps meet in the sum.
+    constexpr int kWanted = 128;
+    const int pieces = threads_for(p->hidden, 1) <= kWanted ? 1 : threads_for(p->hidden, 2) <= kWanted ? 2 : 4;
     const int threads = threads_for(p->hidden, pieces);
-    SS_REQUIRE(threads <= (pieces == 4 ? 512 : 1024));
     auto kernel = pieces == 1 ? rmsnorm_kernel<1> : pieces == 2 ? rmsnorm_kernel<2> : rmsnorm_kernel<4>;
     return launch(kernel, p->rows, threads, 0, stream, *p);
 }

@@ -19,12 +19,23 @@ constexpr int kSweep = 4 * kSampleThreads;
 // CTAs per multiprocessor that a call aims for.
 constexpr int kWaves = 4;
 
+// A number's bits, mapped so that they sort as the numbers do.
+__device__ __forceinline__ uint32_t ascending_bits(float number)
+{
+    const uint32_t bits = __float_as_uint(number);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ float from_ascending_bits(uint32_t bits)
+{
+    return __uint_as_float(bits >> 31 ? bits & 0x7fffffffu : ~bits);
+}
+
 // A token's place in the ranking, smaller is better: larger scores first, then lower ids.
 // High half: the score's bits, mapped to descend; low half: the id.
 __device__ __forceinline__ u64 rank_key(float score, int token)
 {
-    const uint32_t bits = __float_as_uint(__fadd_rn(score, 0.0f));  // -0 and 0 tie
-    const uint32_t ascending = bits >> 31 ? ~bits : bits | 0x80000000u;
+    const uint32_t ascending = ascending_bits(__fadd_rn(score, 0.0f));  // -0 and 0 tie
     return static_cast<u64>(~ascending) << 32 | static_cast<uint32_t>(token);
 }
 
@@ -32,9 +43,7 @@ constexpr u64 kNoKey = ~0ull;
 
 __device__ __forceinline__ float key_score(u64 key)
 {
-    if (key == kNoKey) return -INFINITY;
-    const uint32_t ascending = ~static_cast<uint32_t>(key >> 32);
-    return __uint_as_float(ascending >> 31 ? ascending & 0x7fffffffu : ~ascending);
+    return key == kNoKey ? -INFINITY : from_ascending_bits(~static_cast<uint32_t>(key >> 32));
 }
 
 __device__ __forceinline__ int key_token(u64 key) { return static_cast<int>(static_cast<uint32_t>(key)); }

@@ -121,8 +121,8 @@ class Scanner
         // What is left: less than a batch, and the vocabulary's ragged end.
 #pragma unroll 1
         for (; at - 4 * static_cast<int>(threadIdx.x) < slice.end; at += kSweep) {
-            const float4 four = load_logits(logits, at, vocab);
-            const float logit[4] = {four.x, four.y, four.z, four.w};
+            const float4 four[1] = {load_logits(logits, at, vocab)};
+            const float logit[4] = {four[0].x, four[0].y, four[0].z, four[0].w};
 #pragma unroll
             for (int i = 0; i < 4; ++i)
                 if (at + i < vocab) products = fmaf(__fmul_rn(logit[i], row.scale), 0.f, products);
@@ -166,7 +166,7 @@ class Scanner
 #pragma unroll
             for (int g = 0; g < kGroups; ++g)
                 most = fmaxf(most, fmaxf(fmaxf(score[g][0], score[g][1]), fmaxf(score[g][2], score[g][3])));
-            if (__any_sync(kFullMask, most >= top_bar)) look_closely_at_all(now, at);
+            if (__any_sync(kFullMask, most >= top_bar)) look_closely(now, at);
             return;
         }
         float e[kGroups][4], all = 0.f;
@@ -188,7 +188,7 @@ class Scanner
             }
         }
         if (__any_sync(kFullMask, closely)) {
-            look_closely_at_all(now, at);
+            look_closely(now, at);
         } else if (kSum) {
             sum += all;
         }
@@ -201,60 +201,98 @@ class Scanner
         return !(__uint_as_float(__funnelshift_r(word, 0x7fu, 9)) > fmaf(e, chance, 1.f));
     }
 
-    __device__ __forceinline__ void look_closely_at_all(const float4 (&now)[kGroups], int at)
-    {
-        follow();
-#pragma unroll 1
-        for (int g = 0; g < kGroups; ++g) {
-            float4 four = now[0];
-#pragma unroll
-            for (int i = 1; i < kGroups; ++i)
-                if (g == i) four = now[i];
-            look_closely(four, at + g * kSweep);
-        }
-    }
-
     // Exactly: which of these tokens are leaders. Those behind the vocabulary do not count.
-    __device__ __forceinline__ void look_closely(const float4 &four, int at)
+    template <int kCount> __device__ __forceinline__ void look_closely(const float4 (&now)[kCount], int at)
     {
-        const float logit[4] = {four.x, four.y, four.z, four.w};
-        float score[4];
+        float score[4 * kCount];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) score[i] = at + i < vocab ? __fmul_rn(logit[i], row.scale) : -INFINITY;
+        for (int g = 0; g < kCount; ++g) {
+            const float logit[4] = {now[g].x, now[g].y, now[g].z, now[g].w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                score[4 * g + i] = at + g * kSweep + i < vocab ? __fmul_rn(logit[i], row.scale) : -INFINITY;
+        }
+        follow();
         bool entered = false;
         if (kTops) entered |= enter_tops(score, at);
         if (kRace) entered |= enter_race(score, at);
         if (entered) follow();
-        if (kSum) sum += (exponential(score[0]) + exponential(score[1])) + (exponential(score[2]) + exponential(score[3]));
+        if (kSum)
+#pragma unroll
+            for (int i = 0; i < 4 * kCount; ++i) sum += exponential(score[i]);
     }
 
-    __device__ __forceinline__ bool enter_tops(const float (&score)[4], int at)
+    // The token of a lane's number `i` among those from `at` on.
+    static __device__ __forceinline__ int token(int at, int i) { return at + i / 4 * kSweep + i % 4; }
+
+    template <int kTokens> static __device__ __forceinline__ float pick(const float (&from)[kTokens], int i)
     {
-        const float most = fmaxf(fmaxf(score[0], score[1]), fmaxf(score[2], score[3]));
-        if (!__any_sync(kFullMask, most > -INFINITY && most >= top_bar)) return false;
-        Best fresh = Best::none();
+        float value = from[0];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            if (score[i] > -INFINITY && score[i] >= top_bar) fresh.add(rank_key(score[i], at + i));
+        for (int j = 1; j < kTokens; ++j) value = i == j ? from[j] : value;
+        return value;
+    }
+
+    // What the best of the warp's lanes reaches, or the second best lane.
+    static __device__ __forceinline__ float reached(float lane_best)
+    {
+        const uint32_t place = ascending_bits(lane_best), most = __reduce_max_sync(kFullMask, place);
+        if (!kTwo) return from_ascending_bits(most);
+        const bool shared = __popc(__ballot_sync(kFullMask, place == most)) > 1;
+        const uint32_t second = __reduce_max_sync(kFullMask, place == most ? 0u : place);
+        return from_ascending_bits(shared ? most : second);
+    }
+
+    template <int kTokens> __device__ __forceinline__ bool enter_tops(const float (&score)[kTokens], int at)
+    {
+        float most = -INFINITY;
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i) most = fmaxf(most, score[i]);
+        if (!__any_sync(kFullMask, most > -INFINITY && most >= top_bar)) return false;
+        const float bar = fmaxf(top_bar, reached(most));
+        unsigned candidates = 0;
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i)
+            if (score[i] > -INFINITY && score[i] >= bar) candidates |= 1u << i;
+        Best fresh = Best::none();
+        for (; candidates != 0; candidates &= candidates - 1) {
+            const int i = __ffs(candidates) - 1;
+            fresh.add(rank_key(pick(score, i), token(at, i)));
+        }
+        __syncwarp();
         enter_all(leaders.tops, fresh);
         return true;
     }
 
-    __device__ __forceinline__ bool enter_race(const float (&score)[4], int at)
+    template <int kTokens> __device__ __forceinline__ bool enter_race(const float (&score)[kTokens], int at)
     {
-        const uint4 block = words(at);
-        const uint32_t word[4] = {block.x, block.y, block.z, block.w};
+        uint32_t word[kTokens];
+        float least = -INFINITY, most = -INFINITY;
+#pragma unroll
+        for (int g = 0; g < kTokens / 4; ++g) {
+            const uint4 block = words(at + g * kSweep);
+            word[4 * g] = block.x, word[4 * g + 1] = block.y, word[4 * g + 2] = block.z, word[4 * g + 3] = block.w;
+#pragma unroll
+            for (int i = 4 * g; i < 4 * g + 4; ++i) {
+                const float above = __fadd_rn(score[i], gumbel_bound(word[i]));
+                most = fmaxf(most, above);
+                least = fmaxf(least, above - gumbel_bound_slack(word[i]));
+            }
+        }
+        if (!__any_sync(kFullMask, most > -INFINITY && most >= race_bar)) return false;
+        // Less a little for the roundings of large scores.
+        const float sure = reached(least), bar = fmaxf(race_bar, sure - fabsf(sure) * (4.f / 16777216.f));
         unsigned runners = 0;
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            if (score[i] > -INFINITY && __fadd_rn(score[i], gumbel_bound(word[i])) >= race_bar) runners |= 1u << i;
-        if (!__any_sync(kFullMask, runners != 0)) return false;
+        for (int i = 0; i < kTokens; ++i)
+            if (score[i] > -INFINITY && __fadd_rn(score[i], gumbel_bound(word[i])) >= bar) runners |= 1u << i;
         Best fresh = Best::none();
         for (; runners != 0; runners &= runners - 1) {
             const int i = __ffs(runners) - 1;
-            const float noise = gumbel(i == 0 ? word[0] : i == 1 ? word[1] : i == 2 ? word[2] : word[3]);
-            const float bare = i == 0 ? score[0] : i == 1 ? score[1] : i == 2 ? score[2] : score[3];
-            fresh.add(rank_key(__fadd_rn(bare, noise), at + i));
+            uint32_t chosen = word[0];
+#pragma unroll
+            for (int j = 1; j < kTokens; ++j) chosen = i == j ? word[j] : chosen;
+            fresh.add(rank_key(__fadd_rn(pick(score, i), gumbel(chosen)), token(at, i)));
         }
         __syncwarp();
         enter_all(leaders.race, fresh);
@@ -264,10 +302,8 @@ class Scanner
     __device__ __forceinline__ void enter_all(Best &shared, Best &fresh) const
     {
         fresh.merge_warp();
-        if (threadIdx.x % kWarp == 0) {
-            enter(shared, fresh.first, kTwo);
-            if (kTwo) enter(shared, fresh.second, kTwo);
-        }
+        const int lane = threadIdx.x % kWarp;
+        if (lane < (kTwo ? 2 : 1)) enter(shared, lane == 0 ? fresh.first : fresh.second, kTwo);
         __syncwarp();
     }
 

@@ -16,35 +16,24 @@ constexpr int kPiece = 8;
 // CTAs of a multiprocessor: all its threads.
 constexpr int kResident = 2048 / kThreads;
 
-// A thread takes the same piece of `kRows` rows, with all loads on their way at once.
-template <int kRows>
 __global__ void __launch_bounds__(kThreads, kResident) swiglu_kernel(const SwigluParams p)
 {
     let_next_start();
     wait_for_previous();
     const int at = (blockIdx.x * kThreads + threadIdx.x) * kPiece;
     if (at >= p.width) return;
-    for (int first = blockIdx.y * kRows; first < p.rows; first += gridDim.y * kRows) {
-        uint4 gate_bits[kRows], up_bits[kRows];
+    for (int row = blockIdx.y; row < p.rows; row += gridDim.y) {
+        const uint16_t *from = p.gate_up + static_cast<int64_t>(row) * 2 * p.width + at;
+        const uint4 gate_bits = load_streaming(reinterpret_cast<const uint4 *>(from));
+        const uint4 up_bits = load_streaming(reinterpret_cast<const uint4 *>(from + p.width));
+        Bf16x8 out;
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-            if (first + r >= p.rows) break;
-            const uint16_t *gate = p.gate_up + static_cast<int64_t>(first + r) * 2 * p.width + at;
-            gate_bits[r] = load_streaming(reinterpret_cast<const uint4 *>(gate));
-            up_bits[r] = load_streaming(reinterpret_cast<const uint4 *>(gate + p.width));
+        for (int i = 0; i < kPiece / 2; ++i) {
+            const float2 gate = __bfloat1622float2(reinterpret_cast<const Bf16x8 &>(gate_bits).pair[i]);
+            const float2 up = __bfloat1622float2(reinterpret_cast<const Bf16x8 &>(up_bits).pair[i]);
+            out.pair[i] = __floats2bfloat162_rn(silu(gate.x) * up.x, silu(gate.y) * up.y);
         }
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-            if (first + r >= p.rows) break;
-            Bf16x8 out;
-#pragma unroll
-            for (int i = 0; i < kPiece / 2; ++i) {
-                const float2 gate = __bfloat1622float2(reinterpret_cast<const Bf16x8 &>(gate_bits[r]).pair[i]);
-                const float2 up = __bfloat1622float2(reinterpret_cast<const Bf16x8 &>(up_bits[r]).pair[i]);
-                out.pair[i] = __floats2bfloat162_rn(silu(gate.x) * up.x, silu(gate.y) * up.y);
-            }
-            *reinterpret_cast<Bf16x8 *>(p.out + static_cast<int64_t>(first + r) * p.width + at) = out;
-        }
+        *reinterpret_cast<Bf16x8 *>(p.out + static_cast<int64_t>(row) * p.width + at) = out;
     }
 }
 
@@ -69,12 +58,8 @@ extern "C" int specserve_swiglu(const SwigluParams *p, CUstream_st *stream)
     constexpr int kGridRowsMax = 65535;
     SS_REQUIRE(valid(p));
     if (p->rows == 0) return 0;
-    // One row a thread while that leaves room for more CTAs, else two: one wave less.
-    const int columns = ceil_div(p->width, kThreads * kPiece), resident = kResident * multiprocessors();
-    const int rows_each = columns * p->rows <= resident ? 1 : 2;
-    const int rows = ceil_div(p->rows, rows_each);
-    const dim3 grid(columns, rows < kGridRowsMax ? rows : kGridRowsMax);
-    return launch(rows_each == 1 ? swiglu_kernel<1> : swiglu_kernel<2>, grid, kThreads, 0, stream, *p);
+    const dim3 grid(ceil_div(p->width, kThreads * kPiece), p->rows < kGridRowsMax ? p->rows : kGridRowsMax);
+    return launch(swiglu_kernel, grid, kThreads, 0, stream, *p);
 }
 
 extern "C" int specserve_swiglu_naive(const SwigluParams *p, CUstream_st *stream)

@@ -158,7 +158,8 @@ fn chips_with_little_shared_memory_get_the_same_bits() {
         for kind in [SKINNY_BF16, SKINNY_F32, SKINNY_SWIGLU] {
             for rows in [1usize, 16] {
                 let sizes = [outputs, inputs, rows];
-                let [many, few] = [false, true].map(|few| run_staged(kind, sizes, [&weights, &x], few, &stream));
+                let [many, few] =
+                    [false, true].map(|few| run_staged(kind, sizes, [&weights, &x], few, &stream));
                 assert!(many == few, "kind {kind} {outputs} x {inputs}, {rows} rows");
             }
         }

@@ -233,7 +233,10 @@ fn chips_with_little_shared_memory_get_the_same_bits() {
             let mut case = Case::tiled(&problem, large, &stream).expect("fits");
             assert_eq!(case.plan.large, large && queries > 1);
             let many = case.run(Kernel::Fast, &stream).expect("runs");
-            assert!(case.run(Kernel::FewStages, &stream).expect("runs") == many, "{heads:?}, {queries} queries");
+            assert!(
+                case.run(Kernel::FewStages, &stream).expect("runs") == many,
+                "{heads:?}, {queries} queries"
+            );
         }
     }
 }

@@ -478,7 +478,8 @@ mod tests {
     #[test]
     fn long_prompts_without_room_for_partial_results_take_the_prefill_kernel() {
         let blocks = blocks(256);
-        let mut plan = AttentionPlan::new(AttentionRoom { partial_rows: 100, ..AttentionRoom::for_rows(8, 2, 1, 1) });
+        let mut plan =
+            AttentionPlan::new(AttentionRoom { partial_rows: 100, ..AttentionRoom::for_rows(8, 2, 1, 1) });
         plan.build([chain(4000, 60, &blocks)].into_iter());
         assert!(plan.items.is_empty());
         assert_eq!(plan.prefill_items.len(), 2);
@@ -488,7 +489,10 @@ mod tests {
     fn a_tree_finds_room_also_behind_chains_that_would_have_filled_it() {
         let blocks = blocks(256);
         let tree = [0, 0, 1];
-        let mut plan = AttentionPlan::new(AttentionRoom { partial_rows: 8 * 16 * 10, ..AttentionRoom::for_rows(8, 2, 1, 1) });
+        let mut plan = AttentionPlan::new(AttentionRoom {
+            partial_rows: 8 * 16 * 10,
+            ..AttentionRoom::for_rows(8, 2, 1, 1)
+        });
         let chain = chain(4000, 8, &blocks);
         let shape = SequenceShape { start: 4000, tokens: 4, drafts: 3, tree: Some(&tree), blocks: &blocks };
         plan.build([chain, shape].into_iter());
