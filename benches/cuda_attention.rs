@@ -55,15 +55,18 @@ fn main() -> Result<()> {
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for (count, context) in [(1, 1024), (1, 2048), (1, 8192), (1, 32_000), (8, 2048), (64, 1024), (8, 8192)] {
         for queries in [1, 8] {
-            bench.attention("decode", LLAMA_8B, count, context, queries)?;
+            bench.attention("decode", Kernel::Fast, LLAMA_8B, [count, context, queries])?;
         }
     }
-    bench.attention("decode", LLAMA_160M, 1, 1024, 1)?;
-    bench.attention("decode", LLAMA_160M, 64, 1024, 1)?;
-    for (context, queries) in [(1024, 1024), (4096, 4096), (4096, 512)] {
-        bench.attention("prefill", LLAMA_8B, 1, context, queries)?;
+    for heads in [LLAMA_8B, LLAMA_160M] {
+        bench.attention("decode, 2 stages", Kernel::FewStages, heads, [64, 1024, 1])?;
     }
-    bench.attention("prefill", LLAMA_160M, 1, 4096, 4096)?;
+    bench.attention("decode", Kernel::Fast, LLAMA_160M, [1, 1024, 1])?;
+    bench.attention("decode", Kernel::Fast, LLAMA_160M, [64, 1024, 1])?;
+    for (context, queries) in [(1024, 1024), (4096, 4096), (4096, 512)] {
+        bench.attention("prefill", Kernel::Fast, LLAMA_8B, [1, context, queries])?;
+    }
+    bench.attention("prefill", Kernel::Fast, LLAMA_160M, [1, 4096, 4096])?;
     println!("\n| product | outputs x inputs | rows | µs | of copy | cuBLASLt µs | plain, µs |");
     println!("|---|---|---|---|---|---|---|");
     for (outputs, inputs, kind) in [
@@ -99,21 +102,16 @@ impl Bench {
         Ok(median_microseconds(&self.stream, REPLAYS, || graph.launch(&self.stream))? / count as f64)
     }
 
-    fn attention(
-        &self,
-        name: &str,
-        heads: Heads,
-        count: usize,
-        context: usize,
-        queries: usize,
-    ) -> Result<()> {
+    /// `sizes`: sequences, context and queries of each.
+    fn attention(&self, name: &str, kernel: Kernel, heads: Heads, sizes: [usize; 3]) -> Result<()> {
+        let [count, context, queries] = sizes;
         let shape = || vec![Sequence::chain((context - queries) as u32, queries); count];
         let bytes = bytes(heads, &shape());
         let sets = (CASES_BYTES / bytes + 1).min(CASES_MAX);
         let mut cases: Vec<Case> = (0..sets as u64)
             .map(|seed| Case::new(&Problem::new(heads, shape(), seed), &self.stream))
             .collect::<std::result::Result<_, _>>()?;
-        let fast = self.time(LAUNCHES, |i| cases[i % sets].launch(Kernel::Fast, &self.stream))?;
+        let fast = self.time(LAUNCHES, |i| cases[i % sets].launch(kernel, &self.stream))?;
         let slow = operations(heads, &shape()) > 1e10;
         let plain = match slow {
             true => f64::NAN,
@@ -151,6 +149,7 @@ impl Bench {
             inputs: inputs as i32,
             rows: rows as i32,
             kind: kind as i32,
+            few_stages: 0,
         };
         let raw = self.stream.raw();
         // SAFETY: the buffers above have the parameters' sizes.

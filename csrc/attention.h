@@ -26,6 +26,8 @@ struct CUstream_st;
 #define ATTENTION_TILE_ROWS_LARGE 32
 /* Query rows of one tile of the prefill kernel. */
 #define ATTENTION_PREFILL_TILE_ROWS 128
+/* Most items of one prefill launch. */
+#define ATTENTION_PREFILL_ITEMS_MAX 32767
 /* Positions that a mask covers. */
 #define ATTENTION_MASK_BITS 64
 
@@ -69,15 +71,21 @@ typedef struct {
     int32_t head_dim;           /* 64 or 128 */
 } AttentionParams;
 
+/* Stages of a ring in the decode kernel's variant for chips with little shared memory. */
+#define ATTENTION_STAGES_FEW 2
+
 /* Decode and verification. `large` picks the tile; the plan must have been made for it.
- * `ctas`: thread blocks; they share the items. Returns a cudaError_t. */
-int specserve_attention_decode(const AttentionParams *params, int large, int ctas, struct CUstream_st *stream);
+ * `ctas`: thread blocks; they share the items. `stages`: of the ring in shared memory, 0 for
+ * the most that the device has room for; the result does not depend on it. Returns a
+ * cudaError_t. */
+int specserve_attention_decode(const AttentionParams *params, int large, int ctas, int stages,
+                               struct CUstream_st *stream);
 
 /* Merges the chunks of tiles with more than one; to follow the decode kernel. */
 int specserve_attention_merge(const AttentionParams *params, int large, struct CUstream_st *stream);
 
 /* Thread blocks of the decode kernel that fit on the device at once; negative: -cudaError_t. */
-int specserve_attention_decode_ctas(int head_dim, int large);
+int specserve_attention_decode_ctas(int head_dim, int large, int stages);
 
 /* Causal attention of long segments. One item per query tile; kv_begin, kv_end, chunk and
  * partial are not read. `items`: how many. Returns a cudaError_t. */

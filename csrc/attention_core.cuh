@@ -16,9 +16,12 @@
 #include <stdint.h>
 
 #include "attention.h"
+#include "common.cuh"
 #include "kv_layout.cuh"
 
 namespace attention {
+
+using ss::power_of_two;
 
 constexpr int WARP = 32;
 constexpr int WARPS = 4;
@@ -59,11 +62,6 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 __device__ __forceinline__ uint32_t pack(float low, float high) {
     __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<uint32_t *>(&v);

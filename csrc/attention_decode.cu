@@ -18,15 +18,19 @@
 namespace attention {
 namespace {
 
-template <int HD> constexpr int STAGES = HD == 128 ? 3 : 4;
+// Stages of a warp's ring: as many as pay, and fewer for chips with less shared memory (100 KB
+// a multiprocessor on compute capability 8.9). Results do not depend on it.
+template <int HD> constexpr int STAGES_MANY = HD == 128 ? 3 : 4;
+constexpr int STAGES_FEW = 2;
+
 template <int HD> constexpr int BLOCK_BYTES = 2 * BLOCK * HD * 2;
 // Bytes of a warp's ring, and of all that a CTA has beside it.
-template <int HD> constexpr int RING_BYTES = STAGES<HD> * BLOCK_BYTES<HD>;
-template <int HD, int R> constexpr int shared_bytes() { return R * 16 * HD * 2 + WARPS * RING_BYTES<HD>; }
+template <int HD, int S> constexpr int RING_BYTES = S * BLOCK_BYTES<HD>;
+template <int HD, int R, int S> constexpr int shared_bytes() { return R * 16 * HD * 2 + WARPS * RING_BYTES<HD, S>; }
 
 // At the end of an item a warp's output goes to the last R stages of its ring, where it fits
-// exactly; meanwhile the first stages already receive the next item's blocks.
-template <int HD, int R> constexpr int MERGE_STAGE = STAGES<HD> - R;
+// exactly; meanwhile the first stages, if there are more, already receive the next item's blocks.
+template <int R, int S> constexpr int MERGE_STAGE = S - R;
 static_assert(16 * 128 * 4 == BLOCK_BYTES<128> && 16 * 64 * 4 == BLOCK_BYTES<64>, "one row tile is one stage");
 
 // Place of a column in a row of the merge buffer: rows start in different banks.
@@ -65,25 +69,25 @@ __device__ __forceinline__ Feed open_feed(const AttentionParams &p, const Attent
 }
 
 // Fetches the feed's block `i`, if it has so many; always one group of copies.
-template <int HD>
+template <int HD, int S>
 __device__ __forceinline__ void fetch(const AttentionParams &p, const Feed &feed, int kv_end, int kv_head, uint32_t ring,
                                       int i, int lane) {
     const int64_t block = __shfl_sync(~0u, feed.id, i & (WARP - 1));
     if (i < feed.count) {
         const uint16_t *from = p.kv + kv_block_offset(block, p.kv_heads, kv_head, HD);
         const int tokens = kv_end - (feed.first + i * WARPS) * BLOCK;
-        load_block<HD>(ring + (i % STAGES<HD>) * BLOCK_BYTES<HD>, from, tokens, lane);
+        load_block<HD>(ring + (i % S) * BLOCK_BYTES<HD>, from, tokens, lane);
     }
     copies_commit();
 }
 
 // Whether the first stages' blocks hold only tokens of earlier steps.
-template <int HD> __device__ __forceinline__ bool starts_old(const Feed &feed, const AttentionSegment &segment) {
-    return (feed.first + (min(feed.count, STAGES<HD> - 1) - 1) * WARPS + 1) * BLOCK <= segment.start;
+template <int S> __device__ __forceinline__ bool starts_old(const Feed &feed, const AttentionSegment &segment) {
+    return (feed.first + (min(feed.count, S - 1) - 1) * WARPS + 1) * BLOCK <= segment.start;
 }
 
 // Streams the warp's share of the chunk through its ring, whose first stages are on their way.
-template <int HD, int R>
+template <int HD, int R, int S>
 __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionParams &p, const Work &work,
                                        const Feed &feed, uint8_t *q, uint32_t ring, int lane) {
     const AttentionSegment &segment = work.item.segment;
@@ -105,10 +109,10 @@ __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionP
         return own < 0 || (own < ATTENTION_MASK_BITS && ((mask[r][h] >> own) & 1));
     };
     for (int i = 0; i < feed.count; ++i) {
-        copies_wait<STAGES<HD> - 2>();
+        copies_wait<S - 2>();
         __syncwarp();
-        fetch<HD>(p, feed, work.item.kv_end, work.kv_head, ring, i + STAGES<HD> - 1, lane);
-        const uint32_t keys = ring + (i % STAGES<HD>) * BLOCK_BYTES<HD>;
+        fetch<HD, S>(p, feed, work.item.kv_end, work.kv_head, ring, i + S - 1, lane);
+        const uint32_t keys = ring + (i % S) * BLOCK_BYTES<HD>;
         const int position = (feed.first + i * WARPS) * BLOCK;
         attend<HD, R, 1>(acc, queries, keys, keys + BLOCK * HD * 2, scale_log2, position + BLOCK > segment.start,
                          position, visible, lane);
@@ -117,13 +121,13 @@ __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionP
 }
 
 // Where a warp's row of output lies between `publish` and the merge.
-template <int HD, int R> __device__ __forceinline__ float *merge_row(uint8_t *rings, int warp, int row) {
-    uint8_t *buffer = rings + warp * RING_BYTES<HD> + MERGE_STAGE<HD, R> * BLOCK_BYTES<HD>;
+template <int HD, int R, int S> __device__ __forceinline__ float *merge_row(uint8_t *rings, int warp, int row) {
+    uint8_t *buffer = rings + warp * RING_BYTES<HD, S> + MERGE_STAGE<R, S> * BLOCK_BYTES<HD>;
     return reinterpret_cast<float *>(buffer) + row * HD;
 }
 
 // Puts each warp's state where all threads can read it.
-template <int HD, int R>
+template <int HD, int R, int S>
 __device__ __forceinline__ void publish(const Accumulator<HD, R> &acc, uint8_t *rings, float2 (*stats)[R * 16], int warp,
                                         int lane) {
 #pragma unroll
@@ -131,7 +135,7 @@ __device__ __forceinline__ void publish(const Accumulator<HD, R> &acc, uint8_t *
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int row = r * 16 + h * 8 + (lane >> 2);
-            float *to = merge_row<HD, R>(rings, warp, row);
+            float *to = merge_row<HD, R, S>(rings, warp, row);
 #pragma unroll
             for (int n = 0; n < HD / 8; ++n)
                 *reinterpret_cast<float2 *>(to + merge_column(row, n * 8 + (lane & 3) * 2)) =
@@ -154,7 +158,7 @@ __device__ __forceinline__ void add_weighted(float4 &to, const float4 &v, float 
 }
 
 // Merges the warps in warp order; writes the output, or this chunk's partial result.
-template <int HD, int R>
+template <int HD, int R, int S>
 __device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work &work, uint8_t *rings,
                                             const float2 (*stats)[R * 16]) {
     constexpr int COLUMNS = HD / 4;
@@ -170,7 +174,7 @@ __device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work
         for (int w = 0; w < WARPS; ++w) {
             const float weight = power_of_two(stats[w][row].x - reference);
             sum = fmaf(stats[w][row].y, weight, sum);
-            const float *part = merge_row<HD, R>(rings, w, row) + merge_column(row, column);
+            const float *part = merge_row<HD, R, S>(rings, w, row) + merge_column(row, column);
             add_weighted(out, *reinterpret_cast<const float4 *>(part), weight);
         }
         if (work.item.chunks == 1) {
@@ -195,13 +199,15 @@ template <int R> __device__ __forceinline__ Work work_of(const AttentionParams &
     return work;
 }
 
-template <int HD, int R> __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ AttentionParams p) {
-    constexpr int AHEAD = STAGES<HD> - 1, AHEAD_OF_MERGE = MERGE_STAGE<HD, R>;
+template <int HD, int R, int S>
+__global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ AttentionParams p) {
+    constexpr int AHEAD = S - 1, AHEAD_OF_MERGE = MERGE_STAGE<R, S>;
+    static_assert(AHEAD_OF_MERGE >= 0, "the merge buffer fits in the ring");
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ float2 stats[WARPS][R * 16];
     uint8_t *rings = shared + R * 16 * HD * 2;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const uint32_t ring = shared_address(rings) + warp * RING_BYTES<HD>;
+    const uint32_t ring = shared_address(rings) + warp * RING_BYTES<HD, S>;
     ss::let_next_start();
     // Before it is known whether there is one: its load overlaps that of the count.
     int w = blockIdx.x;
@@ -212,17 +218,17 @@ template <int HD, int R> __global__ void __launch_bounds__(THREADS, 2) decode(co
         return;
     }
     Feed feed = open_feed(p, next, warp, lane);
-    const bool old = starts_old<HD>(feed, next.segment);
+    const bool old = starts_old<S>(feed, next.segment);
     if (!old) ss::wait_for_previous();
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) fetch<HD>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
+    for (int i = 0; i < AHEAD; ++i) fetch<HD, S>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
     if (old) ss::wait_for_previous();
 
     while (true) {
         const Work work = work_of<R>(p, next, w);
         Accumulator<HD, R> acc;
         acc.clear();
-        stream<HD, R>(acc, p, work, feed, shared, ring, lane);
+        stream<HD, R, S>(acc, p, work, feed, shared, ring, lane);
         w += gridDim.x;
         const bool more = w < total;
         if (more) {
@@ -230,55 +236,59 @@ template <int HD, int R> __global__ void __launch_bounds__(THREADS, 2) decode(co
             feed = open_feed(p, next, warp, lane);
 #pragma unroll
             for (int i = 0; i < min(AHEAD, AHEAD_OF_MERGE); ++i)
-                fetch<HD>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
+                fetch<HD, S>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
         }
         acc.finish_sums();
-        publish<HD, R>(acc, rings, stats, warp, lane);
+        publish<HD, R, S>(acc, rings, stats, warp, lane);
         __syncthreads();
-        merge_warps<HD, R>(p, work, rings, stats);
+        merge_warps<HD, R, S>(p, work, rings, stats);
         if (!more) return;
         __syncthreads(); // before copies land in the merge buffer and queries in theirs
 #pragma unroll
         for (int i = AHEAD_OF_MERGE; i < AHEAD; ++i)
-            fetch<HD>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
+            fetch<HD, S>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
     }
 }
 
-template <int HD, int R> cudaError_t prepare() {
-    return cudaFuncSetAttribute(decode<HD, R>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<HD, R>());
+// Runs `use(kernel, shared bytes)` with the kernel of these stages; 0: the most that fit.
+// Returns its result, or a negative cudaError_t.
+template <int HD, int R, class Use> int with_kernel(int stages, const Use &use) {
+    constexpr int MANY = STAGES_MANY<HD>, BYTES_MANY = shared_bytes<HD, R, MANY>();
+    constexpr int BYTES_FEW = shared_bytes<HD, R, STAGES_FEW>();
+    if (stages != 0 && stages != MANY && stages != STAGES_FEW) return -(int)cudaErrorInvalidValue;
+    static const bool fits = ss::fits_shared(decode<HD, R, MANY>, BYTES_MANY);
+    if (stages == 0) stages = fits ? MANY : STAGES_FEW;
+    if (stages == MANY) {
+        static const cudaError_t prepared = ss::allow_shared(decode<HD, R, MANY>, BYTES_MANY);
+        return prepared == cudaSuccess ? use(decode<HD, R, MANY>, BYTES_MANY) : -(int)prepared;
+    }
+    static const cudaError_t prepared = ss::allow_shared(decode<HD, R, STAGES_FEW>, BYTES_FEW);
+    return prepared == cudaSuccess ? use(decode<HD, R, STAGES_FEW>, BYTES_FEW) : -(int)prepared;
 }
 
-template <int HD, int R> int launch(const AttentionParams &p, int ctas, cudaStream_t stream) {
-    static const cudaError_t prepared = prepare<HD, R>();
-    if (prepared != cudaSuccess) return (int)prepared;
-    return ss::launch(decode<HD, R>, dim3(ctas), dim3(THREADS), shared_bytes<HD, R>(), stream, p);
-}
-
-template <int HD, int R> int resident() {
-    cudaError_t error = prepare<HD, R>();
-    int device = 0, processors = 0, per_processor = 0;
-    if (error == cudaSuccess) error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (error == cudaSuccess)
-        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, decode<HD, R>, THREADS,
-                                                              shared_bytes<HD, R>());
-    return error == cudaSuccess ? processors * per_processor : -(int)error;
+template <class Use> int with_kernel(int head_dim, int large, int stages, const Use &use) {
+    if (head_dim == 128) return large ? with_kernel<128, 2>(stages, use) : with_kernel<128, 1>(stages, use);
+    if (head_dim == 64) return large ? with_kernel<64, 2>(stages, use) : with_kernel<64, 1>(stages, use);
+    return -(int)cudaErrorInvalidValue;
 }
 
 } // namespace
 } // namespace attention
 
-extern "C" int specserve_attention_decode(const AttentionParams *p, int large, int ctas, struct CUstream_st *stream) {
-    using namespace attention;
+extern "C" int specserve_attention_decode(const AttentionParams *p, int large, int ctas, int stages,
+                                          struct CUstream_st *stream) {
     SS_REQUIRE(p->kv_heads > 0 && p->heads % p->kv_heads == 0 && ctas > 0);
-    if (p->head_dim == 128) return large ? launch<128, 2>(*p, ctas, stream) : launch<128, 1>(*p, ctas, stream);
-    if (p->head_dim == 64) return large ? launch<64, 2>(*p, ctas, stream) : launch<64, 1>(*p, ctas, stream);
-    return (int)cudaErrorInvalidValue;
+    const int status = attention::with_kernel(p->head_dim, large, stages, [&](auto kernel, int bytes) {
+        return -ss::launch(kernel, dim3(ctas), dim3(attention::THREADS), bytes, stream, *p);
+    });
+    return -status;
 }
 
-extern "C" int specserve_attention_decode_ctas(int head_dim, int large) {
-    using namespace attention;
-    if (head_dim == 128) return large ? resident<128, 2>() : resident<128, 1>();
-    if (head_dim == 64) return large ? resident<64, 2>() : resident<64, 1>();
-    return -(int)cudaErrorInvalidValue;
+extern "C" int specserve_attention_decode_ctas(int head_dim, int large, int stages) {
+    return attention::with_kernel(head_dim, large, stages, [](auto kernel, int bytes) {
+        int per_processor = 0;
+        const cudaError_t error =
+            cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, attention::THREADS, bytes);
+        return error == cudaSuccess ? ss::multiprocessors() * per_processor : -(int)error;
+    });
 }

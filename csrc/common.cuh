@@ -63,6 +63,17 @@ __device__ __forceinline__ float warp_max(float value)
     return value;
 }
 
+// 2^x to 2 units of the last place; 0 where the result would be denormal.
+__device__ __forceinline__ float power_of_two(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// To 2 units of the last place of fp32; the result is rounded to bf16.
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
+
 // Sum over a CTA of `warps` warps, the same bits in every thread. `scratch` holds `warps`
 // floats of shared memory; the caller does not reuse it before the next barrier.
 __device__ __forceinline__ float block_sum(float value, float *scratch, int warps)
@@ -117,6 +128,31 @@ inline int compute_capability()
         return 10 * major + minor;
     }();
     return value;
+}
+
+// Most shared memory of one CTA on the current device, in bytes; asked once.
+inline int shared_bytes_max()
+{
+    static const int value = [] {
+        int device = 0, bytes = 0;
+        if (cudaGetDevice(&device) != cudaSuccess) return 0;
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        return bytes;
+    }();
+    return value;
+}
+
+// Whether a kernel can have this much dynamic shared memory beside its static one.
+template <typename... Parameters> bool fits_shared(void (*kernel)(Parameters...), int dynamic_bytes)
+{
+    cudaFuncAttributes attributes = {};
+    if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) return false;
+    return static_cast<int>(attributes.sharedSizeBytes) + dynamic_bytes <= shared_bytes_max();
+}
+
+template <typename... Parameters> cudaError_t allow_shared(void (*kernel)(Parameters...), int dynamic_bytes)
+{
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes);
 }
 
 // Launches with programmatic dependent launch where the chip has it. The kernel must call

@@ -7,22 +7,35 @@
 
 namespace ss {
 
-// One Philox 4x32-10 block. The counter's last two words are 0 here, which lets the compiler
-// drop part of the first rounds.
+// Both halves of a product; written out, because from a shift of the 64-bit product the
+// compiler makes an addition too many.
+__device__ __forceinline__ void multiply_wide(uint32_t a, uint32_t b, uint32_t &high, uint32_t &low)
+{
+    asm("{ .reg .u64 product; mul.wide.u32 product, %2, %3; mov.b64 {%0, %1}, product; }"
+        : "=r"(low), "=r"(high)
+        : "r"(a), "r"(b));
+}
+
+// One Philox 4x32-10 block, of the counter (block, position, 0, 0).
 __device__ __forceinline__ uint4 philox(uint32_t block, uint32_t position, uint64_t seed)
 {
-    uint32_t c0 = block, c1 = position, c2 = 0, c3 = 0;
+    constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    // The first round, where the counter's second product is 0.
+    uint32_t high, low;
+    multiply_wide(kMultiplier0, block, high, low);
+    uint32_t c0 = position ^ k0, c1 = 0, c2 = high ^ k1, c3 = low;
 #pragma unroll
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t a = static_cast<uint64_t>(0xD2511F53u) * c0;
-        const uint64_t b = static_cast<uint64_t>(0xCD9E8D57u) * c2;
-        c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
-        c1 = static_cast<uint32_t>(b);
-        c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
-        c3 = static_cast<uint32_t>(a);
+    for (int round = 1; round < 10; ++round) {
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
+        uint32_t high0, low0, high1, low1;
+        multiply_wide(kMultiplier0, c0, high0, low0);
+        multiply_wide(kMultiplier1, c2, high1, low1);
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
     }
     return make_uint4(c0, c1, c2, c3);
 }
@@ -98,6 +111,10 @@ __device__ __forceinline__ float gumbel_bound(uint32_t word)
 {
     return static_cast<float>(__clz(word) + 1) * 0.6932f;
 }
+
+// gumbel(word) is above gumbel_bound(word) less this: where w < 1/2, E < 1.3863 w and
+// w <= 2^-zeros; elsewhere G > -2.82.
+__device__ __forceinline__ float gumbel_bound_slack(uint32_t word) { return word >> 31 ? 3.52f : 1.03f; }
 
 // A token's mass in units of 2^-30 of the most probable one's, rounded to nearest.
 __device__ __forceinline__ uint32_t weight_of(float score, float max_score)

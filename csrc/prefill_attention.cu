@@ -4,8 +4,10 @@
 // warps of 32 rows each, and walks the positions from 0 in tiles of 64 that all warps share,
 // double-buffered by cp.async. Each warp holds its two 16-row tiles' outputs in registers, so
 // that every key and value fragment read from shared memory feeds two matrix products. Packing
-// the heads of a group keeps tiles short in queries: little is wasted above the diagonal.
-// Tiles with most positions come first. A row's order of summation is by position only.
+// the heads of a group keeps tiles short in queries: little is wasted above the diagonal. Tiles
+// with most positions start first, of all heads, so that short ones fill the end. Where all
+// would run at once, and the longest would decide, a CTA takes 64 rows. A row's order of
+// summation is by position only, whatever the tile.
 //
 // Work: 4 * head_dim * heads * (positions seen) floating-point operations; the ceiling is the
 // matrix rate, of which mma.sync reaches about 60 % on Hopper. Figures: docs/kernels.md.
@@ -15,16 +17,17 @@
 namespace attention {
 namespace {
 
-constexpr int ROW_TILES = 2;
-constexpr int TILE_ROWS = WARPS * ROW_TILES * 16;
+constexpr int ROW_TILES_MOST = 2;
+template <int R> constexpr int TILE_ROWS = WARPS * R * 16;
 constexpr int TILE_TOKENS = WARPS * BLOCK; // each warp copies one KV block
 constexpr int STAGE_COUNT = 2;
-static_assert(TILE_ROWS == ATTENTION_PREFILL_TILE_ROWS, "the plan is made for this tile");
+static_assert(TILE_ROWS<ROW_TILES_MOST> == ATTENTION_PREFILL_TILE_ROWS, "the plan is made for this tile");
 
 // KV blocks of one softmax step: what registers allow.
 template <int HD> constexpr int STEP_BLOCKS = HD == 128 ? 2 : 4;
 template <int HD> constexpr int TILE_BYTES = 2 * TILE_TOKENS * HD * 2;
-template <int HD> constexpr int shared_bytes() { return TILE_ROWS * HD * 2 + STAGE_COUNT * TILE_BYTES<HD>; }
+template <int HD, int R> constexpr int shared_bytes() { return TILE_ROWS<R> * HD * 2 + STAGE_COUNT * TILE_BYTES<HD>; }
+constexpr int RESIDENT = 2; // CTAs on a processor
 
 // Copies this warp's block of a tile: keys to rows 16 * warp, values 64 rows further.
 template <int HD>
@@ -40,21 +43,26 @@ __device__ __forceinline__ void load_tile(uint32_t stage, const AttentionParams 
     }
 }
 
-template <int HD>
-__global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ AttentionParams p) {
+// `R`: row tiles of 16 a warp; the items' tiles are cut in ROW_TILES_MOST / R pieces.
+template <int HD, int R>
+__global__ void __launch_bounds__(THREADS, RESIDENT) prefill(const __grid_constant__ AttentionParams p) {
+    constexpr int PIECES = ROW_TILES_MOST / R;
     extern __shared__ __align__(128) uint8_t shared[];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     ss::let_next_start();
     ss::wait_for_previous();
 
-    const AttentionSegment segment = p.items[blockIdx.x].segment;
-    const int kv_head = blockIdx.y, group = p.heads / p.kv_heads;
-    const int row0 = p.items[blockIdx.x].tile * TILE_ROWS;
-    const int rows = min(TILE_ROWS, segment.queries * group - row0);
+    const int piece = blockIdx.y, kv_head = blockIdx.x, group = p.heads / p.kv_heads;
+    const AttentionItem &item = p.items[piece / PIECES];
+    const AttentionSegment segment = item.segment;
+    // An item's last piece sees most positions.
+    const int row0 = (item.tile * PIECES + PIECES - 1 - piece % PIECES) * TILE_ROWS<R>;
+    const int rows = min(TILE_ROWS<R>, segment.queries * group - row0);
+    if (rows <= 0) return;
     const int kv_end = segment.start + (row0 + rows - 1) / group + 1;
     const int all_visible = segment.start + row0 / group + 1; // positions that every row sees
     const int tiles = (kv_end + TILE_TOKENS - 1) / TILE_TOKENS;
-    const uint32_t ring = shared_address(shared) + TILE_ROWS * HD * 2;
+    const uint32_t ring = shared_address(shared) + TILE_ROWS<R> * HD * 2;
 
     const int *table = p.tables + segment.table;
     const auto block_of = [&](int tile) {
@@ -69,20 +77,20 @@ __global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ At
     };
     fetch(0, block_of(0));
     int next_block = block_of(1);
-    load_queries<HD, TILE_ROWS>(shared, p, segment, kv_head, group, row0, rows);
+    load_queries<HD, TILE_ROWS<R>>(shared, p, segment, kv_head, group, row0, rows);
 
-    int last_visible[ROW_TILES][2];
+    int last_visible[R][2];
 #pragma unroll
-    for (int r = 0; r < ROW_TILES; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int h = 0; h < 2; ++h)
             last_visible[r][h] =
-                segment.start + (row0 + (warp * ROW_TILES + r) * 16 + h * 8 + (lane >> 2)) / group;
+                segment.start + (row0 + (warp * R + r) * 16 + h * 8 + (lane >> 2)) / group;
     const auto visible = [&](int r, int h, int position) { return position <= last_visible[r][h]; };
 
-    Accumulator<HD, ROW_TILES> acc;
+    Accumulator<HD, R> acc;
     acc.clear();
-    const uint32_t queries = shared_address(shared) + warp * ROW_TILES * 16 * HD * 2;
+    const uint32_t queries = shared_address(shared) + warp * R * 16 * HD * 2;
     const float scale_log2 = p.scale * LOG2_E;
     for (int tile = 0; tile < tiles; ++tile) {
         copies_wait<0>();
@@ -93,7 +101,7 @@ __global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ At
 #pragma unroll 1 // one copy of the step: more would spill
         for (int b = 0; b < WARPS; b += STEP_BLOCKS<HD>) {
             const int position = tile * TILE_TOKENS + b * BLOCK;
-            attend<HD, ROW_TILES, STEP_BLOCKS<HD>>(acc, queries, keys + b * BLOCK * HD * 2,
+            attend<HD, R, STEP_BLOCKS<HD>>(acc, queries, keys + b * BLOCK * HD * 2,
                                                    keys + (TILE_TOKENS + b * BLOCK) * HD * 2, scale_log2,
                                                    position + STEP_BLOCKS<HD> * BLOCK > all_visible, position, visible,
                                                    lane);
@@ -102,10 +110,10 @@ __global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ At
     acc.finish_sums();
 
 #pragma unroll
-    for (int r = 0; r < ROW_TILES; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int row = (warp * ROW_TILES + r) * 16 + h * 8 + (lane >> 2);
+            const int row = (warp * R + r) * 16 + h * 8 + (lane >> 2);
             if (row >= rows) continue;
             const float inverse = acc.sum[r][h] == 0.f ? 0.f : 1.f / acc.sum[r][h];
             uint16_t *to = output_row<HD>(p, segment, kv_head, group, row0 + row) + (lane & 3) * 2;
@@ -116,11 +124,17 @@ __global__ void __launch_bounds__(THREADS, 2) prefill(const __grid_constant__ At
         }
 }
 
-template <int HD> int launch(const AttentionParams &p, int items, cudaStream_t stream) {
-    static const cudaError_t prepared =
-        cudaFuncSetAttribute(prefill<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<HD>());
+template <int HD, int R> int launch(const AttentionParams &p, int items, cudaStream_t stream) {
+    constexpr int BYTES = shared_bytes<HD, R>();
+    static const cudaError_t prepared = ss::allow_shared(prefill<HD, R>, BYTES);
     if (prepared != cudaSuccess) return (int)prepared;
-    return ss::launch(prefill<HD>, dim3(items, p.kv_heads), dim3(THREADS), shared_bytes<HD>(), stream, p);
+    const dim3 grid(p.kv_heads, items * (ROW_TILES_MOST / R));
+    return ss::launch(prefill<HD, R>, grid, dim3(THREADS), BYTES, stream, p);
+}
+
+template <int HD> int launch(const AttentionParams &p, int items, cudaStream_t stream) {
+    if (items * p.kv_heads <= RESIDENT * ss::multiprocessors()) return launch<HD, 1>(p, items, stream);
+    return launch<HD, ROW_TILES_MOST>(p, items, stream);
 }
 
 } // namespace
@@ -128,7 +142,7 @@ template <int HD> int launch(const AttentionParams &p, int items, cudaStream_t s
 
 extern "C" int specserve_attention_prefill(const AttentionParams *p, int items, struct CUstream_st *stream) {
     using namespace attention;
-    SS_REQUIRE(p->kv_heads > 0 && p->heads % p->kv_heads == 0 && items > 0);
+    SS_REQUIRE(p->kv_heads > 0 && p->heads % p->kv_heads == 0 && items > 0 && items <= ATTENTION_PREFILL_ITEMS_MAX);
     if (p->head_dim == 128) return launch<128>(*p, items, stream);
     if (p->head_dim == 64) return launch<64>(*p, items, stream);
     return (int)cudaErrorInvalidValue;

@@ -19,12 +19,23 @@ constexpr int kSweep = 4 * kSampleThreads;
 // CTAs per multiprocessor that a call aims for.
 constexpr int kWaves = 4;
 
+// A number's bits, mapped so that they sort as the numbers do.
+__device__ __forceinline__ uint32_t ascending_bits(float number)
+{
+    const uint32_t bits = __float_as_uint(number);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ float from_ascending_bits(uint32_t bits)
+{
+    return __uint_as_float(bits >> 31 ? bits & 0x7fffffffu : ~bits);
+}
+
 // A token's place in the ranking, smaller is better: larger scores first, then lower ids.
 // High half: the score's bits, mapped to descend; low half: the id.
 __device__ __forceinline__ u64 rank_key(float score, int token)
 {
-    const uint32_t bits = __float_as_uint(__fadd_rn(score, 0.0f));  // -0 and 0 tie
-    const uint32_t ascending = bits >> 31 ? ~bits : bits | 0x80000000u;
+    const uint32_t ascending = ascending_bits(__fadd_rn(score, 0.0f));  // -0 and 0 tie
     return static_cast<u64>(~ascending) << 32 | static_cast<uint32_t>(token);
 }
 
@@ -32,12 +43,17 @@ constexpr u64 kNoKey = ~0ull;
 
 __device__ __forceinline__ float key_score(u64 key)
 {
-    if (key == kNoKey) return -INFINITY;
-    const uint32_t ascending = ~static_cast<uint32_t>(key >> 32);
-    return __uint_as_float(ascending >> 31 ? ascending & 0x7fffffffu : ~ascending);
+    return key == kNoKey ? -INFINITY : from_ascending_bits(~static_cast<uint32_t>(key >> 32));
 }
 
 __device__ __forceinline__ int key_token(u64 key) { return static_cast<int>(static_cast<uint32_t>(key)); }
+
+__device__ __forceinline__ u64 warp_min_u64(u64 value)
+{
+    const uint32_t high = static_cast<uint32_t>(value >> 32), low = static_cast<uint32_t>(value);
+    const uint32_t least = __reduce_min_sync(kFullMask, high);
+    return static_cast<u64>(least) << 32 | __reduce_min_sync(kFullMask, high == least ? low : ~0u);
+}
 
 // The best two keys of a set.
 struct Best {
@@ -61,12 +77,9 @@ struct Best {
     // The same result in every lane.
     __device__ __forceinline__ void merge_warp()
     {
-#pragma unroll
-        for (int step = kWarp / 2; step > 0; step /= 2) {
-            const u64 other_first = __shfl_xor_sync(kFullMask, first, step);
-            const u64 other_second = __shfl_xor_sync(kFullMask, second, step);
-            merge({other_first, other_second});
-        }
+        const u64 best = warp_min_u64(first);
+        second = warp_min_u64(first == best ? second : first);
+        first = best;
     }
 };
 
@@ -81,8 +94,8 @@ __device__ __forceinline__ u64 warp_sum_u64(u64 value)
 struct alignas(16) SlicePart {
     Best tops;  // of the scores
     Best race;  // of the scores with noise
-    float sum;  // of exp(score - reference)
-    float reference;
+    float sum;  // of 2^(score * log2 e - offset)
+    float offset;
     int bad;  // a score was not finite
     int unused;
 };
@@ -96,6 +109,18 @@ __device__ __forceinline__ SlicePart load_part(const SlicePart *from)
     for (int i = 0; i < 3; ++i)
         reinterpret_cast<uint4 *>(&part)[i] = __ldcg(reinterpret_cast<const uint4 *>(from) + i);
     return part;
+}
+
+// What a row's choice came to.
+struct Result {
+    int token, runner_up;
+    float probability, margin;
+};
+
+__device__ __forceinline__ Result result_of(const Best &podium)
+{
+    const int token = key_token(podium.first);
+    return {token, podium.second == kNoKey ? token : key_token(podium.second), 0.f, 0.f};
 }
 
 // What the first pass leaves for the filters.

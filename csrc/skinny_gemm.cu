@@ -30,8 +30,9 @@ constexpr int kStageInputs = SKINNY_INPUTS_MULTIPLE;
 constexpr int kPieces = 4;
 constexpr int kStageBytes = kPieces * 16 * ss::kWarp;
 // Stages of a warp's ring: few leave L1 to x, many keep more bytes in flight where x would
-// not fit there anyway.
-constexpr int kStagesShort = 4, kStagesLong = 6;
+// not fit there anyway. The smallest number is for chips with little shared memory. Results do
+// not depend on it.
+constexpr int kStagesFew = SKINNY_STAGES_FEW, kStagesShort = 4, kStagesLong = 6;
 constexpr int kInputsShort = 4096;
 // Tiles that leave most processors of a large chip with one or none.
 constexpr int kTilesFew = 132;
@@ -41,7 +42,7 @@ constexpr int shared_bytes(int warps, int stages) { return warps * stages * kSta
 __device__ __forceinline__ ss::bf16 swiglu(float gate, float up)
 {
     const float rounded = __bfloat162float(__float2bfloat16(gate));
-    return __float2bfloat16(rounded / (1.f + __expf(-rounded)) * __bfloat162float(__float2bfloat16(up)));
+    return __float2bfloat16(ss::silu(rounded) * __bfloat162float(__float2bfloat16(up)));
 }
 
 // The two weight rows of a thread: tile rows lane / 4 and lane / 4 + 8.
@@ -158,14 +159,16 @@ template <int TILES, int KIND, int WARPS, int STAGES> int launch_shape(const Ski
 {
     const auto kernel = skinny<TILES, KIND, WARPS, STAGES>;
     constexpr int kBytes = shared_bytes(WARPS, STAGES);
-    static const cudaError_t prepared =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    static const bool fits = ss::fits_shared(kernel, kBytes);
+    if constexpr (STAGES != kStagesFew)
+        if (!fits || p.few_stages) return launch_shape<TILES, KIND, WARPS, kStagesFew>(p, stream);
+    static const cudaError_t prepared = ss::allow_shared(kernel, kBytes);
     if (prepared != cudaSuccess) return (int)prepared;
     const int outputs = KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs;
     return ss::launch(kernel, dim3(p.outputs / outputs), dim3(WARPS * ss::kWarp), kBytes, stream, p);
 }
 
-// The choice looks at the matrix only, so that rows keep their bits in any batch.
+// The choice of warps looks at the matrix only, so that rows keep their bits in any batch.
 template <int TILES, int KIND> int launch(const SkinnyParams &p, CUstream_st *stream)
 {
     const int tiles = p.outputs / (KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs);

@@ -16,6 +16,9 @@ struct CUstream_st;
 #define SKINNY_OUTPUTS_MULTIPLE 16
 #define SKINNY_INPUTS_MULTIPLE 64
 
+/* Stages of a ring in the variant for chips with little shared memory. */
+#define SKINNY_STAGES_FEW 2
+
 /* What becomes of the products. */
 #define SKINNY_BF16 0   /* y = x Wᵀ, bf16 [rows][outputs] */
 #define SKINNY_F32 1    /* the same in fp32 */
@@ -29,6 +32,7 @@ typedef struct {
     int32_t inputs;
     int32_t rows;
     int32_t kind;
+    int32_t few_stages; /* 1: as on chips with little shared memory; the result is the same */
 } SkinnyParams;
 
 int specserve_skinny_gemm(const SkinnyParams *params, struct CUstream_st *stream);

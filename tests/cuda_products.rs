@@ -36,6 +36,17 @@ fn random(count: usize, seed: u64, stream: &Stream) -> Matrix {
 
 /// Bits of the result, one word an output, from a poisoned buffer.
 fn run(kind: u32, sizes: [usize; 3], weights: &Matrix, x: &Matrix, stream: &Stream) -> Vec<u32> {
+    run_staged(kind, sizes, [weights, x], false, stream)
+}
+
+/// The same, by the variant for chips with little shared memory if `few_stages`.
+fn run_staged(
+    kind: u32,
+    sizes: [usize; 3],
+    [weights, x]: [&Matrix; 2],
+    few_stages: bool,
+    stream: &Stream,
+) -> Vec<u32> {
     let [outputs, inputs, rows] = sizes;
     let words = if kind == SKINNY_F32 { outputs * rows } else { (outputs * rows).div_ceil(2) };
     let mut y = DeviceBuffer::<u32>::filled(0xff, words, stream).expect("fits");
@@ -47,6 +58,7 @@ fn run(kind: u32, sizes: [usize; 3], weights: &Matrix, x: &Matrix, stream: &Stre
         inputs: inputs as i32,
         rows: rows as i32,
         kind: kind as i32,
+        few_stages: i32::from(few_stages),
     };
     // SAFETY: the buffers have the parameters' sizes.
     check_launch(unsafe { kernels::specserve_skinny_gemm(&params, stream.raw()) }, "skinny_gemm")
@@ -130,6 +142,25 @@ fn a_row_has_the_same_bits_whatever_rows_go_with_it() {
             for rows in [1usize, 2, 7, 8, 11] {
                 let few = run(kind, [outputs, inputs, rows], &weights, &x, &stream);
                 assert!(few[..] == all[..rows * outputs], "kind {kind} {outputs} x {inputs}, {rows} rows");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn chips_with_little_shared_memory_get_the_same_bits() {
+    let _gpu = Gpu::open(0).expect("a CUDA device");
+    let stream = Stream::new().expect("a stream");
+    for &(outputs, inputs) in shapes() {
+        let weights = random(2 * outputs * inputs, 15, &stream);
+        let x = random(16 * inputs, 16, &stream);
+        for kind in [SKINNY_BF16, SKINNY_F32, SKINNY_SWIGLU] {
+            for rows in [1usize, 16] {
+                let sizes = [outputs, inputs, rows];
+                let [many, few] =
+                    [false, true].map(|few| run_staged(kind, sizes, [&weights, &x], few, &stream));
+                assert!(many == few, "kind {kind} {outputs} x {inputs}, {rows} rows");
             }
         }
     }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::{Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor};
+use crate::request::TokenId;
 
 /// Variants of a random model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,20 @@ pub fn random_model(spec: &ModelSpec, seed: u64, options: RandomOptions) -> Load
         tied_head: options.tied_head,
     };
     LoadedModel { spec: spec.clone(), weights }
+}
+
+/// The same model, but whose logits are NaN behind every place that sees `token`: its
+/// embedding is NaN; the head stays as it was, on its own.
+pub fn poisoned(mut model: LoadedModel, token: TokenId) -> LoadedModel {
+    let weights = &mut model.weights;
+    let mut bytes = weights.embedding.bytes().to_vec();
+    let row = bytes.len() / weights.embedding.shape[0];
+    // All bits set is a NaN in every format.
+    bytes[token as usize * row..][..row].fill(0xff);
+    weights.embedding.range = 0..bytes.len();
+    weights.embedding.file = Arc::new(bytes);
+    weights.tied_head = false;
+    model
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
@@ -147,6 +162,19 @@ mod tests {
         let model = |seed| random_model(&small_spec(32), seed, RandomOptions::default());
         assert_eq!(model(1).weights.embedding.bytes(), model(1).weights.embedding.bytes());
         assert_ne!(model(1).weights.embedding.bytes(), model(2).weights.embedding.bytes());
+    }
+
+    #[test]
+    fn a_poisoned_model_differs_in_one_row_of_its_embedding() {
+        let model = random_model(&small_spec(32), 1, RandomOptions::default());
+        let poisoned = poisoned(model.clone(), 5);
+        let rows = |model: &LoadedModel| -> Vec<Vec<u8>> {
+            model.weights.embedding.bytes().chunks(2 * 64).map(<[u8]>::to_vec).collect()
+        };
+        for (row, (before, after)) in rows(&model).iter().zip(&rows(&poisoned)).enumerate() {
+            assert_eq!(before == after, row != 5, "row {row}");
+        }
+        assert_eq!(model.weights.head.bytes(), poisoned.weights.head.bytes());
     }
 
     #[test]

@@ -73,8 +73,13 @@ impl Random {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kernel {
     Fast,
+    /// The fast one as chips with little shared memory run it.
+    FewStages,
     Naive,
 }
+
+/// Stages of the decode kernel's ring: as many as fit, and few.
+const STAGES: [i32; 2] = [0, kernels::ATTENTION_STAGES_FEW as i32];
 
 /// A problem on the host: sequences, their blocks and all numbers.
 #[derive(Clone)]
@@ -109,7 +114,8 @@ struct Device {
     partial_out: DeviceBuffer<f32>,
     partial_stats: DeviceBuffer<f32>,
     merges: DeviceBuffer<i32>,
-    ctas: [i32; 2],
+    /// Thread blocks of the decode kernel, by stages, then by tile.
+    ctas: [[i32; 2]; 2],
 }
 
 impl Problem {
@@ -136,6 +142,12 @@ impl Case {
         let heads = problem.heads;
         let longest = problem.sequences.iter().map(Sequence::end).max().unwrap_or(1);
         let room = AttentionRoom::for_rows(heads.query, heads.kv, problem.rows(), longest);
+        Case::planned(problem, room, stream)
+    }
+
+    /// The same with a room of the caller's.
+    pub fn planned(problem: &Problem, room: AttentionRoom, stream: &Stream) -> Result<Case, CudaError> {
+        let heads = problem.heads;
         let mut plan = AttentionPlan::new(room);
         plan.build(problem.sequences.iter().zip(&problem.blocks).map(|(sequence, blocks)| SequenceShape {
             start: sequence.start,
@@ -176,17 +188,20 @@ impl Case {
     pub fn launch(&mut self, kernel: Kernel, stream: &Stream) -> Result<(), CudaError> {
         let params = self.params();
         match kernel {
-            Kernel::Fast => self.launch_fast(&params, stream),
+            Kernel::Fast => self.launch_fast(&params, 0, stream),
+            Kernel::FewStages => self.launch_fast(&params, 1, stream),
             Kernel::Naive => self.launch_naive(&params, stream),
         }
     }
 
-    fn launch_fast(&self, params: &AttentionParams, stream: &Stream) -> Result<(), CudaError> {
+    /// `stages` counts in [`STAGES`].
+    fn launch_fast(&self, params: &AttentionParams, stages: usize, stream: &Stream) -> Result<(), CudaError> {
         let large = i32::from(self.plan.large);
         if !self.plan.items.is_empty() {
-            let ctas = self.device.ctas[large as usize];
+            let ctas = self.device.ctas[stages][large as usize];
+            let (stages, raw) = (STAGES[stages], stream.raw());
             // SAFETY: all pointers are this case's device buffers, sized by its plan.
-            let status = unsafe { kernels::specserve_attention_decode(params, large, ctas, stream.raw()) };
+            let status = unsafe { kernels::specserve_attention_decode(params, large, ctas, stages, raw) };
             check_launch(status, "attention_decode")?;
         }
         if !self.plan.merges.is_empty() {
@@ -257,9 +272,11 @@ impl Device {
         stream: &Stream,
     ) -> Result<Device, CudaError> {
         let heads = problem.heads;
-        let ctas = [0, 1].map(|large| {
-            // SAFETY: reads facts about the current device.
-            unsafe { kernels::specserve_attention_decode_ctas(heads.dim as i32, large) }
+        let ctas = STAGES.map(|stages| {
+            [0, 1].map(|large| {
+                // SAFETY: reads facts about the current device.
+                unsafe { kernels::specserve_attention_decode_ctas(heads.dim as i32, large, stages) }
+            })
         });
         // The kernel may read an item for each of its CTAs.
         let mut items: Vec<i32> = plan.items.iter().flat_map(item_words).collect();

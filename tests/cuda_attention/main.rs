@@ -199,9 +199,12 @@ fn a_query_has_the_same_bits_in_a_decode_and_in_a_verification() {
     let (few, many) = (Heads { query: 8, kv: 2, dim: 128 }, Heads { query: 32, kv: 8, dim: 128 });
     for (start, heads) in [(100u32, few), (250, few), (508, many), (1000, few), (5000, many), (8185, many)] {
         let problem = Problem::new(heads, vec![Sequence::chain(start, 9)], 5);
-        let mut verify = Case::new(&problem, &stream).expect("fits");
+        let mut verify = Case::tiled(&problem, true, &stream).expect("fits");
         assert!(verify.plan.large);
         let together = verify.run(Kernel::Fast, &stream).expect("runs");
+        let mut small = Case::tiled(&problem, false, &stream).expect("fits");
+        assert!(!small.plan.large);
+        assert!(small.run(Kernel::Fast, &stream).expect("runs") == together, "start {start} in small tiles");
         for query in [0usize, 4, 8] {
             let width = problem.width();
             let one = Problem {
@@ -213,6 +216,47 @@ fn a_query_has_the_same_bits_in_a_decode_and_in_a_verification() {
             assert!(!decode.plan.large);
             let own = decode.run(Kernel::Fast, &stream).expect("runs");
             assert!(own == together[query * width..(query + 1) * width], "start {start} query {query}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn chips_with_little_shared_memory_get_the_same_bits() {
+    let (_gpu, stream) = device();
+    for (dim, queries) in [(64, 1), (64, 9), (128, 1), (128, 9)] {
+        let heads = Heads { query: 8, kv: 2, dim };
+        let count = if small() { 4 } else { 40 };
+        let sequences = (0..count).map(|i| Sequence::chain(i * 197, queries)).collect();
+        let problem = Problem::new(heads, sequences, 23);
+        for large in [false, true] {
+            let mut case = Case::tiled(&problem, large, &stream).expect("fits");
+            assert_eq!(case.plan.large, large && queries > 1);
+            let many = case.run(Kernel::Fast, &stream).expect("runs");
+            assert!(
+                case.run(Kernel::FewStages, &stream).expect("runs") == many,
+                "{heads:?}, {queries} queries"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_prompt_has_the_same_bits_alone_in_small_tiles_and_among_others_in_large_ones() {
+    let (_gpu, stream) = device();
+    for dim in [64, 128] {
+        let heads = Heads { query: 16, kv: 8, dim };
+        // Alone 32 tiles of 128 rows, together more than any chip has processors.
+        let sequences = (0..12).map(|i| Sequence::chain(i * 31, 200)).collect();
+        let problem = Problem::new(heads, sequences, 29);
+        let all = Case::new(&problem, &stream).expect("fits").run(Kernel::Fast, &stream).expect("runs");
+        for index in [0, 11] {
+            let mut alone = Case::new(&problem.alone(index), &stream).expect("fits");
+            assert!(!alone.plan.prefill_items.is_empty());
+            let own = alone.run(Kernel::Fast, &stream).expect("runs");
+            let at = problem.first_row(index) * problem.width();
+            assert!(own == all[at..at + own.len()], "sequence {index} at head_dim {dim}");
         }
     }
 }

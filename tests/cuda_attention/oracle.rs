@@ -1,12 +1,20 @@
 //! What the kernels should compute, in double precision, and how tests run them.
 
 use half::bf16;
-use specserve::executor::cuda::attention_plan::BLOCK_TOKENS;
+use specserve::executor::cuda::attention_plan::{AttentionRoom, BLOCK_TOKENS};
 use specserve::executor::cuda::{CudaError, Stream};
 
-use crate::case::{Case, Kernel, Problem, vector_offset};
+use crate::case::{Case, Kernel, Problem, Sequence, vector_offset};
 
 impl Case {
+    /// A case with small tiles, or large ones where queries do not fit a small one.
+    pub fn tiled(problem: &Problem, large: bool, stream: &Stream) -> Result<Case, CudaError> {
+        let longest = problem.sequences.iter().map(Sequence::end).max().unwrap_or(1);
+        let room = AttentionRoom::for_rows(problem.heads.query, problem.heads.kv, problem.rows(), longest);
+        let small_items_max = if large { 0 } else { usize::MAX };
+        Case::planned(problem, AttentionRoom { small_items_max, ..room }, stream)
+    }
+
     /// Runs into a poisoned output and reads it.
     pub fn run(&mut self, kernel: Kernel, stream: &Stream) -> Result<Vec<u16>, CudaError> {
         self.out.fill(0xff, stream)?;

@@ -3,6 +3,7 @@
 #![cfg(feature = "cuda")]
 
 mod driver;
+mod not_finite;
 
 use driver::{Sequence, draft, generate};
 use serde_json::Value;
@@ -27,12 +28,14 @@ fn small() -> bool {
     std::env::var_os("SPECSERVE_TEST_SMALL").is_some()
 }
 
+fn options() -> CudaOptions {
+    CudaOptions { kv: KvBudget::Blocks { target: 4096, draft: 4096 }, ..CudaOptions::default() }
+}
+
 fn executor() -> CudaExecutor {
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
-    let options =
-        CudaOptions { kv: KvBudget::Blocks { target: 4096, draft: 4096 }, ..CudaOptions::default() };
     let draft = pair.draft.as_ref().map(|model| &model.loaded);
-    CudaExecutor::new(&pair.target.loaded, draft, options).expect("a CUDA device")
+    CudaExecutor::new(&pair.target.loaded, draft, options()).expect("a CUDA device")
 }
 
 struct Golden {

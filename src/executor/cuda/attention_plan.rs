@@ -16,6 +16,11 @@ pub const BLOCK_TOKENS: u32 = 16;
 /// Longest run of queries that a mask can describe, in tokens.
 pub const MASKED_QUERIES_MAX: usize = ATTENTION_MASK_BITS as usize;
 
+/// Work items, counted per KV head, up to which small tiles are used where a large one would
+/// hold more queries: all run at once, two thread blocks on each processor of a large GPU, so
+/// that a second tile costs no time, while a large one takes longer than a small one.
+const SMALL_TILE_ITEMS_MAX: usize = 256;
+
 /// One sequence's part of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct SequenceShape<'a> {
@@ -50,7 +55,7 @@ impl SequenceShape<'_> {
     }
 }
 
-/// A model's heads and the room that was set aside for partial results.
+/// A model's heads, the room that was set aside for partial results, and when tiles are small.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionRoom {
     /// Query heads.
@@ -59,6 +64,9 @@ pub struct AttentionRoom {
     pub kv_heads: usize,
     /// Rows of partial results that fit.
     pub partial_rows: usize,
+    /// Work items, counted per KV head, up to which a step uses small tiles. Results are the
+    /// same with either tile.
+    pub small_items_max: usize,
 }
 
 impl AttentionRoom {
@@ -74,6 +82,7 @@ impl AttentionRoom {
             heads,
             kv_heads,
             partial_rows: if chunks > 1 { masked_rows * heads * chunks } else { 0 },
+            small_items_max: SMALL_TILE_ITEMS_MAX,
         }
     }
 
@@ -225,7 +234,6 @@ impl AttentionPlan {
         let queries = segment.queries as usize;
         self.partial_rows_planned +=
             self.partial_rows_of(queries, (segment.start + segment.queries) as usize);
-        self.large |= queries * self.group() > ATTENTION_TILE_ROWS_SMALL as usize;
         self.masked.push(self.segments.len());
         self.segments.push(segment);
     }
@@ -288,8 +296,23 @@ impl AttentionPlan {
         }
     }
 
+    /// Whether large tiles pay: a small one does not hold every segment's rows, and there is
+    /// more work than runs at once.
+    fn pays_large(&self) -> bool {
+        let small = ATTENTION_TILE_ROWS_SMALL as usize;
+        let (mut most, mut items) = (0, 0);
+        for segment in self.masked.iter().map(|&number| &self.segments[number]) {
+            let packed = segment.queries as usize * self.group();
+            most = most.max(packed);
+            let end = (segment.start + segment.queries) as u32;
+            items += packed.div_ceil(small) * self.room.chunk_count(end) * self.room.kv_heads;
+        }
+        most > small && items > self.room.small_items_max
+    }
+
     /// Cuts the masked segments into items.
     fn finish(&mut self) {
+        self.large = self.pays_large();
         let mut by_length = std::mem::take(&mut self.by_length);
         let masked = std::mem::take(&mut self.masked);
         for &number in &masked {
@@ -414,7 +437,24 @@ mod tests {
         assert_eq!(plan.masks, [0b1, 0b11, 0b101, 0b1011, 0b11011, 0b100101]);
         assert_eq!(plan.positions, [40, 41, 41, 42, 43, 42]);
         assert_eq!(plan.slots, [1640, 1641, 1642, 1643, 1644, 1645]);
-        assert!(plan.large, "six queries of four heads do not fit sixteen rows");
+    }
+
+    #[test]
+    fn tiles_are_large_when_queries_do_not_fit_small_ones_and_there_is_work_for_all_processors() {
+        let blocks = blocks(256);
+        let large = |sequences: usize, tokens: usize| {
+            let mut plan = plan();
+            plan.build(std::iter::repeat_n(chain(1000, tokens, &blocks), sequences));
+            let rows = if plan.large { 32 } else { 16 };
+            let tiles = (tokens * 4).div_ceil(rows);
+            assert_eq!(plan.items.len(), sequences * tiles * 2, "{sequences} sequences of {tokens}");
+            plan.large
+        };
+        // Two chunks, eight KV heads.
+        assert!(!large(200, 4), "four queries of four heads fit sixteen rows");
+        assert!(!large(1, 5));
+        assert!(!large(8, 8), "256 items of small tiles");
+        assert!(large(9, 8));
     }
 
     #[test]
@@ -444,7 +484,8 @@ mod tests {
     #[test]
     fn long_prompts_without_room_for_partial_results_take_the_prefill_kernel() {
         let blocks = blocks(256);
-        let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 100 });
+        let mut plan =
+            AttentionPlan::new(AttentionRoom { partial_rows: 100, ..AttentionRoom::for_rows(8, 2, 1, 1) });
         plan.build([chain(4000, 60, &blocks)].into_iter());
         assert!(plan.items.is_empty());
         assert_eq!(plan.prefill_items.len(), 2);
@@ -454,7 +495,10 @@ mod tests {
     fn a_tree_finds_room_also_behind_chains_that_would_have_filled_it() {
         let blocks = blocks(256);
         let tree = [0, 0, 1];
-        let mut plan = AttentionPlan::new(AttentionRoom { heads: 8, kv_heads: 2, partial_rows: 8 * 16 * 10 });
+        let mut plan = AttentionPlan::new(AttentionRoom {
+            partial_rows: 8 * 16 * 10,
+            ..AttentionRoom::for_rows(8, 2, 1, 1)
+        });
         let chain = chain(4000, 8, &blocks);
         let shape = SequenceShape { start: 4000, tokens: 4, drafts: 3, tree: Some(&tree), blocks: &blocks };
         plan.build([chain, shape].into_iter());

@@ -372,7 +372,7 @@ impl DeviceModel {
         if sizes.decode {
             // SAFETY: see `run`.
             let status = unsafe {
-                kernels::specserve_attention_decode(&params, large, self.ctas[large as usize], raw)
+                kernels::specserve_attention_decode(&params, large, self.ctas[large as usize], 0, raw)
             };
             check_launch(status, "attention_decode")?;
             // SAFETY: see `run`.
@@ -450,7 +450,7 @@ fn rotations(spec: &ModelSpec) -> Vec<f32> {
 
 fn decode_ctas(spec: &ModelSpec, large: bool) -> Result<i32, CudaError> {
     // SAFETY: reads facts about the current device.
-    match unsafe { kernels::specserve_attention_decode_ctas(spec.head_dim as i32, i32::from(large)) } {
+    match unsafe { kernels::specserve_attention_decode_ctas(spec.head_dim as i32, i32::from(large), 0) } {
         count if count > 0 => Ok(count),
         status => Err(check_launch(-status, "attention_decode").err().unwrap_or_else(|| CudaError::Call {
             what: "attention_decode",

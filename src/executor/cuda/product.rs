@@ -73,6 +73,7 @@ unsafe fn skinny(
         inputs: shape.inputs as i32,
         rows: shape.rows as i32,
         kind: kind as i32,
+        few_stages: 0,
     };
     // SAFETY: our callers' contract.
     check_launch(unsafe { kernels::specserve_skinny_gemm(&params, stream.raw()) }, "skinny_gemm")

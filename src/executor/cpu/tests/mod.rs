@@ -3,6 +3,7 @@
 mod batches;
 mod drafts;
 mod malformed;
+mod not_finite;
 mod reference;
 
 use std::sync::Arc;

@@ -1,0 +1,364 @@
+// One warp's share of the first pass over a row of logits.
+//
+// A CTA keeps the leaders of its slice in shared memory, as ranking keys; entering one takes
+// two atomic minima, which give the same result in any order. A token that cannot be among the
+// leaders is passed over without more than the arithmetic below, and a warp looks closely at
+// its batch of eight tokens a lane only after a vote: a few times per slice.
+//
+// Scores: the sum of a batch's exponentials bounds the largest of them, so the sum that is
+// wanted anyway says whether a score may reach the second best.
+//
+// Noise: with G = -ln E and E > w, w the token's uniform number, score + G can reach the bar
+// only if w < exp(score - bar). That takes the exponential that the sum needs, and w from the
+// random word's upper bits; the logarithms are left to the close look. And because w is at
+// least 2^-32, a batch whose exponentials are all small against the bar needs no random words.
+//
+// The close look matters most at a slice's start, where all warps take it at once: it raises
+// the bar to what the batch itself is sure to reach, so that only a few tokens need exact keys.
+#pragma once
+
+#include "sampling_core.cuh"
+
+namespace ss {
+
+constexpr float kLog2E = 1.44269504f;
+
+// What a pass looks for; flags.
+enum Wanted { kWantTops = 1, kWantSum = 2, kWantRace = 4 };
+
+// The best keys that a CTA has met so far; in shared memory.
+struct Leaders {
+    Best tops;  // of the scores
+    Best race;  // of the scores with noise
+};
+
+// What a warp found besides leaders; the same in all lanes.
+struct Tally {
+    float sum;     // of 2^(score * log2 e - offset)
+    float offset;
+    bool bad;  // a score was not finite
+};
+
+__device__ __forceinline__ float4 load_logits(const float *logits, int at, int vocab)
+{
+    if (at + 4 <= vocab) return __ldcg(reinterpret_cast<const float4 *>(logits + at));
+    float4 value = {};
+    if (at < vocab) value.x = logits[at];
+    if (at + 1 < vocab) value.y = logits[at + 1];
+    if (at + 2 < vocab) value.z = logits[at + 2];
+    return value;
+}
+
+// Enters a key; by any number of threads at a time. What `first` does not keep goes on to
+// `second`, so that in the end both are the best of all that were entered.
+__device__ __forceinline__ void enter(Best &shared, u64 key, bool two)
+{
+    if (key == kNoKey) return;
+    const u64 before = atomicMin(&shared.first, key);
+    if (two) atomicMin(&shared.second, max(before, key));
+}
+
+// The score in the high half of a key that other warps may be changing; first lane's view.
+__device__ __forceinline__ float watched_score(const u64 &key)
+{
+    const volatile uint32_t *high = reinterpret_cast<const volatile uint32_t *>(&key) + 1;
+    const uint32_t bits = __shfl_sync(kFullMask, *high, 0);
+    return bits == 0xffffffffu ? -INFINITY : key_score(static_cast<u64>(bits) << 32);
+}
+
+// One warp's share of a slice. `kWants` are the wanted flags; `kTwo`: whether second places
+// count, or first ones only.
+template <int kWants, bool kTwo>
+class Scanner
+{
+    static constexpr bool kTops = kWants & kWantTops, kSum = kWants & kWantSum, kRace = kWants & kWantRace;
+    static constexpr bool kExponentials = kSum || kRace;
+    // Groups of four tokens a lane that are looked at together.
+    static constexpr int kGroups = kExponentials ? 2 : 4;
+    static constexpr int kStride = kGroups * kSweep;
+
+    const SamplingRow &row;
+    const float *logits;
+    const int vocab;
+    Leaders &leaders;
+
+    // Scores that a token must reach.
+    float top_bar = -INFINITY, race_bar = -INFINITY;
+    // Exponentials are 2^(score * log2 e - offset). The offset is a number of its own, taken as
+    // exact: sums with different offsets combine without error.
+    float offset = 0.f;
+    // What an exponential is multiplied by to bound w.
+    float chance = INFINITY;
+    // Sums of a batch's exponentials below which there is no new leader among the scores, and
+    // none at all.
+    float top_look = 0.f, look = 0.f;
+    float sum = 0.f;
+    float products = 0.f;  // of neighbouring scores: not finite if a score is not
+
+  public:
+    __device__ __forceinline__ Scanner(const SampleParams &p, const SamplingRow &row, const float *logits,
+                                       Leaders &leaders)
+        : row(row), logits(logits), vocab(p.vocab), leaders(leaders)
+    {
+    }
+
+    __device__ __forceinline__ Tally run(const Slice &slice)
+    {
+        const int whole_end = min(slice.end, vocab / kSweep * kSweep);
+        const int batches = max(0, whole_end - slice.begin) / kStride;
+        int at = slice.begin + 4 * static_cast<int>(threadIdx.x);
+        const float *from = logits + at;
+        float4 ahead[kGroups];
+        if (batches > 0) load(ahead, from);
+#pragma unroll 1
+        for (int batch = 0; batch < batches; ++batch, at += kStride) {
+            float4 now[kGroups];
+#pragma unroll
+            for (int g = 0; g < kGroups; ++g) now[g] = ahead[g];
+            from += kStride;
+            if (batch + 1 < batches) load(ahead, from);
+            scan_batch(now, at);
+        }
+        // What is left: less than a batch, and the vocabulary's ragged end.
+#pragma unroll 1
+        for (; at - 4 * static_cast<int>(threadIdx.x) < slice.end; at += kSweep) {
+            const float4 four[1] = {load_logits(logits, at, vocab)};
+            const float logit[4] = {four[0].x, four[0].y, four[0].z, four[0].w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (at + i < vocab) products = fmaf(__fmul_rn(logit[i], row.scale), 0.f, products);
+            look_closely(four, at);
+        }
+        const bool doubtful = __any_sync(kFullMask, !(fabsf(products) < INFINITY));
+        return {warp_sum(sum), offset, doubtful && any_not_finite(slice)};
+    }
+
+  private:
+    static __device__ __forceinline__ void load(float4 (&to)[kGroups], const float *from)
+    {
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) to[g] = __ldcg(reinterpret_cast<const float4 *>(from + g * kSweep));
+    }
+
+    __device__ __forceinline__ float exponential(float score) const
+    {
+        return power_of_two(fmaf(score, kLog2E, -offset));
+    }
+
+    __device__ __forceinline__ uint4 words(int at) const
+    {
+        return philox(static_cast<uint32_t>(at) / 4, static_cast<uint32_t>(row.position), row.seed);
+    }
+
+    // A lane's tokens of one batch, all inside the vocabulary.
+    __device__ __forceinline__ void scan_batch(const float4 (&now)[kGroups], int at)
+    {
+        float score[kGroups][4];
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) {
+            const float logit[4] = {now[g].x, now[g].y, now[g].z, now[g].w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) score[g][i] = __fmul_rn(logit[i], row.scale);
+            products = fmaf(score[g][0], score[g][1], products);
+            products = fmaf(score[g][2], score[g][3], products);
+        }
+        if (!kExponentials) {
+            float most = -INFINITY;
+#pragma unroll
+            for (int g = 0; g < kGroups; ++g)
+                most = fmaxf(most, fmaxf(fmaxf(score[g][0], score[g][1]), fmaxf(score[g][2], score[g][3])));
+            if (__any_sync(kFullMask, most >= top_bar)) look_closely(now, at);
+            return;
+        }
+        float e[kGroups][4], all = 0.f;
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) e[g][i] = exponential(score[g][i]);
+            all += (e[g][0] + e[g][1]) + (e[g][2] + e[g][3]);
+        }
+        bool closely = !(all < look);
+        if (kRace && __any_sync(kFullMask, closely)) {
+            closely = kTops && !(all < top_look);
+#pragma unroll
+            for (int g = 0; g < kGroups; ++g) {
+                const uint4 block = words(at + g * kSweep);
+                // Not `||`: four tests are cheaper than branches around them.
+                closely |= has_chance(e[g][0], block.x) | has_chance(e[g][1], block.y) |
+                           has_chance(e[g][2], block.z) | has_chance(e[g][3], block.w);
+            }
+        }
+        if (__any_sync(kFullMask, closely)) {
+            look_closely(now, at);
+        } else if (kSum) {
+            sum += all;
+        }
+    }
+
+    // Whether a token with this exponential may reach the bar; also when a factor is NaN. The
+    // word's upper 23 bits are w or a little less, put behind 1 as a float.
+    __device__ __forceinline__ bool has_chance(float e, uint32_t word) const
+    {
+        return !(__uint_as_float(__funnelshift_r(word, 0x7fu, 9)) > fmaf(e, chance, 1.f));
+    }
+
+    // Exactly: which of these tokens are leaders. Those behind the vocabulary do not count.
+    template <int kCount> __device__ __forceinline__ void look_closely(const float4 (&now)[kCount], int at)
+    {
+        float score[4 * kCount];
+#pragma unroll
+        for (int g = 0; g < kCount; ++g) {
+            const float logit[4] = {now[g].x, now[g].y, now[g].z, now[g].w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                score[4 * g + i] = at + g * kSweep + i < vocab ? __fmul_rn(logit[i], row.scale) : -INFINITY;
+        }
+        follow();
+        bool entered = false;
+        if (kTops) entered |= enter_tops(score, at);
+        if (kRace) entered |= enter_race(score, at);
+        if (entered) follow();
+        if (kSum)
+#pragma unroll
+            for (int i = 0; i < 4 * kCount; ++i) sum += exponential(score[i]);
+    }
+
+    // The token of a lane's number `i` among those from `at` on.
+    static __device__ __forceinline__ int token(int at, int i) { return at + i / 4 * kSweep + i % 4; }
+
+    template <int kTokens> static __device__ __forceinline__ float pick(const float (&from)[kTokens], int i)
+    {
+        float value = from[0];
+#pragma unroll
+        for (int j = 1; j < kTokens; ++j) value = i == j ? from[j] : value;
+        return value;
+    }
+
+    // What the best of the warp's lanes reaches, or the second best lane.
+    static __device__ __forceinline__ float reached(float lane_best)
+    {
+        const uint32_t place = ascending_bits(lane_best), most = __reduce_max_sync(kFullMask, place);
+        if (!kTwo) return from_ascending_bits(most);
+        const bool shared = __popc(__ballot_sync(kFullMask, place == most)) > 1;
+        const uint32_t second = __reduce_max_sync(kFullMask, place == most ? 0u : place);
+        return from_ascending_bits(shared ? most : second);
+    }
+
+    template <int kTokens> __device__ __forceinline__ bool enter_tops(const float (&score)[kTokens], int at)
+    {
+        float most = -INFINITY;
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i) most = fmaxf(most, score[i]);
+        if (!__any_sync(kFullMask, most > -INFINITY && most >= top_bar)) return false;
+        const float bar = fmaxf(top_bar, reached(most));
+        unsigned candidates = 0;
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i)
+            if (score[i] > -INFINITY && score[i] >= bar) candidates |= 1u << i;
+        Best fresh = Best::none();
+        for (; candidates != 0; candidates &= candidates - 1) {
+            const int i = __ffs(candidates) - 1;
+            fresh.add(rank_key(pick(score, i), token(at, i)));
+        }
+        __syncwarp();
+        enter_all(leaders.tops, fresh);
+        return true;
+    }
+
+    template <int kTokens> __device__ __forceinline__ bool enter_race(const float (&score)[kTokens], int at)
+    {
+        uint32_t word[kTokens];
+        float least = -INFINITY, most = -INFINITY;
+#pragma unroll
+        for (int g = 0; g < kTokens / 4; ++g) {
+            const uint4 block = words(at + g * kSweep);
+            word[4 * g] = block.x, word[4 * g + 1] = block.y, word[4 * g + 2] = block.z, word[4 * g + 3] = block.w;
+#pragma unroll
+            for (int i = 4 * g; i < 4 * g + 4; ++i) {
+                const float above = __fadd_rn(score[i], gumbel_bound(word[i]));
+                most = fmaxf(most, above);
+                least = fmaxf(least, above - gumbel_bound_slack(word[i]));
+            }
+        }
+        if (!__any_sync(kFullMask, most > -INFINITY && most >= race_bar)) return false;
+        // Less a little for the roundings of large scores.
+        const float sure = reached(least), bar = fmaxf(race_bar, sure - fabsf(sure) * (4.f / 16777216.f));
+        unsigned runners = 0;
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i)
+            if (score[i] > -INFINITY && __fadd_rn(score[i], gumbel_bound(word[i])) >= bar) runners |= 1u << i;
+        Best fresh = Best::none();
+        for (; runners != 0; runners &= runners - 1) {
+            const int i = __ffs(runners) - 1;
+            uint32_t chosen = word[0];
+#pragma unroll
+            for (int j = 1; j < kTokens; ++j) chosen = i == j ? word[j] : chosen;
+            fresh.add(rank_key(__fadd_rn(pick(score, i), gumbel(chosen)), token(at, i)));
+        }
+        __syncwarp();
+        enter_all(leaders.race, fresh);
+        return true;
+    }
+
+    __device__ __forceinline__ void enter_all(Best &shared, Best &fresh) const
+    {
+        fresh.merge_warp();
+        const int lane = threadIdx.x % kWarp;
+        if (lane < (kTwo ? 2 : 1)) enter(shared, lane == 0 ? fresh.first : fresh.second, kTwo);
+        __syncwarp();
+    }
+
+    // Takes over the CTA's leaders and derives the bounds from them. All margins cover the
+    // roundings of scores, offsets and exponentials, and of score + G.
+    __device__ __forceinline__ void follow()
+    {
+        constexpr float kSlack = 8.f / 16777216.f, kTiny = 7.9e-31f;  // 2^-100
+        float reference = -INFINITY;
+        if (kTops) {
+            const float first = watched_score(leaders.tops.first);
+            top_bar = kTwo ? watched_score(leaders.tops.second) : first;
+            // Not the first: what is far below it still has an exponential above 0, and the
+            // first's does not overflow.
+            reference = fmaxf(top_bar * kLog2E, first * kLog2E - 100.f);
+        }
+        if (kRace) {
+            race_bar = watched_score(kTwo ? leaders.race.second : leaders.race.first);
+            if (!kTops) reference = race_bar * kLog2E;
+        }
+        if (!kExponentials || !(reference > -INFINITY)) return;
+        if (kSum && sum > 0.f) sum *= power_of_two(offset - reference);
+        offset = reference;
+
+        const float size = fabsf(offset) + 64.f;
+        look = INFINITY;
+        if (kTops) {
+            const float slack = (size + fabsf(top_bar)) * kSlack;
+            top_look = power_of_two(fmaf(top_bar, kLog2E, -offset) - slack) * 0.999f;
+            if (!(top_look > kTiny)) top_look = 0.f;  // too far below to tell
+            look = top_look;
+        }
+        if (kRace) {
+            constexpr float kLargest = 1e27f, kLeast = 1.16e-10f;  // less than 2^-33
+            const float slack = (size + fabsf(race_bar)) * kSlack;
+            chance = power_of_two(offset - race_bar * kLog2E + slack) * 1.001f;
+            // So large that an exponential of 0 may stand for a token with a chance.
+            if (!(chance < kLargest)) chance = INFINITY;
+            look = fminf(look, kLeast / chance);
+        }
+    }
+
+    // Whether a score of this lane's, or of another's, is NaN or infinite.
+    __device__ bool any_not_finite(const Slice &slice) const
+    {
+        bool found = false;
+        for (int at = slice.begin + 4 * static_cast<int>(threadIdx.x); at < slice.end; at += kSweep) {
+            const float4 four = load_logits(logits, at, vocab);
+            const float logit[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) found |= at + i < vocab && !isfinite(__fmul_rn(logit[i], row.scale));
+        }
+        return __any_sync(kFullMask, found);
+    }
+};
+
+}  // namespace ss
