@@ -5,10 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use specserve::cli::{self, DaemonHost, HostError, OnProgress, RunningDaemon};
+use specserve::cli::{self, DaemonHost, HostError, OnProgress, OnSequence, RunningDaemon};
 use specserve::config::Config;
 use specserve::daemon::{self, Daemon};
 use specserve::policy::profile::Profile;
+use specserve::simulate::RecordOptions;
 
 /// What a step is made of is allocated on the engine's thread and freed on the device's, which
 /// the system's allocator is slow at (docs/benchmarks.md).
@@ -42,6 +43,17 @@ impl DaemonHost for Host {
         let measured =
             tokio::task::spawn_blocking(move || daemon::profile(&config, budget, on_progress.as_mut()));
         Ok(measured.await??)
+    }
+
+    async fn record(
+        &self,
+        config: Config,
+        options: RecordOptions,
+        mut on_sequence: OnSequence,
+    ) -> Result<(), HostError> {
+        let recorded =
+            tokio::task::spawn_blocking(move || daemon::record(&config, &options, on_sequence.as_mut()));
+        Ok(recorded.await??)
     }
 }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::analyzer::Progress;
 use crate::config::Config;
+use crate::executor::virtual_time::RecordedSequence;
 use crate::policy::profile::Profile;
+use crate::simulate::RecordOptions;
 
 /// Why a daemon could not start or ended badly, as it says itself.
 pub type HostError = Box<dyn std::error::Error + Send + Sync>;
@@ -42,7 +44,21 @@ pub trait DaemonHost {
         budget: Duration,
         on_progress: OnProgress,
     ) -> impl Future<Output = Result<Profile, HostError>>;
+
+    /// Records what a configuration's draft model would have proposed.
+    ///
+    /// # Errors
+    /// When models can't be loaded, a conversation can't be rendered, or a pass fails.
+    fn record(
+        &self,
+        config: Config,
+        options: RecordOptions,
+        on_sequence: OnSequence,
+    ) -> impl Future<Output = Result<(), HostError>>;
 }
+
+/// Hears each output that was recorded; called from the recording thread.
+pub type OnSequence = Box<dyn FnMut(RecordedSequence) + Send>;
 
 /// Hears how far the analyzer is; called from its thread.
 pub type OnProgress = Box<dyn FnMut(Progress) + Send>;

@@ -13,6 +13,7 @@ mod measured_profile;
 mod parse;
 mod private;
 mod profile;
+mod record;
 mod replay;
 mod serve;
 mod signals;
@@ -31,7 +32,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use error::{CliError, EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
-pub use host::{DaemonHost, HostError, OnProgress, RunningDaemon};
+pub use host::{DaemonHost, HostError, OnProgress, OnSequence, RunningDaemon};
 
 /// Where a daemon listens unless its config says otherwise.
 const SOCKET_DEFAULT: &str = "/tmp/specserve.sock";
@@ -57,6 +58,7 @@ enum Command {
     Simulate(Box<simulate::SimulateArgs>),
     Profile(profile::ProfileArgs),
     Replay(replay::ReplayArgs),
+    Record(record::RecordArgs),
 }
 
 /// Parses the process's arguments, runs the command, reports its failure on stderr.
@@ -98,6 +100,7 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Simulate(args) => simulate::run(args, &mut out),
             Command::Profile(args) => interruptible(profile::run(args, host, &mut out)).await,
             Command::Replay(args) => interruptible(replay::run(args, host, &mut out)).await,
+            Command::Record(args) => interruptible(record::run(args, host, &mut out)).await,
         }
     });
     // A thread that reads a terminal can't be stopped, and nobody waits for it.

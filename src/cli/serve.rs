@@ -56,9 +56,10 @@ mod tests {
     use rustix::process::{Signal, getpid, kill_process};
 
     use super::*;
-    use crate::cli::host::{HostError, OnProgress};
+    use crate::cli::host::{HostError, OnProgress, OnSequence};
     use crate::cli::testing::ScriptedDaemon;
     use crate::policy::profile::Profile;
+    use crate::simulate::RecordOptions;
 
     /// Set in the process that a test starts to be signalled: how many signals.
     const SIGNALS: &str = "SPECSERVE_TEST_SIGNALS";
@@ -95,6 +96,15 @@ mod tests {
             _budget: Duration,
             _on_progress: OnProgress,
         ) -> Result<Profile, HostError> {
+            Err("only runs".into())
+        }
+
+        async fn record(
+            &self,
+            _config: Config,
+            _options: RecordOptions,
+            _on_sequence: OnSequence,
+        ) -> Result<(), HostError> {
             Err("only runs".into())
         }
     }

@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
-use super::host::{DaemonHost, HostError, OnProgress, RunningDaemon};
+use super::host::{DaemonHost, HostError, OnProgress, OnSequence, RunningDaemon};
 use crate::analyzer::Progress;
 use crate::config::Config;
+use crate::executor::virtual_time::RecordedSequence;
 use crate::policy::profile::Profile;
+use crate::simulate::RecordOptions;
 
 /// Serves until it is dropped.
 pub struct Server(JoinHandle<()>);
@@ -119,6 +121,22 @@ impl DaemonHost for ScriptedHost {
     ) -> Result<Profile, HostError> {
         on_progress(Progress { share: 1.0, passes: 1, shapes: 1 });
         Ok(crate::policy::profile::tests::gpu_like())
+    }
+
+    /// Every draft is right, and the draft model is a little surer of each.
+    async fn record(
+        &self,
+        _config: Config,
+        options: RecordOptions,
+        mut on_sequence: OnSequence,
+    ) -> Result<(), HostError> {
+        for _ in &options.conversations {
+            let probabilities = (1..options.tokens_max).map(|place| 1.0 - 1.0 / (1.0 + place as f32));
+            let probabilities: Vec<f32> = probabilities.collect();
+            let accepted = vec![true; probabilities.len()];
+            on_sequence(RecordedSequence { probabilities, accepted });
+        }
+        Ok(())
     }
 }
 

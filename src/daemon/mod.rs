@@ -3,6 +3,7 @@
 mod assembly;
 mod executor_plan;
 mod profiling;
+mod recording;
 mod served;
 mod text;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use profiling::{OnProgress, profile};
+pub use recording::{OnSequence, record};
 
 use crate::actors::{ConditionBoard, Engine};
 use crate::analyzer::AnalyzerError;

@@ -116,7 +116,7 @@ impl Calibration {
             curves: Default::default(),
             error: CalibrationError::default(),
         };
-        calibration.redraw();
+        (0..KINDS).for_each(|kind| calibration.redraw(kind));
         calibration
     }
 
@@ -167,7 +167,12 @@ impl Calibration {
         let factor = (-f64::from(tokens) / HALF_LIFE_TOKENS).exp2();
         self.cells.iter_mut().flatten().flatten().for_each(|cell| cell.fade(factor));
         self.error.fade(factor);
-        self.redraw();
+        for kind in 0..KINDS {
+            // Where nothing was ever seen, there is nothing to forget either.
+            if self.cells[kind].iter().flatten().any(|cell| cell.seen > 0.0) {
+                self.redraw(kind);
+            }
+        }
     }
 
     /// Expected calibration error of the predictions made so far (recent ones count more).
@@ -189,28 +194,26 @@ impl Calibration {
         })
     }
 
-    fn redraw(&mut self) {
-        for (kind, groups) in self.cells.iter().enumerate() {
-            let warm = if kind == 0 { &self.warm_start.greedy } else { &self.warm_start.sampled };
-            let pooled: Vec<f64> = (0..BINS)
-                .map(|bin| {
-                    let sum = groups.iter().fold(Cell::default(), |sum, group| Cell {
-                        seen: sum.seen + group[bin].seen,
-                        accepted: sum.accepted + group[bin].accepted,
-                    });
-                    sum.estimate(warm[bin], self.warm_start.strength)
-                })
-                .collect();
-            for (group, cells) in groups.iter().enumerate() {
-                let weights = cells.map(|cell| cell.seen + POOLED_STRENGTH);
-                let mut curve = [0.0; BINS];
-                for (value, (cell, &prior)) in curve.iter_mut().zip(cells.iter().zip(&pooled)) {
-                    *value = cell.estimate(prior, POOLED_STRENGTH);
-                }
-                make_monotone(&mut curve, &weights);
-                let (low, high) = ACCEPTANCE_RANGE;
-                self.curves[kind][group] = curve.map(|value| value.clamp(low, high) as f32);
+    fn redraw(&mut self, kind: usize) {
+        let warm = if kind == 0 { &self.warm_start.greedy } else { &self.warm_start.sampled };
+        let groups = &self.cells[kind];
+        let mut pooled = [0.0; BINS];
+        for (bin, estimate) in pooled.iter_mut().enumerate() {
+            let sum = groups.iter().fold(Cell::default(), |sum, group| Cell {
+                seen: sum.seen + group[bin].seen,
+                accepted: sum.accepted + group[bin].accepted,
+            });
+            *estimate = sum.estimate(warm[bin], self.warm_start.strength);
+        }
+        for (curve, cells) in self.curves[kind].iter_mut().zip(groups) {
+            let weights = cells.map(|cell| cell.seen + POOLED_STRENGTH);
+            let mut estimates = [0.0; BINS];
+            for (value, (cell, &prior)) in estimates.iter_mut().zip(cells.iter().zip(&pooled)) {
+                *value = cell.estimate(prior, POOLED_STRENGTH);
             }
+            make_monotone(&mut estimates, &weights);
+            let (low, high) = ACCEPTANCE_RANGE;
+            *curve = estimates.map(|value| value.clamp(low, high) as f32);
         }
     }
 }

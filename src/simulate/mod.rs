@@ -7,6 +7,7 @@
 
 mod collect;
 mod driver;
+mod record;
 mod report;
 mod sweep;
 
@@ -16,11 +17,12 @@ mod tests;
 use std::sync::Arc;
 
 pub use driver::{SimulationError, simulate};
+pub use record::{RecordJob, RecordOptions, record};
 pub use report::{Bin, Latency, Report};
 pub use sweep::{Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
 
 use crate::executor::ExecutorInfo;
-use crate::executor::virtual_time::{AcceptanceOptions, Confidence, TimeError};
+use crate::executor::virtual_time::{AcceptanceOptions, Confidence, Playback, Recording, TimeError};
 use crate::kv::BLOCK_TOKENS;
 use crate::policy::cost_model::CostModel;
 use crate::replay::Arrival;
@@ -63,6 +65,8 @@ pub struct DraftQuality {
     pub correlation: f64,
     /// What the draft reports.
     pub confidence: Confidence,
+    /// What a real pair did, instead of all this.
+    pub recording: Option<Arc<Recording>>,
 }
 
 impl DraftQuality {
@@ -75,6 +79,7 @@ impl DraftQuality {
             position_sd: 1.5,
             correlation: 0.5,
             confidence: Confidence::Calibrated,
+            recording: None,
         }
     }
 
@@ -88,6 +93,10 @@ impl DraftQuality {
             position_sd: self.position_sd,
             correlation: self.correlation,
             confidence: self.confidence.clone(),
+            playback: self.recording.clone().map(|recording| Playback {
+                recording,
+                prompts: workload.iter().map(|arrival| arrival.prompt_tokens).collect(),
+            }),
         }
     }
 }

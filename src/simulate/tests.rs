@@ -32,7 +32,7 @@ fn rows_only() -> CostModel {
     }
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         cost: rows_only(),
         error: TimeError::NONE,
@@ -61,6 +61,7 @@ fn geometric(acceptance: f64) -> DraftQuality {
         position_sd: 0.0,
         correlation: 0.0,
         confidence: Confidence::Calibrated,
+        recording: None,
     }
 }
 
@@ -273,4 +274,18 @@ fn every_profile_that_is_shipped_can_be_read() {
         }
     }
     assert!(profiles > 0);
+}
+
+#[test]
+fn a_recording_is_played_back_to_the_length_that_it_says() {
+    let recording =
+        Recording::parse("{\"probabilities\":[0.9,0.9,0.9,0.2],\"accepted\":[true,true,true,false]}");
+    let draft = DraftQuality { recording: Some(Arc::new(recording.unwrap())), ..DraftQuality::typical() };
+    let settings = Settings { draft, ..settings() };
+    let workload = [arrival(0, 100, 41)];
+    let report = simulate(&workload, &settings, Box::new(Fixed { draft_tokens: 3 })).unwrap();
+    // three drafts are right, the fourth place is the target's own: four tokens a step
+    assert_eq!((report.mean_accepted_tokens, report.steps), (3.0, 11));
+    let settings = Settings { draft: DraftQuality { recording: None, ..settings.draft }, ..settings };
+    assert!(simulate(&workload, &settings, Box::new(Fixed { draft_tokens: 3 })).unwrap().steps > 11);
 }

@@ -7,7 +7,7 @@
 
 mod args;
 mod figures;
-mod prompts;
+pub(super) mod prompts;
 mod report;
 mod session;
 #[cfg(test)]

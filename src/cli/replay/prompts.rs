@@ -67,6 +67,11 @@ impl Prompts {
         if prompts.is_empty() { Err("there are no prompts".to_owned()) } else { Ok(Prompts(prompts)) }
     }
 
+    /// All of them.
+    pub fn conversations(&self) -> &[Value] {
+        &self.0
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()

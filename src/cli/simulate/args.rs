@@ -1,11 +1,13 @@
 //! Arguments of `specserve simulate`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
+use crate::cli::error::CliError;
 use crate::cli::parse;
-use crate::executor::virtual_time::{Confidence, TimeError};
+use crate::executor::virtual_time::{Confidence, Recording, TimeError};
 use crate::policy::cost_model::CostModel;
 use crate::policy::registry::{PolicyName, PolicyOptions};
 use crate::policy::specserve::SpecServeOptions;
@@ -62,6 +64,9 @@ pub struct SimulateArgs {
     /// Median acceptance of a draft token, for every request; by default by its task.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     acceptance: Option<f64>,
+    /// Play back what `record` wrote, instead of drawing acceptance.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["acceptance", "confidence"])]
+    recording: Option<PathBuf>,
     /// What the draft says of its tokens: calibrated, noisy:SD, overconfident:SHARE, misaligned:SHARE.
     #[arg(long, value_name = "KIND", value_parser = parse_confidence, default_value = "calibrated")]
     confidence: Confidence,
@@ -127,8 +132,22 @@ impl SimulateArgs {
         PolicyOptions { specserve, ..PolicyOptions::default() }
     }
 
+    /// What is played back, if anything.
+    ///
+    /// # Errors
+    /// [`CliError`]: a file that can't be read, or a line that can't be used.
+    pub fn recording(&self) -> Result<Option<Arc<Recording>>, CliError> {
+        let Some(path) = &self.recording else { return Ok(None) };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| CliError::File { path: path.clone(), source })?;
+        match Recording::parse(&text) {
+            Ok(recording) => Ok(Some(Arc::new(recording))),
+            Err(error) => Err(CliError::Failed(format!("{}: {error}", path.display()))),
+        }
+    }
+
     /// Everything else.
-    pub fn settings(&self, cost: CostModel) -> Settings {
+    pub fn settings(&self, cost: CostModel, recording: Option<Arc<Recording>>) -> Settings {
         let draft_blocks = if cost.draft.is_some() { self.kv_blocks } else { 0 };
         Settings {
             cost,
@@ -136,6 +155,7 @@ impl SimulateArgs {
             draft: DraftQuality {
                 median: self.acceptance,
                 confidence: self.confidence.clone(),
+                recording,
                 ..DraftQuality::typical()
             },
             limits: SchedulerLimits {

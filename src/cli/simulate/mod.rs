@@ -31,7 +31,7 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
             replay::TraceSource::Gamma { .. } => failed(&error),
         })?;
     let cost = profile.cost_model().map_err(|error| failed(&error))?;
-    let settings = args.settings(cost);
+    let settings = args.settings(cost, args.recording()?);
     let unit = if args.saturation { find_saturation(&workload, &settings)? } else { 1.0 };
     let factories: Vec<Factory> =
         args.policies().iter().map(|&name| factory(name, &profile, args)).collect::<Result<_, _>>()?;

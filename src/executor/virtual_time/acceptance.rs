@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use super::recording::Playback;
 use crate::random::Draw;
 use crate::request::RequestId;
 
@@ -65,6 +66,8 @@ pub struct AcceptanceOptions {
     pub correlation: f64,
     /// What the draft reports.
     pub confidence: Confidence,
+    /// A recording instead of all this.
+    pub playback: Option<Playback>,
 }
 
 impl AcceptanceOptions {
@@ -78,6 +81,7 @@ impl AcceptanceOptions {
             position_sd: 0.0,
             correlation: 0.0,
             confidence: Confidence::Calibrated,
+            playback: None,
         }
     }
 }
@@ -115,6 +119,9 @@ impl AcceptanceProcess {
 
     /// What happens at `position` of `request`.
     pub fn at(&mut self, request: RequestId, position: u32) -> Position {
+        if let Some(playback) = &self.options.playback {
+            return playback.at(self.seed, request, position);
+        }
         let (index, offset) = (position / SEGMENT_TOKENS, (position % SEGMENT_TOKENS) as usize);
         // a request's neighbouring segments lie side by side: drafts may reach into the next
         let place = (request.0 as usize * 2 + index as usize % 2) % REMEMBERED_SEGMENTS;
@@ -191,6 +198,7 @@ mod tests {
             position_sd: 1.2,
             correlation: 0.6,
             confidence,
+            playback: None,
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod acceptance;
 mod clock;
+mod recording;
 mod timing;
 
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 pub use acceptance::{AcceptanceOptions, AcceptanceProcess, Confidence, Position, SEGMENT_TOKENS};
 pub use clock::VirtualClock;
+pub use recording::{Playback, RecordedSequence, Recording, RecordingError};
 pub use timing::TimeError;
 
 use super::{

@@ -23,15 +23,16 @@
 //! Otherwise every examined plan is still costed truly, and the result is never worse than
 //! any feasible plan with one length for all. Both claims are tested against enumeration.
 
-mod caps;
-mod deadlines;
+mod floors;
+mod outline;
 mod rank;
+mod search;
 mod sweep;
 
-use caps::Caps;
-use deadlines::Deadline;
-use rank::{Items, Ranking, depth_of};
-use sweep::{Candidate, Ground, Sweep};
+use floors::Floors;
+use outline::Outline;
+use rank::Ranking;
+use search::Search;
 
 use super::slo::TpotBound;
 use super::survival::POSITIONS_MAX;
@@ -71,6 +72,18 @@ impl Curve<'_> {
     pub fn at(&self, rows: usize) -> f64 {
         self.table[rows.min(self.table.len() - 1)] * self.factor + self.row_us * rows as f64
     }
+
+    /// Writes the times of `from` to `to` rows.
+    fn tabulate(&self, from: usize, to: usize, times_us: &mut Vec<f64>) {
+        let last = self.table.len() - 1;
+        let known = &self.table[from.min(last)..=to.min(last)];
+        times_us.clear();
+        times_us.extend_from_slice(known);
+        times_us.resize(to - from + 1, self.table[last]);
+        for (rows, time_us) in (from as i32..).zip(times_us) {
+            *time_us = *time_us * self.factor + self.row_us * f64::from(rows);
+        }
+    }
 }
 
 /// What is to be decided.
@@ -78,7 +91,7 @@ impl Curve<'_> {
 pub struct Problem<'a> {
     /// The decoding requests.
     pub rows: &'a [Row],
-    /// `S(r,i)` at index `(i − 1) × rows.len() + r`; not rising with `i`.
+    /// `S(r,i)` at index `(i − 1) × rows.len() + r`; at most 1, not rising with `i`.
     pub survival: &'a [f32],
     /// Target time by verification rows (one per request and one per draft).
     pub target: Curve<'a>,
@@ -103,6 +116,15 @@ impl Problem<'_> {
     fn survival(&self, row: usize, depth: usize) -> f32 {
         self.survival[depth * self.rows.len() + row]
     }
+
+    /// Whether a step of these lengths keeps every bound.
+    fn allows(&self, lengths: &[u32], priced_us: f64) -> bool {
+        let step_us = priced_us + self.unpriced_us;
+        self.rows.iter().zip(lengths).enumerate().all(|(row, (terms, &length))| {
+            let drafts = || (0..length as usize).map(|depth| f64::from(self.survival(row, depth)));
+            terms.bound.is_none_or(|bound| step_us <= bound.deadline_us(1.0 + drafts().sum::<f64>()))
+        })
+    }
 }
 
 /// The chosen step; lengths are written beside it.
@@ -117,6 +139,9 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// No plan is better.
+    const UNBEATEN: Plan = Plan { value_tokens: f64::INFINITY, priced_us: 0.0, drafts: 0 };
+
     /// The objective, in weighted tokens per microsecond.
     pub fn rate(&self) -> f64 {
         self.value_tokens / self.priced_us
@@ -127,14 +152,43 @@ impl Plan {
     }
 }
 
+/// What is looked up again and again.
+#[derive(Debug, Default)]
+struct Times {
+    target_us: Vec<f64>,
+    call_us: Vec<f64>,
+}
+
+impl Times {
+    /// Tabulates the times of up to `drafts_max` drafts.
+    fn prepare(&mut self, problem: &Problem<'_>, drafts_max: usize) {
+        let rows = problem.rows.len();
+        problem.target.tabulate(rows, rows + drafts_max + 1, &mut self.target_us);
+        problem.draft.tabulate(0, rows.max(1), &mut self.call_us);
+        self.call_us[0] = self.call_us[1];
+    }
+
+    /// Target time with `drafts` drafts, or with as many as are allowed.
+    #[inline]
+    fn target_us(&self, drafts: u32) -> f64 {
+        self.target_us[(drafts as usize).min(self.target_us.len() - 1)]
+    }
+
+    /// A draft call; it is charged for one row at least.
+    #[inline]
+    fn call_us(&self, rows: u32) -> f64 {
+        self.call_us[rows as usize]
+    }
+}
+
 /// Memory that is used again by every call; holds no information between calls.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    items: Items,
-    deadlines: Vec<Deadline>,
-    target_us: Vec<f64>,
-    call_us: Vec<f64>,
-    sweeps: Sweeps,
+    times: Times,
+    ranking: Ranking,
+    outline: Outline,
+    floors: Floors,
+    best_forced: Vec<u64>,
 }
 
 /// Solves `problem` and writes one draft length per row to `lengths`. `None`, with all
@@ -147,147 +201,20 @@ pub fn solve(problem: &Problem<'_>, scratch: &mut Scratch, lengths: &mut Vec<u32
     lengths.clear();
     lengths.resize(problem.rows.len(), 0);
     let deepest = problem.rows.iter().map(|row| row.positions as usize).max().unwrap_or(0).min(POSITIONS_MAX);
-    let drafted = (problem.calls_made as usize).min(deepest);
-    let drafts_max = (problem.rows_max as usize).saturating_sub(problem.rows.len());
-    let ranking = Ranking::of(problem);
-    // Lower caps skip items, so that they may need all; one cap needs what fits the row limit.
-    let needed = if drafted == deepest { drafts_max + 1 } else { usize::MAX };
-    ranking.sort(problem, deepest, needed, &mut scratch.items);
-    let items = scratch.items.sorted.as_slice();
-    tabulate(problem, items.len().min(drafts_max), &mut scratch.target_us, &mut scratch.call_us);
-    let mut ground = Ground {
-        problem,
-        ranking: &ranking,
-        deadlines: &[],
-        weight: problem.rows.iter().map(|row| f64::from(row.weight)).sum(),
-        drafted,
-        drafts_max,
-        target_us: &scratch.target_us,
-        call_us: &scratch.call_us,
-    };
-    // Bounds seldom bind: only when the unbounded optimum breaks one are they worked in.
-    let unbounded = scratch.sweeps.best(&ground, deepest, items)?;
-    write_lengths(&ground, &unbounded, lengths);
-    if keeps_bounds(problem, lengths, unbounded.plan.priced_us) {
-        return Some(unbounded.plan);
-    }
-    lengths.fill(0);
-    deadlines::list(problem, longest_us(problem, deepest - drafted), &mut scratch.deadlines);
-    ground.deadlines = &scratch.deadlines;
-    let best = scratch.sweeps.best(&ground, deepest, items)?;
-    write_lengths(&ground, &best, lengths);
-    Some(best.plan)
-}
-
-/// Whether a step of these lengths keeps every bound.
-fn keeps_bounds(problem: &Problem<'_>, lengths: &[u32], priced_us: f64) -> bool {
-    let step_us = priced_us + problem.unpriced_us;
-    problem.rows.iter().zip(lengths).enumerate().all(|(row, (terms, &length))| {
-        let drafts = || (0..length as usize).map(|depth| f64::from(problem.survival(row, depth)));
-        terms.bound.is_none_or(|bound| step_us <= bound.deadline_us(1.0 + drafts().sum::<f64>()))
-    })
-}
-
-/// Tabulates what the sweeps look up at every step.
-fn tabulate(problem: &Problem<'_>, drafts: usize, target_us: &mut Vec<f64>, call_us: &mut Vec<f64>) {
-    target_us.clear();
-    target_us.extend((0..=drafts).map(|drafts| problem.target.at(problem.rows.len() + drafts)));
-    call_us.clear();
-    let step_us = |rows: usize| problem.draft.at(rows + 1) - problem.draft.at(rows.max(1));
-    call_us.extend((0..problem.rows.len()).map(step_us));
-}
-
-/// Buffers of the sweeps over depth caps.
-#[derive(Debug, Default)]
-struct Sweeps {
-    capped: Vec<u64>,
-    floors: Vec<u8>,
-    caps: Caps,
-}
-
-impl Sweeps {
-    /// Sweeps every depth cap that could hold the optimum, the most promising first.
-    fn best(&mut self, ground: &Ground<'_>, deepest: usize, items: &[u64]) -> Option<Candidate> {
-        if ground.drafted == deepest {
-            self.floors.clear();
-            self.floors.resize(ground.problem.rows.len(), 0);
-            return Sweep::new(ground, items, &mut self.floors, deepest).run();
+    let mut search = Search::begin(problem, scratch, deepest);
+    // Bounds seldom bind: where the outline's best point keeps them, so does the best step as a
+    // rule.
+    if search.first_keeps_bounds() {
+        search.refine();
+        search.write(lengths);
+        if problem.allows(lengths, search.best?.plan.priced_us) {
+            return Some(search.best?.plan);
         }
-        self.caps.prepare(ground, deepest, items);
-        let favourite = self.caps.favourite(ground, deepest);
-        let others = (ground.drafted..=deepest).filter(|&cap| cap != favourite);
-        let mut best: Option<Candidate> = None;
-        for cap in std::iter::once(favourite).chain(others) {
-            if best.is_some_and(|best| !self.caps.may_beat(ground, cap, &best)) {
-                continue;
-            }
-            self.floors.clear();
-            self.floors.resize(ground.problem.rows.len(), 0);
-            let found = if cap == deepest {
-                Sweep::new(ground, items, &mut self.floors, cap).run()
-            } else {
-                take_above(items, cap, ground.drafts_max, &mut self.capped);
-                Sweep::new(ground, &self.capped, &mut self.floors, cap).run()
-            };
-            best = match (best, found) {
-                (Some(old), Some(new)) if !wins(&new, &old) => Some(old),
-                (old, new) => new.or(old),
-            };
-        }
-        best
+        lengths.fill(0);
     }
-}
-
-/// Of equals the shallower cap wins: it asks for fewer draft calls.
-fn wins(new: &Candidate, old: &Candidate) -> bool {
-    new.plan.beats(&old.plan) || (new.cap < old.cap && !old.plan.beats(&new.plan))
-}
-
-/// Copies the first `count` items above depth `cap`.
-fn take_above(items: &[u64], cap: usize, count: usize, capped: &mut Vec<u64>) {
-    capped.clear();
-    if count == 0 {
-        return;
-    }
-    capped.resize(items.len().min(count) + 1, 0);
-    let mut length = 0;
-    for &item in items {
-        // Written without a branch: whether an item is above the cap can't be predicted.
-        capped[length] = item;
-        length += usize::from(depth_of(item) < cap);
-        if length == count {
-            break;
-        }
-    }
-    capped.truncate(length);
-}
-
-/// The longest step that any choice makes.
-fn longest_us(problem: &Problem<'_>, calls: usize) -> f64 {
-    let drafts: usize = problem.rows.iter().map(|row| row.positions as usize).sum();
-    let queries: f64 =
-        problem.rows.iter().map(|row| f64::from(row.query_us) * f64::from(row.positions)).sum();
-    problem.priced_us
-        + problem.unpriced_us
-        + problem.target.at(problem.rows.len() + drafts)
-        + queries
-        + problem.draft.at(problem.rows.len()) * calls as f64
-}
-
-fn write_lengths(ground: &Ground<'_>, best: &Candidate, lengths: &mut [u32]) {
-    let problem = ground.problem;
-    if let Some(last) = best.last {
-        for (row, length) in lengths.iter_mut().enumerate() {
-            let depths = (problem.rows[row].positions as usize).min(best.cap);
-            let chosen = |&depth: &usize| ground.ranking.pack(problem, row, depth) <= last;
-            *length = (0..depths).take_while(chosen).count() as u32;
-        }
-    }
-    for deadline in &ground.deadlines[..best.fired] {
-        let length = &mut lengths[usize::from(deadline.row)];
-        *length = (*length).max(u32::from(deadline.depth) + 1);
-    }
-    debug_assert_eq!(lengths.iter().sum::<u32>(), best.plan.drafts);
+    search.work_in_bounds();
+    search.write(lengths);
+    Some(search.best?.plan)
 }
 
 #[cfg(test)]

@@ -1,70 +1,210 @@
-//! The rank of draft positions, and sorting them fast.
+//! The rank of draft positions: codes that order them, and buckets that need no sorting.
 //!
-//! A position is packed into 64 bits: its inverted key, its depth, its row. Ascending
-//! numbers are descending ranks; ties go by depth (which keeps any prefix of the order
-//! closed under "all earlier positions of the row"), then by row.
+//! A position's key becomes a code, a number that is the smaller the better the key. Keys fall
+//! into buckets of equal width. Buckets are in order from the start; the positions of one are
+//! put in order when somebody has to look inside, which is seldom.
 
-use super::{Problem, Row};
+use super::Problem;
 
-/// Key bits dropped to get a bucket: 256 buckets for each halving of the key.
-const BUCKET_SHIFT: u32 = 15;
-/// Buckets: keys down to 2⁻⁸ of the largest are told apart, the rest share the last.
-const BUCKETS: usize = 2048;
-/// Fewer items than this are sorted without buckets.
-const BUCKET_ITEMS_MIN: usize = 128;
+/// Positions that a bucket holds, if keys are spread evenly.
+const BUCKET_ITEMS: usize = 32;
+/// Fewest buckets.
+const BUCKETS_MIN: usize = 8;
+/// Most buckets.
+const BUCKETS_MAX: usize = 64;
 /// Longest bucket that is sorted by insertion.
 const INSERTION_MAX: usize = 24;
+/// Share of the largest key that rounding may move a key across a bucket's edge.
+const KEY_ROUNDING: f64 = 1e-5;
+/// Code of a position that its row does not have.
+const ABSENT: u32 = u32::MAX;
 
 /// How positions are ranked: by value less the price of their own context, at the rate of
-/// tokens per microsecond that the plain step reaches.
+/// tokens per microsecond that the plain step reaches. Ties go by depth (which keeps any
+/// prefix of the order closed under "all earlier positions of the row"), then by row.
+#[derive(Debug, Default)]
 pub(super) struct Ranking {
-    price: f32,
-    /// Whether any row's drafts have a context price; if not, the key is the value itself.
-    pub(super) priced: bool,
+    /// Tokens per microsecond of the plain step.
+    pub(super) price: f64,
+    /// Weight of each row.
+    weights: Vec<f32>,
+    /// Microseconds that each draft of a row adds beside the staircase.
+    queries_us: Vec<f32>,
+    /// Drafts that each row may have.
+    positions: Vec<u32>,
+    /// Code of each position, by depth, then by row.
+    codes: Vec<u32>,
+    /// Its bucket; one beyond the last for a position that does not exist.
+    buckets: Vec<u32>,
+    /// No key is above this.
+    largest: f32,
+    /// Number of buckets between it and 0.
+    bucket_count: usize,
+    /// All positions, bucket by bucket, not packed yet.
+    places: Vec<u32>,
+    /// The same, packed, where a bucket has been put in order.
+    list: Vec<u64>,
+    /// Where each bucket begins in the list, and where the last one ends.
+    starts: Vec<u32>,
+    /// Which buckets have been put in order.
+    sorted: Vec<bool>,
 }
 
 impl Ranking {
-    pub(super) fn of(problem: &Problem<'_>) -> Ranking {
-        let weight: f64 = problem.rows.iter().map(|row| f64::from(row.weight)).sum();
-        let priced = problem.rows.iter().any(|row| row.query_us != 0.0);
-        Ranking { price: (weight / problem.plain_us()) as f32, priced }
+    /// Ranks every position above `deepest`.
+    pub(super) fn prepare(&mut self, problem: &Problem<'_>, deepest: usize) {
+        let rows = problem.rows;
+        self.weights.clear();
+        self.weights.extend(rows.iter().map(|row| row.weight));
+        self.queries_us.clear();
+        self.queries_us.extend(rows.iter().map(|row| row.query_us));
+        self.positions.clear();
+        self.positions.extend(rows.iter().map(|row| row.positions));
+        let weight: f64 = self.weights.iter().copied().map(f64::from).sum();
+        self.price = weight / problem.plain_us();
+        self.largest = self.weights.iter().copied().fold(0.0, f32::max);
+        let buckets = (rows.len() * deepest / BUCKET_ITEMS).next_power_of_two();
+        self.bucket_count = buckets.clamp(BUCKETS_MIN, BUCKETS_MAX);
+        self.encode(problem, deepest);
     }
 
-    pub(super) fn pack(&self, problem: &Problem<'_>, row: usize, depth: usize) -> u64 {
-        self.pack_value(&problem.rows[row], problem.survival(row, depth), row, depth)
-    }
-
-    /// What the item is worth, `w_r · S(r,i)`.
-    #[inline]
-    pub(super) fn value(&self, problem: &Problem<'_>, item: u64) -> f64 {
-        if self.priced {
-            let (row, depth) = (row_of(item), depth_of(item));
-            return f64::from(problem.rows[row].weight * problem.survival(row, depth));
-        }
-        f64::from(f32::from_bits(!((item >> 32) as u32) & !(1 << 31)))
-    }
-
-    fn pack_value(&self, terms: &Row, survival: f32, row: usize, depth: usize) -> u64 {
-        let key = terms.weight * survival - self.price * terms.query_us;
-        let key = if depth < terms.positions as usize { key } else { f32::NEG_INFINITY };
-        (u64::from(!ascending_bits(key)) << 32) | (depth as u64) << 16 | row as u64
-    }
-
-    /// Packs every position above `deepest` and puts the best `needed` in order.
-    pub(super) fn sort(&self, problem: &Problem<'_>, deepest: usize, needed: usize, items: &mut Items) {
-        items.unsorted.clear();
+    fn encode(&mut self, problem: &Problem<'_>, deepest: usize) {
+        let (price, largest, rows) = (self.price as f32, self.largest, problem.rows.len());
+        let per_key = self.bucket_count as f32 / largest.max(f32::MIN_POSITIVE);
+        let last = self.bucket_count as u32 - 1;
+        self.codes.resize(rows * deepest, 0);
+        self.buckets.resize(rows * deepest, 0);
         for depth in 0..deepest {
-            let survival = &problem.survival[depth * problem.rows.len()..][..problem.rows.len()];
-            let rows = problem.rows.iter().zip(survival).enumerate();
-            let pack = |(row, (terms, &survival))| self.pack_value(terms, survival, row, depth);
-            items.unsorted.extend(rows.map(pack));
+            let places = depth * rows..(depth + 1) * rows;
+            let codes = self.codes[places.clone()].iter_mut().zip(&mut self.buckets[places.clone()]);
+            let terms = self.weights.iter().zip(&self.queries_us).zip(&self.positions);
+            let positions = terms.zip(&problem.survival[places]);
+            for ((code, bucket), (((weight, query_us), &positions), survival)) in codes.zip(positions) {
+                let key = weight * survival - price * query_us;
+                let below = small_integer((largest - key) * per_key, last as f32);
+                // All bits where the row has no such position: written without branches, the loop
+                // is vectorised.
+                let absent = u32::from(positions <= depth as u32).wrapping_neg();
+                *code = code_of(key) | absent;
+                *bucket = below & !absent | (last + 1) & absent;
+            }
         }
-        // Survival is at most 1, so no key is above the largest weight.
-        let largest = problem.rows.iter().map(|row| row.weight).fold(0.0, f32::max);
-        // Positions that a row does not have rank behind all others and are cut off.
-        let positions = problem.rows.iter().map(|row| (row.positions as usize).min(deepest)).sum();
-        items.sort(!ascending_bits(largest), needed.min(positions));
     }
+
+    /// Number of buckets; what lies below the last one's width is in it, too.
+    pub(super) fn buckets(&self) -> usize {
+        self.bucket_count
+    }
+
+    /// The bucket of each row's position at a depth; one beyond the last where there is none.
+    pub(super) fn buckets_at(&self, depth: usize) -> &[u32] {
+        &self.buckets[depth * self.weights.len()..][..self.weights.len()]
+    }
+
+    fn codes_at(&self, depth: usize) -> &[u32] {
+        &self.codes[depth * self.weights.len()..][..self.weights.len()]
+    }
+
+    /// No key in `bucket` or behind it is above this.
+    pub(super) fn best_key(&self, bucket: usize) -> f64 {
+        let below = (bucket as f64 - 0.5) / self.bucket_count as f64;
+        f64::from(self.largest) * (1.0 - below + KEY_ROUNDING)
+    }
+
+    /// A packed number that is above all positions before `bucket` and not above the others.
+    pub(super) fn frontier(&mut self, bucket: usize) -> u64 {
+        let filled =
+            (bucket..self.bucket_count).find(|&bucket| self.starts[bucket] < self.starts[bucket + 1]);
+        filled.map_or(pack(ABSENT, 0), |bucket| {
+            let (first, _) = self.sort(bucket);
+            self.list[first]
+        })
+    }
+
+    /// Weight and own microseconds of each row.
+    pub(super) fn terms(&self) -> impl Iterator<Item = (f32, f32)> + '_ {
+        self.weights.iter().copied().zip(self.queries_us.iter().copied())
+    }
+
+    /// The packed position.
+    pub(super) fn item(&self, row: usize, depth: usize) -> u64 {
+        pack(self.codes[depth * self.weights.len() + row], place(depth, row))
+    }
+
+    /// What a position is worth, `w_r · S(r,i)`.
+    pub(super) fn value(&self, problem: &Problem<'_>, item: u64) -> f64 {
+        let (row, depth) = (row_of(item), depth_of(item));
+        f64::from(self.weights[row] * problem.survival(row, depth))
+    }
+
+    /// What a position's own context adds to the step, in microseconds.
+    pub(super) fn query_us(&self, item: u64) -> f64 {
+        f64::from(self.queries_us[row_of(item)])
+    }
+
+    /// Lists all positions above `cap` by bucket, given where each bucket begins.
+    pub(super) fn list(&mut self, cap: usize, starts: impl Iterator<Item = u32>) {
+        let buckets = self.buckets();
+        self.starts.clear();
+        self.starts.extend(starts);
+        self.sorted.clear();
+        self.sorted.resize(buckets, false);
+        let mut next = [0u32; BUCKETS_MAX + 1];
+        next[..=buckets].copy_from_slice(&self.starts);
+        self.places.resize(self.codes.len(), 0);
+        self.list.resize(self.codes.len(), 0);
+        for depth in 0..cap {
+            let buckets = &self.buckets[depth * self.weights.len()..][..self.weights.len()];
+            for (place, &bucket) in (place(depth, 0)..).zip(buckets) {
+                let next = &mut next[bucket as usize];
+                self.places[*next as usize] = place;
+                *next += 1;
+            }
+        }
+    }
+
+    /// Where `bucket` begins and ends in the list, whose positions there are in order now.
+    pub(super) fn sort(&mut self, bucket: usize) -> (usize, usize) {
+        let (start, end) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
+        if !std::mem::replace(&mut self.sorted[bucket], true) {
+            let items = &mut self.list[start..end];
+            for (item, &place) in items.iter_mut().zip(&self.places[start..end]) {
+                let (row, depth) = (row_of(place.into()), depth_of(place.into()));
+                *item = pack(self.codes[depth * self.weights.len() + row], place);
+            }
+            sort_bucket(items);
+        }
+        (start, end)
+    }
+
+    /// The position at a place of the list, in a bucket that is in order.
+    pub(super) fn at(&self, place: usize) -> u64 {
+        self.list[place]
+    }
+
+    /// Adds to `lengths` the positions above `cap` that come before `frontier`.
+    pub(super) fn count_before(&self, frontier: u64, cap: usize, lengths: &mut [u32]) {
+        let (last_code, last) = ((frontier >> 32) as u32, frontier as u32);
+        for depth in 0..cap {
+            // Of the positions with the very code of the frontier, rows before this one.
+            let tied = last.saturating_sub(place(depth, 0)).min(lengths.len() as u32) as usize;
+            let (before, behind) = self.codes_at(depth).split_at(tied);
+            let (lengths_before, lengths_behind) = lengths.split_at_mut(tied);
+            let count = |(length, &code): (&mut u32, &u32), limit| *length += u32::from(code < limit);
+            lengths_before.iter_mut().zip(before).for_each(|pair| count(pair, last_code.saturating_add(1)));
+            lengths_behind.iter_mut().zip(behind).for_each(|pair| count(pair, last_code));
+        }
+    }
+}
+
+/// Depth and row in one number.
+fn place(depth: usize, row: usize) -> u32 {
+    (depth << 16 | row) as u32
+}
+
+/// A position as a number; ascending numbers are descending ranks.
+fn pack(code: u32, place: u32) -> u64 {
+    u64::from(code) << 32 | u64::from(place)
 }
 
 pub(super) fn depth_of(item: u64) -> usize {
@@ -75,75 +215,22 @@ pub(super) fn row_of(item: u64) -> usize {
     item as usize & 0xffff
 }
 
-/// Bits whose unsigned order is the order of the numbers.
-fn ascending_bits(value: f32) -> u32 {
-    let bits = value.to_bits();
-    bits ^ (((bits as i32) >> 31) as u32 | 1 << 31)
+/// Bits whose unsigned order is the opposite of the order of the numbers.
+#[inline]
+fn code_of(key: f32) -> u32 {
+    let bits = key.to_bits();
+    !(bits ^ (((bits as i32) >> 31) as u32 | 1 << 31))
 }
 
-/// Buffers of the bucket sort.
-#[derive(Debug, Default)]
-pub(super) struct Items {
-    unsorted: Vec<u64>,
-    pub(super) sorted: Vec<u64>,
-    starts: Vec<u32>,
-}
-
-impl Items {
-    /// Writes the `needed` smallest of the unsorted numbers to `sorted`, ascending; `best` is
-    /// about the smallest key there can be.
-    fn sort(&mut self, best: u32, needed: usize) {
-        self.sorted.clear();
-        if self.unsorted.len() < BUCKET_ITEMS_MIN {
-            self.sorted.extend_from_slice(&self.unsorted);
-            self.sorted.sort_unstable();
-        } else {
-            self.scatter(best);
-            self.sort_buckets(needed);
-        }
-        self.sorted.truncate(needed);
-    }
-
-    /// Survivals are spread over a few octaves, so that one counting pass over the leading
-    /// bits leaves buckets of a few items.
-    fn scatter(&mut self, best: u32) {
-        let bucket = |item: u64| {
-            (((item >> 32) as u32).saturating_sub(best) >> BUCKET_SHIFT).min(BUCKETS as u32 - 1) as usize
-        };
-        self.starts.clear();
-        self.starts.resize(BUCKETS + 1, 0);
-        let starts = self.starts.as_mut_slice();
-        for &item in &self.unsorted {
-            starts[bucket(item) + 1] += 1;
-        }
-        let mut total = 0;
-        for start in starts.iter_mut() {
-            total += *start;
-            *start = total;
-        }
-        self.sorted.resize(self.unsorted.len(), 0);
-        let sorted = self.sorted.as_mut_slice();
-        for &item in &self.unsorted {
-            let place = &mut starts[bucket(item)];
-            sorted[*place as usize] = item;
-            *place += 1;
-        }
-    }
-
-    /// After scattering, `starts[b]` is the end of bucket `b`.
-    fn sort_buckets(&mut self, needed: usize) {
-        let mut start = 0;
-        for &end in &self.starts[..BUCKETS] {
-            let end = end as usize;
-            if end - start > 1 {
-                sort_bucket(&mut self.sorted[start..end]);
-            }
-            start = end;
-            if start >= needed {
-                break;
-            }
-        }
-    }
+/// `value` to the nearest integer of 0 to `most`. An ordinary conversion, which looks out for
+/// numbers that fit nowhere, would keep the loop around it from being vectorised.
+#[inline]
+fn small_integer(value: f32, most: f32) -> u32 {
+    /// Numbers from here to its double have no fraction, and their low bits count.
+    const WHOLE: f32 = (1 << 23) as f32;
+    let value = if value > 0.0 { value } else { 0.0 };
+    let value = if value < most { value } else { most };
+    (value + WHOLE).to_bits() - WHOLE.to_bits()
 }
 
 fn sort_bucket(items: &mut [u64]) {
@@ -166,26 +253,54 @@ fn sort_bucket(items: &mut [u64]) {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::{Curve, Row};
     use super::*;
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]
-        fn the_bucket_sort_sorts(
-            keys in prop::collection::vec(prop_oneof![-1.0f32..4.0, 0.4f32..0.401, Just(0.25f32), 0.0f32..1e-7], 0..400),
-            needed in 0usize..500,
+        fn buckets_put_in_order_one_after_the_other_hold_all_positions_in_rank_order(
+            keys in prop::collection::vec(prop_oneof![0.0f32..1.0, 0.4f32..0.401, Just(0.25f32), 0.0f32..1e-7], 1..400),
+            query_us in prop_oneof![Just(0.0f32), 0.0f32..2.0],
         ) {
-            let pack = |(row, key): (usize, &f32)| (u64::from(!ascending_bits(*key)) << 32) | row as u64;
-            let unsorted = keys.iter().enumerate().map(pack).collect();
-            let mut items = Items { unsorted, ..Items::default() };
-            let needed = needed.min(keys.len());
-            items.sort(!ascending_bits(0.9), needed);
-            let mut expected = items.unsorted.clone();
+            let row = |place| Row { weight: 1.0, query_us, bound: None, positions: u32::from(place % 7 > 0) };
+            let rows: Vec<Row> = (0..keys.len()).map(row).collect();
+            let problem = Problem {
+                rows: &rows,
+                survival: &keys,
+                target: Curve { table: &[keys.len() as f64], factor: 1.0, row_us: 0.0 },
+                draft: Curve::ZERO,
+                calls_made: 1,
+                priced_us: 0.0,
+                unpriced_us: 0.0,
+                rows_max: 1000,
+            };
+            let mut ranking = Ranking::default();
+            ranking.prepare(&problem, 1);
+            let buckets = ranking.buckets_at(0);
+            let count = |before| buckets.iter().filter(|&&bucket| bucket < before as u32).count() as u32;
+            let starts: Vec<u32> = (0..=ranking.buckets()).map(count).collect();
+            ranking.list(1, starts.into_iter());
+            let mut ranked = Vec::new();
+            for bucket in 0..ranking.buckets() {
+                let (start, end) = ranking.sort(bucket);
+                for place in start..end {
+                    let item = ranking.at(place);
+                    let frontiers = (ranking.frontier(bucket), ranking.frontier(bucket + 1));
+                    prop_assert!(frontiers.0 <= item && item < frontiers.1);
+                    prop_assert!(f64::from(keys[row_of(item)] - query_us) <= ranking.best_key(bucket) + 1e-6);
+                    ranked.push(item);
+                }
+            }
+            let mut expected: Vec<u64> = (0..keys.len()).filter(|place| place % 7 > 0).map(|row| ranking.item(row, 0)).collect();
             expected.sort_unstable();
-            expected.truncate(needed);
-            prop_assert_eq!(&items.sorted, &expected);
-            let ranked: Vec<f32> = items.sorted.iter().map(|&item| keys[row_of(item)]).collect();
-            prop_assert!(ranked.windows(2).all(|pair| pair[0] >= pair[1]));
+            prop_assert_eq!(ranked, expected);
         }
+    }
+
+    #[test]
+    fn codes_order_keys_backwards() {
+        let keys = [3.0, 1.0, 0.999, 1e-3, 1e-30, 0.0, -1e-30, -0.5, -2.0];
+        assert!(keys.windows(2).all(|pair| code_of(pair[0]) < code_of(pair[1])));
     }
 }

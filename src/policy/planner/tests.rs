@@ -151,6 +151,111 @@ fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-6 * a.abs().max(b.abs())
 }
 
+impl Case {
+    /// The best of all length vectors by the argument of docs/policy.md: for a cap and a number of
+    /// drafts the step's length is known, so the floors are, and the best others fill up.
+    fn by_exchange(&self) -> Option<Plan> {
+        let problem = self.problem();
+        let deepest = self.rows.iter().map(|row| row.positions as usize).max()?;
+        let mut best: Option<Plan> = None;
+        for cap in (self.calls_made as usize).min(deepest)..=deepest {
+            let depths = |row: usize| (self.rows[row].positions as usize).min(cap);
+            let all: usize = (0..self.rows.len()).map(depths).sum();
+            let calls_us = problem.draft.at(1) * (cap - (self.calls_made as usize).min(deepest)) as f64;
+            let most = all.min((self.rows_max as usize).saturating_sub(self.rows.len()));
+            for drafts in 0..=most {
+                let target_us = problem.target.at(self.rows.len() + drafts);
+                let queries_us = f64::from(self.rows[0].query_us) * drafts as f64;
+                let priced_us = self.priced_us + calls_us + target_us + queries_us;
+                let value = self.filled_up(drafts, depths, priced_us + self.unpriced_us);
+                let plan = value.map(|value_tokens| Plan { value_tokens, priced_us, drafts: drafts as u32 });
+                best = match (best, plan) {
+                    (Some(old), Some(new)) if !new.beats(&old) => Some(old),
+                    (old, new) => new.or(old),
+                };
+            }
+        }
+        best
+    }
+
+    /// Value of the floors of a step and the best other positions, `drafts` in all.
+    fn filled_up(&self, drafts: usize, depths: impl Fn(usize) -> usize, step_us: f64) -> Option<f64> {
+        let value =
+            |row: usize, depth| f64::from(self.rows[row].weight * self.problem().survival(row, depth));
+        let (mut sum, mut forced, mut free) = (0.0, 0, Vec::new());
+        for (row, terms) in self.rows.iter().enumerate() {
+            let allows = |length: &usize| {
+                terms.bound.is_none_or(|bound| step_us <= bound.deadline_us(self.tokens(row, *length as u32)))
+            };
+            let floor = (0..=depths(row)).find(allows)?;
+            sum += f64::from(terms.weight) + (0..floor).map(|depth| value(row, depth)).sum::<f64>();
+            forced += floor;
+            free.extend((floor..depths(row)).map(|depth| value(row, depth)));
+        }
+        free.sort_by(|a, b| b.total_cmp(a));
+        let filled = free.get(..drafts.checked_sub(forced)?)?;
+        Some(sum + filled.iter().sum::<f64>())
+    }
+}
+
+/// Dozens of requests with up to 8 positions, drafts of the same cost, flat draft calls.
+fn crowds() -> impl Strategy<Value = Case> {
+    let step = prop_oneof![3 => Just(0.0), 1 => 0.0..4.0, 1 => 10.0..40.0];
+    let confidence = prop_oneof![0.05f32..1.0, 0.9f32..1.0, Just(0.7f32)];
+    let row = (
+        prop_oneof![3 => Just(1.0f32), 1 => 0.2f32..3.0],
+        prop::option::weighted(0.6, (-20.0f64..600.0, 100.0f64..500.0)),
+        0u32..=8,
+        prop::collection::vec(confidence, 8),
+    );
+    let other = (1.0f64..25.0, 0u32..=8, 5.0f64..60.0, 0.0f64..30.0, 0.0f32..1.5, 30u32..=300);
+    (prop::collection::vec(row, 20..=60), prop::collection::vec(step, 300), other).prop_map(
+        |(rows, steps, (call_us, calls_made, priced_us, unpriced_us, query_us, rows_max))| {
+            let count = rows.len();
+            let mut survival = vec![0.0; count * 8];
+            for (index, row) in rows.iter().enumerate() {
+                let mut alive = 1.0;
+                for (depth, confidence) in row.3.iter().enumerate() {
+                    alive *= confidence;
+                    survival[depth * count + index] = alive;
+                }
+            }
+            let bound = |(credit_us, token_us)| TpotBound { credit_us, token_us };
+            let row = |row: &(f32, Option<(f64, f64)>, u32, Vec<f32>)| Row {
+                weight: row.0,
+                query_us,
+                bound: row.1.map(bound),
+                positions: row.2,
+            };
+            Case {
+                rows: rows.iter().map(row).collect(),
+                survival,
+                target: ascending(steps, 20.0),
+                draft: vec![call_us],
+                calls_made,
+                priced_us,
+                unpriced_us,
+                rows_max,
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn the_plan_of_a_crowd_is_the_optimum_found_without_shortcuts(case in crowds()) {
+        let (plan, lengths) = case.solve();
+        let best = case.by_exchange();
+        prop_assert_eq!(plan.is_some(), best.is_some(), "{:?} {:?}", plan, best);
+        if let (Some(plan), Some(best)) = (plan, best) {
+            prop_assert!(close(plan.rate(), best.rate()), "{:?} {:?} {:?}", plan, lengths, best);
+            prop_assert!(case.keeps_bounds(&lengths, 1e-3));
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 

@@ -51,14 +51,17 @@ impl SpecServe {
     }
 
     /// Prefill tokens that this step must take: the floor, and what TTFT objectives need as
-    /// far as running requests can bear it. Begins the workspace.
+    /// far as running requests can bear it: as many of them may be let down as prompts can be
+    /// saved. Begins the workspace.
     fn prefill_due(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) -> u32 {
         let tokens_max = view.prefill_tokens_max;
         let floor = chunk_within(&self.time, &view.prefilling, f64::INFINITY, tokens_max)
             .min(self.options.prefill_tokens_floor);
         space.begin(costs, view, costs.plain_us() + costs.prefill_us(view, floor));
         let needed = prefill_needed(&self.time, &view.prefilling, costs.plain_us(), tokens_max);
-        let limit_us = self.bearable_limit_us(space, view, costs.plain_us());
+        let saved =
+            view.prefilling.iter().filter(|row| row.ttft.is_some_and(|ttft| row.since_arrival < ttft));
+        let limit_us = self.bearable_limit_us(space, view, costs.plain_us(), saved.count());
         let room_us = limit_us.max(space.plain_limit_us()) - costs.plain_us();
         let due = floor.max(chunk_within(&self.time, &view.prefilling, room_us, needed));
         if due > floor {
@@ -68,16 +71,19 @@ impl SpecServe {
         due
     }
 
-    /// Longest step for the sake of prompts that are due: as many requests may be let down by
-    /// it as prompts can be saved. Requests that can't bear even a plain step have no say.
-    fn bearable_limit_us(&self, space: &mut Workspace, view: &StepView, plain_us: f64) -> f64 {
+    /// Longest step on credit, which may let down `let_down` requests. Requests that can't bear
+    /// even a plain step have no say.
+    fn bearable_limit_us(
+        &self,
+        space: &mut Workspace,
+        view: &StepView,
+        plain_us: f64,
+        let_down: usize,
+    ) -> f64 {
         let stretch = 1.0 + self.time.margin();
         let bearable = view.decoding.iter().filter_map(|row| bearable_us(row, plain_us));
         space.bearable_us.clear();
         space.bearable_us.extend(bearable.map(|us| us / stretch).filter(|&us| us >= plain_us));
-        let saved =
-            view.prefilling.iter().filter(|row| row.ttft.is_some_and(|ttft| row.since_arrival < ttft));
-        let let_down = saved.count();
         if let_down >= space.bearable_us.len() {
             return f64::INFINITY;
         }
@@ -101,7 +107,9 @@ impl SpecServe {
         let (mut plan, mut rescued) = space.solve(costs, rows_max, spent);
         if space.drafts() && view.decoding.iter().any(lags) {
             space.restore_bounds();
-            let room_us = space.plain_limit_us() - costs.plain_us() - spent.unpriced_us;
+            // Without drafts of their own they would never get ahead of their bounds again.
+            let limit_us = self.bearable_limit_us(space, view, costs.plain_us(), 0);
+            let room_us = limit_us.max(space.plain_limit_us()) - costs.plain_us() - spent.unpriced_us;
             let admitted_us = self.admit_lagging(space, costs, view, room_us);
             catch_up_us += admitted_us;
             let spent = Spent { unpriced_us: spent.unpriced_us + admitted_us, ..spent };

@@ -91,6 +91,9 @@ pub(super) struct Workspace {
     pub(super) survival: Vec<f32>,
     pub(super) lengths: Vec<u32>,
     saved: Vec<Option<TpotBound>>,
+    /// Bounds and lengths that [`relax_late`](Self::relax_late) may go back to.
+    bounds: Vec<Option<TpotBound>>,
+    bounded_lengths: Vec<u32>,
     /// Longest steps that requests can bear for prefill that is due.
     pub(super) bearable_us: Vec<f64>,
 }
@@ -144,9 +147,46 @@ impl Workspace {
             return (Some(plan), true);
         }
         if short {
-            self.release_short();
+            self.release(Standing::Short);
         }
-        (self.solve_bounded(costs, rows_max, spent), false)
+        let plan = self.solve_bounded(costs, rows_max, spent);
+        if self.standings.contains(&Standing::Late) {
+            return (self.relax_late(costs, rows_max, spent, plan), false);
+        }
+        (plan, false)
+    }
+
+    /// Sets the bounds of late requests aside where these together get more tokens per time
+    /// without. Each asks for a step that is short for its own tokens; many of them, some with
+    /// poor drafts, may leave no step but a plain one, in which nobody catches up.
+    fn relax_late(
+        &mut self,
+        costs: &Costs<'_>,
+        rows_max: u32,
+        spent: Spent,
+        bounded: Option<Plan>,
+    ) -> Option<Plan> {
+        let bounded_rate = self.late_rate(costs, spent, bounded);
+        self.bounded_lengths.clone_from(&self.lengths);
+        self.bounds.clear();
+        self.bounds.extend(self.rows.iter().map(|row| row.bound));
+        self.release(Standing::Late);
+        let free = self.solve_bounded(costs, rows_max, spent);
+        if free.is_some() && self.late_rate(costs, spent, free) > bounded_rate {
+            return free;
+        }
+        self.lengths.clone_from(&self.bounded_lengths);
+        self.rows.iter_mut().zip(&self.bounds).for_each(|(row, bound)| row.bound = *bound);
+        bounded
+    }
+
+    /// Expected tokens of all late requests per microsecond of a planned step; of a plain one
+    /// where there is no plan.
+    fn late_rate(&self, costs: &Costs<'_>, spent: Spent, plan: Option<Plan>) -> f64 {
+        let priced_us = plan.map_or(costs.plain_us() + spent.draft_us, |plan| plan.priced_us);
+        let late = (0..self.rows.len()).filter(|&row| self.standings[row] == Standing::Late);
+        let tokens: f64 = late.map(|row| self.tokens(row, self.lengths[row])).sum();
+        tokens / (priced_us + spent.unpriced_us)
     }
 
     /// The step at the planned lengths with all its draft calls, without prefill and catch-up.
@@ -183,10 +223,10 @@ impl Workspace {
         self.rows.iter().zip(&self.standings).filter_map(bound).fold(f64::INFINITY, f64::min)
     }
 
-    /// Sets the bounds of short requests aside.
-    fn release_short(&mut self) {
+    /// Sets the bounds of all requests of a standing aside.
+    fn release(&mut self, released: Standing) {
         for (row, standing) in self.rows.iter_mut().zip(&self.standings) {
-            if *standing == Standing::Short {
+            if *standing == released {
                 row.bound = None;
             }
         }

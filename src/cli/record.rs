@@ -1,0 +1,152 @@
+//! `specserve record`: what a draft model would have proposed, for the simulator to play back.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use clap::Args;
+use serde_json::json;
+
+use super::error::CliError;
+use super::host::DaemonHost;
+use super::logging;
+use super::parse;
+use super::replay::prompts::Prompts;
+use crate::config::Config;
+use crate::executor::virtual_time::RecordedSequence;
+use crate::simulate::RecordOptions;
+
+/// Probabilities are written to this many parts: four decimals.
+const PARTS: f64 = 10_000.0;
+/// Highest temperature.
+const TEMPERATURE_MAX: f64 = 2.0;
+
+/// Decodes prompts with the configured models, one after the other, and writes down for every
+/// position what the draft model would have proposed: for `simulate --recording`.
+#[derive(Args, Debug)]
+pub struct RecordArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Where the recording goes, a .jsonl file.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// A .jsonl file of objects with prompt, messages or turns; built-in prompts by default.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Most output tokens of a prompt.
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=65_536))]
+    max_tokens: u32,
+    /// Sampling temperature.
+    #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = temperature)]
+    temperature: f64,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CliError`]: a bad configuration or prompt, an executor that fails, a file that can't be written.
+pub async fn run<H: DaemonHost>(args: &RecordArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
+    let config = Config::read(&args.config)?;
+    logging::start(&config.telemetry);
+    let prompts = args.prompts.as_deref().map_or_else(|| Ok(Prompts::built_in()), Prompts::read)?;
+    let options = RecordOptions {
+        conversations: prompts.conversations().to_vec(),
+        tokens_max: args.max_tokens,
+        temperature: args.temperature as f32,
+    };
+    let recorded = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&recorded);
+    let on_sequence = Box::new(move |sequence| {
+        heard.lock().expect("nothing panics with the lock").push(sequence);
+    });
+    host.record(config, options, on_sequence).await.map_err(|error| CliError::Failed(error.to_string()))?;
+    let mut sequences = std::mem::take(&mut *recorded.lock().expect("nothing panics with the lock"));
+    // An output of one token has no position that is ever drafted.
+    sequences.retain(|sequence: &RecordedSequence| !sequence.accepted.is_empty());
+    if sequences.is_empty() {
+        return Err(CliError::Failed(
+            "every output ended with its first token: nothing was recorded".to_owned(),
+        ));
+    }
+    write_file(&args.out, &sequences)?;
+    report(args, &sequences, out)
+}
+
+fn write_file(path: &Path, sequences: &[RecordedSequence]) -> Result<(), CliError> {
+    let mut text = String::new();
+    for sequence in sequences {
+        let line = json!({
+            "probabilities": sequence.probabilities.iter().copied().map(decimal).collect::<Vec<f64>>(),
+            "accepted": sequence.accepted,
+        });
+        text.push_str(&format!("{line}\n"));
+    }
+    std::fs::write(path, text).map_err(|source| CliError::File { path: path.to_owned(), source })
+}
+
+fn decimal(probability: f32) -> f64 {
+    (f64::from(probability) * PARTS).round() / PARTS
+}
+
+fn report(args: &RecordArgs, sequences: &[RecordedSequence], out: &mut impl Write) -> Result<(), CliError> {
+    let positions: usize = sequences.iter().map(|sequence| sequence.accepted.len()).sum();
+    let accepted = sequences.iter().flat_map(|sequence| &sequence.accepted).filter(|&&accepted| accepted);
+    let share = accepted.count() as f64 / positions as f64;
+    if args.json {
+        let document = json!({
+            "recording": args.out,
+            "sequences": sequences.len(),
+            "positions": positions,
+            "acceptance": share,
+        });
+        writeln!(out, "{document:#}")?;
+    } else {
+        let (count, path) = (sequences.len(), args.out.display());
+        writeln!(
+            out,
+            "wrote {path}: {count} outputs, {positions} positions, {:.1} % accepted",
+            share * 100.0
+        )?;
+    }
+    Ok(())
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    parse::within(text, TEMPERATURE_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing::{ScratchDirectory, ScriptedHost};
+    use crate::executor::virtual_time::Recording;
+
+    #[tokio::test]
+    async fn what_is_recorded_can_be_played_back() {
+        let folder = ScratchDirectory::new();
+        let path = folder.path().join("pair.jsonl");
+        let config = folder.path().join("tiny.toml");
+        std::fs::write(&config, include_str!("../../config/tiny-cpu.toml")).expect("written");
+        let args = RecordArgs {
+            config,
+            out: path.clone(),
+            prompts: None,
+            max_tokens: 4,
+            temperature: 0.0,
+            json: true,
+        };
+        let mut out = Vec::new();
+        run(&args, &ScriptedHost::new(|_, _| String::new()), &mut out).await.expect("recorded");
+        let document: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
+        assert_eq!((&document["positions"], &document["acceptance"]), (&json!(72), &json!(1.0)));
+        let text = std::fs::read_to_string(&path).expect("there");
+        let first: serde_json::Value =
+            serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+        assert_eq!(first, json!({ "probabilities": [0.5, 0.6667, 0.75], "accepted": [true, true, true] }));
+        assert_eq!(Recording::parse(&text).expect("good").sequences().len(), 24);
+    }
+}

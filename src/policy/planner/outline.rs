@@ -1,0 +1,230 @@
+//! What a step takes and yields at the boundaries of buckets, for every depth cap: exact
+//! there, and bounds on everything in between, without putting any position in order.
+
+use super::rank::Ranking;
+use super::{Plan, Problem, Times};
+use crate::policy::survival::POSITIONS_MAX;
+
+/// Slack of upper bounds, for sums that were rounded in another order.
+const ROUNDING: f64 = 1.0 - 1e-9;
+
+/// Sums over the positions of one bucket that the same draft call makes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    value: f64,
+    query_us: f64,
+    rows: u32,
+}
+
+/// A step with all positions above a cap that come before a bucket.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Point {
+    /// Expected tokens, weighted.
+    pub(super) value: f64,
+    /// Priced time without the target's staircase.
+    pub(super) other_us: f64,
+    /// Chosen positions.
+    pub(super) drafts: u32,
+    /// Upper bound on the rate with this bucket's positions in part or whole.
+    rate_max: f64,
+}
+
+/// A boundary: all positions above `cap` before `bucket`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) cap: usize,
+    pub(super) bucket: usize,
+}
+
+/// Points by cap, from the depth that is drafted already to the deepest that was drawn.
+///
+/// Positions that are drafted already form level 0, and each call to come one level more, so
+/// that the points of a cap are those of the cap below plus one level.
+#[derive(Debug, Default)]
+pub(super) struct Outline {
+    cells: Vec<Cell>,
+    points: Vec<Point>,
+    buckets: usize,
+    drafted: usize,
+    /// The cap that was drawn last.
+    drawn: usize,
+    deepest: usize,
+    drafts_max: u32,
+}
+
+impl Outline {
+    /// Draws caps until one that no deeper one can beat (bounds apart), and returns the best
+    /// point that keeps the row limit.
+    pub(super) fn draw(
+        &mut self,
+        problem: &Problem<'_>,
+        times: &Times,
+        ranking: &Ranking,
+        deepest: usize,
+    ) -> (Place, Plan) {
+        self.buckets = ranking.buckets();
+        self.deepest = deepest;
+        self.drafted = (problem.calls_made as usize).min(deepest);
+        self.drawn = self.drafted;
+        self.drafts_max = problem.rows_max.saturating_sub(problem.rows.len() as u32);
+        self.fill_cells(problem, ranking);
+        self.points.resize((deepest - self.drafted + 1) * (self.buckets + 1), Point::default());
+        let weight = problem.rows.iter().map(|row| f64::from(row.weight)).sum();
+        let nothing = Point { value: weight, other_us: problem.priced_us, ..Point::default() };
+        let mut best = (Place { cap: self.drafted, bucket: 0 }, nothing.plan(times));
+        self.points[..=self.buckets].fill(nothing);
+        let mut call_value = self.add_level(times, self.drafted, &mut best);
+        // Dropping a cap's last call loses at most what its positions are worth, and deeper
+        // ones are worth no more.
+        let call_us = times.call_us(1);
+        while self.drawn < deepest && (self.drawn == self.drafted || call_value > best.1.rate() * call_us) {
+            self.drawn += 1;
+            call_value = self.add_level(times, self.drawn, &mut best);
+        }
+        best
+    }
+
+    /// Draws the other caps, too: bounds may ask for them.
+    pub(super) fn draw_rest(&mut self, times: &Times) {
+        while self.drawn < self.deepest {
+            self.drawn += 1;
+            self.add_level(times, self.drawn, &mut (Place::default(), Plan::UNBEATEN));
+        }
+    }
+
+    fn fill_cells(&mut self, problem: &Problem<'_>, ranking: &Ranking) {
+        // One cell more in each level, for positions that do not exist.
+        let width = self.buckets + 1;
+        self.cells.clear();
+        self.cells.resize((self.deepest - self.drafted + 1) * width, Cell::default());
+        for depth in 0..self.deepest {
+            let level = (depth + 1).saturating_sub(self.drafted);
+            let cells = &mut self.cells[level * width..][..width];
+            let survival = &problem.survival[depth * problem.rows.len()..];
+            let positions = ranking.buckets_at(depth).iter().zip(ranking.terms()).zip(survival);
+            for ((&bucket, (weight, query_us)), &survival) in positions {
+                let cell = &mut cells[bucket as usize];
+                cell.value += f64::from(weight * survival);
+                cell.query_us += f64::from(query_us);
+                cell.rows += 1;
+            }
+        }
+    }
+
+    /// Computes the points of `cap` from those of the cap below, and takes note of the best.
+    /// Cells of its level turn into sums over all cells before them. Returns the value of the
+    /// whole level.
+    fn add_level(&mut self, times: &Times, cap: usize, best: &mut (Place, Plan)) -> f64 {
+        let (level, width) = (cap - self.drafted, self.buckets + 1);
+        if level > 0 {
+            self.points.copy_within((level - 1) * width..level * width, level * width);
+        }
+        let (points, cells) = (&mut self.points[level * width..], &mut self.cells[level * width..][..width]);
+        let mut sum = Cell::default();
+        // What the bucket before this point takes at least.
+        let mut before_us = f64::INFINITY;
+        for (bucket, cell) in cells.iter_mut().enumerate() {
+            let point = &mut points[bucket];
+            let call_us = if level > 0 { times.call_us(sum.rows) } else { 0.0 };
+            point.value += sum.value;
+            point.other_us += sum.query_us + call_us;
+            point.drafts += sum.rows;
+            let plan = point.plan(times);
+            if point.drafts <= self.drafts_max && plan.beats(&best.1) {
+                *best = (Place { cap, bucket }, plan);
+            }
+            let value = point.value;
+            let next_us = point.other_us + times.target_us(point.drafts + 1);
+            if let Some(before) = bucket.checked_sub(1) {
+                points[before].rate_max = value / before_us;
+            }
+            before_us = next_us;
+            let after = Cell {
+                value: sum.value + cell.value,
+                query_us: sum.query_us + cell.query_us,
+                rows: sum.rows + cell.rows,
+            };
+            *cell = std::mem::replace(&mut sum, after);
+        }
+        cells[self.buckets].value
+    }
+
+    /// The caps that were drawn.
+    pub(super) fn caps(&self) -> std::ops::RangeInclusive<usize> {
+        self.drafted..=self.drawn
+    }
+
+    /// Most drafts by the row limit.
+    pub(super) fn drafts_max(&self) -> u32 {
+        self.drafts_max
+    }
+
+    /// The points of a cap, by bucket.
+    pub(super) fn points(&self, cap: usize) -> &[Point] {
+        &self.points[(cap - self.drafted) * (self.buckets + 1)..][..=self.buckets]
+    }
+
+    /// Rows of each draft call to come, by depth, at a boundary.
+    pub(super) fn call_rows(&self, at: Place) -> [u32; POSITIONS_MAX] {
+        let mut rows = [0; POSITIONS_MAX];
+        for depth in self.drafted..at.cap {
+            rows[depth] = self.cells[(depth + 1 - self.drafted) * (self.buckets + 1) + at.bucket].rows;
+        }
+        rows
+    }
+
+    /// Where each bucket begins among all positions above the deepest cap that was drawn.
+    pub(super) fn starts(&self) -> impl Iterator<Item = u32> + '_ {
+        self.points(self.drawn).iter().map(|point| point.drafts)
+    }
+
+    /// The first bucket, from a boundary on, in which a number of drafts beyond the bucket's
+    /// beginning could give `rate` or more.
+    pub(super) fn next_open(
+        &self,
+        times: &Times,
+        ranking: &Ranking,
+        from: Place,
+        rate: f64,
+    ) -> Option<usize> {
+        let rate = rate * ROUNDING;
+        let mut buckets = self.points(from.cap).windows(2).enumerate().skip(from.bucket);
+        let found = buckets.find(|(bucket, pair)| {
+            let [here, next] = pair else { return false };
+            here.rate_max >= rate
+                && self.may_reach(times, ranking.best_key(*bucket), ranking.price, rate, here, next)
+        });
+        found.map(|(bucket, _)| bucket)
+    }
+
+    /// Whether any number of drafts after `here` up to `next` could give `rate`.
+    fn may_reach(
+        &self,
+        times: &Times,
+        best_key: f64,
+        price: f64,
+        rate: f64,
+        here: &Point,
+        next: &Point,
+    ) -> bool {
+        // Ranks are made at the price of the plain step: below it, context is cheaper.
+        let cheaper_us = (price - rate).max(0.0) * (next.other_us - here.other_us);
+        let key = best_key.max(0.0);
+        // No position adds more than the best key to what a step is worth beyond the rate, and
+        // all together add what is known at the next boundary.
+        (here.drafts + 1..=next.drafts.min(self.drafts_max)).any(|drafts| {
+            let value = here.value + cheaper_us + key * f64::from(drafts - here.drafts);
+            value.min(next.value) >= rate * (here.other_us + times.target_us(drafts))
+        })
+    }
+}
+
+impl Point {
+    pub(super) fn plan(&self, times: &Times) -> Plan {
+        Plan {
+            value_tokens: self.value,
+            priced_us: self.other_us + times.target_us(self.drafts),
+            drafts: self.drafts,
+        }
+    }
+}

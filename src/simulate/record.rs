@@ -1,0 +1,210 @@
+//! Recording a real pair's acceptance, for the simulator to play back.
+//!
+//! Every position is recorded, whatever the draft does: the target decodes plainly, and before
+//! each of its tokens the draft model is asked for its own choice behind the very same text.
+//! A chain of drafts whose predecessors were all accepted stands behind the same text as well,
+//! so nothing is lost, and nothing is selected: drafting in earnest sees no position behind a
+//! rejected draft, and hardly any where the draft is unsure.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::executor::virtual_time::RecordedSequence;
+use crate::executor::{
+    DraftRow, Executor, ExecutorError, History, Proposal, SequenceInput, Verdict, VerifyRow,
+};
+use crate::request::{RequestId, TokenId};
+use crate::sampling::SamplingParams;
+
+/// What is recorded.
+#[derive(Clone, Debug)]
+pub struct RecordOptions {
+    /// Conversations, each a list of messages.
+    pub conversations: Vec<Value>,
+    /// Most output tokens of each.
+    pub tokens_max: u32,
+    /// Sampling temperature.
+    pub temperature: f32,
+}
+
+/// What one output is recorded from.
+#[derive(Clone, Debug)]
+pub struct RecordJob {
+    /// The prompt; at least one token.
+    pub prompt: Vec<TokenId>,
+    /// Most output tokens; no more than fit the executor are made.
+    pub tokens_max: u32,
+    /// Sampling parameters.
+    pub sampling: Arc<SamplingParams>,
+    /// Tokens that end the output.
+    pub stop_tokens: Arc<[TokenId]>,
+}
+
+/// Decodes one prompt on an otherwise idle executor, and records what its draft model would
+/// have proposed.
+///
+/// # Errors
+/// [`ExecutorError`]; [`ExecutorError::Malformed`] also for an executor without a draft model, and
+/// for a prompt that is empty or does not fit.
+pub fn record(executor: &mut dyn Executor, job: &RecordJob) -> Result<RecordedSequence, ExecutorError> {
+    let info = executor.info();
+    let blocks = info.target_blocks.min(info.draft_blocks);
+    let room = info.context_tokens_max.min(blocks * info.block_tokens);
+    if !info.has_draft() {
+        return Err(ExecutorError::Malformed("there is no draft model".to_owned()));
+    }
+    if job.prompt.is_empty() || job.prompt.len() as u32 >= room {
+        let tokens = job.prompt.len();
+        return Err(ExecutorError::Malformed(format!("a prompt of {tokens} tokens for a context of {room}")));
+    }
+    let most = (room - job.prompt.len() as u32).min(job.tokens_max);
+    let blocks = (0..(job.prompt.len() as u32 + most).div_ceil(info.block_tokens)).collect();
+    let chunk = info.batch_tokens_max.max(1) as usize;
+    let mut recorder = Recorder { executor, job, blocks, tokens: job.prompt.clone() };
+    let mut next = recorder.prefill(chunk)?;
+    let mut sequence = RecordedSequence::default();
+    for _ in 1..most {
+        recorder.tokens.push(next);
+        if job.stop_tokens.contains(&next) {
+            break;
+        }
+        let proposal = recorder.propose()?;
+        next = recorder.decode()?;
+        if proposal.finite {
+            sequence.probabilities.push(proposal.probability.clamp(0.0, 1.0));
+            sequence.accepted.push(proposal.token == next);
+        }
+    }
+    Ok(sequence)
+}
+
+struct Recorder<'a> {
+    executor: &'a mut dyn Executor,
+    job: &'a RecordJob,
+    blocks: Vec<u32>,
+    /// Prompt and output.
+    tokens: Vec<TokenId>,
+}
+
+impl Recorder<'_> {
+    /// Feeds the prompt to both models; returns the first output token.
+    fn prefill(&mut self, chunk: usize) -> Result<TokenId, ExecutorError> {
+        let length = self.tokens.len();
+        for start in (0..length).step_by(chunk) {
+            let end = (start + chunk).min(length);
+            let row = DraftRow { input: self.input(start, end), propose: false };
+            self.executor.draft_start(&[row], &mut Vec::new())?;
+            let next = self.verify(start, end, end == length)?;
+            if let Some(next) = next {
+                return Ok(next);
+            }
+        }
+        Err(ExecutorError::Device("the target chose no token".to_owned()))
+    }
+
+    /// The draft's choice behind all tokens.
+    fn propose(&mut self) -> Result<Proposal, ExecutorError> {
+        let length = self.tokens.len();
+        let mut proposals = Vec::new();
+        let row = DraftRow { input: self.input(length - 1, length), propose: true };
+        self.executor.draft_start(&[row], &mut proposals)?;
+        proposals.pop().ok_or_else(|| ExecutorError::Device("the draft proposed nothing".to_owned()))
+    }
+
+    /// The target's.
+    fn decode(&mut self) -> Result<TokenId, ExecutorError> {
+        let length = self.tokens.len();
+        let next = self.verify(length - 1, length, true)?;
+        next.ok_or_else(|| ExecutorError::Device("the target chose no token".to_owned()))
+    }
+
+    fn verify(&mut self, start: usize, end: usize, sample: bool) -> Result<Option<TokenId>, ExecutorError> {
+        let mut verdicts: Vec<Verdict> = Vec::new();
+        let row = VerifyRow { input: self.input(start, end), drafts: 0, tree: None, sample };
+        self.executor.verify(&[row], &mut verdicts)?;
+        Ok(verdicts.pop().and_then(|verdict| verdict.tokens.first().copied()))
+    }
+
+    fn input(&self, start: usize, end: usize) -> SequenceInput {
+        let sampling = self.job.sampling.clone();
+        let history = sampling.needs_history().then(|| History {
+            tokens: self.tokens[..end].to_vec(),
+            prompt_tokens: self.job.prompt.len() as u32,
+        });
+        SequenceInput {
+            request: RequestId(0),
+            tokens: self.tokens[start..end].to_vec(),
+            start: start as u32,
+            blocks: self.blocks.clone(),
+            sampling,
+            history,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::settings;
+    use super::*;
+    use crate::executor::virtual_time::{AcceptanceProcess, VirtualClock, VirtualExecutor, VirtualOptions};
+
+    fn job(prompt_tokens: u32, tokens_max: u32) -> RecordJob {
+        RecordJob {
+            prompt: VirtualExecutor::prompt(RequestId(0), prompt_tokens).to_vec(),
+            tokens_max,
+            sampling: Arc::new(SamplingParams::greedy()),
+            stop_tokens: Arc::new([]),
+        }
+    }
+
+    const SEED: u64 = 4;
+
+    fn executor(draft_blocks: u32) -> VirtualExecutor {
+        let mut settings = settings();
+        settings.limits.draft_blocks = draft_blocks;
+        let options = VirtualOptions {
+            info: settings.executor_info(),
+            cost: settings.cost.clone(),
+            error: settings.error,
+            acceptance: settings.draft.options(&[]),
+            seed: SEED,
+        };
+        VirtualExecutor::new(options, Arc::new(VirtualClock::default()))
+    }
+
+    #[test]
+    fn what_was_recorded_of_an_executor_is_what_its_process_says_at_every_position() {
+        let sequence = record(&mut executor(1000), &job(700, 60)).expect("recorded");
+        let mut process = AcceptanceProcess::new(settings().draft.options(&[]), SEED);
+        assert_eq!(sequence.accepted.len(), 59);
+        for (place, (&probability, &accepted)) in
+            sequence.probabilities.iter().zip(&sequence.accepted).enumerate()
+        {
+            let position = process.at(RequestId(0), 701 + place as u32);
+            assert_eq!((position.probability, position.accepted), (probability, accepted));
+        }
+        assert!(sequence.accepted.contains(&true) && sequence.accepted.contains(&false));
+    }
+
+    #[test]
+    fn an_output_ends_with_a_stop_token_or_with_the_room() {
+        let prompt = VirtualExecutor::prompt(RequestId(0), 40);
+        let mut stopped = job(30, 60);
+        stopped.stop_tokens = Arc::new([prompt[36]]);
+        assert_eq!(record(&mut executor(1000), &stopped).expect("recorded").accepted.len(), 6);
+        let cramped = record(&mut executor(3), &job(30, 60)).expect("recorded");
+        assert_eq!(cramped.accepted.len(), 17);
+    }
+
+    #[test]
+    fn without_a_draft_model_or_with_a_prompt_that_does_not_fit_nothing_is_recorded() {
+        let refused = |draft_blocks, prompt_tokens| {
+            let result = record(&mut executor(draft_blocks), &job(prompt_tokens, 5));
+            assert!(matches!(result, Err(ExecutorError::Malformed(_))), "{result:?}");
+        };
+        refused(0, 10);
+        refused(1000, 0);
+        refused(3, 48);
+    }
+}
