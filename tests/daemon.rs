@@ -26,12 +26,17 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the embedded pair and waits until it is ready.
+    /// Starts the embedded pair with a policy that needs no measuring, and waits until it is ready.
     fn start() -> Daemon {
+        Daemon::start_as("fixed:4")
+    }
+
+    fn start_as(policy: &str) -> Daemon {
         let directory = tempfile::tempdir().expect("a directory for the test");
         let socket = directory.path().join("socket");
         let tiny = include_str!("../config/tiny-cpu.toml");
         let config = tiny.replace("/tmp/specserve.sock", socket.to_str().expect("a text path"));
+        let config = config.replace("\"specserve\"", &format!("\"{policy}\""));
         let file = directory.path().join("config.toml");
         std::fs::write(&file, config).expect("written");
         let child = specserve().arg("serve").arg("--config").arg(&file).spawn().expect("the program starts");
@@ -129,6 +134,16 @@ fn chat_submit_and_top_talk_to_a_running_daemon() {
 }
 
 #[test]
+fn the_tiny_file_as_it_is_measures_the_machine_and_serves() {
+    let daemon = Daemon::start_as("specserve");
+    let chat = ["chat", "What is a river?", "--temperature", "0", "--max-tokens", "32", "--json"];
+    let answer = json_of(&daemon.run(&chat));
+    assert!(answer["usage"]["completion_tokens"].as_u64() > Some(0));
+    let screen = json_of(&daemon.run(&["top", "--once", "--json", "--interval-ms", "100"]));
+    assert_eq!(screen["figures"]["policy"], "specserve");
+}
+
+#[test]
 fn curl_gets_an_answer_over_the_socket() {
     let daemon = Daemon::start();
     let body = r#"{"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": "Why do people sing?"}]}"#;
@@ -145,7 +160,8 @@ fn curl_gets_an_answer_over_the_socket() {
 
 #[test]
 fn the_demo_finds_the_same_texts_with_and_without_speculation() {
-    let output = specserve().args(["demo", "--json", "--tokens", "24", "--rounds", "1"]).output();
+    let arguments = ["demo", "--json", "--policy", "fixed:4", "--tokens", "24", "--rounds", "1"];
+    let output = specserve().args(arguments).output();
     let document = json_of(&output.expect("the program starts"));
     assert_eq!(document["identical"], true);
     assert_eq!(document["plain"]["draft_tokens"], 0);

@@ -2,25 +2,36 @@
 //!
 //! Decode and verification: every row count of a ladder, each as several sequences × query
 //! tokens and over several contexts, so that the context terms can be told from the
-//! staircase. Prefill (for the draft model: catch-up): several chunks, at the start of a
-//! prompt and far into one, alone and beside decoding rows.
+//! staircase. Prefill: several chunks, at the start of a prompt and far into one, alone and
+//! beside decoding rows. The draft model's catch-up: as many tokens that the first row feeds
+//! before its last one.
 
 use std::ops::ControlFlow;
 
 use crate::executor::{ExecutorInfo, ModelRole};
 use crate::policy::cost_model::ROWS_MAX;
-use crate::policy::profile::ProfilePoint;
+use crate::policy::profile::{ProfilePoint, ROUND_CALLS};
 
 /// Row counts beyond those of a single sequence: powers of two and their halves between.
 const ROW_LADDER: [u32; 19] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768];
-/// Row counts of the coarse grid.
-const COARSE_ROWS: [u32; 7] = [1, 2, 4, 8, 16, 64, 256];
+/// Row counts of the coarse grid, beside those of a single sequence.
+const COARSE_ROWS: [u32; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+/// Row counts without which there is no staircase.
+const LEAST_ROWS: [u32; 4] = [1, 2, 4, 8];
 /// Contexts, in tokens; the longest that fits is added.
 const CONTEXTS: [u32; 6] = [32, 128, 512, 2048, 8192, 32_768];
 /// Prefill chunks, in tokens.
 const CHUNKS: [u32; 9] = [8, 16, 32, 64, 128, 256, 512, 1024, 2048];
+/// Catch-up chunks of the draft model that are too short for prefills: after a step that
+/// accepted every draft it has missed one token.
+const SHORT_CHUNKS: [u32; 2] = [1, 4];
 /// Chunks of the coarse grid.
-const COARSE_CHUNKS: [u32; 3] = [16, 64, 256];
+const COARSE_CHUNKS: [u32; 4] = [1, 16, 64, 256];
+/// The chunks without which prefill has no price.
+const LEAST_CHUNKS: [u32; 2] = [16, 64];
+/// Most context of all sequences of a coarse shape together, in tokens: so much of the caches
+/// is written in a short time.
+const COARSE_CONTEXT_MAX: u32 = 2048;
 /// Rows and sequences that decode beside a prefill chunk.
 const BESIDE_PREFILL: [(u32, u32); 3] = [(0, 0), (4, 4), (16, 4)];
 /// Rows that draft beside a catch-up.
@@ -28,9 +39,16 @@ const BESIDE_CATCH_UP: [(u32, u32); 2] = [(1, 1), (8, 8)];
 /// Context of the rows beside a prefill chunk.
 const CONTEXT_BESIDE_PREFILL: u32 = 128;
 
-/// Draft calls of one measured drafting round without catch-up. Rounds have several calls
-/// in the engine, too: only the first comes after a pass of the target.
-pub const ROUND_CALLS: u32 = 4;
+/// How soon a shape is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Always, whatever it takes.
+    Least,
+    /// Before the rest, as far as there is time.
+    Coarse,
+    /// If there is time for several sweeps over everything.
+    Full,
+}
 
 /// A batch to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +61,12 @@ pub struct Shape {
     pub sequences: u32,
     /// Committed tokens of each, the first input token included.
     pub context_tokens: u32,
-    /// Prefill or catch-up tokens of one more sequence.
+    /// Target: prefill tokens of one more sequence. Draft: catch-up tokens of the first.
     pub prefill_tokens: u32,
     /// Tokens of that sequence that stand before them.
     pub prefill_done_tokens: u32,
-    /// Whether it belongs to the coarse grid too, which is measured first.
-    pub coarse: bool,
+    /// How soon it is measured.
+    pub tier: Tier,
 }
 
 impl Shape {
@@ -65,6 +83,14 @@ impl Shape {
     /// Positions that each decoding sequence needs.
     pub fn positions(&self) -> u32 {
         self.context_tokens + self.queries().max(self.calls()) - 1
+    }
+
+    /// Positions that the sequence which only prefills needs.
+    pub fn prefill_positions(&self) -> u32 {
+        match self.model {
+            ModelRole::Target if self.prefill_tokens > 0 => self.prefill_done_tokens + self.prefill_tokens,
+            _ => 0,
+        }
     }
 
     /// Input tokens over all its calls: a rough measure of how long it takes.
@@ -86,7 +112,27 @@ impl Shape {
     }
 }
 
-/// All shapes that `info` has room for, those of the coarse grid marked.
+/// What the engine runs just before such a batch: a drafting round before verification, a
+/// pass of the target before drafting. `None` where nothing fits.
+pub fn lead(info: &ExecutorInfo, shape: &Shape) -> Option<Shape> {
+    let plain = Shape { prefill_tokens: 0, prefill_done_tokens: 0, ..*shape };
+    let lead = match shape.model {
+        ModelRole::Target if shape.queries() > 1 => {
+            Shape { model: ModelRole::Draft, rows: shape.sequences, ..plain }
+        }
+        ModelRole::Target => return None,
+        ModelRole::Draft => Shape {
+            model: ModelRole::Target,
+            rows: 1,
+            sequences: 1,
+            context_tokens: shape.context_tokens.min(CONTEXT_BESIDE_PREFILL),
+            ..plain
+        },
+    };
+    (Grid { info, shapes: Vec::new() }).fits(&lead).then_some(lead)
+}
+
+/// All shapes that `info` has room for, each with its tier.
 pub fn shapes(info: &ExecutorInfo) -> Vec<Shape> {
     let mut grid = Grid { info, shapes: Vec::new() };
     grid.decode(ModelRole::Target);
@@ -96,6 +142,16 @@ pub fn shapes(info: &ExecutorInfo) -> Vec<Shape> {
         grid.prefill(ModelRole::Draft, &BESIDE_CATCH_UP);
     }
     grid.shapes
+}
+
+/// Which of a row count's splits into sequences a shape has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Split {
+    /// Most sequences.
+    Widest,
+    Between,
+    /// Fewest sequences.
+    Narrowest,
 }
 
 struct Grid<'a> {
@@ -127,13 +183,18 @@ impl Grid<'_> {
                 .collect();
             keep_three(&mut splits);
             for (place, &queries) in splits.iter().enumerate() {
-                self.contexts(model, rows, queries, place == 0);
+                let split = match place {
+                    0 => Split::Widest,
+                    _ if place + 1 == splits.len() => Split::Narrowest,
+                    _ => Split::Between,
+                };
+                self.contexts(model, rows, queries, split);
             }
         }
     }
 
     /// One row count as sequences of `queries` tokens, over contexts: all of them, or two.
-    fn contexts(&mut self, model: ModelRole, rows: u32, queries: u32, all: bool) {
+    fn contexts(&mut self, model: ModelRole, rows: u32, queries: u32, split: Split) {
         let sequences = rows / queries;
         let shape = Shape {
             model,
@@ -142,19 +203,29 @@ impl Grid<'_> {
             context_tokens: 1,
             prefill_tokens: 0,
             prefill_done_tokens: 0,
-            coarse: false,
+            tier: Tier::Full,
         };
         let Some(longest) = self.longest_context(shape) else { return };
         let mut contexts: Vec<u32> = CONTEXTS.into_iter().filter(|&one| one <= longest / 2).collect();
         contexts.push(longest);
-        if !all {
+        if split != Split::Widest {
             contexts = vec![contexts[(contexts.len() - 1) / 2], longest];
             contexts.dedup();
         }
-        let coarse_rows = COARSE_ROWS.contains(&rows);
+        let short = |tokens: u32| u64::from(tokens) * u64::from(sequences) <= u64::from(COARSE_CONTEXT_MAX);
+        let longest_short = contexts.iter().rposition(|&tokens| short(tokens) && tokens <= CONTEXTS[2]);
         for (place, &context_tokens) in contexts.iter().enumerate() {
-            let coarse = coarse_rows && if all { place == 0 } else { context_tokens == longest };
-            self.push(Shape { context_tokens, coarse: coarse || coarse_rows && all && place == 2, ..shape });
+            let first = place == 0;
+            let tier = match split {
+                Split::Widest if first && LEAST_ROWS.contains(&rows) => Tier::Least,
+                Split::Widest if rows == 1 && Some(place) == longest_short => Tier::Least,
+                Split::Widest if COARSE_ROWS.contains(&rows) && (first || Some(place) == longest_short) => {
+                    Tier::Coarse
+                }
+                Split::Narrowest if rows <= self.queries_max(model) && first => Tier::Coarse,
+                _ => Tier::Full,
+            };
+            self.push(Shape { context_tokens, tier, ..shape });
         }
     }
 
@@ -164,21 +235,36 @@ impl Grid<'_> {
         if chunks.is_empty() {
             chunks.push(self.info.batch_tokens_max);
         }
+        let first = chunks[0];
+        if model == ModelRole::Draft {
+            chunks.extend(SHORT_CHUNKS);
+        }
         for prefill_tokens in chunks {
             let room = self.info.context_tokens_max.saturating_sub(prefill_tokens);
             let mut done: Vec<u32> = [0, 512, 2048, 8192].into_iter().filter(|&one| one <= room).collect();
             keep_three(&mut done);
             for (index, &(rows, sequences)) in beside.iter().enumerate() {
                 for &prefill_done_tokens in &done {
-                    let coarse_chunk = COARSE_CHUNKS.contains(&prefill_tokens);
+                    let start = prefill_done_tokens == 0;
+                    let tier = match index {
+                        0 if start && (LEAST_CHUNKS.contains(&prefill_tokens) || prefill_tokens == first) => {
+                            Tier::Least
+                        }
+                        0 if COARSE_CHUNKS.contains(&prefill_tokens) => Tier::Coarse,
+                        1 if start && COARSE_CHUNKS.contains(&prefill_tokens) => Tier::Coarse,
+                        _ => Tier::Full,
+                    };
                     self.push(Shape {
                         model,
                         rows,
                         sequences,
-                        context_tokens: CONTEXT_BESIDE_PREFILL.min(self.info.context_tokens_max / 2),
+                        context_tokens: match model {
+                            ModelRole::Target => CONTEXT_BESIDE_PREFILL.min(self.info.context_tokens_max / 2),
+                            ModelRole::Draft => prefill_done_tokens + prefill_tokens + 1,
+                        },
                         prefill_tokens,
                         prefill_done_tokens,
-                        coarse: coarse_chunk && (index == 0 || prefill_done_tokens == 0),
+                        tier,
                     });
                 }
             }
@@ -214,10 +300,10 @@ impl Grid<'_> {
             ModelRole::Target => info.target_blocks,
             ModelRole::Draft => info.draft_blocks,
         };
-        let prefill_positions = shape.prefill_done_tokens + shape.prefill_tokens;
+        let prefill_positions = shape.prefill_positions();
         let decoding =
             if shape.rows == 0 { 0 } else { blocks(shape.positions()) * u64::from(shape.sequences) };
-        let sequences = shape.sequences + u32::from(shape.prefill_tokens > 0);
+        let sequences = shape.sequences + u32::from(prefill_positions > 0);
         decoding + blocks(prefill_positions) <= u64::from(pool)
             && shape.rows + shape.prefill_tokens <= info.batch_tokens_max
             && sequences <= info.batch_sequences_max

@@ -1,24 +1,34 @@
 //! Sweeps over the grid within a budget of time.
 
-use super::grid::Shape;
+use super::grid::{Shape, Tier, lead};
 use super::workbench::{Workbench, shuffle};
 use super::{AnalyzerError, AnalyzerOptions, Progress};
-use crate::executor::{DraftRow, Executor, ExecutorError, ModelRole, Proposal, Verdict, VerifyRow};
+use crate::executor::{
+    DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, Verdict, VerifyRow,
+};
 use crate::policy::profile::ProfilePoint;
 use crate::time::{Clock, Micros};
 
-/// Most measurements of one shape; more make medians no better.
+/// Most sweeps; more make medians no better.
 const SWEEPS_MAX: usize = 24;
 /// The full grid is taken if the time allows at least so many sweeps over it.
 const FULL_SWEEPS_MIN: f64 = 3.0;
 /// Share of the budget that writing the caches once may take.
 const FILL_SHARE: f64 = 0.15;
-/// Shapes of at most so many tokens are run once more before each measurement, unseen: in
-/// service the step before was alike, and left weights and KV in the processor's caches; here
-/// it was any other. (On Zen 3 a decode step measured cold takes twice as long.)
-const UNSEEN_TOKENS_MAX: u32 = 64;
 /// What a pass costs however small it is, in tokens; only for estimating.
 const PASS_TOKENS: u64 = 16;
+/// Shapes of at most so many tokens are measured as they are in service: after what the
+/// engine runs before them, and several times in a row. There the step before was alike, and
+/// left weights and KV in the processor's caches; here it was any other. On Zen 3 a decode
+/// step takes 2.5 times as long right after a large prefill, and the fourth one after it is
+/// the first that costs what all others do.
+const SMALL_TOKENS_MAX: u32 = 64;
+/// Times that a small shape runs unseen, and then seen, at each visit ...
+const UNSEEN_TIMES: usize = 4;
+/// ... see [`UNSEEN_TIMES`].
+const SEEN_TIMES: usize = 3;
+/// ... unless it takes long: models that fill no cache gain nothing by it.
+const VISIT: Micros = Micros(8_000);
 
 /// Measures `shapes` and returns the median of each, in the order of the grid.
 pub fn run(
@@ -28,7 +38,8 @@ pub fn run(
     options: &AnalyzerOptions,
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<ProfilePoint>, AnalyzerError> {
-    let workbench = Workbench::new(executor.info(), options.text.clone(), options.sampling.clone());
+    let info = executor.info().clone();
+    let workbench = Workbench::new(&info, options.text.clone(), options.sampling.clone());
     let start = clock.now();
     let mut session = Session {
         bench: Bench { executor, clock, proposals: Vec::new(), verdicts: Vec::new() },
@@ -38,34 +49,11 @@ pub fn run(
         on_progress,
     };
     session.fill(&workbench, start + scaled(options.budget, FILL_SHARE))?;
-    let mut cells: Vec<Cell> = shapes
-        .into_iter()
-        .map(|shape| Cell { batch: Batch::new(&workbench, &shape), shape, times: Vec::new() })
-        .collect();
-    // The coarse grid once: it warms everything up, and tells how long a sweep takes.
-    let coarse_start = session.bench.clock.now();
-    let mut coarse: Vec<&mut Cell> = cells.iter_mut().filter(|cell| cell.shape.coarse).collect();
-    session.sweep(&mut coarse, 0, false)?;
-    let left = session.deadline.saturating_sub(session.bench.clock.now());
-    if left == Micros::ZERO {
-        return Ok(medians(cells));
-    }
-    let spent = session.bench.clock.now() - coarse_start;
-    let full_sweep_s =
-        spent.as_secs_f64() * tokens(&cells, |_| true) / tokens(&cells, |cell| cell.shape.coarse);
-    let full = left.as_secs_f64() >= FULL_SWEEPS_MIN * full_sweep_s;
-    let mut chosen: Vec<&mut Cell> = cells.iter_mut().filter(|cell| full || cell.shape.coarse).collect();
-    let warm_up: Vec<Vec<f64>> = chosen.iter_mut().map(|cell| std::mem::take(&mut cell.times)).collect();
-    for number in 0..SWEEPS_MAX {
-        if !session.sweep(&mut chosen, number as u64 + 1, true)? {
-            break;
-        }
-    }
-    // A shape that was not reached again keeps the time of its first pass.
-    for (cell, warm_up) in chosen.iter_mut().zip(warm_up) {
-        if cell.times.is_empty() {
-            cell.times = warm_up;
-        }
+    let mut cells: Vec<Cell> = shapes.into_iter().map(|shape| Cell::new(&info, &workbench, shape)).collect();
+    if let Some(full_sweep_s) = session.warm_up(&mut cells)? {
+        let left = session.deadline.saturating_sub(session.bench.clock.now());
+        let full = left.as_secs_f64() >= FULL_SWEEPS_MIN * full_sweep_s;
+        session.sweeps(&mut cells, if full { Tier::Full } else { Tier::Coarse })?;
     }
     Ok(medians(cells))
 }
@@ -74,9 +62,10 @@ fn scaled(span: Micros, share: f64) -> Micros {
     Micros::from_secs_f64(span.as_secs_f64() * share)
 }
 
-fn tokens(cells: &[Cell], counts: impl Fn(&Cell) -> bool) -> f64 {
-    let counted = cells.iter().filter(|cell| counts(cell));
-    counted.map(|cell| u64::from(cell.shape.tokens()) + PASS_TOKENS).sum::<u64>().max(1) as f64
+/// Work of a sweep over some cells, in tokens.
+fn tokens<'a>(cells: impl Iterator<Item = &'a Cell>, times: impl Fn(&Cell) -> usize) -> f64 {
+    let cost = |cell: &Cell| (u64::from(cell.shape.tokens()) + PASS_TOKENS) * times(cell) as u64;
+    cells.map(cost).sum::<u64>().max(1) as f64
 }
 
 fn medians(cells: Vec<Cell>) -> Vec<ProfilePoint> {
@@ -91,11 +80,29 @@ fn median(times: &mut [f64]) -> f64 {
     if times.len().is_multiple_of(2) { (times[middle - 1] + times[middle]) / 2.0 } else { times[middle] }
 }
 
-/// A shape, its batch, and the times seen so far in microseconds.
+/// A shape, its batch with what comes before it, and the times seen so far in microseconds.
 struct Cell {
     shape: Shape,
+    lead: Option<Batch>,
     batch: Batch,
     times: Vec<f64>,
+}
+
+impl Cell {
+    fn new(info: &ExecutorInfo, workbench: &Workbench, shape: Shape) -> Cell {
+        let lead = Some(shape).filter(Cell::is_small).and_then(|shape| lead(info, &shape));
+        let lead = lead.map(|lead| Batch::new(workbench, &lead));
+        Cell { lead, batch: Batch::new(workbench, &shape), shape, times: Vec::new() }
+    }
+
+    fn is_small(shape: &Shape) -> bool {
+        shape.tokens() <= SMALL_TOKENS_MAX
+    }
+
+    /// Times that it runs at most at each visit, unseen and seen.
+    fn visit(&self) -> (usize, usize) {
+        if Cell::is_small(&self.shape) { (UNSEEN_TIMES, SEEN_TIMES) } else { (0, 1) }
+    }
 }
 
 /// A batch that is ready to run.
@@ -126,6 +133,14 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    /// Runs a cell's batch after what comes before it; microseconds of the batch alone.
+    fn once(&mut self, cell: &Cell) -> Result<Option<f64>, ExecutorError> {
+        if let Some(lead) = &cell.lead {
+            self.time(lead)?;
+        }
+        self.time(&cell.batch)
+    }
+
     /// Runs a batch; microseconds of one call, `None` when a round ended early because a
     /// proposal was not finite.
     fn time(&mut self, batch: &Batch) -> Result<Option<f64>, ExecutorError> {
@@ -186,25 +201,83 @@ impl Session<'_, '_> {
         Ok(())
     }
 
-    /// Measures each cell once, in the order that `number` gives. With `bounded`, ends at
-    /// the deadline; whether all cells were reached.
-    fn sweep(&mut self, cells: &mut [&mut Cell], number: u64, bounded: bool) -> Result<bool, ExecutorError> {
+    /// Runs shapes once, the smallest first: those that are needed whatever it takes, then the
+    /// rest of the coarse grid. Returns what a sweep over everything would take in seconds,
+    /// `None` if there was no time for the coarse grid.
+    fn warm_up(&mut self, cells: &mut [Cell]) -> Result<Option<f64>, ExecutorError> {
+        let mut order: Vec<&mut Cell> =
+            cells.iter_mut().filter(|cell| cell.shape.tier < Tier::Full).collect();
+        order.sort_by_key(|cell| (cell.shape.tier, cell.shape.tokens()));
+        let shapes = order.len();
+        let start = self.bench.clock.now();
+        for cell in order {
+            let now = self.bench.clock.now();
+            if cell.shape.tier > Tier::Least && now >= self.deadline {
+                return Ok(None);
+            }
+            self.report(now, 0, shapes);
+            cell.times.extend(self.bench.once(cell)?);
+            self.passes += 1;
+        }
+        let spent = self.bench.clock.now() - start;
+        let done = tokens(cells.iter().filter(|cell| cell.shape.tier < Tier::Full), |_| 1);
+        let times = |cell: &Cell| cell.visit().0 + cell.visit().1;
+        Ok(Some(spent.as_secs_f64() * tokens(cells.iter(), times) / done))
+    }
+
+    /// Sweeps over the shapes up to `tier` until the time is up. What the warm-up measured
+    /// counts only for shapes that are not reached again.
+    fn sweeps(&mut self, cells: &mut [Cell], tier: Tier) -> Result<(), ExecutorError> {
+        let mut chosen: Vec<&mut Cell> = cells.iter_mut().filter(|cell| cell.shape.tier <= tier).collect();
+        let warm_up: Vec<Vec<f64>> = chosen.iter_mut().map(|cell| std::mem::take(&mut cell.times)).collect();
+        for number in 0..SWEEPS_MAX {
+            if !self.sweep(&mut chosen, number as u64 + 1)? {
+                break;
+            }
+        }
+        for (cell, warm_up) in chosen.into_iter().zip(warm_up) {
+            if cell.times.is_empty() {
+                cell.times = warm_up;
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits each cell once, in the order that `number` gives, up to the deadline; whether all
+    /// cells were reached.
+    fn sweep(&mut self, cells: &mut [&mut Cell], number: u64) -> Result<bool, ExecutorError> {
         let mut order: Vec<usize> = (0..cells.len()).collect();
         shuffle(&mut order, number);
         for index in order {
             let now = self.bench.clock.now();
-            if bounded && now >= self.deadline {
+            if now >= self.deadline {
                 return Ok(false);
             }
             self.report(now, number, cells.len());
-            let cell = &mut *cells[index];
-            if bounded && cell.shape.tokens() <= UNSEEN_TOKENS_MAX {
-                self.bench.time(&cell.batch)?;
-            }
-            cell.times.extend(self.bench.time(&cell.batch)?);
-            self.passes += 1;
+            self.visit(&mut *cells[index], now)?;
         }
         Ok(true)
+    }
+
+    /// Some unseen runs, then some that count, of one cell.
+    fn visit(&mut self, cell: &mut Cell, start: Micros) -> Result<(), ExecutorError> {
+        let (unseen, seen) = cell.visit();
+        let until = (start + VISIT).min(self.deadline);
+        for _ in 0..unseen {
+            if self.bench.clock.now() >= until {
+                break;
+            }
+            self.bench.once(cell)?;
+        }
+        let until = (self.bench.clock.now() + VISIT).min(self.deadline);
+        for number in 0..seen {
+            if number > 0 && self.bench.clock.now() >= until {
+                break;
+            }
+            cell.times.extend(self.bench.once(cell)?);
+            self.passes += 1;
+        }
+        Ok(())
     }
 
     /// By time or by sweeps, whichever is nearer to its end.

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::grid::{Shape, shapes};
+use super::grid::{Shape, Tier, lead, shapes};
 use super::workbench::Workbench;
 use super::*;
 use crate::executor::{
@@ -10,7 +10,7 @@ use crate::executor::{
 };
 use crate::model::random::{RandomOptions, random_model, small_spec};
 use crate::policy::cost_model::{LatencyModel, LatencyTerms, Work, prefill_attended};
-use crate::policy::profile::ProfilePoint;
+use crate::policy::profile::{ProfilePoint, ROUND_CALLS};
 
 /// A clock that only moves when the executor computes.
 #[derive(Clone, Default)]
@@ -75,6 +75,7 @@ fn target_law() -> LatencyTerms {
         prefill_step_us: 0.0,
         prefill_token_us: 14.0,
         prefill_attended_us: 0.03,
+        round_us: 0.0,
     }
 }
 
@@ -112,7 +113,16 @@ impl Executor for LawfulExecutor {
     }
 
     fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        let work = work_of(rows.iter().map(|row| (&row.input, !row.propose)));
+        let mut work = Work::default();
+        for input in rows.iter().map(|row| &row.input) {
+            let missed = input.tokens.len() as u32 - 1;
+            let context = u64::from(input.start + missed) + 1;
+            work.rows += 1;
+            work.context_tokens += context;
+            work.attended_tokens += context;
+            work.prefill_tokens += missed;
+            work.prefill_attended_tokens += prefill_attended(input.start, missed);
+        }
         self.round_context = work.context_tokens;
         self.spend(self.draft.micros(&work));
         self.inner.draft_start(rows, out)
@@ -247,7 +257,7 @@ fn the_budget_is_kept_to_within_one_pass_once_the_coarse_grid_is_through() {
         let clock = FakeClock::default();
         let mut executor = LawfulExecutor::new(info(), &clock);
         analyzed(&mut executor, budget_s);
-        let round_us = executor.longest_us * u64::from(grid::ROUND_CALLS);
+        let round_us = executor.longest_us * u64::from(ROUND_CALLS);
         let (spent, budget) = (clock.now().0, Micros::from_secs_f64(budget_s).0);
         assert!(spent <= budget + round_us, "{spent} µs of {budget}");
         assert!(spent * 3 > budget * 2, "{spent} µs of {budget}: time is left unused");
@@ -255,12 +265,15 @@ fn the_budget_is_kept_to_within_one_pass_once_the_coarse_grid_is_through() {
 }
 
 #[test]
-fn even_no_budget_gives_one_pass_over_the_coarse_grid() {
+fn even_no_budget_gives_one_pass_over_the_shapes_that_a_model_needs() {
     let clock = FakeClock::default();
     let mut executor = LawfulExecutor::new(info(), &clock);
     let profile = analyzed(&mut executor, 0.0);
-    let coarse = shapes(&info()).iter().filter(|shape| shape.coarse).count();
-    assert_eq!(profile.points.len(), coarse);
+    let least = shapes(&info()).iter().filter(|shape| shape.tier == Tier::Least).count();
+    assert_eq!(profile.points.len(), least);
+    for terms in [&profile.target, profile.draft.as_ref().expect("there is a draft")] {
+        assert!(terms.rows.len() >= 4 && terms.prefill_token_us > 0.0, "{terms:?}");
+    }
 }
 
 #[test]
@@ -303,6 +316,33 @@ fn shapes_cover_rows_contexts_queries_and_chunks_and_fit_the_executor() {
         let tokens: usize = inputs.iter().map(|input| input.tokens.len()).sum();
         assert_eq!(tokens as u32, shape.rows + shape.prefill_tokens);
     }
+}
+
+#[test]
+fn verification_is_measured_after_drafting_and_drafting_after_a_pass_of_the_target() {
+    let info = info();
+    let mut led = 0;
+    for shape in shapes(&info) {
+        let Some(lead) = lead(&info, &shape) else { continue };
+        led += 1;
+        assert_ne!(lead.model, shape.model);
+        assert!(lead.prefill_tokens == 0 && (shape.model == ModelRole::Draft || shape.queries() > 1));
+    }
+    assert!(led > 20);
+    let alone = ExecutorInfo { draft_blocks: 0, ..info };
+    assert!(shapes(&alone).iter().all(|shape| lead(&alone, shape).is_none()));
+}
+
+#[test]
+fn the_coarse_grid_has_every_length_of_draft_and_asks_for_little_context() {
+    let coarse = shapes(&info()).into_iter().filter(|shape| shape.tier == Tier::Coarse).collect::<Vec<_>>();
+    for queries in 2..=9 {
+        let alone = |shape: &&Shape| shape.sequences == 1 && shape.queries() == queries;
+        assert!(coarse.iter().any(|shape| alone(&shape)), "{queries}");
+    }
+    let mut decoding = coarse.iter().filter(|shape| shape.prefill_tokens == 0);
+    let context = |shape: &Shape| shape.sequences * shape.context_tokens;
+    assert!(decoding.all(|shape| context(shape) <= 2048 || shape.context_tokens == 32));
 }
 
 #[test]

@@ -48,19 +48,19 @@ impl Workbench {
 
     /// The draft model's batch of a shape.
     pub fn draft_rows(&self, shape: &Shape) -> Vec<DraftRow> {
-        let inputs = self.inputs(shape);
-        let catch_up = inputs.prefill.map(|input| DraftRow { input, propose: false });
-        inputs.decoding.into_iter().map(|input| DraftRow { input, propose: true }).chain(catch_up).collect()
+        let inputs = self.inputs(shape).decoding;
+        inputs.into_iter().map(|input| DraftRow { input, propose: true }).collect()
     }
 
-    /// Shapes of single sequences that together write every block of both caches: memory
-    /// that was never written reads faster than memory that was.
+    /// Inputs of single sequences that together write every block of both caches, the draft's
+    /// first, because that is soon done: memory that was never written reads faster than
+    /// memory that was.
     pub fn fill(&self, info: &ExecutorInfo) -> Vec<(ModelRole, SequenceInput)> {
         let most = FILL_TOKENS.min(info.batch_tokens_max).min(info.context_tokens_max);
         let blocks_each = (most / self.block_tokens).max(1) as usize;
         let mut inputs = Vec::new();
         for (model, blocks) in
-            [(ModelRole::Target, &self.target_blocks), (ModelRole::Draft, &self.draft_blocks)]
+            [(ModelRole::Draft, &self.draft_blocks), (ModelRole::Target, &self.target_blocks)]
         {
             for (number, blocks) in blocks.chunks(blocks_each).enumerate() {
                 let tokens = most.min(blocks.len() as u32 * self.block_tokens);
@@ -83,11 +83,13 @@ impl Workbench {
         let decoding = (0..shape.sequences as usize)
             .map(|number| {
                 let blocks = take(shape.positions());
-                self.input(number, blocks, shape.context_tokens - 1, shape.queries())
+                let catches_up = shape.model == ModelRole::Draft && number == 0;
+                let missed = if catches_up { shape.prefill_tokens } else { 0 };
+                self.input(number, blocks, shape.context_tokens - 1 - missed, shape.queries() + missed)
             })
             .collect();
-        let prefill = (shape.prefill_tokens > 0).then(|| {
-            let blocks = take(shape.prefill_done_tokens + shape.prefill_tokens);
+        let prefill = (shape.prefill_positions() > 0).then(|| {
+            let blocks = take(shape.prefill_positions());
             self.input(shape.sequences as usize, blocks, shape.prefill_done_tokens, shape.prefill_tokens)
         });
         Inputs { decoding, prefill }

@@ -101,17 +101,16 @@ impl Config {
     }
 
     fn from_table(mut file: toml::Table, problems: &mut Problems) -> Config {
+        let drafts = file.contains_key("draft");
         let config = Config {
             server: ServerConfig::read(Section::take(&mut file, "server", problems)),
             target: TargetConfig::read(Section::take(&mut file, "target", problems)),
-            draft: file
-                .contains_key("draft")
-                .then(|| DraftConfig::read(Section::take(&mut file, "draft", problems))),
+            draft: drafts.then(|| DraftConfig::read(Section::take(&mut file, "draft", problems))),
             executor: ExecutorConfig::read(Section::take(&mut file, "executor", problems)),
             kv: KvConfig::read(Section::take(&mut file, "kv", problems)),
             scheduler: SchedulerConfig::read(Section::take(&mut file, "scheduler", problems)),
             slo: SloConfig::read(&mut file, problems),
-            speculation: SpeculationConfig::read(Section::take(&mut file, "speculation", problems)),
+            speculation: SpeculationConfig::read(Section::take(&mut file, "speculation", problems), drafts),
             telemetry: TelemetryConfig::read(Section::take(&mut file, "telemetry", problems)),
         };
         for name in file.keys() {

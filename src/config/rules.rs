@@ -53,7 +53,7 @@ fn check_policy(config: &Config, problems: &mut Problems) {
     let speculation = &config.speculation;
     let planless = speculation.profile.is_none() && !speculation.profile_at_start;
     if policy.needs_profile() && planless && !problems.mention(&PROFILE_KEYS) {
-        let advice = "give speculation.profile, or set speculation.profile_at_start = true";
+        let advice = "give speculation.profile, or leave out speculation.profile_at_start";
         problems.add(POLICY, value(), "plans with measured times and there are none", advice);
     }
     let max = speculation.draft_tokens_max;

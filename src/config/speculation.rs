@@ -21,25 +21,27 @@ pub struct SpeculationConfig {
     pub draft_tokens_max: u32,
     /// The time model that policies plan with.
     pub profile: Option<PathBuf>,
-    /// Whether to measure at the start when there is no profile, or one that is stale.
+    /// Whether to measure at the start when there is no profile, or one that is stale. By
+    /// default when none is named: who names one wants to know that it is out of date.
     pub profile_at_start: bool,
 }
 
 impl SpeculationConfig {
-    pub(super) fn read(mut section: Section<'_>) -> SpeculationConfig {
+    /// `drafts`: whether there is anything to draft with.
+    pub(super) fn read(mut section: Section<'_>, drafts: bool) -> SpeculationConfig {
+        let default_policy = if drafts { PolicyName::default() } else { PolicyName::None };
         let policy = |text: &str| text.parse::<PolicyName>().map_err(|_| "is not a policy".to_owned());
         let profile = |text: &str| match text {
             "" => Err("is empty".to_owned()),
             path => Ok(PathBuf::from(path)),
         };
-        let config = SpeculationConfig {
-            policy: section
-                .parsed("policy", &format!("give one of {POLICY_NAMES}"), policy)
-                .unwrap_or(PolicyName::None),
-            draft_tokens_max: section.integer(&DRAFT_TOKENS_MAX) as u32,
-            profile: section.parsed("profile", &format!("give {PROFILE_BOUND}"), profile),
-            profile_at_start: section.boolean("profile_at_start").unwrap_or(false),
-        };
+        let policy = section
+            .parsed("policy", &format!("give one of {POLICY_NAMES}"), policy)
+            .unwrap_or(default_policy);
+        let draft_tokens_max = section.integer(&DRAFT_TOKENS_MAX) as u32;
+        let profile = section.parsed("profile", &format!("give {PROFILE_BOUND}"), profile);
+        let profile_at_start = section.boolean("profile_at_start").unwrap_or(profile.is_none());
+        let config = SpeculationConfig { policy, draft_tokens_max, profile, profile_at_start };
         section.finish();
         config
     }

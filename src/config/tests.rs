@@ -36,7 +36,7 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     assert_eq!(config.executor.batch_tokens_max, 512);
     assert_eq!(config.kv, KvConfig { size: KvSize::MemoryMib(64) });
     assert_eq!(config.scheduler.running_requests_max, 32);
-    assert_eq!(config.speculation.policy, PolicyName::Fixed(4));
+    assert_eq!(config.speculation.policy, PolicyName::SpecServe);
     assert_eq!(config.telemetry.log_level, LogLevel::Info);
 }
 
@@ -223,7 +223,7 @@ fn rules_between_keys_hold() {
     assert_eq!(problem_paths(&running), ["scheduler.running_requests_max"]);
     let chunk = tiny_with("prefill_chunk_tokens_max = 256", "prefill_chunk_tokens_max = 513");
     assert_eq!(problem_paths(&chunk), ["scheduler.prefill_chunk_tokens_max"]);
-    let long_draft = tiny_with("\"fixed:4\"", "\"fixed:9\"");
+    let long_draft = tiny_with("\"specserve\"", "\"fixed:9\"");
     assert_eq!(problem_paths(&long_draft), ["speculation.policy"]);
     let no_draft = format!("{SMALLEST}[speculation]\npolicy = \"fixed:2\"\n");
     assert_eq!(problem_paths(&no_draft), ["speculation.policy"]);
@@ -280,17 +280,24 @@ fn classes_have_valid_names_of_their_own() {
 }
 
 #[test]
-fn a_policy_that_plans_with_times_needs_a_profile_or_leave_to_measure() {
-    let planner = tiny_with("\"fixed:4\"", "\"specserve\"");
-    assert_eq!(problem_paths(&planner), ["speculation.policy"]);
-    for key in ["profile = \"cpu.toml\"", "profile_at_start = true"] {
-        let text = planner.replace("draft_tokens_max = 8", &format!("draft_tokens_max = 8\n{key}"));
-        let text = text.replace("profile_at_start = false\n", "");
-        let config = Config::parse(&text).expect(key);
-        assert_eq!(config.speculation.policy, PolicyName::SpecServe);
-        assert_eq!(config.speculation.profile.is_some(), !config.speculation.profile_at_start);
+fn with_a_draft_the_policy_is_specserve_and_without_one_there_is_none() {
+    let policy = |text: &str| Config::parse(text).expect("valid").speculation.policy;
+    assert_eq!(policy(SMALLEST), PolicyName::None);
+    for draft in ["embedded:tiny", "ngram"] {
+        assert_eq!(policy(&format!("{SMALLEST}[draft]\nmodel = \"{draft}\"\n")), PolicyName::SpecServe);
     }
-    let wrong = planner.replace("profile_at_start = false", "profile_at_start = \"yes\"\nprofile = \"\"");
+}
+
+#[test]
+fn a_policy_that_plans_with_times_needs_a_profile_or_leave_to_measure() {
+    let forbidden = tiny_with("profile_at_start = true", "profile_at_start = false");
+    assert_eq!(problem_paths(&forbidden), ["speculation.policy"]);
+    let silent = tiny_with("profile_at_start = true\n", "");
+    assert!(Config::parse(&silent).expect("valid").speculation.profile_at_start);
+    let named = silent.replace("# profile =", "profile =");
+    let named = Config::parse(&named).expect("valid").speculation;
+    assert!(named.profile.is_some() && !named.profile_at_start, "a stale profile has to be known");
+    let wrong = tiny_with("profile_at_start = true", "profile_at_start = \"yes\"\nprofile = \"\"");
     assert_eq!(problem_paths(&wrong), ["speculation.profile", "speculation.profile_at_start"]);
 }
 
@@ -298,7 +305,10 @@ fn a_policy_that_plans_with_times_needs_a_profile_or_leave_to_measure() {
 fn names_that_are_no_policies_are_refused() {
     for text in ["", "Fixed:4", " none", "fixed", "fixed:0", "fixed:33", "fixed:4.0", "none:1", "threshold:2"]
     {
-        assert_eq!(problem_paths(&tiny_with("\"fixed:4\"", &format!("\"{text}\""))), ["speculation.policy"]);
+        assert_eq!(
+            problem_paths(&tiny_with("\"specserve\"", &format!("\"{text}\""))),
+            ["speculation.policy"]
+        );
     }
 }
 

@@ -83,9 +83,11 @@ impl ExecutorPlan {
     ) -> Result<Box<dyn Executor>, String> {
         match self {
             ExecutorPlan::Cpu(options) => {
-                let executor = CpuExecutor::new(options, target, draft).map_err(|error| error.to_string())?;
+                let executor = CpuExecutor::new(options, target, draft);
+                let mut executor = executor.map_err(|error| error.to_string())?;
                 // this thread computes, too: unpinned it may share a core with its own helpers
                 executor.pin_caller();
+                executor.warm_up().map_err(|error| error.to_string())?;
                 Ok(Box::new(executor))
             }
             #[cfg(feature = "cuda")]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
@@ -15,8 +15,9 @@ use crate::policy::profile::{Fingerprint, Profile, ProfileError};
 use crate::sampling::SamplingParams;
 use crate::time::{Micros, MonotonicClock};
 
-/// What measuring at the start may take.
-const AT_START_BUDGET: Duration = Duration::from_secs(5);
+/// What measuring at the start may take. It buys a coarse grid for the embedded pair; what that
+/// gets wrong, the online correction learns.
+const AT_START_BUDGET: Duration = Duration::from_millis(1500);
 
 /// The text that measured sequences are cut from.
 const TEXT: &str = "\
@@ -85,15 +86,25 @@ fn measured(config: &Config, plan: &ExecutorPlan, pair: &ModelPair) -> Result<Op
         Some(Err(error)) => tracing::warn!(%error, "the profile is not used"),
         None => {}
     }
-    tracing::info!(seconds = AT_START_BUDGET.as_secs(), "measuring the time model");
+    at_start(plan, pair).map(Some)
+}
+
+fn at_start(plan: &ExecutorPlan, pair: &ModelPair) -> Result<Profile, DaemonError> {
+    tracing::info!(budget_s = AT_START_BUDGET.as_secs_f64(), "measuring how long steps take here");
+    let start = Instant::now();
     let profile = measure(plan, pair, AT_START_BUDGET, &mut |_| {})?;
     let mape = |error: Option<FitError>| error.map(|error| error.mape);
+    let row_us = |terms: &LatencyTerms| terms.micros.first().copied();
     tracing::info!(
+        seconds = start.elapsed().as_secs_f64(),
+        shapes = profile.points.len(),
+        target_us = row_us(&profile.target),
+        draft_us = profile.draft.as_ref().and_then(row_us),
         target_mape = mape(profile.target_error),
         draft_mape = mape(profile.draft_error),
         "measured the time model"
     );
-    Ok(Some(profile))
+    Ok(profile)
 }
 
 fn fingerprint(plan: &ExecutorPlan, pair: &ModelPair) -> Result<Fingerprint, DaemonError> {
@@ -209,6 +220,14 @@ mod tests {
     fn a_file_that_is_no_profile_is_refused_even_with_leave_to_measure() {
         let error = found(PolicyName::SpecServe, Some("format = 1\n"), true).expect_err("no profile");
         assert!(matches!(error, DaemonError::Profile { source: ProfileError::Parse(_), .. }), "{error}");
+    }
+
+    #[test]
+    fn a_profile_that_is_not_there_is_measured_with_leave() {
+        let measured = found(PolicyName::SpecServe, None, true).expect("measured").expect("a profile");
+        let draft = measured.draft.as_ref().expect("the embedded pair has a draft");
+        assert!(measured.target.rows.len() >= 4 && draft.rows.len() >= 4, "{measured:?}");
+        assert!(measured.cost_model().is_ok());
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //!
 //! where `C` sums the context of each sequence once (bytes of KV read), `A` sums it
 //! once per query token (attention arithmetic), `p` are prefill (for the draft model:
-//! catch-up) tokens and `P` the context they attend to. On a GPU the staircase has one
+//! catch-up) tokens and `P` the context they attend to. The draft model has no `o`; its first
+//! call in a step costs [`round_us`](LatencyTerms::round_us) more than the others. On a GPU the staircase has one
 //! step per captured graph size and a batch is padded up to it ([`Between::Pad`]); a CPU
 //! has no graphs and is read off between the measured sizes ([`Between::Interpolate`]).
 //! All times are microseconds.
@@ -51,6 +52,10 @@ pub struct LatencyTerms {
     pub prefill_token_us: f64,
     /// `π`: microseconds per context token that a prefill token attends to.
     pub prefill_attended_us: f64,
+    /// Draft model: microseconds that a drafting round adds to its calls, because it finds the
+    /// target's data in the caches. Not part of [`LatencyModel::micros`].
+    #[serde(default)]
+    pub round_us: f64,
 }
 
 impl LatencyTerms {
@@ -65,6 +70,7 @@ impl LatencyTerms {
             prefill_step_us: 0.0,
             prefill_token_us: 0.0,
             prefill_attended_us: 0.0,
+            round_us: 0.0,
         }
     }
 }
@@ -184,6 +190,7 @@ fn check(terms: &LatencyTerms) -> Result<(), String> {
         terms.prefill_step_us,
         terms.prefill_token_us,
         terms.prefill_attended_us,
+        terms.round_us,
     ];
     if micros.iter().chain(&slopes).any(|value| !value.is_finite() || *value < 0.0) {
         return Err("times must be finite and not negative".to_owned());
@@ -234,6 +241,7 @@ pub(crate) mod tests {
             prefill_step_us: 0.0,
             prefill_token_us: 0.0,
             prefill_attended_us: 0.0,
+            round_us: 0.0,
         }
     }
 

@@ -1,19 +1,26 @@
 //! Fits [`LatencyTerms`] to measured points.
 //!
-//! Unknowns are one time per measured row count and the five linear terms. Residuals
+//! Unknowns are one time per measured row count and five linear terms. Residuals
 //! are relative (a 10 µs error matters at 100 µs, not at 10 ms), outliers lose weight
 //! (Huber, by iterated reweighting), linear terms are kept non-negative by dropping
 //! those that would be negative, and the staircase is made monotone at the end.
 
 use serde::{Deserialize, Serialize};
 
-use super::cost_model::{Between, LatencyModel, LatencyTerms, Work};
+use super::cost_model::{Between, LatencyModel, LatencyTerms};
 use super::isotonic::make_monotone;
-use super::profile::{ProfileError, ProfilePoint};
+use super::profile::{ProfileError, ProfilePoint, ROUND_CALLS};
 use crate::executor::ModelRole;
 
 /// Linear terms of the model.
 const LINEAR_TERMS: usize = 5;
+/// Places of the prefill terms among them. The draft model has what a round adds in place of
+/// what any prefill adds.
+const PREFILL_STEP: usize = 2;
+/// See [`PREFILL_STEP`].
+const PREFILL_TOKEN: usize = 3;
+/// See [`PREFILL_STEP`].
+const PREFILL_ATTENDED: usize = 4;
 /// Rounds of reweighting; the weights settle in three or four.
 const ROUNDS: usize = 8;
 /// Residuals up to this many standard deviations keep their full weight (Huber's constant
@@ -21,6 +28,8 @@ const ROUNDS: usize = 8;
 const HUBER_SIGMAS: f64 = 1.345;
 /// Standard deviation over median absolute deviation, for normal noise.
 const SIGMA_PER_MAD: f64 = 1.4826;
+/// Most that a drafting round adds, in calls of one row; about one on a CPU.
+const ROUND_CALLS_MAX: f64 = 1.5;
 /// Keeps the normal equations solvable when two columns say the same.
 const RIDGE: f64 = 1e-10;
 
@@ -76,7 +85,7 @@ pub fn fit(
 /// The model's error on `points`.
 pub fn error_on(model: &LatencyModel, points: &[ProfilePoint]) -> FitError {
     let mut errors: Vec<f64> =
-        points.iter().map(|point| (model.micros(&point.work()) / point.micros - 1.0).abs()).collect();
+        points.iter().map(|point| (point.predicted_us(model) / point.micros - 1.0).abs()).collect();
     if errors.is_empty() {
         return FitError::default();
     }
@@ -105,6 +114,7 @@ fn split(points: &[ProfilePoint], every: usize) -> (Vec<ProfilePoint>, Vec<Profi
 
 /// A weighted least-squares problem with one column per level and per linear term.
 struct System {
+    role: ModelRole,
     levels: Vec<u32>,
     rows: Vec<Vec<f64>>,
     measured: Vec<f64>,
@@ -131,7 +141,7 @@ impl System {
         if levels.is_empty() {
             return Err(ProfileError::TooFew("no point has decode rows".to_owned()));
         }
-        let features: Vec<Vec<f64>> = points.iter().map(|point| features(&levels, &point.work())).collect();
+        let features: Vec<Vec<f64>> = points.iter().map(|point| features(&levels, point)).collect();
         let measured: Vec<f64> = points.iter().map(|point| point.micros).collect();
         let relative = features
             .iter()
@@ -145,7 +155,8 @@ impl System {
         for row in &mut rows {
             row.iter_mut().zip(&scale).for_each(|(value, norm)| *value /= norm);
         }
-        Ok(System { levels, rows, measured, scale })
+        let role = points[0].model;
+        Ok(System { role, levels, rows, measured, scale })
     }
 
     /// Solves, dropping the most negative linear term until none is negative.
@@ -156,9 +167,15 @@ impl System {
             let most_negative = (self.levels.len()..self.scale.len())
                 .filter(|&column| solution[column] < 0.0)
                 .min_by(|&a, &b| solution[a].total_cmp(&solution[b]));
-            match most_negative {
-                Some(column) => active[column] = false,
-                None => return Ok(solution),
+            let Some(column) = most_negative else { return Ok(solution) };
+            // A prefill token that costs nothing could not be corrected online: what has taken
+            // its part, the step's fixed cost or the context's, goes first.
+            let of_prefill = |term: usize| self.levels.len() + term;
+            let others = [of_prefill(PREFILL_STEP), of_prefill(PREFILL_ATTENDED)];
+            let rival = others.into_iter().find(|&other| active[other] && solution[other] > 0.0);
+            match rival {
+                Some(rival) if column == of_prefill(PREFILL_TOKEN) => active[rival] = false,
+                _ => active[column] = false,
             }
         }
     }
@@ -199,30 +216,46 @@ impl System {
         let plain: Vec<f64> = solution.iter().zip(&self.scale).map(|(value, norm)| value / norm).collect();
         let fastest = self.measured.iter().copied().fold(f64::INFINITY, f64::min);
         let levels = self.levels.len();
+        let drafts = self.role == ModelRole::Draft;
         let mut micros: Vec<f64> = plain[..levels].iter().map(|&value| value.max(fastest * 1e-3)).collect();
         make_monotone(&mut micros, &vec![1.0; levels]);
+        let round_us = if drafts { bounded_round_us(&mut micros, plain[levels + PREFILL_STEP]) } else { 0.0 };
         let terms = LatencyTerms {
             between,
             rows: self.levels.clone(),
             micros,
             context_token_us: plain[levels],
             attended_token_us: plain[levels + 1],
-            prefill_step_us: plain[levels + 2],
-            prefill_token_us: plain[levels + 3],
-            prefill_attended_us: plain[levels + 4],
+            prefill_step_us: if drafts { 0.0 } else { plain[levels + PREFILL_STEP] },
+            prefill_token_us: plain[levels + PREFILL_TOKEN],
+            prefill_attended_us: plain[levels + PREFILL_ATTENDED],
+            round_us,
         };
         LatencyModel::new(terms).map(|model| model.terms().clone())
     }
 }
 
+/// Holds what a drafting round adds to [`ROUND_CALLS_MAX`] calls of one row, and gives the rest
+/// back to the calls: few measurements on a busy machine hardly tell the two apart.
+fn bounded_round_us(micros: &mut [f64], round_us: f64) -> f64 {
+    let share = 1.0 / f64::from(ROUND_CALLS);
+    let measured_us = micros[0] + share * round_us;
+    let bound_us = measured_us / (1.0 / ROUND_CALLS_MAX + share);
+    let excess_us = (round_us - bound_us).max(0.0);
+    micros.iter_mut().for_each(|call_us| *call_us += share * excess_us);
+    round_us - excess_us
+}
+
 /// One-hot level (no rows count as the smallest level), then the linear terms.
-fn features(levels: &[u32], work: &Work) -> Vec<f64> {
+fn features(levels: &[u32], point: &ProfilePoint) -> Vec<f64> {
+    let work = &point.work();
+    let prefills = work.prefill_tokens > 0;
     let mut row = vec![0.0; levels.len() + LINEAR_TERMS];
     row[levels.partition_point(|&size| size < work.rows)] = 1.0;
     let linear = [
         work.context_tokens as f64,
         work.attended_tokens as f64,
-        f64::from(u8::from(work.prefill_tokens > 0)),
+        if point.model == ModelRole::Draft { point.rounds_per_call() } else { f64::from(u8::from(prefills)) },
         f64::from(work.prefill_tokens),
         work.prefill_attended_tokens as f64,
     ];
@@ -269,6 +302,7 @@ mod tests {
             prefill_step_us: 12.0,
             prefill_token_us: 1.5,
             prefill_attended_us: 0.001,
+            round_us: 0.0,
         })
         .unwrap()
     }
@@ -311,6 +345,32 @@ mod tests {
     }
 
     #[test]
+    fn what_a_drafting_round_adds_is_told_from_its_calls() {
+        let drafter =
+            LatencyTerms { prefill_step_us: 0.0, round_us: 40.0, ..truth(Between::Pad).terms().clone() };
+        let model = LatencyModel::new(drafter).unwrap();
+        let mut points = measured(&model, 0.0);
+        for point in &mut points {
+            point.model = ModelRole::Draft;
+            point.micros = point.predicted_us(&model);
+        }
+        let found = fit(&points, ModelRole::Draft, Between::Pad, 5).unwrap();
+        assert!((found.terms.round_us - 40.0).abs() < 0.1, "{:?}", found.terms);
+        assert!(found.terms.prefill_step_us == 0.0 && found.held_out.p99 < 1e-3, "{found:?}");
+    }
+
+    #[test]
+    fn a_round_never_takes_the_calls_time() {
+        let mut micros = [20.0, 30.0];
+        let round_us = bounded_round_us(&mut micros, 300.0);
+        assert!((round_us - 1.5 * micros[0]).abs() < 1e-9, "{round_us} {micros:?}");
+        assert!(
+            (micros[0] + round_us / 4.0 - 95.0).abs() < 1e-9 && (micros[1] - micros[0] - 10.0).abs() < 1e-9
+        );
+        assert_eq!((bounded_round_us(&mut [60.0], 60.0), bounded_round_us(&mut [60.0], 0.0)), (60.0, 0.0));
+    }
+
+    #[test]
     fn noise_and_outliers_leave_a_small_held_out_error() {
         let model = truth(Between::Interpolate);
         let mut points = measured(&model, 0.04);
@@ -328,6 +388,16 @@ mod tests {
         });
         let found = fit(&points, ModelRole::Target, Between::Pad, 0).unwrap();
         assert_eq!(found.terms.prefill_attended_us, 0.0);
+    }
+
+    #[test]
+    fn a_prefill_token_is_not_free_because_another_term_explains_a_little_more() {
+        let model = truth(Between::Pad);
+        let mut points = measured(&model, 0.0);
+        // chunks cost nearly the same whatever their size
+        points.iter_mut().filter(|point| point.prefill_tokens == 64).for_each(|point| point.micros += 400.0);
+        let found = fit(&points, ModelRole::Target, Between::Pad, 0).unwrap();
+        assert!(found.terms.prefill_token_us > 0.0, "{:?}", found.terms);
     }
 
     #[test]

@@ -12,6 +12,10 @@ use crate::executor::ModelRole;
 /// Version of the file format; a file of another version is refused.
 pub const PROFILE_FORMAT: u32 = 1;
 
+/// Draft calls of one measured drafting round without catch-up; with catch-up it is one.
+/// Rounds have several calls in the engine, too: only the first comes after a pass of the target.
+pub const ROUND_CALLS: u32 = 4;
+
 /// Why a profile can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
@@ -94,7 +98,8 @@ pub struct ProfilePoint {
     pub sequences: u32,
     /// Context of each of those sequences.
     pub context_tokens: u32,
-    /// Prefill (draft: catch-up) tokens in the same pass, of one more sequence.
+    /// Prefill tokens of one more sequence in the same pass; draft: catch-up tokens of the
+    /// first sequence.
     pub prefill_tokens: u32,
     /// Tokens of that sequence that stood before them.
     pub prefill_done_tokens: u32,
@@ -103,6 +108,20 @@ pub struct ProfilePoint {
 }
 
 impl ProfilePoint {
+    /// Draft model: rounds that its calls began, per call; of the target there are none.
+    pub fn rounds_per_call(&self) -> f64 {
+        match self.model {
+            ModelRole::Target => 0.0,
+            ModelRole::Draft if self.prefill_tokens > 0 => 1.0,
+            ModelRole::Draft => 1.0 / f64::from(ROUND_CALLS),
+        }
+    }
+
+    /// What `model` says it takes.
+    pub fn predicted_us(&self, model: &LatencyModel) -> f64 {
+        model.micros(&self.work()) + self.rounds_per_call() * model.terms().round_us
+    }
+
     /// The pass's work, as the model sees it.
     pub fn work(&self) -> Work {
         let context = u64::from(self.context_tokens);

@@ -11,9 +11,12 @@ use crate::request::RequestId;
 
 /// Deepest position that is told apart; deeper ones share its mean.
 pub const POSITIONS_MAX: usize = 16;
-/// Confidence expected before anything has been drafted.
-const PRIOR_CONFIDENCE: f64 = 0.7;
-/// Drafts that the prior (and for deeper positions the one before) is worth.
+/// Confidence expected before anything has been drafted. Hopeful, because hope costs a few
+/// steps and doubt may cost every step: who does not draft hardly learns.
+const PRIOR_CONFIDENCE: f64 = 0.85;
+/// Drafts at the first position that the prior is worth.
+const FIRST_PRIOR_DRAFTS: f64 = 16.0;
+/// Drafts that the position before it is worth to a deeper one.
 const PRIOR_DRAFTS: f64 = 2.0;
 /// Drafts after which a position's observation counts half.
 const POSITION_HALF_LIFE: f64 = 512.0;
@@ -63,9 +66,10 @@ impl Forecast {
     /// few drafts leans on the one before it.
     pub fn position_means(&self) -> [f32; POSITIONS_MAX] {
         let mut means = [0.0; POSITIONS_MAX];
-        let mut prior = PRIOR_CONFIDENCE;
+        let (mut prior, mut strength) = (PRIOR_CONFIDENCE, FIRST_PRIOR_DRAFTS);
         for (mean, (weight, weighted)) in means.iter_mut().zip(&self.positions) {
-            prior = (weighted + prior * PRIOR_DRAFTS) / (weight + PRIOR_DRAFTS);
+            prior = (weighted + prior * strength) / (weight + strength);
+            strength = PRIOR_DRAFTS;
             *mean = prior as f32;
         }
         means

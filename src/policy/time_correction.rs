@@ -3,9 +3,11 @@
 //! Each term (target, prefill, draft) has one multiplicative correction, learned in the log
 //! domain by exponentially weighted least squares: with a constant as the only regressor that
 //! is an exponentially weighted mean of `ln(observed / predicted)`. Its memory starts short
-//! (all steps count alike) and grows to [`MEMORY_STEPS`]. A single step moves the estimate by
-//! a bounded amount, and the correction is clamped, so that a stall of the machine does not
-//! poison the planner. What remains of the step beside the models is an additive mean.
+//! (all steps count alike, and the profile as [`PROFILE_STEPS`] of them) and grows to
+//! [`MEMORY_STEPS`]. A single step moves the estimate by a bounded amount, and the correction
+//! is clamped, so that a stall of the machine or a cold first step does not poison the
+//! planner. A term that was not seen for a while follows the target's: it is the same machine.
+//! What remains of the step beside the models is an additive mean.
 
 use std::sync::Arc;
 
@@ -15,13 +17,15 @@ use super::error_window::ErrorWindow;
 
 /// Steps that the exponentially weighted mean remembers.
 pub const MEMORY_STEPS: f64 = 32.0;
+/// Steps that the profile is worth when the first steps are weighed against it.
+pub const PROFILE_STEPS: u32 = 3;
+/// Steps without a term after which its correction follows the target's. Before that it knows
+/// better, and would be corrected twice for what both got wrong.
+const FOLLOWS_AFTER_STEPS: u32 = 16;
 /// Corrections stay between the reciprocal of this factor and the factor itself.
 pub const CORRECTION_MAX: f64 = 4.0;
-/// Largest surprise that one step may contribute once the estimate has settled, as
-/// `|ln ratio|`: about a factor of 1.5.
+/// Largest surprise that one step may contribute, as `|ln ratio|`: about a factor of 1.5.
 const SURPRISE_MAX: f64 = 0.4;
-/// Steps before surprises are bounded.
-const SETTLED_STEPS: u32 = 8;
 /// The prefill correction learns only from steps in which prefill is at least this share.
 const PREFILL_SHARE_MIN: f64 = 0.3;
 /// A host observation is cut at this multiple of the current estimate, plus the floor.
@@ -42,6 +46,8 @@ const MARGIN_PERIOD_STEPS: u64 = 16;
 struct Correction {
     log: f64,
     steps: u32,
+    /// Steps since it last learned.
+    unseen: u32,
 }
 
 impl Correction {
@@ -54,13 +60,21 @@ impl Correction {
             return;
         }
         let bound = CORRECTION_MAX.ln();
-        let mut surprise = (observed_us / predicted_us).ln().clamp(-bound, bound) - self.log;
-        if self.steps >= SETTLED_STEPS {
-            surprise = surprise.clamp(-SURPRISE_MAX, SURPRISE_MAX);
-        }
-        let gain = (1.0 / f64::from(self.steps + 1)).max(1.0 / MEMORY_STEPS);
+        let surprise = (observed_us / predicted_us).ln() - self.log;
+        let surprise = surprise.clamp(-SURPRISE_MAX, SURPRISE_MAX);
+        let gain = (1.0 / (f64::from(self.steps) + f64::from(PROFILE_STEPS + 1))).max(1.0 / MEMORY_STEPS);
         self.log = (self.log + gain * surprise).clamp(-bound, bound);
         self.steps = self.steps.saturating_add(1);
+        self.unseen = 0;
+    }
+
+    /// Passes a step in which it was not seen and another correction moved.
+    fn follow(&mut self, moved_log: f64) {
+        if self.steps == 0 || self.unseen >= FOLLOWS_AFTER_STEPS {
+            let bound = CORRECTION_MAX.ln();
+            self.log = (self.log + moved_log).clamp(-bound, bound);
+        }
+        self.unseen = self.unseen.saturating_add(1);
     }
 }
 
@@ -137,6 +151,12 @@ impl TimeModel {
             * self.draft.factor()
     }
 
+    /// What a drafting round takes beside its calls, in microseconds; 0 without a draft model.
+    pub fn draft_round_us(&self) -> f64 {
+        let round_us = self.cost.draft.as_ref().map_or(0.0, |draft| draft.terms().round_us);
+        round_us * self.draft.factor()
+    }
+
     /// Feeding the draft model `tokens` that it missed, in microseconds.
     pub fn catch_up_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
         let Some(draft) = &self.cost.draft else { return 0.0 };
@@ -179,7 +199,15 @@ impl TimeModel {
         let step_us = micros(report.step_time).max(target_us + draft_us);
         let predicted_us = self.step_us(report);
         self.errors.push((step_us - predicted_us) / predicted_us);
+        let before_log = self.target.log;
         self.learn_target(report, target_us);
+        let moved_log = self.target.log - before_log;
+        if report.prefill_tokens == 0 {
+            self.prefill.follow(moved_log);
+        }
+        if report.draft_calls.is_empty() {
+            self.draft.follow(moved_log);
+        }
         self.draft.learn(draft_us, self.draft_us(report) / self.draft.factor());
         if report.step_time.0 > 0 {
             let host_us =
@@ -225,7 +253,7 @@ impl TimeModel {
 
     fn draft_us(&self, report: &StepReport) -> f64 {
         let Some(draft) = &self.cost.draft else { return 0.0 };
-        let mut total = 0.0;
+        let mut total = if report.draft_calls.is_empty() { 0.0 } else { draft.terms().round_us };
         for (call, &(rows, input_tokens)) in report.draft_calls.iter().enumerate() {
             let (context_tokens, attended_tokens) = draft_context(report, call);
             let work = Work {
@@ -354,6 +382,27 @@ mod tests {
         assert!((learner.target.factor() - 1.0).abs() < 0.02);
         assert!((learner.prefill.factor() - 1.5).abs() < 0.05);
         assert!((learner.draft.factor() - 0.7).abs() < 0.02);
+    }
+
+    #[test]
+    fn one_cold_first_step_does_not_outweigh_the_profile() {
+        let (truth, mut learner) = (model(), model());
+        // such a call loads kernels: ten times too long, where plans without drafts would teach
+        // nothing about drafting any more
+        learner.observe(&run(&truth, step(1, 16), [1.5, 1.5, 10.0], 200.0));
+        assert!(learner.draft.factor() < 1.1, "{}", learner.draft.factor());
+    }
+
+    #[test]
+    fn terms_that_are_not_seen_follow_the_machine() {
+        let (truth, mut learner) = (model(), model());
+        let plain = || StepReport { drafted: vec![], draft_calls: vec![], ..step(8, 0) };
+        (0..200).for_each(|_| learner.observe(&run(&truth, plain(), [1.3; 3], 60.0)));
+        for factor in [learner.prefill.factor(), learner.draft.factor()] {
+            assert!((factor - 1.3).abs() < 0.02, "{factor}");
+        }
+        (0..200).for_each(|_| learner.observe(&run(&truth, step(8, 0), [1.3, 1.3, 0.8], 60.0)));
+        assert!((learner.draft.factor() - 0.8).abs() < 0.02, "its own steps count for more");
     }
 
     #[test]

@@ -23,6 +23,7 @@ fn rows_only() -> CostModel {
         prefill_step_us: 0.0,
         prefill_token_us: 0.0,
         prefill_attended_us: 0.0,
+        round_us: 0.0,
     };
     let target = [TARGET_US + TARGET_ROW_US, TARGET_US + 1001.0 * TARGET_ROW_US];
     CostModel {

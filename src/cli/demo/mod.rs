@@ -26,7 +26,7 @@ use report::{Report, Setting};
 use round::{Round, warm_up};
 
 /// What measuring the machine may take, where the policy plans with times.
-const PROFILE_BUDGET: Duration = Duration::from_secs(5);
+const PROFILE_BUDGET: Duration = Duration::from_secs(2);
 
 /// What is asked: stories, questions, functions and tips, as the embedded pair was trained on.
 pub const PROMPTS: [&str; 8] = [
@@ -45,7 +45,7 @@ pub const PROMPTS: [&str; 8] = [
 #[derive(Args, Debug)]
 pub struct DemoArgs {
     /// How the speculative side drafts, such as fixed:4.
-    #[arg(long, value_name = "POLICY", default_value = "fixed:4")]
+    #[arg(long, value_name = "POLICY", default_value = "specserve")]
     policy: PolicyName,
     /// Most tokens of an answer.
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1024))]

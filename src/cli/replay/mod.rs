@@ -36,7 +36,7 @@ use report::Report;
 use session::{Session, warm_up};
 
 /// What measuring the machine may take when a policy needs a profile and there is none.
-const PROFILE_BUDGET: Duration = Duration::from_secs(20);
+const PROFILE_BUDGET: Duration = Duration::from_secs(5);
 /// Connections of a private daemon beside those of the trace's requests.
 const SPARE_CONNECTIONS: usize = 16;
 

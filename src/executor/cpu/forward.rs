@@ -206,9 +206,9 @@ impl Model {
         let cache = self.cache.layer(layer);
         // scores and weighted values, over the context of each row
         let attended: usize = tiles.active().iter().map(|&row| pass.rows[row].slot + 1).sum();
-        pool.run_sized(2 * attended * self.spec.heads * head_dim, &|worker| {
+        pool.run_sized(2 * attended * self.spec.heads * head_dim, tiles.pieces(), &|thread, piece| {
             let mut queries = Vec::with_capacity(QUERIES_MAX);
-            for tile in tiles.of(worker) {
+            for tile in tiles.of(piece) {
                 let query = |row: usize, head: usize| qkv.at(row - first_row, head * head_dim).cast_const();
                 let out = |place: usize, head: usize| attention.at(place, head * head_dim);
                 tiles.queries(pass, tile, query, out, &mut queries);
@@ -220,7 +220,7 @@ impl Model {
                     block_tokens: shape.block_tokens,
                     head_dim,
                     scale: 1.0 / (head_dim as f32).sqrt(),
-                    scores: scores.at(worker * QUERIES_MAX, 0),
+                    scores: scores.at(thread * QUERIES_MAX, 0),
                     scores_stride: scores.stride(),
                 };
                 // SAFETY: the processor has the set; the blocks are in the pool and cover the slots,

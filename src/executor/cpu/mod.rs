@@ -29,7 +29,7 @@ mod tests;
 mod transformer;
 mod verifying;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use kernels::InstructionSet;
 pub use roofline::Roofline;
@@ -44,7 +44,8 @@ use super::{
     VerifyRow,
 };
 use crate::model::{LoadedModel, ModelSpec};
-use crate::sampling::Sampler;
+use crate::request::RequestId;
+use crate::sampling::{Sampler, SamplingParams};
 
 /// Most draft tokens that one sequence may have verified in one call: the nodes that the
 /// executors' ancestor masks hold.
@@ -141,6 +142,34 @@ impl CpuExecutor {
         let samplers = (0..options.threads).map(|_| Mutex::new(Sampler::new())).collect();
         let bounds = Bounds::new(&info);
         Ok(CpuExecutor { info, bounds, pool, target, draft, round: Round::default(), samplers })
+    }
+
+    /// Runs each model once over as many rows as go through the layers together, so that the first
+    /// request does not wait for memory that was never touched. Leaves nothing behind but
+    /// what is in the first blocks of the caches, which nobody reads before writing.
+    ///
+    /// # Errors
+    /// As [`Executor::logits`].
+    pub fn warm_up(&mut self) -> Result<(), ExecutorError> {
+        for (role, blocks) in
+            [(ModelRole::Target, self.info.target_blocks), (ModelRole::Draft, self.info.draft_blocks)]
+        {
+            let room = (blocks * self.info.block_tokens).min(self.info.context_tokens_max);
+            let tokens = (forward::PART_ROWS_MAX as u32).min(self.info.batch_tokens_max).min(room);
+            if tokens == 0 {
+                continue;
+            }
+            let input = SequenceInput {
+                request: RequestId(0),
+                tokens: vec![0; tokens as usize],
+                start: 0,
+                blocks: (0..tokens.div_ceil(self.info.block_tokens)).collect(),
+                sampling: Arc::new(SamplingParams::greedy()),
+                history: None,
+            };
+            self.logits(role, &input)?;
+        }
+        Ok(())
     }
 
     /// Binds the calling thread to a processor, as the executor's own threads are bound.
@@ -243,20 +272,15 @@ fn pooled<T: Send>(
     count: usize,
     work: impl Fn(usize, &mut Sampler) -> T + Sync,
 ) -> Result<Vec<T>, JobPanicked> {
-    let part = |worker: usize, workers: usize| {
+    let results: Vec<Mutex<Option<T>>> = (0..count).map(|_| Mutex::new(None)).collect();
+    pool.run(count, &|thread, index| {
         // A sampler's memory is scratch: a panic while it was held leaves nothing to mistrust.
-        let mut sampler = samplers[worker].lock().unwrap_or_else(PoisonError::into_inner);
-        pool::share(count, worker, workers).map(|index| work(index, &mut sampler)).collect::<Vec<T>>()
-    };
-    if count == 1 {
-        return Ok(part(0, 1));
-    }
-    let parts: Vec<Mutex<Vec<T>>> = samplers.iter().map(|_| Mutex::new(Vec::new())).collect();
-    pool.run(&|worker| {
-        let made = part(worker, samplers.len());
-        *parts[worker].lock().unwrap_or_else(PoisonError::into_inner) = made;
+        let mut sampler = samplers[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        let made = work(index, &mut sampler);
+        *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
     })?;
-    Ok(parts.into_iter().flat_map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
+    let made = results.into_iter().filter_map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner));
+    Ok(made.collect())
 }
 
 impl From<JobPanicked> for ExecutorError {

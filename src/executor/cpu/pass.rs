@@ -95,6 +95,9 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// Pieces that a thread's share of the attention is cut into, where there are enough tiles.
+const THREAD_PIECES: usize = 4;
+
 /// Queries that are computed together: some heads of some neighbouring rows over one KV head.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tile {
@@ -108,21 +111,21 @@ pub(crate) struct Tile {
     pub(crate) kv_head: usize,
 }
 
-/// Attention of some rows, cut into tiles and shared among threads.
+/// Attention of some rows, cut into tiles and these gathered into pieces of work.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tiles {
     /// Indices into [`Pass::rows`]: the rows whose attention is computed.
     active: Vec<usize>,
     tiles: Vec<Tile>,
-    /// First tile of each thread, and the end.
+    /// First tile of each piece, and the end.
     bounds: Vec<usize>,
     /// Query heads for one KV head.
     group: usize,
 }
 
 impl Tiles {
-    /// Tiles of the rows `active`, of about equal work per thread. Depends on nothing
-    /// that could change a result: a query's sums are its own.
+    /// Tiles of the rows `active`, in pieces of about equal work, some for each thread. Depends
+    /// on nothing that could change a result: a query's sums are its own.
     pub(crate) fn new(
         pass: &Pass<'_>,
         active: Vec<usize>,
@@ -146,7 +149,7 @@ impl Tiles {
             first += run.len();
         }
         let mut made = Tiles { active, tiles, bounds: Vec::new(), group };
-        made.bounds = made.equal_work(pass, threads);
+        made.bounds = made.equal_work(pass, threads * THREAD_PIECES);
         made
     }
 
@@ -155,9 +158,14 @@ impl Tiles {
         &self.active
     }
 
-    /// The tiles of one thread.
-    pub(crate) fn of(&self, worker: usize) -> &[Tile] {
-        &self.tiles[self.bounds[worker]..self.bounds[worker + 1]]
+    /// How many pieces there are.
+    pub(crate) fn pieces(&self) -> usize {
+        self.bounds.len() - 1
+    }
+
+    /// The tiles of one piece; at least one.
+    pub(crate) fn of(&self, piece: usize) -> &[Tile] {
+        &self.tiles[self.bounds[piece]..self.bounds[piece + 1]]
     }
 
     /// The row of a tile's first query.
@@ -185,19 +193,21 @@ impl Tiles {
         }));
     }
 
-    /// Cuts the tiles where the positions to attend to reach each thread's share.
-    fn equal_work(&self, pass: &Pass<'_>, threads: usize) -> Vec<usize> {
+    /// Cuts the tiles into at most `pieces` where the positions to attend to reach each one's part.
+    fn equal_work(&self, pass: &Pass<'_>, pieces: usize) -> Vec<usize> {
         let work = |tile: &Tile| self.row(pass, tile).prefix * tile.count;
         let total: usize = self.tiles.iter().map(work).sum();
         let mut bounds = vec![0];
         let mut done = 0;
         for (index, tile) in self.tiles.iter().enumerate() {
-            if done * threads >= total * bounds.len() && bounds.len() < threads {
+            if index > 0 && done * pieces >= total * bounds.len() && bounds.len() < pieces {
                 bounds.push(index);
             }
             done += work(tile);
         }
-        bounds.resize(threads + 1, self.tiles.len());
+        if !self.tiles.is_empty() {
+            bounds.push(self.tiles.len());
+        }
         bounds
     }
 }
@@ -234,8 +244,9 @@ mod tests {
             let tiles = Tiles::new(&pass, (0..pass.rows.len()).collect(), 6, 2, threads);
             let mut places = Vec::new();
             let mut queries = Vec::new();
-            for worker in 0..threads {
-                for tile in tiles.of(worker) {
+            for piece in 0..tiles.pieces() {
+                assert!(!tiles.of(piece).is_empty());
+                for tile in tiles.of(piece) {
                     let out = |place: usize, head: usize| (place * 6 + head) as *mut f32;
                     tiles.queries(&pass, tile, |_, _| std::ptr::null(), out, &mut queries);
                     places.extend(queries.iter().map(|query| query.out as usize));

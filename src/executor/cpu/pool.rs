@@ -1,14 +1,19 @@
 //! A fixed team of threads for fork and join within one forward pass.
 //!
-//! A pass forks dozens of times and each piece runs for microseconds, so between
-//! pieces the workers spin; only when nothing comes for [`SPINS_MAX`] rounds do
-//! they park. The calling thread is worker 0.
+//! - A job is cut into pieces. Each thread has a share of them and takes those first, one at
+//!   a time; who is done helps the others. A thread that another process holds up delays
+//!   the join by the piece that it is at, not by its share, and one that has not even noticed
+//!   the fork delays nothing. Which thread computes a piece changes no result.
+//! - A pass forks dozens of times and each share runs for microseconds, so between forks
+//!   the workers spin; only when nothing comes for [`SPINS_MAX`] rounds do they park.
+//! - The calling thread is worker 0.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 
@@ -28,21 +33,27 @@ const SPINS_PER_YIELD: u32 = 100;
 /// embedded pair fell from 240 to 82 µs).
 const SERIAL_MULTIPLY_ADDS_MAX: usize = 128 << 10;
 
+/// Most pieces of one job.
+pub(crate) const PIECES_MAX: usize = u16::MAX as usize;
+
 /// A job panicked on one of the threads; the text is the panic's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a compute thread panicked: {0}")]
 pub(crate) struct JobPanicked(pub(crate) String);
 
+/// What [`Pool::run`] runs: the thread's number, then the piece's.
+pub(crate) type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
+
 /// The job of the current fork. The lifetime is erased; [`Pool::run`] does not return
-/// before every worker has finished with it.
-type Job = *const (dyn Fn(usize) + Sync);
+/// before every piece is done.
+type Job = *const Work<'static>;
 
 /// What the threads of one pool share.
 struct Shared {
-    /// Counts forks; a change tells the workers that `job` is theirs.
-    epoch: CachePadded<AtomicUsize>,
-    /// Workers that still run the current job.
-    running: CachePadded<AtomicUsize>,
+    /// Per thread: the fork's number and the pieces of its share that nobody has taken.
+    shares: Vec<CachePadded<AtomicU64>>,
+    /// Pieces that are not done.
+    left: CachePadded<AtomicUsize>,
     job: UnsafeCell<Option<Job>>,
     /// Per worker: whether it is parked or about to park.
     asleep: Vec<CachePadded<AtomicBool>>,
@@ -54,9 +65,10 @@ struct Shared {
     stop: AtomicBool,
 }
 
-// SAFETY: `job` is written only by the caller while `running` is zero and read by workers only
-// between the `epoch` change that follows the write and their decrement of `running`; the
-// pointee is `Sync`, and stays alive for that time because `run` waits for the decrements.
+// SAFETY: `job` is written only by the caller while `left` is zero, so that no piece can be
+// taken, and read only by who has taken a piece (an acquire of the share that the caller
+// released after the write) and not yet counted it as done. The pointee is `Sync`, and stays
+// alive for that time because `run` waits until nothing is left.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; nothing in it belongs to one thread.
 unsafe impl Send for Shared {}
@@ -65,6 +77,8 @@ unsafe impl Send for Shared {}
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Counts forks, modulo 2^32.
+    forks: Cell<u32>,
     /// One processor per thread; empty where the process may use fewer.
     processors: Vec<usize>,
     not_sync: PhantomData<Cell<()>>,
@@ -76,8 +90,8 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> std::io::Result<Pool> {
         assert!(threads > 0, "a pool has at least its caller");
         let shared = Arc::new(Shared {
-            epoch: CachePadded::new(AtomicUsize::new(0)),
-            running: CachePadded::new(AtomicUsize::new(0)),
+            shares: (0..threads).map(|_| CachePadded::new(AtomicU64::new(0))).collect(),
+            left: CachePadded::new(AtomicUsize::new(0)),
             job: UnsafeCell::new(None),
             asleep: (0..threads).map(|_| CachePadded::new(AtomicBool::new(false))).collect(),
             waiting: AtomicBool::new(false),
@@ -89,7 +103,8 @@ impl Pool {
         if processors.len() < threads {
             processors.clear();
         }
-        let mut pool = Pool { shared, workers: Vec::new(), processors, not_sync: PhantomData };
+        let mut pool =
+            Pool { shared, workers: Vec::new(), forks: Cell::new(0), processors, not_sync: PhantomData };
         for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let processor = pool.processors.get(worker).copied();
@@ -113,39 +128,41 @@ impl Pool {
         }
     }
 
-    /// Runs `job(worker)` once on every thread, and returns when all are done.
-    pub(crate) fn run(&self, job: &(dyn Fn(usize) + Sync)) -> Result<(), JobPanicked> {
+    /// Runs `job(thread, piece)` once for each of `pieces` pieces, and returns when all are
+    /// done. Pieces run at the same time on as many threads as there are.
+    pub(crate) fn run(&self, pieces: usize, job: &Work<'_>) -> Result<(), JobPanicked> {
+        if self.workers.is_empty() || pieces <= 1 {
+            return alone(pieces, job);
+        }
+        assert!(pieces <= PIECES_MAX, "{pieces} pieces: a job has at most {PIECES_MAX}");
         let shared = &*self.shared;
-        if !self.workers.is_empty() {
-            // SAFETY: only the lifetime changes; see `Job`.
-            let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
-            // SAFETY: no worker reads `job` now: `running` is zero (see `Shared`).
-            unsafe { *shared.job.get() = Some(job) };
-            shared.running.store(self.workers.len(), Ordering::Relaxed);
-            shared.epoch.fetch_add(1, Ordering::SeqCst);
-            self.wake();
+        // SAFETY: only the lifetime changes; see `Job`.
+        let erased = unsafe { std::mem::transmute::<*const Work<'_>, Job>(job) };
+        // SAFETY: nothing is left of the job before: nobody reads it (see `Shared`).
+        unsafe { *shared.job.get() = Some(erased) };
+        shared.left.store(pieces, Ordering::Relaxed);
+        let fork = self.forks.get().wrapping_add(1);
+        self.forks.set(fork);
+        for worker in (0..self.threads()).rev() {
+            let untaken = untaken(fork, &share(pieces, worker, self.threads()));
+            shared.shares[worker].store(untaken, Ordering::SeqCst);
         }
-        let own = catch_unwind(AssertUnwindSafe(|| job(0)));
+        self.wake();
+        shared.help(0);
         self.join();
-        let mut message = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Err(payload) = own {
-            message = Some(panic_message(payload.as_ref()));
-        }
+        let message = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         message.map_or(Ok(()), |message| Err(JobPanicked(message)))
     }
 
     /// As [`run`](Self::run) for a job of about `multiply_adds`; one that takes no longer than
-    /// a fork and join is done by the caller alone, share by share.
+    /// a fork and join is done by the caller alone.
     pub(crate) fn run_sized(
         &self,
         multiply_adds: usize,
-        job: &(dyn Fn(usize) + Sync),
+        pieces: usize,
+        job: &Work<'_>,
     ) -> Result<(), JobPanicked> {
-        if multiply_adds > SERIAL_MULTIPLY_ADDS_MAX {
-            return self.run(job);
-        }
-        let shares = AssertUnwindSafe(|| (0..self.threads()).for_each(job));
-        catch_unwind(shares).map_err(|payload| JobPanicked(panic_message(payload.as_ref())))
+        if multiply_adds > SERIAL_MULTIPLY_ADDS_MAX { self.run(pieces, job) } else { alone(pieces, job) }
     }
 
     fn wake(&self) {
@@ -156,10 +173,10 @@ impl Pool {
         }
     }
 
-    /// Waits until no worker runs the job any more.
+    /// Waits until nothing is left of the job.
     fn join(&self) {
         let shared = &*self.shared;
-        let done = || shared.running.load(Ordering::SeqCst) == 0;
+        let done = || shared.left.load(Ordering::SeqCst) == 0;
         if spin_until(done) {
             return;
         }
@@ -183,30 +200,77 @@ impl Drop for Pool {
     }
 }
 
-/// A worker's life: wait for the next fork, run, report.
-fn work(shared: &Shared, worker: usize, processor: Option<usize>) {
-    if let Some(processor) = processor {
-        pin(processor);
-    }
-    let mut seen = 0;
-    while wait_for_fork(shared, worker, seen) {
-        seen += 1;
-        // SAFETY: `epoch` moved on, so the caller has written `job` and waits for this worker.
-        let job = unsafe { &*(*shared.job.get()).expect("a fork has a job") };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(worker))) {
-            let mut panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner);
-            panic.get_or_insert_with(|| panic_message(payload.as_ref()));
+/// All pieces, one after the other, by the caller.
+fn alone(pieces: usize, job: &Work<'_>) -> Result<(), JobPanicked> {
+    let all = AssertUnwindSafe(|| (0..pieces).for_each(|piece| job(0, piece)));
+    catch_unwind(all).map_err(|payload| JobPanicked(panic_message(payload.as_ref())))
+}
+
+/// A share of which nothing is taken: the fork in the upper half, then the end, then the next.
+fn untaken(fork: u32, pieces: &Range<usize>) -> u64 {
+    u64::from(fork) << 32 | (pieces.end as u64) << 16 | pieces.start as u64
+}
+
+fn fork_of(share: u64) -> u32 {
+    (share >> 32) as u32
+}
+
+/// Takes the next piece of a share, if there is one.
+fn take(share: &AtomicU64) -> Option<usize> {
+    let mut seen = share.load(Ordering::Acquire);
+    loop {
+        let (next, end) = (seen & 0xffff, seen >> 16 & 0xffff);
+        if next == end {
+            return None;
         }
-        if shared.running.fetch_sub(1, Ordering::SeqCst) == 1 && shared.waiting.load(Ordering::SeqCst) {
-            let caller = shared.caller.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match share.compare_exchange_weak(seen, seen + 1, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Some(next as usize),
+            Err(now) => seen = now,
+        }
+    }
+}
+
+impl Shared {
+    /// Runs pieces until none is to be had: the thread's own first, then those of the threads
+    /// behind it.
+    fn help(&self, thread: usize) {
+        let threads = self.shares.len();
+        let mut done = 0;
+        for owner in (thread..threads).chain(0..thread) {
+            while let Some(piece) = take(&self.shares[owner]) {
+                // SAFETY: a piece was taken and is not counted as done: see `Shared`.
+                let job = unsafe { &*(*self.job.get()).expect("a fork has a job") };
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(thread, piece))) {
+                    let mut panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+                    panic.get_or_insert_with(|| panic_message(payload.as_ref()));
+                }
+                done += 1;
+            }
+        }
+        let last = done > 0 && self.left.fetch_sub(done, Ordering::SeqCst) == done;
+        if last && thread > 0 && self.waiting.load(Ordering::SeqCst) {
+            let caller = self.caller.lock().unwrap_or_else(PoisonError::into_inner).clone();
             caller.expect("a waiting caller has left its name").unpark();
         }
     }
 }
 
-/// Returns true at the fork after number `seen`, false when the pool ends.
-fn wait_for_fork(shared: &Shared, worker: usize, seen: usize) -> bool {
-    let ready = || shared.epoch.load(Ordering::SeqCst) != seen;
+/// A worker's life: wait for the next fork, help.
+fn work(shared: &Shared, worker: usize, processor: Option<usize>) {
+    if let Some(processor) = processor {
+        pin(processor);
+    }
+    let mut seen = 0;
+    while let Some(fork) = wait_for_fork(shared, worker, seen) {
+        seen = fork;
+        shared.help(worker);
+    }
+}
+
+/// The next fork after `seen`, or `None` when the pool ends.
+fn wait_for_fork(shared: &Shared, worker: usize, seen: u32) -> Option<u32> {
+    let fork = || fork_of(shared.shares[worker].load(Ordering::SeqCst));
+    let ready = || fork() != seen;
     let ended = || shared.stop.load(Ordering::SeqCst);
     if !spin_until(ready) {
         shared.asleep[worker].store(true, Ordering::SeqCst);
@@ -215,7 +279,7 @@ fn wait_for_fork(shared: &Shared, worker: usize, seen: usize) -> bool {
         }
         shared.asleep[worker].store(false, Ordering::SeqCst);
     }
-    ready()
+    ready().then(fork)
 }
 
 /// Spins until `done` or for a bounded while. After the first rounds it offers the
@@ -264,43 +328,75 @@ pub(crate) fn share(total: usize, worker: usize, workers: usize) -> std::ops::Ra
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
+    fn counters(count: usize) -> Vec<AtomicUsize> {
+        (0..count).map(|_| AtomicUsize::new(0)).collect()
+    }
+
     #[test]
-    fn every_thread_runs_each_job_exactly_once() {
+    fn every_piece_of_every_job_runs_exactly_once() {
         let pool = Pool::new(3).unwrap();
-        let counts: Vec<AtomicUsize> = (0..3).map(|_| AtomicUsize::new(0)).collect();
-        for _ in 0..1000 {
-            pool.run(&|worker| {
-                counts[worker].fetch_add(1, Ordering::Relaxed);
+        let counts = counters(40);
+        for pieces in (0..=40).cycle().take(2000) {
+            pool.run(pieces, &|thread, piece| {
+                assert!(thread < 3);
+                counts[piece].fetch_add(1, Ordering::Relaxed);
             })
             .unwrap();
         }
-        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1000));
+        let runs = |piece: usize| (0..=40).cycle().take(2000).filter(|&pieces| pieces > piece).count();
+        for (piece, count) in counts.iter().enumerate() {
+            assert_eq!(count.load(Ordering::Relaxed), runs(piece), "piece {piece}");
+        }
+    }
+
+    #[test]
+    fn the_pieces_behind_one_that_takes_long_are_done_by_others() {
+        let pool = Pool::new(2).unwrap();
+        let started = AtomicUsize::new(0);
+        let all_started = || started.load(Ordering::SeqCst) == 8;
+        pool.run(8, &|_, piece| {
+            started.fetch_add(1, Ordering::SeqCst);
+            let since = Instant::now();
+            while piece == 0 && !all_started() && since.elapsed() < Duration::from_secs(10) {
+                std::thread::yield_now();
+            }
+            assert!(piece > 0 || all_started(), "the pieces behind it waited for the first");
+        })
+        .unwrap();
     }
 
     #[test]
     fn a_parked_team_wakes_for_the_next_job() {
         let pool = Pool::new(2).unwrap();
-        let count = AtomicUsize::new(0);
         for _ in 0..5 {
             std::thread::sleep(Duration::from_millis(2));
-            pool.run(&|_| {
-                count.fetch_add(1, Ordering::Relaxed);
+            let present = AtomicUsize::new(0);
+            pool.run(2, &|_, _| {
+                present.fetch_add(1, Ordering::SeqCst);
+                // each piece waits for the other: both threads have to be there
+                while present.load(Ordering::SeqCst) < 2 {
+                    std::thread::yield_now();
+                }
             })
             .unwrap();
         }
-        assert_eq!(count.load(Ordering::Relaxed), 10);
     }
 
     #[test]
     fn a_caller_that_parked_in_the_join_is_woken() {
         let pool = Pool::new(2).unwrap();
+        let started = AtomicUsize::new(0);
         let done = AtomicBool::new(false);
-        pool.run(&|worker| {
-            if worker == 1 {
+        pool.run(2, &|thread, _| {
+            started.fetch_add(1, Ordering::SeqCst);
+            while started.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            if thread == 1 {
                 std::thread::sleep(Duration::from_millis(5));
                 done.store(true, Ordering::SeqCst);
             }
@@ -310,28 +406,28 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_on_any_thread_is_an_error_and_the_pool_goes_on() {
+    fn a_panic_in_any_piece_is_an_error_and_the_pool_goes_on() {
         let pool = Pool::new(2).unwrap();
-        for culprit in 0..2 {
-            let failed = pool.run(&|worker| assert!(worker != culprit, "worker {worker} gives up"));
-            assert_eq!(failed, Err(JobPanicked(format!("worker {culprit} gives up"))));
-            assert_eq!(pool.run(&|_| ()), Ok(()));
+        for culprit in 0..4 {
+            let failed = pool.run(4, &|_, piece| assert!(piece != culprit, "piece {piece} gives up"));
+            assert_eq!(failed, Err(JobPanicked(format!("piece {culprit} gives up"))));
+            assert_eq!(pool.run(4, &|_, _| ()), Ok(()));
         }
     }
 
     #[test]
-    fn a_small_job_is_done_by_the_caller_alone_with_every_share() {
+    fn a_small_job_is_done_by_the_caller_alone() {
         let pool = Pool::new(2).unwrap();
         let caller = std::thread::current().id();
-        let shares: Vec<AtomicUsize> = (0..2).map(|_| AtomicUsize::new(0)).collect();
-        pool.run_sized(1, &|worker| {
-            assert_eq!(std::thread::current().id(), caller);
-            shares[worker].fetch_add(1, Ordering::Relaxed);
+        let counts = counters(3);
+        pool.run_sized(1, 3, &|thread, piece| {
+            assert_eq!((thread, std::thread::current().id()), (0, caller));
+            counts[piece].fetch_add(1, Ordering::Relaxed);
         })
         .unwrap();
-        assert!(shares.iter().all(|count| count.load(Ordering::Relaxed) == 1));
-        let failed = pool.run_sized(1, &|worker| assert!(worker == 0, "share {worker} fails"));
-        assert_eq!(failed, Err(JobPanicked("share 1 fails".to_owned())));
+        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+        let failed = pool.run_sized(1, 2, &|_, piece| assert!(piece == 0, "piece {piece} fails"));
+        assert_eq!(failed, Err(JobPanicked("piece 1 fails".to_owned())));
     }
 
     #[test]

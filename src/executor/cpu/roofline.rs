@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::CpuError;
 use super::arena::Arena;
 use super::kernels::{InstructionSet, multiply_adds, stream};
-use super::pool::{Pool, share};
+use super::pool::{Pool, Work, share};
 
 /// Passes over the memory, or runs of multiply-adds; the fastest counts, as on a shared
 /// machine the others measure its other users.
@@ -33,14 +33,14 @@ impl Roofline {
         let piece = arena.take(bytes / 4);
         arena.words_mut(piece).fill(1.0);
         let words = arena.words(piece);
-        let streaming = fastest(&pool, &|worker| {
+        let streaming = fastest(&pool, &|_, worker| {
             let mut checksum = 0.0;
             // SAFETY: the set was detected; the slice is alive.
             unsafe { stream(set, (&words[share(words.len(), worker, threads)], &mut checksum)) };
             std::hint::black_box(checksum);
         });
         let done = Mutex::new(0);
-        let computing = fastest(&pool, &|worker| {
+        let computing = fastest(&pool, &|_, worker| {
             let (mut count, mut checksum) = (0, worker as f32);
             // SAFETY: the set was detected.
             unsafe { multiply_adds(set, (ROUNDS, &mut count, &mut checksum)) };
@@ -58,10 +58,10 @@ impl Roofline {
 }
 
 /// Seconds of the fastest of some runs.
-fn fastest(pool: &Pool, job: &(dyn Fn(usize) + Sync)) -> f64 {
+fn fastest(pool: &Pool, job: &Work<'_>) -> f64 {
     let times = (0..REPEATS).filter_map(|_| {
         let start = Instant::now();
-        pool.run(job).ok()?;
+        pool.run(pool.threads(), job).ok()?;
         Some(start.elapsed().as_secs_f64())
     });
     times.fold(f64::INFINITY, f64::min)

@@ -5,13 +5,23 @@ use std::ops::Range;
 
 use super::arena::Arena;
 use super::kernels::{InstructionSet, Norm, SwiGlu, matmul, rms_norm, swiglu};
-use super::pool::{JobPanicked, Pool, share};
+use super::pool::{JobPanicked, Pool};
 use super::rows::SharedRows;
 use super::transformer::PackedLinear;
 
 /// Rows up to which row-wise work is done by the caller alone: a fork costs as much as a
 /// dozen norms.
 const SERIAL_ROWS_MAX: usize = 12;
+
+/// Panels of the smallest piece of a product: what the kernel walks together. At one row of
+/// the embedded target a microsecond or three.
+const PIECE_PANELS: usize = 4;
+
+/// Rows of the smallest piece of row-wise work.
+const PIECE_ROWS: usize = 4;
+
+/// Most pieces that a thread's share of a job is cut into.
+const THREAD_PIECES_MAX: usize = 32;
 
 /// A linear layer over some rows.
 #[derive(Clone, Copy)]
@@ -36,11 +46,11 @@ impl Product<'_> {
         if self.rows == 0 {
             return Ok(());
         }
-        let threads = pool.threads();
-        pool.run_sized(self.multiply_adds(), &|worker| {
-            let panels = share(self.linear.matrix.panels(), worker, threads);
-            // SAFETY: shares are disjoint.
-            unsafe { self.panels(panels) };
+        let panels = self.linear.matrix.panels();
+        let pieces = pieces(panels, PIECE_PANELS, pool);
+        pool.run_sized(self.multiply_adds(), pieces.count, &|_, piece| {
+            // SAFETY: pieces are disjoint.
+            unsafe { self.panels(pieces.of(piece)) };
         })
     }
 
@@ -50,18 +60,15 @@ impl Product<'_> {
             return Ok(());
         }
         let panel = self.linear.matrix.panel_outputs();
-        let threads = pool.threads();
-        pool.run_sized(self.multiply_adds(), &|worker| {
-            let pairs = share(self.linear.matrix.panels() / 2, worker, threads);
-            if pairs.is_empty() {
-                return;
-            }
-            // SAFETY: shares are disjoint.
+        let pieces = pieces(self.linear.matrix.panels() / 2, PIECE_PANELS / 2, pool);
+        pool.run_sized(self.multiply_adds(), pieces.count, &|_, piece| {
+            let pairs = pieces.of(piece);
+            // SAFETY: pieces are disjoint.
             unsafe { self.panels(2 * pairs.start..2 * pairs.end) };
             for row in 0..self.rows {
                 let gate_up = self.out.at(row, 2 * pairs.start * panel);
                 let out = activation.at(row, pairs.start * panel);
-                // SAFETY: these panels of both buffers belong to this thread.
+                // SAFETY: these panels of both buffers belong to this piece.
                 unsafe { swiglu(self.set, &SwiGlu { gate_up, out, pairs: pairs.len() }) };
             }
         })
@@ -90,7 +97,7 @@ impl Product<'_> {
         job.out_stride = self.out.stride();
         job.accumulate = self.accumulate;
         // SAFETY: the processor has the set; input, weights and result are in their buffers; the
-        // columns are this thread's.
+        // columns are this piece's.
         unsafe { matmul(self.set, &job) };
         if let Some(bias) = &self.linear.bias {
             let width = matrix.panel_outputs();
@@ -139,6 +146,27 @@ pub(crate) fn for_rows(pool: &Pool, rows: usize, work: &(dyn Fn(usize) + Sync)) 
         (0..rows).for_each(work);
         return Ok(());
     }
-    let threads = pool.threads();
-    pool.run(&|worker| share(rows, worker, threads).for_each(work))
+    let pieces = pieces(rows, PIECE_ROWS, pool);
+    pool.run(pieces.count, &|_, piece| pieces.of(piece).for_each(work))
+}
+
+/// Units of work in pieces for the threads to take.
+#[derive(Clone, Copy)]
+struct Pieces {
+    units: usize,
+    each: usize,
+    count: usize,
+}
+
+impl Pieces {
+    /// The units of a piece; not empty.
+    fn of(&self, piece: usize) -> Range<usize> {
+        piece * self.each..((piece + 1) * self.each).min(self.units)
+    }
+}
+
+/// Pieces of some units, multiples of `least` of them, at most [`THREAD_PIECES_MAX`] to a thread.
+fn pieces(units: usize, least: usize, pool: &Pool) -> Pieces {
+    let each = units.div_ceil(THREAD_PIECES_MAX * pool.threads()).next_multiple_of(least).max(least);
+    Pieces { units, each, count: units.div_ceil(each) }
 }

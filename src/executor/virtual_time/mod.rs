@@ -124,7 +124,7 @@ impl Executor for VirtualExecutor {
             self.round.push(RoundRow { request, position });
         }
         work.attended_tokens = work.context_tokens;
-        let micros = self.timer.draft_us(&work);
+        let micros = self.timer.draft_us(&work) + self.timer.draft_round_us();
         self.clock.advance(micros);
         Ok(())
     }

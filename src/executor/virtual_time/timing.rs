@@ -71,6 +71,11 @@ impl Timer {
         micros * self.jitter()
     }
 
+    /// Microseconds that a drafting round takes beside its calls; 0 without a draft model.
+    pub fn draft_round_us(&self) -> f64 {
+        self.cost.draft.as_ref().map_or(0.0, |draft| draft.terms().round_us) * self.error.draft_factor
+    }
+
     /// Microseconds that the host adds to a step.
     pub fn host_us(&mut self) -> f64 {
         self.cost.host_us * self.error.host_factor * self.jitter()

@@ -166,12 +166,13 @@ impl SpecServe {
         let calls = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
         let call_us =
             |call: usize| costs.draft_call_us(rows.iter().filter(|row| row.proposals.len() > call).count());
+        let round_us = if calls > 0 { costs.draft_round_us() } else { 0.0 };
         let drafting = rows.iter().filter(|row| !row.proposals.is_empty());
         let catch_up_us: f64 =
             drafting.map(|row| costs.catch_up_us(&step.view.decoding[row.decoding as usize])).sum();
         Spent {
             calls: calls as u32,
-            draft_us: (0..calls).map(call_us).sum(),
+            draft_us: round_us + (0..calls).map(call_us).sum::<f64>(),
             unpriced_us: costs.prefill_us(step.view, step.granted.prefill_tokens) + catch_up_us,
         }
     }

@@ -103,7 +103,9 @@ impl SpecServe {
         let rows_max = self.options.verify_rows_max;
         let near = view.decoding.iter().filter(|row| !lags(row));
         let mut catch_up_us: f64 = near.map(|row| costs.catch_up_us(row)).sum();
-        let spent = Spent { unpriced_us: prefill_us + catch_up_us, ..Spent::default() };
+        // whatever is drafted begins a round; a plain step is held against it without one
+        let draft_us = costs.draft_round_us();
+        let spent = Spent { draft_us, unpriced_us: prefill_us + catch_up_us, ..Spent::default() };
         let (mut plan, mut rescued) = space.solve(costs, rows_max, spent);
         if space.drafts() && view.decoding.iter().any(lags) {
             space.restore_bounds();
@@ -160,7 +162,8 @@ impl SpecServe {
         let drafts = self.positions(row.drafts_max).min(PROBE_DRAFTS);
         let catch_up_us = costs.catch_up_us(row);
         let verify_us = costs.verify_us(drafts as usize) - costs.plain_us();
-        let cost_us = catch_up_us + verify_us + costs.draft_call_us(1) * f64::from(drafts);
+        let draft_us = costs.draft_round_us() + costs.draft_call_us(1) * f64::from(drafts);
+        let cost_us = catch_up_us + verify_us + draft_us;
         let room_us = space.plain_limit_us() - costs.plain_us() - prefill_us;
         if drafts > 0 && cost_us <= room_us && self.gate.probe_is_due(cost_us) {
             space.lengths[index] = drafts;

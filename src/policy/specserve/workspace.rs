@@ -58,6 +58,11 @@ impl<'a> Costs<'a> {
         self.draft().at(rows)
     }
 
+    /// What drafting takes beside its calls, once a step.
+    pub(super) fn draft_round_us(&self) -> f64 {
+        self.time.draft_round_us()
+    }
+
     /// A decode step that verifies `drafts` drafts, without what they add for their context.
     pub(super) fn verify_us(&self, drafts: usize) -> f64 {
         self.fixed_us + self.target().at(self.rows + drafts)
@@ -197,7 +202,8 @@ impl Workspace {
         let calls = self.lengths.iter().copied().max().unwrap_or(0);
         let call_us =
             |call| costs.draft_call_us(self.lengths.iter().filter(|&&length| length > call).count());
-        costs.verify_us(drafts as usize) + queries_us + (0..calls).map(call_us).sum::<f64>()
+        let round_us = if calls > 0 { costs.draft_round_us() } else { 0.0 };
+        costs.verify_us(drafts as usize) + queries_us + round_us + (0..calls).map(call_us).sum::<f64>()
     }
 
     /// Whether any row has a planned draft.

@@ -73,6 +73,21 @@ fn scattered_blocks_give_the_same_bits_as_neighbouring_ones() {
 }
 
 #[test]
+fn a_warm_up_changes_no_result_and_fits_into_the_smallest_caches() {
+    let tokens = text(3, 40);
+    let logits = |mut executor: CpuExecutor, warm: bool| {
+        if warm {
+            executor.warm_up().unwrap();
+        }
+        [ModelRole::Target, ModelRole::Draft]
+            .map(|role| executor.logits(role, &input(&[1, 0, 2], &tokens, 0)).unwrap())
+    };
+    assert_eq!(logits(executor(2), true), logits(executor(2), false));
+    let least = CpuOptions { target_blocks: 1, draft_blocks: 0, batch_tokens_max: 3, ..options(1) };
+    CpuExecutor::new(least, target(), None).unwrap().warm_up().unwrap();
+}
+
+#[test]
 fn what_a_block_held_before_is_never_seen() {
     let tokens = text(8, 21);
     let clean = executor(2).logits(ModelRole::Target, &input(&[4, 5], &tokens, 0)).unwrap();
