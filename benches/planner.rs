@@ -41,6 +41,13 @@ fn planner(criterion: &mut Criterion) {
     let tight: Vec<Row> = (0..REQUESTS)
         .map(|index| row(Some(TpotBound { credit_us: 500.0 * (index % 16) as f64, token_us: 9_800.0 })))
         .collect();
+    // Contexts of a few hundred tokens, each token at the price of an H100 with an 8B model.
+    let context_us = |index: usize| 0.001 * (300 + 7 * (index % 90)) as f32;
+    let with_context = |rows: &[Row]| -> Vec<Row> {
+        let rows = rows.iter().enumerate();
+        rows.map(|(index, row)| Row { query_us: context_us(index), ..*row }).collect()
+    };
+    let (free_context, tight_context) = (with_context(&free), with_context(&tight));
     let problem = |rows, calls_made| Problem {
         rows,
         survival: &survival,
@@ -57,6 +64,8 @@ fn planner(criterion: &mut Criterion) {
         ("plan_256x8", problem(&free[..], 0)),
         ("plan_256x8_slo", problem(&tight[..], 0)),
         ("extend_256x8", problem(&free[..], 2)),
+        ("plan_256x8_context", problem(&free_context[..], 0)),
+        ("plan_256x8_context_slo", problem(&tight_context[..], 0)),
     ];
     for (name, problem) in cases {
         let (mut scratch, mut lengths) = (Scratch::default(), Vec::new());

@@ -167,8 +167,10 @@ impl Outline {
     /// Rows of each draft call to come, by depth, at a boundary.
     pub(super) fn call_rows(&self, at: Place) -> [u32; POSITIONS_MAX] {
         let mut rows = [0; POSITIONS_MAX];
-        for depth in self.drafted..at.cap {
-            rows[depth] = self.cells[(depth + 1 - self.drafted) * (self.buckets + 1) + at.bucket].rows;
+        let width = self.buckets + 1;
+        let levels = self.cells[width.min(self.cells.len())..].chunks(width);
+        for (rows, cells) in rows[self.drafted..at.cap].iter_mut().zip(levels) {
+            *rows = cells[at.bucket].rows;
         }
         rows
     }
