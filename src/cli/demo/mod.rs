@@ -44,8 +44,8 @@ pub const PROMPTS: [&str; 8] = [
 /// texts are the same.
 #[derive(Args, Debug)]
 pub struct DemoArgs {
-    /// How the speculative side drafts, such as fixed:4.
-    #[arg(long, value_name = "POLICY", default_value = "specserve")]
+    /// How the speculative side drafts, such as specserve.
+    #[arg(long, value_name = "POLICY", default_value = "fixed:4")]
     policy: PolicyName,
     /// Most tokens of an answer.
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1024))]
