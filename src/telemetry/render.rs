@@ -223,7 +223,7 @@ impl Metrics {
         page.family(
             "specserve_device_idle_seconds",
             Histogram,
-            "What the device had nothing to do, of backends that can tell: between two steps while the engine is busy, and within a step.",
+            "How long the device had nothing to do, of backends that can tell: between two steps while the engine is busy, and within a step.",
         );
         page.latencies(&[("kind", "between_steps")], &latencies.idle_before);
         page.latencies(&[("kind", "within_step")], &latencies.idle_within);

@@ -1,6 +1,6 @@
 use super::*;
 use crate::executor::Proposal;
-use crate::policy::{DecodeView, DraftedRow, StepReport, StepView};
+use crate::policy::{DecodeView, DeviceIdle, DraftedRow, StepReport, StepView};
 use crate::request::{FinishReason, RequestFailure, RequestId, RequestSummary, RequestTimes, Slo};
 use crate::time::Micros;
 
@@ -80,6 +80,30 @@ fn a_step_counts_drafted_verified_and_accepted_apart() {
         "specserve_spec_decode_accepted_tokens_per_position_total{position=\"1\"} 1",
         "specserve_spec_decode_accepted_tokens_per_position_total{position=\"2\"} 0",
         "specserve_step_time_seconds_sum{kind=\"host\"} 0.0002",
+    ] {
+        assert!(page.lines().any(|seen| seen == line), "no {line} in\n{page}");
+    }
+}
+
+#[test]
+fn pauses_of_the_device_are_told_apart_and_absent_where_they_are_not_known() {
+    let idle_of = |pauses: &[Option<u64>]| {
+        let mut idle = None;
+        pauses.iter().for_each(|pause| DeviceIdle::go_on(&mut idle, pause.map(Micros)));
+        idle
+    };
+    assert_eq!(idle_of(&[None, None]), None);
+    let mut metrics = metrics();
+    metrics.record_step(&step(3, 2));
+    // two draft calls and the verification, then a plain step after a time without work
+    metrics.record_step(&StepReport { device_idle: idle_of(&[Some(70), Some(20), Some(30)]), ..step(3, 2) });
+    metrics.record_step(&StepReport { device_idle: idle_of(&[Some(0)]), ..step(0, 0) });
+    let page = metrics.render();
+    for line in [
+        "specserve_device_idle_seconds_sum{kind=\"between_steps\"} 0.00007",
+        "specserve_device_idle_seconds_count{kind=\"between_steps\"} 1",
+        "specserve_device_idle_seconds_sum{kind=\"within_step\"} 0.00005",
+        "specserve_device_idle_seconds_count{kind=\"within_step\"} 2",
     ] {
         assert!(page.lines().any(|seen| seen == line), "no {line} in\n{page}");
     }
