@@ -149,7 +149,7 @@ impl Bench {
             inputs: inputs as i32,
             rows: rows as i32,
             kind: kind as i32,
-            few_stages: 0,
+            ..SkinnyParams::default()
         };
         let raw = self.stream.raw();
         // SAFETY: the buffers above have the parameters' sizes.

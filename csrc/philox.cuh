@@ -16,28 +16,51 @@ __device__ __forceinline__ void multiply_wide(uint32_t a, uint32_t b, uint32_t &
         : "r"(a), "r"(b));
 }
 
+// The keys of the ten rounds.
+struct PhiloxKeys {
+    uint32_t low[10], high[10];
+
+    __device__ __forceinline__ explicit PhiloxKeys(uint64_t seed)
+    {
+#pragma unroll
+        for (int round = 0; round < 10; ++round) {
+            low[round] = static_cast<uint32_t>(seed) + round * 0x9E3779B9u;
+            high[round] = static_cast<uint32_t>(seed >> 32) + round * 0xBB67AE85u;
+        }
+    }
+
+    // Keeps the compiler from computing them anew for every block.
+    __device__ __forceinline__ void hold()
+    {
+#pragma unroll
+        for (int round = 0; round < 10; ++round) asm volatile("" : "+r"(low[round]), "+r"(high[round]));
+    }
+};
+
 // One Philox 4x32-10 block, of the counter (block, position, 0, 0).
-__device__ __forceinline__ uint4 philox(uint32_t block, uint32_t position, uint64_t seed)
+__device__ __forceinline__ uint4 philox(uint32_t block, uint32_t position, const PhiloxKeys &keys)
 {
     constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
     // The first round, where the counter's second product is 0.
     uint32_t high, low;
     multiply_wide(kMultiplier0, block, high, low);
-    uint32_t c0 = position ^ k0, c1 = 0, c2 = high ^ k1, c3 = low;
+    uint32_t c0 = position ^ keys.low[0], c1 = 0, c2 = high ^ keys.high[0], c3 = low;
 #pragma unroll
     for (int round = 1; round < 10; ++round) {
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
         uint32_t high0, low0, high1, low1;
         multiply_wide(kMultiplier0, c0, high0, low0);
         multiply_wide(kMultiplier1, c2, high1, low1);
-        c0 = high1 ^ c1 ^ k0;
+        c0 = high1 ^ c1 ^ keys.low[round];
         c1 = low1;
-        c2 = high0 ^ c3 ^ k1;
+        c2 = high0 ^ c3 ^ keys.high[round];
         c3 = low0;
     }
     return make_uint4(c0, c1, c2, c3);
+}
+
+__device__ __forceinline__ uint4 philox(uint32_t block, uint32_t position, uint64_t seed)
+{
+    return philox(block, position, PhiloxKeys(seed));
 }
 
 constexpr float kLn2High = 0.69311523f;

@@ -81,6 +81,7 @@ class Scanner
     const float *logits;
     const int vocab;
     Leaders &leaders;
+    PhiloxKeys keys;
 
     // Scores that a token must reach.
     float top_bar = -INFINITY, race_bar = -INFINITY;
@@ -98,8 +99,9 @@ class Scanner
   public:
     __device__ __forceinline__ Scanner(const SampleParams &p, const SamplingRow &row, const float *logits,
                                        Leaders &leaders)
-        : row(row), logits(logits), vocab(p.vocab), leaders(leaders)
+        : row(row), logits(logits), vocab(p.vocab), leaders(leaders), keys(row.seed)
     {
+        if (kRace) keys.hold();
     }
 
     __device__ __forceinline__ Tally run(const Slice &slice)
@@ -112,22 +114,30 @@ class Scanner
         if (batches > 0) load(ahead, from);
 #pragma unroll 1
         for (int batch = 0; batch < batches; ++batch, at += kStride) {
-            float4 now[kGroups];
+            float score[4 * kGroups];
 #pragma unroll
-            for (int g = 0; g < kGroups; ++g) now[g] = ahead[g];
-            from += kStride;
-            if (batch + 1 < batches) load(ahead, from);
-            scan_batch(now, at);
+            for (int g = 0; g < kGroups; ++g) {
+                const float logit[4] = {ahead[g].x, ahead[g].y, ahead[g].z, ahead[g].w};
+#pragma unroll
+                for (int i = 0; i < 4; ++i) score[4 * g + i] = __fmul_rn(logit[i], row.scale);
+            }
+            // The last batch loads itself again: a condition would cost copies of registers.
+            from += batch + 1 < batches ? kStride : 0;
+            load(ahead, from);
+            scan_batch(score, at);
         }
         // What is left: less than a batch, and the vocabulary's ragged end.
 #pragma unroll 1
         for (; at - 4 * static_cast<int>(threadIdx.x) < slice.end; at += kSweep) {
-            const float4 four[1] = {load_logits(logits, at, vocab)};
-            const float logit[4] = {four[0].x, four[0].y, four[0].z, four[0].w};
+            const float4 four = load_logits(logits, at, vocab);
+            float score[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                if (at + i < vocab) products = fmaf(__fmul_rn(logit[i], row.scale), 0.f, products);
-            look_closely(four, at);
+            for (int i = 0; i < 4; ++i) {
+                const bool inside = at + i < vocab;
+                score[i] = inside ? __fmul_rn(score[i], row.scale) : -INFINITY;
+                if (inside) products = fmaf(score[i], 0.f, products);
+            }
+            look_closely(score, at);
         }
         const bool doubtful = __any_sync(kFullMask, !(fabsf(products) < INFINITY));
         return {warp_sum(sum), offset, doubtful && any_not_finite(slice)};
@@ -147,36 +157,27 @@ class Scanner
 
     __device__ __forceinline__ uint4 words(int at) const
     {
-        return philox(static_cast<uint32_t>(at) / 4, static_cast<uint32_t>(row.position), row.seed);
+        return philox(static_cast<uint32_t>(at) / 4, static_cast<uint32_t>(row.position), keys);
     }
 
-    // A lane's tokens of one batch, all inside the vocabulary.
-    __device__ __forceinline__ void scan_batch(const float4 (&now)[kGroups], int at)
+    // A lane's scores of one batch, all inside the vocabulary.
+    __device__ __forceinline__ void scan_batch(const float (&score)[4 * kGroups], int at)
     {
-        float score[kGroups][4];
 #pragma unroll
-        for (int g = 0; g < kGroups; ++g) {
-            const float logit[4] = {now[g].x, now[g].y, now[g].z, now[g].w};
-#pragma unroll
-            for (int i = 0; i < 4; ++i) score[g][i] = __fmul_rn(logit[i], row.scale);
-            products = fmaf(score[g][0], score[g][1], products);
-            products = fmaf(score[g][2], score[g][3], products);
+        for (int i = 0; i < 4 * kGroups; i += 2) products = fmaf(score[i], score[i + 1], products);
+        if constexpr (kExponentials) {
+            scan_exponentials(score, at);
+        } else if (__any_sync(kFullMask, largest(score) >= top_bar)) {
+            look_closely(score, at);
         }
-        if (!kExponentials) {
-            float most = -INFINITY;
+    }
+
+    __device__ __forceinline__ void scan_exponentials(const float (&score)[8], int at)
+    {
+        float e[8];
 #pragma unroll
-            for (int g = 0; g < kGroups; ++g)
-                most = fmaxf(most, fmaxf(fmaxf(score[g][0], score[g][1]), fmaxf(score[g][2], score[g][3])));
-            if (__any_sync(kFullMask, most >= top_bar)) look_closely(now, at);
-            return;
-        }
-        float e[kGroups][4], all = 0.f;
-#pragma unroll
-        for (int g = 0; g < kGroups; ++g) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) e[g][i] = exponential(score[g][i]);
-            all += (e[g][0] + e[g][1]) + (e[g][2] + e[g][3]);
-        }
+        for (int i = 0; i < 8; ++i) e[i] = exponential(score[i]);
+        const float all = ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
         bool closely = !(all < look);
         if (kRace && __any_sync(kFullMask, closely)) {
             closely = kTops && !(all < top_look);
@@ -184,15 +185,24 @@ class Scanner
             for (int g = 0; g < kGroups; ++g) {
                 const uint4 block = words(at + g * kSweep);
                 // Not `||`: four tests are cheaper than branches around them.
-                closely |= has_chance(e[g][0], block.x) | has_chance(e[g][1], block.y) |
-                           has_chance(e[g][2], block.z) | has_chance(e[g][3], block.w);
+                const bool one = has_chance(e[4 * g], block.x) | has_chance(e[4 * g + 1], block.y);
+                const bool other = has_chance(e[4 * g + 2], block.z) | has_chance(e[4 * g + 3], block.w);
+                closely |= one | other;
             }
         }
         if (__any_sync(kFullMask, closely)) {
-            look_closely(now, at);
+            look_closely(score, at);
         } else if (kSum) {
             sum += all;
         }
+    }
+
+    template <int kTokens> static __device__ __forceinline__ float largest(const float (&of)[kTokens])
+    {
+        float most = of[0];
+#pragma unroll
+        for (int i = 1; i < kTokens; ++i) most = fmaxf(most, of[i]);
+        return most;
     }
 
     // Whether a token with this exponential may reach the bar; also when a factor is NaN. The
@@ -202,17 +212,9 @@ class Scanner
         return !(__uint_as_float(__funnelshift_r(word, 0x7fu, 9)) > fmaf(e, chance, 1.f));
     }
 
-    // Exactly: which of these tokens are leaders. Those behind the vocabulary do not count.
-    template <int kCount> __device__ __forceinline__ void look_closely(const float4 (&now)[kCount], int at)
+    // Exactly: which of these tokens are leaders. Places behind the vocabulary have -infinity.
+    template <int kTokens> __device__ __forceinline__ void look_closely(const float (&score)[kTokens], int at)
     {
-        float score[4 * kCount];
-#pragma unroll
-        for (int g = 0; g < kCount; ++g) {
-            const float logit[4] = {now[g].x, now[g].y, now[g].z, now[g].w};
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                score[4 * g + i] = at + g * kSweep + i < vocab ? __fmul_rn(logit[i], row.scale) : -INFINITY;
-        }
         follow();
         bool entered = false;
         if (kTops) entered |= enter_tops(score, at);
@@ -220,7 +222,7 @@ class Scanner
         if (entered) follow();
         if (kSum)
 #pragma unroll
-            for (int i = 0; i < 4 * kCount; ++i) sum += exponential(score[i]);
+            for (int i = 0; i < kTokens; ++i) sum += exponential(score[i]);
     }
 
     // The token of a lane's number `i` among those from `at` on.
@@ -246,9 +248,7 @@ class Scanner
 
     template <int kTokens> __device__ __forceinline__ bool enter_tops(const float (&score)[kTokens], int at)
     {
-        float most = -INFINITY;
-#pragma unroll
-        for (int i = 0; i < kTokens; ++i) most = fmaxf(most, score[i]);
+        const float most = largest(score);
         if (!__any_sync(kFullMask, most > -INFINITY && most >= top_bar)) return false;
         const float bar = fmaxf(top_bar, reached(most));
         unsigned candidates = 0;
@@ -267,33 +267,31 @@ class Scanner
 
     template <int kTokens> __device__ __forceinline__ bool enter_race(const float (&score)[kTokens], int at)
     {
-        uint32_t word[kTokens];
-        float least = -INFINITY, most = -INFINITY;
+        float above[kTokens], least = -INFINITY;  // bounds of score + G
 #pragma unroll
         for (int g = 0; g < kTokens / 4; ++g) {
             const uint4 block = words(at + g * kSweep);
-            word[4 * g] = block.x, word[4 * g + 1] = block.y, word[4 * g + 2] = block.z, word[4 * g + 3] = block.w;
+            const uint32_t word[4] = {block.x, block.y, block.z, block.w};
 #pragma unroll
-            for (int i = 4 * g; i < 4 * g + 4; ++i) {
-                const float above = __fadd_rn(score[i], gumbel_bound(word[i]));
-                most = fmaxf(most, above);
-                least = fmaxf(least, above - gumbel_bound_slack(word[i]));
+            for (int i = 0; i < 4; ++i) {
+                above[4 * g + i] = __fadd_rn(score[4 * g + i], gumbel_bound(word[i]));
+                least = fmaxf(least, above[4 * g + i] - gumbel_bound_slack(word[i]));
             }
         }
+        const float most = largest(above);
         if (!__any_sync(kFullMask, most > -INFINITY && most >= race_bar)) return false;
         // Less a little for the roundings of large scores.
         const float sure = reached(least), bar = fmaxf(race_bar, sure - fabsf(sure) * (4.f / 16777216.f));
         unsigned runners = 0;
 #pragma unroll
         for (int i = 0; i < kTokens; ++i)
-            if (score[i] > -INFINITY && __fadd_rn(score[i], gumbel_bound(word[i])) >= bar) runners |= 1u << i;
+            if (above[i] > -INFINITY && above[i] >= bar) runners |= 1u << i;
         Best fresh = Best::none();
         for (; runners != 0; runners &= runners - 1) {
             const int i = __ffs(runners) - 1;
-            uint32_t chosen = word[0];
-#pragma unroll
-            for (int j = 1; j < kTokens; ++j) chosen = i == j ? word[j] : chosen;
-            fresh.add(rank_key(__fadd_rn(pick(score, i), gumbel(chosen)), token(at, i)));
+            const uint4 block = words(token(at, i));
+            const uint32_t word = i % 4 == 0 ? block.x : i % 4 == 1 ? block.y : i % 4 == 2 ? block.z : block.w;
+            fresh.add(rank_key(__fadd_rn(pick(score, i), gumbel(word)), token(at, i)));
         }
         __syncwarp();
         enter_all(leaders.race, fresh);
@@ -343,7 +341,7 @@ class Scanner
             chance = power_of_two(offset - race_bar * kLog2E + slack) * 1.001f;
             // So large that an exponential of 0 may stand for a token with a chance.
             if (!(chance < kLargest)) chance = INFINITY;
-            look = fminf(look, kLeast / chance);
+            look = fminf(look, __fdividef(kLeast, chance));
         }
     }
 

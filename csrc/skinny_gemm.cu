@@ -7,6 +7,10 @@
 // slots that the same thread reads back: no barrier, a constant number of bytes in flight.
 // They don't depend on the kernel before, so the first stages are on their way before it ends.
 //
+// The work around a product that needs no other row is done with it: its finish
+// (skinny_finish.cuh), and the division by a row's root mean square, which commutes with the
+// product: it is found while the product is computed, and no norm is launched in between.
+//
 // Rows never meet: a column of the product depends on its own row of x, in an order fixed by
 // the number of inputs. The same row gives the same bits in a batch of 1 and of 16.
 //
@@ -18,13 +22,13 @@
 // docs/kernels.md.
 #include "attention_core.cuh"
 #include "common.cuh"
-#include "skinny_gemm.h"
+#include "skinny_finish.cuh"
 
+namespace skinny {
 namespace {
 
 // Warps of a CTA: more where there are so few tiles that most processors get only one.
 constexpr int kWarpsMany = 8, kWarpsFew = 16;
-constexpr int kTileOutputs = 16;
 constexpr int kStageInputs = SKINNY_INPUTS_MULTIPLE;
 // A thread's pieces of one stage: two rows, two 16-byte pieces each.
 constexpr int kPieces = 4;
@@ -38,27 +42,14 @@ constexpr int kInputsShort = 4096;
 constexpr int kTilesFew = 132;
 constexpr int shared_bytes(int warps, int stages) { return warps * stages * kStageBytes; }
 
-// As csrc/swiglu.cu, bit for bit: both factors are rounded to bf16 before.
-__device__ __forceinline__ ss::bf16 swiglu(float gate, float up)
-{
-    const float rounded = __bfloat162float(__float2bfloat16(gate));
-    return __float2bfloat16(ss::silu(rounded) * __bfloat162float(__float2bfloat16(up)));
-}
-
 // The two weight rows of a thread: tile rows lane / 4 and lane / 4 + 8.
 template <int KIND>
 __device__ __forceinline__ void weight_rows(const SkinnyParams &p, int lane, const uint16_t *(&rows)[2])
 {
     const int g = lane >> 2;
-    if (KIND == SKINNY_SWIGLU) {
-        const int64_t output = (int64_t)blockIdx.x * (kTileOutputs / 2) + g;
-        rows[0] = p.weights + output * p.inputs;
-        rows[1] = p.weights + (output + p.outputs) * p.inputs;
-    } else {
-        const int64_t output = (int64_t)blockIdx.x * kTileOutputs + g;
-        rows[0] = p.weights + output * p.inputs;
-        rows[1] = p.weights + (output + 8) * p.inputs;
-    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+        rows[half] = p.weights + weight_row<KIND>(p, blockIdx.x, g + 8 * half) * p.inputs;
 }
 
 // Multiplies one 16-byte piece of each side: 32 inputs of the warp.
@@ -70,34 +61,15 @@ __device__ __forceinline__ void multiply_piece(float (&sum)[4], const uint4 &low
     attention::multiply(sum, second, x.z, x.w);
 }
 
-template <int TILES, int KIND, int kWarps>
-__device__ __forceinline__ void store(const SkinnyParams &p, const float (*sums)[kTileOutputs][8 * TILES])
-{
-    constexpr int kOutputs = KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs;
-    const auto total = [&](int output, int row) {
-        float sum = 0.f;
-#pragma unroll
-        for (int warp = 0; warp < kWarps; ++warp) sum += sums[warp][output][row];
-        return sum;
-    };
-    for (int e = threadIdx.x; e < kOutputs * p.rows; e += kWarps * ss::kWarp) {
-        const int output = e % kOutputs, row = e / kOutputs;
-        const int64_t at = (int64_t)row * p.outputs + (int64_t)blockIdx.x * kOutputs + output;
-        if (KIND == SKINNY_F32)
-            static_cast<float *>(p.y)[at] = total(output, row);
-        else if (KIND == SKINNY_SWIGLU)
-            static_cast<ss::bf16 *>(p.y)[at] = swiglu(total(output, row), total(output + 8, row));
-        else
-            static_cast<ss::bf16 *>(p.y)[at] = __float2bfloat16(total(output, row));
-    }
-}
-
 // TILES: tiles of 8 rows of x.
 template <int TILES, int KIND, int kWarps, int kStages>
-__global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 : 1) skinny(const __grid_constant__ SkinnyParams p)
+__global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 : 1)
+    multiply(const __grid_constant__ SkinnyParams p)
 {
+    constexpr int kRows = 8 * TILES;
     extern __shared__ __align__(16) uint8_t shared[];
-    __shared__ float sums[kWarps][kTileOutputs][8 * TILES];
+    __shared__ float sums[kWarps][kTileOutputs][kRows];
+    __shared__ float scales[kRows];
     ss::let_next_start();
     const int warp = threadIdx.x / ss::kWarp, lane = threadIdx.x % ss::kWarp;
     const int stages = p.inputs / kStageInputs;
@@ -120,7 +92,12 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
     };
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
+    // A thread's element of the tile, or pair of elements.
+    const int element = threadIdx.x % kElements<KIND>, element_row = threadIdx.x / kElements<KIND>;
+    Finish<KIND> finish(p, blockIdx.x, element, element_row);
     ss::wait_for_previous();
+    finish.fetch(p);
+    RowScales<kRows, kWarps> row_scales(p, warp, lane);
 
     float sum[TILES][4] = {};
     for (int stage = 0; stage < count; ++stage) {
@@ -151,28 +128,34 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             sums[warp][(lane >> 2) + (i >> 1) * 8][tile * 8 + (lane & 3) * 2 + (i & 1)] = sum[tile][i];
+    row_scales.put(p, warp, lane, scales);
     __syncthreads();
-    store<TILES, KIND, kWarps>(p, sums);
+    if (element_row >= kRows) return;
+    const auto total = [&](int output) {
+        float all = 0.f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) all += sums[w][output][element_row];
+        return all * scales[element_row];
+    };
+    finish.store(p, total(element), kPairs<KIND> ? total(element + 8) : 0.f);
 }
 
 template <int TILES, int KIND, int WARPS, int STAGES> int launch_shape(const SkinnyParams &p, CUstream_st *stream)
 {
-    const auto kernel = skinny<TILES, KIND, WARPS, STAGES>;
+    const auto kernel = multiply<TILES, KIND, WARPS, STAGES>;
     constexpr int kBytes = shared_bytes(WARPS, STAGES);
     static const bool fits = ss::fits_shared(kernel, kBytes);
     if constexpr (STAGES != kStagesFew)
         if (!fits || p.few_stages) return launch_shape<TILES, KIND, WARPS, kStagesFew>(p, stream);
     static const cudaError_t prepared = ss::allow_shared(kernel, kBytes);
     if (prepared != cudaSuccess) return (int)prepared;
-    const int outputs = KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs;
-    return ss::launch(kernel, dim3(p.outputs / outputs), dim3(WARPS * ss::kWarp), kBytes, stream, p);
+    return ss::launch(kernel, dim3(tiles_of<KIND>(p)), dim3(WARPS * ss::kWarp), kBytes, stream, p);
 }
 
 // The choice of warps looks at the matrix only, so that rows keep their bits in any batch.
 template <int TILES, int KIND> int launch(const SkinnyParams &p, CUstream_st *stream)
 {
-    const int tiles = p.outputs / (KIND == SKINNY_SWIGLU ? kTileOutputs / 2 : kTileOutputs);
-    if (tiles <= kTilesFew && p.inputs >= kWarpsFew * kStageInputs)
+    if (tiles_of<KIND>(p) <= kTilesFew && p.inputs >= kWarpsFew * kStageInputs)
         return launch_shape<TILES, KIND, kWarpsFew, kStagesShort>(p, stream);
     if (p.inputs <= kInputsShort) return launch_shape<TILES, KIND, kWarpsMany, kStagesShort>(p, stream);
     return launch_shape<TILES, KIND, kWarpsMany, kStagesLong>(p, stream);
@@ -180,50 +163,20 @@ template <int TILES, int KIND> int launch(const SkinnyParams &p, CUstream_st *st
 
 template <int TILES> int launch_kind(const SkinnyParams &p, CUstream_st *stream)
 {
-    if (p.kind == SKINNY_BF16) return launch<TILES, SKINNY_BF16>(p, stream);
-    if (p.kind == SKINNY_F32) return launch<TILES, SKINNY_F32>(p, stream);
-    return launch<TILES, SKINNY_SWIGLU>(p, stream);
-}
-
-__global__ void naive(const __grid_constant__ SkinnyParams p)
-{
-    ss::wait_for_previous();
-    const int64_t index = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (index >= (int64_t)p.outputs * p.rows) return;
-    const int64_t output = index % p.outputs, row = index / p.outputs;
-    const auto product = [&](int64_t weight_row) {
-        float sum = 0.f;
-        for (int i = 0; i < p.inputs; ++i)
-            sum = fmaf(__uint_as_float((uint32_t)p.weights[weight_row * p.inputs + i] << 16),
-                       __uint_as_float((uint32_t)p.x[row * p.inputs + i] << 16), sum);
-        return sum;
-    };
-    if (p.kind == SKINNY_F32)
-        static_cast<float *>(p.y)[index] = product(output);
-    else if (p.kind == SKINNY_SWIGLU)
-        static_cast<ss::bf16 *>(p.y)[index] = swiglu(product(output), product(output + p.outputs));
-    else
-        static_cast<ss::bf16 *>(p.y)[index] = __float2bfloat16(product(output));
-}
-
-bool valid(const SkinnyParams &p)
-{
-    return p.outputs > 0 && p.outputs % SKINNY_OUTPUTS_MULTIPLE == 0 && p.inputs > 0 &&
-           p.inputs % SKINNY_INPUTS_MULTIPLE == 0 && p.rows > 0 && p.rows <= SKINNY_ROWS_MAX &&
-           p.kind >= SKINNY_BF16 && p.kind <= SKINNY_SWIGLU;
+    switch (p.kind) {
+    case SKINNY_BF16: return launch<TILES, SKINNY_BF16>(p, stream);
+    case SKINNY_F32: return launch<TILES, SKINNY_F32>(p, stream);
+    case SKINNY_SWIGLU: return launch<TILES, SKINNY_SWIGLU>(p, stream);
+    case SKINNY_RESIDUAL: return launch<TILES, SKINNY_RESIDUAL>(p, stream);
+    default: return launch<TILES, SKINNY_QKV>(p, stream);
+    }
 }
 
 }  // namespace
+}  // namespace skinny
 
 extern "C" int specserve_skinny_gemm(const SkinnyParams *p, CUstream_st *stream)
 {
-    SS_REQUIRE(valid(*p));
-    return p->rows <= 8 ? launch_kind<1>(*p, stream) : launch_kind<2>(*p, stream);
-}
-
-extern "C" int specserve_skinny_gemm_naive(const SkinnyParams *p, CUstream_st *stream)
-{
-    SS_REQUIRE(valid(*p));
-    const int64_t threads = (int64_t)p->outputs * p->rows;
-    return ss::launch(naive, dim3((unsigned)((threads + 255) / 256)), dim3(256), 0, stream, *p);
+    SS_REQUIRE(skinny::valid(*p));
+    return p->rows <= 8 ? skinny::launch_kind<1>(*p, stream) : skinny::launch_kind<2>(*p, stream);
 }

@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "layers.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -19,10 +21,19 @@ struct CUstream_st;
 /* Stages of a ring in the variant for chips with little shared memory. */
 #define SKINNY_STAGES_FEW 2
 
+/* Of each row, sums of squares come as one number per so many values of the row. */
+#define SKINNY_SQUARES_WIDTH SKINNY_OUTPUTS_MULTIPLE
+
 /* What becomes of the products. */
-#define SKINNY_BF16 0   /* y = x Wᵀ, bf16 [rows][outputs] */
-#define SKINNY_F32 1    /* the same in fp32 */
-#define SKINNY_SWIGLU 2 /* W is gate, then up, [2 * outputs][inputs]; y = silu(gate) * up, bf16 */
+#define SKINNY_BF16 0     /* y = x Wᵀ, bf16 [rows][outputs] */
+#define SKINNY_F32 1      /* the same in fp32 */
+#define SKINNY_SWIGLU 2   /* W is gate, then up, [2 * outputs][inputs]; y = silu(gate) * up, bf16 */
+/* residual += x Wᵀ, and the next norm's work but for its division: y = residual * norm_weight,
+ * bf16; y_squares has what the division needs. */
+#define SKINNY_RESIDUAL 3
+/* W is the fused projection: what specserve_qkv does to its output, without norms of heads.
+ * Queries go to y, keys and values to the cache alone. */
+#define SKINNY_QKV 4
 
 typedef struct {
     const uint16_t *weights; /* bf16 [outputs][inputs], 16-byte aligned */
@@ -33,10 +44,22 @@ typedef struct {
     int32_t rows;
     int32_t kind;
     int32_t few_stages; /* 1: as on chips with little shared memory; the result is the same */
+    /* Null: x is used as it is. Else x is what SKINNY_RESIDUAL made, these are its sums of
+     * squares, [rows][inputs / SKINNY_SQUARES_WIDTH], and every product is divided by
+     * sqrt(sum / inputs + x_eps): x's root mean square before the norm's weight. */
+    const float *x_squares;
+    float x_eps;
+    /* Of SKINNY_RESIDUAL. */
+    float *residual;             /* [rows][outputs] */
+    const uint16_t *norm_weight; /* bf16 [outputs] */
+    float *y_squares;            /* [rows][outputs / SKINNY_SQUARES_WIDTH] */
+    /* Of SKINNY_QKV, where outputs = (heads + 2 * kv_heads) * head_dim; `qkv.qkv`, the norms,
+     * `eps` and `rows` are not used. */
+    QkvParams qkv;
 } SkinnyParams;
 
 int specserve_skinny_gemm(const SkinnyParams *params, struct CUstream_st *stream);
-/* The plain version: one thread per output. */
+/* The plain version: one thread per output, pair of outputs, or sum of squares. */
 int specserve_skinny_gemm_naive(const SkinnyParams *params, struct CUstream_st *stream);
 
 #ifdef __cplusplus

@@ -13,8 +13,13 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kPiece = 8;
-// CTAs of a multiprocessor: all its threads.
-constexpr int kResident = 2048 / kThreads;
+// CTAs of a multiprocessor: all its threads, of which chips of capability 8.6 to 8.9 and 12 have fewer.
+#if defined(__CUDA_ARCH__) && ((__CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900) || __CUDA_ARCH__ >= 1200)
+constexpr int kThreadsResident = 1536;
+#else
+constexpr int kThreadsResident = 2048;
+#endif
+constexpr int kResident = kThreadsResident / kThreads;
 
 __global__ void __launch_bounds__(kThreads, kResident) swiglu_kernel(const SwigluParams p)
 {

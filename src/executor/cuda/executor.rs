@@ -78,17 +78,21 @@ impl CudaExecutor {
     }
 
     /// Chooses algorithms, loads kernels and captures graphs for every step size up to the
-    /// batch's bounds, so that no request waits for it.
+    /// batch's bounds, and runs prompts, so that no request waits for it. No KV block may be in
+    /// use: they are overwritten.
     ///
     /// # Errors
     /// [`ExecutorError::Device`].
     pub fn warm_up(&mut self) -> Result<(), ExecutorError> {
         self.on_device(|executor| {
             let sequences = executor.info.batch_sequences_max as usize;
+            let tokens = executor.info.batch_tokens_max as usize;
             let rows = executor.target_logit_rows;
             executor.target.warm_up(rows, Chooses::Verdicts, &mut executor.queue)?;
+            executor.target.warm_up_prompts(tokens, &mut executor.queue)?;
             if let Some(draft) = &mut executor.draft {
                 draft.warm_up(sequences, Chooses::Proposals, &mut executor.queue)?;
+                draft.warm_up_prompts(tokens, &mut executor.queue)?;
             }
             Ok(())
         })

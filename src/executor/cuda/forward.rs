@@ -1,16 +1,16 @@
 //! One model on the device and its forward pass: what is enqueued, in which order.
 
+mod layer;
+
 use super::attention_plan::AttentionRoom;
 use super::buffer::DeviceBuffer;
 use super::error::{CudaError, check_launch};
-use super::ffi::kernels::{
-    self, AttentionItem, AttentionParams, EmbeddingParams, QkvParams, RmsNormParams, SwigluParams,
-};
+use super::ffi::kernels::{self, AttentionItem, EmbeddingParams, RmsNormParams};
 use super::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
-use super::product::{is_skinny, multiply, multiply_swiglu};
-use super::scratch::{Scratch, ScratchSizes, qkv_width};
+use super::product::{is_skinny, multiply};
+use super::scratch::{Scratch, ScratchSizes};
 use super::stream::Stream;
-use super::weights::{DeviceLayer, DeviceWeights};
+use super::weights::DeviceWeights;
 use crate::model::{LoadedModel, ModelSpec};
 
 /// Device addresses of one step's inputs (see `step_inputs`).
@@ -130,31 +130,33 @@ impl DeviceModel {
         &mut self.scratch.logits
     }
 
-    /// Every product of a step of these sizes.
+    /// Every product of a step of these sizes: the layers' four, then the head's.
     fn products(&self, sizes: StepSizes) -> Vec<(GemmShape, GemmOperands)> {
-        let layer = &self.weights.layers[0];
-        let scratch = &self.scratch;
-        let bf16 =
-            |weights: &DeviceBuffer<u16>, x: &DeviceBuffer<u16>, y: &DeviceBuffer<u16>, inputs: usize| {
-                let shape = GemmShape {
-                    outputs: weights.len() / inputs,
-                    inputs,
-                    rows: sizes.rows,
-                    output: GemmOutput::Bf16,
-                };
-                (shape, operands(weights.ptr(), x, y.ptr().cast_mut().cast()))
-            };
-        let (hidden, inner) = (self.spec.hidden_size, self.spec.heads * self.spec.head_dim);
-        let mut products = vec![
-            bf16(&layer.qkv, &scratch.normed, &scratch.qkv, hidden),
-            bf16(&layer.output, &scratch.attended, &scratch.delta, inner),
-            bf16(&layer.gate_up, &scratch.normed, &scratch.gate_up, hidden),
-            bf16(&layer.down, &scratch.activated, &scratch.delta, self.spec.intermediate_size),
-        ];
+        let mut products = self.layer_products(sizes.rows).to_vec();
         if sizes.logit_rows > 0 {
             products.push(self.head_product(sizes.logit_rows));
         }
         products
+    }
+
+    /// The products of the first layer: queries, keys and values; what attention gathered;
+    /// gate and up; down.
+    fn layer_products(&self, rows: usize) -> [(GemmShape, GemmOperands); 4] {
+        let layer = &self.weights.layers[0];
+        let scratch = &self.scratch;
+        let bf16 =
+            |weights: &DeviceBuffer<u16>, x: &DeviceBuffer<u16>, y: &DeviceBuffer<u16>, inputs: usize| {
+                let shape =
+                    GemmShape { outputs: weights.len() / inputs, inputs, rows, output: GemmOutput::Bf16 };
+                (shape, operands(weights.ptr(), x, y.ptr().cast_mut().cast()))
+            };
+        let (hidden, inner) = (self.spec.hidden_size, self.spec.heads * self.spec.head_dim);
+        [
+            bf16(&layer.qkv, &scratch.normed, &scratch.qkv, hidden),
+            bf16(&layer.output, &scratch.attended, &scratch.delta, inner),
+            bf16(&layer.gate_up, &scratch.normed, &scratch.gate_up, hidden),
+            bf16(&layer.down, &scratch.activated, &scratch.delta, self.spec.intermediate_size),
+        ]
     }
 
     fn head_product(&self, rows: usize) -> (GemmShape, GemmOperands) {
@@ -213,8 +215,13 @@ impl DeviceModel {
         // sizes that the scratch sizes promise, or `step`'s, by our caller's contract.
         unsafe {
             self.embed(step, sizes, stream)?;
+            let fused = self.is_fused(sizes);
             for index in 0..self.spec.layers {
-                self.layer(index, step, sizes, gemm, stream)?;
+                if fused {
+                    self.fused_layer(index, step, sizes, stream)?;
+                } else {
+                    self.layer(index, step, sizes, gemm, stream)?;
+                }
             }
             if sizes.logit_rows > 0 {
                 self.head(step, sizes, gemm, stream)?;
@@ -241,167 +248,6 @@ impl DeviceModel {
         check_launch(unsafe { kernels::specserve_embedding(&params, stream.raw()) }, "embedding")
     }
 
-    unsafe fn layer(
-        &mut self,
-        index: usize,
-        step: &StepAddresses,
-        sizes: StepSizes,
-        gemm: &Gemm,
-        stream: &Stream,
-    ) -> Result<(), CudaError> {
-        let products = self.products(StepSizes { logit_rows: 0, ..sizes });
-        let product = |at: usize, weights: &DeviceBuffer<u16>| {
-            let (shape, mut operands) = products[at];
-            operands.weights = weights.ptr();
-            // SAFETY: see `run`.
-            unsafe { multiply(shape, operands, gemm, stream) }
-        };
-        // SAFETY: see `run`.
-        unsafe {
-            let norm = self.weights.layers[index].attention_norm.ptr();
-            self.norm(norm, index > 0, sizes, stream)?;
-            product(0, &self.weights.layers[index].qkv)?;
-            self.rotate(index, step, sizes, stream)?;
-            self.attend(index, step, sizes, stream)?;
-            product(1, &self.weights.layers[index].output)?;
-            let norm = self.weights.layers[index].mlp_norm.ptr();
-            self.norm(norm, true, sizes, stream)?;
-            if self.fuses_swiglu(products[2].0) {
-                let (shape, mut operands) = products[2];
-                operands.weights = self.weights.layers[index].gate_up.ptr();
-                operands.y = self.scratch.activated.mut_ptr().cast();
-                multiply_swiglu(shape, operands, stream)?;
-            } else {
-                product(2, &self.weights.layers[index].gate_up)?;
-                self.activate(sizes, stream)?;
-            }
-            product(3, &self.weights.layers[index].down)
-        }
-    }
-
-    /// Whether the MLP's first product also applies its activation.
-    fn fuses_swiglu(&self, shape: GemmShape) -> bool {
-        is_skinny(GemmShape { outputs: self.spec.intermediate_size, ..shape })
-    }
-
-    /// Adds what the last block of the layer made (`delta`), then normalises.
-    unsafe fn norm(
-        &mut self,
-        weight: *const u16,
-        add_delta: bool,
-        sizes: StepSizes,
-        stream: &Stream,
-    ) -> Result<(), CudaError> {
-        let delta = if add_delta { self.scratch.delta.ptr() } else { std::ptr::null() };
-        let params = RmsNormParams {
-            residual: self.scratch.residual.mut_ptr(),
-            delta,
-            weight,
-            out: self.scratch.normed.mut_ptr(),
-            gather: std::ptr::null(),
-            eps: self.spec.rms_norm_eps,
-            rows: sizes.rows as i32,
-            hidden: self.spec.hidden_size as i32,
-        };
-        // SAFETY: see `run`.
-        check_launch(unsafe { kernels::specserve_rmsnorm(&params, stream.raw()) }, "rmsnorm")
-    }
-
-    unsafe fn rotate(
-        &mut self,
-        index: usize,
-        step: &StepAddresses,
-        sizes: StepSizes,
-        stream: &Stream,
-    ) -> Result<(), CudaError> {
-        let kv = self.layer_kv(index);
-        let layer: &DeviceLayer = &self.weights.layers[index];
-        let pointer =
-            |buffer: &Option<DeviceBuffer<u16>>| buffer.as_ref().map_or(std::ptr::null(), DeviceBuffer::ptr);
-        let params = QkvParams {
-            qkv: self.scratch.qkv.mut_ptr(),
-            bias: pointer(&layer.qkv_bias),
-            q_norm: pointer(&layer.query_norm),
-            k_norm: pointer(&layer.key_norm),
-            rotations: self.rotations.ptr(),
-            positions: step.positions,
-            slots: step.slots,
-            kv,
-            eps: self.spec.rms_norm_eps,
-            rows: sizes.rows as i32,
-            heads: self.spec.heads as i32,
-            kv_heads: self.spec.kv_heads as i32,
-            head_dim: self.spec.head_dim as i32,
-        };
-        // SAFETY: see `run`.
-        check_launch(unsafe { kernels::specserve_qkv(&params, stream.raw()) }, "qkv")
-    }
-
-    fn layer_kv(&mut self, index: usize) -> *mut u16 {
-        let offset = index * self.kv_layer_elements();
-        self.kv.mut_ptr().wrapping_add(offset)
-    }
-
-    unsafe fn attend(
-        &mut self,
-        index: usize,
-        step: &StepAddresses,
-        sizes: StepSizes,
-        stream: &Stream,
-    ) -> Result<(), CudaError> {
-        let kv = self.layer_kv(index);
-        let params = AttentionParams {
-            q: self.scratch.qkv.ptr(),
-            out: self.scratch.attended.mut_ptr(),
-            kv,
-            segments: std::ptr::null(),
-            items: step.items,
-            item_count: step.item_count,
-            merges: step.merges,
-            masks: step.masks,
-            tables: step.tables,
-            partial_out: self.scratch.partial_out.mut_ptr(),
-            partial_stats: self.scratch.partial_stats.mut_ptr(),
-            q_stride: qkv_width(&self.spec) as i64,
-            scale: 1.0 / (self.spec.head_dim as f32).sqrt(),
-            heads: self.spec.heads as i32,
-            kv_heads: self.spec.kv_heads as i32,
-            head_dim: self.spec.head_dim as i32,
-        };
-        let (large, raw) = (i32::from(sizes.large), stream.raw());
-        if sizes.decode {
-            // SAFETY: see `run`.
-            let status = unsafe {
-                kernels::specserve_attention_decode(&params, large, self.ctas[large as usize], 0, raw)
-            };
-            check_launch(status, "attention_decode")?;
-            // SAFETY: see `run`.
-            check_launch(
-                unsafe { kernels::specserve_attention_merge(&params, large, raw) },
-                "attention_merge",
-            )?;
-        }
-        if sizes.prefill_items > 0 {
-            let params = AttentionParams { items: step.prefill_items, ..params };
-            // SAFETY: see `run`.
-            let status =
-                unsafe { kernels::specserve_attention_prefill(&params, sizes.prefill_items as i32, raw) };
-            check_launch(status, "attention_prefill")?;
-        }
-        Ok(())
-    }
-
-    unsafe fn activate(&mut self, sizes: StepSizes, stream: &Stream) -> Result<(), CudaError> {
-        let params = SwigluParams {
-            gate_up: self.scratch.gate_up.ptr(),
-            out: self.scratch.activated.mut_ptr(),
-            rows: sizes.rows as i32,
-            width: self.spec.intermediate_size as i32,
-        };
-        // SAFETY: see `run`.
-        check_launch(unsafe { kernels::specserve_swiglu(&params, stream.raw()) }, "swiglu")
-    }
-
     /// The last norm and the logits, only of the rows that need them.
     unsafe fn head(
         &mut self,
@@ -412,7 +258,7 @@ impl DeviceModel {
     ) -> Result<(), CudaError> {
         let params = RmsNormParams {
             residual: self.scratch.residual.mut_ptr(),
-            delta: self.scratch.delta.ptr(),
+            delta: if self.is_fused(sizes) { std::ptr::null() } else { self.scratch.delta.ptr() },
             weight: self.weights.final_norm.ptr(),
             out: self.scratch.head_input.mut_ptr(),
             gather: step.gather,

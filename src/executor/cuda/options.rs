@@ -11,7 +11,7 @@ pub const DRAFT_TOKENS_MAX: u32 = 63;
 const CAPTURED_ROWS: [usize; 17] =
     [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, VERIFY_ROWS_MAX];
 /// Steps that are not captured are padded to a multiple of this many rows.
-const EAGER_ROWS: usize = 64;
+pub const EAGER_ROWS: usize = 64;
 
 /// How many KV blocks the pools get.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 use super::error::{CudaError, check_launch};
 use super::ffi::kernels::{
     self, SKINNY_BF16, SKINNY_F32, SKINNY_INPUTS_MULTIPLE, SKINNY_OUTPUTS_MULTIPLE, SKINNY_ROWS_MAX,
-    SKINNY_SWIGLU, SkinnyParams,
+    SkinnyParams,
 };
 use super::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
 use super::stream::Stream;
@@ -33,48 +33,38 @@ pub unsafe fn multiply(
         // SAFETY: our caller's contract.
         return unsafe { gemm.run(shape, operands, stream) };
     }
+    // SAFETY: our caller's contract.
+    unsafe { multiply_skinny(&skinny_params(shape, operands), stream) }
+}
+
+/// The skinny kernel's parameters for a plain product. What else it does with the rows, and
+/// with another `kind`, is for the caller to fill in (csrc/skinny_gemm.h).
+pub fn skinny_params(shape: GemmShape, operands: GemmOperands) -> SkinnyParams {
     let kind = match shape.output {
         GemmOutput::Bf16 => SKINNY_BF16,
         GemmOutput::F32 => SKINNY_F32,
     };
-    // SAFETY: our caller's contract.
-    unsafe { skinny(shape, shape.outputs, kind, operands, stream) }
-}
-
-/// Enqueues `silu(gate) * up` of few rows; `shape` is that of the fused product, whose
-/// weights are the gate's, then as many of the up projection.
-///
-/// # Errors
-/// When the launch fails.
-///
-/// # Safety
-/// As [`Gemm::run`], except that `y` holds half of the shape's outputs.
-pub unsafe fn multiply_swiglu(
-    shape: GemmShape,
-    operands: GemmOperands,
-    stream: &Stream,
-) -> Result<(), CudaError> {
-    // SAFETY: our caller's contract.
-    unsafe { skinny(shape, shape.outputs / 2, SKINNY_SWIGLU, operands, stream) }
-}
-
-unsafe fn skinny(
-    shape: GemmShape,
-    outputs: usize,
-    kind: u32,
-    operands: GemmOperands,
-    stream: &Stream,
-) -> Result<(), CudaError> {
-    let params = SkinnyParams {
+    SkinnyParams {
         weights: operands.weights,
         x: operands.x,
         y: operands.y,
-        outputs: outputs as i32,
+        outputs: shape.outputs as i32,
         inputs: shape.inputs as i32,
         rows: shape.rows as i32,
         kind: kind as i32,
-        few_stages: 0,
-    };
-    // SAFETY: our callers' contract.
-    check_launch(unsafe { kernels::specserve_skinny_gemm(&params, stream.raw()) }, "skinny_gemm")
+        ..SkinnyParams::default()
+    }
+}
+
+/// Enqueues a skinny product.
+///
+/// # Errors
+/// When the parameters break the kernel's contract or the launch fails.
+///
+/// # Safety
+/// Every pointer that the parameters' kind uses names device memory of the size in
+/// csrc/skinny_gemm.h, alive until the stream has passed the launch.
+pub unsafe fn multiply_skinny(params: &SkinnyParams, stream: &Stream) -> Result<(), CudaError> {
+    // SAFETY: our caller's contract.
+    check_launch(unsafe { kernels::specserve_skinny_gemm(params, stream.raw()) }, "skinny_gemm")
 }

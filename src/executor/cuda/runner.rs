@@ -1,7 +1,7 @@
 //! Runs one model's steps: inputs up, forward pass, sampling, results down; as a captured
 //! graph where the step's sizes allow, else kernel by kernel.
 
-use super::attention_plan::{AttentionPlan, SequenceShape};
+use super::attention_plan::{AttentionPlan, BLOCK_TOKENS, SequenceShape};
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::{CudaError, check_launch};
 use super::ffi::kernels::{
@@ -11,11 +11,12 @@ use super::forward::{DeviceModel, StepSizes};
 use super::gemm::Gemm;
 use super::graph::Graph;
 use super::graphs::GraphCache;
-use super::options::{BATCH_SEQUENCES_MAX, captured_rows, captured_sizes, eager_rows};
+use super::options::{BATCH_SEQUENCES_MAX, EAGER_ROWS, captured_rows, captured_sizes, eager_rows};
 use super::sampling_rows::SamplingRows;
 use super::step_inputs::{InputSizes, StepData, StepInputs, VerifyInputs};
 use super::step_marks::StepMarks;
 use super::stream::Stream;
+use crate::kv::BlockId;
 
 /// Room for inputs in 32-bit words at first: plans and block tables of usual steps.
 const INPUT_WORDS: usize = 1 << 20;
@@ -189,6 +190,31 @@ impl Runner {
         Ok(())
     }
 
+    /// Runs prompts of some lengths up to `tokens_max`, and chooses the algorithms of all others,
+    /// so that no first prompt waits for kernels to be loaded. Blocks from 0 on are overwritten:
+    /// none may be in use.
+    ///
+    /// # Errors
+    /// Anything from the device.
+    pub fn warm_up_prompts(&mut self, tokens_max: usize, queue: &mut DeviceQueue) -> Result<(), CudaError> {
+        let room = self.model.blocks() as usize * BLOCK_TOKENS as usize;
+        let longest = tokens_max.min(room).min(self.model.spec().context_tokens_max);
+        let blocks: Vec<BlockId> = (0..longest.div_ceil(BLOCK_TOKENS as usize) as BlockId).collect();
+        for tokens in prompt_lengths(longest) {
+            self.begin();
+            self.tokens.resize(tokens, 0);
+            let prompt = SequenceShape { start: 0, tokens, drafts: 0, tree: None, blocks: &blocks };
+            self.plan(std::iter::once(prompt));
+            self.submit(self.key(Chooses::Nothing, None), false, queue)?;
+            queue.stream.synchronize()?;
+        }
+        for rows in (EAGER_ROWS..=eager_rows(tokens_max)).step_by(EAGER_ROWS) {
+            let step = StepSizes { rows, logit_rows: 0, decode: false, large: false, prefill_items: 1 };
+            self.model.prepare(step, false, &mut queue.gemm, &queue.stream)?;
+        }
+        Ok(())
+    }
+
     /// Padded sizes of the step at hand.
     fn key(&self, chooses: Chooses, captured: Option<usize>) -> StepKey {
         let rows = captured.unwrap_or_else(|| eager_rows(self.plan.rows()));
@@ -329,6 +355,13 @@ impl Runner {
     pub fn graph_count(&self) -> usize {
         self.graphs.len()
     }
+}
+
+/// Prompts to warm up with: what runs them changes with their length, but not from one length to
+/// its double.
+fn prompt_lengths(longest: usize) -> impl Iterator<Item = usize> {
+    let doubled = std::iter::successors(Some(2 * EAGER_ROWS), |tokens| Some(2 * tokens));
+    doubled.take_while(move |&tokens| tokens < longest).chain(Some(longest))
 }
 
 /// Where tokens and paths start in the results of a verification, in words.

@@ -3,6 +3,7 @@
 use super::attention_plan::AttentionRoom;
 use super::buffer::DeviceBuffer;
 use super::error::CudaError;
+use super::ffi::kernels::{SKINNY_ROWS_MAX, SKINNY_SQUARES_WIDTH};
 use super::stream::Stream;
 use crate::model::ModelSpec;
 
@@ -23,6 +24,9 @@ pub struct Scratch {
     pub residual: DeviceBuffer<f32>,
     /// After a norm, `[rows][hidden]`.
     pub normed: DeviceBuffer<u16>,
+    /// The residual stream's sums of squares, of steps whose norms are part of the products
+    /// around them: `[rows][hidden / SKINNY_SQUARES_WIDTH]`.
+    pub squares: DeviceBuffer<f32>,
     /// Queries, keys, values, `[rows][qkv width]`.
     pub qkv: DeviceBuffer<u16>,
     /// What attention gathers, `[rows][heads * head_dim]`.
@@ -57,9 +61,11 @@ impl Scratch {
         let rows = sizes.rows;
         // Rows of padding are computed, too: zeros at first, so that they stay finite.
         let bf16 = |numbers: usize| DeviceBuffer::filled(0, numbers, stream);
+        let squares = SKINNY_ROWS_MAX as usize * spec.hidden_size.div_ceil(SKINNY_SQUARES_WIDTH as usize);
         Ok(Scratch {
             residual: DeviceBuffer::filled(0, rows * spec.hidden_size, stream)?,
             normed: bf16(rows * spec.hidden_size)?,
+            squares: DeviceBuffer::filled(0, squares, stream)?,
             qkv: bf16(rows * qkv_width(spec))?,
             attended: bf16(rows * spec.heads * spec.head_dim)?,
             delta: bf16(rows * spec.hidden_size)?,

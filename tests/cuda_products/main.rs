@@ -1,6 +1,8 @@
 //! The matrix products of few rows against double precision, and row by row.
 #![cfg(feature = "cuda")]
 
+mod fused;
+
 use half::bf16;
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{
@@ -15,6 +17,7 @@ const CHECKED: usize = 40;
 const F32_ERROR_MAX: f64 = 1e-4;
 const BF16_ERROR_MAX: f64 = 6e-3;
 
+/// Random bf16 numbers on both sides.
 struct Matrix {
     numbers: Vec<u16>,
     device: DeviceBuffer<u16>,
@@ -59,6 +62,7 @@ fn run_staged(
         rows: rows as i32,
         kind: kind as i32,
         few_stages: i32::from(few_stages),
+        ..SkinnyParams::default()
     };
     // SAFETY: the buffers have the parameters' sizes.
     check_launch(unsafe { kernels::specserve_skinny_gemm(&params, stream.raw()) }, "skinny_gemm")
