@@ -41,8 +41,10 @@ fn main() -> Result<()> {
         }
     };
     let bench = Bench::new(&gpu)?;
-    println!("| kernel | shape | MB moved | µs | GB/s | of copy | plain version, µs |");
-    println!("|---|---|---|---|---|---|---|");
+    println!(
+        "| kernel | shape | MB moved | µs | GB/s | of copy | copy of the same size, µs | plain version, µs |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
     for rows in [1, 64, 256, 4096] {
         rmsnorm(&bench, rows)?;
     }
@@ -113,14 +115,28 @@ impl Bench {
     ) -> Result<()> {
         let time = self.time(LAUNCHES, sets, fast)?;
         let plain = self.time(2, sets, plain)?;
+        let copy = self.copy_time(bytes, sets)?;
         let rate = bytes as f64 / time * 1e6;
         println!(
-            "| {name} | {shape} | {:.2} | {time:.2} | {:.0} | {:.0} % | {plain:.1} |",
+            "| {name} | {shape} | {:.2} | {time:.2} | {:.0} | {:.0} % | {copy:.2} | {plain:.1} |",
             bytes as f64 / 1e6,
             rate / 1e9,
             100.0 * rate / self.copy
         );
         Ok(())
+    }
+
+    /// What the driver's copy takes that reads and writes `bytes` together: what a launch of this
+    /// size can reach at all.
+    fn copy_time(&self, bytes: usize, sets: usize) -> Result<f64> {
+        let half = (bytes / 2).next_multiple_of(16);
+        let from = DeviceBuffer::<u8>::filled(0x3c, half * sets, &self.stream)?;
+        let to = DeviceBuffer::<u8>::filled(0x3c, half * sets, &self.stream)?;
+        self.time(LAUNCHES, sets, &|set, stream| {
+            let [to, from] = [&to, &from].map(|buffer| buffer.ptr().wrapping_add(set * half) as u64);
+            // SAFETY: both buffers hold `sets` times as many bytes and outlive the runs.
+            unsafe { cust::sys::cuMemcpyDtoDAsync_v2(to, from, half, stream.raw()) as i32 }
+        })
     }
 
     /// Pseudo-random bf16 numbers of about unit size.
@@ -165,12 +181,14 @@ fn rmsnorm(bench: &Bench, rows: usize) -> Result<()> {
     let delta = bench.bf16s(sets * rows * HIDDEN)?;
     let residual = bench.f32s(sets * rows * HIDDEN)?;
     let out = bench.bf16s(sets * rows * HIDDEN)?;
+    let scales = bench.f32s(rows)?;
     let params = |set: usize| RmsNormParams {
         residual: residual.ptr().wrapping_add(set * rows * HIDDEN).cast_mut(),
         delta: delta.ptr().wrapping_add(set * rows * HIDDEN),
         weight: weight.ptr(),
         out: out.ptr().wrapping_add(set * rows * HIDDEN).cast_mut(),
         gather: std::ptr::null(),
+        scales: scales.ptr().cast_mut(),
         eps: 1e-5,
         rows: rows as i32,
         hidden: HIDDEN as i32,
@@ -197,7 +215,9 @@ fn qkv(bench: &Bench, rows: usize) -> Result<()> {
     let slots = blocks * BLOCK_TOKENS;
     let scattered = (0..slots.next_power_of_two()).map(|i| (i * 0x9E37 + 7) % slots.next_power_of_two());
     let slots = bench.ints(scattered.filter(|&slot| slot < slots).take(rows))?;
+    let scales = bench.f32s(rows)?;
     let params = |set: usize| QkvParams {
+        scales: scales.ptr(),
         qkv: qkv.ptr().wrapping_add(set * rows * row).cast_mut(),
         bias: std::ptr::null(),
         q_norm: std::ptr::null(),
@@ -224,7 +244,9 @@ fn swiglu(bench: &Bench, rows: usize) -> Result<()> {
     let sets = sets_of(bytes);
     let gate_up = bench.bf16s(sets * rows * 2 * MLP)?;
     let out = bench.bf16s(sets * rows * MLP)?;
+    let scales = bench.f32s(rows)?;
     let params = |set: usize| SwigluParams {
+        scales: scales.ptr(),
         gate_up: gate_up.ptr().wrapping_add(set * rows * 2 * MLP),
         out: out.ptr().wrapping_add(set * rows * MLP).cast_mut(),
         rows: rows as i32,

@@ -26,7 +26,11 @@ typedef struct {
     int32_t vocab;
 } EmbeddingParams;
 
-/* residual += delta; out = residual / sqrt(mean(residual^2) + eps) * weight. */
+/* residual += delta; out = residual * scale * weight with scale = 1 / sqrt(mean(residual^2) + eps).
+ *
+ * With `scales`, out is residual * weight, and the scale goes there: it commutes with the product
+ * behind the norm, so whoever reads that product multiplies. Products of few rows can't have it any
+ * other way (skinny_gemm.h), and all paths round at the same places. */
 typedef struct {
     float *residual;        /* [rows][hidden] */
     const uint16_t *delta;  /* bf16 [rows][hidden], or null: nothing is added or written back */
@@ -36,15 +40,17 @@ typedef struct {
      * that it names (negative: zeros), and the residual is not written: the last norm, only
      * of rows that need logits. */
     const int32_t *gather; /* [out rows] */
+    float *scales;         /* [out rows], or null; without `gather` only */
     float eps;
     int32_t rows; /* out rows */
     int32_t hidden;
 } RmsNormParams;
 
-/* The fused projection's output: adds the bias, normalises query and key heads (qwen3),
+/* The fused projection's output: multiplies it by the row's scale, adds the bias, normalises query and key heads (qwen3),
  * rotates both, leaves the queries in place and writes keys and values to the paged cache.
  * Rows with slot -1 are padding and left alone. */
 typedef struct {
+    const float *scales;       /* [rows], of the norm before; null: 1 */
     uint16_t *qkv;             /* bf16 [rows][(heads + 2 * kv_heads) * head_dim] */
     const uint16_t *bias;      /* bf16 [(heads + 2 * kv_heads) * head_dim], or null */
     const uint16_t *q_norm;    /* bf16 [head_dim], or null */
@@ -60,8 +66,9 @@ typedef struct {
     int32_t head_dim;          /* 64 or 128 */
 } QkvParams;
 
-/* out = silu(gate) * up. */
+/* out = silu(gate * scale) * (up * scale). */
 typedef struct {
+    const float *scales;     /* [rows], of the norm before; null: 1 */
     const uint16_t *gate_up; /* bf16 [rows][2 * width]: gate, then up */
     uint16_t *out;           /* bf16 [rows][width] */
     int32_t rows;

@@ -1,4 +1,4 @@
-// Behind the fused QKV projection, in one launch: bias, RMSNorm of query and key heads (where
+// Behind the fused QKV projection, in one launch: the scale of the norm before it, bias, RMSNorm of query and key heads (where
 // the model has it), rotary embedding, and keys and values into the paged cache.
 //
 // Design: head_dim / 16 threads per (row, head). A thread owns eight numbers of the first
@@ -34,6 +34,12 @@ __device__ __forceinline__ Head head_of(const QkvParams &p, int head)
     head -= p.heads;
     if (head < p.kv_heads) return {Part::kKey, head};
     return {Part::kValue, head - p.kv_heads};
+}
+
+__device__ __forceinline__ void multiply(float (&values)[kPiece], float by)
+{
+#pragma unroll
+    for (int i = 0; i < kPiece; ++i) values[i] *= by;
 }
 
 __device__ __forceinline__ void add_bias(float (&low)[kPiece], float (&high)[kPiece], const uint16_t *bias, int half)
@@ -100,11 +106,14 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(const QkvParams p)
     const Bf16x8 low_bits = *reinterpret_cast<const Bf16x8 *>(from);
     const Bf16x8 high_bits = *reinterpret_cast<const Bf16x8 *>(from + kHalf);
     const int slot = p.slots[row], position = p.positions[row];
+    const float scale = p.scales ? p.scales[row] : 1.f;
     const bool active = inside && slot >= 0;
     float low[kPiece] = {}, high[kPiece] = {};
     if (active) {
         unpack(low_bits, low);
         unpack(high_bits, high);
+        multiply(low, scale);
+        multiply(high, scale);
         if (p.bias) add_bias(low, high, p.bias + head_index * kHeadDim + at, kHalf);
     }
     if (p.q_norm || p.k_norm) {
@@ -133,7 +142,7 @@ __global__ void qkv_naive_kernel(const QkvParams p)
     bf16 *from = reinterpret_cast<bf16 *>(p.qkv) + static_cast<int64_t>(item) * p.head_dim;
     const bf16 *bias = reinterpret_cast<const bf16 *>(p.bias);
     auto value = [&](int i) {
-        return __bfloat162float(from[i]) + (bias ? __bfloat162float(bias[item % heads_all * p.head_dim + i]) : 0.f);
+        return __bfloat162float(from[i]) * (p.scales ? p.scales[row] : 1.f) + (bias ? __bfloat162float(bias[item % heads_all * p.head_dim + i]) : 0.f);
     };
     const bf16 *weight = reinterpret_cast<const bf16 *>(head.part == Part::kQuery ? p.q_norm
                                                         : head.part == Part::kKey ? p.k_norm

@@ -6,7 +6,8 @@
 // over the reduction and writes residual and result from there: nothing is read twice. The
 // weight stays in L1. The sum of squares has a fixed order (thread, warp tree, warps in
 // turn), and the number of threads depends on the width alone, so a row's result does not
-// depend on the batch.
+// depend on the batch. Where the scale goes to whoever reads the product behind the norm, the
+// row is written before the sum is known.
 //
 // Bytes moved per row of width h: delta 2h + residual 4h read, residual 4h + result 2h
 // written = 12h (6h without delta).
@@ -95,8 +96,11 @@ __global__ void __launch_bounds__(kThreadsMax) rmsnorm_kernel(const RmsNormParam
 #pragma unroll
         for (int j = 0; j < kPiece; ++j) squares = fmaf(kept[i].value[j], kept[i].value[j], squares);
     }
-    const float total = block_sum(squares, scratch, blockDim.x / kWarp);
-    const float scale = rsqrtf(total / static_cast<float>(p.hidden) + p.eps);
+    const auto scale_of_row = [&] {
+        const float total = block_sum(squares, scratch, blockDim.x / kWarp);
+        return rsqrtf(total / static_cast<float>(p.hidden) + p.eps);
+    };
+    const float scale = p.scales ? 1.f : scale_of_row();
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
         const int at = (i * blockDim.x + threadIdx.x) * kPiece;
@@ -108,6 +112,9 @@ __global__ void __launch_bounds__(kThreadsMax) rmsnorm_kernel(const RmsNormParam
         store_result(out + at, scaled);
         if (delta && !p.gather) store_piece(residual + at, kept[i]);
     }
+    if (!p.scales) return;
+    const float left_out = scale_of_row();
+    if (threadIdx.x == 0) p.scales[blockIdx.x] = left_out;
 }
 
 __global__ void rmsnorm_naive_kernel(const RmsNormParams p)
@@ -123,7 +130,9 @@ __global__ void rmsnorm_naive_kernel(const RmsNormParams p)
             p.residual[at] + (p.delta ? __bfloat162float(reinterpret_cast<const bf16 *>(p.delta)[at]) : 0.f);
         squares += sum * sum;
     }
-    const float scale = rsqrtf(squares / static_cast<float>(p.hidden) + p.eps);
+    const float full_scale = rsqrtf(squares / static_cast<float>(p.hidden) + p.eps);
+    const float scale = p.scales ? 1.f : full_scale;
+    if (p.scales) p.scales[row] = full_scale;
     for (int i = 0; i < p.hidden; ++i) {
         if (source < 0) {
             out[i] = __float2bfloat16(0.f);
@@ -164,6 +173,8 @@ __global__ void embedding_naive_kernel(const EmbeddingParams p)
 
 bool valid_width(int hidden) { return hidden > 0 && hidden % kPiece == 0 && hidden <= LAYER_HIDDEN_MAX; }
 
+bool valid(const RmsNormParams *p) { return valid_width(p->hidden) && p->rows >= 0 && !(p->gather && p->scales); }
+
 // Threads that cover a row with `pieces` each, in whole warps.
 int threads_for(int hidden, int pieces) { return ceil_div(ceil_div(hidden, kPiece * pieces), kWarp) * kWarp; }
 
@@ -173,7 +184,7 @@ int threads_for(int hidden, int pieces) { return ceil_div(ceil_div(hidden, kPiec
 extern "C" int specserve_rmsnorm(const RmsNormParams *p, CUstream_st *stream)
 {
     using namespace ss;
-    SS_REQUIRE(valid_width(p->hidden) && p->rows >= 0);
+    SS_REQUIRE(valid(p));
     if (p->rows == 0) return 0;
     // Four pieces a thread where the row is wide: their loads are on their way together, and
     // the fewer warps meet in the sum.
@@ -186,7 +197,7 @@ extern "C" int specserve_rmsnorm(const RmsNormParams *p, CUstream_st *stream)
 
 extern "C" int specserve_rmsnorm_naive(const RmsNormParams *p, CUstream_st *stream)
 {
-    SS_REQUIRE(ss::valid_width(p->hidden) && p->rows >= 0);
+    SS_REQUIRE(ss::valid(p));
     if (p->rows == 0) return 0;
     ss::rmsnorm_naive_kernel<<<ss::ceil_div(p->rows, 64), 64, 0, stream>>>(*p);
     return static_cast<int>(cudaGetLastError());

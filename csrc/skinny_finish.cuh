@@ -47,20 +47,17 @@ template <int KIND> __device__ __forceinline__ int64_t weight_row(const SkinnyPa
     return static_cast<int64_t>(tile) * kTileOutputs + row;
 }
 
-// As csrc/swiglu.cu, bit for bit: both factors are rounded to bf16 before.
-__device__ __forceinline__ ss::bf16 swiglu(float gate, float up)
+// A sum of products as it would be in memory.
+template <int KIND> __device__ __forceinline__ float rounded(float sum)
 {
-    const float rounded = __bfloat162float(__float2bfloat16(gate));
-    return __float2bfloat16(ss::silu(rounded) * __bfloat162float(__float2bfloat16(up)));
+    return KIND == SKINNY_F32 ? sum : __bfloat162float(__float2bfloat16(sum));
 }
 
-__device__ __forceinline__ float bf16_at(const uint16_t *from)
-{
-    return __bfloat162float(*reinterpret_cast<const ss::bf16 *>(from));
-}
+__device__ __forceinline__ float bf16_of(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 
-// What ends a thread's element of a row. The constructor reads what no kernel of the pass
-// writes, `fetch` what earlier ones wrote; all threads of a warp call each.
+// What ends a thread's element of a row. The constructor asks for what no kernel of the pass
+// writes, `fetch` for what earlier ones wrote, `resolve`, a little later, for what lies where a
+// fetched number says; nothing waits for an answer before. All threads of a warp call each.
 template <int KIND> class Finish
 {
     int64_t at;
@@ -73,6 +70,7 @@ template <int KIND> class Finish
     }
 
     __device__ __forceinline__ void fetch(const SkinnyParams &) {}
+    __device__ __forceinline__ void resolve(const SkinnyParams &) {}
 
     __device__ __forceinline__ void store(const SkinnyParams &p, float first, float second)
     {
@@ -80,7 +78,7 @@ template <int KIND> class Finish
         if (KIND == SKINNY_F32)
             static_cast<float *>(p.y)[at] = first;
         else
-            static_cast<ss::bf16 *>(p.y)[at] = KIND == SKINNY_SWIGLU ? swiglu(first, second) : __float2bfloat16(first);
+            static_cast<ss::bf16 *>(p.y)[at] = __float2bfloat16(KIND == SKINNY_SWIGLU ? ss::silu(first) * second : first);
     }
 };
 
@@ -89,7 +87,8 @@ template <> class Finish<SKINNY_RESIDUAL>
 {
     int64_t at, square_at;
     bool active, sums;
-    float weight = 0.f, before = 0.f;
+    uint16_t weight = 0;
+    float before = 0.f;
 
   public:
     __device__ __forceinline__ Finish(const SkinnyParams &p, int tile, int element, int row)
@@ -97,13 +96,15 @@ template <> class Finish<SKINNY_RESIDUAL>
           square_at(static_cast<int64_t>(row) * (p.outputs / SKINNY_SQUARES_WIDTH) + tile), active(row < p.rows),
           sums(active && element == 0)
     {
-        if (active) weight = bf16_at(p.norm_weight + tile * kTileOutputs + element);
+        if (active) weight = p.norm_weight[tile * kTileOutputs + element];
     }
 
     __device__ __forceinline__ void fetch(const SkinnyParams &p)
     {
         if (active) before = __ldcg(p.residual + at);
     }
+
+    __device__ __forceinline__ void resolve(const SkinnyParams &) {}
 
     __device__ __forceinline__ void store(const SkinnyParams &p, float first, float)
     {
@@ -114,7 +115,7 @@ template <> class Finish<SKINNY_RESIDUAL>
         for (int step = kTileOutputs / 2; step > 0; step /= 2) square += __shfl_xor_sync(ss::kFullMask, square, step);
         if (!active) return;
         p.residual[at] = residual;
-        static_cast<ss::bf16 *>(p.y)[at] = __float2bfloat16(residual * weight);
+        static_cast<ss::bf16 *>(p.y)[at] = __float2bfloat16(residual * bf16_of(weight));
         if (sums) p.y_squares[square_at] = square;
     }
 };
@@ -122,91 +123,74 @@ template <> class Finish<SKINNY_RESIDUAL>
 // Bias and rotation of a pair; queries to y, keys and values to their slot.
 template <> class Finish<SKINNY_QKV>
 {
-    uint16_t *to = nullptr;  // null: padding
+    HeadPair pair;
+    int row, slot = -1, position = 0;  // slot -1: padding, or no row
+    uint16_t bias[2] = {};
     float2 turn = {1.f, 0.f};  // cosine and sine; values are not turned
-    float bias[2] = {};
+
+    __device__ __forceinline__ uint16_t *destination(const SkinnyParams &p) const
+    {
+        const QkvParams &q = p.qkv;
+        const int key_head = pair.head - q.heads, value_head = key_head - q.kv_heads;
+        if (key_head < 0)
+            return static_cast<uint16_t *>(p.y) + static_cast<int64_t>(row) * p.outputs + pair.head * q.head_dim;
+        if (value_head < 0) return q.kv + kv_key_offset(slot, q.kv_heads, key_head, q.head_dim);
+        return q.kv + kv_value_offset(slot, q.kv_heads, value_head, q.head_dim);
+    }
 
   public:
     __device__ __forceinline__ Finish(const SkinnyParams &p, int tile, int element, int row)
+        : pair(head_pair(p, tile, element)), row(row)
     {
+        if (row >= p.rows) return;
         const QkvParams &q = p.qkv;
-        const int slot = row < p.rows ? q.slots[row] : -1;
-        if (slot < 0) return;
-        const int half = q.head_dim / 2;
-        const HeadPair pair = head_pair(p, tile, element);
-        if (q.bias) {
-            bias[0] = bf16_at(q.bias + pair.head * q.head_dim + pair.column);
-            bias[1] = bf16_at(q.bias + pair.head * q.head_dim + pair.column + half);
-        }
-        const int key_head = pair.head - q.heads, value_head = key_head - q.kv_heads;
-        if (value_head < 0)
-            turn = reinterpret_cast<const float2 *>(q.rotations)[static_cast<int64_t>(q.positions[row]) * half + pair.column];
-        if (key_head < 0)
-            to = static_cast<uint16_t *>(p.y) + static_cast<int64_t>(row) * p.outputs + pair.head * q.head_dim;
-        else if (value_head < 0)
-            to = q.kv + kv_key_offset(slot, q.kv_heads, key_head, q.head_dim);
-        else
-            to = q.kv + kv_value_offset(slot, q.kv_heads, value_head, q.head_dim);
-        to += pair.column;
+        slot = q.slots[row];
+        position = q.positions[row];
+        if (!q.bias) return;
+        const uint16_t *low = q.bias + pair.head * q.head_dim + pair.column;
+        bias[0] = low[0];
+        bias[1] = low[q.head_dim / 2];
     }
 
     __device__ __forceinline__ void fetch(const SkinnyParams &) {}
 
+    __device__ __forceinline__ void resolve(const SkinnyParams &p)
+    {
+        const QkvParams &q = p.qkv;
+        if (slot < 0 || pair.head >= q.heads + q.kv_heads) return;
+        const int64_t at = static_cast<int64_t>(position) * (q.head_dim / 2) + pair.column;
+        turn = reinterpret_cast<const float2 *>(q.rotations)[at];
+    }
+
     __device__ __forceinline__ void store(const SkinnyParams &p, float first, float second)
     {
-        if (!to) return;
-        const float low = first + bias[0], high = second + bias[1];
-        ss::bf16 *out = reinterpret_cast<ss::bf16 *>(to);
-        out[0] = __float2bfloat16(low * turn.x - high * turn.y);
-        out[p.qkv.head_dim / 2] = __float2bfloat16(high * turn.x + low * turn.y);
+        if (slot < 0) return;
+        const float low = first + bf16_of(bias[0]), high = second + bf16_of(bias[1]);
+        ss::bf16 *to = reinterpret_cast<ss::bf16 *>(destination(p)) + pair.column;
+        to[0] = __float2bfloat16(low * turn.x - high * turn.y);
+        to[p.qkv.head_dim / 2] = __float2bfloat16(high * turn.x + low * turn.y);
     }
 };
 
-// What the products of each row are multiplied by: 1, or one over x's root mean square before
-// the norm's weight. A warp sums a row's squares, in an order fixed by the row's length.
-template <int ROWS, int WARPS> class RowScales
+// What the products of each row are multiplied by: 1, or the scale of the norm before. A warp
+// sums a row's squares, in an order fixed by the row's length.
+template <int ROWS, int WARPS>
+__device__ __forceinline__ void put_scales(const SkinnyParams &p, int warp, int lane, float (&scales)[ROWS])
 {
-    static constexpr int kRows = (ROWS + WARPS - 1) / WARPS;
-    // Sums of a row that a lane holds while the product is computed: all, up to 4,096 inputs.
-    static constexpr int kHeld = 8;
-    float held[kRows][kHeld];
-
-    static __device__ __forceinline__ float sum_at(const SkinnyParams &p, int row, int at)
-    {
-        const int count = p.inputs / SKINNY_SQUARES_WIDTH;
-        return row < p.rows && at < count ? __ldcg(p.x_squares + static_cast<int64_t>(row) * count + at) : 0.f;
-    }
-
-  public:
-    __device__ __forceinline__ RowScales(const SkinnyParams &p, int warp, int lane)
-    {
-        if (!p.x_squares) return;
+    const int count = p.inputs / SKINNY_SQUARES_WIDTH;
 #pragma unroll
-        for (int r = 0; r < kRows; ++r)
-#pragma unroll
-            for (int i = 0; i < kHeld; ++i) held[r][i] = sum_at(p, warp + r * WARPS, i * ss::kWarp + lane);
-    }
-
-    // Before the barrier behind which the scales are read.
-    __device__ __forceinline__ void put(const SkinnyParams &p, int warp, int lane, float (&scales)[ROWS]) const
-    {
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-            const int row = warp + r * WARPS;
-            if (row >= ROWS) continue;
-            float scale = 1.f;
-            if (p.x_squares) {
-                float sum = 0.f;
-#pragma unroll
-                for (int i = 0; i < kHeld; ++i) sum += held[r][i];
-                for (int at = kHeld * ss::kWarp + lane; at < p.inputs / SKINNY_SQUARES_WIDTH; at += ss::kWarp)
-                    sum += sum_at(p, row, at);
-                scale = rsqrtf(ss::warp_sum(sum) / static_cast<float>(p.inputs) + p.x_eps);
-            }
-            if (lane == 0) scales[row] = scale;
+    for (int row = warp; row < ROWS; row += WARPS) {
+        float scale = 1.f;
+        if (p.x_squares && row < p.rows) {
+            float sum = 0.f;
+#pragma unroll 8
+            for (int at = lane; at < count; at += ss::kWarp)
+                sum += __ldcg(p.x_squares + static_cast<int64_t>(row) * count + at);
+            scale = rsqrtf(ss::warp_sum(sum) / static_cast<float>(p.inputs) + p.x_eps);
         }
+        if (lane == 0) scales[row] = scale;
     }
-};
+}
 
 inline bool valid_qkv(const SkinnyParams &p)
 {

@@ -40,6 +40,8 @@ constexpr int kStagesFew = SKINNY_STAGES_FEW, kStagesShort = 4, kStagesLong = 6;
 constexpr int kInputsShort = 4096;
 // Tiles that leave most processors of a large chip with one or none.
 constexpr int kTilesFew = 132;
+// Numbers between two rows of sums: neither writing nor reading them meets a bank twice.
+constexpr int kSumStride = kTileOutputs + 4;
 constexpr int shared_bytes(int warps, int stages) { return warps * stages * kStageBytes; }
 
 // The two weight rows of a thread: tile rows lane / 4 and lane / 4 + 8.
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
 {
     constexpr int kRows = 8 * TILES;
     extern __shared__ __align__(16) uint8_t shared[];
-    __shared__ float sums[kWarps][kTileOutputs][kRows];
+    __shared__ float sums[kWarps][kRows][kSumStride];
     __shared__ float scales[kRows];
     ss::let_next_start();
     const int warp = threadIdx.x / ss::kWarp, lane = threadIdx.x % ss::kWarp;
@@ -97,19 +99,30 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
     Finish<KIND> finish(p, blockIdx.x, element, element_row);
     ss::wait_for_previous();
     finish.fetch(p);
-    RowScales<kRows, kWarps> row_scales(p, warp, lane);
 
-    float sum[TILES][4] = {};
-    for (int stage = 0; stage < count; ++stage) {
-        uint4 x[TILES][2];
+    // Of x, the next stage is on its way while one is multiplied.
+    const auto load = [&](uint4(&x)[TILES][2], int stage) {
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
             const int row = tile * 8 + (lane >> 2);
             const uint16_t *from = p.x + (int64_t)row * p.inputs + offset + stage * kStageInputs;
+            const bool there = row < p.rows && stage < count;
 #pragma unroll
             for (int half = 0; half < 2; ++half)
-                x[tile][half] = row < p.rows ? *reinterpret_cast<const uint4 *>(from + half * 32) : make_uint4(0, 0, 0, 0);
+                x[tile][half] = there ? *reinterpret_cast<const uint4 *>(from + half * 32) : make_uint4(0, 0, 0, 0);
         }
+    };
+    uint4 ahead[TILES][2];
+    load(ahead, 0);
+    put_scales<kRows, kWarps>(p, warp, lane, scales);
+    finish.resolve(p);
+    float sum[TILES][4] = {};
+#pragma unroll 2
+    for (int stage = 0; stage < count; ++stage) {
+        uint4 x[TILES][2];
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) x[tile][0] = ahead[tile][0], x[tile][1] = ahead[tile][1];
+        load(ahead, stage + 1);
         attention::copies_wait<kStages - 2>();
         uint4 w[kPieces];
 #pragma unroll
@@ -127,17 +140,16 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
     for (int tile = 0; tile < TILES; ++tile)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-            sums[warp][(lane >> 2) + (i >> 1) * 8][tile * 8 + (lane & 3) * 2 + (i & 1)] = sum[tile][i];
-    row_scales.put(p, warp, lane, scales);
+            sums[warp][tile * 8 + (lane & 3) * 2 + (i & 1)][(lane >> 2) + (i >> 1) * 8] = sum[tile][i];
     __syncthreads();
-    if (element_row >= kRows) return;
+    if (warp * ss::kWarp / kElements<KIND> >= p.rows) return;  // whole warps
     const auto total = [&](int output) {
         float all = 0.f;
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w) all += sums[w][output][element_row];
-        return all * scales[element_row];
+        for (int w = 0; w < kWarps; ++w) all += sums[w][element_row][output];
+        return rounded<KIND>(all) * scales[element_row];
     };
-    finish.store(p, total(element), kPairs<KIND> ? total(element + 8) : 0.f);
+    finish.store(p, total(element), kPairs<KIND> ? total(element + kHalfTile) : 0.f);
 }
 
 template <int TILES, int KIND, int WARPS, int STAGES> int launch_shape(const SkinnyParams &p, CUstream_st *stream)

@@ -24,7 +24,8 @@ struct CUstream_st;
 /* Of each row, sums of squares come as one number per so many values of the row. */
 #define SKINNY_SQUARES_WIDTH SKINNY_OUTPUTS_MULTIPLE
 
-/* What becomes of the products. */
+/* What becomes of the products. All but SKINNY_F32 round them to bf16 first, as a product that
+ * is written does, so that a step of many rows rounds at the same places. */
 #define SKINNY_BF16 0     /* y = x Wᵀ, bf16 [rows][outputs] */
 #define SKINNY_F32 1      /* the same in fp32 */
 #define SKINNY_SWIGLU 2   /* W is gate, then up, [2 * outputs][inputs]; y = silu(gate) * up, bf16 */
@@ -45,8 +46,8 @@ typedef struct {
     int32_t kind;
     int32_t few_stages; /* 1: as on chips with little shared memory; the result is the same */
     /* Null: x is used as it is. Else x is what SKINNY_RESIDUAL made, these are its sums of
-     * squares, [rows][inputs / SKINNY_SQUARES_WIDTH], and every product is divided by
-     * sqrt(sum / inputs + x_eps): x's root mean square before the norm's weight. */
+     * squares, [rows][inputs / SKINNY_SQUARES_WIDTH], and every product is multiplied by the
+     * norm's scale, 1 / sqrt(sum / inputs + x_eps). */
     const float *x_squares;
     float x_eps;
     /* Of SKINNY_RESIDUAL. */

@@ -23,8 +23,8 @@ struct Naive {
     {
         float sum = 0.f;
         for (int i = 0; i < p.inputs; ++i)
-            sum = fmaf(bf16_at(p.weights + weight_row * p.inputs + i), bf16_at(p.x + row * p.inputs + i), sum);
-        return sum * scale;
+            sum = fmaf(bf16_of(p.weights[weight_row * p.inputs + i]), bf16_of(p.x[row * p.inputs + i]), sum);
+        return (p.kind == SKINNY_F32 ? sum : rounded<SKINNY_BF16>(sum)) * scale;
     }
 
     __device__ void residual(int64_t tile) const
@@ -34,7 +34,7 @@ struct Naive {
             float &at = p.residual[row * p.outputs + output];
             at += product(output);
             squares += at * at;
-            static_cast<ss::bf16 *>(p.y)[row * p.outputs + output] = __float2bfloat16(at * bf16_at(p.norm_weight + output));
+            static_cast<ss::bf16 *>(p.y)[row * p.outputs + output] = __float2bfloat16(at * bf16_of(p.norm_weight[output]));
         }
         p.y_squares[row * (p.outputs / SKINNY_SQUARES_WIDTH) + tile] = squares;
     }
@@ -44,7 +44,9 @@ struct Naive {
         const int tile = static_cast<int>(number / kHalfTile), element = static_cast<int>(number % kHalfTile);
         const float low = product(weight_row<SKINNY_QKV>(p, tile, element));
         const float high = product(weight_row<SKINNY_QKV>(p, tile, element + kHalfTile));
-        Finish<SKINNY_QKV>(p, tile, element, static_cast<int>(row)).store(p, low, high);
+        Finish<SKINNY_QKV> finish(p, tile, element, static_cast<int>(row));
+        finish.resolve(p);
+        finish.store(p, low, high);
     }
 };
 
@@ -67,7 +69,7 @@ __global__ void multiply_naive(const __grid_constant__ SkinnyParams p)
     else if (p.kind == SKINNY_BF16)
         static_cast<ss::bf16 *>(p.y)[index] = __float2bfloat16(naive.product(at));
     else if (p.kind == SKINNY_SWIGLU)
-        static_cast<ss::bf16 *>(p.y)[index] = swiglu(naive.product(at), naive.product(at + p.outputs));
+        static_cast<ss::bf16 *>(p.y)[index] = __float2bfloat16(ss::silu(naive.product(at)) * naive.product(at + p.outputs));
     else if (p.kind == SKINNY_RESIDUAL)
         naive.residual(at);
     else

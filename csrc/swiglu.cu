@@ -1,4 +1,4 @@
-// SwiGLU: silu(gate) * up.
+// SwiGLU: silu(gate) * up, both times the row's scale of the norm before.
 //
 // Design: 2-D grid, rows by pieces of a row, so that a single row still fills the
 // multiprocessors. A thread reads 16 bytes of gate and of up and writes 16 bytes.
@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(kThreads, kResident) swiglu_kernel(const Swigl
     if (at >= p.width) return;
     for (int row = blockIdx.y; row < p.rows; row += gridDim.y) {
         const uint16_t *from = p.gate_up + static_cast<int64_t>(row) * 2 * p.width + at;
+        const float scale = p.scales ? p.scales[row] : 1.f;
         const uint4 gate_bits = load_streaming(reinterpret_cast<const uint4 *>(from));
         const uint4 up_bits = load_streaming(reinterpret_cast<const uint4 *>(from + p.width));
         Bf16x8 out;
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, kResident) swiglu_kernel(const Swigl
         for (int i = 0; i < kPiece / 2; ++i) {
             const float2 gate = __bfloat1622float2(reinterpret_cast<const Bf16x8 &>(gate_bits).pair[i]);
             const float2 up = __bfloat1622float2(reinterpret_cast<const Bf16x8 &>(up_bits).pair[i]);
-            out.pair[i] = __floats2bfloat162_rn(silu(gate.x) * up.x, silu(gate.y) * up.y);
+            out.pair[i] = __floats2bfloat162_rn(silu(gate.x * scale) * (up.x * scale), silu(gate.y * scale) * (up.y * scale));
         }
         *reinterpret_cast<Bf16x8 *>(p.out + static_cast<int64_t>(row) * p.width + at) = out;
     }
@@ -48,7 +49,8 @@ __global__ void swiglu_naive_kernel(const SwigluParams p)
     if (at >= static_cast<int64_t>(p.rows) * p.width) return;
     const int64_t row = at / p.width, column = at % p.width;
     const bf16 *gate = reinterpret_cast<const bf16 *>(p.gate_up) + row * 2 * p.width + column;
-    const float value = silu(__bfloat162float(gate[0])) * __bfloat162float(gate[p.width]);
+    const float scale = p.scales ? p.scales[row] : 1.f;
+    const float value = silu(__bfloat162float(gate[0]) * scale) * (__bfloat162float(gate[p.width]) * scale);
     reinterpret_cast<bf16 *>(p.out)[at] = __float2bfloat16(value);
 }
 

@@ -64,11 +64,11 @@ fn embedding_copies_rows_of_the_table_and_zeroes_padding() {
     }
 }
 
-/// RMSNorm in fp64 over the fp32 sum.
-fn norm_oracle(sum: &[f32], weight: &[u16], eps: f32) -> Vec<f64> {
+/// RMSNorm in fp64 over the fp32 sum, and what it multiplies by.
+fn norm_oracle(sum: &[f32], weight: &[u16], eps: f32) -> (Vec<f64>, f64) {
     let mean = sum.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / sum.len() as f64;
     let scale = 1.0 / (mean + f64::from(eps)).sqrt();
-    sum.iter().zip(weight).map(|(&x, &w)| f64::from(x) * scale * f64_of(w)).collect()
+    (sum.iter().zip(weight).map(|(&x, &w)| f64::from(x) * scale * f64_of(w)).collect(), scale)
 }
 
 #[test]
@@ -80,17 +80,25 @@ fn rmsnorm_adds_the_delta_and_normalises_each_row() {
             if bench.leaves_out(rows * hidden) || naive && rows * hidden > 1 << 20 {
                 continue;
             }
-            check_rmsnorm(&mut bench, rows, hidden, naive, with_delta);
+            for scale_left_out in [false, true] {
+                check_rmsnorm(&mut bench, [rows, hidden], naive, with_delta, scale_left_out);
+            }
         }
     }
     for (rows, hidden) in [(4096, 4096), (1000, 16384)] {
         if !bench.leaves_out(rows * hidden) {
-            check_rmsnorm(&mut bench, rows, hidden, false, true);
+            check_rmsnorm(&mut bench, [rows, hidden], false, true, true);
         }
     }
 }
 
-fn check_rmsnorm(bench: &mut Bench, rows: usize, hidden: usize, naive: bool, with_delta: bool) {
+fn check_rmsnorm(
+    bench: &mut Bench,
+    [rows, hidden]: [usize; 2],
+    naive: bool,
+    with_delta: bool,
+    scale_left_out: bool,
+) {
     let eps = 1e-5;
     let before = bench.random.f32s(rows * hidden, 3.0);
     let delta = bench.random.bf16s(rows * hidden, 1.0);
@@ -98,24 +106,36 @@ fn check_rmsnorm(bench: &mut Bench, rows: usize, hidden: usize, naive: bool, wit
     let mut residual = bench.upload(&before);
     let (device_delta, device_weight) = (bench.upload(&delta), bench.upload(&weight));
     let mut out = bench.poisoned::<u16>(rows * hidden);
+    let mut scales = bench.poisoned::<f32>(rows);
     let params = RmsNormParams {
         residual: residual.mut_ptr(),
         delta: if with_delta { device_delta.ptr() } else { std::ptr::null() },
         weight: device_weight.ptr(),
         out: out.mut_ptr(),
         gather: std::ptr::null(),
+        scales: if scale_left_out { scales.mut_ptr() } else { std::ptr::null_mut() },
         eps,
         rows: rows as i32,
         hidden: hidden as i32,
     };
     launch!(naive, &params, bench.stream, specserve_rmsnorm, specserve_rmsnorm_naive);
     let (got, after) = (bench.download(&out), bench.download(&residual));
+    let scales = bench.download(&scales);
     for row in 0..rows {
         let range = row * hidden..(row + 1) * hidden;
         let more = |i: usize| if with_delta { f64_of(delta[i]) as f32 } else { 0.0 };
         let sum: Vec<f32> = range.clone().map(|i| before[i] + more(i)).collect();
         assert_eq!(&after[range.clone()], &sum[..], "residual of row {row}, {rows}x{hidden}");
-        assert_close(&got[range], &norm_oracle(&sum, &weight, eps), &format!("row {row}, {rows}x{hidden}"));
+        let (want, scale) = norm_oracle(&sum, &weight, eps);
+        let case = format!("row {row}, {rows}x{hidden}");
+        if scale_left_out {
+            assert!((f64::from(scales[row]) / scale - 1.0).abs() < 1e-5, "scale of {case}");
+            let undivided: Vec<f64> = want.iter().map(|x| x / scale).collect();
+            assert_close(&got[range], &undivided, &case);
+        } else {
+            assert!(scales[row].is_nan(), "the scale is not asked for: {case}");
+            assert_close(&got[range], &want, &case);
+        }
     }
 }
 
@@ -140,6 +160,7 @@ fn rmsnorm_gathers_the_rows_that_need_logits_and_leaves_the_residual() {
                 weight: weight_on.ptr(),
                 out: out.mut_ptr(),
                 gather: gather_on.ptr(),
+                scales: std::ptr::null_mut(),
                 eps,
                 rows: gather.len() as i32,
                 hidden: hidden as i32,
@@ -154,7 +175,7 @@ fn rmsnorm_gathers_the_rows_that_need_logits_and_leaves_the_residual() {
                 }
                 let at = row as usize * hidden;
                 let sum: Vec<f32> = (at..at + hidden).map(|j| before[j] + f64_of(delta[j]) as f32).collect();
-                assert_close(got, &norm_oracle(&sum, &weight, eps), "gathered row");
+                assert_close(got, &norm_oracle(&sum, &weight, eps).0, "gathered row");
             }
             assert_eq!(bench.download(&residual), before);
         }
@@ -170,10 +191,12 @@ fn swiglu_multiplies_the_gate_s_silu_with_up() {
             continue;
         }
         let input = bench.random.bf16s(rows * 2 * width, 2.0);
-        let on_device = bench.upload(&input);
-        for naive in [false, true] {
+        let scales: Vec<f32> = bench.random.f32s(rows, 1.0);
+        let (on_device, scales_on) = (bench.upload(&input), bench.upload(&scales));
+        for (naive, scaled) in [(false, false), (false, true), (true, true)] {
             let mut out = bench.poisoned::<u16>(rows * width);
             let params = SwigluParams {
+                scales: if scaled { scales_on.ptr() } else { std::ptr::null() },
                 gate_up: on_device.ptr(),
                 out: out.mut_ptr(),
                 rows: rows as i32,
@@ -184,8 +207,12 @@ fn swiglu_multiplies_the_gate_s_silu_with_up() {
             for row in 0..rows {
                 let (gate, up) = input[row * 2 * width..(row + 1) * 2 * width].split_at(width);
                 let silu = |x: f64| x / (1.0 + (-x).exp());
-                let want: Vec<f64> =
-                    gate.iter().zip(up).map(|(&g, &u)| silu(f64_of(g)) * f64_of(u)).collect();
+                let scale = if scaled { f64::from(scales[row]) } else { 1.0 };
+                let want: Vec<f64> = gate
+                    .iter()
+                    .zip(up)
+                    .map(|(&g, &u)| silu(f64_of(g) * scale) * (f64_of(u) * scale))
+                    .collect();
                 assert_close(&got[row * width..(row + 1) * width], &want, &format!("{rows}x{width}"));
             }
         }
@@ -201,6 +228,7 @@ struct QkvCase {
     head_dim: usize,
     bias: bool,
     norm: bool,
+    scaled: bool,
 }
 
 #[test]
@@ -213,9 +241,9 @@ fn qkv_rotates_and_writes_the_cache_and_leaves_padding_alone() {
                 if bench.leaves_out(rows * heads * head_dim) {
                     continue;
                 }
-                let options = bench.random.below(4);
-                let (bias, norm) = (options & 1 == 1, options & 2 == 2);
-                let case = QkvCase { rows, heads, kv_heads, head_dim, bias, norm };
+                let options = bench.random.below(8);
+                let (bias, norm, scaled) = (options & 1 == 1, options & 2 == 2, options & 4 == 4);
+                let case = QkvCase { rows, heads, kv_heads, head_dim, bias, norm, scaled };
                 check_qkv(&mut bench, case, false);
                 check_qkv(&mut bench, case, true);
             }
@@ -234,6 +262,8 @@ fn check_qkv(bench: &mut Bench, case: QkvCase, naive: bool) {
     let slots = scattered_slots(bench, rows, blocks);
     let qkv = bench.random.bf16s(rows * heads_all * head_dim, 2.0);
     let bias = bench.random.bf16s(heads_all * head_dim, 1.0);
+    let scales = bench.random.f32s(rows, 1.0);
+    let scales_on = bench.upload(&scales);
     let (q_norm, k_norm) = (bench.random.bf16s(head_dim, 1.0), bench.random.bf16s(head_dim, 1.0));
 
     let table: Vec<f32> = (0..positions_max)
@@ -247,6 +277,7 @@ fn check_qkv(bench: &mut Bench, case: QkvCase, naive: bool) {
         (bench.upload(&table), bench.upload(&positions), bench.upload(&slots));
     let or_null = |on: bool, ptr| if on { ptr } else { std::ptr::null() };
     let params = QkvParams {
+        scales: if case.scaled { scales_on.ptr() } else { std::ptr::null() },
         qkv: on_device.mut_ptr(),
         bias: or_null(case.bias, bias_on.ptr()),
         q_norm: or_null(case.norm, q_norm_on.ptr()),
@@ -277,7 +308,10 @@ fn check_qkv(bench: &mut Bench, case: QkvCase, naive: bool) {
                 continue;
             }
             let with_bias: Vec<f64> = (0..head_dim)
-                .map(|i| f64_of(raw[i]) + if case.bias { f64_of(bias[head * head_dim + i]) } else { 0.0 })
+                .map(|i| {
+                    let value = f64_of(raw[i]) * if case.scaled { f64::from(scales[row]) } else { 1.0 };
+                    value + if case.bias { f64_of(bias[head * head_dim + i]) } else { 0.0 }
+                })
                 .collect();
             let is_value = head >= heads + kv_heads;
             let weight = case.norm.then_some(if is_query { &q_norm } else { &k_norm }).filter(|_| !is_value);

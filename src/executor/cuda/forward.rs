@@ -262,6 +262,7 @@ impl DeviceModel {
             weight: self.weights.final_norm.ptr(),
             out: self.scratch.head_input.mut_ptr(),
             gather: step.gather,
+            scales: std::ptr::null_mut(),
             eps: self.spec.rms_norm_eps,
             rows: sizes.logit_rows as i32,
             hidden: self.spec.hidden_size as i32,

@@ -24,6 +24,8 @@ pub struct Scratch {
     pub residual: DeviceBuffer<f32>,
     /// After a norm, `[rows][hidden]`.
     pub normed: DeviceBuffer<u16>,
+    /// One over the root mean square of each row of the residual stream, `[rows]`.
+    pub scales: DeviceBuffer<f32>,
     /// The residual stream's sums of squares, of steps whose norms are part of the products
     /// around them: `[rows][hidden / SKINNY_SQUARES_WIDTH]`.
     pub squares: DeviceBuffer<f32>,
@@ -65,6 +67,7 @@ impl Scratch {
         Ok(Scratch {
             residual: DeviceBuffer::filled(0, rows * spec.hidden_size, stream)?,
             normed: bf16(rows * spec.hidden_size)?,
+            scales: DeviceBuffer::filled(0, rows, stream)?,
             squares: DeviceBuffer::filled(0, squares, stream)?,
             qkv: bf16(rows * qkv_width(spec))?,
             attended: bf16(rows * spec.heads * spec.head_dim)?,

@@ -12,6 +12,23 @@ use crate::executor::cuda::product::{is_skinny, multiply, multiply_skinny, skinn
 use crate::executor::cuda::scratch::qkv_width;
 use crate::executor::cuda::stream::Stream;
 
+/// Where a norm's division by the root mean square happens.
+#[derive(Clone, Copy)]
+enum Scale {
+    /// In the norm.
+    Here,
+    /// Behind the product that follows: what a product of few rows can do, and so what all do, to
+    /// round at the same places.
+    Behind,
+}
+
+impl Scale {
+    /// Of the norm before attention: nobody has summed the first layer's squares yet.
+    fn before(layer: usize) -> Scale {
+        if layer == 0 { Scale::Here } else { Scale::Behind }
+    }
+}
+
 impl DeviceModel {
     /// Whether the products of a step's layers are all the skinny kernel's. It looks at the
     /// padded number of rows only, as [`is_skinny`] does.
@@ -47,13 +64,13 @@ impl DeviceModel {
         // SAFETY: see `run`.
         unsafe {
             let norm = self.weights.layers[index].attention_norm.ptr();
-            self.norm(norm, index > 0, sizes, stream)?;
+            self.norm(norm, index > 0, Scale::before(index), sizes, stream)?;
             product(0, &self.weights.layers[index].qkv)?;
             self.rotate(index, step, sizes, stream)?;
             self.attend(index, step, sizes, stream)?;
             product(1, &self.weights.layers[index].output)?;
             let norm = self.weights.layers[index].mlp_norm.ptr();
-            self.norm(norm, true, sizes, stream)?;
+            self.norm(norm, true, Scale::Behind, sizes, stream)?;
             product(2, &self.weights.layers[index].gate_up)?;
             self.activate(sizes, stream)?;
             product(3, &self.weights.layers[index].down)
@@ -61,8 +78,8 @@ impl DeviceModel {
     }
 
     /// A layer of few rows. The output and down projections add to the residual stream and
-    /// leave it ready for the next product but for the division by its root mean square, which
-    /// that product makes; the first layer's input comes from the norm kernel.
+    /// leave it ready for the next product but for the norm's scale, by which that product
+    /// multiplies; the first layer's input comes from the norm kernel.
     ///
     /// # Safety
     /// As [`DeviceModel::run`].
@@ -75,10 +92,6 @@ impl DeviceModel {
     ) -> Result<(), CudaError> {
         // SAFETY: see `run`.
         unsafe {
-            if index == 0 {
-                let norm = self.weights.layers[0].attention_norm.ptr();
-                self.norm(norm, false, sizes, stream)?;
-            }
             self.fused_qkv(index, step, sizes, stream)?;
             self.attend(index, step, sizes, stream)?;
             let layer = &self.weights.layers[index];
@@ -93,8 +106,8 @@ impl DeviceModel {
         }
     }
 
-    /// Queries, keys and values of `normed`, or of what [`fused_residual`](Self::fused_residual)
-    /// left there; with bias and rotation where heads have no norms of their own.
+    /// Queries, keys and values, with bias and rotation; where heads have norms of their own,
+    /// three kernels do it.
     unsafe fn fused_qkv(
         &mut self,
         index: usize,
@@ -105,21 +118,25 @@ impl DeviceModel {
         let (shape, mut operands) = self.layer_products(sizes.rows)[0];
         operands.weights = self.weights.layers[index].qkv.ptr();
         let mut params = skinny_params(shape, operands);
-        if index > 0 {
+        let rotation = self.rotation(index, step, sizes);
+        let heads_have_norms = !rotation.q_norm.is_null() || !rotation.k_norm.is_null();
+        // SAFETY (both): see `run`.
+        if index == 0 || heads_have_norms {
+            let norm = self.weights.layers[index].attention_norm.ptr();
+            unsafe { self.norm(norm, false, Scale::before(index), sizes, stream)? };
+        } else {
             params.x_squares = self.scratch.squares.ptr();
             params.x_eps = self.spec.rms_norm_eps;
         }
-        let rotation = self.rotation(index, step, sizes);
-        let rotates = rotation.q_norm.is_null() && rotation.k_norm.is_null();
-        if rotates {
-            params.kind = SKINNY_QKV as i32;
-            params.qkv = rotation;
+        if heads_have_norms {
+            return unsafe {
+                multiply_skinny(&params, stream)?;
+                self.rotate(index, step, sizes, stream)
+            };
         }
-        // SAFETY: see `run`.
-        unsafe {
-            multiply_skinny(&params, stream)?;
-            if rotates { Ok(()) } else { self.rotate(index, step, sizes, stream) }
-        }
+        params.kind = SKINNY_QKV as i32;
+        params.qkv = rotation;
+        unsafe { multiply_skinny(&params, stream) }
     }
 
     /// Adds the layer's product number `product` to the residual stream; leaves its sums of
@@ -162,6 +179,7 @@ impl DeviceModel {
         &mut self,
         weight: *const u16,
         add_delta: bool,
+        scale: Scale,
         sizes: StepSizes,
         stream: &Stream,
     ) -> Result<(), CudaError> {
@@ -172,6 +190,10 @@ impl DeviceModel {
             weight,
             out: self.scratch.normed.mut_ptr(),
             gather: std::ptr::null(),
+            scales: match scale {
+                Scale::Here => std::ptr::null_mut(),
+                Scale::Behind => self.scratch.scales.mut_ptr(),
+            },
             eps: self.spec.rms_norm_eps,
             rows: sizes.rows as i32,
             hidden: self.spec.hidden_size as i32,
@@ -187,6 +209,10 @@ impl DeviceModel {
         let pointer =
             |buffer: &Option<DeviceBuffer<u16>>| buffer.as_ref().map_or(std::ptr::null(), DeviceBuffer::ptr);
         QkvParams {
+            scales: match Scale::before(index) {
+                Scale::Here => std::ptr::null(),
+                Scale::Behind => self.scratch.scales.ptr(),
+            },
             qkv: self.scratch.qkv.mut_ptr(),
             bias: pointer(&layer.qkv_bias),
             q_norm: pointer(&layer.query_norm),
@@ -271,6 +297,7 @@ impl DeviceModel {
 
     unsafe fn activate(&mut self, sizes: StepSizes, stream: &Stream) -> Result<(), CudaError> {
         let params = SwigluParams {
+            scales: self.scratch.scales.ptr(),
             gate_up: self.scratch.gate_up.ptr(),
             out: self.scratch.activated.mut_ptr(),
             rows: sizes.rows as i32,
