@@ -6,7 +6,9 @@ use super::attention_plan::{BLOCK_TOKENS, SequenceShape};
 use super::batch_check::ensure;
 use super::executor::{input_shape, token_history};
 use super::ffi::kernels::DraftProposal;
+use super::host_step::HostStep;
 use super::runner::{Chooses, DeviceQueue, Runner};
+use super::step_results::proposal;
 use crate::executor::{DraftRow, ExecutorError, ExecutorInfo, Proposal};
 use crate::kv::BlockId;
 use crate::request::{RequestId, TokenId};
@@ -44,32 +46,51 @@ impl DraftRound {
         queue: &mut DeviceQueue,
         out: &mut Vec<Proposal>,
     ) -> Result<(), ExecutorError> {
+        self.begin(rows, &mut runner.step);
+        out.clear();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        runner.run(Chooses::Proposals, queue)?;
+        self.read_begun(rows, runner.results(), runner.model.spec().vocab_size, out)
+    }
+
+    /// Begins a round with these rows and puts them into a step.
+    pub fn begin(&mut self, rows: &[DraftRow], step: &mut HostStep) {
         self.rows.truncate(rows.len());
         for (state, row) in self.rows.iter_mut().zip(rows) {
             state.restart(row);
         }
         let known = self.rows.len();
         self.rows.extend(rows[known..].iter().map(RoundRow::new));
-        out.clear();
-        if rows.is_empty() {
-            return Ok(());
-        }
-        runner.begin();
+        step.clear();
         for row in rows {
-            runner.tokens.extend(row.input.tokens.iter().map(|&token| token as i32));
+            step.push_tokens(&row.input.tokens);
             if row.propose {
-                runner.gather.push(runner.tokens.len() as i32 - 1);
+                step.gather.push(step.tokens.len() as i32 - 1);
             }
         }
-        runner.plan(rows.iter().map(|row| input_shape(&row.input, 0, None)));
+        step.plan.build(rows.iter().map(|row| input_shape(&row.input, 0, None)));
         for (row, state) in rows.iter().zip(&self.rows).filter(|(row, _)| row.propose) {
-            runner.sampling.push(&row.input.sampling, state.position, &state.history);
+            step.sampling.push(&row.input.sampling, state.position, &state.history);
         }
-        runner.run(Chooses::Proposals, queue)?;
+    }
+
+    /// Turns the results of a step that [`begin`](Self::begin) filled into proposals.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`] when they make no sense.
+    pub fn read_begun(
+        &mut self,
+        rows: &[DraftRow],
+        results: &[u32],
+        vocab_size: usize,
+        out: &mut Vec<Proposal>,
+    ) -> Result<(), ExecutorError> {
         let mut next = 0;
         for (row, state) in rows.iter().zip(&mut self.rows) {
             if row.propose {
-                out.push(state.take(runner.proposal(next), runner.model.spec().vocab_size)?);
+                out.push(state.take(proposal(results, next), vocab_size)?);
                 next += 1;
             } else {
                 out.push(Proposal::default());
@@ -113,35 +134,53 @@ impl DraftRound {
         queue: &mut DeviceQueue,
         out: &mut Vec<Proposal>,
     ) -> Result<(), ExecutorError> {
-        self.drop_others(keep);
+        self.proceed(keep, &mut runner.step);
         out.clear();
         if keep.is_empty() {
             return Ok(());
         }
-        runner.begin();
+        runner.run(Chooses::Proposals, queue)?;
+        self.read_kept(keep, runner.results(), runner.model.spec().vocab_size, out)
+    }
+
+    /// Puts the kept rows' last proposals into a step.
+    pub fn proceed(&mut self, keep: &[u32], step: &mut HostStep) {
+        self.drop_others(keep);
+        step.clear();
         for (row, &index) in keep.iter().enumerate() {
             let state = &mut self.rows[index as usize];
             let token = state.proposed.take().unwrap_or_default();
             if state.sampling.needs_history() {
                 state.history.push(token);
             }
-            runner.tokens.push(token as i32);
-            runner.gather.push(row as i32);
+            step.tokens.push(token as i32);
+            step.gather.push(row as i32);
         }
         let rows = &self.rows;
-        runner.plan(keep.iter().map(|&index| {
+        step.plan.build(keep.iter().map(|&index| {
             let state = &rows[index as usize];
             SequenceShape { start: state.position, tokens: 1, drafts: 0, tree: None, blocks: &state.blocks }
         }));
         for &index in keep {
             let state = &mut self.rows[index as usize];
             state.position += 1;
-            runner.sampling.push(&state.sampling, state.position, &state.history);
+            step.sampling.push(&state.sampling, state.position, &state.history);
         }
-        runner.run(Chooses::Proposals, queue)?;
+    }
+
+    /// Turns the results of a step that [`proceed`](Self::proceed) filled into proposals.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`] when they make no sense.
+    pub fn read_kept(
+        &mut self,
+        keep: &[u32],
+        results: &[u32],
+        vocab_size: usize,
+        out: &mut Vec<Proposal>,
+    ) -> Result<(), ExecutorError> {
         for (row, &index) in keep.iter().enumerate() {
-            let proposal = runner.proposal(row);
-            out.push(self.rows[index as usize].take(proposal, runner.model.spec().vocab_size)?);
+            out.push(self.rows[index as usize].take(proposal(results, row), vocab_size)?);
         }
         Ok(())
     }

@@ -6,11 +6,11 @@
 
 mod attention_chunks;
 pub mod attention_plan;
-mod batch_check;
+pub mod batch_check;
 pub mod buffer;
 mod compaction;
 pub(crate) mod doctor;
-mod draft_round;
+pub mod draft_round;
 pub mod driver;
 pub mod error;
 mod executor;
@@ -19,6 +19,7 @@ pub mod forward;
 pub mod gemm;
 pub mod graph;
 pub mod graphs;
+pub mod host_step;
 pub mod library;
 pub mod measure;
 pub mod options;
@@ -27,9 +28,11 @@ mod runner;
 pub mod sampling_rows;
 pub mod scratch;
 mod step_inputs;
+pub mod step_layout;
 mod step_marks;
+pub mod step_results;
 mod stream;
-mod verify_batch;
+pub mod verify_batch;
 pub mod weights;
 
 pub use buffer::{DeviceBuffer, PinnedBuffer};

@@ -2,7 +2,9 @@
 
 use super::executor::{input_shape, token_history};
 use super::ffi::kernels::VerifySequence;
+use super::host_step::HostStep;
 use super::runner::{Chooses, DeviceQueue, Runner};
+use super::step_results::VerdictResults;
 use crate::executor::{ExecutorError, Verdict, VerifyRow};
 use crate::sampling::TokenHistory;
 
@@ -20,65 +22,50 @@ pub fn run(
     if rows.is_empty() {
         return Ok(());
     }
-    fill(rows, runner);
+    fill(rows, &mut runner.step);
     runner.run(Chooses::Verdicts, queue)?;
-    let vocab = runner.model.spec().vocab_size as u32;
-    let mut sequence = 0;
-    for row in rows {
-        if !row.sample {
-            out.push(Verdict { finite: true, ..Verdict::default() });
-            continue;
-        }
-        let verdict =
-            read(row, runner, sequence).filter(|verdict| verdict.tokens.iter().all(|&token| token < vocab));
-        let Some(verdict) = verdict else {
-            let text = format!("the device's verdict on request {} makes no sense", row.input.request);
-            return Err(ExecutorError::Device(text));
-        };
-        out.push(verdict);
-        sequence += 1;
-    }
-    Ok(())
+    read(rows, &runner.step, runner.verdicts(), runner.model.spec().vocab_size as u32, out)
 }
 
-fn fill(rows: &[VerifyRow], runner: &mut Runner) {
-    runner.begin();
+/// Puts a batch's rows into a step.
+pub fn fill(rows: &[VerifyRow], step: &mut HostStep) {
+    step.clear();
     for row in rows {
-        runner.tokens.extend(row.input.tokens.iter().map(|&token| token as i32));
+        step.push_tokens(&row.input.tokens);
     }
-    runner.plan(rows.iter().map(|row| input_shape(&row.input, row.drafts, row.tree.as_deref())));
+    step.plan.build(rows.iter().map(|row| input_shape(&row.input, row.drafts, row.tree.as_deref())));
     let mut first_row = 0;
     for row in rows {
         if row.sample {
-            fill_row(row, first_row, runner);
+            fill_row(row, first_row, step);
         }
         first_row += row.input.tokens.len();
     }
 }
 
 /// The rows of logits of one sequence: behind its last committed token and behind each draft.
-fn fill_row(row: &VerifyRow, first_row: usize, runner: &mut Runner) {
+fn fill_row(row: &VerifyRow, first_row: usize, step: &mut HostStep) {
     let drafts = row.drafts as usize;
     let root = row.input.tokens.len() - drafts - 1;
-    let sequence = runner.verify.sequences.len() as i32;
-    runner.verify.sequences.push(VerifySequence {
-        first_row: runner.gather.len() as i32,
+    let sequence = step.verify.sequences.len() as i32;
+    step.verify.sequences.push(VerifySequence {
+        first_row: step.gather.len() as i32,
         drafts: drafts as i32,
         tree: i32::from(row.tree.is_some()),
     });
     let mut history = PathHistory::new(row);
     for place in 0..=drafts {
         let input_row = first_row + root + place;
-        let position = runner.positions()[input_row] as u32 + 1;
-        runner.gather.push(input_row as i32);
-        runner.sampling.push(&row.input.sampling, position, history.at(place));
-        runner.verify.sequence_of.push(sequence);
+        let position = step.plan.positions[input_row] as u32 + 1;
+        step.gather.push(input_row as i32);
+        step.sampling.push(&row.input.sampling, position, history.at(place));
+        step.verify.sequence_of.push(sequence);
         let (draft, parent) = match place {
             0 => (-1, 0),
             place => (row.input.tokens[root + place] as i32, parent_of(row, place)),
         };
-        runner.verify.drafts.push(draft);
-        runner.verify.parents.push(parent as i32);
+        step.verify.drafts.push(draft);
+        step.verify.parents.push(parent as i32);
     }
 }
 
@@ -119,10 +106,39 @@ impl<'a> PathHistory<'a> {
     }
 }
 
+/// Turns a step's results into one verdict per row of its batch, put behind those in `out`.
+///
+/// # Errors
+/// [`ExecutorError::Device`] when the results make no sense.
+pub fn read(
+    rows: &[VerifyRow],
+    step: &HostStep,
+    results: VerdictResults,
+    vocab_size: u32,
+    out: &mut Vec<Verdict>,
+) -> Result<(), ExecutorError> {
+    let mut sequence = 0;
+    for row in rows {
+        if !row.sample {
+            out.push(Verdict { finite: true, ..Verdict::default() });
+            continue;
+        }
+        let first_row = step.verify.sequences[sequence].first_row as usize;
+        let verdict = read_row(row, results, sequence, first_row);
+        let verdict = verdict.filter(|verdict| verdict.tokens.iter().all(|&token| token < vocab_size));
+        let Some(verdict) = verdict else {
+            let text = format!("the device's verdict on request {} makes no sense", row.input.request);
+            return Err(ExecutorError::Device(text));
+        };
+        out.push(verdict);
+        sequence += 1;
+    }
+    Ok(())
+}
+
 /// `None` when the device's numbers can't be a verdict on this row.
-fn read(row: &VerifyRow, runner: &Runner, sequence: usize) -> Option<Verdict> {
-    let first_row = runner.verify.sequences[sequence].first_row as usize;
-    let (outcome, tokens, path) = runner.outcome(sequence, first_row);
+fn read_row(row: &VerifyRow, results: VerdictResults, sequence: usize, first_row: usize) -> Option<Verdict> {
+    let (outcome, tokens, path) = results.outcome(sequence, first_row);
     if outcome.finite == 0 {
         return Some(Verdict::default());
     }
