@@ -115,9 +115,9 @@ impl DraftRound {
             ensure(row.position < info.context_tokens_max, || {
                 format!("request {request}: position {} of the context", row.position)
             })?;
-            let needed = row.position / BLOCK_TOKENS + 1;
-            let covered = row.blocks.len() >= needed as usize
-                && row.blocks[..needed as usize].iter().all(|&block| block < info.draft_blocks);
+            // the blocks before were checked with the positions before
+            let block = row.blocks.get((row.position / BLOCK_TOKENS) as usize);
+            let covered = block.is_some_and(|&block| block < info.draft_blocks);
             ensure(covered, || format!("request {request}: no block for position {}", row.position))?;
         }
         Ok(())
@@ -198,14 +198,10 @@ impl DraftRound {
 
 impl RoundRow {
     fn new(row: &DraftRow) -> RoundRow {
-        RoundRow { blocks: row.input.blocks.clone(), ..RoundRow::without_blocks(row) }
-    }
-
-    fn without_blocks(row: &DraftRow) -> RoundRow {
         let input = &row.input;
         RoundRow {
             request: input.request,
-            blocks: Vec::new(),
+            blocks: input.blocks.clone(),
             sampling: Arc::clone(&input.sampling),
             history: token_history(input),
             position: input.start + input.tokens.len() as u32,
@@ -213,11 +209,20 @@ impl RoundRow {
         }
     }
 
-    /// Begins a round with another row; memory is used again.
+    /// Begins a round with another row, usually the next of the same request; memory is used
+    /// again.
     fn restart(&mut self, row: &DraftRow) {
-        let mut blocks = std::mem::take(&mut self.blocks);
-        blocks.clone_from(&row.input.blocks);
-        *self = RoundRow { blocks, ..RoundRow::without_blocks(row) };
+        let input = &row.input;
+        self.request = input.request;
+        self.blocks.clone_from(&input.blocks);
+        if !Arc::ptr_eq(&self.sampling, &input.sampling) {
+            self.sampling = Arc::clone(&input.sampling);
+        }
+        if input.sampling.needs_history() || !self.history.tokens().is_empty() {
+            self.history = token_history(input);
+        }
+        self.position = input.start + input.tokens.len() as u32;
+        self.proposed = None;
     }
 
     /// Takes what the device proposed. Only a token of the vocabulary may become an input.

@@ -5,7 +5,10 @@
 //! code for the device: raw calls are wrapped here and their status is always checked.
 
 mod attention_chunks;
+mod attention_items;
 pub mod attention_plan;
+mod attention_room;
+mod attention_rows;
 pub mod batch_check;
 pub mod buffer;
 mod compaction;

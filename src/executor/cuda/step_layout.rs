@@ -142,13 +142,14 @@ pub fn write(words: &mut [u32], sizes: InputSizes, step: &HostStep) -> Written {
     let end = put(words, adjustments, sampling.adjustments());
 
     let items = plan.items.len() + plan.prefill_items.len();
-    for item in words[layout.items..].chunks_mut(ITEM_WORDS).take(items) {
+    for item in words[layout.items..][..items * ITEM_WORDS].chunks_exact_mut(ITEM_WORDS) {
         item[TABLE_WORD] += tables as u32; // tables count from the start of the memory
     }
     let no_row = SamplingRow { position: -1, ..SamplingRow::default() };
     put_padded(words, layout.sampling, sampling.rows(), sizes.logit_rows, no_row);
     let row_words = size_of::<SamplingRow>() / 4;
-    for row in words[layout.sampling..].chunks_mut(row_words).take(sampling.rows().len()) {
+    let sampling_words = &mut words[layout.sampling..][..sampling.rows().len() * row_words];
+    for row in sampling_words.chunks_exact_mut(row_words) {
         row[row_words - 2] += (adjustments / ADJUSTMENT_WORDS) as u32;
     }
     Written { prefill_items: after_items, words: end }
@@ -165,11 +166,15 @@ fn put<T: Words>(words: &mut [u32], at: usize, values: &[T]) -> usize {
     (at + count).next_multiple_of(ALIGNMENT_WORDS)
 }
 
+/// Writes values at a word, and padding behind them up to `length` values.
 fn put_padded<T: Words>(words: &mut [u32], at: usize, values: &[T], length: usize, padding: T) {
     assert!(values.len() <= length, "a step larger than its padded size");
     put(words, at, values);
-    for index in values.len()..length {
-        put(words, at + index * size_of::<T>() / 4, &[padding]);
+    let value_words = size_of::<T>() / 4;
+    let rest = &mut words[at + values.len() * value_words..at + length * value_words];
+    for target in rest.chunks_exact_mut(value_words) {
+        // SAFETY: `target` has exactly the value's size; `Words` promises initialised bytes.
+        unsafe { target.as_mut_ptr().cast::<T>().write_unaligned(padding) };
     }
 }
 

@@ -4,6 +4,7 @@ use super::executor::{input_shape, token_history};
 use super::ffi::kernels::VerifySequence;
 use super::host_step::HostStep;
 use super::runner::{Chooses, DeviceQueue, Runner};
+use super::sampling_rows::{SamplingRows, adjusts};
 use super::step_results::VerdictResults;
 use crate::executor::{ExecutorError, Verdict, VerifyRow};
 use crate::sampling::TokenHistory;
@@ -46,26 +47,36 @@ pub fn fill(rows: &[VerifyRow], step: &mut HostStep) {
 /// The rows of logits of one sequence: behind its last committed token and behind each draft.
 fn fill_row(row: &VerifyRow, first_row: usize, step: &mut HostStep) {
     let drafts = row.drafts as usize;
-    let root = row.input.tokens.len() - drafts - 1;
-    let sequence = step.verify.sequences.len() as i32;
-    step.verify.sequences.push(VerifySequence {
+    let root = first_row + row.input.tokens.len() - drafts - 1;
+    let verify = &mut step.verify;
+    let sequence = verify.sequences.len() as i32;
+    verify.sequences.push(VerifySequence {
         first_row: step.gather.len() as i32,
         drafts: drafts as i32,
         tree: i32::from(row.tree.is_some()),
     });
+    verify.sequence_of.extend(std::iter::repeat_n(sequence, drafts + 1));
+    verify.drafts.push(-1);
+    verify.drafts.extend_from_slice(&step.tokens[root + 1..=root + drafts]);
+    verify.parents.push(0);
+    match &row.tree {
+        Some(parents) => verify.parents.extend(parents.iter().map(|&parent| parent as i32)),
+        None => verify.parents.extend(0..drafts as i32),
+    }
+    step.gather.extend(root as i32..=(root + drafts) as i32);
+    fill_sampling(row, &step.plan.positions[root..=root + drafts], &mut step.sampling);
+}
+
+/// How the rows of logits behind these positions choose.
+fn fill_sampling(row: &VerifyRow, positions: &[i32], sampling: &mut SamplingRows) {
+    let params = &row.input.sampling;
+    if !adjusts(params) {
+        sampling.push_unadjusted(params, positions.iter().map(|position| position + 1));
+        return;
+    }
     let mut history = PathHistory::new(row);
-    for place in 0..=drafts {
-        let input_row = first_row + root + place;
-        let position = step.plan.positions[input_row] as u32 + 1;
-        step.gather.push(input_row as i32);
-        step.sampling.push(&row.input.sampling, position, history.at(place));
-        step.verify.sequence_of.push(sequence);
-        let (draft, parent) = match place {
-            0 => (-1, 0),
-            place => (row.input.tokens[root + place] as i32, parent_of(row, place)),
-        };
-        step.verify.drafts.push(draft);
-        step.verify.parents.push(parent as i32);
+    for (place, &position) in positions.iter().enumerate() {
+        sampling.push(params, position as u32 + 1, history.at(place));
     }
 }
 
