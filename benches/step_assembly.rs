@@ -100,7 +100,16 @@ impl Bench {
         let (mut memory, mut round, mut out) = (Vec::new(), DraftRound::default(), Vec::new());
         let sizes = sizes(sequences, sequences);
         let results = proposal_words(sizes.logit_rows);
-        let mut times = Times::new(&["start: check", "fill", "write", "read", "continue: check", "fill", "write", "read"]);
+        let mut times = Times::new(&[
+            "start: check",
+            "fill",
+            "write",
+            "read",
+            "continue: check",
+            "fill",
+            "write",
+            "read",
+        ]);
         for _ in 0..ROUNDS {
             self.work_on_others();
             times.part(0, || {
@@ -176,7 +185,11 @@ fn input(index: usize, start: usize, tokens: usize) -> SequenceInput {
         tokens: (0..tokens as u32).map(|token| token * 7 + index as u32).collect(),
         start: start as u32,
         blocks: (0..blocks).map(|block| ((block * 61 + index * 97) % 16_384) as u32).collect(),
-        sampling: Arc::new(SamplingParams { temperature: 0.8, seed: index as u64, ..SamplingParams::greedy() }),
+        sampling: Arc::new(SamplingParams {
+            temperature: 0.8,
+            seed: index as u64,
+            ..SamplingParams::greedy()
+        }),
         history: None,
     }
 }

@@ -76,7 +76,7 @@ impl Game {
         let mut drafted = draft_round(&mut self.executor, plan, &Standstill).expect("drafts");
         let verified = drafted.select();
         let stepped = verify_round(&mut self.executor, drafted, verified, &Standstill).expect("verifies");
-        let deliveries = self.scheduler.commit(&stepped.outcome, self.now);
+        let deliveries = self.scheduler.commit(stepped.outcome, self.now);
         self.record(deliveries);
         self.scheduler.assert_conserved();
     }
@@ -341,7 +341,7 @@ fn an_abandoned_step_is_planned_anew_and_its_late_outcome_ignored() {
         drafted: Vec::new(),
         verified: Vec::new(),
     };
-    assert_eq!(game.scheduler.commit(&late, game.now), []);
+    assert_eq!(game.scheduler.commit(late, game.now), []);
     assert_eq!(game.outputs[&one.id].len(), said);
     game.play_out();
     assert_eq!(game.outputs[&one.id], expect(&game, &one));
