@@ -364,6 +364,30 @@ fn a_prompt_seen_before_is_not_prefilled_again() {
 }
 
 #[test]
+fn blocks_that_are_published_at_once_or_when_they_are_wanted_make_the_same_steps() {
+    // one prompt, and few blocks: sequences share, are preempted and find their own blocks again
+    let play = |at_once: bool| {
+        let mut game = Game::new(16, 3);
+        let prompt = request(1, 40, 1).prompt;
+        for id in 1..=6 {
+            game.arrive(GenerationRequest { prompt: prompt.clone(), ..request(id, 40, 60) });
+        }
+        let mut steps = Vec::new();
+        while let Some(plan) = game.plan() {
+            steps.push((plan.rows.clone(), plan.draft_rows.clone()));
+            game.finish(plan);
+            if at_once {
+                game.scheduler.publish_computed();
+            }
+        }
+        (steps, game.scheduler.gauges())
+    };
+    let (steps, gauges) = play(true);
+    assert!(gauges.preemptions > 0 && gauges.prefix_hit_tokens > 0, "{gauges:?}");
+    assert_eq!((steps, gauges), play(false));
+}
+
+#[test]
 fn a_shortage_of_draft_blocks_costs_drafts_and_nothing_else() {
     let options = ShadowOptions::small(64, 3);
     let mut game = Game::with(SchedulerLimits { draft_blocks: 3, ..limits(64) }, options, 4);

@@ -243,3 +243,82 @@ impl RoundRow {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::attention_plan::AttentionRoom;
+    use super::*;
+    use crate::executor::SequenceInput;
+
+    fn info() -> ExecutorInfo {
+        ExecutorInfo {
+            backend: "cuda".to_owned(),
+            device: "test".to_owned(),
+            vocab_size: 100,
+            context_tokens_max: 64,
+            block_tokens: 16,
+            target_blocks: 8,
+            draft_blocks: 8,
+            batch_tokens_max: 40,
+            batch_sequences_max: 4,
+            draft_tokens_max: 4,
+        }
+    }
+
+    fn row(request: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> DraftRow {
+        let input = SequenceInput {
+            request: RequestId(request),
+            tokens: tokens.to_vec(),
+            start,
+            blocks: blocks.to_vec(),
+            sampling: Arc::new(SamplingParams::greedy()),
+            history: None,
+        };
+        DraftRow { input, propose: true }
+    }
+
+    fn begin(
+        round: &mut DraftRound,
+        rows: &[DraftRow],
+        step: &mut HostStep,
+        results: &[u32],
+    ) -> Vec<Proposal> {
+        let mut out = Vec::new();
+        round.begin(rows, step);
+        round.read_begun(rows, results, 100, &mut out).expect("tokens of the vocabulary");
+        out
+    }
+
+    #[test]
+    fn a_round_goes_on_from_its_proposals_and_starts_anew_with_other_rows() {
+        let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
+        let mut round = DraftRound::default();
+        let rows = [row(1, &[4, 5], 13, &[3]), row(2, &[6], 15, &[1, 2])];
+        let results = [41, 42, 0, 0, 1, 51, 52, 0, 0, 1];
+        let proposals = begin(&mut round, &rows, &mut step, &results);
+        assert_eq!((step.gather.clone(), proposals[1].token), (vec![1, 2], 51));
+
+        assert_eq!(round.check_keep(&[1], &info()), Ok(()));
+        round.proceed(&[1], &mut step);
+        assert_eq!((&step.tokens[..], &step.gather[..]), (&[51][..], &[0][..]));
+        assert_eq!((&step.plan.positions[..], &step.plan.slots[..]), (&[16][..], &[2 * 16][..]));
+        assert_eq!(step.sampling.rows()[0].position, 17);
+        assert!(round.check_keep(&[0], &info()).is_err(), "left out: it does not come back");
+
+        begin(&mut round, &[row(3, &[7], 40, &[5, 6, 7])], &mut step, &results);
+        round.proceed(&[0], &mut step);
+        assert_eq!((step.tokens[0], step.plan.positions[0], step.plan.slots[0]), (41, 41, 7 * 16 + 9));
+    }
+
+    #[test]
+    fn a_row_without_a_block_of_the_pool_does_not_go_on() {
+        let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
+        let mut round = DraftRound::default();
+        let rows = [row(1, &[4], 15, &[3]), row(2, &[6], 15, &[1, 8]), row(3, &[6], 15, &[1, 7])];
+        let results = [41, 42, 0, 0, 1].repeat(3);
+        begin(&mut round, &rows, &mut step, &results);
+        assert!(round.check_keep(&[0], &info()).is_err(), "no block");
+        assert!(round.check_keep(&[1], &info()).is_err(), "a block beyond the pool");
+        assert_eq!(round.check_keep(&[2], &info()), Ok(()));
+    }
+}

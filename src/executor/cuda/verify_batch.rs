@@ -163,3 +163,83 @@ fn read_row(row: &VerifyRow, results: VerdictResults, sequence: usize, first_row
     let tokens = tokens[..=accepted].to_vec();
     (ascending && known).then_some(Verdict { tokens, accepted: accepted as u32, path, finite: true })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::attention_plan::AttentionRoom;
+    use super::super::step_results::VerdictWords;
+    use super::*;
+    use crate::executor::SequenceInput;
+    use crate::request::RequestId;
+    use crate::sampling::SamplingParams;
+
+    fn row(start: u32, tokens: &[u32], drafts: u32, tree: Option<Vec<u32>>) -> VerifyRow {
+        let input = SequenceInput {
+            request: RequestId(1),
+            tokens: tokens.to_vec(),
+            start,
+            blocks: vec![0, 1, 2, 3],
+            sampling: Arc::new(SamplingParams::greedy()),
+            history: None,
+        };
+        VerifyRow { input, drafts, tree, sample: true }
+    }
+
+    /// A prefill chunk that does not sample, a chain of two drafts, a tree of two siblings.
+    fn batch() -> (Vec<VerifyRow>, HostStep) {
+        let chunk = VerifyRow { sample: false, ..row(0, &[1, 2, 3], 0, None) };
+        let rows = vec![chunk, row(20, &[4, 50, 51], 2, None), row(9, &[5, 60, 61], 2, Some(vec![0, 0]))];
+        let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
+        fill(&rows, &mut step);
+        (rows, step)
+    }
+
+    fn verdicts(words: &[u32]) -> Result<Vec<Verdict>, ExecutorError> {
+        let (rows, step) = batch();
+        let mut out = Vec::new();
+        let results = VerdictResults::new(words, VerdictWords::of(2, 6));
+        read(&rows, &step, results, 100, &mut out).map(|()| out)
+    }
+
+    #[test]
+    fn each_place_of_a_sequence_that_samples_has_a_row_of_logits() {
+        let (_, step) = batch();
+        assert_eq!(step.tokens, [1, 2, 3, 4, 50, 51, 5, 60, 61]);
+        assert_eq!(step.gather, [3, 4, 5, 6, 7, 8]);
+        assert_eq!(step.verify.sequence_of, [0, 0, 0, 1, 1, 1]);
+        assert_eq!(step.verify.drafts, [-1, 50, 51, -1, 60, 61]);
+        assert_eq!(step.verify.parents, [0, 0, 1, 0, 0, 0]);
+        let sequences: Vec<_> =
+            step.verify.sequences.iter().map(|one| (one.first_row, one.drafts, one.tree)).collect();
+        assert_eq!(sequences, [(0, 2, 0), (3, 2, 1)]);
+        let positions: Vec<i32> = step.sampling.rows().iter().map(|row| row.position).collect();
+        assert_eq!(positions, [21, 22, 23, 10, 11, 11], "siblings stand at one position");
+    }
+
+    #[test]
+    fn results_become_one_verdict_per_row() {
+        // outcomes (accepted, finite), then tokens of six rows, then their paths
+        let words = [1, 1, 1, 1, 50, 7, 0, 61, 8, 0, 0, 0, 0, 1, 0, 0];
+        let chain = Verdict { tokens: vec![50, 7], accepted: 1, path: vec![], finite: true };
+        let tree = Verdict { tokens: vec![61, 8], accepted: 1, path: vec![1], finite: true };
+        let silent = Verdict { finite: true, ..Verdict::default() };
+        assert_eq!(verdicts(&words), Ok(vec![silent, chain, tree]));
+    }
+
+    #[test]
+    fn a_row_that_is_not_finite_has_no_tokens_and_nonsense_is_refused() {
+        let good = [1, 1, 1, 1, 50, 7, 0, 61, 8, 0, 0, 0, 0, 1, 0, 0];
+        let with = |place: usize, word: u32| {
+            let mut words = good;
+            words[place] = word;
+            verdicts(&words)
+        };
+        assert_eq!(with(1, 0).expect("an outcome")[1], Verdict::default());
+        assert!(matches!(with(0, 3), Err(ExecutorError::Device(_))), "three of two drafts");
+        assert!(matches!(with(0, u32::MAX), Err(ExecutorError::Device(_))), "less than none");
+        assert!(matches!(with(5, 100), Err(ExecutorError::Device(_))), "no token of the vocabulary");
+        assert!(matches!(with(13, 2), Err(ExecutorError::Device(_))), "a place without a draft");
+    }
+}
