@@ -14,6 +14,9 @@ constexpr int kHalfTile = kTileOutputs / 2;
 
 // Whether a thread takes two of a tile's outputs, half a tile apart.
 template <int KIND> constexpr bool kPairs = KIND == SKINNY_SWIGLU || KIND == SKINNY_QKV;
+// Whether its products may be multiplied by the scale of the norm before. The others do not pay for
+// the possibility.
+template <int KIND> constexpr bool kScales = KIND == SKINNY_SWIGLU || KIND == SKINNY_QKV;
 // Threads for one row of a tile.
 template <int KIND> constexpr int kElements = kPairs<KIND> ? kHalfTile : kTileOutputs;
 
@@ -203,7 +206,8 @@ inline bool valid(const SkinnyParams &p)
 {
     return p.outputs > 0 && p.outputs % SKINNY_OUTPUTS_MULTIPLE == 0 && p.inputs > 0 &&
            p.inputs % SKINNY_INPUTS_MULTIPLE == 0 && p.rows > 0 && p.rows <= SKINNY_ROWS_MAX &&
-           p.kind >= SKINNY_BF16 && p.kind <= SKINNY_QKV && (p.kind != SKINNY_QKV || valid_qkv(p));
+           p.kind >= SKINNY_BF16 && p.kind <= SKINNY_QKV &&
+           (!p.x_squares || p.kind == SKINNY_SWIGLU || p.kind == SKINNY_QKV) && (p.kind != SKINNY_QKV || valid_qkv(p));
 }
 
 }  // namespace skinny

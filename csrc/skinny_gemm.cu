@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
     };
     uint4 ahead[TILES][2];
     load(ahead, 0);
-    put_scales<kRows, kWarps>(p, warp, lane, scales);
+    if (kScales<KIND>) put_scales<kRows, kWarps>(p, warp, lane, scales);
     finish.resolve(p);
     float sum[TILES][4] = {};
 #pragma unroll 2
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
         float all = 0.f;
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) all += sums[w][element_row][output];
-        return rounded<KIND>(all) * scales[element_row];
+        return kScales<KIND> ? rounded<KIND>(all) * scales[element_row] : rounded<KIND>(all);
     };
     finish.store(p, total(element), kPairs<KIND> ? total(element + kHalfTile) : 0.f);
 }

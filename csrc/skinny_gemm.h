@@ -45,7 +45,7 @@ typedef struct {
     int32_t rows;
     int32_t kind;
     int32_t few_stages; /* 1: as on chips with little shared memory; the result is the same */
-    /* Null: x is used as it is. Else x is what SKINNY_RESIDUAL made, these are its sums of
+    /* Of SKINNY_SWIGLU and SKINNY_QKV. Null: x is used as it is. Else x is what SKINNY_RESIDUAL made, these are its sums of
      * squares, [rows][inputs / SKINNY_SQUARES_WIDTH], and every product is multiplied by the
      * norm's scale, 1 / sqrt(sum / inputs + x_eps). */
     const float *x_squares;

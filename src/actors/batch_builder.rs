@@ -19,7 +19,7 @@ use super::messages::{
 use crate::policy::{DeviceIdle, Fixed, Policy, StepReport};
 use crate::request::{Ending, RequestFailure, RequestId, Slo, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerGauges};
-use crate::step::{Delivery, Drafted, StepOutcome, StepPlan, Stepped};
+use crate::step::{Delivery, Drafted, StepPlan, Stepped};
 use crate::time::{Clock, Micros};
 
 /// How often the step in flight is looked at.
@@ -67,7 +67,7 @@ struct StepNews {
     gauges: SchedulerGauges,
     at: Micros,
     /// What is freed once the device is at work again.
-    spent: (StepPlan, StepOutcome),
+    spent: StepPlan,
 }
 
 /// A request's way out.
@@ -158,16 +158,17 @@ impl BatchBuilderState {
         if !self.step_follows {
             report.device_idle = report.device_idle.map(|idle| DeviceIdle { before: Micros::ZERO, ..idle });
         }
-        let deliveries = self.arguments.scheduler.commit(&outcome, now);
+        let deliveries = self.arguments.scheduler.commit(outcome, now);
         self.step_ended = Some(now);
         let gauges = self.arguments.scheduler.gauges();
-        StepNews { deliveries, report, gauges, at: now, spent: (plan, outcome) }
+        StepNews { deliveries, report, gauges, at: now, spent: plan }
     }
 
     /// Passes on what a step brought.
     fn tell(&mut self, news: StepNews) -> Result<(), ActorProcessingErr> {
         let StepNews { deliveries, report, gauges, at, spent } = news;
         drop(spent);
+        self.arguments.scheduler.publish_computed();
         let outputs = self.note_outputs(&deliveries, at);
         self.deliver(deliveries);
         let observation = Box::new(StepObservation { report, gauges, outputs });

@@ -116,6 +116,10 @@ impl Device {
     }
 }
 
+/// How long one look for an answer may take. A round through the runtime takes about a
+/// microsecond, system call included, and an answer that comes meanwhile has to wait.
+const LOOK: Duration = Duration::from_micros(5);
+
 /// Polls for an answer for up to `time`, and lets other tasks run in between.
 async fn poll<T>(
     done: &mut oneshot::Receiver<T>,
@@ -125,15 +129,26 @@ async fn poll<T>(
         return None;
     }
     let until = Instant::now() + time;
-    while Instant::now() < until {
-        match done.try_recv() {
-            Err(oneshot::error::TryRecvError::Empty) => tokio::task::yield_now().await,
-            Ok(answer) => return Some(Ok(answer)),
-            // awaiting it says that the sender is gone
-            Err(oneshot::error::TryRecvError::Closed) => return None,
+    loop {
+        // first of all those who have work to do, now that the device has
+        tokio::task::yield_now().await;
+        let look = Instant::now() + LOOK;
+        loop {
+            match done.try_recv() {
+                Ok(answer) => return Some(Ok(answer)),
+                // awaiting it says that the sender is gone
+                Err(oneshot::error::TryRecvError::Closed) => return None,
+                Err(oneshot::error::TryRecvError::Empty) => std::hint::spin_loop(),
+            }
+            let now = Instant::now();
+            if now >= until {
+                return None;
+            }
+            if now >= look {
+                break;
+            }
         }
     }
-    None
 }
 
 fn serve(mut executor: Box<dyn Executor>, jobs: &Receiver<Job>, clock: &dyn Clock, polling: Duration) {

@@ -12,19 +12,23 @@ impl Scheduler {
     /// events to deliver, in order. An outcome of a step that is no longer in flight (it was
     /// abandoned) is ignored. This is the only place where a request gains tokens.
     ///
+    /// What the step computed can be found by other prompts once
+    /// [`publish_computed`](Self::publish_computed) was called.
+    ///
     /// # Panics
     /// When the outcome does not match the plan: the executor broke its contract.
-    pub fn commit(&mut self, outcome: &StepOutcome, now: Micros) -> Vec<Delivery> {
+    pub fn commit(&mut self, outcome: StepOutcome, now: Micros) -> Vec<Delivery> {
         let Some(in_flight) = self.in_flight.take_if(|step| step.number == outcome.number) else {
             return Vec::new();
         };
-        check_shape(&in_flight, outcome);
+        check_shape(&in_flight, &outcome);
+        self.publish_computed();
         if outcome.draft_ran {
-            self.commit_drafts(&in_flight, outcome);
+            self.commit_drafts(&in_flight, &outcome);
         }
         let mut deliveries = Vec::with_capacity(in_flight.rows.len());
         let mut ended = Vec::new();
-        for (index, (row, verdict)) in in_flight.rows.iter().zip(&outcome.verdicts).enumerate() {
+        for (index, (row, verdict)) in in_flight.rows.iter().zip(outcome.verdicts).enumerate() {
             let drafts = outcome.drafted.get(index).copied().zip(outcome.verified.get(index).copied());
             let end = self.commit_row(row, verdict, drafts, now, &mut deliveries);
             if let Some(event) = end {
@@ -32,6 +36,7 @@ impl Scheduler {
             }
         }
         self.remove_ended(ended, &mut deliveries);
+        self.unpublished = true;
         deliveries
     }
 
@@ -52,7 +57,7 @@ impl Scheduler {
     fn commit_row(
         &mut self,
         row: &PlannedRow,
-        verdict: &Verdict,
+        verdict: Verdict,
         drafts: Option<(u32, u32)>,
         now: Micros,
         deliveries: &mut Vec<Delivery>,
@@ -71,7 +76,7 @@ impl Scheduler {
             sequence.speculation.verified += verified;
             sequence.speculation.accepted += verdict.accepted;
         }
-        let (sent, finish) = sequence.append(&verdict.tokens, now);
+        let (sent, finish) = sequence.append(verdict.tokens, now);
         if !sent.is_empty() {
             deliveries.push((id, TokenEvent::Tokens(sent)));
         }
@@ -79,10 +84,24 @@ impl Scheduler {
             return Some(TokenEvent::Finished { reason, summary: sequence.summary() });
         }
         let computed = row.computed + verdict.accepted;
-        sequence.target.settle(&mut self.target_pool, &sequence.tokens, computed);
+        let tokens = sequence.len();
+        sequence.target.settle(&mut self.target_pool, tokens, computed);
         let drafted = sequence.draft.computed;
-        sequence.draft.settle(&mut self.draft_pool, &sequence.tokens, drafted);
+        sequence.draft.settle(&mut self.draft_pool, tokens, drafted);
         None
+    }
+
+    /// Makes what was computed up to the last commit findable for prompts with the same
+    /// beginning. Planning and ending do it themselves where they would notice the
+    /// difference; to be called when nobody waits, since it hashes every block that became full.
+    pub fn publish_computed(&mut self) {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
+        for sequence in &mut self.running {
+            sequence.target.publish(&mut self.target_pool, &sequence.tokens);
+            sequence.draft.publish(&mut self.draft_pool, &sequence.tokens);
+        }
     }
 
     fn remove_ended(&mut self, mut ended: Vec<(usize, TokenEvent)>, deliveries: &mut Vec<Delivery>) {

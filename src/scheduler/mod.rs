@@ -103,6 +103,8 @@ pub struct Scheduler {
     target_pool: BlockPool,
     draft_pool: BlockPool,
     in_flight: Option<InFlight>,
+    /// Whether there may be full blocks that the last commit left to be published.
+    unpublished: bool,
     steps: u64,
     preemptions: u64,
     prefix_hit_tokens: u64,
@@ -126,6 +128,7 @@ impl Scheduler {
             waiting: Queue::default(),
             running: Vec::new(),
             in_flight: None,
+            unpublished: false,
             steps: 0,
             preemptions: 0,
             prefix_hit_tokens: 0,
@@ -155,6 +158,7 @@ impl Scheduler {
     /// Ends a request. If it runs in the step in flight it ends at that step's commit;
     /// else at once, and the terminal event is returned. Unknown ids (already ended) are ignored.
     pub fn end(&mut self, id: RequestId, ending: Ending) -> Option<Delivery> {
+        self.publish_computed();
         if let Some(mut sequence) = self.waiting.remove(id) {
             self.release(&mut sequence);
             return Some((id, sequence.ended(ending)));
@@ -172,6 +176,7 @@ impl Scheduler {
     /// Ends every request now, the step in flight included: its outcome must not be committed.
     pub fn abort_all(&mut self, failure: &RequestFailure) -> Vec<Delivery> {
         self.in_flight = None;
+        self.publish_computed();
         let mut all = std::mem::take(&mut self.running);
         all.extend(self.waiting.drain());
         for sequence in &mut all {
@@ -184,6 +189,7 @@ impl Scheduler {
     /// Returns the terminal events of requests that were ended meanwhile.
     pub fn abandon_step(&mut self) -> Vec<Delivery> {
         self.in_flight = None;
+        self.publish_computed();
         self.bury_doomed()
     }
 

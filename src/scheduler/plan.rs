@@ -59,7 +59,7 @@ impl Scheduler {
         let mut decision = policy.plan(&view);
         self.hold_to_bounds(&mut decision, &view);
 
-        let mut step = StepBuilder::new(self.steps, view, policy.clone());
+        let mut step = StepBuilder::new(self.steps, view, policy.clone(), self.draft_rows_of(&decision));
         for (index, &place) in decoding.iter().enumerate() {
             self.plan_decode(&mut step, index, place, decision.drafts[index]);
         }
@@ -82,7 +82,8 @@ impl Scheduler {
     /// Moves waiting sequences into the running set while their whole prefill fits beside
     /// what the running prefills still need. The head of the queue is never overtaken.
     fn admit(&mut self) {
-        while self.running.len() < self.limits.running_requests_max as usize {
+        while self.running.len() < self.limits.running_requests_max as usize && self.waiting.len() > 0 {
+            self.publish_computed();
             let Some(next) = self.waiting.peek() else { return };
             let (cached, unheld) = self.target_pool.peek_prefix(&next.tokens[..next.tokens.len() - 1]);
             let reserved: u32 = self.running.iter().map(Sequence::prefill_blocks_lacking).sum();
@@ -116,6 +117,7 @@ impl Scheduler {
     }
 
     fn preempt_last(&mut self) {
+        self.publish_computed();
         let mut sequence = self.running.pop().expect("called with a running sequence");
         assert!(!self.running.is_empty(), "a request that fits the pool alone ran out of blocks");
         self.release(&mut sequence);
@@ -126,7 +128,11 @@ impl Scheduler {
 
     /// Places of the sequences that decode and of those that prefill, most urgent first.
     fn roles(&self) -> (Vec<usize>, Vec<usize>) {
-        (0..self.running.len()).partition(|&place| self.running[place].decodes())
+        let (mut decoding, mut prefilling) = (Vec::with_capacity(self.running.len()), Vec::new());
+        for (place, sequence) in self.running.iter().enumerate() {
+            if sequence.decodes() { decoding.push(place) } else { prefilling.push(place) }
+        }
+        (decoding, prefilling)
     }
 
     fn view(&self, now: Micros, decoding: &[usize], prefilling: &[usize]) -> StepView {
@@ -171,8 +177,7 @@ impl Scheduler {
         let drafts = self.reserve_drafts(place, drafts);
         let sequence = &self.running[place];
         let len = sequence.len();
-        let mut input = sequence.target_input(len - 1, len);
-        input.tokens.reserve_exact(drafts as usize);
+        let input = sequence.target_input(len - 1, len, drafts);
         step.target_row(place, len, VerifyRow { input, drafts: 0, tree: None, sample: true });
         if drafts > 0
             && let Some(options) = &self.limits.lookup
@@ -206,16 +211,33 @@ impl Scheduler {
         if drafts == 0 || self.limits.lookup.is_some() {
             return drafts;
         }
-        let draft = &mut sequence.draft;
-        if draft.computed == 0 {
-            draft.table.release(&mut self.draft_pool);
-            draft.computed = draft.table.adopt_prefix(&mut self.draft_pool, &sequence.tokens);
-        }
+        self.adopt_draft(place);
+        let draft = &mut self.running[place].draft;
         // the last draft is proposed but never fed to the draft model
         if draft.table.grow(&mut self.draft_pool, len + drafts - 1) {
             drafts
         } else {
             (draft.table.capacity_tokens() + 1).saturating_sub(len)
+        }
+    }
+
+    /// Begins an empty draft cache with what is cached already of the sequence's tokens.
+    fn adopt_draft(&mut self, place: usize) {
+        if self.running[place].draft.computed > 0 {
+            return;
+        }
+        self.publish_computed();
+        let sequence = &mut self.running[place];
+        let draft = &mut sequence.draft;
+        draft.table.release(&mut self.draft_pool);
+        draft.computed = draft.table.adopt_prefix(&mut self.draft_pool, &sequence.tokens);
+    }
+
+    /// Sequences that are to be drafted for by the draft model.
+    fn draft_rows_of(&self, decision: &StepDecision) -> usize {
+        match self.limits.lookup {
+            Some(_) => 0,
+            None => decision.drafts.iter().filter(|&&drafts| drafts > 0).count(),
         }
     }
 
@@ -253,7 +275,7 @@ impl Scheduler {
             step.target_row(
                 place,
                 end,
-                VerifyRow { input: sequence.target_input(computed, end), drafts: 0, tree: None, sample },
+                VerifyRow { input: sequence.target_input(computed, end, 0), drafts: 0, tree: None, sample },
             );
             if decision.warm_draft && self.limits.lookup.is_none() {
                 self.warm_draft(step, place, end);
@@ -264,12 +286,8 @@ impl Scheduler {
     /// Lets the draft model see what the target prefills, so that drafting starts with the
     /// first decode step.
     fn warm_draft(&mut self, step: &mut StepBuilder, place: usize, end: u32) {
-        let sequence = &mut self.running[place];
-        let draft = &mut sequence.draft;
-        if draft.computed == 0 {
-            draft.table.release(&mut self.draft_pool);
-            draft.computed = draft.table.adopt_prefix(&mut self.draft_pool, &sequence.tokens);
-        }
+        self.adopt_draft(place);
+        let draft = &mut self.running[place].draft;
         let end = end.min(draft.computed + self.limits.prefill_chunk_tokens_max);
         if draft.table.grow(&mut self.draft_pool, end) {
             self.plan_draft(step, place, end, None, 0);
@@ -285,20 +303,25 @@ struct StepBuilder {
 }
 
 impl StepBuilder {
-    fn new(number: u64, view: StepView, policy: Arc<dyn Policy>) -> StepBuilder {
+    fn new(number: u64, view: StepView, policy: Arc<dyn Policy>, draft_rows: usize) -> StepBuilder {
+        let rows = view.decoding.len() + view.prefilling.len();
         StepBuilder {
             plan: StepPlan {
                 number,
                 policy,
-                rows: Vec::with_capacity(view.decoding.len() + view.prefilling.len()),
-                draft_rows: Vec::new(),
-                drafting: Vec::new(),
+                rows: Vec::with_capacity(rows),
+                draft_rows: Vec::with_capacity(draft_rows),
+                drafting: Vec::with_capacity(draft_rows),
                 lookups: Vec::new(),
                 started: Vec::new(),
                 granted: StepDecision { drafts: vec![0; view.decoding.len()], ..StepDecision::default() },
                 view,
             },
-            in_flight: InFlight { number, rows: Vec::new(), drafts: Vec::new() },
+            in_flight: InFlight {
+                number,
+                rows: Vec::with_capacity(rows),
+                drafts: Vec::with_capacity(draft_rows),
+            },
             draft_tokens: 0,
         }
     }

@@ -25,12 +25,16 @@ impl Cache {
         self.computed = 0;
     }
 
-    /// Moves the mark after a step: keeps `computed` tokens, gives back blocks that the
-    /// sequence's `tokens` do not need, makes full blocks findable.
-    pub fn settle(&mut self, pool: &mut BlockPool, tokens: &[TokenId], computed: u32) {
+    /// Moves the mark after a step: keeps `computed` tokens, gives back blocks that a
+    /// sequence of `tokens` tokens does not need.
+    pub fn settle(&mut self, pool: &mut BlockPool, tokens: u32, computed: u32) {
         self.computed = computed;
-        self.table.shrink(pool, tokens.len() as u32);
-        self.table.publish(pool, tokens, computed);
+        self.table.shrink(pool, tokens);
+    }
+
+    /// Makes full blocks findable.
+    pub fn publish(&mut self, pool: &mut BlockPool, tokens: &[TokenId]) {
+        self.table.publish(pool, tokens, self.computed);
     }
 }
 
@@ -112,20 +116,22 @@ impl Sequence {
         first
     }
 
-    /// Input for the target: committed tokens `[start, end)`.
-    pub fn target_input(&self, start: u32, end: u32) -> SequenceInput {
-        self.input(&self.target, start, end)
+    /// Input for the target: committed tokens `[start, end)`, with room for `drafts` more.
+    pub fn target_input(&self, start: u32, end: u32, drafts: u32) -> SequenceInput {
+        self.input(&self.target, start, end, drafts)
     }
 
     /// Input for the draft model: committed tokens `[start, end)`.
     pub fn draft_input(&self, start: u32, end: u32) -> SequenceInput {
-        self.input(&self.draft, start, end)
+        self.input(&self.draft, start, end, 0)
     }
 
-    fn input(&self, cache: &Cache, start: u32, end: u32) -> SequenceInput {
+    fn input(&self, cache: &Cache, start: u32, end: u32, drafts: u32) -> SequenceInput {
+        let mut tokens = Vec::with_capacity((end - start + drafts) as usize);
+        tokens.extend_from_slice(&self.tokens[start as usize..end as usize]);
         SequenceInput {
             request: self.request.id,
-            tokens: self.tokens[start as usize..end as usize].to_vec(),
+            tokens,
             start,
             blocks: cache.table.blocks().to_vec(),
             sampling: self.request.sampling.clone(),
@@ -168,26 +174,24 @@ impl Sequence {
 
     /// Appends what a step chose, up to the end of the output. Returns the tokens to send
     /// and, if the output is complete, why.
-    pub fn append(&mut self, chosen: &[TokenId], now: Micros) -> (Vec<TokenId>, Option<FinishReason>) {
-        let mut sent = Vec::with_capacity(chosen.len());
-        let mut finish = None;
-        for &token in chosen {
-            self.tokens.push(token);
-            sent.push(token);
-            if self.request.stop_tokens.contains(&token) {
-                finish = Some(FinishReason::Stop);
-            } else if self.output_tokens() == self.request.max_tokens {
-                finish = Some(FinishReason::Length);
-            }
-            if finish.is_some() {
-                break;
-            }
+    pub fn append(&mut self, mut chosen: Vec<TokenId>, now: Micros) -> (Vec<TokenId>, Option<FinishReason>) {
+        if chosen.is_empty() {
+            return (chosen, None);
         }
-        if !sent.is_empty() {
-            self.first_token.get_or_insert(now);
-            self.last_token = now;
+        let room = (self.request.max_tokens - self.output_tokens()) as usize;
+        chosen.truncate(room);
+        let stop = chosen.iter().position(|token| self.request.stop_tokens.contains(token));
+        if let Some(last) = stop {
+            chosen.truncate(last + 1);
         }
-        (sent, finish)
+        let finish = match stop {
+            Some(_) => Some(FinishReason::Stop),
+            None => (chosen.len() == room).then_some(FinishReason::Length),
+        };
+        self.tokens.extend_from_slice(&chosen);
+        self.first_token.get_or_insert(now);
+        self.last_token = now;
+        (chosen, finish)
     }
 
     /// The terminal event of a request that was ended from outside.

@@ -76,7 +76,7 @@ impl Game {
         let mut drafted = draft_round(&mut self.executor, plan, &Standstill).expect("drafts");
         let verified = drafted.select();
         let stepped = verify_round(&mut self.executor, drafted, verified, &Standstill).expect("verifies");
-        let deliveries = self.scheduler.commit(&stepped.outcome, self.now);
+        let deliveries = self.scheduler.commit(stepped.outcome, self.now);
         self.record(deliveries);
         self.scheduler.assert_conserved();
     }
@@ -341,7 +341,7 @@ fn an_abandoned_step_is_planned_anew_and_its_late_outcome_ignored() {
         drafted: Vec::new(),
         verified: Vec::new(),
     };
-    assert_eq!(game.scheduler.commit(&late, game.now), []);
+    assert_eq!(game.scheduler.commit(late, game.now), []);
     assert_eq!(game.outputs[&one.id].len(), said);
     game.play_out();
     assert_eq!(game.outputs[&one.id], expect(&game, &one));
@@ -361,6 +361,30 @@ fn a_prompt_seen_before_is_not_prefilled_again() {
     game.play_out();
     assert_eq!(game.outputs[&second.id], expect(&game, &second));
     assert_eq!(game.scheduler.gauges().prefix_hit_tokens, 96);
+}
+
+#[test]
+fn blocks_that_are_published_at_once_or_when_they_are_wanted_make_the_same_steps() {
+    // one prompt, and few blocks: sequences share, are preempted and find their own blocks again
+    let play = |at_once: bool| {
+        let mut game = Game::new(16, 3);
+        let prompt = request(1, 40, 1).prompt;
+        for id in 1..=6 {
+            game.arrive(GenerationRequest { prompt: prompt.clone(), ..request(id, 40, 60) });
+        }
+        let mut steps = Vec::new();
+        while let Some(plan) = game.plan() {
+            steps.push((plan.rows.clone(), plan.draft_rows.clone()));
+            game.finish(plan);
+            if at_once {
+                game.scheduler.publish_computed();
+            }
+        }
+        (steps, game.scheduler.gauges())
+    };
+    let (steps, gauges) = play(true);
+    assert!(gauges.preemptions > 0 && gauges.prefix_hit_tokens > 0, "{gauges:?}");
+    assert_eq!((steps, gauges), play(false));
 }
 
 #[test]

@@ -136,7 +136,7 @@ impl<'a> Run<'a> {
         self.executor.spend_host_time();
         let now = self.clock.now();
         report.step_time = now - started;
-        let deliveries = self.scheduler.commit(&outcome, now);
+        let deliveries = self.scheduler.commit(outcome, now);
         self.collector.step(&report, self.policy.predict(&report), now);
         self.collector.deliveries(&deliveries, now);
         let policy = Arc::get_mut(&mut self.policy).expect("the step's plan is gone");

@@ -48,7 +48,9 @@ pub fn draft_round(
     while !round.active.is_empty() {
         keep.clear();
         plan.policy.extend(plan.step(), &round.rows, &round.active, &mut keep);
-        round.active.retain(|row| keep.binary_search(row).is_ok());
+        if keep != round.active {
+            round.active.retain(|row| keep.binary_search(row).is_ok());
+        }
         if round.active.is_empty() {
             break;
         }

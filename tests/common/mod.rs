@@ -135,7 +135,7 @@ pub fn play_with(
         if let Drives::Learner(policy) = &mut drives {
             policy.observe(&stepped.report);
         }
-        for (id, event) in scheduler.commit(&stepped.outcome, now) {
+        for (id, event) in scheduler.commit(stepped.outcome, now) {
             let entry = played.entry(id).or_default();
             match event {
                 TokenEvent::Tokens(tokens) => entry.tokens.extend(tokens),

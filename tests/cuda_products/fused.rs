@@ -9,7 +9,7 @@ use specserve::executor::cuda::ffi::kernels::{
 };
 use specserve::executor::cuda::{DeviceBuffer, Gpu, Stream};
 
-use super::{BF16_ERROR_MAX, F32_ERROR_MAX, Matrix, product, random};
+use super::{BF16_ERROR_MAX, Matrix, product, random};
 
 const ROWS_MAX: usize = 16;
 const BLOCK_TOKENS: usize = 16;
@@ -130,7 +130,7 @@ impl Problem {
             rows: rows as i32,
             kind: kind as i32,
             few_stages: i32::from(version == Version::FewStages),
-            x_squares: x_squares.ptr(),
+            x_squares: if scales(kind) { x_squares.ptr() } else { std::ptr::null() },
             x_eps: EPS,
             residual: residual.mut_ptr(),
             norm_weight: self.norm_weight.device.ptr(),
@@ -163,12 +163,16 @@ impl Problem {
         }
     }
 
+    fn product(&self, output: usize, row: usize) -> f64 {
+        product(&self.weights, &self.x, output, row, self.shape.inputs)
+    }
+
     /// The product, divided by the row's root mean square.
     fn normalised(&self, output: usize, row: usize) -> f64 {
         let count = self.shape.inputs / SQUARES_WIDTH;
         let sum: f64 = self.x_squares[row * count..(row + 1) * count].iter().map(|&s| f64::from(s)).sum();
         let mean = sum / self.shape.inputs as f64 + f64::from(EPS);
-        product(&self.weights, &self.x, output, row, self.shape.inputs) / mean.sqrt()
+        self.product(output, row) / mean.sqrt()
     }
 
     /// A pair of a head's numbers as attention sees them: with bias, and turned but for values.
@@ -186,6 +190,11 @@ impl Problem {
         let [cosine, sine] = [self.rotations[at], self.rotations[at + 1]].map(f64::from);
         [low * cosine - high * sine, high * cosine + low * sine]
     }
+}
+
+/// Whether a kind multiplies by the scale of the norm before.
+fn scales(kind: u32) -> bool {
+    matches!(kind, SKINNY_SWIGLU | SKINNY_QKV)
 }
 
 fn number(bits: u16) -> f64 {
@@ -219,34 +228,39 @@ fn for_each_case(mut check: impl FnMut(&Problem, usize, Version, &Stream)) {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn products_of_rows_before_their_division_are_divided_by_their_root_mean_square() {
+fn activated_products_of_rows_before_their_division_are_divided_by_their_root_mean_square() {
     for_each_case(|problem, rows, version, stream| {
         let outputs = problem.shape.outputs();
-        for kind in [SKINNY_BF16, SKINNY_F32, SKINNY_SWIGLU] {
-            let got = problem.run(kind, rows, version, stream).y;
-            let value = |at: usize| match kind {
-                SKINNY_F32 => {
-                    f64::from(f32::from_bits(u32::from(got[2 * at]) | u32::from(got[2 * at + 1]) << 16))
-                }
-                _ => number(got[at]),
-            };
-            let want = |output: usize, row: usize| {
-                let first = problem.normalised(output, row);
-                match kind {
-                    SKINNY_SWIGLU => {
-                        first / (1.0 + (-first).exp()) * problem.normalised(output + outputs, row)
-                    }
-                    _ => first,
-                }
-            };
-            let checked = (0..40).map(|i| (i * 7919 % outputs, i % rows));
-            let error = relative_error(
-                checked.map(|(output, row)| (value(row * outputs + output), want(output, row))),
-            );
-            let most = if kind == SKINNY_F32 { F32_ERROR_MAX } else { BF16_ERROR_MAX };
-            assert!(error < most, "{version:?}, kind {kind}, {:?}, {rows} rows: {error}", problem.shape);
-        }
+        let got = problem.run(SKINNY_SWIGLU, rows, version, stream).y;
+        let checked = (0..40).map(|i| (i * 7919 % outputs, i % rows)).map(|(output, row)| {
+            let gate = problem.normalised(output, row);
+            let want = gate / (1.0 + (-gate).exp()) * problem.normalised(output + outputs, row);
+            (number(got[row * outputs + output]), want)
+        });
+        let error = relative_error(checked);
+        assert!(error < BF16_ERROR_MAX, "{version:?}, {:?}, {rows} rows: {error}", problem.shape);
     });
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn sums_of_squares_are_refused_where_nothing_is_scaled() {
+    let _gpu = Gpu::open(0).expect("a CUDA device");
+    let squares = DeviceBuffer::<f32>::uninitialized(64).expect("fits");
+    let stream = Stream::new().expect("a stream");
+    for kind in [SKINNY_BF16, SKINNY_F32, SKINNY_RESIDUAL] {
+        let params = SkinnyParams {
+            x_squares: squares.ptr(),
+            outputs: 64,
+            inputs: 64,
+            rows: 1,
+            kind: kind as i32,
+            ..SkinnyParams::default()
+        };
+        // SAFETY: refused before anything is launched.
+        let status = unsafe { kernels::specserve_skinny_gemm(&params, stream.raw()) };
+        assert!(check_launch(status, "skinny_gemm").is_err(), "kind {kind}");
+    }
 }
 
 #[test]
@@ -258,7 +272,7 @@ fn residual_products_add_to_the_stream_and_leave_the_next_norm_its_input() {
         let case = format!("{version:?}, {:?}, {rows} rows", problem.shape);
         let added = (0..40).map(|i| (i * 7919 % outputs, i % rows)).map(|(output, row)| {
             let at = row * outputs + output;
-            (f64::from(got.residual[at] - problem.residual[at]), problem.normalised(output, row))
+            (f64::from(got.residual[at] - problem.residual[at]), problem.product(output, row))
         });
         let error = relative_error(added);
         assert!(error < BF16_ERROR_MAX, "{case}: {error}");

@@ -22,20 +22,32 @@ pub fn chunks_of(kv_heads: usize) -> &'static Chunks {
     if kv_heads <= FEW_HEADS { &CHUNKS_FEW_HEADS } else { &CHUNKS_MANY_HEADS }
 }
 
-/// Class and length in tokens of the chunk that starts at `begin`.
-pub fn chunk_at(chunks: &Chunks, begin: u32) -> (usize, u32) {
-    let class = chunks.iter().rposition(|&(from, _)| begin >= from).expect("the first starts at 0");
-    (class, chunks[class].1)
+/// How a context is cut: whole chunks of each class in turn, then what is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Whole chunks, by class.
+    pub whole: [u32; CHUNK_CLASSES],
+    /// Tokens of the last chunk if it is not whole, else 0.
+    pub rest: u32,
 }
 
-/// How many chunks cover positions `0..end`.
-pub fn chunk_count(chunks: &Chunks, end: u32) -> usize {
-    let mut count = 0;
-    for (class, &(from, length)) in chunks.iter().enumerate() {
-        let until = chunks.get(class + 1).map_or(end, |next| end.min(next.0));
-        count += until.saturating_sub(from).div_ceil(length) as usize;
+impl Cut {
+    /// Of positions `0..end`.
+    pub fn of(chunks: &Chunks, end: u32) -> Cut {
+        let mut cut = Cut::default();
+        for (class, &(from, length)) in chunks.iter().enumerate() {
+            let until = chunks.get(class + 1).map_or(end, |next| end.min(next.0));
+            let span = until.saturating_sub(from);
+            cut.whole[class] = span / length;
+            cut.rest += span % length; // not 0 only where the context ends
+        }
+        cut
     }
-    count
+
+    /// Chunks in all.
+    pub fn count(&self) -> usize {
+        self.whole.iter().sum::<u32>() as usize + usize::from(self.rest > 0)
+    }
 }
 
 const fn check_chunks(chunks: &Chunks) {
@@ -44,6 +56,8 @@ const fn check_chunks(chunks: &Chunks) {
         let (from, length) = chunks[class];
         // Each warp takes every fourth block, so chunks start at multiples of four.
         assert!(length % (4 * BLOCK_TOKENS) == 0 && from % length == 0 && length <= CHUNK_TOKENS_MAX);
+        // No chunk reaches into the next class.
+        assert!(class == 0 || from % chunks[class - 1].1 == 0);
         class += 1;
     }
 }

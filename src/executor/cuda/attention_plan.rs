@@ -3,94 +3,16 @@
 //! Tiles and chunks have borders fixed by query number and position alone, never by the
 //! batch, so that a sequence's result does not depend on its batch mates (invariant 1).
 
-use super::attention_chunks::{CHUNK_CLASSES, chunk_at, chunk_count, chunks_of};
-use super::ffi::kernels::{
-    ATTENTION_MASK_BITS, ATTENTION_PREFILL_TILE_ROWS, ATTENTION_TILE_ROWS_LARGE, ATTENTION_TILE_ROWS_SMALL,
-    AttentionItem, AttentionSegment,
-};
-use crate::kv::BlockId;
+use super::attention_items::{Cutter, MaskedRun, causal_items, pays_large};
+pub use super::attention_room::AttentionRoom;
+pub use super::attention_rows::SequenceShape;
+use super::ffi::kernels::{ATTENTION_MASK_BITS, AttentionItem, AttentionSegment};
 
 /// Tokens in a KV block, as in csrc/kv_layout.cuh.
 pub const BLOCK_TOKENS: u32 = 16;
 
 /// Longest run of queries that a mask can describe, in tokens.
 pub const MASKED_QUERIES_MAX: usize = ATTENTION_MASK_BITS as usize;
-
-/// Work items, counted per KV head, up to which small tiles are used where a large one would
-/// hold more queries: all run at once, two thread blocks on each processor of a large GPU, so
-/// that a second tile costs no time, while a large one takes longer than a small one.
-const SMALL_TILE_ITEMS_MAX: usize = 256;
-
-/// One sequence's part of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct SequenceShape<'a> {
-    /// Slot position of the first input token.
-    pub start: u32,
-    /// Input tokens, drafts included.
-    pub tokens: usize,
-    /// How many of them, at the end, are drafts.
-    pub drafts: usize,
-    /// Parents of the drafts, see [`VerifyRow::tree`](crate::executor::VerifyRow::tree).
-    pub tree: Option<&'a [u32]>,
-    /// The sequence's blocks.
-    pub blocks: &'a [BlockId],
-}
-
-impl SequenceShape<'_> {
-    fn committed(&self) -> usize {
-        self.tokens - self.drafts
-    }
-
-    /// One past the last slot position.
-    fn end(&self) -> usize {
-        self.start as usize + self.tokens
-    }
-
-    /// Input index of the parent of draft `draft`.
-    fn parent(&self, draft: usize) -> usize {
-        match self.tree {
-            Some(parents) => self.committed() + parents[draft] as usize - 1,
-            None => self.committed() + draft - 1,
-        }
-    }
-}
-
-/// A model's heads, the room that was set aside for partial results, and when tiles are small.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionRoom {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Rows of partial results that fit.
-    pub partial_rows: usize,
-    /// Work items, counted per KV head, up to which a step uses small tiles. Results are the
-    /// same with either tile.
-    pub small_items_max: usize,
-}
-
-impl AttentionRoom {
-    /// Room for `masked_rows` query rows in contexts of up to `context_tokens`.
-    pub fn for_rows(
-        heads: usize,
-        kv_heads: usize,
-        masked_rows: usize,
-        context_tokens: usize,
-    ) -> AttentionRoom {
-        let chunks = chunk_count(chunks_of(kv_heads), context_tokens as u32);
-        AttentionRoom {
-            heads,
-            kv_heads,
-            partial_rows: if chunks > 1 { masked_rows * heads * chunks } else { 0 },
-            small_items_max: SMALL_TILE_ITEMS_MAX,
-        }
-    }
-
-    /// Chunks of a context that ends at `end`.
-    fn chunk_count(&self, end: u32) -> usize {
-        chunk_count(chunks_of(self.kv_heads), end)
-    }
-}
 
 /// One step's attention: everything that the kernels read besides queries, keys and values.
 /// Reused from step to step.
@@ -115,10 +37,8 @@ pub struct AttentionPlan {
     pub slots: Vec<i32>,
     /// Whether the decode kernel's large tile is used.
     pub large: bool,
-    masked: Vec<usize>,
-    /// Items by how long their chunk is; empty between builds.
-    by_length: [Vec<AttentionItem>; CHUNK_CLASSES + 1],
-    partial_rows: usize,
+    /// The segments of the decode kernel.
+    masked: Vec<MaskedRun>,
     partial_rows_planned: usize,
     partial_rows_for_trees: usize,
 }
@@ -138,8 +58,6 @@ impl AttentionPlan {
             slots: Vec::new(),
             large: false,
             masked: Vec::new(),
-            by_length: Default::default(),
-            partial_rows: 0,
             partial_rows_planned: 0,
             partial_rows_for_trees: 0,
         }
@@ -153,11 +71,12 @@ impl AttentionPlan {
     pub fn build<'a>(&mut self, sequences: impl Iterator<Item = SequenceShape<'a>> + Clone) {
         self.clear();
         let trees = sequences.clone().filter(|sequence| sequence.tree.is_some());
-        self.partial_rows_for_trees = trees.map(|tree| self.partial_rows_of(tree.tokens, tree.end())).sum();
+        self.partial_rows_for_trees = trees.map(|tree| self.partial_rows_of_all(&tree)).sum();
         for sequence in sequences {
             self.add(&sequence);
         }
-        self.finish();
+        self.large = pays_large(&self.room, &self.masked);
+        Cutter::new(&self.room, self.large).cut(&mut self.masked, &mut self.items, &mut self.merges);
     }
 
     fn clear(&mut self) {
@@ -170,10 +89,7 @@ impl AttentionPlan {
         self.positions.clear();
         self.slots.clear();
         self.masked.clear();
-        self.large = false;
-        self.partial_rows = 0;
         self.partial_rows_planned = 0;
-        self.partial_rows_for_trees = 0;
     }
 
     /// Query rows so far.
@@ -184,9 +100,10 @@ impl AttentionPlan {
     fn add(&mut self, sequence: &SequenceShape) {
         let first_row = self.rows();
         let table = self.tables.len();
-        let blocks = sequence.end().div_ceil(BLOCK_TOKENS as usize);
-        self.tables.extend(sequence.blocks[..blocks].iter().map(|&block| block as i32));
-        self.place(sequence);
+        let blocks = &sequence.blocks[..sequence.end().div_ceil(BLOCK_TOKENS as usize)];
+        self.tables.extend_from_slice(bytemuck::cast_slice(blocks));
+        sequence.rotate(&mut self.positions);
+        sequence.place(&mut self.slots);
 
         // A tree behind a long run of committed tokens has a segment of its own.
         let tail =
@@ -199,180 +116,49 @@ impl AttentionPlan {
             table: table as i32,
         };
         if sequence.tree.is_some() {
-            self.partial_rows_for_trees -= self.partial_rows_of(sequence.tokens, sequence.end());
+            self.partial_rows_for_trees -= self.partial_rows_of_all(sequence);
         }
-        self.mask(sequence, 0, head);
-        if self.takes_masks(head, sequence) {
-            self.add_masked(segment(0, head));
+        let cut = self.room.cut(sequence.end());
+        sequence.mask(0, head, &mut self.masks);
+        if self.takes_masks(head, sequence, cut.count()) {
+            let cut = if tail == 0 { cut } else { self.room.cut(sequence.end() - tail) };
+            self.add_masked(MaskedRun::new(segment(0, head), cut));
         } else {
-            self.add_causal(segment(0, head));
+            self.segments.push(segment(0, head));
+            self.prefill_items.extend(causal_items(&self.room, segment(0, head)));
         }
         if tail > 0 {
-            self.mask(sequence, head, tail);
-            self.add_masked(segment(head, tail));
+            sequence.mask(head, tail, &mut self.masks);
+            self.add_masked(MaskedRun::new(segment(head, tail), cut));
         }
     }
 
-    /// Partial results that a run of queries makes.
-    fn partial_rows_of(&self, queries: usize, end: usize) -> usize {
-        match self.room.chunk_count(end as u32) {
-            1 => 0,
-            chunks => queries * self.room.heads * chunks,
-        }
+    /// Partial results that all rows of a sequence make.
+    fn partial_rows_of_all(&self, sequence: &SequenceShape) -> usize {
+        self.room.partial_rows_of(sequence.tokens, self.room.cut(sequence.end()).count())
     }
 
     /// Whether a run goes to the decode kernel: it is short and its partial results find
     /// room. A chain that finds none takes the prefill kernel; a tree can't, so trees go first.
-    fn takes_masks(&self, queries: usize, sequence: &SequenceShape) -> bool {
-        let needed = self.partial_rows_of(queries, sequence.end());
+    fn takes_masks(&self, queries: usize, sequence: &SequenceShape, chunks: usize) -> bool {
+        let needed = self.room.partial_rows_of(queries, chunks);
         let free = self.room.partial_rows - self.partial_rows_planned.min(self.room.partial_rows);
         let fits = needed == 0 || needed + self.partial_rows_for_trees <= free;
         queries <= MASKED_QUERIES_MAX && (fits || (sequence.tree.is_some() && queries == sequence.tokens))
     }
 
-    fn add_masked(&mut self, segment: AttentionSegment) {
-        let queries = segment.queries as usize;
-        self.partial_rows_planned +=
-            self.partial_rows_of(queries, (segment.start + segment.queries) as usize);
-        self.masked.push(self.segments.len());
-        self.segments.push(segment);
+    fn add_masked(&mut self, run: MaskedRun) {
+        self.partial_rows_planned += run.partial_rows(&self.room);
+        self.segments.push(run.segment);
+        self.masked.push(run);
     }
-
-    fn add_causal(&mut self, segment: AttentionSegment) {
-        let tiles = (segment.queries as usize * self.group()).div_ceil(ATTENTION_PREFILL_TILE_ROWS as usize);
-        // Last tiles first: they see most positions.
-        let items = (0..tiles as i32).rev().map(|tile| AttentionItem {
-            segment,
-            tile,
-            kv_begin: 0,
-            kv_end: segment.start + segment.queries,
-            chunk: 0,
-            chunks: 1,
-            partial: 0,
-            unused: [0; 2],
-        });
-        self.prefill_items.extend(items);
-        self.segments.push(segment);
-    }
-
-    fn group(&self) -> usize {
-        self.room.heads / self.room.kv_heads
-    }
-
-    /// Rotary positions and KV slots of a sequence's rows.
-    fn place(&mut self, sequence: &SequenceShape) {
-        let first = self.positions.len();
-        for index in 0..sequence.tokens {
-            let at = sequence.start + index as u32;
-            let rotary = match index.checked_sub(sequence.committed()) {
-                Some(draft) if sequence.tree.is_some() => self.positions[first + sequence.parent(draft)] + 1,
-                _ => at as i32,
-            };
-            self.positions.push(rotary);
-            let block = sequence.blocks[(at / BLOCK_TOKENS) as usize];
-            self.slots.push((block * BLOCK_TOKENS + at % BLOCK_TOKENS) as i32);
-        }
-    }
-
-    /// Masks of the rows `[begin, begin + queries)` of a sequence, relative to `begin`; rows of
-    /// a run that is too long for masks get none that matters.
-    fn mask(&mut self, sequence: &SequenceShape, begin: usize, queries: usize) {
-        let first = self.masks.len();
-        for index in begin..begin + queries {
-            let own = index - begin;
-            let mask = if own >= MASKED_QUERIES_MAX {
-                0
-            } else if index < sequence.committed() || sequence.tree.is_none() {
-                low_bits(own + 1)
-            } else {
-                let parent = sequence.parent(index - sequence.committed());
-                let inherited = match parent.checked_sub(begin) {
-                    Some(place) => self.masks[first + place],
-                    None => 0, // a committed token before the segment: seen anyway
-                };
-                inherited | 1 << own
-            };
-            self.masks.push(mask);
-        }
-    }
-
-    /// Whether large tiles pay: a small one does not hold every segment's rows, and there is
-    /// more work than runs at once.
-    fn pays_large(&self) -> bool {
-        let small = ATTENTION_TILE_ROWS_SMALL as usize;
-        let (mut most, mut items) = (0, 0);
-        for segment in self.masked.iter().map(|&number| &self.segments[number]) {
-            let packed = segment.queries as usize * self.group();
-            most = most.max(packed);
-            let end = (segment.start + segment.queries) as u32;
-            items += packed.div_ceil(small) * self.room.chunk_count(end) * self.room.kv_heads;
-        }
-        most > small && items > self.room.small_items_max
-    }
-
-    /// Cuts the masked segments into items.
-    fn finish(&mut self) {
-        self.large = self.pays_large();
-        let mut by_length = std::mem::take(&mut self.by_length);
-        let masked = std::mem::take(&mut self.masked);
-        for &number in &masked {
-            self.cut(number, &mut by_length);
-        }
-        // Long items first: the persistent grid ends evenly.
-        for items in by_length.iter_mut().rev() {
-            self.items.append(items);
-        }
-        self.by_length = by_length;
-        self.masked = masked;
-    }
-
-    fn cut(&mut self, number: usize, by_length: &mut [Vec<AttentionItem>; CHUNK_CLASSES + 1]) {
-        let segment = self.segments[number];
-        let tile_rows =
-            if self.large { ATTENTION_TILE_ROWS_LARGE } else { ATTENTION_TILE_ROWS_SMALL } as usize;
-        let packed = segment.queries as usize * self.group();
-        let end = (segment.start + segment.queries) as u32;
-        let chunks = self.room.chunk_count(end);
-        for tile in 0..packed.div_ceil(tile_rows) {
-            let rows = tile_rows.min(packed - tile * tile_rows);
-            let partial = self.partial_rows;
-            if chunks > 1 {
-                self.partial_rows += self.room.kv_heads * chunks * rows;
-            }
-            let mut begin = 0;
-            for chunk in 0..chunks {
-                let (class, length) = chunk_at(chunks_of(self.room.kv_heads), begin);
-                let stop = end.min(begin + length);
-                let class = if stop - begin == length { class + 1 } else { 0 };
-                let item = AttentionItem {
-                    segment,
-                    tile: tile as i32,
-                    kv_begin: begin as i32,
-                    kv_end: stop as i32,
-                    chunk: chunk as i32,
-                    chunks: chunks as i32,
-                    partial: partial as i32,
-                    unused: [0; 2],
-                };
-                by_length[class].push(item);
-                if chunk == 0 && chunks > 1 {
-                    self.merges.push(item);
-                }
-                begin = stop;
-            }
-        }
-        assert!(self.partial_rows <= self.room.partial_rows, "more partial results than planned");
-    }
-}
-
-fn low_bits(count: usize) -> u64 {
-    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::attention_chunks::CHUNK_TOKENS_MAX;
     use super::*;
+    use crate::kv::BlockId;
 
     fn blocks(count: u32) -> Vec<BlockId> {
         (0..count).map(|block| 100 + block).collect()
@@ -394,7 +180,7 @@ mod tests {
             plan.build([chain(end - 1, 1, &blocks)].into_iter());
             let mut items = plan.items.clone();
             items.sort_by_key(|item| item.chunk);
-            assert_eq!(items.len(), plan.room.chunk_count(end), "end {end}");
+            assert_eq!(items.len(), plan.room.cut(end as usize).count(), "end {end}");
             let mut next = 0;
             for item in &items {
                 assert_eq!(item.kv_begin, next);

@@ -41,7 +41,7 @@ impl<'a> BatchCheck<'a> {
         let (context, vocab) = (self.info.context_tokens_max as usize, self.info.vocab_size);
         ensure(!input.tokens.is_empty(), || format!("request {request}: no input tokens"))?;
         ensure(end <= context, || format!("request {request}: position {end} of a context of {context}"))?;
-        ensure(input.tokens.iter().all(|&token| token < vocab), || {
+        ensure(largest(&input.tokens) < vocab, || {
             format!("request {request}: a token outside of the vocabulary")
         })?;
         self.tokens += input.tokens.len();
@@ -92,11 +92,16 @@ impl<'a> BatchCheck<'a> {
         if blocks.len() < needed {
             return Err(format!("{} blocks for {end} positions", blocks.len()));
         }
-        match blocks[..needed].iter().find(|&&block| block >= self.blocks) {
-            Some(block) => Err(format!("block {block} of a pool of {}", self.blocks)),
-            None => Ok(()),
+        match largest(&blocks[..needed]) {
+            block if block >= self.blocks => Err(format!("block {block} of a pool of {}", self.blocks)),
+            _ => Ok(()),
         }
     }
+}
+
+/// The largest of some numbers, 0 of none. Without an early end, so that it runs many abreast.
+fn largest(numbers: &[u32]) -> u32 {
+    numbers.iter().fold(0, |most, &number| most.max(number))
 }
 
 /// Checks the sums over a verification's rows.

@@ -6,7 +6,9 @@ use super::attention_plan::{BLOCK_TOKENS, SequenceShape};
 use super::batch_check::ensure;
 use super::executor::{input_shape, token_history};
 use super::ffi::kernels::DraftProposal;
+use super::host_step::HostStep;
 use super::runner::{Chooses, DeviceQueue, Runner};
+use super::step_results::proposal;
 use crate::executor::{DraftRow, ExecutorError, ExecutorInfo, Proposal};
 use crate::kv::BlockId;
 use crate::request::{RequestId, TokenId};
@@ -44,32 +46,51 @@ impl DraftRound {
         queue: &mut DeviceQueue,
         out: &mut Vec<Proposal>,
     ) -> Result<(), ExecutorError> {
+        self.begin(rows, &mut runner.step);
+        out.clear();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        runner.run(Chooses::Proposals, queue)?;
+        self.read_begun(rows, runner.results(), runner.model.spec().vocab_size, out)
+    }
+
+    /// Begins a round with these rows and puts them into a step.
+    pub fn begin(&mut self, rows: &[DraftRow], step: &mut HostStep) {
         self.rows.truncate(rows.len());
         for (state, row) in self.rows.iter_mut().zip(rows) {
             state.restart(row);
         }
         let known = self.rows.len();
         self.rows.extend(rows[known..].iter().map(RoundRow::new));
-        out.clear();
-        if rows.is_empty() {
-            return Ok(());
-        }
-        runner.begin();
+        step.clear();
         for row in rows {
-            runner.tokens.extend(row.input.tokens.iter().map(|&token| token as i32));
+            step.push_tokens(&row.input.tokens);
             if row.propose {
-                runner.gather.push(runner.tokens.len() as i32 - 1);
+                step.gather.push(step.tokens.len() as i32 - 1);
             }
         }
-        runner.plan(rows.iter().map(|row| input_shape(&row.input, 0, None)));
+        step.plan.build(rows.iter().map(|row| input_shape(&row.input, 0, None)));
         for (row, state) in rows.iter().zip(&self.rows).filter(|(row, _)| row.propose) {
-            runner.sampling.push(&row.input.sampling, state.position, &state.history);
+            step.sampling.push(&row.input.sampling, state.position, &state.history);
         }
-        runner.run(Chooses::Proposals, queue)?;
+    }
+
+    /// Turns the results of a step that [`begin`](Self::begin) filled into proposals.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`] when they make no sense.
+    pub fn read_begun(
+        &mut self,
+        rows: &[DraftRow],
+        results: &[u32],
+        vocab_size: usize,
+        out: &mut Vec<Proposal>,
+    ) -> Result<(), ExecutorError> {
         let mut next = 0;
         for (row, state) in rows.iter().zip(&mut self.rows) {
             if row.propose {
-                out.push(state.take(runner.proposal(next), runner.model.spec().vocab_size)?);
+                out.push(state.take(proposal(results, next), vocab_size)?);
                 next += 1;
             } else {
                 out.push(Proposal::default());
@@ -94,9 +115,9 @@ impl DraftRound {
             ensure(row.position < info.context_tokens_max, || {
                 format!("request {request}: position {} of the context", row.position)
             })?;
-            let needed = row.position / BLOCK_TOKENS + 1;
-            let covered = row.blocks.len() >= needed as usize
-                && row.blocks[..needed as usize].iter().all(|&block| block < info.draft_blocks);
+            // the blocks before were checked with the positions before
+            let block = row.blocks.get((row.position / BLOCK_TOKENS) as usize);
+            let covered = block.is_some_and(|&block| block < info.draft_blocks);
             ensure(covered, || format!("request {request}: no block for position {}", row.position))?;
         }
         Ok(())
@@ -113,35 +134,53 @@ impl DraftRound {
         queue: &mut DeviceQueue,
         out: &mut Vec<Proposal>,
     ) -> Result<(), ExecutorError> {
-        self.drop_others(keep);
+        self.proceed(keep, &mut runner.step);
         out.clear();
         if keep.is_empty() {
             return Ok(());
         }
-        runner.begin();
+        runner.run(Chooses::Proposals, queue)?;
+        self.read_kept(keep, runner.results(), runner.model.spec().vocab_size, out)
+    }
+
+    /// Puts the kept rows' last proposals into a step.
+    pub fn proceed(&mut self, keep: &[u32], step: &mut HostStep) {
+        self.drop_others(keep);
+        step.clear();
         for (row, &index) in keep.iter().enumerate() {
             let state = &mut self.rows[index as usize];
             let token = state.proposed.take().unwrap_or_default();
             if state.sampling.needs_history() {
                 state.history.push(token);
             }
-            runner.tokens.push(token as i32);
-            runner.gather.push(row as i32);
+            step.tokens.push(token as i32);
+            step.gather.push(row as i32);
         }
         let rows = &self.rows;
-        runner.plan(keep.iter().map(|&index| {
+        step.plan.build(keep.iter().map(|&index| {
             let state = &rows[index as usize];
             SequenceShape { start: state.position, tokens: 1, drafts: 0, tree: None, blocks: &state.blocks }
         }));
         for &index in keep {
             let state = &mut self.rows[index as usize];
             state.position += 1;
-            runner.sampling.push(&state.sampling, state.position, &state.history);
+            step.sampling.push(&state.sampling, state.position, &state.history);
         }
-        runner.run(Chooses::Proposals, queue)?;
+    }
+
+    /// Turns the results of a step that [`proceed`](Self::proceed) filled into proposals.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`] when they make no sense.
+    pub fn read_kept(
+        &mut self,
+        keep: &[u32],
+        results: &[u32],
+        vocab_size: usize,
+        out: &mut Vec<Proposal>,
+    ) -> Result<(), ExecutorError> {
         for (row, &index) in keep.iter().enumerate() {
-            let proposal = runner.proposal(row);
-            out.push(self.rows[index as usize].take(proposal, runner.model.spec().vocab_size)?);
+            out.push(self.rows[index as usize].take(proposal(results, row), vocab_size)?);
         }
         Ok(())
     }
@@ -159,14 +198,10 @@ impl DraftRound {
 
 impl RoundRow {
     fn new(row: &DraftRow) -> RoundRow {
-        RoundRow { blocks: row.input.blocks.clone(), ..RoundRow::without_blocks(row) }
-    }
-
-    fn without_blocks(row: &DraftRow) -> RoundRow {
         let input = &row.input;
         RoundRow {
             request: input.request,
-            blocks: Vec::new(),
+            blocks: input.blocks.clone(),
             sampling: Arc::clone(&input.sampling),
             history: token_history(input),
             position: input.start + input.tokens.len() as u32,
@@ -174,11 +209,20 @@ impl RoundRow {
         }
     }
 
-    /// Begins a round with another row; memory is used again.
+    /// Begins a round with another row, usually the next of the same request; memory is used
+    /// again.
     fn restart(&mut self, row: &DraftRow) {
-        let mut blocks = std::mem::take(&mut self.blocks);
-        blocks.clone_from(&row.input.blocks);
-        *self = RoundRow { blocks, ..RoundRow::without_blocks(row) };
+        let input = &row.input;
+        self.request = input.request;
+        self.blocks.clone_from(&input.blocks);
+        if !Arc::ptr_eq(&self.sampling, &input.sampling) {
+            self.sampling = Arc::clone(&input.sampling);
+        }
+        if input.sampling.needs_history() || !self.history.tokens().is_empty() {
+            self.history = token_history(input);
+        }
+        self.position = input.start + input.tokens.len() as u32;
+        self.proposed = None;
     }
 
     /// Takes what the device proposed. Only a token of the vocabulary may become an input.
@@ -197,5 +241,84 @@ impl RoundRow {
             runner_up: from.runner_up as TokenId,
             finite,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::attention_plan::AttentionRoom;
+    use super::*;
+    use crate::executor::SequenceInput;
+
+    fn info() -> ExecutorInfo {
+        ExecutorInfo {
+            backend: "cuda".to_owned(),
+            device: "test".to_owned(),
+            vocab_size: 100,
+            context_tokens_max: 64,
+            block_tokens: 16,
+            target_blocks: 8,
+            draft_blocks: 8,
+            batch_tokens_max: 40,
+            batch_sequences_max: 4,
+            draft_tokens_max: 4,
+        }
+    }
+
+    fn row(request: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> DraftRow {
+        let input = SequenceInput {
+            request: RequestId(request),
+            tokens: tokens.to_vec(),
+            start,
+            blocks: blocks.to_vec(),
+            sampling: Arc::new(SamplingParams::greedy()),
+            history: None,
+        };
+        DraftRow { input, propose: true }
+    }
+
+    fn begin(
+        round: &mut DraftRound,
+        rows: &[DraftRow],
+        step: &mut HostStep,
+        results: &[u32],
+    ) -> Vec<Proposal> {
+        let mut out = Vec::new();
+        round.begin(rows, step);
+        round.read_begun(rows, results, 100, &mut out).expect("tokens of the vocabulary");
+        out
+    }
+
+    #[test]
+    fn a_round_goes_on_from_its_proposals_and_starts_anew_with_other_rows() {
+        let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
+        let mut round = DraftRound::default();
+        let rows = [row(1, &[4, 5], 13, &[3]), row(2, &[6], 15, &[1, 2])];
+        let results = [41, 42, 0, 0, 1, 51, 52, 0, 0, 1];
+        let proposals = begin(&mut round, &rows, &mut step, &results);
+        assert_eq!((step.gather.clone(), proposals[1].token), (vec![1, 2], 51));
+
+        assert_eq!(round.check_keep(&[1], &info()), Ok(()));
+        round.proceed(&[1], &mut step);
+        assert_eq!((&step.tokens[..], &step.gather[..]), (&[51][..], &[0][..]));
+        assert_eq!((&step.plan.positions[..], &step.plan.slots[..]), (&[16][..], &[2 * 16][..]));
+        assert_eq!(step.sampling.rows()[0].position, 17);
+        assert!(round.check_keep(&[0], &info()).is_err(), "left out: it does not come back");
+
+        begin(&mut round, &[row(3, &[7], 40, &[5, 6, 7])], &mut step, &results);
+        round.proceed(&[0], &mut step);
+        assert_eq!((step.tokens[0], step.plan.positions[0], step.plan.slots[0]), (41, 41, 7 * 16 + 9));
+    }
+
+    #[test]
+    fn a_row_without_a_block_of_the_pool_does_not_go_on() {
+        let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
+        let mut round = DraftRound::default();
+        let rows = [row(1, &[4], 15, &[3]), row(2, &[6], 15, &[1, 8]), row(3, &[6], 15, &[1, 7])];
+        let results = [41, 42, 0, 0, 1].repeat(3);
+        begin(&mut round, &rows, &mut step, &results);
+        assert!(round.check_keep(&[0], &info()).is_err(), "no block");
+        assert!(round.check_keep(&[1], &info()).is_err(), "a block beyond the pool");
+        assert_eq!(round.check_keep(&[2], &info()), Ok(()));
     }
 }

@@ -219,9 +219,9 @@ fn read_logits(
     queue: &mut DeviceQueue,
 ) -> Result<Vec<f32>, CudaError> {
     runner.begin();
-    runner.tokens.extend(input.tokens.iter().map(|&token| token as i32));
+    runner.step.push_tokens(&input.tokens);
     runner.plan(std::iter::once(input_shape(input, 0, None)));
-    runner.gather.push(input.tokens.len() as i32 - 1);
+    runner.step.gather.push(input.tokens.len() as i32 - 1);
     runner.run(Chooses::Nothing, queue)?;
     let mut logits = vec![0.0; runner.model.spec().vocab_size];
     // SAFETY: `logits` is borrowed until the synchronisation below.

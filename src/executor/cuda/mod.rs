@@ -5,12 +5,15 @@
 //! code for the device: raw calls are wrapped here and their status is always checked.
 
 mod attention_chunks;
+mod attention_items;
 pub mod attention_plan;
-mod batch_check;
+mod attention_room;
+mod attention_rows;
+pub mod batch_check;
 pub mod buffer;
 mod compaction;
 pub(crate) mod doctor;
-mod draft_round;
+pub mod draft_round;
 pub mod driver;
 pub mod error;
 mod executor;
@@ -19,6 +22,7 @@ pub mod forward;
 pub mod gemm;
 pub mod graph;
 pub mod graphs;
+pub mod host_step;
 pub mod library;
 pub mod measure;
 pub mod options;
@@ -27,9 +31,11 @@ mod runner;
 pub mod sampling_rows;
 pub mod scratch;
 mod step_inputs;
+pub mod step_layout;
 mod step_marks;
+pub mod step_results;
 mod stream;
-mod verify_batch;
+pub mod verify_batch;
 pub mod weights;
 
 pub use buffer::{DeviceBuffer, PinnedBuffer};

@@ -1,29 +1,25 @@
 //! Runs one model's steps: inputs up, forward pass, sampling, results down; as a captured
 //! graph where the step's sizes allow, else kernel by kernel.
 
-use super::attention_plan::{AttentionPlan, BLOCK_TOKENS, SequenceShape};
+use super::attention_plan::{BLOCK_TOKENS, SequenceShape};
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::{CudaError, check_launch};
-use super::ffi::kernels::{
-    self, DraftProposal, DraftSampleParams, SampleParams, VerifyOutcome, VerifyParams,
-};
+use super::ffi::kernels::{self, DraftSampleParams, SampleParams, VerifyParams};
 use super::forward::{DeviceModel, StepSizes};
 use super::gemm::Gemm;
 use super::graph::Graph;
 use super::graphs::GraphCache;
+use super::host_step::HostStep;
 use super::options::{BATCH_SEQUENCES_MAX, EAGER_ROWS, captured_rows, captured_sizes, eager_rows};
-use super::sampling_rows::SamplingRows;
-use super::step_inputs::{InputSizes, StepData, StepInputs, VerifyInputs};
+use super::step_inputs::StepInputs;
+use super::step_layout::InputSizes;
 use super::step_marks::StepMarks;
+use super::step_results::{OUTCOME_WORDS, PROPOSAL_WORDS, VerdictResults, VerdictWords};
 use super::stream::Stream;
 use crate::kv::BlockId;
 
 /// Room for inputs in 32-bit words at first: plans and block tables of usual steps.
 const INPUT_WORDS: usize = 1 << 20;
-/// Words of a [`DraftProposal`].
-const PROPOSAL_WORDS: usize = size_of::<DraftProposal>() / 4;
-/// Words of a [`VerifyOutcome`].
-const OUTCOME_WORDS: usize = size_of::<VerifyOutcome>() / 4;
 
 /// What both models share on the device.
 pub struct DeviceQueue {
@@ -69,6 +65,11 @@ impl StepKey {
     fn inputs(&self) -> InputSizes {
         InputSizes { rows: self.step.rows, logit_rows: self.step.logit_rows, sequences: self.sequences }
     }
+
+    /// Where a verification's results stand.
+    fn verdicts(&self) -> VerdictWords {
+        VerdictWords::of(self.sequences, self.step.logit_rows)
+    }
 }
 
 /// The limits and habits of a runner.
@@ -82,20 +83,13 @@ pub struct RunnerOptions {
     pub tune: bool,
 }
 
-/// One model with its inputs, results and graphs. To use: [`begin`](Self::begin), fill the
-/// public fields, [`run`](Self::run), read results.
+/// One model with its inputs, results and graphs. To use: fill [`step`](Self::step),
+/// [`run`](Self::run), read results.
 pub struct Runner {
     /// The model.
     pub model: DeviceModel,
-    /// Input tokens of the step.
-    pub tokens: Vec<i32>,
-    /// Rows that need logits.
-    pub gather: Vec<i32>,
-    /// How each of them chooses.
-    pub sampling: SamplingRows,
-    /// What is verified.
-    pub verify: VerifyInputs,
-    plan: AttentionPlan,
+    /// The step at hand.
+    pub step: HostStep,
     inputs: StepInputs,
     sample_scratch: DeviceBuffer<u8>,
     results: DeviceBuffer<u32>,
@@ -117,11 +111,7 @@ impl Runner {
         // SAFETY: computes a size.
         let scratch = unsafe { kernels::specserve_sample_scratch_bytes(rows as i32) };
         Ok(Runner {
-            tokens: Vec::new(),
-            gather: Vec::new(),
-            sampling: SamplingRows::new(),
-            verify: VerifyInputs::default(),
-            plan: AttentionPlan::new(model.room()),
+            step: HostStep::new(model.room()),
             inputs: StepInputs::new(INPUT_WORDS)?,
             sample_scratch: DeviceBuffer::filled(0, scratch, &queue.stream)?,
             results: DeviceBuffer::filled(0, words, &queue.stream)?,
@@ -135,20 +125,12 @@ impl Runner {
 
     /// Forgets the step before.
     pub fn begin(&mut self) {
-        self.tokens.clear();
-        self.gather.clear();
-        self.sampling.clear();
-        self.verify.clear();
-    }
-
-    /// Rotary positions of the planned rows; valid after [`plan`](Self::plan).
-    pub fn positions(&self) -> &[i32] {
-        &self.plan.positions
+        self.step.clear();
     }
 
     /// Plans the attention of these sequences, in the order of their tokens.
     pub fn plan<'a>(&mut self, sequences: impl Iterator<Item = SequenceShape<'a>> + Clone) {
-        self.plan.build(sequences);
+        self.step.plan.build(sequences);
     }
 
     /// Runs the step and waits for its results.
@@ -156,8 +138,9 @@ impl Runner {
     /// # Errors
     /// Anything from the device; sticky.
     pub fn run(&mut self, chooses: Chooses, queue: &mut DeviceQueue) -> Result<(), CudaError> {
-        let capturable = self.plan.prefill_items.is_empty() && self.options.graphs_max > 0;
-        let captured = captured_rows(self.plan.rows()).filter(|_| capturable);
+        let plan = &self.step.plan;
+        let capturable = plan.prefill_items.is_empty() && self.options.graphs_max > 0;
+        let captured = captured_rows(plan.rows()).filter(|_| capturable);
         let key = self.key(chooses, captured);
         self.submit(key, captured.is_some(), queue)?;
         queue.marks.end(&queue.stream)?;
@@ -202,7 +185,7 @@ impl Runner {
         let blocks: Vec<BlockId> = (0..longest.div_ceil(BLOCK_TOKENS as usize) as BlockId).collect();
         for tokens in prompt_lengths(longest) {
             self.begin();
-            self.tokens.resize(tokens, 0);
+            self.step.tokens.resize(tokens, 0);
             let prompt = SequenceShape { start: 0, tokens, drafts: 0, tree: None, blocks: &blocks };
             self.plan(std::iter::once(prompt));
             self.submit(self.key(Chooses::Nothing, None), false, queue)?;
@@ -217,33 +200,27 @@ impl Runner {
 
     /// Padded sizes of the step at hand.
     fn key(&self, chooses: Chooses, captured: Option<usize>) -> StepKey {
-        let rows = captured.unwrap_or_else(|| eager_rows(self.plan.rows()));
-        let logits = self.gather.len();
+        let plan = &self.step.plan;
+        let rows = captured.unwrap_or_else(|| eager_rows(plan.rows()));
+        let logits = self.step.gather.len();
         let logit_rows = if logits == 0 { 0 } else { captured_rows(logits).unwrap_or(logits) };
         let step = StepSizes {
             rows,
             logit_rows,
-            decode: captured.is_some() || !self.plan.items.is_empty(),
-            large: self.plan.large,
-            prefill_items: self.plan.prefill_items.len(),
+            decode: captured.is_some() || !plan.items.is_empty(),
+            large: plan.large,
+            prefill_items: plan.prefill_items.len(),
         };
         let sequences = rows.min(BATCH_SEQUENCES_MAX as usize);
         let chooses = if logits == 0 { Chooses::Nothing } else { chooses };
-        StepKey { step, sequences, chooses, filtered: self.sampling.filtered() }
+        StepKey { step, sequences, chooses, filtered: self.step.sampling.filtered() }
     }
 
     fn submit(&mut self, key: StepKey, capture: bool, queue: &mut DeviceQueue) -> Result<(), CudaError> {
-        let data = StepData {
-            tokens: &self.tokens,
-            gather: &self.gather,
-            plan: &self.plan,
-            sampling: &self.sampling,
-            verify: &self.verify,
-        };
-        if self.inputs.reserve(key.inputs(), data)? {
+        if self.inputs.reserve(key.inputs(), &self.step)? {
             self.graphs.clear();
         }
-        self.inputs.write(key.inputs(), data);
+        self.inputs.write(key.inputs(), &self.step);
         queue.marks.begin(&queue.stream)?;
         self.inputs.send(&queue.stream)?;
         self.last = Some(key);
@@ -309,7 +286,7 @@ impl Runner {
 
     fn judge(&mut self, key: StepKey, stream: &Stream) -> Result<usize, CudaError> {
         let addresses = self.inputs.sampling_addresses(key.inputs());
-        let (tokens, path) = verdict_words(key);
+        let places = key.verdicts();
         let results = self.results.mut_ptr();
         let params = VerifyParams {
             sample: self.sample_params(key),
@@ -318,37 +295,24 @@ impl Runner {
             drafts: addresses.drafts,
             parents: addresses.parents,
             outcomes: results.cast(),
-            tokens: results.wrapping_add(tokens).cast(),
-            path: results.wrapping_add(path).cast(),
+            tokens: results.wrapping_add(places.tokens).cast(),
+            path: results.wrapping_add(places.path).cast(),
             sequence_count: key.sequences as i32,
         };
         // SAFETY: as in `propose`.
         check_launch(unsafe { kernels::specserve_verify(&params, stream.raw()) }, "verify")?;
-        Ok(path + key.step.logit_rows)
+        Ok(places.end)
     }
 
-    /// The proposal of a row of logits of the last step, whose results were waited for.
-    pub fn proposal(&self, row: usize) -> DraftProposal {
-        let words = &self.results_host[row * PROPOSAL_WORDS..(row + 1) * PROPOSAL_WORDS];
-        DraftProposal {
-            token: words[0] as i32,
-            runner_up: words[1] as i32,
-            probability: f32::from_bits(words[2]),
-            margin: f32::from_bits(words[3]),
-            finite: words[4] as i32,
-        }
+    /// The words of the last step's results, which were waited for.
+    pub fn results(&self) -> &[u32] {
+        &self.results_host
     }
 
-    /// The outcome of a sequence of the last step, with the tokens and the path of the rows
-    /// from `first_row` on.
-    pub fn outcome(&self, sequence: usize, first_row: usize) -> (VerifyOutcome, &[u32], &[u32]) {
-        let words = &self.results_host[..];
-        let at = sequence * OUTCOME_WORDS;
-        let outcome = VerifyOutcome { accepted: words[at] as i32, finite: words[at + 1] as i32 };
-        let Some(key) = self.last else { return (outcome, &[], &[]) };
-        let (tokens, path) = verdict_words(key);
-        let rows = key.step.logit_rows;
-        (outcome, &words[tokens + first_row..tokens + rows], &words[path + first_row..path + rows])
+    /// What the last step's verification brought, whose results were waited for.
+    pub fn verdicts(&self) -> VerdictResults<'_> {
+        let places = self.last.map_or(VerdictWords::of(0, 0), |key| key.verdicts());
+        VerdictResults::new(&self.results_host, places)
     }
 
     /// Graphs captured so far.
@@ -362,10 +326,4 @@ impl Runner {
 fn prompt_lengths(longest: usize) -> impl Iterator<Item = usize> {
     let doubled = std::iter::successors(Some(2 * EAGER_ROWS), |tokens| Some(2 * tokens));
     doubled.take_while(move |&tokens| tokens < longest).chain(Some(longest))
-}
-
-/// Where tokens and paths start in the results of a verification, in words.
-fn verdict_words(key: StepKey) -> (usize, usize) {
-    let tokens = key.sequences * OUTCOME_WORDS;
-    (tokens, tokens + key.step.logit_rows)
 }

@@ -35,10 +35,24 @@ impl SamplingRows {
     /// Adds a row that chooses the token for absolute `position`. `history` holds the tokens
     /// before it (read only where [`SamplingParams::needs_history`]).
     pub fn push(&mut self, params: &SamplingParams, position: u32, history: &TokenHistory) {
+        let first = self.adjustments.len();
+        self.adjust(params, history);
+        let row = self.row(params);
+        let adjustments = (self.adjustments.len() - first) as i32;
+        let first_adjustment = first as i32;
+        self.rows.push(SamplingRow { position: position as i32, first_adjustment, adjustments, ..row });
+    }
+
+    /// Adds a row for each position, of parameters that [adjust](adjusts) nothing.
+    pub fn push_unadjusted(&mut self, params: &SamplingParams, positions: impl Iterator<Item = i32>) {
+        let row = self.row(params);
+        self.rows.extend(positions.map(|position| SamplingRow { position, ..row }));
+    }
+
+    /// What rows of these parameters have in common; notes whether they filter.
+    fn row(&mut self, params: &SamplingParams) -> SamplingRow {
         // Also for NaN, which no comparison holds for.
         let sampled = params.temperature > 0.0;
-        let first_adjustment = self.adjustments.len() as i32;
-        self.adjust(params, history);
         let row = SamplingRow {
             seed: params.seed,
             scale: if sampled { 1.0 / params.temperature.max(TEMPERATURE_MIN) } else { 1.0 },
@@ -46,12 +60,12 @@ impl SamplingRows {
             min_score: min_score(params.min_p),
             top_k: i32::try_from(params.top_k).unwrap_or(i32::MAX),
             greedy: i32::from(!sampled),
-            position: position as i32,
-            first_adjustment,
-            adjustments: self.adjustments.len() as i32 - first_adjustment,
+            position: PADDING,
+            first_adjustment: self.adjustments.len() as i32,
+            adjustments: 0,
         };
         self.filtered |= sampled && (row.top_k > 0 || row.top_p < 1.0 || row.min_score > f32::NEG_INFINITY);
-        self.rows.push(row);
+        row
     }
 
     /// Adds a row that chooses nothing.
@@ -76,7 +90,7 @@ impl SamplingRows {
 
     /// Steps 1 to 3 of [`distribution`](crate::sampling::distribution), as one entry per token.
     fn adjust(&mut self, params: &SamplingParams, history: &TokenHistory) {
-        if !params.needs_history() && params.logit_bias.is_empty() {
+        if !adjusts(params) {
             return;
         }
         let mut by_token: BTreeMap<TokenId, LogitAdjustment> = BTreeMap::new();
@@ -95,6 +109,11 @@ impl SamplingRows {
         }
         self.adjustments.extend(by_token.into_values());
     }
+}
+
+/// Whether parameters change logits before a token is chosen from them.
+pub fn adjusts(params: &SamplingParams) -> bool {
+    params.needs_history() || !params.logit_bias.is_empty()
 }
 
 fn entry(by_token: &mut BTreeMap<TokenId, LogitAdjustment>, token: TokenId) -> &mut LogitAdjustment {
@@ -135,6 +154,20 @@ mod tests {
         assert!(row(&SamplingParams { top_k: 1, ..plain.clone() }).1);
         assert!(row(&SamplingParams { top_p: 0.99, ..plain.clone() }).1);
         assert!(row(&SamplingParams { min_p: 0.01, ..plain }).1);
+    }
+
+    #[test]
+    fn rows_without_adjustments_are_the_same_one_by_one_and_together() {
+        let biased = SamplingParams { logit_bias: vec![(3, 2.0)], ..SamplingParams::greedy() };
+        let plain = SamplingParams { temperature: 0.7, top_k: 9, seed: 5, ..SamplingParams::greedy() };
+        let (mut together, mut single) = (SamplingRows::new(), SamplingRows::new());
+        together.push(&biased, 1, &TokenHistory::none());
+        together.push_unadjusted(&plain, [40, 41, 41].into_iter());
+        single.push(&biased, 1, &TokenHistory::none());
+        [40, 41, 41].iter().for_each(|&position| single.push(&plain, position, &TokenHistory::none()));
+        assert!(adjusts(&biased) && !adjusts(&plain));
+        assert_eq!(format!("{together:?}"), format!("{single:?}"));
+        assert_eq!(together.rows()[3].first_adjustment, 1);
     }
 
     #[test]

@@ -1,141 +1,12 @@
 //! One step's inputs: written to page-locked memory, copied to the device in one piece.
-//!
-//! The layout is fixed by the step's padded sizes, so that a captured graph finds every
-//! array at the address where it was captured. Parts without a fixed size come last; block
-//! tables and adjustments are addressed from the start of the whole memory.
 
-use super::attention_plan::AttentionPlan;
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::CudaError;
-use super::ffi::kernels::{AttentionItem, LogitAdjustment, SamplingRow, VerifySequence};
+use super::ffi::kernels::{LogitAdjustment, SamplingRow, VerifySequence};
 use super::forward::StepAddresses;
-use super::sampling_rows::SamplingRows;
+use super::host_step::HostStep;
+use super::step_layout::{InputSizes, Layout, Written, words_needed, write};
 use super::stream::Stream;
-
-/// Words between the parts: every part starts at a multiple of 16 bytes.
-const ALIGNMENT_WORDS: usize = 4;
-/// Words behind a step that the decode kernel's CTAs may read before they know that there is
-/// no item for them.
-const READ_AHEAD_WORDS: usize = 1024 * ITEM_WORDS;
-/// Words of an [`AttentionItem`].
-const ITEM_WORDS: usize = size_of::<AttentionItem>() / 4;
-/// Words of a [`LogitAdjustment`].
-const ADJUSTMENT_WORDS: usize = size_of::<LogitAdjustment>() / 4;
-
-/// Place of `segment.table` in an [`AttentionItem`], in words.
-const TABLE_WORD: usize = std::mem::offset_of!(AttentionItem, segment.table) / 4;
-
-/// Types that are whole 32-bit words without padding, as the kernels read them.
-///
-/// # Safety
-/// Every byte of every value is initialised.
-unsafe trait Words: Copy {}
-// SAFETY: integers.
-unsafe impl Words for i32 {}
-// SAFETY: integers.
-unsafe impl Words for u64 {}
-// SAFETY: `repr(C)` structs of 32-bit fields.
-unsafe impl Words for AttentionItem {}
-// SAFETY: as above.
-unsafe impl Words for VerifySequence {}
-// SAFETY: as above.
-unsafe impl Words for LogitAdjustment {}
-// SAFETY: one 64-bit field, then eight of 32 bits: no padding.
-unsafe impl Words for SamplingRow {}
-const _: () = assert!(size_of::<SamplingRow>() == 8 + 8 * 4);
-
-/// Padded sizes of a step, as the layout needs them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct InputSizes {
-    /// Input rows.
-    pub rows: usize,
-    /// Rows of logits.
-    pub logit_rows: usize,
-    /// Sequences.
-    pub sequences: usize,
-}
-
-/// Where each part starts, in words.
-#[derive(Clone, Copy, Debug)]
-struct Layout {
-    tokens: usize,
-    positions: usize,
-    slots: usize,
-    masks: usize,
-    gather: usize,
-    sampling: usize,
-    sequence_of: usize,
-    drafts: usize,
-    parents: usize,
-    sequences: usize,
-    merges: usize,
-    items: usize,
-}
-
-impl Layout {
-    fn new(sizes: InputSizes) -> Layout {
-        let mut next = ALIGNMENT_WORDS; // the counts of items and merges
-        let mut part = |words: usize| {
-            let start = next;
-            next += words.next_multiple_of(ALIGNMENT_WORDS);
-            start
-        };
-        let InputSizes { rows, logit_rows, sequences } = sizes;
-        Layout {
-            tokens: part(rows),
-            positions: part(rows),
-            slots: part(rows),
-            masks: part(2 * rows),
-            gather: part(logit_rows),
-            sampling: part(logit_rows * size_of::<SamplingRow>() / 4),
-            sequence_of: part(logit_rows),
-            drafts: part(logit_rows),
-            parents: part(logit_rows),
-            sequences: part(sequences * size_of::<VerifySequence>() / 4),
-            // A tile has at least one row, so there are no more merges than rows.
-            merges: part(rows * ITEM_WORDS),
-            items: part(0),
-        }
-    }
-}
-
-/// What the verification walks, see csrc/sampling.h. Reused from step to step.
-#[derive(Debug, Default)]
-pub struct VerifyInputs {
-    /// One per sequence that samples.
-    pub sequences: Vec<VerifySequence>,
-    /// The sequence of each row of logits.
-    pub sequence_of: Vec<i32>,
-    /// The draft before each row of logits.
-    pub drafts: Vec<i32>,
-    /// Its parent's place.
-    pub parents: Vec<i32>,
-}
-
-impl VerifyInputs {
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.sequences.clear();
-        self.sequence_of.clear();
-        self.drafts.clear();
-        self.parents.clear();
-    }
-}
-
-/// Everything that a step reads.
-#[derive(Clone, Copy)]
-pub struct StepData<'a> {
-    /// Input tokens.
-    pub tokens: &'a [i32],
-    /// Rows that need logits.
-    pub gather: &'a [i32],
-    /// The attention plan.
-    pub plan: &'a AttentionPlan,
-    /// How each row of logits chooses.
-    pub sampling: &'a SamplingRows,
-    /// What is verified.
-    pub verify: &'a VerifyInputs,
-}
 
 /// Device addresses of what sampling reads.
 #[derive(Clone, Copy, Debug)]
@@ -158,9 +29,8 @@ pub struct SamplingAddresses {
 pub struct StepInputs {
     device: DeviceBuffer<u32>,
     pinned: PinnedBuffer<u32>,
-    prefill_items: usize,
-    /// Words of the step that was written last.
-    written: usize,
+    /// The step that was written last.
+    written: Written,
 }
 
 impl StepInputs {
@@ -172,14 +42,8 @@ impl StepInputs {
         Ok(StepInputs {
             device: DeviceBuffer::uninitialized(words)?,
             pinned: PinnedBuffer::zeroed(words)?,
-            prefill_items: 0,
-            written: 0,
+            written: Written { prefill_items: 0, words: 0 },
         })
-    }
-
-    /// Words that a step of these sizes takes before its parts without a fixed size.
-    pub fn fixed_words(sizes: InputSizes) -> usize {
-        Layout::new(sizes).items
     }
 
     /// Makes room for a step; true when addresses changed, so that graphs are stale. The
@@ -187,16 +51,8 @@ impl StepInputs {
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn reserve(&mut self, sizes: InputSizes, data: StepData) -> Result<bool, CudaError> {
-        let plan = data.plan;
-        let items = (plan.items.len() + plan.prefill_items.len()) * ITEM_WORDS;
-        let adjustments = (data.sampling.adjustments().len() + 1) * ADJUSTMENT_WORDS;
-        let words = Self::fixed_words(sizes)
-            + items
-            + plan.tables.len()
-            + adjustments
-            + 2 * ALIGNMENT_WORDS
-            + READ_AHEAD_WORDS;
+    pub fn reserve(&mut self, sizes: InputSizes, step: &HostStep) -> Result<bool, CudaError> {
+        let words = words_needed(sizes, step);
         if words <= self.device.len() {
             return Ok(false);
         }
@@ -206,40 +62,8 @@ impl StepInputs {
 
     /// Writes a step, padding included, to page-locked memory. Room was reserved, and the
     /// stream has passed the copy before.
-    pub fn write(&mut self, sizes: InputSizes, data: StepData) {
-        let layout = Layout::new(sizes);
-        let (plan, sampling, verify) = (data.plan, data.sampling, data.verify);
-        let words = &mut self.pinned[..];
-        put(words, 0, &[plan.items.len() as i32, plan.merges.len() as i32]);
-        put(words, layout.merges, &plan.merges);
-        put_padded(words, layout.tokens, data.tokens, sizes.rows, -1);
-        put_padded(words, layout.positions, &plan.positions, sizes.rows, 0);
-        put_padded(words, layout.slots, &plan.slots, sizes.rows, -1);
-        put_padded(words, layout.masks, &plan.masks, sizes.rows, 1);
-        put_padded(words, layout.gather, data.gather, sizes.logit_rows, -1);
-        put_padded(words, layout.sequence_of, &verify.sequence_of, sizes.logit_rows, -1);
-        put_padded(words, layout.drafts, &verify.drafts, sizes.logit_rows, -1);
-        put_padded(words, layout.parents, &verify.parents, sizes.logit_rows, 0);
-        let no_sequence = VerifySequence { first_row: 0, drafts: -1, tree: 0 };
-        put_padded(words, layout.sequences, &verify.sequences, sizes.sequences, no_sequence);
-
-        let after_items = put(words, layout.items, &plan.items);
-        self.prefill_items = after_items;
-        let tables = put(words, after_items, &plan.prefill_items);
-        let adjustments = put(words, tables, &plan.tables).next_multiple_of(ADJUSTMENT_WORDS);
-        let end = put(words, adjustments, sampling.adjustments());
-
-        let items = plan.items.len() + plan.prefill_items.len();
-        for item in words[layout.items..].chunks_mut(ITEM_WORDS).take(items) {
-            item[TABLE_WORD] += tables as u32; // tables count from the start of the memory
-        }
-        let no_row = SamplingRow { position: -1, ..SamplingRow::default() };
-        put_padded(words, layout.sampling, sampling.rows(), sizes.logit_rows, no_row);
-        let row_words = size_of::<SamplingRow>() / 4;
-        for row in words[layout.sampling..].chunks_mut(row_words).take(sampling.rows().len()) {
-            row[row_words - 2] += (adjustments / ADJUSTMENT_WORDS) as u32;
-        }
-        self.written = end;
+    pub fn write(&mut self, sizes: InputSizes, step: &HostStep) {
+        self.written = write(&mut self.pinned, sizes, step);
     }
 
     /// Enqueues the copy of what was written to the device.
@@ -249,7 +73,7 @@ impl StepInputs {
     pub fn send(&mut self, stream: &Stream) -> Result<(), CudaError> {
         // SAFETY: the pinned memory lives as long as the device's, and is written next only
         // after the stream was synchronised (our caller's contract).
-        unsafe { self.device.upload_async(0, &self.pinned[..self.written], stream) }
+        unsafe { self.device.upload_async(0, &self.pinned[..self.written.words], stream) }
     }
 
     /// Addresses of a step of these sizes, for the forward pass.
@@ -264,7 +88,7 @@ impl StepInputs {
             items: self.at(layout.items),
             item_count: self.at(0),
             merges: self.at(layout.merges),
-            prefill_items: self.at(self.prefill_items),
+            prefill_items: self.at(self.written.prefill_items),
             tables: self.at(0),
         }
     }
@@ -284,61 +108,5 @@ impl StepInputs {
 
     fn at<T>(&self, word: usize) -> *const T {
         self.device.ptr().wrapping_add(word).cast()
-    }
-}
-
-/// Writes values at a word; returns the next word that is free and aligned.
-fn put<T: Words>(words: &mut [u32], at: usize, values: &[T]) -> usize {
-    let count = size_of_val(values) / 4;
-    let target = &mut words[at..at + count];
-    // SAFETY: `target` has exactly the values' size; `Words` promises initialised bytes.
-    unsafe {
-        std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), target.as_mut_ptr().cast(), count * 4);
-    }
-    (at + count).next_multiple_of(ALIGNMENT_WORDS)
-}
-
-fn put_padded<T: Words>(words: &mut [u32], at: usize, values: &[T], length: usize, padding: T) {
-    assert!(values.len() <= length, "a step larger than its padded size");
-    put(words, at, values);
-    for index in values.len()..length {
-        put(words, at + index * size_of::<T>() / 4, &[padding]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_do_not_overlap_and_start_at_sixteen_bytes() {
-        for (rows, logit_rows, sequences) in [(1, 1, 1), (24, 8, 7), (1024, 1024, 256), (4160, 0, 33)] {
-            let layout = Layout::new(InputSizes { rows, logit_rows, sequences });
-            let parts = [
-                (layout.tokens, rows),
-                (layout.positions, rows),
-                (layout.slots, rows),
-                (layout.masks, 2 * rows),
-                (layout.gather, logit_rows),
-                (layout.sampling, 10 * logit_rows),
-                (layout.sequence_of, logit_rows),
-                (layout.drafts, logit_rows),
-                (layout.parents, logit_rows),
-                (layout.sequences, 3 * sequences),
-                (layout.merges, 12 * rows),
-                (layout.items, 0),
-            ];
-            assert!(parts.iter().all(|(start, _)| start % ALIGNMENT_WORDS == 0));
-            assert!(parts.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
-        }
-    }
-
-    #[test]
-    fn padding_fills_up_to_the_padded_size_and_not_further() {
-        let mut words = [7u32; 8];
-        put_padded(&mut words, 1, &[5i32], 3, -1);
-        assert_eq!(words, [7, 5, u32::MAX, u32::MAX, 7, 7, 7, 7]);
-        put_padded(&mut words, 4, &[] as &[u64], 1, 1);
-        assert_eq!(words[4..], [1, 0, 7, 7]);
     }
 }

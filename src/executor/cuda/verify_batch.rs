@@ -2,7 +2,10 @@
 
 use super::executor::{input_shape, token_history};
 use super::ffi::kernels::VerifySequence;
+use super::host_step::HostStep;
 use super::runner::{Chooses, DeviceQueue, Runner};
+use super::sampling_rows::{SamplingRows, adjusts};
+use super::step_results::VerdictResults;
 use crate::executor::{ExecutorError, Verdict, VerifyRow};
 use crate::sampling::TokenHistory;
 
@@ -20,65 +23,60 @@ pub fn run(
     if rows.is_empty() {
         return Ok(());
     }
-    fill(rows, runner);
+    fill(rows, &mut runner.step);
     runner.run(Chooses::Verdicts, queue)?;
-    let vocab = runner.model.spec().vocab_size as u32;
-    let mut sequence = 0;
-    for row in rows {
-        if !row.sample {
-            out.push(Verdict { finite: true, ..Verdict::default() });
-            continue;
-        }
-        let verdict =
-            read(row, runner, sequence).filter(|verdict| verdict.tokens.iter().all(|&token| token < vocab));
-        let Some(verdict) = verdict else {
-            let text = format!("the device's verdict on request {} makes no sense", row.input.request);
-            return Err(ExecutorError::Device(text));
-        };
-        out.push(verdict);
-        sequence += 1;
-    }
-    Ok(())
+    read(rows, &runner.step, runner.verdicts(), runner.model.spec().vocab_size as u32, out)
 }
 
-fn fill(rows: &[VerifyRow], runner: &mut Runner) {
-    runner.begin();
+/// Puts a batch's rows into a step.
+pub fn fill(rows: &[VerifyRow], step: &mut HostStep) {
+    step.clear();
     for row in rows {
-        runner.tokens.extend(row.input.tokens.iter().map(|&token| token as i32));
+        step.push_tokens(&row.input.tokens);
     }
-    runner.plan(rows.iter().map(|row| input_shape(&row.input, row.drafts, row.tree.as_deref())));
+    step.plan.build(rows.iter().map(|row| input_shape(&row.input, row.drafts, row.tree.as_deref())));
     let mut first_row = 0;
     for row in rows {
         if row.sample {
-            fill_row(row, first_row, runner);
+            fill_row(row, first_row, step);
         }
         first_row += row.input.tokens.len();
     }
 }
 
 /// The rows of logits of one sequence: behind its last committed token and behind each draft.
-fn fill_row(row: &VerifyRow, first_row: usize, runner: &mut Runner) {
+fn fill_row(row: &VerifyRow, first_row: usize, step: &mut HostStep) {
     let drafts = row.drafts as usize;
-    let root = row.input.tokens.len() - drafts - 1;
-    let sequence = runner.verify.sequences.len() as i32;
-    runner.verify.sequences.push(VerifySequence {
-        first_row: runner.gather.len() as i32,
+    let root = first_row + row.input.tokens.len() - drafts - 1;
+    let verify = &mut step.verify;
+    let sequence = verify.sequences.len() as i32;
+    verify.sequences.push(VerifySequence {
+        first_row: step.gather.len() as i32,
         drafts: drafts as i32,
         tree: i32::from(row.tree.is_some()),
     });
+    verify.sequence_of.extend(std::iter::repeat_n(sequence, drafts + 1));
+    verify.drafts.push(-1);
+    verify.drafts.extend_from_slice(&step.tokens[root + 1..=root + drafts]);
+    verify.parents.push(0);
+    match &row.tree {
+        Some(parents) => verify.parents.extend(parents.iter().map(|&parent| parent as i32)),
+        None => verify.parents.extend(0..drafts as i32),
+    }
+    step.gather.extend(root as i32..=(root + drafts) as i32);
+    fill_sampling(row, &step.plan.positions[root..=root + drafts], &mut step.sampling);
+}
+
+/// How the rows of logits behind these positions choose.
+fn fill_sampling(row: &VerifyRow, positions: &[i32], sampling: &mut SamplingRows) {
+    let params = &row.input.sampling;
+    if !adjusts(params) {
+        sampling.push_unadjusted(params, positions.iter().map(|position| position + 1));
+        return;
+    }
     let mut history = PathHistory::new(row);
-    for place in 0..=drafts {
-        let input_row = first_row + root + place;
-        let position = runner.positions()[input_row] as u32 + 1;
-        runner.gather.push(input_row as i32);
-        runner.sampling.push(&row.input.sampling, position, history.at(place));
-        runner.verify.sequence_of.push(sequence);
-        let (draft, parent) = match place {
-            0 => (-1, 0),
-            place => (row.input.tokens[root + place] as i32, parent_of(row, place)),
-        };
-        runner.verify.drafts.push(draft);
-        runner.verify.parents.push(parent as i32);
+    for (place, &position) in positions.iter().enumerate() {
+        sampling.push(params, position as u32 + 1, history.at(place));
     }
 }
 
@@ -119,10 +117,39 @@ impl<'a> PathHistory<'a> {
     }
 }
 
+/// Turns a step's results into one verdict per row of its batch, put behind those in `out`.
+///
+/// # Errors
+/// [`ExecutorError::Device`] when the results make no sense.
+pub fn read(
+    rows: &[VerifyRow],
+    step: &HostStep,
+    results: VerdictResults,
+    vocab_size: u32,
+    out: &mut Vec<Verdict>,
+) -> Result<(), ExecutorError> {
+    let mut sequence = 0;
+    for row in rows {
+        if !row.sample {
+            out.push(Verdict { finite: true, ..Verdict::default() });
+            continue;
+        }
+        let first_row = step.verify.sequences[sequence].first_row as usize;
+        let verdict = read_row(row, results, sequence, first_row);
+        let verdict = verdict.filter(|verdict| verdict.tokens.iter().all(|&token| token < vocab_size));
+        let Some(verdict) = verdict else {
+            let text = format!("the device's verdict on request {} makes no sense", row.input.request);
+            return Err(ExecutorError::Device(text));
+        };
+        out.push(verdict);
+        sequence += 1;
+    }
+    Ok(())
+}
+
 /// `None` when the device's numbers can't be a verdict on this row.
-fn read(row: &VerifyRow, runner: &Runner, sequence: usize) -> Option<Verdict> {
-    let first_row = runner.verify.sequences[sequence].first_row as usize;
-    let (outcome, tokens, path) = runner.outcome(sequence, first_row);
+fn read_row(row: &VerifyRow, results: VerdictResults, sequence: usize, first_row: usize) -> Option<Verdict> {
+    let (outcome, tokens, path) = results.outcome(sequence, first_row);
     if outcome.finite == 0 {
         return Some(Verdict::default());
     }
@@ -135,4 +162,84 @@ fn read(row: &VerifyRow, runner: &Runner, sequence: usize) -> Option<Verdict> {
     let known = path.last().is_none_or(|&last| last < row.drafts);
     let tokens = tokens[..=accepted].to_vec();
     (ascending && known).then_some(Verdict { tokens, accepted: accepted as u32, path, finite: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::attention_plan::AttentionRoom;
+    use super::super::step_results::VerdictWords;
+    use super::*;
+    use crate::executor::SequenceInput;
+    use crate::request::RequestId;
+    use crate::sampling::SamplingParams;
+
+    fn row(start: u32, tokens: &[u32], drafts: u32, tree: Option<Vec<u32>>) -> VerifyRow {
+        let input = SequenceInput {
+            request: RequestId(1),
+            tokens: tokens.to_vec(),
+            start,
+            blocks: vec![0, 1, 2, 3],
+            sampling: Arc::new(SamplingParams::greedy()),
+            history: None,
+        };
+        VerifyRow { input, drafts, tree, sample: true }
+    }
+
+    /// A prefill chunk that does not sample, a chain of two drafts, a tree of two siblings.
+    fn batch() -> (Vec<VerifyRow>, HostStep) {
+        let chunk = VerifyRow { sample: false, ..row(0, &[1, 2, 3], 0, None) };
+        let rows = vec![chunk, row(20, &[4, 50, 51], 2, None), row(9, &[5, 60, 61], 2, Some(vec![0, 0]))];
+        let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
+        fill(&rows, &mut step);
+        (rows, step)
+    }
+
+    fn verdicts(words: &[u32]) -> Result<Vec<Verdict>, ExecutorError> {
+        let (rows, step) = batch();
+        let mut out = Vec::new();
+        let results = VerdictResults::new(words, VerdictWords::of(2, 6));
+        read(&rows, &step, results, 100, &mut out).map(|()| out)
+    }
+
+    #[test]
+    fn each_place_of_a_sequence_that_samples_has_a_row_of_logits() {
+        let (_, step) = batch();
+        assert_eq!(step.tokens, [1, 2, 3, 4, 50, 51, 5, 60, 61]);
+        assert_eq!(step.gather, [3, 4, 5, 6, 7, 8]);
+        assert_eq!(step.verify.sequence_of, [0, 0, 0, 1, 1, 1]);
+        assert_eq!(step.verify.drafts, [-1, 50, 51, -1, 60, 61]);
+        assert_eq!(step.verify.parents, [0, 0, 1, 0, 0, 0]);
+        let sequences: Vec<_> =
+            step.verify.sequences.iter().map(|one| (one.first_row, one.drafts, one.tree)).collect();
+        assert_eq!(sequences, [(0, 2, 0), (3, 2, 1)]);
+        let positions: Vec<i32> = step.sampling.rows().iter().map(|row| row.position).collect();
+        assert_eq!(positions, [21, 22, 23, 10, 11, 11], "siblings stand at one position");
+    }
+
+    #[test]
+    fn results_become_one_verdict_per_row() {
+        // outcomes (accepted, finite), then tokens of six rows, then their paths
+        let words = [1, 1, 1, 1, 50, 7, 0, 61, 8, 0, 0, 0, 0, 1, 0, 0];
+        let chain = Verdict { tokens: vec![50, 7], accepted: 1, path: vec![], finite: true };
+        let tree = Verdict { tokens: vec![61, 8], accepted: 1, path: vec![1], finite: true };
+        let silent = Verdict { finite: true, ..Verdict::default() };
+        assert_eq!(verdicts(&words), Ok(vec![silent, chain, tree]));
+    }
+
+    #[test]
+    fn a_row_that_is_not_finite_has_no_tokens_and_nonsense_is_refused() {
+        let good = [1, 1, 1, 1, 50, 7, 0, 61, 8, 0, 0, 0, 0, 1, 0, 0];
+        let with = |place: usize, word: u32| {
+            let mut words = good;
+            words[place] = word;
+            verdicts(&words)
+        };
+        assert_eq!(with(1, 0).expect("an outcome")[1], Verdict::default());
+        assert!(matches!(with(0, 3), Err(ExecutorError::Device(_))), "three of two drafts");
+        assert!(matches!(with(0, u32::MAX), Err(ExecutorError::Device(_))), "less than none");
+        assert!(matches!(with(5, 100), Err(ExecutorError::Device(_))), "no token of the vocabulary");
+        assert!(matches!(with(13, 2), Err(ExecutorError::Device(_))), "a place without a draft");
+    }
 }
