@@ -7,8 +7,10 @@
 
 pub mod answer;
 pub mod body;
+pub mod counters;
 pub mod engine;
 pub mod error;
+pub mod error_code;
 pub mod fields;
 pub mod output;
 pub mod params;
@@ -24,10 +26,12 @@ mod stream;
 mod text_routes;
 mod write_stall;
 
+pub use counters::ApiCounters;
 pub use engine::{
     ChatMessage, ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextDecoder, TextModel,
 };
 pub use error::ApiError;
+pub use error_code::ErrorCode;
 pub use routes::{ApiLimits, router};
 pub use server::{Server, ServerError};
 pub use socket::{BoundSocket, SocketError, SocketOptions};

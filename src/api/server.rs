@@ -1,12 +1,17 @@
 //! Serves the routes on a Unix socket and optionally on TCP, and stops in stages.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::Response;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,6 +19,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::counters::ApiCounters;
+use super::error_code::ErrorCode;
 use super::routes::ApiLimits;
 use super::socket::{BoundSocket, SocketFile};
 use super::write_stall::WriteStall;
@@ -65,7 +72,7 @@ pub struct Server {
 impl Server {
     /// Serves `router` on the bound socket, and on `tcp` if given, with at most
     /// `connections_max` connections on each. Must be called within a tokio runtime.
-    /// `limits` are those that the router was built with.
+    /// `limits` and `counters` are those that the router was built with.
     ///
     /// # Errors
     /// See [`ServerError`].
@@ -74,6 +81,7 @@ impl Server {
         socket: BoundSocket,
         tcp: Option<SocketAddr>,
         limits: &ApiLimits,
+        counters: Arc<ApiCounters>,
     ) -> Result<Server, ServerError> {
         let (listener, file) = socket.into_parts();
         let unix = UnixListener::from_std(listener).map_err(ServerError::Unix)?;
@@ -88,6 +96,7 @@ impl Server {
         let (stage, stages) = watch::channel(Stage::Open);
         let acceptor = || Acceptor {
             router: router.clone(),
+            counters: counters.clone(),
             stages: stages.clone(),
             header_timeout: limits.header_timeout,
             permits: Arc::new(Semaphore::new(limits.connections_max)),
@@ -170,6 +179,7 @@ impl Listener {
 #[derive(Clone)]
 struct Acceptor {
     router: Router,
+    counters: Arc<ApiCounters>,
     stages: watch::Receiver<Stage>,
     header_timeout: Duration,
     /// One for each connection. Each listener has its own: waiting to accept takes one.
@@ -216,7 +226,8 @@ impl Acceptor {
     /// Serves one connection until it ends.
     async fn serve(mut self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
         let io = TokioIo::new(WriteStall::new(stream, WRITE_STALL_TIMEOUT));
-        let service = TowerToHyperService::new(self.router);
+        let (router, counters) = (self.router, self.counters.clone());
+        let service = service_fn(move |request| answer(router.clone(), counters.clone(), request));
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
         builder.max_buf_size(HEAD_BYTES_MAX);
@@ -229,10 +240,26 @@ impl Acceptor {
             }
         };
         if let Err(error) = outcome {
+            if error.is_parse() {
+                self.counters.count_bad_head();
+            }
             tracing::debug!("a connection ended early: {error}");
         }
         drop(permit);
     }
+}
+
+/// One answer, counted if it is an error.
+async fn answer(
+    router: Router,
+    counters: Arc<ApiCounters>,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible> {
+    let response = TowerToHyperService::new(router).call(request).await?;
+    if let Some(&code) = response.extensions().get::<ErrorCode>() {
+        counters.count_error(code);
+    }
+    Ok(response)
 }
 
 /// Waits until the stop has gone at least as far as `stage`, or the server is gone.

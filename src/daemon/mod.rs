@@ -18,7 +18,9 @@ pub use recording::{OnSequence, record};
 
 use crate::actors::{ConditionBoard, Engine};
 use crate::analyzer::AnalyzerError;
-use crate::api::{ApiLimits, BoundSocket, Server, ServerError, SocketError, SocketOptions, router};
+use crate::api::{
+    ApiCounters, ApiLimits, BoundSocket, Server, ServerError, SocketError, SocketOptions, router,
+};
 use crate::config::Config;
 use crate::model::ModelError;
 use crate::policy::profile::ProfileError;
@@ -100,8 +102,9 @@ impl Daemon {
         let assembled = tokio::task::spawn_blocking(move || assembly::assemble(&config));
         let (engine, served) =
             assembled.await.map_err(|error| DaemonError::Start(format!("start-up panicked: {error}")))??;
-        let router = router(Arc::new(served), limits.clone());
-        let server = Server::start(router, bound, tcp, &limits).await?;
+        let counters = Arc::<ApiCounters>::default();
+        let router = router(Arc::new(served), limits.clone(), counters.clone());
+        let server = Server::start(router, bound, tcp, &limits, counters).await?;
         tracing::info!(socket = %socket.display(), tcp = ?server.tcp_address(), "serving");
         Ok(Daemon { engine, server, socket, drain_timeout })
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use specserve::actors::{AdmissionError, Generation, Submission};
 use specserve::api::{
-    ApiLimits, BoundSocket, ChatMessage, ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, Server,
-    SocketOptions, TextDecoder, TextModel, router,
+    ApiCounters, ApiLimits, BoundSocket, ChatMessage, ClassFacts, Engine, EngineFacts, Health,
+    SamplingDefaults, Server, SocketOptions, TextDecoder, TextModel, router,
 };
 use specserve::request::{
     FinishReason, RequestFailure, RequestId, RequestSummary, RequestTimes, Slo, SpeculationStats, TokenEvent,
@@ -258,8 +258,9 @@ impl Fixture {
         });
         let bound = BoundSocket::bind(&SocketOptions { path: socket.clone(), mode: 0o600 }).unwrap();
         let tcp = Some("127.0.0.1:0".parse().unwrap());
-        let server =
-            Server::start(router(engine.clone(), limits.clone()), bound, tcp, &limits).await.unwrap();
+        let counters = Arc::<ApiCounters>::default();
+        let router = router(engine.clone(), limits.clone(), counters.clone());
+        let server = Server::start(router, bound, tcp, &limits, counters).await.unwrap();
         Fixture { engine, server, socket, told: listener, _directory: directory }
     }
 

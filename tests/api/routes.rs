@@ -17,7 +17,11 @@ async fn models_state_and_metrics_are_there() {
     assert_eq!(get(&fixture, "/v1/engine/state").await.json(), json!({"fake": true}));
     let metrics = get(&fixture, "/metrics").await;
     assert_eq!(metrics.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    assert_eq!(metrics.text, "fake_total 1\n");
+    assert!(
+        metrics.text.starts_with("fake_total 1\n# HELP specserve_http_errors_total "),
+        "{}",
+        metrics.text
+    );
 }
 
 #[tokio::test]
