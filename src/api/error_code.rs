@@ -74,6 +74,8 @@ error_codes! {
     Cancelled = INTERNAL_SERVER_ERROR, "cancelled";
     /// The queue is at its bound.
     QueueFull = SERVICE_UNAVAILABLE, "queue_full";
+    /// There is no engine yet.
+    Starting = SERVICE_UNAVAILABLE, "starting";
     /// The engine takes no requests.
     Unavailable = SERVICE_UNAVAILABLE, "unavailable";
     /// The requests before it would make its first token too late.

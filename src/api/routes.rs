@@ -209,7 +209,8 @@ async fn ready<E: Engine>(State(app): Shared<E>) -> Response {
     health("ready", health_now.not_live.or(health_now.not_ready))
 }
 
-fn health(what: &str, reason: Option<String>) -> Response {
+/// An answer to a health route.
+pub fn health(what: &str, reason: Option<String>) -> Response {
     match reason {
         None => Json(json!({"status": what})).into_response(),
         Some(reason) => {
@@ -237,7 +238,8 @@ async fn no_route(uri: Uri) -> ApiError {
     ApiError::new(ErrorCode::UnknownUrl, format!("there is nothing at {}", uri.path()))
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+/// 405.
+pub async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let message = format!("{} does not take {method}", uri.path());
     ApiError::new(ErrorCode::MethodNotAllowed, message)
 }

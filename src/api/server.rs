@@ -64,20 +64,21 @@ enum Stage {
 /// A running server. Dropping it drops its connections.
 #[derive(Debug)]
 pub struct Server {
+    routes: watch::Sender<Router>,
     stage: watch::Sender<Stage>,
     tasks: Vec<JoinHandle<()>>,
     tcp_address: Option<SocketAddr>,
 }
 
 impl Server {
-    /// Serves `router` on the bound socket, and on `tcp` if given, with at most
-    /// `connections_max` connections on each. Must be called within a tokio runtime.
-    /// `limits` and `counters` are those that the router was built with.
+    /// Serves `routes` on the bound socket, and on `tcp` if given, with at most
+    /// `connections_max` connections on each, and counts errors in `counters`. Must be called
+    /// within a tokio runtime.
     ///
     /// # Errors
     /// See [`ServerError`].
     pub async fn start(
-        router: Router,
+        routes: Router,
         socket: BoundSocket,
         tcp: Option<SocketAddr>,
         limits: &ApiLimits,
@@ -94,8 +95,9 @@ impl Server {
         };
         let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
         let (stage, stages) = watch::channel(Stage::Open);
+        let (routes, routes_now) = watch::channel(routes);
         let acceptor = || Acceptor {
-            router: router.clone(),
+            routes: routes_now.clone(),
             counters: counters.clone(),
             stages: stages.clone(),
             header_timeout: limits.header_timeout,
@@ -103,12 +105,17 @@ impl Server {
         };
         let mut tasks = vec![tokio::spawn(acceptor().run(Listener::Unix(unix), Some(file)))];
         tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor().run(Listener::Tcp(tcp), None))));
-        Ok(Server { stage, tasks, tcp_address })
+        Ok(Server { routes, stage, tasks, tcp_address })
     }
 
     /// The TCP address that is listened on; tells the port where 0 was asked for.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp_address
+    }
+
+    /// Answers requests with these routes from now on, also those of open connections.
+    pub fn route_to(&self, routes: Router) {
+        drop(self.routes.send_replace(routes));
     }
 
     /// Stops accepting, removes the socket, and lets requests in flight finish.
@@ -178,7 +185,8 @@ impl Listener {
 
 #[derive(Clone)]
 struct Acceptor {
-    router: Router,
+    /// The routes now; asked for each request.
+    routes: watch::Receiver<Router>,
     counters: Arc<ApiCounters>,
     stages: watch::Receiver<Stage>,
     header_timeout: Duration,
@@ -226,8 +234,11 @@ impl Acceptor {
     /// Serves one connection until it ends.
     async fn serve(mut self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
         let io = TokioIo::new(WriteStall::new(stream, WRITE_STALL_TIMEOUT));
-        let (router, counters) = (self.router, self.counters.clone());
-        let service = service_fn(move |request| answer(router.clone(), counters.clone(), request));
+        let (routes, counters) = (self.routes, self.counters.clone());
+        let service = service_fn(move |request| {
+            let router = routes.borrow().clone();
+            answer(router, counters.clone(), request)
+        });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
         builder.max_buf_size(HEAD_BYTES_MAX);

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::api::ErrorCode;
+
 /// Why a request to the daemon failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -74,6 +76,12 @@ impl ClientError {
 
     pub(super) fn protocol(error: impl std::fmt::Display) -> ClientError {
         ClientError::Protocol(error.to_string())
+    }
+
+    /// Whether the daemon is there and its engine is not yet.
+    pub fn is_starting(&self) -> bool {
+        let ClientError::Refused { status: 503, body: Some(body), .. } = self else { return false };
+        body.pointer("/error/code").is_some_and(|code| code == ErrorCode::Starting.name())
     }
 
     /// When the daemon asked to try again later: in how long.
