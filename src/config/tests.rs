@@ -218,6 +218,20 @@ fn socket_modes_are_octal() {
 }
 
 #[test]
+fn logs_have_three_formats() {
+    for (text, format) in
+        [("text", LogFormat::Text), ("compact", LogFormat::Compact), ("json", LogFormat::Json)]
+    {
+        let file = tiny_with("log_format = \"text\"", &format!("log_format = \"{text}\""));
+        let config = Config::parse(&file).expect("valid");
+        assert_eq!(config.telemetry.log_format, format);
+        assert_eq!(Config::parse(&config.to_toml()).expect("its own text is valid"), config);
+    }
+    let wrong = tiny_with("log_format = \"text\"", "log_format = \"JSON\"");
+    assert_eq!(problem_paths(&wrong), ["telemetry.log_format"]);
+}
+
+#[test]
 fn rules_between_keys_hold() {
     let running = tiny_with("running_requests_max = 32", "running_requests_max = 65");
     assert_eq!(problem_paths(&running), ["scheduler.running_requests_max"]);
