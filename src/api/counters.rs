@@ -13,13 +13,19 @@ use crate::telemetry::{MetricKind, PrometheusText};
 pub struct ApiCounters {
     /// Answers that were errors, by [`ErrorCode`].
     errors: [AtomicU64; ErrorCode::ALL.len()],
+    /// Connections of users who may not connect.
+    strangers: AtomicU64,
     /// Connections whose bytes were no HTTP.
     bad_heads: AtomicU64,
 }
 
 impl Default for ApiCounters {
     fn default() -> ApiCounters {
-        ApiCounters { errors: std::array::from_fn(|_| AtomicU64::new(0)), bad_heads: AtomicU64::new(0) }
+        ApiCounters {
+            errors: std::array::from_fn(|_| AtomicU64::new(0)),
+            strangers: AtomicU64::new(0),
+            bad_heads: AtomicU64::new(0),
+        }
     }
 }
 
@@ -27,6 +33,11 @@ impl ApiCounters {
     /// Counts a request that was answered with this error.
     pub fn count_error(&self, code: ErrorCode) {
         self.errors[code as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a connection that was closed because its user may not connect; how many these are.
+    pub fn count_stranger(&self) -> u64 {
+        self.strangers.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Counts a connection that was closed because a request's head could not be read.
@@ -50,8 +61,10 @@ impl ApiCounters {
         page.family(
             "specserve_connections_refused_total",
             MetricKind::Counter,
-            "Connections closed by the server. bad_head: a request's head was malformed or too long.",
+            "Connections closed by the server. uid: the user is not one of server.socket_uids; \
+             bad_head: a request's head was malformed or too long.",
         )
+        .sample(&[("reason", "uid")], self.strangers.load(Ordering::Relaxed))
         .sample(&[("reason", "bad_head")], self.bad_heads.load(Ordering::Relaxed));
         page.finish()
     }
@@ -70,11 +83,13 @@ mod tests {
         counters.count_error(ErrorCode::InvalidJson);
         counters.count_error(ErrorCode::InvalidJson);
         counters.count_bad_head();
+        assert_eq!((counters.count_stranger(), counters.count_stranger()), (1, 2));
         let page = counters.render();
         for line in [
             "specserve_http_errors_total{status=\"400\",code=\"invalid_json\"} 2",
             "specserve_http_errors_total{status=\"503\",code=\"queue_full\"} 1",
             "specserve_http_errors_total{status=\"404\",code=\"unknown_url\"} 0",
+            "specserve_connections_refused_total{reason=\"uid\"} 2",
             "specserve_connections_refused_total{reason=\"bad_head\"} 1",
         ] {
             assert!(page.lines().any(|seen| seen == line), "no {line} in\n{page}");

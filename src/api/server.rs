@@ -15,6 +15,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::unix::UCred;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -84,7 +85,7 @@ impl Server {
         limits: &ApiLimits,
         counters: Arc<ApiCounters>,
     ) -> Result<Server, ServerError> {
-        let (listener, file) = socket.into_parts();
+        let (listener, file, users) = socket.into_parts();
         let unix = UnixListener::from_std(listener).map_err(ServerError::Unix)?;
         let tcp = match tcp {
             None => None,
@@ -103,7 +104,7 @@ impl Server {
             header_timeout: limits.header_timeout,
             permits: Arc::new(Semaphore::new(limits.connections_max)),
         };
-        let mut tasks = vec![tokio::spawn(acceptor().run(Listener::Unix(unix), Some(file)))];
+        let mut tasks = vec![tokio::spawn(acceptor().run(Listener::Unix(unix, users), Some(file)))];
         tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor().run(Listener::Tcp(tcp), None))));
         Ok(Server { routes, stage, tasks, tcp_address })
     }
@@ -161,8 +162,17 @@ impl Drop for Server {
 }
 
 enum Listener {
-    Unix(UnixListener),
+    /// With the user ids that may connect, if not all may.
+    Unix(UnixListener, Option<Vec<u32>>),
     Tcp(TcpListener),
+}
+
+/// Who connected.
+enum Peer {
+    /// A client.
+    Client(Box<dyn Stream>),
+    /// A process whose user may not connect; its connection is closed by now.
+    Stranger(UCred),
 }
 
 /// A client's byte stream.
@@ -170,14 +180,23 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+    async fn accept(&self) -> io::Result<Peer> {
         match self {
-            Listener::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Listener::Unix(listener, users) => {
+                let (stream, _) = listener.accept().await?;
+                if let Some(users) = users {
+                    let peer = stream.peer_cred()?;
+                    if !users.contains(&peer.uid()) {
+                        return Ok(Peer::Stranger(peer));
+                    }
+                }
+                Ok(Peer::Client(Box::new(stream)))
+            }
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Small events must not wait for acknowledgements.
                 stream.set_nodelay(true)?;
-                Ok(Box::new(stream))
+                Ok(Peer::Client(Box::new(stream)))
             }
         }
     }
@@ -222,12 +241,22 @@ impl Acceptor {
         let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         loop {
             match listener.accept().await {
-                Ok(stream) => return (stream, permit),
+                Ok(Peer::Client(stream)) => return (stream, permit),
+                Ok(Peer::Stranger(peer)) => self.note_stranger(peer),
                 Err(error) => {
                     tracing::warn!("accepting a connection failed: {error}");
                     tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Counts every stranger and logs ever fewer of them: they must not fill the disk.
+    fn note_stranger(&self, peer: UCred) {
+        let strangers = self.counters.count_stranger();
+        if strangers.is_power_of_two() {
+            let (uid, pid) = (peer.uid(), peer.pid());
+            tracing::warn!(uid, pid, strangers, "refused a user who is not one of server.socket_uids");
         }
     }
 

@@ -40,7 +40,11 @@ impl Opening {
         A: FnOnce(&Config, OnPhase<'_>) -> Assembled + Send + 'static,
     {
         let socket = config.server.socket.clone();
-        let options = SocketOptions { path: socket.clone(), mode: config.server.socket_mode };
+        let options = SocketOptions {
+            path: socket.clone(),
+            mode: config.server.socket_mode,
+            users: config.server.socket_uids.clone(),
+        };
         let bound = BoundSocket::bind(&options)?;
         let limits = ApiLimits {
             body_bytes_max: config.server.body_bytes_max,

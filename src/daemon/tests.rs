@@ -130,6 +130,21 @@ async fn a_signal_during_the_start_ends_it_and_removes_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn users_who_are_not_listed_are_not_answered() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let own = rustix::process::geteuid().as_raw();
+    for (uid, answered) in [(own, true), (own ^ 1, false)] {
+        let mut config = config(directory.path());
+        config.server.socket_uids = Some(vec![uid]);
+        let idle = |_: &Config, _: OnPhase<'_>| -> Assembled { Err(DaemonError::Start("idle".into())) };
+        let opening = Opening::begin(config, idle).await.expect("the door opens");
+        let live = Client::new(&directory.path().join("s")).get("/health/live").await;
+        assert_eq!(live.is_ok(), answered, "{live:?}");
+        opening.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_socket_in_use_is_reported_before_anything_is_assembled() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let _other = std::os::unix::net::UnixListener::bind(directory.path().join("s")).expect("free");

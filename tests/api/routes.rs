@@ -4,6 +4,7 @@ use hyper::{Method, StatusCode};
 use serde_json::json;
 use specserve::api::{ApiLimits, Health};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::client::*;
 use crate::fake::{CONTEXT, Fixture, MODEL, Script};
@@ -58,13 +59,35 @@ async fn tokenize_and_detokenize_are_inverse() {
     }
 }
 
+/// The whole reply, head included.
+async fn get_on_tcp(fixture: &Fixture, path: &str) -> String {
+    let mut client = TcpStream::connect(fixture.server.tcp_address().unwrap()).await.unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).await.unwrap();
+    reply
+}
+
+#[tokio::test]
+async fn a_user_who_is_listed_is_served_and_others_are_closed_and_counted() {
+    let own = rustix::process::geteuid().as_raw();
+    let fixture = Fixture::for_users(Script::text("ok", 1), vec![own ^ 1, own]).await;
+    assert_serving(&fixture).await;
+    let fixture = Fixture::for_users(Script::text("ok", 1), vec![own ^ 1]).await;
+    for _ in 0..3 {
+        let mut client = UnixStream::connect(&fixture.socket).await.unwrap();
+        let mut reply = Vec::new();
+        assert_eq!(client.read_to_end(&mut reply).await.unwrap_or(0), 0, "{reply:?}");
+    }
+    let page = get_on_tcp(&fixture, "/metrics").await;
+    assert!(page.contains("\nspecserve_connections_refused_total{reason=\"uid\"} 3\n"), "{page}");
+}
+
 #[tokio::test]
 async fn the_same_routes_answer_on_tcp() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
-    let mut client = tokio::net::TcpStream::connect(fixture.server.tcp_address().unwrap()).await.unwrap();
-    client.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut reply = String::new();
-    client.read_to_string(&mut reply).await.unwrap();
+    let reply = get_on_tcp(&fixture, "/health/live").await;
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
 }
 
