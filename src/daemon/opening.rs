@@ -56,7 +56,8 @@ impl Opening {
         let (phase, phases) = watch::channel("it has just begun");
         let routes = starting_router(phases, counters.clone());
         let server = Server::start(routes, bound, config.server.http, &limits, counters.clone()).await?;
-        tracing::info!(socket = %socket.display(), tcp = ?server.tcp_address(), "listening; starting the engine");
+        let tcp = server.tcp_address().map(tracing::field::display);
+        tracing::info!(socket = %socket.display(), tcp, "listening; starting the engine");
         let drain_timeout = config.server.drain_timeout;
         let assembling = tokio::task::spawn_blocking(move || {
             assemble(&config, &|now| {

@@ -58,6 +58,16 @@ pub enum ClientError {
         /// The error object as it came, if it was one.
         body: Option<serde_json::Value>,
     },
+    /// The daemon hung up before it answered: it does that to users whom it does not know.
+    #[error(
+        "the daemon behind {} closed the connection without an answer; it has ended, or server.socket_uids \
+         of its config does not list this user",
+        socket.display()
+    )]
+    HungUp {
+        /// The socket.
+        socket: PathBuf,
+    },
     /// The connection broke, or what came is not what the API promises.
     #[error("the answer can't be used: {0}")]
     Protocol(String),
@@ -72,6 +82,18 @@ impl ClientError {
             io::ErrorKind::PermissionDenied => ClientError::NotAllowed { socket },
             _ => ClientError::Connect { socket, source },
         }
+    }
+
+    /// Why a request got no answer on a connection that had been made.
+    pub(super) fn unanswered(socket: &Path, error: &hyper::Error) -> ClientError {
+        let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+        let reset = source.is_some_and(|source| {
+            matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+        });
+        if reset || error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+            return ClientError::HungUp { socket: socket.to_owned() };
+        }
+        ClientError::protocol(error)
     }
 
     pub(super) fn protocol(error: impl std::fmt::Display) -> ClientError {

@@ -161,7 +161,7 @@ impl Client {
             .body(Full::new(Bytes::from(text)))
             .map_err(ClientError::protocol)?;
         let sent = within(answer_timeout, "the answer was made", sender.send_request(request)).await?;
-        let response = sent.map_err(ClientError::protocol)?;
+        let response = sent.map_err(|error| ClientError::unanswered(&self.socket, &error))?;
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await?) }
     }
 }

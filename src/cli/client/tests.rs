@@ -49,6 +49,25 @@ async fn something_that_does_not_speak_http_is_a_protocol_error() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_hangs_up_is_said_to_have_hung_up() {
+    let directory = ScratchDirectory::new();
+    let socket = directory.path().join("socket");
+    let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(stream);
+        }
+    });
+    // the hang-up may come before the request is written, while it is, or after
+    for body in [json!({}), json!({ "prompt": "x".repeat(1 << 20) })] {
+        for _ in 0..20 {
+            let error = Client::new(&socket).post("/", &body).await.expect_err("nobody answers");
+            assert!(matches!(error, ClientError::HungUp { .. }), "{error:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_error_in_the_stream_ends_it_as_an_error() {
     let directory = ScratchDirectory::new();
     let socket = directory.path().join("socket");
