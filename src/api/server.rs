@@ -65,6 +65,7 @@ enum Stage {
 /// A running server. Dropping it drops its connections.
 #[derive(Debug)]
 pub struct Server {
+    /// What answers; may be replaced while connections are open.
     routes: watch::Sender<Router>,
     stage: watch::Sender<Stage>,
     tasks: Vec<JoinHandle<()>>,

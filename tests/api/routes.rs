@@ -1,8 +1,10 @@
 //! The routes that generate nothing, and what connections have in common.
 
+use std::sync::Arc;
+
 use hyper::{Method, StatusCode};
 use serde_json::json;
-use specserve::api::{ApiLimits, Health};
+use specserve::api::{ApiLimits, Health, starting_router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -100,6 +102,23 @@ async fn a_connection_carries_many_requests_bad_ones_included() {
         let reply = Reply::read(sender.send_request(request).await.unwrap()).await;
         assert_eq!(reply.status.as_u16(), status);
     }
+}
+
+#[tokio::test]
+async fn new_routes_answer_on_connections_that_are_open_already() {
+    let fixture = Fixture::start(Script::text("ok", 1)).await;
+    let mut sender = connect(&fixture.socket).await;
+    let mut ask = async || {
+        let request = request(Method::POST, COMPLETIONS, &[], prompt(json!({})).to_string());
+        Reply::read(sender.send_request(request).await.unwrap()).await
+    };
+    assert_eq!(ask().await.status, StatusCode::OK);
+    let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
+    fixture.server.route_to(starting_router(phases, Arc::default()));
+    let refused = ask().await;
+    let reason = json!("the daemon is starting: the tests are running");
+    assert_eq!((refused.status.as_u16(), &refused.json()["error"]["message"]), (503, &reason));
+    assert_eq!(refused.headers["retry-after"], "1");
 }
 
 #[tokio::test]

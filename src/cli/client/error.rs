@@ -86,8 +86,12 @@ impl ClientError {
 
     /// Why a request got no answer on a connection that had been made.
     pub(super) fn unanswered(socket: &Path, error: &hyper::Error) -> ClientError {
-        let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-        let reset = source.is_some_and(|source| {
+        let source = std::error::Error::source(error);
+        // a request that was never written is cancelled by what went wrong before
+        if let Some(cause) = source.and_then(|source| source.downcast_ref::<hyper::Error>()) {
+            return ClientError::unanswered(socket, cause);
+        }
+        let reset = source.and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|source| {
             matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
         });
         if reset || error.is_incomplete_message() || error.is_canceled() || error.is_closed() {

@@ -42,6 +42,8 @@ async fn something_that_does_not_speak_http_is_a_protocol_error() {
     let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a client comes");
+        let head = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 512]).await.expect("it asks");
+        assert!(head > 0);
         tokio::io::AsyncWriteExt::write_all(&mut stream, b"220 hello\r\n").await.expect("it reads");
     });
     let error = Client::new(&socket).get("/").await.expect_err("not HTTP");
