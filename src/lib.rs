@@ -15,6 +15,7 @@ pub mod executor;
 pub mod kv;
 pub mod model;
 pub mod policy;
+mod quantile;
 pub mod random;
 pub mod replay;
 pub mod request;

@@ -32,24 +32,39 @@ impl Daemon {
     }
 
     fn start_as(policy: &str) -> Daemon {
+        let mut daemon = Daemon::spawn(|config| config.replace("\"specserve\"", &format!("\"{policy}\"")));
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    /// Starts what `change` makes of the tiny configuration, and waits for nothing.
+    fn spawn(change: impl FnOnce(String) -> String) -> Daemon {
         let directory = tempfile::tempdir().expect("a directory for the test");
         let socket = directory.path().join("socket");
         let tiny = include_str!("../config/tiny-cpu.toml");
         let config = tiny.replace("/tmp/specserve.sock", socket.to_str().expect("a text path"));
-        let config = config.replace("\"specserve\"", &format!("\"{policy}\""));
         let file = directory.path().join("config.toml");
-        std::fs::write(&file, config).expect("written");
-        let child = specserve().arg("serve").arg("--config").arg(&file).spawn().expect("the program starts");
-        let mut daemon = Daemon { child, socket, _directory: directory };
-        daemon.wait_until_ready();
-        daemon
+        std::fs::write(&file, change(config)).expect("written");
+        let mut command = specserve();
+        command.arg("serve").arg("--config").arg(&file).stderr(Stdio::piped());
+        let child = command.spawn().expect("the program starts");
+        Daemon { child, socket, _directory: directory }
+    }
+
+    /// Its exit code and all that it said on stderr, once it has ended.
+    fn ended(&mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        let stderr = self.child.stderr.as_mut().expect("piped");
+        stderr.read_to_string(&mut said).expect("text");
+        (self.child.wait().expect("it ends").code(), said)
     }
 
     fn wait_until_ready(&mut self) {
         let start = Instant::now();
         while !get(&self.socket, "/health/ready").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
-            let ended = self.child.try_wait().expect("its status can be asked");
-            assert!(ended.is_none(), "the daemon ended with {ended:?}");
+            if self.child.try_wait().expect("its status can be asked").is_some() {
+                panic!("the daemon ended: {:?}", self.ended());
+            }
             assert!(start.elapsed() < READY_TIMEOUT, "the daemon is not ready after {READY_TIMEOUT:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -95,9 +110,44 @@ fn a_daemon_serves_until_it_is_told_to_end_and_leaves_no_socket() {
         let mode = std::fs::metadata(&daemon.socket).expect("a socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         daemon.signal(signal);
-        assert_eq!(daemon.child.wait().expect("it ends").code(), Some(0));
+        let (code, said) = daemon.ended();
+        assert_eq!(code, Some(0), "{said}");
         assert!(!daemon.socket.exists());
     }
+}
+
+#[test]
+fn a_signal_as_soon_as_there_is_a_socket_ends_the_start_well() {
+    let mut daemon = Daemon::spawn(|config| config);
+    let start = Instant::now();
+    while !daemon.socket.exists() {
+        assert!(start.elapsed() < READY_TIMEOUT, "no socket after {READY_TIMEOUT:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    daemon.signal(Signal::TERM);
+    let (code, said) = daemon.ended();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!daemon.socket.exists());
+}
+
+#[test]
+fn a_start_that_fails_says_why_in_the_log_and_at_the_end_and_leaves_no_socket() {
+    let mut daemon = Daemon::spawn(|config| {
+        let config = config.replacen("model = \"embedded:tiny\"", "model = \"/nonexistent/model\"", 1);
+        config.replace("log_format = \"text\"", "log_format = \"json\"")
+    });
+    let (code, said) = daemon.ended();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(!daemon.socket.exists());
+    let (last, log) = said.trim_end().rsplit_once('\n').map(|(log, last)| (last, log)).expect("a log");
+    assert!(
+        last.starts_with("specserve: the daemon failed: ") && last.contains("/nonexistent/model"),
+        "{said}"
+    );
+    let log: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let error = log.last().expect("an event");
+    assert_eq!((&error["level"], &error["message"]), (&json!("ERROR"), &json!("the daemon failed")));
+    assert!(error["error"].as_str().is_some_and(|error| error.contains("/nonexistent/model")), "{error}");
 }
 
 #[test]

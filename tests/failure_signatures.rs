@@ -38,15 +38,8 @@ fn settings() -> Settings {
 }
 
 fn arrivals(rps: f64, seconds: f64) -> Vec<Arrival> {
-    let options = WorkloadOptions {
-        rate_scale: 1.0,
-        thin: 1.0,
-        requests_max: None,
-        prompt_tokens_max: None,
-        lengths: Lengths::SpecBench,
-        seed: 5,
-    };
-    load(&TraceSource::Gamma { rps, cv: 1.0, seconds }, &options).expect("a Poisson process")
+    load(&TraceSource::Gamma { rps, cv: 1.0, seconds }, &WorkloadOptions::whole(Lengths::SpecBench, 5))
+        .expect("a Poisson process")
 }
 
 fn play(policy: PolicyName, settings: &Settings) -> Report {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::http::StatusCode;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
 use super::engine::Engine;
 use super::error::ApiError;
+use super::error_code::ErrorCode;
 use super::output::{Output, OutputEnd};
 use crate::actors::Generation;
 use crate::request::{FinishReason, RequestFailure, RequestId, RequestSummary, TokenEvent};
@@ -122,5 +122,5 @@ impl<E: Engine> Drop for Answer<E> {
 
 fn timeout() -> ApiError {
     let message = "the answer was not complete when the server's request timeout passed";
-    ApiError::new(StatusCode::GATEWAY_TIMEOUT, "request_timeout", message)
+    ApiError::new(ErrorCode::RequestTimeout, message)
 }

@@ -2,10 +2,10 @@
 
 use std::ops::RangeInclusive;
 
-use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::error_code::ErrorCode;
 
 /// The fields of an object that nobody has taken yet. `null` is the same as absent.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Fields {
     /// # Errors
     /// 400: not UTF-8, not JSON, not an object.
     pub fn from_body(body: &[u8]) -> Result<Fields, ApiError> {
-        let refuse = |message: String| ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message);
+        let refuse = |message: String| ApiError::new(ErrorCode::InvalidJson, message);
         let text = std::str::from_utf8(body).map_err(|error| {
             refuse(format!("the body is not valid UTF-8 at byte {}", error.valid_up_to()))
         })?;
@@ -66,7 +66,7 @@ impl Fields {
         self.take(name).ok_or_else(|| {
             let path = self.path(name);
             let message = format!("{path} is missing");
-            ApiError::new(StatusCode::BAD_REQUEST, "missing_parameter", message).with_param(path)
+            ApiError::new(ErrorCode::MissingParameter, message).with_param(path)
         })
     }
 
@@ -132,7 +132,7 @@ impl Fields {
             Some((name, _)) => {
                 let path = self.path(name);
                 let message = format!("unknown parameter {path:?}");
-                Err(ApiError::new(StatusCode::BAD_REQUEST, "unknown_parameter", message).with_param(path))
+                Err(ApiError::new(ErrorCode::UnknownParameter, message).with_param(path))
             }
         }
     }
@@ -213,6 +213,6 @@ mod tests {
         assert_eq!(fields(r#"{"a": null}"#).finish(), Ok(()));
         let nested = Fields::from_value("slo", fields(r#"{"slo": {"x": 1}}"#).take("slo").unwrap()).unwrap();
         let error = nested.finish().unwrap_err();
-        assert_eq!((error.param.as_deref(), error.code), (Some("slo.x"), "unknown_parameter"));
+        assert_eq!((error.param.as_deref(), error.code), (Some("slo.x"), ErrorCode::UnknownParameter));
     }
 }

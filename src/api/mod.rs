@@ -7,8 +7,10 @@
 
 pub mod answer;
 pub mod body;
+pub mod counters;
 pub mod engine;
 pub mod error;
+pub mod error_code;
 pub mod fields;
 pub mod output;
 pub mod params;
@@ -19,15 +21,19 @@ mod routes;
 pub mod server;
 pub mod slo;
 pub mod socket;
+mod starting;
 pub mod stop;
 mod stream;
 mod text_routes;
 mod write_stall;
 
+pub use counters::ApiCounters;
 pub use engine::{
     ChatMessage, ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextDecoder, TextModel,
 };
 pub use error::ApiError;
+pub use error_code::ErrorCode;
 pub use routes::{ApiLimits, router};
 pub use server::{Server, ServerError};
 pub use socket::{BoundSocket, SocketError, SocketOptions};
+pub use starting::starting_router;

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::engine::{ChatMessage, EngineFacts, TextModel};
 use super::error::ApiError;
+use super::error_code::ErrorCode;
 use super::fields::{Fields, wrong_type};
 use super::params::token_ids;
 use crate::request::TokenId;
@@ -81,7 +82,7 @@ impl Prompt {
             let message = format!(
                 "{param} is {count} tokens long; the context holds {context} tokens, the output's included"
             );
-            return Err(ApiError { code: "context_length_exceeded", ..invalid(message) });
+            return Err(ApiError { code: ErrorCode::ContextLengthExceeded, ..invalid(message) });
         }
         Ok(tokens)
     }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 
 use super::engine::EngineFacts;
 use super::error::ApiError;
+use super::error_code::ErrorCode;
 use super::fields::Fields;
 use super::params;
 use super::prompt::Prompt;
@@ -91,7 +92,7 @@ impl ParsedRequest {
                 "the prompt's {prompt_tokens} tokens and max_tokens {max_tokens} exceed the context of \
                  {context} tokens"
             );
-            let code = "context_length_exceeded";
+            let code = ErrorCode::ContextLengthExceeded;
             return Err(ApiError { code, ..ApiError::invalid("max_tokens", message) });
         }
         Ok(Submission {
@@ -118,7 +119,7 @@ pub fn check_model(fields: &mut Fields, facts: &EngineFacts) -> Result<(), ApiEr
 /// 404: the server has one model, and it is not that one.
 pub fn unknown_model(shown: &str, facts: &EngineFacts) -> ApiError {
     let message = format!("the model {shown} does not exist; this server has {:?}", facts.model);
-    ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
+    ApiError::new(ErrorCode::ModelNotFound, message).with_param("model")
 }
 
 fn max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
@@ -14,8 +15,10 @@ use tokio::time::Instant;
 
 use super::answer::{Answer, Progress};
 use super::body;
+use super::counters::ApiCounters;
 use super::engine::{Engine, EngineFacts};
 use super::error::ApiError;
+use super::error_code::ErrorCode;
 use super::output::Output;
 use super::request::{Endpoint, ParsedRequest, unknown_model};
 use super::response::Envelope;
@@ -56,12 +59,14 @@ const INLINE_BODY_BYTES_MAX: usize = 16 << 10;
 pub struct App<E: Engine> {
     pub engine: Arc<E>,
     pub limits: ApiLimits,
+    counters: Arc<ApiCounters>,
 }
 
 type Shared<E> = State<Arc<App<E>>>;
 
-/// All routes, answered by `engine`.
-pub fn router<E: Engine>(engine: Arc<E>, limits: ApiLimits) -> Router {
+/// All routes, answered by `engine`. `counters` are those of the server: `/metrics` shows them
+/// behind the engine's.
+pub fn router<E: Engine>(engine: Arc<E>, limits: ApiLimits, counters: Arc<ApiCounters>) -> Router {
     Router::new()
         .route("/v1/completions", post(completions::<E>))
         .route("/v1/chat/completions", post(chat_completions::<E>))
@@ -75,7 +80,7 @@ pub fn router<E: Engine>(engine: Arc<E>, limits: ApiLimits) -> Router {
         .route("/metrics", get(metrics::<E>))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(App { engine, limits }))
+        .with_state(Arc::new(App { engine, limits, counters }))
 }
 
 async fn completions<E: Engine>(State(app): Shared<E>, request: Request) -> Result<Response, ApiError> {
@@ -144,7 +149,7 @@ pub async fn off_the_workers<E: Engine, T: Send + 'static>(
     tokio::task::spawn_blocking(move || work(&app, &body, &headers)).await.unwrap_or_else(|failure| {
         tracing::error!("reading a request failed: {failure}");
         let message = "the server failed to read this request";
-        Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message))
+        Err(ApiError::new(ErrorCode::InternalError, message))
     })
 }
 
@@ -171,8 +176,12 @@ async fn models<E: Engine>(State(app): Shared<E>) -> Json<Value> {
     Json(json!({"object": "list", "data": [model_card(app.engine.facts())]}))
 }
 
-async fn model<E: Engine>(State(app): Shared<E>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn model<E: Engine>(
+    State(app): Shared<E>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
     let facts = app.engine.facts();
+    let Path(id) = id.map_err(|rejection| ApiError::new(ErrorCode::UnknownUrl, rejection.body_text()))?;
     if id == facts.model {
         Ok(Json(model_card(facts)))
     } else {
@@ -200,7 +209,8 @@ async fn ready<E: Engine>(State(app): Shared<E>) -> Response {
     health("ready", health_now.not_live.or(health_now.not_ready))
 }
 
-fn health(what: &str, reason: Option<String>) -> Response {
+/// An answer to a health route.
+pub fn health(what: &str, reason: Option<String>) -> Response {
     match reason {
         None => Json(json!({"status": what})).into_response(),
         Some(reason) => {
@@ -216,14 +226,20 @@ async fn engine_state<E: Engine>(State(app): Shared<E>) -> Json<Value> {
 }
 
 async fn metrics<E: Engine>(State(app): Shared<E>) -> Response {
-    ([(CONTENT_TYPE, PROMETHEUS_CONTENT_TYPE)], app.engine.metrics().await).into_response()
+    metrics_page(app.engine.metrics().await + &app.counters.render())
+}
+
+/// An answer to `/metrics`.
+pub fn metrics_page(text: String) -> Response {
+    ([(CONTENT_TYPE, PROMETHEUS_CONTENT_TYPE)], text).into_response()
 }
 
 async fn no_route(uri: Uri) -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "unknown_url", format!("there is nothing at {}", uri.path()))
+    ApiError::new(ErrorCode::UnknownUrl, format!("there is nothing at {}", uri.path()))
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+/// 405.
+pub async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let message = format!("{} does not take {method}", uri.path());
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    ApiError::new(ErrorCode::MethodNotAllowed, message)
 }

@@ -1,19 +1,27 @@
 //! Serves the routes on a Unix socket and optionally on TCP, and stops in stages.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::Response;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::unix::UCred;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::counters::ApiCounters;
+use super::error_code::ErrorCode;
 use super::routes::ApiLimits;
 use super::socket::{BoundSocket, SocketFile};
 use super::write_stall::WriteStall;
@@ -57,25 +65,28 @@ enum Stage {
 /// A running server. Dropping it drops its connections.
 #[derive(Debug)]
 pub struct Server {
+    /// What answers; may be replaced while connections are open.
+    routes: watch::Sender<Router>,
     stage: watch::Sender<Stage>,
     tasks: Vec<JoinHandle<()>>,
     tcp_address: Option<SocketAddr>,
 }
 
 impl Server {
-    /// Serves `router` on the bound socket, and on `tcp` if given, with at most
-    /// `connections_max` connections on each. Must be called within a tokio runtime.
-    /// `limits` are those that the router was built with.
+    /// Serves `routes` on the bound socket, and on `tcp` if given, with at most
+    /// `connections_max` connections on each, and counts errors in `counters`. Must be called
+    /// within a tokio runtime.
     ///
     /// # Errors
     /// See [`ServerError`].
     pub async fn start(
-        router: Router,
+        routes: Router,
         socket: BoundSocket,
         tcp: Option<SocketAddr>,
         limits: &ApiLimits,
+        counters: Arc<ApiCounters>,
     ) -> Result<Server, ServerError> {
-        let (listener, file) = socket.into_parts();
+        let (listener, file, users) = socket.into_parts();
         let unix = UnixListener::from_std(listener).map_err(ServerError::Unix)?;
         let tcp = match tcp {
             None => None,
@@ -86,20 +97,27 @@ impl Server {
         };
         let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
         let (stage, stages) = watch::channel(Stage::Open);
+        let (routes, routes_now) = watch::channel(routes);
         let acceptor = || Acceptor {
-            router: router.clone(),
+            routes: routes_now.clone(),
+            counters: counters.clone(),
             stages: stages.clone(),
             header_timeout: limits.header_timeout,
             permits: Arc::new(Semaphore::new(limits.connections_max)),
         };
-        let mut tasks = vec![tokio::spawn(acceptor().run(Listener::Unix(unix), Some(file)))];
+        let mut tasks = vec![tokio::spawn(acceptor().run(Listener::Unix(unix, users), Some(file)))];
         tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor().run(Listener::Tcp(tcp), None))));
-        Ok(Server { stage, tasks, tcp_address })
+        Ok(Server { routes, stage, tasks, tcp_address })
     }
 
     /// The TCP address that is listened on; tells the port where 0 was asked for.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp_address
+    }
+
+    /// Answers requests with these routes from now on, also those of open connections.
+    pub fn route_to(&self, routes: Router) {
+        drop(self.routes.send_replace(routes));
     }
 
     /// Stops accepting, removes the socket, and lets requests in flight finish.
@@ -145,8 +163,17 @@ impl Drop for Server {
 }
 
 enum Listener {
-    Unix(UnixListener),
+    /// With the user ids that may connect, if not all may.
+    Unix(UnixListener, Option<Vec<u32>>),
     Tcp(TcpListener),
+}
+
+/// Who connected.
+enum Peer {
+    /// A client.
+    Client(Box<dyn Stream>),
+    /// A process whose user may not connect; its connection is closed by now.
+    Stranger(UCred),
 }
 
 /// A client's byte stream.
@@ -154,14 +181,23 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+    async fn accept(&self) -> io::Result<Peer> {
         match self {
-            Listener::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Listener::Unix(listener, users) => {
+                let (stream, _) = listener.accept().await?;
+                if let Some(users) = users {
+                    let peer = stream.peer_cred()?;
+                    if !users.contains(&peer.uid()) {
+                        return Ok(Peer::Stranger(peer));
+                    }
+                }
+                Ok(Peer::Client(Box::new(stream)))
+            }
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Small events must not wait for acknowledgements.
                 stream.set_nodelay(true)?;
-                Ok(Box::new(stream))
+                Ok(Peer::Client(Box::new(stream)))
             }
         }
     }
@@ -169,7 +205,9 @@ impl Listener {
 
 #[derive(Clone)]
 struct Acceptor {
-    router: Router,
+    /// The routes now; asked for each request.
+    routes: watch::Receiver<Router>,
+    counters: Arc<ApiCounters>,
     stages: watch::Receiver<Stage>,
     header_timeout: Duration,
     /// One for each connection. Each listener has its own: waiting to accept takes one.
@@ -204,7 +242,8 @@ impl Acceptor {
         let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         loop {
             match listener.accept().await {
-                Ok(stream) => return (stream, permit),
+                Ok(Peer::Client(stream)) => return (stream, permit),
+                Ok(Peer::Stranger(peer)) => self.note_stranger(peer),
                 Err(error) => {
                     tracing::warn!("accepting a connection failed: {error}");
                     tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
@@ -213,10 +252,23 @@ impl Acceptor {
         }
     }
 
+    /// Counts every stranger and logs ever fewer of them: they must not fill the disk.
+    fn note_stranger(&self, peer: UCred) {
+        let strangers = self.counters.count_stranger();
+        if strangers.is_power_of_two() {
+            let (uid, pid) = (peer.uid(), peer.pid());
+            tracing::warn!(uid, pid, strangers, "refused a user who is not one of server.socket_uids");
+        }
+    }
+
     /// Serves one connection until it ends.
     async fn serve(mut self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
         let io = TokioIo::new(WriteStall::new(stream, WRITE_STALL_TIMEOUT));
-        let service = TowerToHyperService::new(self.router);
+        let (routes, counters) = (self.routes, self.counters.clone());
+        let service = service_fn(move |request| {
+            let router = routes.borrow().clone();
+            answer(router, counters.clone(), request)
+        });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
         builder.max_buf_size(HEAD_BYTES_MAX);
@@ -229,10 +281,26 @@ impl Acceptor {
             }
         };
         if let Err(error) = outcome {
+            if error.is_parse() {
+                self.counters.count_bad_head();
+            }
             tracing::debug!("a connection ended early: {error}");
         }
         drop(permit);
     }
+}
+
+/// One answer, counted if it is an error.
+async fn answer(
+    router: Router,
+    counters: Arc<ApiCounters>,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible> {
+    let response = TowerToHyperService::new(router).call(request).await?;
+    if let Some(&code) = response.extensions().get::<ErrorCode>() {
+        counters.count_error(code);
+    }
+    Ok(response)
 }
 
 /// Waits until the stop has gone at least as far as `stage`, or the server is gone.

@@ -28,6 +28,8 @@ pub struct SocketOptions {
     pub path: PathBuf,
     /// Its permission bits, 0o600 for example.
     pub mode: u32,
+    /// User ids that may connect, of those that the mode lets in; `None`: all.
+    pub users: Option<Vec<u32>>,
 }
 
 /// Why there is no socket, for the operator.
@@ -86,6 +88,7 @@ pub enum SocketError {
 pub struct BoundSocket {
     listener: UnixListener,
     file: SocketFile,
+    users: Option<Vec<u32>>,
 }
 
 /// The socket's place in the file system. Dropping it removes the socket, unless
@@ -121,12 +124,12 @@ impl BoundSocket {
         fs::set_permissions(path, fs::Permissions::from_mode(options.mode))
             .map_err(|source| system("setting the mode of", path, source))?;
         rustix::net::listen(&socket, BACKLOG).map_err(|error| system("listening on", path, error.into()))?;
-        Ok(BoundSocket { listener: UnixListener::from(socket), file })
+        Ok(BoundSocket { listener: UnixListener::from(socket), file, users: options.users.clone() })
     }
 
-    /// The listener (non-blocking) and the guard of its file.
-    pub fn into_parts(self) -> (UnixListener, SocketFile) {
-        (self.listener, self.file)
+    /// The listener (non-blocking), the guard of its file, and the user ids that may connect.
+    pub fn into_parts(self) -> (UnixListener, SocketFile, Option<Vec<u32>>) {
+        (self.listener, self.file, self.users)
     }
 }
 
@@ -222,7 +225,7 @@ mod tests {
     use super::*;
 
     fn options(path: &Path) -> SocketOptions {
-        SocketOptions { path: path.to_owned(), mode: 0o600 }
+        SocketOptions { path: path.to_owned(), mode: 0o600, users: None }
     }
 
     fn mode(path: &Path) -> u32 {
@@ -244,7 +247,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for wanted in [0o600, 0o660, 0o666] {
             let path = directory.path().join(format!("{wanted:o}"));
-            let _socket = BoundSocket::bind(&SocketOptions { path: path.clone(), mode: wanted }).unwrap();
+            let _socket = BoundSocket::bind(&SocketOptions { mode: wanted, ..options(&path) }).unwrap();
             assert_eq!(mode(&path), wanted);
             UnixStream::connect(&path).unwrap();
         }

@@ -30,6 +30,8 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
     {
         let directory = PrivateDirectory::create()?;
         config.server.socket = directory.path.join("socket");
+        // its directory lets in nobody else, and the list may leave this user out
+        config.server.socket_uids = None;
         config.server.http = None;
         config.telemetry.log_level = config.telemetry.log_level.min(LogLevel::Warn);
         logging::start(&config.telemetry);

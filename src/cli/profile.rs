@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::error::CliError;
 use super::host::DaemonHost;
 use super::logging;
-use super::table::Table;
+use super::table::{Table, or_dash};
 use crate::analyzer::draw;
 use crate::config::Config;
 use crate::executor::ModelRole;
@@ -126,9 +126,8 @@ fn table(profile: &Profile) -> String {
     let mut table =
         Table::new(["model", "1 row, ms", "most rows", "ms", "prefill token, µs", "MAPE, %", "p99, %"]);
     for (role, terms, error) in models(profile) {
-        let percent = |share: fn(&FitError) -> f64| {
-            error.as_ref().map_or_else(|| "-".to_owned(), |error| format!("{:.1}", share(error) * 100.0))
-        };
+        let percent =
+            |share: fn(&FitError) -> f64| or_dash(error.as_ref().map(|error| share(error) * 100.0), 1);
         let millis = |micros: Option<&f64>| micros.map_or(0.0, |micros| micros / 1e3);
         table.row([
             format!("{role:?}").to_lowercase(),

@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::host::DaemonHost;
 use super::logging;
 use super::signals::Signals;
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 
 /// Serves until SIGTERM or SIGINT. The first signal lets requests in flight finish
 /// within server.drain_timeout_ms; a second one ends the process at once.
@@ -28,8 +28,15 @@ pub struct ServeArgs {
 pub async fn run<H: DaemonHost>(args: &ServeArgs, host: &H) -> Result<(), CliError> {
     let config = Config::read(&args.config)?;
     logging::start(&config.telemetry);
+    let format = config.telemetry.log_format;
     let shutdown = shutdown_signal()?;
-    host.run(config, shutdown).await.map_err(CliError::Daemon)
+    host.run(config, shutdown).await.map_err(|error| {
+        if format == LogFormat::Json {
+            // who collects JSON lines has no use for the line of text that the process ends with
+            tracing::error!(%error, "the daemon failed");
+        }
+        CliError::Daemon(error)
+    })
 }
 
 /// Resolves at the first signal, and ends the process at the second.

@@ -22,6 +22,11 @@ impl Table {
     }
 }
 
+/// A cell for a figure with so many decimals; a dash where there is none.
+pub fn or_dash(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
+}
+
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let width =
@@ -56,6 +61,11 @@ mod tests {
                         tokens/s      1520.3       2701.9\n\
                         TTFT p50, µs       9           10\n";
         assert_eq!(table.to_string(), expected);
+    }
+
+    #[test]
+    fn a_figure_that_does_not_exist_is_a_dash() {
+        assert_eq!([or_dash(Some(1.25), 1), or_dash(Some(2.0), 0), or_dash(None, 3)], ["1.2", "2", "-"]);
     }
 
     #[test]

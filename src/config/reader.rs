@@ -29,6 +29,22 @@ impl Integer {
     }
 }
 
+/// A key that holds a list of whole numbers.
+pub(super) struct IntegerList {
+    pub name: &'static str,
+    /// What they are, in words.
+    pub what: &'static str,
+    pub entries_max: usize,
+    pub max: u64,
+}
+
+impl IntegerList {
+    /// The bound in words.
+    pub fn bound(&self) -> String {
+        format!("1 to {} {}, each 0 to {}", self.entries_max, self.what, self.max)
+    }
+}
+
 /// All that was found so far.
 #[derive(Default)]
 pub(super) struct Problems(Vec<Problem>);
@@ -123,6 +139,24 @@ impl<'a> Section<'a> {
                 None
             }
         }
+    }
+
+    /// A list of whole numbers within its bounds, if it is there and good.
+    pub fn integer_list(&mut self, key: &IntegerList) -> Option<Vec<u64>> {
+        let value = self.take_value(key.name)?;
+        let advice = format!("give {} in brackets, or leave it out", key.bound());
+        let number = |entry: &Value| entry.as_integer().and_then(|number| u64::try_from(number).ok());
+        let numbers: Option<Vec<u64>> = value.as_array().and_then(|list| list.iter().map(number).collect());
+        let Some(numbers) = numbers else {
+            self.reject(key.name, &value, "must be a list of whole numbers", advice);
+            return None;
+        };
+        let good = (1..=key.entries_max).contains(&numbers.len());
+        if !good || numbers.iter().any(|&number| number > key.max) {
+            self.reject(key.name, &value, format!("is out of bounds, {}", key.bound()), advice);
+            return None;
+        }
+        Some(numbers)
     }
 
     /// A string, turned into a value by `parse`, whose error says what is wrong;

@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use toml::Value;
 
-use super::reader::{Integer, Section};
-use super::render::Entry;
+use super::reader::{Integer, IntegerList, Section};
+use super::render::{Entry, number};
 
 /// Longest socket path in bytes: `sun_path` holds 108 with its closing zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 const SOCKET_DEFAULT: &str = "/tmp/specserve.sock";
 const SOCKET_MODE_DEFAULT: u32 = 0o600;
+/// The largest number stands for no user.
+const SOCKET_UIDS: IntegerList =
+    IntegerList { name: "socket_uids", what: "user ids", entries_max: 64, max: u32::MAX as u64 - 1 };
 const BODY_BYTES_MAX: Integer = Integer::new("body_bytes_max", 1 << 20, 1 << 10, 64 << 20);
 const CONNECTIONS_MAX: Integer = Integer::new("connections_max", 256, 1, 65_536);
 const HEADER_TIMEOUT_MS: Integer = Integer::new("header_timeout_ms", 10_000, 100, 600_000);
@@ -31,6 +34,8 @@ pub struct ServerConfig {
     pub socket: PathBuf,
     /// Permission bits of the socket.
     pub socket_mode: u32,
+    /// User ids that may connect to the socket, of those that its mode lets in; `None`: all.
+    pub socket_uids: Option<Vec<u32>>,
     /// A TCP address to listen on as well.
     pub http: Option<SocketAddr>,
     /// Longest request body in bytes.
@@ -54,6 +59,9 @@ impl ServerConfig {
             socket_mode: section
                 .parsed("socket_mode", &format!("give it in {SOCKET_MODE_BOUND}"), parse_mode)
                 .unwrap_or(SOCKET_MODE_DEFAULT),
+            socket_uids: section
+                .integer_list(&SOCKET_UIDS)
+                .map(|uids| uids.into_iter().map(|uid| uid as u32).collect()),
             http: section.parsed("http", &format!("give {HTTP_BOUND}, or leave it out"), parse_address),
             body_bytes_max: section.integer(&BODY_BYTES_MAX) as usize,
             connections_max: section.integer(&CONNECTIONS_MAX) as usize,
@@ -67,9 +75,12 @@ impl ServerConfig {
 
     pub(super) fn entries(&self) -> Vec<Entry> {
         let http = self.http.map(|address| Value::String(address.to_string()));
+        let uids = self.socket_uids.as_ref();
+        let uids = uids.map(|uids| Value::Array(uids.iter().map(|&uid| number(uid.into())).collect()));
         vec![
             Entry::text("socket", self.socket.to_string_lossy(), SOCKET_BOUND),
             Entry::text("socket_mode", format!("{:04o}", self.socket_mode), SOCKET_MODE_BOUND),
+            Entry::optional(SOCKET_UIDS.name, uids, SOCKET_UIDS.bound()),
             Entry::optional("http", http, HTTP_BOUND),
             Entry::integer(&BODY_BYTES_MAX, self.body_bytes_max as u64),
             Entry::integer(&CONNECTIONS_MAX, self.connections_max as u64),

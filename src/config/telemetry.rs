@@ -4,7 +4,7 @@ use super::reader::Section;
 use super::render::Entry;
 
 const LOG_LEVEL_BOUND: &str = "\"off\", \"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
-const LOG_FORMAT_BOUND: &str = "\"text\" or \"compact\"";
+const LOG_FORMAT_BOUND: &str = "\"text\", \"compact\" or \"json\"";
 
 /// The least severe event that is logged; quieter levels compare as smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +52,8 @@ pub enum LogFormat {
     Text,
     /// The same without the time and the module, for a supervisor that adds its own.
     Compact,
+    /// One JSON object a line, for a log collector.
+    Json,
 }
 
 impl LogFormat {
@@ -59,6 +61,7 @@ impl LogFormat {
         match self {
             LogFormat::Text => "text",
             LogFormat::Compact => "compact",
+            LogFormat::Json => "json",
         }
     }
 
@@ -66,6 +69,7 @@ impl LogFormat {
         match text {
             "text" => Ok(LogFormat::Text),
             "compact" => Ok(LogFormat::Compact),
+            "json" => Ok(LogFormat::Json),
             _ => Err("is not a log format".to_owned()),
         }
     }

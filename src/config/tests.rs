@@ -99,7 +99,8 @@ fn the_tiny_file_and_the_docs_name_every_key() {
 fn the_effective_configuration_parses_back_to_itself() {
     let blocks = tiny_with("memory_mib_max = 64", "target_blocks = 64\ndraft_blocks = 32");
     let http = tiny_with("# http =", "http =");
-    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http] {
+    let uids = tiny_with("# socket_uids =", "socket_uids =");
+    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http, &uids] {
         let config = Config::parse(text).expect("valid");
         assert_eq!(Config::parse(&config.to_toml()).expect("its own text is valid"), config);
         let table = config.to_table().to_string();
@@ -215,6 +216,34 @@ fn socket_modes_are_octal() {
         let text = tiny_with("socket_mode = \"0600\"", &format!("socket_mode = \"{mode}\""));
         assert_eq!(problem_paths(&text), ["server.socket_mode"], "{mode}");
     }
+}
+
+#[test]
+fn users_of_the_socket_are_a_short_list_of_ids() {
+    let with = |uids: &str| tiny_with("# socket_uids = [0, 1000]", &format!("socket_uids = {uids}"));
+    let uids = |text: &str| Config::parse(&with(text)).expect("valid").server.socket_uids;
+    assert_eq!(Config::default_tiny().server.socket_uids, None);
+    assert_eq!(uids("[0]"), Some(vec![0]));
+    assert_eq!(uids("[1000, 4294967294]"), Some(vec![1000, u32::MAX - 1]));
+    assert_eq!(uids(&format!("{:?}", [7; 64])), Some(vec![7; 64]));
+    let long = format!("{:?}", [7; 65]);
+    for wrong in ["[]", "1000", "[\"root\"]", "[-1]", "[4294967295]", "[1000, 1.5]", "\"1000\"", &long] {
+        assert_eq!(problem_paths(&with(wrong)), ["server.socket_uids"], "{wrong}");
+    }
+}
+
+#[test]
+fn logs_have_three_formats() {
+    for (text, format) in
+        [("text", LogFormat::Text), ("compact", LogFormat::Compact), ("json", LogFormat::Json)]
+    {
+        let file = tiny_with("log_format = \"text\"", &format!("log_format = \"{text}\""));
+        let config = Config::parse(&file).expect("valid");
+        assert_eq!(config.telemetry.log_format, format);
+        assert_eq!(Config::parse(&config.to_toml()).expect("its own text is valid"), config);
+    }
+    let wrong = tiny_with("log_format = \"text\"", "log_format = \"JSON\"");
+    assert_eq!(problem_paths(&wrong), ["telemetry.log_format"]);
 }
 
 #[test]

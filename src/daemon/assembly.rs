@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use super::executor_plan::ExecutorPlan;
+use super::opening::{Assembled, OnPhase};
 use super::served::ServedEngine;
 use super::{DaemonError, profiling};
 use crate::actors::{DoorPolicy, Engine, EngineOptions, Polling};
 use crate::config::{Config, DraftConfig, Infeasible, Late};
 use crate::drafting::NgramOptions;
+use crate::executor::Executor;
 use crate::kv::BLOCK_TOKENS;
-use crate::model::{ModelPair, load_pair};
+use crate::model::{LoadedModel, ModelPair, load_pair};
 use crate::policy::Policy;
 use crate::policy::cost_model::ROWS_MAX;
 use crate::policy::registry::{PolicyOptions, build as build_policy};
@@ -20,18 +22,33 @@ use crate::telemetry::MetricsConfig;
 use crate::time::{Clock, Micros, MonotonicClock};
 
 /// Loads the models and starts the engine. Blocks.
-pub(super) fn assemble(config: &Config) -> Result<(Engine, ServedEngine), DaemonError> {
+pub(super) fn assemble(config: &Config, on_phase: OnPhase<'_>) -> Assembled {
+    assemble_with(config, on_phase, ExecutorPlan::build)
+}
+
+/// [`assemble`] with an executor from `build`, which runs on the device thread.
+pub(super) fn assemble_with<B>(config: &Config, on_phase: OnPhase<'_>, build: B) -> Assembled
+where
+    B: FnOnce(ExecutorPlan, LoadedModel, Option<LoadedModel>) -> Result<Box<dyn Executor>, String>
+        + Send
+        + 'static,
+{
+    on_phase("the models are being loaded");
     let draft = config.draft.as_ref().and_then(DraftConfig::model);
     let pair = load_pair(&config.target.model, draft)?;
     let plan = ExecutorPlan::of(config, &pair)?;
+    if config.speculation.policy.needs_profile() {
+        on_phase("the machine's times are being read or measured");
+    }
     let profile = profiling::for_policy(config, &plan, &pair)?;
     let policy = build_policy(config.speculation.policy, profile.as_ref(), &policy_options(config))?;
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::start());
     let options = engine_options(config, policy, plan.polling(), clock);
     let ModelPair { target, draft } = pair;
     let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
+    on_phase("the executor is being built");
     let engine =
-        Engine::start(move || plan.build(weights.0, weights.1), options).map_err(DaemonError::Start)?;
+        Engine::start(move || build(plan, weights.0, weights.1), options).map_err(DaemonError::Start)?;
     let info = engine.handle().info();
     tracing::info!(
         backend = info.backend,

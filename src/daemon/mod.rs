@@ -2,23 +2,26 @@
 
 mod assembly;
 mod executor_plan;
+mod opening;
 mod profiling;
 mod recording;
 mod served;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
+use opening::Opening;
 pub use profiling::{OnProgress, profile};
 pub use recording::{OnSequence, record};
 
 use crate::actors::{ConditionBoard, Engine};
 use crate::analyzer::AnalyzerError;
-use crate::api::{ApiLimits, BoundSocket, Server, ServerError, SocketError, SocketOptions, router};
+use crate::api::{Server, ServerError, SocketError};
 use crate::config::Config;
 use crate::model::ModelError;
 use crate::policy::profile::ProfileError;
@@ -79,31 +82,15 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Loads the models, starts the engine, then opens the door. Must be called within a
-    /// multi-threaded tokio runtime.
+    /// Opens the door, loads the models and starts the engine; returns once it serves. Must be
+    /// called within a multi-threaded tokio runtime.
     ///
     /// # Errors
     /// See [`DaemonError`].
     pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
-        let socket = config.server.socket.clone();
-        let options = SocketOptions { path: socket.clone(), mode: config.server.socket_mode };
-        // bound first: a socket in use is better known before a model is loaded
-        let bound = BoundSocket::bind(&options)?;
-        let limits = ApiLimits {
-            body_bytes_max: config.server.body_bytes_max,
-            header_timeout: config.server.header_timeout,
-            request_timeout: config.server.request_timeout,
-            connections_max: config.server.connections_max,
-        };
-        let tcp = config.server.http;
-        let drain_timeout = config.server.drain_timeout;
-        let assembled = tokio::task::spawn_blocking(move || assembly::assemble(&config));
-        let (engine, served) =
-            assembled.await.map_err(|error| DaemonError::Start(format!("start-up panicked: {error}")))??;
-        let router = router(Arc::new(served), limits.clone());
-        let server = Server::start(router, bound, tcp, &limits).await?;
-        tracing::info!(socket = %socket.display(), tcp = ?server.tcp_address(), "serving");
-        Ok(Daemon { engine, server, socket, drain_timeout })
+        let mut opening = Opening::begin(config, assembly::assemble).await?;
+        let assembled = opening.assembled().await;
+        opening.finish(assembled).await
     }
 
     /// Its socket.
@@ -132,13 +119,27 @@ impl Daemon {
     }
 }
 
-/// Serves until `shutdown` resolves, then shuts down in stages.
+/// Serves until `shutdown` resolves, then shuts down in stages. A daemon that is still starting
+/// by then gives up its start.
 ///
 /// # Errors
 /// As [`Daemon::start`]; and [`DaemonError::Failed`] as soon as the engine can't go on, after
 /// every request has had its terminal error: the process should exit, a device error is sticky.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), DaemonError> {
-    let daemon = Daemon::start(config).await?;
+    serve(Opening::begin(config, assembly::assemble).await?, shutdown).await
+}
+
+async fn serve(mut opening: Opening, shutdown: impl Future<Output = ()> + Send) -> Result<(), DaemonError> {
+    let mut shutdown = std::pin::pin!(shutdown);
+    let assembled = tokio::select! {
+        assembled = opening.assembled() => assembled,
+        () = shutdown.as_mut() => {
+            opening.close().await;
+            tracing::info!("ended before the engine ran");
+            return Ok(());
+        }
+    };
+    let daemon = opening.finish(assembled).await?;
     let condition = daemon.condition();
     tokio::select! {
         () = shutdown => {

@@ -399,13 +399,7 @@ mod tests {
             }],
             verified: vec![verified],
             accepted: vec![accepted],
-            draft_calls: vec![],
-            prefill_tokens: 0,
-            prefill_attended_tokens: 0,
-            draft_time: Micros::ZERO,
-            target_time: Micros::ZERO,
-            step_time: Micros::ZERO,
-            device_idle: None,
+            ..StepReport::default()
         }
     }
 

@@ -59,12 +59,12 @@ pub struct LatencyTerms {
 }
 
 impl LatencyTerms {
-    /// Of a drafter that takes next to no time: a nanosecond a call, since no pass may be free.
-    pub fn negligible() -> LatencyTerms {
+    /// A staircase and nothing else: a time that depends on rows alone.
+    pub fn staircase(between: Between, rows: &[u32], micros: &[f64]) -> LatencyTerms {
         LatencyTerms {
-            between: Between::Interpolate,
-            rows: vec![1],
-            micros: vec![1e-3],
+            between,
+            rows: rows.to_vec(),
+            micros: micros.to_vec(),
             context_token_us: 0.0,
             attended_token_us: 0.0,
             prefill_step_us: 0.0,
@@ -72,6 +72,11 @@ impl LatencyTerms {
             prefill_attended_us: 0.0,
             round_us: 0.0,
         }
+    }
+
+    /// Of a drafter that takes next to no time: a nanosecond a call, since no pass may be free.
+    pub fn negligible() -> LatencyTerms {
+        LatencyTerms::staircase(Between::Interpolate, &[1], &[1e-3])
     }
 }
 
@@ -230,21 +235,6 @@ fn stair(terms: &LatencyTerms, beyond_us: f64, rows: f64) -> f64 {
 pub(crate) mod tests {
     use super::*;
 
-    /// A staircase with the given sizes and times and no other terms.
-    pub(crate) fn bare(between: Between, rows: &[u32], micros: &[f64]) -> LatencyTerms {
-        LatencyTerms {
-            between,
-            rows: rows.to_vec(),
-            micros: micros.to_vec(),
-            context_token_us: 0.0,
-            attended_token_us: 0.0,
-            prefill_step_us: 0.0,
-            prefill_token_us: 0.0,
-            prefill_attended_us: 0.0,
-            round_us: 0.0,
-        }
-    }
-
     #[test]
     fn a_negligible_drafter_is_a_valid_model() {
         let model = LatencyModel::new(LatencyTerms::negligible()).expect("valid");
@@ -253,28 +243,35 @@ pub(crate) mod tests {
 
     #[test]
     fn padding_charges_the_next_captured_size() {
-        let model = LatencyModel::new(bare(Between::Pad, &[1, 2, 4, 8], &[10.0, 11.0, 12.0, 20.0])).unwrap();
+        let model = LatencyModel::new(LatencyTerms::staircase(
+            Between::Pad,
+            &[1, 2, 4, 8],
+            &[10.0, 11.0, 12.0, 20.0],
+        ))
+        .unwrap();
         let times: Vec<f64> = (0..=8).map(|rows| model.rows_us(rows)).collect();
         assert_eq!(times, [10.0, 10.0, 11.0, 12.0, 12.0, 20.0, 20.0, 20.0, 20.0]);
     }
 
     #[test]
     fn interpolation_follows_the_line_between_neighbours() {
-        let model = LatencyModel::new(bare(Between::Interpolate, &[1, 5], &[10.0, 30.0])).unwrap();
+        let model =
+            LatencyModel::new(LatencyTerms::staircase(Between::Interpolate, &[1, 5], &[10.0, 30.0])).unwrap();
         assert_eq!(model.rows_us(2), 15.0);
         assert_eq!(model.rows_us(4), 25.0);
     }
 
     #[test]
     fn beyond_the_largest_size_and_the_table_the_slope_goes_on() {
-        let model = LatencyModel::new(bare(Between::Pad, &[1, 2, 4], &[10.0, 12.0, 20.0])).unwrap();
+        let model = LatencyModel::new(LatencyTerms::staircase(Between::Pad, &[1, 2, 4], &[10.0, 12.0, 20.0]))
+            .unwrap();
         assert_eq!(model.rows_us(6), 28.0);
         assert_eq!(model.rows_us(2000), 20.0 + 4.0 * 1996.0);
     }
 
     #[test]
     fn a_single_measured_size_extrapolates_in_proportion() {
-        let model = LatencyModel::new(bare(Between::Pad, &[4], &[20.0])).unwrap();
+        let model = LatencyModel::new(LatencyTerms::staircase(Between::Pad, &[4], &[20.0])).unwrap();
         assert_eq!(model.rows_us(3), 20.0);
         assert_eq!(model.rows_us(8), 40.0);
     }
@@ -287,7 +284,7 @@ pub(crate) mod tests {
             prefill_step_us: 3.0,
             prefill_token_us: 2.0,
             prefill_attended_us: 0.125,
-            ..bare(Between::Pad, &[2], &[10.0])
+            ..LatencyTerms::staircase(Between::Pad, &[2], &[10.0])
         };
         let model = LatencyModel::new(terms).unwrap();
         let work = Work {
@@ -304,14 +301,14 @@ pub(crate) mod tests {
     #[test]
     fn terms_that_make_no_sense_are_refused() {
         let refused = [
-            bare(Between::Pad, &[], &[]),
-            bare(Between::Pad, &[1, 2], &[1.0]),
-            bare(Between::Pad, &[0, 2], &[1.0, 2.0]),
-            bare(Between::Pad, &[2, 2], &[1.0, 2.0]),
-            bare(Between::Pad, &[1, 2], &[3.0, 2.0]),
-            bare(Between::Pad, &[1], &[0.0]),
-            bare(Between::Pad, &[1], &[f64::NAN]),
-            LatencyTerms { prefill_token_us: -1.0, ..bare(Between::Pad, &[1], &[1.0]) },
+            LatencyTerms::staircase(Between::Pad, &[], &[]),
+            LatencyTerms::staircase(Between::Pad, &[1, 2], &[1.0]),
+            LatencyTerms::staircase(Between::Pad, &[0, 2], &[1.0, 2.0]),
+            LatencyTerms::staircase(Between::Pad, &[2, 2], &[1.0, 2.0]),
+            LatencyTerms::staircase(Between::Pad, &[1, 2], &[3.0, 2.0]),
+            LatencyTerms::staircase(Between::Pad, &[1], &[0.0]),
+            LatencyTerms::staircase(Between::Pad, &[1], &[f64::NAN]),
+            LatencyTerms { prefill_token_us: -1.0, ..LatencyTerms::staircase(Between::Pad, &[1], &[1.0]) },
         ];
         for terms in refused {
             assert!(LatencyModel::new(terms.clone()).is_err(), "{terms:?}");

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::quantile::nearest_rank;
+
 /// Values that are kept: the p99 rests on the five largest.
 pub(crate) const WINDOW: usize = 512;
 
@@ -30,13 +32,8 @@ impl ErrorWindow {
 
     /// The `share` quantile (nearest rank) of `map(value)`; `None` when empty.
     pub(crate) fn quantile(&self, share: f64, map: impl Fn(f32) -> f32) -> Option<f64> {
-        let mut sorted: Vec<f32> = self.values.iter().map(|&value| map(value)).collect();
-        let rank = ((share * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
-        if sorted.is_empty() {
-            return None;
-        }
-        let (_, value, _) = sorted.select_nth_unstable_by(rank, f32::total_cmp);
-        Some(f64::from(*value))
+        let mut values: Vec<f32> = self.values.iter().map(|&value| map(value)).collect();
+        nearest_rank(&mut values, share, f32::total_cmp).map(f64::from)
     }
 }
 

@@ -11,6 +11,7 @@ use super::cost_model::{Between, LatencyModel, LatencyTerms};
 use super::isotonic::make_monotone;
 use super::profile::{ProfileError, ProfilePoint, ROUND_CALLS};
 use crate::executor::ModelRole;
+use crate::quantile::nearest_rank;
 
 /// Linear terms of the model.
 const LINEAR_TERMS: usize = 5;
@@ -86,13 +87,12 @@ pub fn fit(
 pub fn error_on(model: &LatencyModel, points: &[ProfilePoint]) -> FitError {
     let mut errors: Vec<f64> =
         points.iter().map(|point| (point.predicted_us(model) / point.micros - 1.0).abs()).collect();
-    if errors.is_empty() {
-        return FitError::default();
-    }
-    errors.sort_by(f64::total_cmp);
-    let rank = (errors.len() as f64 * 0.99).ceil() as usize - 1;
     let mape = errors.iter().sum::<f64>() / errors.len() as f64;
-    FitError { points: errors.len() as u32, mape, p99: errors[rank] }
+    nearest_rank(&mut errors, 0.99, f64::total_cmp).map_or(FitError::default(), |p99| FitError {
+        points: errors.len() as u32,
+        mape,
+        p99,
+    })
 }
 
 fn split(points: &[ProfilePoint], every: usize) -> (Vec<ProfilePoint>, Vec<ProfilePoint>) {

@@ -115,7 +115,7 @@ pub struct DraftedRow {
 }
 
 /// What one step did, for learning.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
     /// What the plan saw.
     pub view: StepView,

@@ -222,7 +222,6 @@ impl Profile {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::super::cost_model::Between;
-    use super::super::cost_model::tests::bare;
     use super::*;
 
     /// An 8B-like target and a small draft on a fast device, in round numbers.
@@ -241,12 +240,12 @@ pub(crate) mod tests {
                 prefill_token_us: 25.0,
                 prefill_attended_us: 0.002,
                 prefill_step_us: 50.0,
-                ..bare(Between::Pad, &rows, &target)
+                ..LatencyTerms::staircase(Between::Pad, &rows, &target)
             },
             draft: Some(LatencyTerms {
                 context_token_us: 0.004,
                 prefill_token_us: 0.9,
-                ..bare(Between::Pad, &rows, &draft)
+                ..LatencyTerms::staircase(Between::Pad, &rows, &draft)
             }),
             target_error: None,
             draft_error: None,

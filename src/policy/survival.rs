@@ -186,13 +186,7 @@ mod tests {
             drafted: drafted.collect(),
             verified: vec![0; rows.len()],
             accepted: vec![0; rows.len()],
-            draft_calls: vec![],
-            prefill_tokens: 0,
-            prefill_attended_tokens: 0,
-            draft_time: Micros::ZERO,
-            target_time: Micros::ZERO,
-            step_time: Micros::ZERO,
-            device_idle: None,
+            ..StepReport::default()
         }
     }
 

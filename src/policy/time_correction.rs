@@ -336,10 +336,7 @@ mod tests {
             draft_calls: vec![(rows, rows), (rows, rows)],
             prefill_tokens,
             prefill_attended_tokens: prefill_attended(0, prefill_tokens),
-            draft_time: Micros::ZERO,
-            target_time: Micros::ZERO,
-            step_time: Micros::ZERO,
-            device_idle: None,
+            ..StepReport::default()
         }
     }
 

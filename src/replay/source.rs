@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::Lengths;
 use super::trace::{TRACE_ROWS_MAX, TraceRow, parse_csv, parse_jsonl};
 use super::{SourceParseError, TraceError};
 use crate::random::gamma;
@@ -74,9 +75,12 @@ impl TraceSource {
         }
     }
 
-    /// Whether it can have lengths of its own.
-    pub fn has_lengths(&self) -> bool {
-        matches!(self, TraceSource::File(_))
+    /// Where lengths come from unless somebody says otherwise: a formula has none of its own.
+    pub fn lengths(&self) -> Lengths {
+        match self {
+            TraceSource::File(_) => Lengths::Trace,
+            TraceSource::Gamma { .. } => Lengths::SpecBench,
+        }
     }
 }
 

@@ -70,6 +70,18 @@ pub fn load(source: &TraceSource, options: &WorkloadOptions) -> Result<Vec<Arriv
 }
 
 impl WorkloadOptions {
+    /// All of a trace, at its own times.
+    pub const fn whole(lengths: Lengths, seed: u64) -> WorkloadOptions {
+        WorkloadOptions {
+            rate_scale: 1.0,
+            thin: 1.0,
+            requests_max: None,
+            prompt_tokens_max: None,
+            lengths,
+            seed,
+        }
+    }
+
     fn arrival(&self, row: &TraceRow, request: u64) -> Result<Arrival, TraceError> {
         let task = Task::of(self.seed, request);
         let missing = |column| TraceError::NoLength { line: row.line, column };
@@ -89,14 +101,7 @@ impl WorkloadOptions {
 mod tests {
     use super::*;
 
-    const PLAIN: WorkloadOptions = WorkloadOptions {
-        rate_scale: 1.0,
-        thin: 1.0,
-        requests_max: None,
-        prompt_tokens_max: None,
-        lengths: Lengths::Trace,
-        seed: 1,
-    };
+    const PLAIN: WorkloadOptions = WorkloadOptions::whole(Lengths::Trace, 1);
 
     fn fixture(name: &str) -> TraceSource {
         TraceSource::File(format!("{}/tests/fixtures/traces/{name}", env!("CARGO_MANIFEST_DIR")).into())

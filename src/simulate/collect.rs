@@ -1,11 +1,12 @@
 //! Counts and measures during a run.
 
-use super::report::{Bin, Latency, Report};
+use super::report::{Bin, Report};
 use crate::policy::{Policy, StepReport};
+use crate::quantile::nearest_rank;
 use crate::request::{RequestSummary, Slo, TokenEvent};
 use crate::scheduler::SchedulerGauges;
 use crate::step::Delivery;
-use crate::telemetry::LatencyHistogram;
+use crate::telemetry::{LatencyFigures, LatencyHistogram};
 use crate::time::Micros;
 
 /// Intervals into which the time of the arrivals is divided.
@@ -153,8 +154,8 @@ impl Collector {
         let seconds = end.as_secs_f64();
         let per = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
-        let step_time_error_p50 = quantile(&mut self.step_errors, 0.5);
-        let step_time_error_p99 = quantile(&mut self.step_errors, 0.99);
+        let mut error = |share| nearest_rank(&mut self.step_errors, share, f32::total_cmp).map(f64::from);
+        let (step_time_error_p50, step_time_error_p99) = (error(0.5), error(0.99));
         Report {
             policy: policy.name(),
             load: 1.0,
@@ -166,9 +167,9 @@ impl Collector {
             attainment: per(self.attained, self.requests),
             goodput_rps: per_second(self.attained),
             tokens_per_second: per_second(self.output_tokens),
-            ttft_ms: Latency::of(&self.ttft),
-            tpot_ms: Latency::of(&self.tpot),
-            itl_ms: Latency::of(&self.itl),
+            ttft_ms: LatencyFigures::of_histogram(&self.ttft),
+            tpot_ms: LatencyFigures::of_histogram(&self.tpot),
+            itl_ms: LatencyFigures::of_histogram(&self.itl),
             mean_draft_tokens: per(self.drafted, self.sequence_steps),
             mean_verified_tokens: per(self.verified, self.sequence_steps),
             mean_accepted_tokens: per(self.accepted, self.sequence_steps),
@@ -202,14 +203,4 @@ impl Collector {
         })
         .collect()
     }
-}
-
-/// The `share` quantile (nearest rank); `None` without values.
-fn quantile(values: &mut [f32], share: f64) -> Option<f64> {
-    let rank = ((share * values.len() as f64).ceil() as usize).saturating_sub(1);
-    if values.is_empty() {
-        return None;
-    }
-    let (_, value, _) = values.select_nth_unstable_by(rank, f32::total_cmp);
-    Some(f64::from(*value))
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub use driver::{SimulationError, simulate};
 pub use record::{RecordJob, RecordOptions, record};
-pub use report::{Bin, Latency, Report};
+pub use report::{Bin, Report};
 pub use sweep::{Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
 
 use crate::executor::ExecutorInfo;

@@ -2,32 +2,7 @@
 
 use serde::Serialize;
 
-use crate::telemetry::LatencyHistogram;
-
-/// One latency, in milliseconds; quantiles are within 1 %. `None` without a sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Latency {
-    /// Mean.
-    pub mean: Option<f64>,
-    /// Median.
-    pub p50: Option<f64>,
-    /// 90th percentile.
-    pub p90: Option<f64>,
-    /// 99th percentile.
-    pub p99: Option<f64>,
-}
-
-impl Latency {
-    /// The figures of a histogram.
-    pub fn of(histogram: &LatencyHistogram) -> Latency {
-        histogram.quantiles().map_or(Latency::default(), |quantiles| Latency {
-            mean: Some(histogram.sum().as_millis_f64() / quantiles.count as f64),
-            p50: Some(quantiles.p50_ms),
-            p90: Some(quantiles.p90_ms),
-            p99: Some(quantiles.p99_ms),
-        })
-    }
-}
+use crate::telemetry::LatencyFigures;
 
 /// One interval of a run. Means are over its steps, or over sequences and steps; `None`
 /// when there were none.
@@ -75,12 +50,12 @@ pub struct Report {
     pub goodput_rps: f64,
     /// Output tokens per second of simulated time.
     pub tokens_per_second: f64,
-    /// Arrival to first token.
-    pub ttft_ms: Latency,
+    /// Arrival to first token. This one's and the next ones' quantiles are within 1 %.
+    pub ttft_ms: LatencyFigures,
     /// Mean time per output token after the first, per request.
-    pub tpot_ms: Latency,
+    pub tpot_ms: LatencyFigures,
     /// Gaps between the outputs of a request.
-    pub itl_ms: Latency,
+    pub itl_ms: LatencyFigures,
     /// Drafts of a decoding sequence in a step.
     pub mean_draft_tokens: f64,
     /// Of those, verified.

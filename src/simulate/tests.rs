@@ -14,17 +14,7 @@ const HOST_US: f64 = 50.0;
 
 /// Times that depend on rows alone.
 fn rows_only() -> CostModel {
-    let terms = |micros: [f64; 2]| LatencyTerms {
-        between: Between::Interpolate,
-        rows: vec![1, 1001],
-        micros: micros.to_vec(),
-        context_token_us: 0.0,
-        attended_token_us: 0.0,
-        prefill_step_us: 0.0,
-        prefill_token_us: 0.0,
-        prefill_attended_us: 0.0,
-        round_us: 0.0,
-    };
+    let terms = |micros: [f64; 2]| LatencyTerms::staircase(Between::Interpolate, &[1, 1001], &micros);
     let target = [TARGET_US + TARGET_ROW_US, TARGET_US + 1001.0 * TARGET_ROW_US];
     CostModel {
         target: LatencyModel::new(terms(target)).unwrap(),
@@ -71,15 +61,8 @@ fn arrival(at_ms: u64, prompt_tokens: u32, output_tokens: u32) -> Arrival {
 }
 
 fn poisson(rps: f64, seconds: f64) -> Vec<Arrival> {
-    let options = WorkloadOptions {
-        rate_scale: 1.0,
-        thin: 1.0,
-        requests_max: None,
-        prompt_tokens_max: None,
-        lengths: Lengths::SpecBench,
-        seed: 5,
-    };
-    load(&TraceSource::Gamma { rps, cv: 1.0, seconds }, &options).unwrap()
+    load(&TraceSource::Gamma { rps, cv: 1.0, seconds }, &WorkloadOptions::whole(Lengths::SpecBench, 5))
+        .unwrap()
 }
 
 fn run(workload: &[Arrival], settings: &Settings, draft_tokens: u32) -> Report {

@@ -4,6 +4,7 @@
 //! reads no clock. Counters are `u64` and only grow; rates and ratios are left to the
 //! reader of `/metrics`, whose HELP lines state each definition.
 
+mod figures;
 mod histogram;
 mod metrics;
 mod prometheus;
@@ -12,6 +13,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
+pub use figures::LatencyFigures;
 pub use histogram::{LATENCY_MAX, LatencyHistogram, Quantiles};
 pub use metrics::{DRAFT_POSITIONS_MAX, Gauges, KvGauge, Metrics, MetricsConfig, RejectionReason};
 pub use prometheus::{CONTENT_TYPE as PROMETHEUS_CONTENT_TYPE, MetricKind, PrometheusText};

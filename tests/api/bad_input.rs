@@ -249,6 +249,7 @@ async fn refusals_of_the_engine_keep_their_meaning() {
         (AdmissionError::Unavailable, 503, "unavailable"),
         (AdmissionError::TooLarge { needed: 9, total: 8 }, 400, "kv_pool_too_small"),
         (AdmissionError::Infeasible("tpot below one step".into()), 400, "slo_infeasible"),
+        (AdmissionError::TooLate("ttft after 9 s".into()), 503, "slo_too_late"),
     ] {
         let fixture = Fixture::start(Script::Refuse(refusal.clone())).await;
         let reply = post(&fixture, CHAT, &chat(json!({"stream": true}))).await;
@@ -256,6 +257,52 @@ async fn refusals_of_the_engine_keep_their_meaning() {
         assert_eq!(reply.json()["error"]["message"], refusal.to_string());
         assert_eq!(reply.headers.contains_key("retry-after"), status == 503);
     }
+}
+
+#[tokio::test]
+async fn every_refusal_is_counted_by_its_status_and_code() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    assert_serving(&fixture).await;
+    let refuse = async |path: &str, body: &str| {
+        let request = request(Method::POST, path, &[], body.to_owned());
+        assert!(!send(&fixture, request).await.status.is_success(), "{path} {body}");
+    };
+    refuse(CHAT, "{").await;
+    refuse(COMPLETIONS, "[]").await;
+    refuse("/tokenize", "{}").await;
+    refuse(CHAT, &chat(json!({"temperature": 3})).to_string()).await;
+    refuse(CHAT, &chat(json!({"n": 2})).to_string()).await;
+    refuse(CHAT, &chat(json!({"temprature": 1})).to_string()).await;
+    refuse(COMPLETIONS, &prompt(json!({"prompt": "x".repeat(300)})).to_string()).await;
+    refuse(COMPLETIONS, &prompt(json!({"model": "other"})).to_string()).await;
+    refuse("/v1/embeddings", "{}").await;
+    refuse("/metrics", "").await;
+    refuse(CHAT, &"x".repeat(65_537)).await;
+    assert_eq!(get(&fixture, "/v1/models/%ff").await.json()["error"]["code"], "unknown_url");
+    fixture.engine.play(Script::Refuse(AdmissionError::Unavailable));
+    refuse(CHAT, &chat(json!({})).to_string()).await;
+    let page = get(&fixture, "/metrics").await.text;
+    let counted: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("specserve_http_errors_total"))
+        .filter(|sample| !sample.ends_with(" 0"))
+        .collect();
+    assert_eq!(
+        counted,
+        [
+            "{status=\"400\",code=\"invalid_json\"} 2",
+            "{status=\"400\",code=\"missing_parameter\"} 1",
+            "{status=\"400\",code=\"invalid_value\"} 1",
+            "{status=\"400\",code=\"unsupported_parameter\"} 1",
+            "{status=\"400\",code=\"unknown_parameter\"} 1",
+            "{status=\"400\",code=\"context_length_exceeded\"} 1",
+            "{status=\"404\",code=\"model_not_found\"} 1",
+            "{status=\"404\",code=\"unknown_url\"} 2",
+            "{status=\"405\",code=\"method_not_allowed\"} 1",
+            "{status=\"413\",code=\"body_too_large\"} 1",
+            "{status=\"503\",code=\"unavailable\"} 1",
+        ]
+    );
 }
 
 #[tokio::test]
@@ -330,4 +377,6 @@ async fn garbage_instead_of_http_leaves_the_server_serving() {
         assert!(!reply.starts_with(b"HTTP/1.1 2"), "{}", String::from_utf8_lossy(&reply));
     }
     assert_serving(&fixture).await;
+    let page = get(&fixture, "/metrics").await.text;
+    assert!(page.contains("\nspecserve_connections_refused_total{reason=\"bad_head\"} 4\n"), "{page}");
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use specserve::actors::{AdmissionError, Generation, Submission};
 use specserve::api::{
-    ApiLimits, BoundSocket, ChatMessage, ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, Server,
-    SocketOptions, TextDecoder, TextModel, router,
+    ApiCounters, ApiLimits, BoundSocket, ChatMessage, ClassFacts, Engine, EngineFacts, Health,
+    SamplingDefaults, Server, SocketOptions, TextDecoder, TextModel, router,
 };
 use specserve::request::{
     FinishReason, RequestFailure, RequestId, RequestSummary, RequestTimes, Slo, SpeculationStats, TokenEvent,
@@ -243,6 +243,15 @@ impl Fixture {
     }
 
     pub async fn with_limits(script: Script, limits: ApiLimits) -> Fixture {
+        Fixture::with(script, limits, None).await
+    }
+
+    /// Only these user ids may connect to the socket.
+    pub async fn for_users(script: Script, users: Vec<u32>) -> Fixture {
+        Fixture::with(script, ApiLimits::default(), Some(users)).await
+    }
+
+    async fn with(script: Script, limits: ApiLimits, users: Option<Vec<u32>>) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let (told, listener) = unbounded_channel();
@@ -256,10 +265,11 @@ impl Fixture {
             open: Mutex::default(),
             told,
         });
-        let bound = BoundSocket::bind(&SocketOptions { path: socket.clone(), mode: 0o600 }).unwrap();
+        let bound = BoundSocket::bind(&SocketOptions { path: socket.clone(), mode: 0o600, users }).unwrap();
         let tcp = Some("127.0.0.1:0".parse().unwrap());
-        let server =
-            Server::start(router(engine.clone(), limits.clone()), bound, tcp, &limits).await.unwrap();
+        let counters = Arc::<ApiCounters>::default();
+        let router = router(engine.clone(), limits.clone(), counters.clone());
+        let server = Server::start(router, bound, tcp, &limits, counters).await.unwrap();
         Fixture { engine, server, socket, told: listener, _directory: directory }
     }
 

@@ -1,9 +1,12 @@
 //! The routes that generate nothing, and what connections have in common.
 
+use std::sync::Arc;
+
 use hyper::{Method, StatusCode};
 use serde_json::json;
-use specserve::api::{ApiLimits, Health};
+use specserve::api::{ApiLimits, Health, starting_router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::client::*;
 use crate::fake::{CONTEXT, Fixture, MODEL, Script};
@@ -17,7 +20,11 @@ async fn models_state_and_metrics_are_there() {
     assert_eq!(get(&fixture, "/v1/engine/state").await.json(), json!({"fake": true}));
     let metrics = get(&fixture, "/metrics").await;
     assert_eq!(metrics.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    assert_eq!(metrics.text, "fake_total 1\n");
+    assert!(
+        metrics.text.starts_with("fake_total 1\n# HELP specserve_http_errors_total "),
+        "{}",
+        metrics.text
+    );
 }
 
 #[tokio::test]
@@ -54,13 +61,35 @@ async fn tokenize_and_detokenize_are_inverse() {
     }
 }
 
+/// The whole reply, head included.
+async fn get_on_tcp(fixture: &Fixture, path: &str) -> String {
+    let mut client = TcpStream::connect(fixture.server.tcp_address().unwrap()).await.unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).await.unwrap();
+    reply
+}
+
+#[tokio::test]
+async fn a_user_who_is_listed_is_served_and_others_are_closed_and_counted() {
+    let own = rustix::process::geteuid().as_raw();
+    let fixture = Fixture::for_users(Script::text("ok", 1), vec![own ^ 1, own]).await;
+    assert_serving(&fixture).await;
+    let fixture = Fixture::for_users(Script::text("ok", 1), vec![own ^ 1]).await;
+    for _ in 0..3 {
+        let mut client = UnixStream::connect(&fixture.socket).await.unwrap();
+        let mut reply = Vec::new();
+        assert_eq!(client.read_to_end(&mut reply).await.unwrap_or(0), 0, "{reply:?}");
+    }
+    let page = get_on_tcp(&fixture, "/metrics").await;
+    assert!(page.contains("\nspecserve_connections_refused_total{reason=\"uid\"} 3\n"), "{page}");
+}
+
 #[tokio::test]
 async fn the_same_routes_answer_on_tcp() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
-    let mut client = tokio::net::TcpStream::connect(fixture.server.tcp_address().unwrap()).await.unwrap();
-    client.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut reply = String::new();
-    client.read_to_string(&mut reply).await.unwrap();
+    let reply = get_on_tcp(&fixture, "/health/live").await;
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
 }
 
@@ -73,6 +102,23 @@ async fn a_connection_carries_many_requests_bad_ones_included() {
         let reply = Reply::read(sender.send_request(request).await.unwrap()).await;
         assert_eq!(reply.status.as_u16(), status);
     }
+}
+
+#[tokio::test]
+async fn new_routes_answer_on_connections_that_are_open_already() {
+    let fixture = Fixture::start(Script::text("ok", 1)).await;
+    let mut sender = connect(&fixture.socket).await;
+    let mut ask = async || {
+        let request = request(Method::POST, COMPLETIONS, &[], prompt(json!({})).to_string());
+        Reply::read(sender.send_request(request).await.unwrap()).await
+    };
+    assert_eq!(ask().await.status, StatusCode::OK);
+    let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
+    fixture.server.route_to(starting_router(phases, Arc::default()));
+    let refused = ask().await;
+    let reason = json!("the daemon is starting: the tests are running");
+    assert_eq!((refused.status.as_u16(), &refused.json()["error"]["message"]), (503, &reason));
+    assert_eq!(refused.headers["retry-after"], "1");
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::api::ErrorCode;
+
 /// Why a request to the daemon failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -56,6 +58,16 @@ pub enum ClientError {
         /// The error object as it came, if it was one.
         body: Option<serde_json::Value>,
     },
+    /// The daemon hung up before it answered: it does that to users whom it does not know.
+    #[error(
+        "the daemon behind {} closed the connection without an answer; it has ended, or server.socket_uids \
+         of its config does not list this user",
+        socket.display()
+    )]
+    HungUp {
+        /// The socket.
+        socket: PathBuf,
+    },
     /// The connection broke, or what came is not what the API promises.
     #[error("the answer can't be used: {0}")]
     Protocol(String),
@@ -72,8 +84,30 @@ impl ClientError {
         }
     }
 
+    /// Why a request got no answer on a connection that had been made.
+    pub(super) fn unanswered(socket: &Path, error: &hyper::Error) -> ClientError {
+        let source = std::error::Error::source(error);
+        // a request that was never written is cancelled by what went wrong before
+        if let Some(cause) = source.and_then(|source| source.downcast_ref::<hyper::Error>()) {
+            return ClientError::unanswered(socket, cause);
+        }
+        let reset = source.and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|source| {
+            matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+        });
+        if reset || error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+            return ClientError::HungUp { socket: socket.to_owned() };
+        }
+        ClientError::protocol(error)
+    }
+
     pub(super) fn protocol(error: impl std::fmt::Display) -> ClientError {
         ClientError::Protocol(error.to_string())
+    }
+
+    /// Whether the daemon is there and its engine is not yet.
+    pub fn is_starting(&self) -> bool {
+        let ClientError::Refused { status: 503, body: Some(body), .. } = self else { return false };
+        body.pointer("/error/code").is_some_and(|code| code == ErrorCode::Starting.name())
     }
 
     /// When the daemon asked to try again later: in how long.

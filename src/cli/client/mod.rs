@@ -38,6 +38,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(660);
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const READY_POLL: Duration = Duration::from_millis(20);
+/// Time between two questions to a daemon that starts, which may be measuring its machine.
+const STARTING_POLL: Duration = Duration::from_millis(100);
 
 /// A daemon's client.
 #[derive(Clone, Debug)]
@@ -93,12 +95,28 @@ impl Client {
         })
     }
 
-    /// The name of the served model.
+    /// [`get_json`](Self::get_json), and a daemon that is still starting is waited for.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`]; [`ClientError::Timeout`] when the start takes longer than a minute.
+    pub async fn get_json_once_started(&self, path: &str) -> Result<Value, ClientError> {
+        let started = async {
+            loop {
+                match self.get_json(path).await {
+                    Err(error) if error.is_starting() => tokio::time::sleep(STARTING_POLL).await,
+                    answer => return answer,
+                }
+            }
+        };
+        within(READY_TIMEOUT, "it was starting", started).await?
+    }
+
+    /// The name of the served model. A daemon that is still starting is waited for.
+    ///
+    /// # Errors
+    /// As [`get_json_once_started`](Self::get_json_once_started).
     pub async fn model(&self) -> Result<String, ClientError> {
-        let models = self.get_json("/v1/models").await?;
+        let models = self.get_json_once_started("/v1/models").await?;
         let name = models.pointer("/data/0/id").and_then(Value::as_str);
         name.map(ToOwned::to_owned).ok_or_else(|| ClientError::protocol("/v1/models lists no model"))
     }
@@ -143,7 +161,7 @@ impl Client {
             .body(Full::new(Bytes::from(text)))
             .map_err(ClientError::protocol)?;
         let sent = within(answer_timeout, "the answer was made", sender.send_request(request)).await?;
-        let response = sent.map_err(ClientError::protocol)?;
+        let response = sent.map_err(|error| ClientError::unanswered(&self.socket, &error))?;
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await?) }
     }
 }

@@ -42,10 +42,31 @@ async fn something_that_does_not_speak_http_is_a_protocol_error() {
     let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a client comes");
+        let head = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 512]).await.expect("it asks");
+        assert!(head > 0);
         tokio::io::AsyncWriteExt::write_all(&mut stream, b"220 hello\r\n").await.expect("it reads");
     });
     let error = Client::new(&socket).get("/").await.expect_err("not HTTP");
     assert!(matches!(error, ClientError::Protocol(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_hangs_up_is_said_to_have_hung_up() {
+    let directory = ScratchDirectory::new();
+    let socket = directory.path().join("socket");
+    let listener = tokio::net::UnixListener::bind(&socket).expect("bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(stream);
+        }
+    });
+    // the hang-up may come before the request is written, while it is, or after
+    for body in [json!({}), json!({ "prompt": "x".repeat(1 << 20) })] {
+        for _ in 0..20 {
+            let error = Client::new(&socket).post("/", &body).await.expect_err("nobody answers");
+            assert!(matches!(error, ClientError::HungUp { .. }), "{error:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@ use serde::Serialize;
 use super::PROMPTS;
 use super::round::Round;
 use crate::cli::client::SpeculativeDecoding;
-use crate::cli::table::Table;
+use crate::cli::table::{Table, or_dash};
 use crate::policy::registry::PolicyName;
+use crate::quantile::{median, nearest_rank};
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +100,7 @@ impl Figures {
             (sum(|one| one.steps), sum(|one| one.drafted), sum(|one| one.accepted));
         let count = rounds.len().max(1) as u64;
         Figures {
-            tokens_per_second: quantile(rounds.iter().map(Round::tokens_per_second), 0.5).unwrap_or(0.0),
+            tokens_per_second: median(rounds.iter().map(Round::tokens_per_second).collect()).unwrap_or(0.0),
             output_tokens: rounds.iter().map(Round::output_tokens).sum::<u64>() / count,
             acceptance_length: (steps > 0).then(|| 1.0 + accepted as f64 / steps as f64),
             draft_tokens: drafted / count,
@@ -110,20 +111,11 @@ impl Figures {
 }
 
 impl Percentiles {
-    fn of(values: impl Iterator<Item = f64> + Clone) -> Percentiles {
-        Percentiles { p50: quantile(values.clone(), 0.5), p99: quantile(values, 0.99) }
+    fn of(values: impl Iterator<Item = f64>) -> Percentiles {
+        let mut values: Vec<f64> = values.collect();
+        let p99 = nearest_rank(&mut values, 0.99, f64::total_cmp);
+        Percentiles { p50: median(values), p99 }
     }
-}
-
-/// The smallest value that at least the share `q` of the values do not exceed; of an even
-/// number of values the median is the mean of the middle two.
-pub(super) fn quantile(values: impl Iterator<Item = f64>, q: f64) -> Option<f64> {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    let rank = (q * sorted.len() as f64).ceil().max(1.0) as usize;
-    let value = *sorted.get(rank - 1)?;
-    let even_median = q == 0.5 && sorted.len().is_multiple_of(2);
-    Some(if even_median { (value + sorted[rank]) / 2.0 } else { value })
 }
 
 /// Prompts that were not answered the same way every time.
@@ -147,13 +139,13 @@ impl std::fmt::Display for Report {
             table.row([name.to_owned(), cell(&self.plain), cell(&self.speculative)]);
         };
         row("tokens/s", &|side| format!("{:.1}", side.tokens_per_second));
-        row("acceptance length", &|side| number(side.acceptance_length, 2));
+        row("acceptance length", &|side| or_dash(side.acceptance_length, 2));
         row("draft tokens", &|side| side.draft_tokens.to_string());
         row("output tokens", &|side| side.output_tokens.to_string());
-        row("TTFT p50, ms", &|side| number(side.ttft_ms.p50, 2));
-        row("TTFT p99, ms", &|side| number(side.ttft_ms.p99, 2));
-        row("TPOT p50, ms", &|side| number(side.tpot_ms.p50, 3));
-        row("TPOT p99, ms", &|side| number(side.tpot_ms.p99, 3));
+        row("TTFT p50, ms", &|side| or_dash(side.ttft_ms.p50, 2));
+        row("TTFT p99, ms", &|side| or_dash(side.ttft_ms.p99, 2));
+        row("TPOT p50, ms", &|side| or_dash(side.tpot_ms.p50, 3));
+        row("TPOT p99, ms", &|side| or_dash(side.tpot_ms.p99, 3));
         writeln!(
             f,
             "{} prompts at temperature 0, up to {} tokens each, one at a time, median of {} rounds",
@@ -166,8 +158,4 @@ impl std::fmt::Display for Report {
         }
         writeln!(f, "speed-up by speculation: {:.2} x", self.speedup)
     }
-}
-
-fn number(value: Option<f64>, decimals: usize) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
 }

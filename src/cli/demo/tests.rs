@@ -1,6 +1,5 @@
 use serde_json::{Value, json};
 
-use super::report::quantile;
 use super::*;
 use crate::cli::testing::{ScriptedHost, chat_answer, chat_answer_with};
 
@@ -84,14 +83,4 @@ async fn a_stream_that_breaks_off_fails_the_demo() {
     let host = ScriptedHost::new(|_, _| "data: {\"choices\": []}\n\n".to_owned());
     let error = run(&args(true), &host, &mut Vec::new()).await.expect_err("no [DONE]");
     assert!(error.to_string().contains("before [DONE]"), "{error}");
-}
-
-#[test]
-fn quantiles_are_values_that_occurred_and_medians_are_in_the_middle() {
-    let values = [5.0, 1.0, 3.0];
-    assert_eq!(quantile(values.into_iter(), 0.5), Some(3.0));
-    assert_eq!(quantile(values.into_iter(), 0.99), Some(5.0));
-    assert_eq!(quantile([1.0, 2.0].into_iter(), 0.5), Some(1.5));
-    assert_eq!(quantile([1.0].into_iter(), 0.99), Some(1.0));
-    assert_eq!(quantile(std::iter::empty(), 0.5), None);
 }

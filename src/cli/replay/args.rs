@@ -68,15 +68,8 @@ pub struct ReplayArgs {
 impl ReplayArgs {
     /// What is made of the trace at this multiple of its rate.
     pub fn workload_options(&self, rate_scale: f64) -> WorkloadOptions {
-        let by_source = if self.trace.has_lengths() { Lengths::Trace } else { Lengths::SpecBench };
-        WorkloadOptions {
-            rate_scale,
-            thin: 1.0,
-            requests_max: self.limit,
-            prompt_tokens_max: None,
-            lengths: self.lengths.unwrap_or(by_source),
-            seed: self.seed,
-        }
+        let lengths = self.lengths.unwrap_or(self.trace.lengths());
+        WorkloadOptions { rate_scale, requests_max: self.limit, ..WorkloadOptions::whole(lengths, self.seed) }
     }
 }
 

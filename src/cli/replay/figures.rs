@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::session::{Fate, Outcome, Played};
 use crate::cli::client::{Answer, SpeculativeDecoding};
 use crate::request::Slo;
+use crate::telemetry::LatencyFigures;
 
 /// What was run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -16,19 +17,6 @@ pub struct Setting {
     pub rate_scale: f64,
     /// Which repeat, from 0.
     pub repeat: u32,
-}
-
-/// Of a sample in milliseconds; null where there is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Latency {
-    /// Mean.
-    pub mean: Option<f64>,
-    /// Median.
-    pub p50: Option<f64>,
-    /// 90th percentile, nearest rank.
-    pub p90: Option<f64>,
-    /// 99th percentile, nearest rank.
-    pub p99: Option<f64>,
 }
 
 /// Relative error of predicted step times, as the policy reports it.
@@ -63,11 +51,11 @@ pub struct Figures {
     /// First arrival to the end of the last answer.
     pub wall_seconds: f64,
     /// Arrival to first token, as the daemon measures it.
-    pub ttft_ms: Latency,
+    pub ttft_ms: LatencyFigures,
     /// Time per token after the first, as the daemon measures it.
-    pub tpot_ms: Latency,
+    pub tpot_ms: LatencyFigures,
     /// Gaps between pieces of text, as the client sees them.
-    pub itl_ms: Latency,
+    pub itl_ms: LatencyFigures,
     /// Draft tokens proposed per request and step.
     pub mean_draft_tokens: Option<f64>,
     /// Tokens that a target step yields for one request.
@@ -113,9 +101,15 @@ impl Figures {
             goodput_rps: attained as f64 / seconds,
             tokens_per_second: tokens as f64 / seconds,
             wall_seconds: seconds,
-            ttft_ms: Latency::of(answers.iter().filter_map(|answer| answer.metrics.ttft_ms).collect()),
-            tpot_ms: Latency::of(answers.iter().filter_map(|answer| answer.metrics.tpot_ms).collect()),
-            itl_ms: Latency::of(outcomes.iter().flat_map(|outcome| &outcome.gaps_ms).copied().collect()),
+            ttft_ms: LatencyFigures::of_sample(
+                answers.iter().filter_map(|answer| answer.metrics.ttft_ms).collect(),
+            ),
+            tpot_ms: LatencyFigures::of_sample(
+                answers.iter().filter_map(|answer| answer.metrics.tpot_ms).collect(),
+            ),
+            itl_ms: LatencyFigures::of_sample(
+                outcomes.iter().flat_map(|outcome| &outcome.gaps_ms).copied().collect(),
+            ),
             mean_draft_tokens: ratio(sum(|one| one.drafted), steps),
             acceptance_length: ratio(accepted, steps).map(|accepted| 1.0 + accepted),
             acceptance_rate: ratio(accepted, verified),
@@ -146,16 +140,4 @@ fn attains(slo: &Slo, answer: &Answer) -> bool {
     let ttft = slo.ttft.is_none_or(|bound| metrics.ttft_ms.is_some_and(|seen| seen <= bound.as_millis_f64()));
     let tpot = slo.tpot.is_none_or(|bound| metrics.tpot_ms.is_none_or(|seen| seen <= bound.as_millis_f64()));
     ttft && tpot
-}
-
-impl Latency {
-    fn of(mut sample: Vec<f64>) -> Latency {
-        sample.sort_by(f64::total_cmp);
-        let rank = |share: f64| {
-            let rank = (share * sample.len() as f64).ceil().max(1.0) as usize;
-            sample.get(rank - 1).copied()
-        };
-        let mean = (!sample.is_empty()).then(|| sample.iter().sum::<f64>() / sample.len() as f64);
-        Latency { mean, p50: rank(0.5), p90: rank(0.9), p99: rank(0.99) }
-    }
 }

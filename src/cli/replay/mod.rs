@@ -89,7 +89,7 @@ impl Replay<'_> {
         client: &Client,
         workloads: &[(f64, Vec<Arrival>)],
     ) -> Result<Vec<Figures>, CliError> {
-        let state = client.get_json("/v1/engine/state").await?;
+        let state = client.get_json_once_started("/v1/engine/state").await?;
         let policy = state.pointer("/policy/policy").and_then(serde_json::Value::as_str).unwrap_or("unknown");
         let mut runs = Vec::new();
         for repeat in 0..self.args.repeats {
@@ -169,7 +169,7 @@ impl Replay<'_> {
         };
         let played = session.play(arrivals, &bar).await;
         bar.finish_and_clear();
-        let state = client.get_json("/v1/engine/state").await?;
+        let state = client.get_json_once_started("/v1/engine/state").await?;
         Ok(Figures::new(setting, &self.slo, &played, &state))
     }
 }

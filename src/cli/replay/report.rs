@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::figures::Figures;
-use crate::cli::table::Table;
+use crate::cli::table::{Table, or_dash};
+use crate::quantile::median;
 
 /// The policy that the others are compared with.
 const PLAIN: &str = "none";
@@ -107,13 +108,6 @@ fn summarise(runs: &[Figures], policy: &str, rate_scale: f64) -> Summary {
     }
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = *values.get(middle)?;
-    Some(if values.len().is_multiple_of(2) { (values[middle - 1] + upper) / 2.0 } else { upper })
-}
-
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut table = Table::new([
@@ -135,17 +129,17 @@ impl std::fmt::Display for Report {
             table.row([
                 one.policy.clone(),
                 format!("{}", one.rate_scale),
-                number(one.attainment.map(|share| share * 100.0), 1),
-                number(one.goodput_rps, 2),
-                number(one.tokens_per_second, 1),
-                number(one.ttft_p50_ms, 1),
-                number(one.ttft_p99_ms, 1),
-                number(one.tpot_mean_ms, 3),
-                number(one.tpot_p99_ms, 3),
-                number(one.mean_draft_tokens, 2),
-                number(one.acceptance_length, 2),
-                number(one.goodput_over_none, 3),
-                number(one.speed_over_none, 3),
+                or_dash(one.attainment.map(|share| share * 100.0), 1),
+                or_dash(one.goodput_rps, 2),
+                or_dash(one.tokens_per_second, 1),
+                or_dash(one.ttft_p50_ms, 1),
+                or_dash(one.ttft_p99_ms, 1),
+                or_dash(one.tpot_mean_ms, 3),
+                or_dash(one.tpot_p99_ms, 3),
+                or_dash(one.mean_draft_tokens, 2),
+                or_dash(one.acceptance_length, 2),
+                or_dash(one.goodput_over_none, 3),
+                or_dash(one.speed_over_none, 3),
             ]);
         }
         write!(f, "{table}")?;
@@ -161,8 +155,4 @@ impl std::fmt::Display for Report {
         }
         Ok(())
     }
-}
-
-fn number(value: Option<f64>, decimals: usize) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
 }

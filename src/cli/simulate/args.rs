@@ -115,13 +115,12 @@ impl SimulateArgs {
 
     /// What is made of the trace.
     pub fn workload_options(&self) -> WorkloadOptions {
-        let by_source = if self.trace.has_lengths() { Lengths::Trace } else { Lengths::SpecBench };
         WorkloadOptions {
             rate_scale: self.rate_scale,
             thin: self.thin,
             requests_max: self.limit,
             prompt_tokens_max: self.max_prompt,
-            lengths: self.lengths.unwrap_or(by_source),
+            lengths: self.lengths.unwrap_or(self.trace.lengths()),
             seed: self.seed,
         }
     }

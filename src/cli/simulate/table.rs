@@ -1,6 +1,6 @@
 //! The reports side by side.
 
-use crate::cli::table::Table;
+use crate::cli::table::{Table, or_dash};
 use crate::simulate::Report;
 
 /// One row per run.
@@ -25,7 +25,7 @@ pub fn of(reports: &[Report]) -> Table {
     ]);
     for report in reports {
         let two = |value: f64| format!("{value:.2}");
-        let millis = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), two);
+        let millis = |value: Option<f64>| or_dash(value, 2);
         table.row([
             report.policy.clone(),
             two(report.load),

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::page::Page;
-use crate::cli::table::Table;
+use crate::cli::table::{Table, or_dash};
 
 /// Two percentiles in milliseconds, estimated within histogram buckets; none without a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -148,7 +148,7 @@ impl std::fmt::Display for Figures {
         writeln!(
             f,
             "speculation  {} tokens per step, {} of verified drafts accepted, {:.1} drafts/s",
-            decimals(self.acceptance_length, 2),
+            or_dash(self.acceptance_length, 2),
             percent(self.acceptance_rate),
             self.draft_tokens_per_second
         )?;
@@ -156,14 +156,10 @@ impl std::fmt::Display for Figures {
         writeln!(f, "KV cache     target {target}, draft {draft}\n")?;
         let mut table = Table::new(["", "p50, ms", "p99, ms"]);
         for (name, latency) in [("TTFT", self.ttft_ms), ("TPOT", self.tpot_ms), ("step", self.step_ms)] {
-            table.row([name.to_owned(), decimals(latency.p50, 2), decimals(latency.p99, 2)]);
+            table.row([name.to_owned(), or_dash(latency.p50, 2), or_dash(latency.p99, 2)]);
         }
         write!(f, "{table}")
     }
-}
-
-fn decimals(value: Option<f64>, decimals: usize) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
 }
 
 fn percent(value: Option<f64>) -> String {

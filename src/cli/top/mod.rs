@@ -52,6 +52,8 @@ struct Poll {
 pub async fn run(args: &TopArgs, out: &mut impl Write) -> Result<(), CliError> {
     let client = Client::new(&args.socket);
     let clear = !args.once && !args.json && stdout().is_terminal();
+    // a daemon that is starting has nothing to show yet
+    client.get_json_once_started("/v1/engine/state").await?;
     let mut polls = VecDeque::from([poll(&client).await?]);
     loop {
         tokio::time::sleep(Duration::from_millis(args.interval_ms)).await;

@@ -237,6 +237,94 @@ fn the_same_knowledge_and_view_give_the_same_decision() {
     assert!(copy.state()["time"]["steps"].as_u64() == Some(50));
 }
 
+/// Context, output, time since the first token, objective and draft lag of a decoding request.
+type RandomRow = (u32, u32, u64, Option<u64>, u32);
+
+fn view_of(rows: &[RandomRow], prompts: &[(u32, Option<u64>)]) -> StepView {
+    let decoding = rows.iter().enumerate().map(|(index, &(context, output, since, tpot, lag))| DecodeView {
+        request: RequestId(index as u64),
+        output_tokens: output,
+        since_first_token: Micros(since),
+        draft_lag_tokens: lag,
+        ..row(context, tpot)
+    });
+    StepView {
+        decoding: decoding.collect(),
+        prefilling: prompts.iter().map(|&(remaining, ttft)| prompt(remaining, ttft)).collect(),
+        prefill_tokens_max: 2048,
+        ..StepView::default()
+    }
+}
+
+/// Drafts for the rows that were granted any, as far as the policy goes on.
+fn draft(policy: &SpecServe, step: Step<'_>, confidences: &[f32]) -> Vec<DraftedRow> {
+    let granted = step.granted.drafts.iter().enumerate().filter(|(_, drafts)| **drafts > 0);
+    let mut drafted: Vec<DraftedRow> =
+        granted.map(|(index, _)| DraftedRow { decoding: index as u32, proposals: Vec::new() }).collect();
+    let mut going: Vec<u32> = (0..drafted.len() as u32).collect();
+    while !going.is_empty() {
+        for &place in &going {
+            let proposals = &mut drafted[place as usize].proposals;
+            let probability = confidences[(place as usize * 8 + proposals.len()) % confidences.len()];
+            proposals.push(Proposal { probability, finite: true, ..Proposal::default() });
+        }
+        going.retain(|&place| drafted[place as usize].proposals.len() < 8);
+        let mut keep = Vec::new();
+        policy.extend(step, &drafted, &going, &mut keep);
+        going = keep;
+    }
+    drafted
+}
+
+/// With nothing drafted, the whole step is certain. No objective that holds may break, unless
+/// prompts are due: then no more requests are let down than prompts are saved.
+fn check_plain_step(policy: &SpecServe, step: Step<'_>) -> Result<(), TestCaseError> {
+    let (view, prefill_tokens) = (step.view, step.granted.prefill_tokens);
+    let costs = Costs::of(&policy.time, view);
+    let plain_us = costs.plain_us() + costs.prefill_us(view, prefill_tokens.min(16));
+    let step_us = costs.plain_us() + costs.prefill_us(view, prefill_tokens);
+    let due = |row: &&PrefillView| row.ttft.is_some_and(|ttft| row.since_arrival < ttft);
+    let saved = view.prefilling.iter().filter(due).count();
+    if saved == 0 {
+        for row in &view.decoding {
+            if let (Standing::Holding, Some(bound)) = tpot_bound(row, plain_us) {
+                prop_assert!(step_us <= bound.deadline_us(1.0) + 1e-6);
+            }
+        }
+    } else if prefill_tokens > policy.options.prefill_tokens_floor {
+        let bearable = view.decoding.iter().filter_map(|row| bearable_us(row, costs.plain_us()));
+        let can_bear_a_step = bearable.filter(|&us| us >= costs.plain_us());
+        let let_down = can_bear_a_step.filter(|&us| step_us > us + 1e-6).count();
+        prop_assert!(let_down <= saved, "{let_down} let down, {saved} saved");
+    }
+    Ok(())
+}
+
+/// Verification never breaks an objective that could be held when it was chosen.
+fn check_verification(
+    policy: &SpecServe,
+    step: Step<'_>,
+    drafted: &[DraftedRow],
+) -> Result<(), TestCaseError> {
+    let mut lengths = Vec::new();
+    policy.select(step, drafted, &mut lengths);
+    let mut space = Workspace::default();
+    let spent = policy.resume(&mut space, step, drafted);
+    for row in drafted {
+        policy.measure_row(&mut space, step.view, row);
+    }
+    let costs = Costs::of(&policy.time, step.view);
+    let extra: u32 = lengths.iter().sum();
+    let step_us = costs.verify_us(extra as usize) + spent.draft_us + spent.unpriced_us;
+    for (index, standing) in space.standings.iter().enumerate() {
+        let length = drafted.iter().position(|row| row.decoding as usize == index).map_or(0, |p| lengths[p]);
+        if let (Standing::Holding, Some(bound)) = (standing, space.rows[index].bound) {
+            prop_assert!(step_us <= bound.deadline_us(space.tokens(index, length)) + 1e-3);
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -249,73 +337,13 @@ proptest! {
         confidences in prop::collection::vec(0.05f32..1.0, 96),
     ) {
         let policy = policy();
-        let view = StepView {
-            decoding: rows.iter().enumerate().map(|(index, &(context, output, since, tpot, lag))| DecodeView {
-                request: RequestId(index as u64),
-                output_tokens: output,
-                since_first_token: Micros(since),
-                draft_lag_tokens: lag,
-                ..row(context, tpot)
-            }).collect(),
-            prefilling: prompts.iter().map(|&(remaining, ttft)| prompt(remaining, ttft)).collect(),
-            prefill_tokens_max: 2048,
-            ..StepView::default()
-        };
+        let view = view_of(&rows, &prompts);
         let granted = policy.plan(&view);
-        let costs = Costs::of(&policy.time, &view);
-        let floor_us = costs.prefill_us(&view, granted.prefill_tokens.min(16));
-        let mut drafted: Vec<DraftedRow> = Vec::new();
-        for (index, _) in granted.drafts.iter().enumerate().filter(|(_, drafts)| **drafts > 0) {
-            drafted.push(DraftedRow { decoding: index as u32, proposals: Vec::new() });
-        }
-        let mut going: Vec<u32> = (0..drafted.len() as u32).collect();
         let step = Step { view: &view, granted: &granted };
-        while !going.is_empty() {
-            for &place in &going {
-                let proposals = &mut drafted[place as usize].proposals;
-                let probability = confidences[(place as usize * 8 + proposals.len()) % 96];
-                proposals.push(Proposal { probability, finite: true, ..Proposal::default() });
-            }
-            going.retain(|&place| drafted[place as usize].proposals.len() < 8);
-            let mut keep = Vec::new();
-            policy.extend(step, &drafted, &going, &mut keep);
-            going = keep;
-        }
-        let mut lengths = Vec::new();
-        policy.select(step, &drafted, &mut lengths);
-        // With nothing drafted, the whole step is certain. No objective that holds may break,
-        // unless prompts are due: then no more requests are let down than prompts are saved.
-        let plain_us = costs.plain_us() + floor_us;
+        let drafted = draft(&policy, step, &confidences);
         if drafted.is_empty() {
-            let step_us = costs.plain_us() + costs.prefill_us(&view, granted.prefill_tokens);
-            let saved = view.prefilling.iter().filter(|row| row.ttft.is_some_and(|ttft| row.since_arrival < ttft));
-            let saved = saved.count();
-            if saved == 0 {
-                for row in &view.decoding {
-                    if let (Standing::Holding, Some(bound)) = tpot_bound(row, plain_us) {
-                        prop_assert!(step_us <= bound.deadline_us(1.0) + 1e-6);
-                    }
-                }
-            } else if granted.prefill_tokens > policy.options.prefill_tokens_floor {
-                let bearable = view.decoding.iter().filter_map(|row| bearable_us(row, costs.plain_us()));
-                let can_bear_a_step = bearable.filter(|&us| us >= costs.plain_us());
-                let let_down = can_bear_a_step.filter(|&us| step_us > us + 1e-6).count();
-                prop_assert!(let_down <= saved, "{let_down} let down, {saved} saved");
-            }
+            check_plain_step(&policy, step)?;
         }
-        // Verification never breaks one that could be held when it was chosen.
-        let mut space = Workspace::default();
-        let spent = policy.resume(&mut space, step, &drafted);
-        for row in &drafted {
-            policy.measure_row(&mut space, &view, row);
-        }
-        let extra: u32 = lengths.iter().sum();
-        let step_us = costs.verify_us(extra as usize) + spent.draft_us + spent.unpriced_us;
-        for (index, standing) in space.standings.iter().enumerate() {
-            let length = drafted.iter().position(|row| row.decoding as usize == index).map_or(0, |p| lengths[p]);
-            if let (Standing::Holding, Some(bound)) = (standing, space.rows[index].bound) {
-                prop_assert!(step_us <= bound.deadline_us(space.tokens(index, length)) + 1e-3);
-            }
-        }
+        check_verification(&policy, step, &drafted)?;
     }
 }

@@ -1,0 +1,99 @@
+//! A daemon between its open door and its running engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::served::ServedEngine;
+use super::{Daemon, DaemonError};
+use crate::actors::Engine;
+use crate::api::{ApiCounters, ApiLimits, BoundSocket, Server, SocketOptions, router, starting_router};
+use crate::config::Config;
+
+/// Hears what a start is busy with, in words that complete "the daemon is starting: …".
+pub(super) type OnPhase<'a> = &'a dyn Fn(&'static str);
+
+/// What a start brings about.
+pub(super) type Assembled = Result<(Engine, ServedEngine), DaemonError>;
+
+/// A daemon that answers, with refusals until its engine is there.
+pub(super) struct Opening {
+    server: Server,
+    socket: PathBuf,
+    limits: ApiLimits,
+    counters: Arc<ApiCounters>,
+    drain_timeout: Duration,
+    assembling: JoinHandle<Assembled>,
+}
+
+impl Opening {
+    /// Opens the door, then begins to build the engine with `assemble` on a thread of its own.
+    /// Must be called within a multi-threaded tokio runtime.
+    ///
+    /// # Errors
+    /// When the socket or the TCP address can't be had.
+    pub async fn begin<A>(config: Config, assemble: A) -> Result<Opening, DaemonError>
+    where
+        A: FnOnce(&Config, OnPhase<'_>) -> Assembled + Send + 'static,
+    {
+        let socket = config.server.socket.clone();
+        let options = SocketOptions {
+            path: socket.clone(),
+            mode: config.server.socket_mode,
+            users: config.server.socket_uids.clone(),
+        };
+        let bound = BoundSocket::bind(&options)?;
+        let limits = ApiLimits {
+            body_bytes_max: config.server.body_bytes_max,
+            header_timeout: config.server.header_timeout,
+            request_timeout: config.server.request_timeout,
+            connections_max: config.server.connections_max,
+        };
+        let counters = Arc::<ApiCounters>::default();
+        let (phase, phases) = watch::channel("it has just begun");
+        let routes = starting_router(phases, counters.clone());
+        let server = Server::start(routes, bound, config.server.http, &limits, counters.clone()).await?;
+        let tcp = server.tcp_address().map(tracing::field::display);
+        tracing::info!(socket = %socket.display(), tcp, "listening; starting the engine");
+        let drain_timeout = config.server.drain_timeout;
+        let assembling = tokio::task::spawn_blocking(move || {
+            assemble(&config, &|now| {
+                phase.send_replace(now);
+            })
+        });
+        Ok(Opening { server, socket, limits, counters, drain_timeout, assembling })
+    }
+
+    /// Waits for the engine. Nothing is lost when the future is dropped before it has ended.
+    pub async fn assembled(&mut self) -> Assembled {
+        let assembled = (&mut self.assembling).await;
+        assembled.map_err(|error| DaemonError::Start(format!("start-up panicked: {error}")))?
+    }
+
+    /// Hands the door over to the engine.
+    ///
+    /// # Errors
+    /// Why there is no engine. The socket is gone then.
+    pub async fn finish(self, assembled: Assembled) -> Result<Daemon, DaemonError> {
+        let (engine, served) = match assembled {
+            Ok(assembled) => assembled,
+            Err(error) => {
+                self.close().await;
+                return Err(error);
+            }
+        };
+        let Opening { server, socket, limits, counters, drain_timeout, .. } = self;
+        server.route_to(router(Arc::new(served), limits, counters));
+        tracing::info!("serving");
+        Ok(Daemon { engine, server, socket, drain_timeout })
+    }
+
+    /// Closes the door again. An engine that is still being built can't be stopped: it ends
+    /// with the process.
+    pub async fn close(mut self) {
+        self.server.close().await;
+    }
+}
