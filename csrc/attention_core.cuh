@@ -34,7 +34,8 @@ __device__ __forceinline__ uint32_t shared_address(const void *p) {
 }
 
 // Copies 16 bytes, or writes 16 zero bytes where `valid` is false. The second-level cache fetches
-// 256 bytes: all callers stream, and longer bursts suit the memory (5 to 10 % on an H100).
+// 256 bytes: all callers stream, and longer bursts suit the memory (products of few rows gain 5 to
+// 10 % on an H100; attention, whose blocks are contiguous anyway, nothing).
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool valid) {
     int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");

@@ -18,8 +18,9 @@
 // 92 us instead of 82; it keeps the next kernel's first stages out), and clusters of CTAs that
 // split the inputs of small matrices (1536 x 8960: 15.3 us instead of 13.3).
 //
-// Bytes: weights once, x from L1 and L2. The ceiling is the copy bandwidth. Figures:
-// docs/kernels.md.
+// Bytes: weights once, x from L1 and L2. The ceiling is the copy bandwidth, of which an H100 80GB
+// HBM3 reaches 97 to 105 % for the large matrices of an 8B at one row, 90 to 100 % at 16, 75 % for
+// 1536 x 8960 (docs/kernels.md).
 #include "attention_core.cuh"
 #include "common.cuh"
 #include "skinny_finish.cuh"
