@@ -52,8 +52,12 @@ fn run(draft_tokens: u32, times: &mut [Vec<Duration>; 5]) {
         let timed = times[0].len() < STEPS && is_steady(&current);
         let mut drafted = draft_round(&mut executor, current, &clock).expect("drafts");
         let (verified, select) = time(|| drafted.select());
-        let stepped = verify_round(&mut executor, drafted, verified, &clock).expect("verifies");
-        let (deliveries, commit) = time(|| scheduler.commit(stepped.outcome, clock.now()));
+        let mut stepped = verify_round(&mut executor, drafted, verified, &clock).expect("verifies");
+        let (deliveries, commit) = time(|| {
+            let deliveries = scheduler.commit(stepped.outcome, clock.now());
+            scheduler.recycle(&mut stepped.plan);
+            deliveries
+        });
         let (next, planning) = time(|| scheduler.plan(clock.now(), &policy));
         let ((), publish) = time(|| scheduler.publish_computed());
         let ((), dropping) = time(|| drop((stepped.plan, stepped.report, deliveries)));

@@ -153,12 +153,13 @@ impl BatchBuilderState {
 
     fn commit(&mut self, stepped: Stepped) -> StepNews {
         let now = self.arguments.clock.now();
-        let Stepped { outcome, mut report, plan } = stepped;
+        let Stepped { outcome, mut report, mut plan } = stepped;
         report.step_time = now.saturating_sub(self.step_started);
         if !self.step_follows {
             report.device_idle = report.device_idle.map(|idle| DeviceIdle { before: Micros::ZERO, ..idle });
         }
         let deliveries = self.arguments.scheduler.commit(outcome, now);
+        self.arguments.scheduler.recycle(&mut plan);
         self.step_ended = Some(now);
         let gauges = self.arguments.scheduler.gauges();
         StepNews { deliveries, report, gauges, at: now, spent: plan }

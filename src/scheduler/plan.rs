@@ -177,7 +177,7 @@ impl Scheduler {
         let drafts = self.reserve_drafts(place, drafts);
         let sequence = &self.running[place];
         let len = sequence.len();
-        let input = sequence.target_input(len - 1, len, drafts);
+        let input = sequence.target_input(&mut self.target_rows, len - 1, len, drafts);
         step.target_row(place, len, VerifyRow { input, drafts: 0, tree: None, sample: true });
         if drafts > 0
             && let Some(options) = &self.limits.lookup
@@ -242,7 +242,14 @@ impl Scheduler {
     }
 
     /// Adds a draft row that feeds committed tokens up to `end`, if the round has room for it.
-    fn plan_draft(&self, step: &mut StepBuilder, place: usize, end: u32, decoding: Option<u32>, limit: u32) {
+    fn plan_draft(
+        &mut self,
+        step: &mut StepBuilder,
+        place: usize,
+        end: u32,
+        decoding: Option<u32>,
+        limit: u32,
+    ) {
         let sequence = &self.running[place];
         let start = sequence.draft.computed;
         if start >= end || step.draft_tokens + (end - start) > self.limits.batch_tokens_max {
@@ -253,8 +260,8 @@ impl Scheduler {
             step.plan.granted.drafts[decoding as usize] = limit;
         }
         step.in_flight.drafts.push(PlannedDraft { place, computed: end, decoding });
-        let row = DraftRow { input: sequence.draft_input(start, end), propose: limit > 0 };
-        step.plan.draft_rows.push(row);
+        let input = sequence.draft_input(&mut self.draft_rows, start, end);
+        step.plan.draft_rows.push(DraftRow { input, propose: limit > 0 });
         step.plan.drafting.push(Drafting { decoding, limit });
     }
 
@@ -272,11 +279,8 @@ impl Scheduler {
             budget -= chunk;
             let end = computed + chunk;
             let sample = end == sequence.len();
-            step.target_row(
-                place,
-                end,
-                VerifyRow { input: sequence.target_input(computed, end, 0), drafts: 0, tree: None, sample },
-            );
+            let input = sequence.target_input(&mut self.target_rows, computed, end, 0);
+            step.target_row(place, end, VerifyRow { input, drafts: 0, tree: None, sample });
             if decision.warm_draft && self.limits.lookup.is_none() {
                 self.warm_draft(step, place, end);
             }

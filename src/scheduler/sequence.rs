@@ -1,5 +1,6 @@
 //! A request in progress.
 
+use super::recycled::Recycled;
 use crate::executor::{History, SequenceInput};
 use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, blocks_for};
 use crate::policy::{DecodeView, PrefillView};
@@ -117,29 +118,56 @@ impl Sequence {
     }
 
     /// Input for the target: committed tokens `[start, end)`, with room for `drafts` more.
-    pub fn target_input(&self, start: u32, end: u32, drafts: u32) -> SequenceInput {
-        self.input(&self.target, start, end, drafts)
+    pub fn target_input(&self, rows: &mut Recycled, start: u32, end: u32, drafts: u32) -> SequenceInput {
+        self.input(rows.take(self.request.id), &self.target, [start, end], drafts)
     }
 
     /// Input for the draft model: committed tokens `[start, end)`.
-    pub fn draft_input(&self, start: u32, end: u32) -> SequenceInput {
-        self.input(&self.draft, start, end, 0)
+    pub fn draft_input(&self, rows: &mut Recycled, start: u32, end: u32) -> SequenceInput {
+        self.input(rows.take(self.request.id), &self.draft, [start, end], 0)
     }
 
-    fn input(&self, cache: &Cache, start: u32, end: u32, drafts: u32) -> SequenceInput {
-        let mut tokens = Vec::with_capacity((end - start + drafts) as usize);
-        tokens.extend_from_slice(&self.tokens[start as usize..end as usize]);
-        SequenceInput {
+    /// A row, made of one that this request had before if there is one. What is right already is
+    /// not written: other cores have it in their caches.
+    fn input(
+        &self,
+        before: Option<SequenceInput>,
+        cache: &Cache,
+        [start, end]: [u32; 2],
+        drafts: u32,
+    ) -> SequenceInput {
+        let mut input = before.unwrap_or_else(|| SequenceInput {
             request: self.request.id,
-            tokens,
+            tokens: Vec::new(),
             start,
-            blocks: cache.table.blocks().to_vec(),
+            blocks: Vec::new(),
             sampling: self.request.sampling.clone(),
-            history: self.request.sampling.needs_history().then(|| History {
-                tokens: self.tokens[..end as usize].to_vec(),
-                prompt_tokens: (self.request.prompt.len() as u32).min(end),
-            }),
+            history: None,
+        });
+        debug_assert_eq!(input.request, self.request.id);
+        let committed = &self.tokens[start as usize..end as usize];
+        input.start = start;
+        input.tokens.clear();
+        input.tokens.reserve_exact(committed.len() + drafts as usize);
+        input.tokens.extend_from_slice(committed);
+        if input.blocks != cache.table.blocks() {
+            input.blocks.clear();
+            input.blocks.extend_from_slice(cache.table.blocks());
         }
+        if self.request.sampling.needs_history() {
+            self.write_history(&mut input.history, end);
+        }
+        input
+    }
+
+    /// Committed tokens never change, so what is there is a beginning of what is wanted, or of
+    /// more.
+    fn write_history(&self, history: &mut Option<History>, end: u32) {
+        let history = history.get_or_insert_with(|| History { tokens: Vec::new(), prompt_tokens: 0 });
+        history.tokens.truncate(end as usize);
+        let known = history.tokens.len();
+        history.tokens.extend_from_slice(&self.tokens[known..end as usize]);
+        history.prompt_tokens = (self.request.prompt.len() as u32).min(end);
     }
 
     /// As a policy sees it while it decodes.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::*;
 use crate::executor::ShadowOptions;
 use crate::request::FinishReason;
+use crate::sampling::SamplingParams;
 use game::{Game, expect, limits, request};
 
 #[test]
@@ -241,6 +242,30 @@ fn blocks_that_are_published_at_once_or_when_they_are_wanted_make_the_same_steps
     };
     let (steps, gauges) = play(true);
     assert!(gauges.preemptions > 0 && gauges.prefix_hit_tokens > 0, "{gauges:?}");
+    assert_eq!((steps, gauges), play(false));
+}
+
+#[test]
+fn rows_that_are_filled_anew_make_the_same_steps_as_fresh_ones() {
+    // few blocks: requests come, end and are preempted; half of them have a history
+    let play = |recycles: bool| {
+        let mut game = Game::new(20, 3);
+        game.recycles = recycles;
+        for id in 1..=12u32 {
+            let presence_penalty = if id % 2 == 0 { 0.5 } else { 0.0 };
+            let sampling = Arc::new(SamplingParams { presence_penalty, ..SamplingParams::greedy() });
+            game.arrive(GenerationRequest { sampling, ..request(id.into(), 20 + 7 * id, 30 + id) });
+        }
+        let mut steps = Vec::new();
+        while let Some(plan) = game.plan() {
+            steps.push((plan.rows.clone(), plan.draft_rows.clone()));
+            game.finish(plan);
+        }
+        (steps, game.scheduler.gauges())
+    };
+    let (steps, gauges) = play(true);
+    assert!(gauges.preemptions > 0 && steps.iter().any(|(_, drafts)| !drafts.is_empty()));
+    assert!(steps.iter().any(|(rows, _)| rows.iter().any(|row| row.input.history.is_some())));
     assert_eq!((steps, gauges), play(false));
 }
 

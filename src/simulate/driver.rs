@@ -132,11 +132,14 @@ impl<'a> Run<'a> {
         let clock: &VirtualClock = &self.clock;
         let mut drafted = draft_round(&mut self.executor, plan, clock)?;
         let verified = drafted.select();
-        let Stepped { outcome, mut report, .. } = verify_round(&mut self.executor, drafted, verified, clock)?;
+        let Stepped { outcome, mut report, mut plan } =
+            verify_round(&mut self.executor, drafted, verified, clock)?;
         self.executor.spend_host_time();
         let now = self.clock.now();
         report.step_time = now - started;
         let deliveries = self.scheduler.commit(outcome, now);
+        self.scheduler.recycle(&mut plan);
+        drop(plan); // and with it its policy
         self.collector.step(&report, self.policy.predict(&report), now);
         self.collector.deliveries(&deliveries, now);
         let policy = Arc::get_mut(&mut self.policy).expect("the step's plan is gone");

@@ -27,6 +27,8 @@ pub(super) struct Game {
     pub(super) now: Micros,
     pub(super) outputs: BTreeMap<RequestId, Vec<TokenId>>,
     pub(super) ends: BTreeMap<RequestId, TokenEvent>,
+    /// Whether the rows of a step are given back to be filled anew.
+    pub(super) recycles: bool,
 }
 
 pub(super) fn limits(target_blocks: u32) -> SchedulerLimits {
@@ -54,6 +56,7 @@ impl Game {
             now: Micros::ZERO,
             outputs: BTreeMap::new(),
             ends: BTreeMap::new(),
+            recycles: true,
         }
     }
 
@@ -74,7 +77,11 @@ impl Game {
         let mut drafted = draft_round(&mut self.executor, plan, &Standstill).expect("drafts");
         let verified = drafted.select();
         let stepped = verify_round(&mut self.executor, drafted, verified, &Standstill).expect("verifies");
+        let mut spent = stepped.plan;
         let deliveries = self.scheduler.commit(stepped.outcome, self.now);
+        if self.recycles {
+            self.scheduler.recycle(&mut spent);
+        }
         self.record(deliveries);
         self.scheduler.assert_conserved();
     }
