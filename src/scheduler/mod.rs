@@ -1,7 +1,7 @@
 //! Continuous batching: which sequences a step runs, and with how many tokens each.
 //!
 //! Pure: a [`Scheduler`] is told what arrives, what the time is and what a step did,
-//! and answers with the next [`StepPlan`](crate::step::StepPlan) and with the events to deliver. At most one
+//! and answers with the next [`StepPlan`] and with the events to deliver. At most one
 //! step is in flight; between [`Scheduler::plan`] and [`Scheduler::commit`] the running
 //! set does not change, cancellations wait for the commit (DESIGN, section 3).
 //!
