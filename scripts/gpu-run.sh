@@ -32,10 +32,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | 
 if [ "$what" = tests ] || [ "$what" = all ]; then
     for program in tests/*; do
         name=$(basename "$program")
-        # Loading kernels for one executor can break another's graph capture; the daemon has one.
-        threads=4
-        [ "$name" = cuda_executor ] && threads=1
-        run "test $name" "$logs/test-$name.log" "$program" --ignored --test-threads=$threads
+        run "test $name" "$logs/test-$name.log" "$program" --ignored --test-threads=4
         grep -E '^test |panicked|test result' "$logs/test-$name.log"
     done
 fi

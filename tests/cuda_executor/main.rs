@@ -5,6 +5,8 @@
 mod driver;
 mod not_finite;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use driver::{Sequence, draft, generate};
 use serde_json::Value;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, KvBudget};
@@ -36,6 +38,13 @@ fn executor() -> CudaExecutor {
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
     let draft = pair.draft.as_ref().map(|model| &model.loaded);
     CudaExecutor::new(&pair.target.loaded, draft, options()).expect("a CUDA device")
+}
+
+/// Held by each test: what one executor loads can break a graph that another thread captures. The
+/// daemon has one executor.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Golden {
@@ -111,6 +120,7 @@ fn same_up_to_ties(
 #[test]
 #[ignore = "needs a CUDA device"]
 fn logits_of_both_models_are_the_float64_references() {
+    let _alone = alone();
     let mut executor = executor();
     let mut worst = [0f32; 2];
     for (index, case) in golden().iter().enumerate() {
@@ -130,6 +140,7 @@ fn logits_of_both_models_are_the_float64_references() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn greedy_text_is_the_references_up_to_near_ties() {
+    let _alone = alone();
     let mut executor = executor();
     let mut ties = 0;
     for (index, case) in golden().iter().enumerate() {
@@ -146,6 +157,7 @@ fn greedy_text_is_the_references_up_to_near_ties() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn speculation_says_what_plain_decoding_says() {
+    let _alone = alone();
     let mut executor = executor();
     if !small() {
         executor.warm_up().expect("warm");
@@ -189,6 +201,7 @@ fn speculation_says_what_plain_decoding_says() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn penalties_and_filters_speculate_losslessly() {
+    let _alone = alone();
     let mut executor = executor();
     let prompts = prompts();
     let params = |index: usize| SamplingParams {
@@ -219,6 +232,7 @@ fn penalties_and_filters_speculate_losslessly() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn up_to_sixteen_rows_speculation_is_equal_bit_for_bit() {
+    let _alone = alone();
     let mut executor = executor();
     let prompts = prompts();
     for temperature in [0.0, 0.8] {
@@ -241,6 +255,7 @@ fn up_to_sixteen_rows_speculation_is_equal_bit_for_bit() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn a_prompt_in_chunks_is_the_prompt_at_once() {
+    let _alone = alone();
     let mut executor = executor();
     let long: Vec<TokenId> = prompts().concat().into_iter().take(700).collect();
     let params = SamplingParams::greedy();
@@ -267,6 +282,7 @@ fn a_prompt_in_chunks_is_the_prompt_at_once() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn prefill_decode_and_verification_share_one_call() {
+    let _alone = alone();
     let mut executor = executor();
     let prompts = prompts();
     let count = 24;
@@ -309,6 +325,7 @@ fn prefill_decode_and_verification_share_one_call() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn a_tree_reveals_the_plain_sequence_and_its_path_can_be_compacted() {
+    let _alone = alone();
     let mut executor = executor();
     let prompts = prompts();
     let params = SamplingParams::greedy();
@@ -356,6 +373,7 @@ fn generate_more(executor: &mut CudaExecutor, sequence: &mut Sequence, count: us
 #[test]
 #[ignore = "needs a CUDA device"]
 fn malformed_batches_are_refused_and_do_no_harm() {
+    let _alone = alone();
     let mut executor = executor();
     let good = Sequence::new(0, &[0, 1, 2], SamplingParams::greedy(), 64);
     let mut bad = good.verify_row(&[]);

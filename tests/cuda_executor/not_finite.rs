@@ -7,7 +7,7 @@ use specserve::model::{ModelSource, load_pair};
 use specserve::request::TokenId;
 
 use crate::driver::{Sequence, generate};
-use crate::{options, sampled};
+use crate::{alone, options, sampled};
 
 /// Its embedding is NaN in both models.
 const POISON: TokenId = 3000;
@@ -38,6 +38,7 @@ fn sequences(temperature: f32) -> Vec<Sequence> {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn only_the_sequence_with_a_nan_ends() {
+    let _alone = alone();
     for temperature in [0.0, 0.8] {
         let mut executor = executor();
         let mut all = sequences(temperature);
@@ -66,6 +67,7 @@ fn only_the_sequence_with_a_nan_ends() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn only_the_draft_with_a_nan_proposes_nothing() {
+    let _alone = alone();
     let mut executor = executor();
     let rows: Vec<DraftRow> = sequences(0.8)
         .iter()
