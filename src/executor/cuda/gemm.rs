@@ -64,7 +64,7 @@ pub struct GemmOperands {
 
 /// cuBLASLt with one chosen algorithm per shape and a fixed workspace.
 pub struct Gemm {
-    library: CublasLt,
+    cublaslt: CublasLt,
     handle: cublasLtHandle_t,
     preference: cublasLtMatmulPreference_t,
     operation: cublasLtMatmulDesc_t,
@@ -94,19 +94,19 @@ impl Gemm {
     /// # Errors
     /// When the library is missing, too old, or the device has no memory for the workspace.
     pub fn new() -> Result<Gemm, CudaError> {
-        let library = open_cublaslt()?;
+        let cublaslt = open_cublaslt()?;
         let mut handle = ptr::null_mut();
         let mut preference = ptr::null_mut();
         let mut operation = ptr::null_mut();
         // SAFETY: each call writes one handle to a local that outlives it.
         unsafe {
-            check_cublaslt(library.cublasLtCreate(&mut handle), "cublasLtCreate")?;
+            check_cublaslt(cublaslt.cublasLtCreate(&mut handle), "cublasLtCreate")?;
             check_cublaslt(
-                library.cublasLtMatmulPreferenceCreate(&mut preference),
+                cublaslt.cublasLtMatmulPreferenceCreate(&mut preference),
                 "cublasLtMatmulPreferenceCreate",
             )?;
             check_cublaslt(
-                library.cublasLtMatmulDescCreate(
+                cublaslt.cublasLtMatmulDescCreate(
                     &mut operation,
                     cublasComputeType_t::CUBLAS_COMPUTE_32F,
                     cudaDataType_t::CUDA_R_32F,
@@ -115,7 +115,7 @@ impl Gemm {
             )?;
         }
         let workspace = DeviceBuffer::uninitialized(WORKSPACE_BYTES)?;
-        let gemm = Gemm { library, handle, preference, operation, workspace, chosen: HashMap::new() };
+        let gemm = Gemm { cublaslt, handle, preference, operation, workspace, chosen: HashMap::new() };
         gemm.set_attributes()?;
         Ok(gemm)
     }
@@ -131,7 +131,7 @@ impl Gemm {
         // attribute's type.
         unsafe {
             check_cublaslt(
-                self.library.cublasLtMatmulDescSetAttribute(
+                self.cublaslt.cublasLtMatmulDescSetAttribute(
                     self.operation,
                     cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
                     (&raw const transpose).cast(),
@@ -140,7 +140,7 @@ impl Gemm {
                 "cublasLtMatmulDescSetAttribute",
             )?;
             check_cublaslt(
-                self.library.cublasLtMatmulPreferenceSetAttribute(
+                self.cublaslt.cublasLtMatmulPreferenceSetAttribute(
                     self.preference,
                     Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                     (&raw const workspace).cast(),
@@ -149,7 +149,7 @@ impl Gemm {
                 "cublasLtMatmulPreferenceSetAttribute",
             )?;
             check_cublaslt(
-                self.library.cublasLtMatmulPreferenceSetAttribute(
+                self.cublaslt.cublasLtMatmulPreferenceSetAttribute(
                     self.preference,
                     Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                     (&raw const schemes).cast(),
@@ -247,7 +247,7 @@ impl Gemm {
         // SAFETY: descriptors live as long as `self`; operands by our caller's contract; the
         // scalars are read during the call (host pointer mode).
         let status = unsafe {
-            self.library.cublasLtMatmul(
+            self.cublaslt.cublasLtMatmul(
                 self.handle,
                 self.operation,
                 (&raw const alpha).cast(),
@@ -314,7 +314,7 @@ impl Gemm {
         let mut layout = ptr::null_mut();
         // SAFETY: writes one handle to a local that outlives the call.
         let status = unsafe {
-            self.library.cublasLtMatrixLayoutCreate(
+            self.cublaslt.cublasLtMatrixLayoutCreate(
                 &mut layout,
                 format,
                 rows as u64,
@@ -332,7 +332,7 @@ impl Gemm {
         let mut found = 0;
         // SAFETY: `results` has room for the count that is asked for; descriptors live.
         let status = unsafe {
-            self.library.cublasLtMatmulAlgoGetHeuristic(
+            self.cublaslt.cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
                 self.operation,
                 layouts.weights,
@@ -361,7 +361,7 @@ impl Gemm {
     fn destroy(&self, layouts: &Layouts) {
         for layout in [layouts.weights, layouts.x, layouts.y] {
             // SAFETY: created by us, destroyed once.
-            unsafe { self.library.cublasLtMatrixLayoutDestroy(layout) };
+            unsafe { self.cublaslt.cublasLtMatrixLayoutDestroy(layout) };
         }
     }
 }
@@ -373,9 +373,9 @@ impl Drop for Gemm {
         }
         // SAFETY: created by us, destroyed once, after everything that uses them.
         unsafe {
-            self.library.cublasLtMatmulPreferenceDestroy(self.preference);
-            self.library.cublasLtMatmulDescDestroy(self.operation);
-            self.library.cublasLtDestroy(self.handle);
+            self.cublaslt.cublasLtMatmulPreferenceDestroy(self.preference);
+            self.cublaslt.cublasLtMatmulDescDestroy(self.operation);
+            self.cublaslt.cublasLtDestroy(self.handle);
         }
     }
 }
