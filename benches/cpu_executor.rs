@@ -6,11 +6,10 @@
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use specserve::executor::Executor;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions, Roofline};
-use specserve::executor::{DraftRow, Executor, ModelRole, SequenceInput, VerifyRow};
 use specserve::model::{LoadedModel, ModelSource, load};
-use specserve::request::RequestId;
-use specserve::sampling::SamplingParams;
+use specserve::protocol::{DraftRow, ModelRole, RequestId, SamplingParams, SequenceInput, VerifyRow};
 
 const THREADS: usize = 2;
 const BLOCK_TOKENS: u32 = 16;

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use half::bf16;
+use specserve::executor::Executor;
 use specserve::executor::cuda::measure::copy_bytes_per_second;
 use specserve::executor::cuda::weights::weight_bytes;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, Gpu, KvBudget, Stream};
-use specserve::executor::{DraftRow, Executor, SequenceInput, VerifyRow};
 use specserve::model::{
     Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
 };
-use specserve::request::RequestId;
-use specserve::sampling::SamplingParams;
+use specserve::protocol::{DraftRow, RequestId, SamplingParams, SequenceInput, VerifyRow};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

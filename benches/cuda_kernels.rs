@@ -13,7 +13,8 @@ use specserve::executor::cuda::ffi::kernels::{
 };
 use specserve::executor::cuda::measure::{copy_bytes_per_second, median_microseconds};
 use specserve::executor::cuda::{CudaError, DeviceBuffer, Gpu, Graph, SamplingRows, Stream};
-use specserve::sampling::{SamplingParams, TokenHistory};
+use specserve::protocol::SamplingParams;
+use specserve::sampling::TokenHistory;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

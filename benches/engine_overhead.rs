@@ -6,14 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use specserve::actors::{DoorPolicy, Engine, EngineOptions, Polling, Submission};
-use specserve::executor::{ExecutorInfo, ShadowExecutor, ShadowOptions};
+use specserve::actors::{DoorPolicy, Engine, EngineOptions, Polling};
+use specserve::executor::{ShadowExecutor, ShadowOptions};
 use specserve::policy::Fixed;
-use specserve::request::{Slo, TokenEvent};
-use specserve::sampling::SamplingParams;
+use specserve::protocol::{
+    ExecutorInfo, Micros, MonotonicClock, SamplingParams, Slo, Submission, TokenEvent,
+};
 use specserve::scheduler::SchedulerLimits;
 use specserve::telemetry::MetricsConfig;
-use specserve::time::{Micros, MonotonicClock};
 
 /// The program's.
 #[global_allocator]

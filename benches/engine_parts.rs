@@ -6,13 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use specserve::executor::{ExecutorInfo, ShadowExecutor, ShadowOptions};
+use specserve::executor::{ShadowExecutor, ShadowOptions};
 use specserve::policy::{Fixed, Policy};
-use specserve::request::{GenerationRequest, RequestId, Slo};
-use specserve::sampling::SamplingParams;
+use specserve::protocol::{
+    Clock, ExecutorInfo, GenerationRequest, MonotonicClock, RequestId, SamplingParams, Slo,
+};
 use specserve::scheduler::{Scheduler, SchedulerLimits};
 use specserve::step::{StepPlan, draft_round, verify_round};
-use specserve::time::{Clock, MonotonicClock};
 
 /// The program's.
 #[global_allocator]
@@ -101,7 +101,7 @@ fn scheduler() -> Scheduler {
             stop_tokens: Arc::from([]),
             slo: Slo::default(),
             class: 0,
-            arrival: specserve::time::Micros::ZERO,
+            arrival: specserve::protocol::Micros::ZERO,
         });
     }
     scheduler

@@ -6,8 +6,9 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use specserve::protocol::SamplingParams;
 use specserve::sampling::noise::Noise;
-use specserve::sampling::{Sampler, SamplingParams, TokenHistory};
+use specserve::sampling::{Sampler, TokenHistory};
 
 /// The embedded pair's vocabulary, and that of Qwen2.5.
 const VOCAB_SIZES: [usize; 2] = [4096, 151_936];

@@ -15,9 +15,9 @@ use specserve::executor::cuda::options::captured_rows;
 use specserve::executor::cuda::step_layout::{InputSizes, words_needed, write};
 use specserve::executor::cuda::step_results::{PROPOSAL_WORDS, VerdictResults, VerdictWords};
 use specserve::executor::cuda::verify_batch;
-use specserve::executor::{DraftRow, ExecutorInfo, ModelRole, SequenceInput, VerifyRow};
-use specserve::request::RequestId;
-use specserve::sampling::SamplingParams;
+use specserve::protocol::{
+    DraftRow, ExecutorInfo, ModelRole, RequestId, SamplingParams, SequenceInput, VerifyRow,
+};
 
 /// The program's.
 #[global_allocator]

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "attention.h"
+#include "kv_block.h"
 #include "layers.h"
 #include "sampling.h"
 #include "skinny_gemm.h"

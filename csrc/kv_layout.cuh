@@ -16,7 +16,7 @@
 
 #include <stdint.h>
 
-#define KV_BLOCK_TOKENS 16
+#include "kv_block.h"
 
 // Elements of one head's block: keys and values.
 __host__ __device__ __forceinline__ constexpr int64_t kv_head_block_elements(int head_dim) {

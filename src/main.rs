@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use specserve::analyzer::RecordOptions;
 use specserve::cli::{self, DaemonHost, HostError, OnProgress, OnSequence, RunningDaemon};
 use specserve::config::Config;
 use specserve::daemon::{self, Daemon};
-use specserve::policy::profile::Profile;
-use specserve::simulate::RecordOptions;
+use specserve::timing::profile::Profile;
 
 /// What a step is made of is allocated on the engine's thread and freed on the device's, which
 /// the system's allocator is slow at (docs/benchmarks.md).

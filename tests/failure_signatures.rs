@@ -2,14 +2,13 @@
 //! daemon's own scheduler and policy: a time model that is wrong, confidences that are noise,
 //! a draft that is of no use.
 
-use specserve::executor::virtual_time::{Confidence, TimeError};
-use specserve::policy::profile::Profile;
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
+use specserve::protocol::{Micros, Slo};
 use specserve::replay::{Arrival, Lengths, TraceSource, WorkloadOptions, load};
-use specserve::request::Slo;
 use specserve::scheduler::SchedulerLimits;
+use specserve::simulate::virtual_executor::{Confidence, TimeError};
 use specserve::simulate::{DraftQuality, Report, Settings, simulate};
-use specserve::time::Micros;
+use specserve::timing::profile::Profile;
 
 fn profile() -> Profile {
     Profile::from_toml(include_str!("../profiles/h100-8b-160m-measured.toml")).expect("the profile parses")

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
+use specserve::executor::Executor;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
-use specserve::executor::{Executor, ModelRole, SequenceInput, VerifyRow};
 use specserve::model::{ModelSource, load};
-use specserve::request::{RequestId, TokenId};
-use specserve::sampling::SamplingParams;
+use specserve::protocol::{ModelRole, RequestId, SamplingParams, SequenceInput, TokenId, VerifyRow};
 
 /// How far a logit may be from the reference's.
 const TOLERANCE: f32 = 0.01;

@@ -7,13 +7,11 @@ use std::sync::Arc;
 
 use common::{Drives, Played, cpu, embedded, play, play_with, request};
 use specserve::drafting::NgramOptions;
-use specserve::executor::ModelRole;
 use specserve::model::random::{RandomOptions, random_model};
 use specserve::policy::Fixed;
-use specserve::policy::profile::Profile;
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
-use specserve::request::{GenerationRequest, RequestId};
-use specserve::sampling::SamplingParams;
+use specserve::protocol::{GenerationRequest, ModelRole, RequestId, SamplingParams};
+use specserve::timing::profile::Profile;
 
 const OUTPUT_TOKENS: u32 = 32;
 /// Room for every request of a test at once.

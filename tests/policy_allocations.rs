@@ -3,14 +3,14 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use specserve::executor::Proposal;
-use specserve::policy::cost_model::{Between, CostModel, LatencyModel, LatencyTerms};
+use specserve::policy::Policy;
 use specserve::policy::planner::{Curve, Problem, Row, Scratch, solve};
 use specserve::policy::slo::TpotBound;
 use specserve::policy::specserve::{SpecServe, SpecServeOptions};
-use specserve::policy::{DecodeView, DraftedRow, Policy, Step, StepDecision, StepView};
-use specserve::request::RequestId;
-use specserve::time::Micros;
+use specserve::protocol::{
+    DecodeView, DraftedRow, Micros, Proposal, RequestId, Step, StepDecision, StepView,
+};
+use specserve::timing::cost_model::{Between, CostModel, LatencyModel, LatencyTerms};
 
 const REQUESTS: usize = 256;
 const POSITIONS: usize = 8;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::handle::AdmissionError;
+use crate::protocol::AdmissionError;
 
 /// Two bounds on the queue: requests, and tokens of their prompts.
 #[derive(Clone, Debug)]

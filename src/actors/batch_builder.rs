@@ -16,11 +16,12 @@ use super::messages::{
     Admitted, BatchBuilderMessage, DrafterMessage, EndedRequest, SloMonitorMessage, StepObservation,
     SupervisorMessage, VerifierMessage,
 };
-use crate::policy::{DeviceIdle, Fixed, Policy, StepReport};
-use crate::request::{Ending, RequestFailure, RequestId, Slo, TokenEvent};
+use crate::policy::{Fixed, Policy};
+use crate::protocol::{
+    Clock, DeviceIdle, Ending, Micros, RequestFailure, RequestId, Slo, StepReport, TokenEvent,
+};
 use crate::scheduler::{Scheduler, SchedulerGauges};
 use crate::step::{Delivery, Drafted, StepPlan, Stepped};
-use crate::time::{Clock, Micros};
 
 /// How often the step in flight is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use tokio::sync::oneshot;
 
-use crate::executor::{Executor, ExecutorError, ExecutorInfo};
+use crate::executor::Executor;
+use crate::protocol::{Clock, ExecutorError, ExecutorInfo};
 use crate::step::{Drafted, StepPlan, Stepped, draft_round, verify_round};
-use crate::time::Clock;
 
 /// Jobs that may wait for the device: the step in flight has one at a time, a step that was
 /// abandoned may have left one more.

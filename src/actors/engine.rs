@@ -17,16 +17,16 @@ use ractor::{Actor, ActorRef, RpcReplyPort};
 use super::admission::Admission;
 use super::condition::{Condition, ConditionBoard};
 use super::device::{DeviceThread, Polling};
-use super::handle::{AdmissionError, Generation, Submission};
 use super::intake::DoorPolicy;
 use super::messages::{BatchBuilderMessage, IntakeMessage, SloMonitorMessage, SupervisorMessage};
 use super::supervisor::{Doors, Supervisor, SupervisorArguments};
-use crate::executor::{Executor, ExecutorInfo};
+use crate::executor::Executor;
 use crate::policy::Policy;
-use crate::request::{Ending, RequestFailure, RequestId};
+use crate::protocol::{
+    AdmissionError, Clock, Ending, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission,
+};
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::{MetricsConfig, RejectionReason};
-use crate::time::{Clock, Micros};
 
 /// After an abort, how long the actors may take to pass the last events on.
 const ABORT_GRACE: Duration = Duration::from_secs(2);

@@ -7,11 +7,11 @@ use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
 
 use super::admission::{Admission, Permit};
-use super::handle::{AdmissionError, Generation, Submission};
 use super::messages::{Admitted, BatchBuilderMessage, IntakeMessage, SloMonitorMessage};
-use crate::kv::blocks_for;
 use crate::policy::Policy;
-use crate::request::{Ending, GenerationRequest, RequestFailure, RequestId};
+use crate::protocol::{
+    AdmissionError, Ending, Generation, GenerationRequest, RequestFailure, RequestId, Submission, blocks_for,
+};
 use crate::telemetry::RejectionReason;
 
 /// The actor.

@@ -5,13 +5,13 @@ use ractor::{ActorRef, RpcReplyPort};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::Permit;
-use super::handle::{AdmissionError, Generation, Submission};
-use crate::policy::StepReport;
-use crate::request::{Ending, GenerationRequest, RequestFailure, RequestId, Slo, TokenEvent};
+use crate::protocol::{
+    AdmissionError, Ending, Generation, GenerationRequest, Micros, RequestFailure, RequestId, Slo,
+    StepReport, Submission, TokenEvent,
+};
 use crate::scheduler::SchedulerGauges;
 use crate::step::{Drafted, StepPlan, Stepped};
 use crate::telemetry::RejectionReason;
-use crate::time::Micros;
 
 /// To intake.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::messages::{EndedRequest, SloMonitorMessage, StepObservation};
 use crate::kv::PoolUsage;
 use crate::policy::Policy;
-use crate::request::TokenEvent;
+use crate::protocol::TokenEvent;
 use crate::scheduler::SchedulerGauges;
 use crate::telemetry::{Gauges, KvGauge, Metrics, MetricsConfig};
 

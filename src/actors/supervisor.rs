@@ -19,10 +19,9 @@ use super::messages::{
 use super::slo_monitor::{SloMonitor, SloMonitorArguments};
 use super::verifier::{Verifier, VerifierArguments};
 use crate::policy::Policy;
-use crate::request::RequestFailure;
+use crate::protocol::{Clock, Micros, RequestFailure};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::telemetry::MetricsConfig;
-use crate::time::{Clock, Micros};
 
 /// The drafter is started again after this long, doubled each time it dies.
 const RESTART_DELAY: Duration = Duration::from_millis(100);

@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use super::messages::DrafterMessage;
 use super::*;
-use crate::executor::{
-    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput,
-    ShadowExecutor, ShadowOptions, Verdict, VerifyRow,
-};
+use crate::executor::{Executor, ShadowExecutor, ShadowOptions};
 use crate::policy::slo::Infeasible;
-use crate::policy::{Fixed, Policy, StepDecision, StepView};
-use crate::request::{Ending, FinishReason, RequestFailure, Slo, TokenEvent, TokenId};
-use crate::sampling::SamplingParams;
+use crate::policy::{Fixed, Policy};
+use crate::protocol::{
+    AdmissionError, Compaction, DraftRow, Ending, ExecutorError, ExecutorInfo, FinishReason, Generation,
+    Micros, ModelRole, MonotonicClock, Proposal, RequestFailure, SamplingParams, SequenceInput, Slo,
+    StepDecision, StepView, Submission, TokenEvent, TokenId, Verdict, VerifyRow,
+};
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::MetricsConfig;
-use crate::time::{Micros, MonotonicClock};
 
 const LONG: Duration = Duration::from_secs(20);
 

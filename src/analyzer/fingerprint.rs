@@ -1,7 +1,7 @@
 //! What a profile is valid for: the machine and the models, in few words.
 
 use crate::model::{Dtype, LoadedModel, Tensor};
-use crate::policy::profile::Fingerprint;
+use crate::timing::profile::Fingerprint;
 
 /// Places of each tensor that are read.
 const SAMPLES: usize = 16;
@@ -13,7 +13,7 @@ const SAMPLE_BYTES: usize = 64;
 pub struct Machine {
     /// `cpu` or `cuda`.
     pub backend: String,
-    /// The device, in words, as [`ExecutorInfo::device`](crate::executor::ExecutorInfo::device)
+    /// The device, in words, as [`ExecutorInfo::device`](crate::protocol::ExecutorInfo::device)
     /// has it.
     pub device: String,
     /// Driver version; empty on a CPU.

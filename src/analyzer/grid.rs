@@ -8,9 +8,9 @@
 
 use std::ops::ControlFlow;
 
-use crate::executor::{ExecutorInfo, ModelRole};
-use crate::policy::cost_model::ROWS_MAX;
-use crate::policy::profile::{ProfilePoint, ROUND_CALLS};
+use crate::protocol::{ExecutorInfo, ModelRole};
+use crate::timing::cost_model::ROWS_MAX;
+use crate::timing::{ProfilePoint, ROUND_CALLS};
 
 /// Row counts beyond those of a single sequence: powers of two and their halves between.
 const ROW_LADDER: [u32; 19] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768];

@@ -3,11 +3,11 @@
 use super::grid::{Shape, Tier, lead};
 use super::workbench::{Workbench, shuffle};
 use super::{AnalyzerError, AnalyzerOptions, Progress};
-use crate::executor::{
-    DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, Verdict, VerifyRow,
+use crate::executor::Executor;
+use crate::protocol::{
+    Clock, DraftRow, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, Verdict, VerifyRow,
 };
-use crate::policy::profile::ProfilePoint;
-use crate::time::{Clock, Micros};
+use crate::timing::ProfilePoint;
 
 /// Most sweeps; more make medians no better.
 const SWEEPS_MAX: usize = 24;

@@ -9,6 +9,7 @@
 mod fingerprint;
 mod grid;
 mod measure;
+mod record;
 mod svg;
 #[cfg(test)]
 mod tests;
@@ -17,15 +18,15 @@ mod workbench;
 use std::sync::Arc;
 
 pub use fingerprint::{Machine, fingerprint, model_digest};
+pub use record::{RecordJob, RecordOptions, record};
 pub use svg::draw;
 
-use crate::executor::{Executor, ExecutorError, ModelRole};
-use crate::policy::cost_model::Between;
-use crate::policy::fit::fit;
-use crate::policy::profile::{Fingerprint, PROFILE_FORMAT, Profile, ProfileError};
-use crate::request::TokenId;
-use crate::sampling::SamplingParams;
-use crate::time::{Clock, Micros};
+use crate::executor::Executor;
+use crate::protocol::{Clock, ExecutorError, Micros, ModelRole, SamplingParams, TokenId};
+use crate::timing::cost_model::Between;
+use crate::timing::fit::fit;
+use crate::timing::profile::{Fingerprint, Profile};
+use crate::timing::{PROFILE_FORMAT, ProfileError};
 
 /// What a step is taken to cost beside the models before any step has been seen, in
 /// microseconds; the engine learns the true value within a few steps.

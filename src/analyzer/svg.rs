@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use crate::executor::ModelRole;
-use crate::policy::cost_model::{Between, LatencyModel};
-use crate::policy::fit::FitError;
-use crate::policy::profile::{Profile, ProfileError, ProfilePoint};
+use crate::protocol::ModelRole;
+use crate::timing::cost_model::{Between, LatencyModel};
+use crate::timing::fit::FitError;
+use crate::timing::profile::Profile;
+use crate::timing::{ProfileError, ProfilePoint};
 
 /// Size of one panel's plotting area, in user units.
 const PLOT: (f64, f64) = (430.0, 290.0);

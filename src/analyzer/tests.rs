@@ -4,13 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::grid::{Shape, Tier, lead, shapes};
 use super::workbench::Workbench;
 use super::*;
-use crate::executor::{
-    Compaction, DraftRow, ExecutorInfo, Proposal, SequenceInput, ShadowExecutor, ShadowOptions, Verdict,
-    VerifyRow,
-};
+use crate::executor::{ShadowExecutor, ShadowOptions};
 use crate::model::random::{RandomOptions, random_model, small_spec};
-use crate::policy::cost_model::{LatencyModel, LatencyTerms, Work, prefill_attended};
-use crate::policy::profile::{ProfilePoint, ROUND_CALLS};
+use crate::protocol::{Compaction, DraftRow, ExecutorInfo, Proposal, SequenceInput, Verdict, VerifyRow};
+use crate::timing::cost_model::{LatencyModel, LatencyTerms, Work, prefill_attended};
+use crate::timing::{ProfilePoint, ROUND_CALLS};
 
 /// A clock that only moves when the executor computes.
 #[derive(Clone, Default)]

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use super::grid::Shape;
-use crate::executor::{DraftRow, ExecutorInfo, ModelRole, SequenceInput, VerifyRow};
-use crate::kv::BlockId;
-use crate::request::{RequestId, TokenId};
-use crate::sampling::SamplingParams;
+use crate::protocol::{
+    BlockId, DraftRow, ExecutorInfo, ModelRole, RequestId, SamplingParams, SequenceInput, TokenId, VerifyRow,
+};
 
 /// Tokens of each sequence that fills the caches before anything is measured.
 const FILL_TOKENS: u32 = 256;

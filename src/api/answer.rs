@@ -9,8 +9,7 @@ use super::engine::Engine;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::output::{Output, OutputEnd};
-use crate::actors::Generation;
-use crate::request::{FinishReason, RequestFailure, RequestId, RequestSummary, TokenEvent};
+use crate::protocol::{FinishReason, Generation, RequestFailure, RequestId, RequestSummary, TokenEvent};
 
 /// The next thing that happened to an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,7 +87,7 @@ impl<E: Engine> Answer<E> {
         }
     }
 
-    fn push(&mut self, tokens: &[crate::request::TokenId]) -> String {
+    fn push(&mut self, tokens: &[crate::protocol::TokenId]) -> String {
         let was_open = self.output.end().is_none();
         let text = self.output.push(tokens);
         if was_open && self.output.end() == Some(OutputEnd::StopString) {

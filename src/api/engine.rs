@@ -4,9 +4,7 @@ use std::future::Future;
 
 use serde::Serialize;
 
-use crate::actors::{AdmissionError, Generation, Submission};
-use crate::request::{RequestId, Slo, TokenId};
-use crate::time::Micros;
+use crate::protocol::{AdmissionError, Generation, Micros, RequestId, Slo, Submission, TokenId};
 
 /// The engine as the API sees it: the actors in the daemon, a script in tests.
 pub trait Engine: Send + Sync + 'static {
@@ -74,7 +72,7 @@ pub struct EngineFacts {
 /// Sampling where a request says nothing: from generation_config.json, else neutral.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingDefaults {
-    /// See [`SamplingParams`](crate::sampling::SamplingParams).
+    /// See [`SamplingParams`](crate::protocol::SamplingParams).
     pub temperature: f32,
     /// 0: all.
     pub top_k: u32,

@@ -7,8 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::error_code::ErrorCode;
-use crate::actors::AdmissionError;
-use crate::request::RequestFailure;
+use crate::protocol::{AdmissionError, RequestFailure};
 
 /// What `Retry-After` tells a client that meets a full, starting or draining server, in seconds.
 pub const RETRY_AFTER_S: u16 = 1;

@@ -6,6 +6,7 @@
 //! An answer that is dropped, because its client has left, cancels the request ([`answer`]).
 
 pub mod answer;
+mod app;
 pub mod body;
 pub mod counters;
 pub mod engine;
@@ -27,13 +28,14 @@ mod stream;
 mod text_routes;
 mod write_stall;
 
+pub use app::ApiLimits;
 pub use counters::ApiCounters;
 pub use engine::{
     ChatMessage, ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextDecoder, TextModel,
 };
 pub use error::ApiError;
 pub use error_code::ErrorCode;
-pub use routes::{ApiLimits, router};
+pub use routes::router;
 pub use server::{Server, ServerError};
 pub use socket::{BoundSocket, SocketError, SocketOptions};
 pub use starting::starting_router;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::engine::TextDecoder;
 use super::stop::{Scan, StopMatcher};
-use crate::request::{FinishReason, TokenId};
+use crate::protocol::{FinishReason, TokenId};
 
 /// Assembles the text of one output.
 ///

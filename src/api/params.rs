@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use super::engine::EngineFacts;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
-use crate::request::TokenId;
-use crate::sampling::SamplingParams;
+use crate::protocol::{SamplingParams, TokenId};
 
 /// Allowed temperatures.
 pub const TEMPERATURE_BOUNDS: RangeInclusive<f64> = 0.0..=2.0;

@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::{Fields, wrong_type};
 use super::params::token_ids;
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 
 /// Most messages in a conversation.
 pub const MESSAGES_MAX: usize = 4096;

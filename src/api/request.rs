@@ -8,13 +8,9 @@ use super::engine::EngineFacts;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::Fields;
-use super::params;
 use super::prompt::Prompt;
-use super::slo;
-use crate::actors::Submission;
-use crate::request::{Slo, TokenId};
-use crate::sampling::SamplingParams;
-use crate::time::Micros;
+use super::{params, slo};
+use crate::protocol::{Micros, SamplingParams, Slo, Submission, TokenId};
 
 /// Which of the two generation routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::answer::Ending;
 use super::request::Endpoint;
-use crate::request::{FinishReason, RequestId, RequestSummary};
+use crate::protocol::{FinishReason, RequestId, RequestSummary};
 
 /// What all bodies of one answer have in common.
 #[derive(Clone, Debug)]

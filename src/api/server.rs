@@ -20,9 +20,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::app::ApiLimits;
 use super::counters::ApiCounters;
 use super::error_code::ErrorCode;
-use super::routes::ApiLimits;
 use super::socket::{BoundSocket, SocketFile};
 use super::write_stall::WriteStall;
 

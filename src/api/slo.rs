@@ -7,8 +7,7 @@ use axum::http::HeaderMap;
 use super::engine::EngineFacts;
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::request::Slo;
-use crate::time::Micros;
+use crate::protocol::{Micros, Slo};
 
 /// Objectives that a request may set, in milliseconds.
 pub const SLO_MS_BOUNDS: RangeInclusive<f64> = 0.001..=3_600_000.0;

@@ -11,10 +11,10 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::sync::watch;
 
+use super::app::{health, metrics_page, wrong_method};
 use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
-use super::routes::{health, metrics_page, wrong_method};
 
 /// What the handlers share.
 struct Starting {

@@ -6,13 +6,13 @@ use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Value, json};
 
+use super::app::{App, off_the_workers};
 use super::engine::Engine;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::params::token_ids;
 use super::prompt::conversation;
 use super::request::check_model;
-use super::routes::{App, off_the_workers};
 
 /// Tokens of `prompt`, or of `messages` after the chat template; `add_special_tokens`
 /// (default true) applies to `prompt`. `model` may be left out.

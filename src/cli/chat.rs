@@ -7,7 +7,8 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
-use super::client::{Answer, Client, chat};
+use super::answer::{Answer, chat};
+use super::client::Client;
 use super::error::CliError;
 use super::host::DaemonHost;
 use super::private::PrivateDaemon;

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Args;
 
 use super::error::CliError;
-use crate::executor::doctor;
+use crate::doctor;
 
 /// Looks at the machine: processor, GPU, driver, libraries, memory, limits.
 ///

@@ -4,11 +4,10 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::analyzer::Progress;
+use crate::analyzer::{Progress, RecordOptions};
 use crate::config::Config;
-use crate::executor::virtual_time::RecordedSequence;
-use crate::policy::profile::Profile;
-use crate::simulate::RecordOptions;
+use crate::replay::RecordedSequence;
+use crate::timing::profile::Profile;
 
 /// Why a daemon could not start or ended badly, as it says itself.
 pub type HostError = Box<dyn std::error::Error + Send + Sync>;

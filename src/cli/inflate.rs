@@ -7,9 +7,9 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 
 use super::error::CliError;
-use crate::executor::ModelRole;
 use crate::model::ModelSource;
 use crate::model::inflate::{InflateOptions, InflateShape, SHAPES, inflate};
+use crate::protocol::ModelRole;
 
 /// Writes a model that computes exactly the same function with the dimensions of a large one:
 /// real text and real acceptance at large-model cost, with nothing to download.

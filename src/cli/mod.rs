@@ -1,5 +1,6 @@
 //! The command line: parse, then call. docs/cli.md describes every command.
 
+mod answer;
 mod chat;
 mod check_config;
 pub mod client;

@@ -1,8 +1,7 @@
 //! Values of arguments that several commands take.
 
+use crate::protocol::{Micros, Slo};
 use crate::replay::Lengths;
-use crate::request::Slo;
-use crate::time::Micros;
 
 /// A number.
 pub fn number(text: &str) -> Result<f64, String> {

@@ -15,10 +15,10 @@ use super::logging;
 use super::table::{Table, or_dash};
 use crate::analyzer::draw;
 use crate::config::Config;
-use crate::executor::ModelRole;
-use crate::policy::cost_model::LatencyTerms;
-use crate::policy::fit::FitError;
-use crate::policy::profile::Profile;
+use crate::protocol::ModelRole;
+use crate::timing::cost_model::LatencyTerms;
+use crate::timing::fit::FitError;
+use crate::timing::profile::Profile;
 
 /// Steps of the progress bar.
 const BAR_STEPS: u64 = 1000;
@@ -62,7 +62,7 @@ pub async fn run<H: DaemonHost>(args: &ProfileArgs, host: &H, out: &mut impl Wri
     bar.finish_and_clear();
     let profile = measured.map_err(|error| CliError::Failed(error.to_string()))?;
     let svg = args.out.with_extension("svg");
-    let failed = |error: crate::policy::profile::ProfileError| CliError::Failed(error.to_string());
+    let failed = |error: crate::timing::ProfileError| CliError::Failed(error.to_string());
     write_file(&args.out, &to_file(&profile).map_err(failed)?)?;
     write_file(&svg, &draw(&profile).map_err(failed)?)?;
     if args.json {
@@ -75,7 +75,7 @@ pub async fn run<H: DaemonHost>(args: &ProfileArgs, host: &H, out: &mut impl Wri
 }
 
 /// The profile's text, with a head that says how to read it.
-fn to_file(profile: &Profile) -> Result<String, crate::policy::profile::ProfileError> {
+fn to_file(profile: &Profile) -> Result<String, crate::timing::ProfileError> {
     let mut text = String::from(
         "# A time model, measured by `specserve profile`; docs/analyzer.md describes every key.\n\
          # Valid only for the fingerprint below. Times are microseconds unless a key says otherwise.\n\n",
@@ -173,7 +173,7 @@ mod tests {
         run(&args, &host(), &mut out).await.expect("profiled");
         let text = std::fs::read_to_string(&args.out).expect("the profile");
         assert!(text.starts_with("# A time model"));
-        assert_eq!(Profile::from_toml(&text).expect("valid"), crate::policy::profile::tests::gpu_like());
+        assert_eq!(Profile::from_toml(&text).expect("valid"), crate::timing::profile::tests::gpu_like());
         let svg = std::fs::read_to_string(args.out.with_extension("svg")).expect("the picture");
         assert!(svg.starts_with("<svg"));
         assert!(String::from_utf8(out).expect("text").contains("target"));

@@ -9,12 +9,11 @@ use serde_json::json;
 
 use super::error::CliError;
 use super::host::DaemonHost;
-use super::logging;
-use super::parse;
 use super::replay::prompts::Prompts;
+use super::{logging, parse};
+use crate::analyzer::RecordOptions;
 use crate::config::Config;
-use crate::executor::virtual_time::RecordedSequence;
-use crate::simulate::RecordOptions;
+use crate::replay::RecordedSequence;
 
 /// Probabilities are written to this many parts: four decimals.
 const PARTS: f64 = 10_000.0;
@@ -123,7 +122,7 @@ fn temperature(text: &str) -> Result<f64, String> {
 mod tests {
     use super::*;
     use crate::cli::testing::{ScratchDirectory, ScriptedHost};
-    use crate::executor::virtual_time::Recording;
+    use crate::replay::Recording;
 
     #[tokio::test]
     async fn what_is_recorded_can_be_played_back() {

@@ -63,10 +63,10 @@ mod tests {
     use rustix::process::{Signal, getpid, kill_process};
 
     use super::*;
+    use crate::analyzer::RecordOptions;
     use crate::cli::host::{HostError, OnProgress, OnSequence};
     use crate::cli::testing::ScriptedDaemon;
-    use crate::policy::profile::Profile;
-    use crate::simulate::RecordOptions;
+    use crate::timing::profile::Profile;
 
     /// Set in the process that a test starts to be signalled: how many signals.
     const SIGNALS: &str = "SPECSERVE_TEST_SIGNALS";

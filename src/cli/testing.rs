@@ -12,11 +12,10 @@ use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
 use super::host::{DaemonHost, HostError, OnProgress, OnSequence, RunningDaemon};
-use crate::analyzer::Progress;
+use crate::analyzer::{Progress, RecordOptions};
 use crate::config::Config;
-use crate::executor::virtual_time::RecordedSequence;
-use crate::policy::profile::Profile;
-use crate::simulate::RecordOptions;
+use crate::replay::RecordedSequence;
+use crate::timing::profile::Profile;
 
 /// Serves until it is dropped.
 pub struct Server(JoinHandle<()>);
@@ -120,7 +119,7 @@ impl DaemonHost for ScriptedHost {
         mut on_progress: OnProgress,
     ) -> Result<Profile, HostError> {
         on_progress(Progress { share: 1.0, passes: 1, shapes: 1 });
-        Ok(crate::policy::profile::tests::gpu_like())
+        Ok(crate::timing::profile::tests::gpu_like())
     }
 
     /// Every draft is right, and the draft model is a little surer of each.

@@ -4,8 +4,7 @@ use toml::Value;
 
 use super::reader::{Integer, Problems, Section};
 use super::render::{Entry, Rendered, number};
-use crate::request::Slo;
-use crate::time::Micros;
+use crate::protocol::{Micros, Slo};
 
 /// Most classes; a class is a small index in every request.
 pub const CLASSES_MAX: usize = 16;

@@ -5,8 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::model::ModelSource;
 use crate::policy::registry::PolicyName;
-use crate::request::Slo;
-use crate::time::Micros;
+use crate::protocol::{Micros, Slo};
 
 const SMALLEST: &str = "[target]\nmodel = \"embedded:tiny\"\n";
 

@@ -10,16 +10,15 @@ use crate::actors::{DoorPolicy, Engine, EngineOptions, Polling};
 use crate::config::{Config, DraftConfig, Infeasible, Late};
 use crate::drafting::NgramOptions;
 use crate::executor::Executor;
-use crate::kv::BLOCK_TOKENS;
 use crate::model::{LoadedModel, ModelPair, load_pair};
 use crate::policy::Policy;
-use crate::policy::cost_model::ROWS_MAX;
 use crate::policy::registry::{PolicyOptions, build as build_policy};
 use crate::policy::specserve::SpecServeOptions;
 use crate::policy::survival::POSITIONS_MAX;
+use crate::protocol::{BLOCK_TOKENS, Clock, Micros, MonotonicClock};
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::MetricsConfig;
-use crate::time::{Clock, Micros, MonotonicClock};
+use crate::timing::cost_model::ROWS_MAX;
 
 /// Loads the models and starts the engine. Blocks.
 pub(super) fn assemble(config: &Config, on_phase: OnPhase<'_>) -> Assembled {

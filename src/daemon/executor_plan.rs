@@ -9,8 +9,8 @@ use crate::analyzer::Machine;
 use crate::config::{Backend, Config};
 use crate::executor::Executor;
 use crate::executor::cpu::{CpuExecutor, CpuOptions, device_description, kv_block_bytes};
-use crate::kv::BLOCK_TOKENS;
 use crate::model::{LoadedModel, ModelPair};
+use crate::protocol::BLOCK_TOKENS;
 
 /// The host's threads around a GPU poll for each other: for a job longer than the actors take
 /// between two steps, for an answer longer than steps usually take. A CPU executor needs the

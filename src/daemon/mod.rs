@@ -24,8 +24,8 @@ use crate::analyzer::AnalyzerError;
 use crate::api::{Server, ServerError, SocketError};
 use crate::config::Config;
 use crate::model::ModelError;
-use crate::policy::profile::ProfileError;
 use crate::policy::registry::BuildError;
+use crate::timing::ProfileError;
 
 /// How long answers may take to reach their clients once the engine has ended.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);

@@ -9,11 +9,11 @@ use super::executor_plan::ExecutorPlan;
 use crate::analyzer::{self, AnalyzerOptions, Progress};
 use crate::config::{Config, DraftConfig};
 use crate::model::{ModelPair, load_pair};
-use crate::policy::cost_model::LatencyTerms;
-use crate::policy::fit::FitError;
-use crate::policy::profile::{Fingerprint, Profile, ProfileError};
-use crate::sampling::SamplingParams;
-use crate::time::{Micros, MonotonicClock};
+use crate::protocol::{Micros, MonotonicClock, SamplingParams};
+use crate::timing::ProfileError;
+use crate::timing::cost_model::LatencyTerms;
+use crate::timing::fit::FitError;
+use crate::timing::profile::{Fingerprint, Profile};
 
 /// What measuring at the start may take. It buys a coarse grid for the embedded pair; what that
 /// gets wrong, the online correction learns.
@@ -169,8 +169,8 @@ fn measure(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::profile::tests::gpu_like;
     use crate::policy::registry::PolicyName;
+    use crate::timing::profile::tests::gpu_like;
 
     /// The embedded pair with a policy, and a profile in a file that may not be there.
     fn found(policy: PolicyName, text: Option<&str>, at_start: bool) -> Result<Option<Profile>, DaemonError> {

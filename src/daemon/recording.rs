@@ -6,12 +6,11 @@ use serde_json::Value;
 
 use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
+use crate::analyzer::{RecordJob, RecordOptions, record as record_one};
 use crate::config::{Config, DraftConfig};
-use crate::executor::virtual_time::RecordedSequence;
 use crate::model::{ChatInput, Model, load_pair};
-use crate::request::TokenId;
-use crate::sampling::SamplingParams;
-use crate::simulate::{RecordJob, RecordOptions, record as record_one};
+use crate::protocol::{SamplingParams, TokenId};
+use crate::replay::RecordedSequence;
 
 /// Hears each output, in the order of the prompts.
 pub type OnSequence<'a> = &'a mut (dyn FnMut(RecordedSequence) + Send);

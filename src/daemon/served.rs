@@ -3,12 +3,11 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::text::ServedText;
-use crate::actors::{AdmissionError, Condition, EngineHandle, Generation, Submission};
+use crate::actors::{Condition, EngineHandle};
 use crate::api::{ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextModel};
 use crate::config::Config;
 use crate::model::Model;
-use crate::request::{Ending, RequestFailure, RequestId};
-use crate::time::Micros;
+use crate::protocol::{AdmissionError, Ending, Generation, Micros, RequestFailure, RequestId, Submission};
 
 /// The engine, its facts and its tokenizer.
 pub(super) struct ServedEngine {

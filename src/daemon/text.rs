@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::api::{ChatMessage, TextDecoder, TextModel};
 use crate::model::{ChatInput, ChatTemplate, StreamDecoder, Tokenizer};
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 
 /// Text of the served model.
 pub(super) struct ServedText {

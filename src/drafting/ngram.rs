@@ -4,8 +4,7 @@
 //! does well where the output repeats its input (summaries, edits, code). Verification is
 //! lossless whatever it proposes.
 
-use crate::executor::Proposal;
-use crate::request::TokenId;
+use crate::protocol::{Proposal, TokenId};
 
 /// Settings of prompt lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

@@ -9,160 +9,14 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-pub mod doctor;
 mod shadow;
-pub mod virtual_time;
-
-use std::sync::Arc;
 
 pub use shadow::{ShadowExecutor, ShadowOptions};
 
-use crate::kv::BlockId;
-use crate::request::{RequestId, TokenId};
-use crate::sampling::SamplingParams;
-use crate::time::Micros;
-
-/// Fixed facts about an executor, known once it is built.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct ExecutorInfo {
-    /// `cpu`, `cuda` or `virtual`, for people and for the profile's fingerprint.
-    pub backend: String,
-    /// The device, in words.
-    pub device: String,
-    /// Tokens in the vocabulary.
-    pub vocab_size: u32,
-    /// Longest sequence, prompt and output together, in tokens.
-    pub context_tokens_max: u32,
-    /// Tokens in one KV block, both models.
-    pub block_tokens: u32,
-    /// Blocks in the target's KV pool.
-    pub target_blocks: u32,
-    /// Blocks in the draft's KV pool; 0 when there is no draft model.
-    pub draft_blocks: u32,
-    /// Most input tokens in one call, over all sequences.
-    pub batch_tokens_max: u32,
-    /// Most sequences in one call.
-    pub batch_sequences_max: u32,
-    /// Most draft tokens that one sequence may have verified in one call.
-    pub draft_tokens_max: u32,
-}
-
-impl ExecutorInfo {
-    /// Whether there is a draft model.
-    pub fn has_draft(&self) -> bool {
-        self.draft_blocks > 0
-    }
-}
-
-/// One sequence's part of a forward pass: its input tokens and where their keys
-/// and values go.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SequenceInput {
-    /// Whose it is.
-    pub request: RequestId,
-    /// Input tokens; at least one. `tokens[i]` stands at absolute position `start + i`
-    /// (for a tree see [`VerifyRow::tree`]).
-    pub tokens: Vec<TokenId>,
-    /// Absolute position of `tokens[0]`; everything before it is in the cache already.
-    pub start: u32,
-    /// The sequence's blocks, in order; cover at least `start + tokens.len()` positions.
-    pub blocks: Vec<BlockId>,
-    /// Sampling parameters.
-    pub sampling: Arc<SamplingParams>,
-    /// Committed tokens of prompt and output, up to and including position
-    /// `start + committed inputs - 1`; only where [`SamplingParams::needs_history`].
-    pub history: Option<History>,
-}
-
-/// Tokens that penalties look at.
-#[derive(Clone, Debug, PartialEq)]
-pub struct History {
-    /// Prompt and committed output.
-    pub tokens: Vec<TokenId>,
-    /// How many of them are the prompt.
-    pub prompt_tokens: u32,
-}
-
-/// One sequence of a drafting batch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DraftRow {
-    /// Committed tokens that the draft model has not seen yet (catch-up), the last
-    /// committed token being the last of them when `propose` is set.
-    pub input: SequenceInput,
-    /// Whether to propose a token after the last input, or only fill the cache.
-    pub propose: bool,
-}
-
-/// What the draft model proposes for one position of one sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Proposal {
-    /// The draft's choice under the request's noise (DESIGN, section 5).
-    pub token: TokenId,
-    /// Draft probability of `token` after the request's sampling parameters; at
-    /// temperature 0 the plain softmax at temperature 1.
-    pub probability: f32,
-    /// Probability of the draft's most probable token less that of its second, same distribution.
-    pub margin: f32,
-    /// The draft's second choice under the same noise, for trees.
-    pub runner_up: TokenId,
-    /// Whether the logits were all finite; if not, the proposal must not be used.
-    pub finite: bool,
-}
-
-/// One sequence of a verification batch: a prefill chunk, a plain decode step
-/// (one token) or a verification (one token and drafts).
-#[derive(Clone, Debug, PartialEq)]
-pub struct VerifyRow {
-    /// Input: committed tokens, then `drafts` draft tokens.
-    pub input: SequenceInput,
-    /// How many tokens at the end of the input are drafts.
-    pub drafts: u32,
-    /// `None`: the drafts are a chain. Else one parent per draft: `0` is the last
-    /// committed token, `j > 0` is draft `j - 1`; parents stand before their children.
-    /// A node's position is its parent's plus one; its KV slot is that of its
-    /// place in the input, until [`Executor::compact`].
-    pub tree: Option<Vec<u32>>,
-    /// Whether to choose tokens; `false` for a prefill chunk that does not reach the
-    /// end of the committed tokens.
-    pub sample: bool,
-}
-
-/// What the target decided for one row.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Verdict {
-    /// The next tokens of the sequence: the accepted drafts, then one token of the
-    /// target's own. Empty iff the row did not sample or is not finite.
-    pub tokens: Vec<TokenId>,
-    /// How many drafts were accepted: `tokens.len() - 1`.
-    pub accepted: u32,
-    /// For a tree, the accepted drafts' places (0-based, ascending); empty for chains.
-    pub path: Vec<u32>,
-    /// False when a logit that matters was NaN or infinite.
-    pub finite: bool,
-}
-
-/// Moves the accepted path of a tree to the slots right behind the committed tokens.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Compaction {
-    /// The sequence's blocks.
-    pub blocks: Vec<BlockId>,
-    /// Position of the first draft's slot.
-    pub first: u32,
-    /// Accepted places, ascending: slot `first + path[i]` moves to `first + i`.
-    pub path: Vec<u32>,
-}
-
-/// What an executor could not do. All of these are programmer or device errors:
-/// nothing a caller sends may cause one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ExecutorError {
-    /// The device failed; the executor can't be used again (CUDA errors are sticky).
-    #[error("the device failed: {0}")]
-    Device(String),
-    /// The batch breaks a rule of this module.
-    #[error("malformed batch: {0}")]
-    Malformed(String),
-}
+use crate::protocol::{
+    Compaction, DraftRow, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, SequenceInput, Verdict,
+    VerifyRow,
+};
 
 /// Computes. Single-threaded towards its caller; may use many threads inside.
 pub trait Executor: Send {
@@ -195,14 +49,4 @@ pub trait Executor: Send {
     /// The logits (fp32, `vocab_size`) after the last input token of one row, for
     /// tests and golden files; runs the named model and fills its cache.
     fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError>;
-}
-
-/// Which model of the pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ModelRole {
-    /// The model that is served.
-    Target,
-    /// The small model that guesses.
-    Draft,
 }

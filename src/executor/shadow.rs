@@ -6,13 +6,11 @@
 //! this is the sharpest test there is of everything above the seam, at no cost. It can
 //! also be told to fail. Not for serving.
 
-use super::{
-    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
-    VerifyRow,
+use super::Executor;
+use crate::protocol::{
+    BLOCK_TOKENS, BlockId, Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, Proposal, RequestId,
+    SamplingParams, SequenceInput, TokenId, Verdict, VerifyRow,
 };
-use crate::kv::{BLOCK_TOKENS, BlockId};
-use crate::request::{RequestId, TokenId};
-use crate::sampling::SamplingParams;
 
 /// What [`ShadowExecutor`] should pretend.
 #[derive(Clone, Debug)]

@@ -10,14 +10,3 @@ mod table;
 
 pub use pool::{BlockPool, PoolUsage};
 pub use table::BlockTable;
-
-/// A block's index in its pool.
-pub type BlockId = u32;
-
-/// Tokens in one block. A constant, because kernels are compiled for it.
-pub const BLOCK_TOKENS: u32 = 16;
-
-/// Blocks that hold `tokens` tokens.
-pub fn blocks_for(tokens: u32) -> u32 {
-    tokens.div_ceil(BLOCK_TOKENS)
-}

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{BLOCK_TOKENS, BlockId};
-use crate::request::TokenId;
+use crate::protocol::{BLOCK_TOKENS, BlockId, TokenId};
 
 /// Names a cached block together with everything before it. Never reused, so a chain
 /// of links is an exact key: no hash collision can hand out another prompt's cache.
@@ -180,16 +179,16 @@ impl BlockPool {
         }
     }
 
-    /// Checks the pool's own books (invariant 3); `tables` are all block tables that draw on it.
+    /// Checks the pool's own books (invariant 3); `tables` are the blocks of all tables that draw on it.
     ///
     /// # Panics
     /// When a block leaked, is counted wrongly, or is held and free at once.
-    pub fn assert_conserved<'a>(&self, tables: impl IntoIterator<Item = &'a super::BlockTable>) {
+    pub fn assert_conserved<T: AsRef<[BlockId]>>(&self, tables: impl IntoIterator<Item = T>) {
         let usage = self.usage();
         assert_eq!(usage.free + usage.cached + usage.held, usage.total, "blocks leaked: {usage:?}");
         let mut references = vec![0u32; self.blocks.len()];
         for table in tables {
-            for &block in table.blocks() {
+            for &block in table.as_ref() {
                 references[block as usize] += 1;
             }
         }

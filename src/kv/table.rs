@@ -1,8 +1,8 @@
 //! One sequence's blocks.
 
+use super::BlockPool;
 use super::pool::{Link, ROOT};
-use super::{BLOCK_TOKENS, BlockId, BlockPool, blocks_for};
-use crate::request::TokenId;
+use crate::protocol::{BLOCK_TOKENS, BlockId, TokenId, blocks_for};
 
 /// The blocks of one sequence in one model's cache, in order. Must be given back with
 /// [`release`](Self::release): dropping it leaks its blocks, which the pool's books show.
@@ -18,6 +18,12 @@ pub struct BlockTable {
 impl Default for BlockTable {
     fn default() -> BlockTable {
         BlockTable { blocks: Vec::new(), published: 0, chain: ROOT }
+    }
+}
+
+impl AsRef<[BlockId]> for BlockTable {
+    fn as_ref(&self) -> &[BlockId] {
+        &self.blocks
     }
 }
 
@@ -177,7 +183,7 @@ mod tests {
     fn a_leaked_block_is_noticed() {
         let mut pool = BlockPool::new(4);
         BlockTable::default().grow(&mut pool, 16);
-        pool.assert_conserved([]);
+        pool.assert_conserved([] as [BlockTable; 0]);
     }
 
     /// One move in a random game over a few tables.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::json_file::JsonObject;
 use super::{ModelError, ModelSpec, rope_config};
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 
 /// Largest vocabulary, hidden size, head count and so on: far above any real model, and
 /// small enough that products of three fit 64 bits.

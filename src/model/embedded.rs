@@ -1,6 +1,6 @@
 //! The pair of small models that is compiled into the program.
 
-use crate::executor::ModelRole;
+use crate::protocol::ModelRole;
 
 /// A file of assets/.
 #[derive(Debug)]

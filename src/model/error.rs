@@ -1,6 +1,6 @@
 //! Why a model could not be loaded: written for the operator who named it.
 
-use super::Mismatch;
+use super::mismatch::Mismatch;
 
 /// A model that can't be served. Every variant names the file, and in it the key,
 /// tensor or token, that has to change.

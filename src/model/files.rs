@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::embedded::{self, EmbeddedFile};
 use super::{ModelError, ModelSource, TensorBytes};
-use crate::executor::ModelRole;
+use crate::protocol::ModelRole;
 
 /// Largest configuration, tokenizer or template file, in bytes. The largest tokenizers in
 /// use have about 35 MB.

@@ -6,8 +6,7 @@ use super::safetensors_file::TensorFiles;
 use super::{
     ChatTemplate, LoadedModel, ModelError, ModelSource, Tokenizer, config_json, same_token_list, weights,
 };
-use crate::executor::ModelRole;
-use crate::request::TokenId;
+use crate::protocol::{ModelRole, TokenId};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";

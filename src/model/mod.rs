@@ -8,6 +8,7 @@ mod files;
 pub mod inflate;
 mod json_file;
 mod load;
+mod mismatch;
 mod pair;
 pub mod random;
 mod rope_config;
@@ -22,7 +23,8 @@ mod weights;
 pub use chat_template::{ChatInput, ChatTemplate, ChatTemplateError};
 pub use error::ModelError;
 pub use load::{Model, ModelPair, load, load_pair};
-pub use pair::{Mismatch, same_token_list};
+pub use mismatch::Mismatch;
+pub use pair::same_token_list;
 pub use source::ModelSource;
 pub use spec::{
     Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,

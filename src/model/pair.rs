@@ -1,28 +1,8 @@
 //! Whether a draft model can guess for a target: both must mean the same by every token.
 
 use super::Tokenizer;
-use crate::request::TokenId;
-
-/// The first difference between the token lists of a target and a draft.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mismatch {
-    /// An id stands for different strings.
-    Token {
-        /// The lowest such id.
-        id: TokenId,
-        /// The target's string; `None` where the id is no token.
-        target: Option<String>,
-        /// The draft's string.
-        draft: Option<String>,
-    },
-    /// One list is the beginning of the other.
-    Size {
-        /// Tokens of the target.
-        target: usize,
-        /// Tokens of the draft.
-        draft: usize,
-    },
-}
+use super::mismatch::Mismatch;
+use crate::protocol::TokenId;
 
 /// Compares two tokenizers' lists, id by id.
 ///
@@ -41,26 +21,3 @@ pub fn same_token_list(target: &Tokenizer, draft: &Tokenizer) -> Result<(), Mism
     }
     Ok(())
 }
-
-impl std::fmt::Display for Mismatch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let shown = |token: &Option<String>| match token {
-            Some(token) => format!("{token:?}"),
-            None => "no token".to_owned(),
-        };
-        match self {
-            Self::Token { id, target, draft } => {
-                let (target, draft) = (shown(target), shown(draft));
-                write!(
-                    f,
-                    "their token lists differ first at id {id}: {target} in the target, {draft} in the draft"
-                )
-            }
-            Self::Size { target, draft } => {
-                write!(f, "the target has {target} tokens, the draft {draft}; those that both have are equal")
-            }
-        }
-    }
-}
-
-impl std::error::Error for Mismatch {}

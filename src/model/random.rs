@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor};
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 
 /// Variants of a random model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

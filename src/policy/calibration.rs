@@ -10,14 +10,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::StepReport;
-use super::isotonic::make_monotone;
+use crate::protocol::StepReport;
+use crate::stats::isotonic::make_monotone;
+use crate::timing::reliability::{BINS, EDGES, Reliability, bin, centre};
 
-/// Inner and outer edges of the probability bins; fine near 1, where most drafts are.
-const EDGES: [f32; BINS + 1] =
-    [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 0.998, 1.0];
-/// Bins of draft probability.
-pub const BINS: usize = 17;
 /// Positions are told apart as first, second, third and fourth, later.
 pub const POSITION_GROUPS: usize = 4;
 /// Temperature 0, and all others: the draft's probability means different things there.
@@ -40,34 +36,6 @@ pub enum CalibrationMode {
     Learned,
     /// As it is: what AdaSpec does.
     Raw,
-}
-
-/// A warm start for the table, stored in the profile.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Reliability {
-    /// Accepted share per probability bin at temperature 0.
-    pub greedy: Vec<f64>,
-    /// Accepted share per probability bin at other temperatures.
-    pub sampled: Vec<f64>,
-    /// Observations that each entry is worth.
-    pub strength: f64,
-}
-
-impl Default for Reliability {
-    /// Slightly less sure than the draft itself, and easily overruled.
-    fn default() -> Reliability {
-        let shares: Vec<f64> = (0..BINS).map(|bin| 0.05 + 0.9 * f64::from(centre(bin))).collect();
-        Reliability { greedy: shares.clone(), sampled: shares, strength: 6.0 }
-    }
-}
-
-impl Reliability {
-    /// Whether there is one share in 0..=1 per bin and a positive strength.
-    pub fn is_valid(&self) -> bool {
-        let shares = |table: &[f64]| table.len() == BINS && table.iter().all(|p| (0.0..=1.0).contains(p));
-        shares(&self.greedy) && shares(&self.sampled) && self.strength.is_finite() && self.strength > 0.0
-    }
 }
 
 /// Decayed counts of one bin.
@@ -235,14 +203,6 @@ fn group(position: u32) -> usize {
     }
 }
 
-fn bin(probability: f32) -> usize {
-    EDGES[1..BINS].partition_point(|&edge| edge <= probability)
-}
-
-fn centre(bin: usize) -> f32 {
-    0.5 * (EDGES[bin] + EDGES[bin + 1])
-}
-
 /// Between the centres of neighbouring bins; flat beyond the outermost.
 fn interpolate(curve: &[f32; BINS], probability: f32) -> f32 {
     let own = bin(probability);
@@ -288,11 +248,8 @@ impl CalibrationError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DecodeView, DraftedRow, StepView};
     use super::*;
-    use crate::executor::Proposal;
-    use crate::request::RequestId;
-    use crate::time::Micros;
+    use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, RequestId, StepView};
 
     /// Uniform numbers in 0..1.
     struct Uniform(u64);

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Policy, StepDecision, StepView};
+use super::Policy;
+use crate::protocol::{StepDecision, StepView};
 
 /// `fixed:K` drafts `K` tokens for every sequence in every step; `none` is `fixed:0`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,11 +6,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::baselines::{AdaSpec, AdaSpecGate, AdaSpecVerifier, SmartSpec, Threshold};
-use super::cost_model::CostModel;
-use super::profile::{Profile, ProfileError};
 use super::specserve::{SpecServe, SpecServeOptions};
 use super::survival::POSITIONS_MAX;
 use super::{Fixed, Policy};
+use crate::timing::ProfileError;
+use crate::timing::cost_model::CostModel;
+use crate::timing::profile::Profile;
 
 /// All names, for help texts and errors.
 pub const POLICY_NAMES: &str = "none, fixed:K, threshold:P, smartspec, adaspec, adaspec-verifier, specserve";
@@ -167,8 +168,8 @@ pub fn build(
 
 #[cfg(test)]
 mod tests {
-    use super::super::profile::tests::gpu_like;
     use super::*;
+    use crate::timing::profile::tests::gpu_like;
 
     const GOOD: [&str; 8] = [
         "none",

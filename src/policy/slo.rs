@@ -5,9 +5,8 @@
 //! token of `(a + T)/(n + E)`. So the step may last at most `τ·(n + E) − a`: the credit
 //! `τ·n − a` earned so far plus `τ` for each token of this step.
 
-use super::cost_model::prefill_attended;
-use super::{DecodeView, PrefillView};
-use crate::request::Slo;
+use crate::protocol::{DecodeView, PrefillView, Slo};
+use crate::timing::cost_model::prefill_attended;
 
 /// Share of its TPOT objective that a request is led along.
 pub const TPOT_AIM: f64 = 0.94;
@@ -94,9 +93,9 @@ pub trait PrefillCost {
     fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64;
 }
 
-impl PrefillCost for super::time_correction::TimeModel {
+impl PrefillCost for crate::timing::correction::TimeModel {
     fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
-        super::time_correction::TimeModel::prefill_us(self, tokens, attended_tokens)
+        crate::timing::correction::TimeModel::prefill_us(self, tokens, attended_tokens)
     }
 }
 
@@ -218,8 +217,7 @@ pub fn ttft_alone_us(prompt_tokens: u32, step_us: f64, chunk_tokens: u32, cost: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::RequestId;
-    use crate::time::Micros;
+    use crate::protocol::{Micros, RequestId};
 
     /// Ten microseconds a token.
     struct Flat;

@@ -5,9 +5,8 @@
 //! request lately, relative to that mean). All drafted tokens teach the forecast, accepted or
 //! not: it predicts confidence, and confidence is known as soon as a token is drafted.
 
-use super::StepReport;
 use super::calibration::Calibration;
-use crate::request::RequestId;
+use crate::protocol::{RequestId, StepReport};
 
 /// Deepest position that is told apart; deeper ones share its mean.
 pub const POSITIONS_MAX: usize = 16;
@@ -160,10 +159,8 @@ pub fn forecast_survival(
 #[cfg(test)]
 mod tests {
     use super::super::calibration::CalibrationMode;
-    use super::super::{DecodeView, DraftedRow, StepView};
     use super::*;
-    use crate::executor::Proposal;
-    use crate::time::Micros;
+    use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, StepView};
 
     fn report(rows: &[(u64, &[f32])]) -> StepReport {
         let view = |&(request, _): &(u64, &[f32])| DecodeView {

@@ -1,13 +1,14 @@
 //! A small world for tests: a batch of endless requests, a true machine, a true acceptance.
 
-use super::cost_model::Work;
-use super::profile::tests::gpu_like;
+use super::Policy;
 use super::slo::queue_attended;
-use super::time_correction::TimeModel;
-use super::{DecodeView, DraftedRow, Policy, PrefillView, Step, StepDecision, StepReport, StepView};
-use crate::executor::Proposal;
-use crate::request::RequestId;
-use crate::time::Micros;
+use crate::protocol::{
+    DecodeView, DraftedRow, Micros, PrefillView, Proposal, RequestId, Step, StepDecision, StepReport,
+    StepView,
+};
+use crate::timing::correction::TimeModel;
+use crate::timing::cost_model::Work;
+use crate::timing::profile::tests::gpu_like;
 
 /// What is true in the world.
 pub(crate) struct World {

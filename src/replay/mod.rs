@@ -4,12 +4,14 @@
 //! [`WorkloadOptions`] says what is made of them; the result is a list of [`Arrival`]s.
 
 mod error;
+mod recording;
 mod source;
 pub mod spec_bench;
 mod trace;
 mod workload;
 
 pub use error::{SourceParseError, TraceError};
-pub use source::TraceSource;
+pub use recording::{RecordedSequence, Recording, RecordingError};
+pub use source::{Lengths, TraceSource};
 pub use trace::{TRACE_ROWS_MAX, TraceRow, parse_csv, parse_jsonl};
-pub use workload::{Arrival, Lengths, WorkloadOptions, load};
+pub use workload::{Arrival, WorkloadOptions, load};

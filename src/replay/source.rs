@@ -3,10 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::Lengths;
 use super::trace::{TRACE_ROWS_MAX, TraceRow, parse_csv, parse_jsonl};
 use super::{SourceParseError, TraceError};
 use crate::random::gamma;
+
+/// Where the lengths of prompts and outputs come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lengths {
+    /// From the trace.
+    Trace,
+    /// Drawn from the statistics of [`spec_bench`](super::spec_bench), whatever the trace says.
+    SpecBench,
+}
 
 /// Stream of inter-arrival times.
 const GAP_STREAM: u32 = 0x31;

@@ -2,21 +2,12 @@
 
 use super::spec_bench::Task;
 use super::trace::TraceRow;
-use super::{TraceError, TraceSource};
+use super::{Lengths, TraceError, TraceSource};
+use crate::protocol::Micros;
 use crate::random::Draw;
-use crate::time::Micros;
 
 /// Stream of thinning.
 const THIN_STREAM: u32 = 0x51;
-
-/// Where the lengths of prompts and outputs come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lengths {
-    /// From the trace.
-    Trace,
-    /// Drawn from the statistics of [`spec_bench`](super::spec_bench), whatever the trace says.
-    SpecBench,
-}
 
 /// What is made of a trace.
 #[derive(Clone, Debug, PartialEq)]

@@ -19,10 +19,10 @@
 //! Mass is counted in integers, [`weight`]: their sum does not depend on its order,
 //! so a parallel reduction cuts at the same token.
 
+use super::TokenHistory;
 use super::float::{ROUNDING_SHIFT, exp, ln};
 use super::scan::Scores;
-use super::{SamplingParams, TokenHistory};
-use crate::request::TokenId;
+use crate::protocol::{SamplingParams, TokenId};
 
 /// Smaller temperatures count as this one; below it scores would overflow, and the noise has no effect.
 pub const TEMPERATURE_MIN: f32 = 1e-6;

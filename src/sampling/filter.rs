@@ -122,7 +122,7 @@ fn cut_mass(tokens: &mut Vec<Ranked>, max_score: f32, target: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::TokenId;
+    use crate::protocol::TokenId;
     use crate::sampling::noise::Noise;
 
     /// By the definition: rank everything, cut one after the other.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::request::TokenId;
+use crate::protocol::{SequenceInput, TokenId};
 
 /// How often a token stands in the prompt and in the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,16 @@ impl TokenHistory {
             history.push(token);
         }
         history
+    }
+
+    /// Of a row's committed tokens; of nothing where its parameters do not look back.
+    pub fn of(input: &SequenceInput) -> TokenHistory {
+        match &input.history {
+            Some(history) if input.sampling.needs_history() => {
+                TokenHistory::new(history.prompt_tokens, history.tokens.clone())
+            }
+            _ => TokenHistory::none(),
+        }
     }
 
     /// Of nothing, for parameters that do not look back

@@ -12,7 +12,6 @@ mod history;
 #[cfg(test)]
 mod losslessness;
 pub mod noise;
-mod params;
 pub mod philox;
 mod race;
 mod sampler;
@@ -20,6 +19,5 @@ mod scan;
 mod verify;
 
 pub use history::{Occurrences, TokenHistory};
-pub use params::SamplingParams;
 pub use sampler::{Choice, Sampler};
 pub use verify::{walk_chain, walk_tree};

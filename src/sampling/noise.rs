@@ -14,7 +14,7 @@
 //! So G is in [-2.82, 22.19]; it misses a true Gumbel's tails by a probability of 2^-24
 //! below and 2^-32 above.
 
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 
 use super::float::{ln, minus_ln_one_minus};
 use super::philox::philox4x32_10_lanes;

@@ -1,6 +1,6 @@
 //! Gumbel-max: which token has the largest score plus noise.
 
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 
 use super::noise::{Noise, gumbel, gumbel_bound};
 use super::scan::Scores;

@@ -1,8 +1,8 @@
 //! Choosing one token from a row of logits.
 
-use crate::executor::Proposal;
-use crate::request::TokenId;
+use crate::protocol::{Proposal, SamplingParams, TokenId};
 
+use super::TokenHistory;
 use super::distribution::{
     Filters, Ranked, WEIGHT_ONE, adjust_logits, adjusts_logits, inverse_temperature, total_mass, weight,
 };
@@ -10,7 +10,6 @@ use super::filter::{keep, mass_of};
 use super::noise::Noise;
 use super::race::{race_all, race_some};
 use super::scan::{Scores, best_besides, finite_max, first_with};
-use super::{SamplingParams, TokenHistory};
 
 /// The token for one position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Passes over a row of logits, written so that they vectorise.
 
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 
 /// Lanes of the running results; several vector registers on any machine.
 const LANES: usize = 16;

@@ -6,8 +6,7 @@
 //! the choice itself. So the output is the path of the target's choices, however
 //! the drafts came about; a draft only decides how much of the path one pass reveals.
 
-use crate::executor::Verdict;
-use crate::request::TokenId;
+use crate::protocol::{TokenId, Verdict};
 
 use super::Choice;
 
@@ -35,7 +34,7 @@ pub fn walk_chain(drafts: &[TokenId], mut choose: impl FnMut(usize) -> Choice) -
 /// Walks a tree of drafts from its root to the child whose token is the target's
 /// choice, as long as there is one.
 ///
-/// `parents[d]` is draft `d`'s parent as in [`VerifyRow::tree`](crate::executor::VerifyRow::tree):
+/// `parents[d]` is draft `d`'s parent as in [`VerifyRow::tree`](crate::protocol::VerifyRow::tree):
 /// 0 for the last committed token, `j > 0` for draft `j - 1`; parents stand before
 /// their children. Of siblings with the same token the first counts.
 /// `choose(place, path)` is the target's choice at `place`, where place 0 is the root

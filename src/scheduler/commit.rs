@@ -2,10 +2,8 @@
 
 use super::Scheduler;
 use super::plan::{InFlight, PlannedRow};
-use crate::executor::Verdict;
-use crate::request::{RequestFailure, TokenEvent};
+use crate::protocol::{Micros, RequestFailure, TokenEvent, Verdict};
 use crate::step::{Delivery, StepOutcome};
-use crate::time::Micros;
 
 impl Scheduler {
     /// Appends the chosen tokens, moves the caches' marks, frees what ended, and returns the

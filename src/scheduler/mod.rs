@@ -24,9 +24,10 @@ use self::queue::Queue;
 use self::recycled::Recycled;
 use self::sequence::Sequence;
 use crate::drafting::NgramOptions;
-use crate::executor::ExecutorInfo;
-use crate::kv::{BlockPool, PoolUsage, blocks_for};
-use crate::request::{Ending, GenerationRequest, RequestFailure, RequestId, TokenEvent};
+use crate::kv::{BlockPool, PoolUsage};
+use crate::protocol::{
+    Ending, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, TokenEvent, blocks_for,
+};
 use crate::step::{Delivery, StepPlan};
 
 /// Bounds of the scheduler.

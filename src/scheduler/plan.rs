@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::Scheduler;
 use super::sequence::Sequence;
 use crate::drafting::propose;
-use crate::executor::{DraftRow, VerifyRow};
-use crate::kv::{BLOCK_TOKENS, blocks_for};
-use crate::policy::{DraftedRow, Policy, StepDecision, StepView};
+use crate::policy::Policy;
+use crate::protocol::{
+    BLOCK_TOKENS, DraftRow, DraftedRow, Micros, StepDecision, StepView, VerifyRow, blocks_for,
+};
 use crate::step::{Drafting, StepPlan};
-use crate::time::Micros;
 
 /// What the commit must know of the plan; indices are places in the running set, which
 /// stands still meanwhile.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::sequence::Sequence;
-use crate::request::RequestId;
+use crate::protocol::RequestId;
 
 /// Waiting sequences by class.
 #[derive(Debug, Default)]

@@ -5,8 +5,7 @@
 //! the device thread's, and what is not allocated again costs the planning thread nothing.
 //! Contents never matter: whoever takes a row fills in every field.
 
-use crate::executor::SequenceInput;
-use crate::request::RequestId;
+use crate::protocol::{RequestId, SequenceInput};
 
 /// How far ahead a row is looked for: requests keep their order, but for those that ended or
 /// began in between.
@@ -45,7 +44,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::sampling::SamplingParams;
+    use crate::protocol::SamplingParams;
 
     fn row(id: u64) -> SequenceInput {
         SequenceInput {

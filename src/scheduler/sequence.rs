@@ -1,14 +1,11 @@
 //! A request in progress.
 
 use super::recycled::Recycled;
-use crate::executor::{History, SequenceInput};
-use crate::kv::{BLOCK_TOKENS, BlockPool, BlockTable, blocks_for};
-use crate::policy::{DecodeView, PrefillView};
-use crate::request::{
-    Ending, FinishReason, GenerationRequest, RequestSummary, RequestTimes, SpeculationStats, TokenEvent,
-    TokenId,
+use crate::kv::{BlockPool, BlockTable};
+use crate::protocol::{
+    BLOCK_TOKENS, DecodeView, Ending, FinishReason, GenerationRequest, History, Micros, PrefillView,
+    RequestSummary, RequestTimes, SequenceInput, SpeculationStats, TokenEvent, TokenId, blocks_for,
 };
-use crate::time::Micros;
 
 /// One model's cache of one sequence.
 #[derive(Debug, Default)]

@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::executor::ShadowOptions;
-use crate::request::FinishReason;
-use crate::sampling::SamplingParams;
+use crate::protocol::{FinishReason, SamplingParams};
 use game::{Game, expect, limits, request};
 
 #[test]
@@ -287,7 +286,7 @@ fn a_shortage_of_draft_blocks_costs_drafts_and_nothing_else() {
 fn drafts_looked_up_in_the_text_need_no_draft_model_and_change_nothing() {
     let lookup = Some(crate::drafting::NgramOptions { match_tokens_min: 1, ..Default::default() });
     let options = ShadowOptions::small(64, 0);
-    let info = crate::executor::ExecutorInfo { vocab_size: 3, ..options.info.clone() };
+    let info = crate::protocol::ExecutorInfo { vocab_size: 3, ..options.info.clone() };
     let limits = SchedulerLimits { draft_blocks: 0, lookup, ..limits(64) };
     let mut game = Game::with(limits, ShadowOptions { info, ..options }, 4);
     let requests: Vec<_> = (0..6).map(|id| request(id, 40, 60)).collect();

@@ -1,13 +1,12 @@
 //! Counts and measures during a run.
 
 use super::report::{Bin, Report};
-use crate::policy::{Policy, StepReport};
-use crate::quantile::nearest_rank;
-use crate::request::{RequestSummary, Slo, TokenEvent};
+use crate::policy::Policy;
+use crate::protocol::{Micros, RequestSummary, Slo, StepReport, TokenEvent};
 use crate::scheduler::SchedulerGauges;
+use crate::stats::quantile::nearest_rank;
 use crate::step::Delivery;
 use crate::telemetry::{LatencyFigures, LatencyHistogram};
-use crate::time::Micros;
 
 /// Intervals into which the time of the arrivals is divided.
 const BINS: u64 = 60;

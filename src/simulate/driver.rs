@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use super::collect::Collector;
 use super::{Report, Settings};
-use crate::executor::virtual_time::{VirtualClock, VirtualExecutor, VirtualOptions};
-use crate::executor::{Executor, ExecutorError};
+use crate::executor::Executor;
 use crate::policy::Policy;
+use crate::protocol::{Clock, ExecutorError, GenerationRequest, Micros, RequestId, SamplingParams, TokenId};
 use crate::replay::Arrival;
-use crate::request::{GenerationRequest, RequestId, TokenId};
-use crate::sampling::SamplingParams;
 use crate::scheduler::Scheduler;
+use crate::simulate::virtual_executor::{VirtualClock, VirtualExecutor, VirtualOptions};
 use crate::step::{StepPlan, Stepped, draft_round, verify_round};
-use crate::time::{Clock, Micros};
 
 /// A run could not go on.
 #[derive(Debug, thiserror::Error)]

@@ -1,33 +1,31 @@
 //! The engine under a virtual clock.
 //!
 //! The scheduler, the step functions and the policy are the daemon's own; arrivals come
-//! from a workload instead of a socket, and a [`VirtualExecutor`](crate::executor::virtual_time::VirtualExecutor) stands in for the device.
+//! from a workload instead of a socket, and a [`VirtualExecutor`](crate::simulate::virtual_executor::VirtualExecutor) stands in for the device.
 //! A run is a pure function of workload, settings and policy. docs/simulator.md says how to
 //! use it, and what it does not model.
 
 mod collect;
 mod driver;
-mod record;
 mod report;
 mod sweep;
+pub mod virtual_executor;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 
 pub use driver::{SimulationError, simulate};
-pub use record::{RecordJob, RecordOptions, record};
 pub use report::{Bin, Report};
 pub use sweep::{Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
 
-use crate::executor::ExecutorInfo;
-use crate::executor::virtual_time::{AcceptanceOptions, Confidence, Playback, Recording, TimeError};
-use crate::kv::BLOCK_TOKENS;
-use crate::policy::cost_model::CostModel;
-use crate::replay::Arrival;
-use crate::request::Slo;
+use crate::protocol::{BLOCK_TOKENS, ExecutorInfo, Slo};
+use crate::replay::{Arrival, Recording};
 use crate::scheduler::SchedulerLimits;
+use crate::simulate::virtual_executor::{AcceptanceOptions, Confidence, TimeError};
+use crate::timing::cost_model::CostModel;
+use virtual_executor::Playback;
 
 /// Everything but workload and policy.
 #[derive(Clone, Debug)]
@@ -83,7 +81,7 @@ impl DraftQuality {
         }
     }
 
-    fn options(&self, workload: &[Arrival]) -> AcceptanceOptions {
+    pub(crate) fn options(&self, workload: &[Arrival]) -> AcceptanceOptions {
         let of_task = |arrival: &Arrival| self.median.unwrap_or(arrival.task.acceptance());
         let medians: Arc<[f64]> = workload.iter().map(of_task).collect();
         AcceptanceOptions {
@@ -103,7 +101,7 @@ impl DraftQuality {
 
 impl Settings {
     /// What the virtual executor says of itself.
-    fn executor_info(&self) -> ExecutorInfo {
+    pub(crate) fn executor_info(&self) -> ExecutorInfo {
         ExecutorInfo {
             backend: "virtual".to_owned(),
             device: "a cost model".to_owned(),

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Report, Settings, SimulationError, simulate};
 use crate::policy::{Fixed, Policy};
+use crate::protocol::{Clock, Micros};
 use crate::replay::Arrival;
-use crate::time::{Clock, Micros};
 
 /// Below this attainment a policy is saturated.
 pub const SATURATED_ATTAINMENT: f64 = 0.95;

@@ -1,9 +1,9 @@
 use super::*;
-use crate::policy::cost_model::{Between, LatencyModel, LatencyTerms};
-use crate::policy::{Fixed, Policy, StepDecision, StepView};
+use crate::policy::{Fixed, Policy};
+use crate::protocol::{Clock, Micros, MonotonicClock, StepDecision, StepView};
 use crate::replay::spec_bench::Task;
 use crate::replay::{Lengths, TraceSource, WorkloadOptions, load};
-use crate::time::{Clock, Micros, MonotonicClock};
+use crate::timing::cost_model::{Between, LatencyModel, LatencyTerms};
 
 /// Microseconds of a target pass: 5,000 and 10 for each row.
 const TARGET_US: f64 = 5000.0;
@@ -23,7 +23,7 @@ fn rows_only() -> CostModel {
     }
 }
 
-pub(super) fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         cost: rows_only(),
         error: TimeError::NONE,
@@ -182,13 +182,13 @@ impl Policy for Watchful {
         Fixed::NONE.plan(view)
     }
 
-    fn observe(&mut self, report: &crate::policy::StepReport) {
+    fn observe(&mut self, report: &crate::protocol::StepReport) {
         assert!(report.step_time >= report.target_time + report.draft_time);
         self.last = report.view.now + report.target_time;
         self.steps += 1;
     }
 
-    fn predict(&self, report: &crate::policy::StepReport) -> Option<Micros> {
+    fn predict(&self, report: &crate::protocol::StepReport) -> Option<Micros> {
         Some(Micros(report.step_time.0 / 2))
     }
 
@@ -252,7 +252,7 @@ fn every_profile_that_is_shipped_can_be_read() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "toml") {
             let text = std::fs::read_to_string(&path).unwrap();
-            let profile = crate::policy::profile::Profile::from_toml(&text);
+            let profile = crate::timing::profile::Profile::from_toml(&text);
             profile.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             profiles += 1;
         }

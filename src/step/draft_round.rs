@@ -1,9 +1,8 @@
 //! Drafting: predict, execute, correct.
 
 use super::StepPlan;
-use crate::executor::{Executor, ExecutorError, Proposal};
-use crate::policy::{DeviceIdle, DraftedRow};
-use crate::time::{Clock, Micros};
+use crate::executor::Executor;
+use crate::protocol::{Clock, DeviceIdle, DraftedRow, ExecutorError, Micros, Proposal};
 
 /// A plan and what was drafted for it.
 #[derive(Debug)]

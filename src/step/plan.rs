@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::executor::{DraftRow, Verdict, VerifyRow};
-use crate::policy::{DraftedRow, Policy, Step, StepDecision, StepView};
-use crate::request::{RequestId, TokenEvent};
+use crate::policy::Policy;
+use crate::protocol::{
+    DraftRow, DraftedRow, RequestId, Step, StepDecision, StepView, TokenEvent, Verdict, VerifyRow,
+};
 
 /// Everything that the drafter and the verifier need for one step.
 #[derive(Debug)]

@@ -1,9 +1,8 @@
 //! Verification: choose what to verify, run the target, account for it.
 
 use super::{Drafted, StepOutcome, StepPlan};
-use crate::executor::{Executor, ExecutorError, Verdict};
-use crate::policy::{DeviceIdle, StepReport};
-use crate::time::{Clock, Micros};
+use crate::executor::Executor;
+use crate::protocol::{Clock, DeviceIdle, ExecutorError, Micros, StepReport, Verdict};
 
 /// A step that is done.
 #[derive(Debug)]
@@ -85,7 +84,7 @@ fn account(drafted: Drafted, verdicts: Vec<Verdict>, verified: Vec<u32>, target_
     let counts = drafted.drafted_counts();
     let mut plan = drafted.plan;
     let decoding = plan.view.decoding.len();
-    let attended = |row: &crate::executor::VerifyRow| {
+    let attended = |row: &crate::protocol::VerifyRow| {
         let (start, tokens) = (u64::from(row.input.start), row.input.tokens.len() as u64);
         tokens * start + tokens * (tokens + 1) / 2
     };

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::histogram::LatencyHistogram;
-use crate::quantile::nearest_rank;
+use crate::stats::quantile::nearest_rank;
 
 /// One latency, in milliseconds; `None` without a sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -40,7 +40,7 @@ impl LatencyFigures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Micros;
+    use crate::protocol::Micros;
 
     #[test]
     fn sample_and_histogram_agree_within_the_histograms_resolution() {

@@ -2,7 +2,7 @@
 
 use hdrhistogram::Histogram;
 
-use crate::time::Micros;
+use crate::protocol::Micros;
 
 /// Longest latency told apart from longer ones; what exceeds it counts as this.
 pub const LATENCY_MAX: Micros = Micros(3_600_000_000);

@@ -1,13 +1,11 @@
 //! The daemon's counters, histograms and gauges.
 
 use hdrhistogram::Histogram;
-use serde::{Deserialize, Serialize};
 
+use super::gauges::Gauges;
 use super::histogram::LatencyHistogram;
 use super::summary::{Counters, MetricsSummary, PredictionError};
-use crate::policy::StepReport;
-use crate::request::{FinishReason, RequestFailure, RequestSummary, Slo};
-use crate::time::Micros;
+use crate::protocol::{FinishReason, Micros, RequestFailure, RequestSummary, Slo, StepReport};
 
 /// Draft positions counted one by one; deeper ones are counted with the last.
 pub const DRAFT_POSITIONS_MAX: usize = 16;
@@ -57,32 +55,6 @@ pub struct MetricsConfig {
     pub block_tokens: u32,
     /// Objectives of the configured classes: their bounds become bucket edges.
     pub slos: Vec<Slo>,
-}
-
-/// Momentary figures.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Gauges {
-    /// Requests in the running set.
-    pub running: u64,
-    /// Requests that wait for a place in it.
-    pub waiting: u64,
-    /// Prompt tokens of those that wait.
-    pub waiting_prompt_tokens: u64,
-    /// One entry for each model's KV pool.
-    pub kv: Vec<KvGauge>,
-    /// Whether a draft model is at work; without one decoding goes on plainly.
-    pub speculation_enabled: bool,
-}
-
-/// The fill of one KV pool.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KvGauge {
-    /// `target` or `draft`.
-    pub model: String,
-    /// Blocks held by requests.
-    pub blocks_held: u64,
-    /// Blocks in the pool.
-    pub blocks_total: u64,
 }
 
 /// Why a request was refused at the door.

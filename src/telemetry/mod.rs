@@ -5,6 +5,7 @@
 //! reader of `/metrics`, whose HELP lines state each definition.
 
 mod figures;
+mod gauges;
 mod histogram;
 mod metrics;
 mod prometheus;
@@ -14,7 +15,8 @@ mod summary;
 mod tests;
 
 pub use figures::LatencyFigures;
+pub use gauges::{Gauges, KvGauge};
 pub use histogram::{LATENCY_MAX, LatencyHistogram, Quantiles};
-pub use metrics::{DRAFT_POSITIONS_MAX, Gauges, KvGauge, Metrics, MetricsConfig, RejectionReason};
+pub use metrics::{DRAFT_POSITIONS_MAX, Metrics, MetricsConfig, RejectionReason};
 pub use prometheus::{CONTENT_TYPE as PROMETHEUS_CONTENT_TYPE, MetricKind, PrometheusText};
 pub use summary::{Counters, MetricsSummary, PredictionError, SloCounts};

@@ -111,7 +111,7 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Micros;
+    use crate::protocol::Micros;
 
     #[test]
     fn label_values_and_help_are_escaped() {

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::gauges::Gauges;
 use super::histogram::Quantiles;
-use super::metrics::Gauges;
 
 /// A digest of [`Metrics`](super::Metrics). Counters run since start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

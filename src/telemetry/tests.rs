@@ -1,8 +1,8 @@
 use super::*;
-use crate::executor::Proposal;
-use crate::policy::{DecodeView, DeviceIdle, DraftedRow, StepReport, StepView};
-use crate::request::{FinishReason, RequestFailure, RequestId, RequestSummary, RequestTimes, Slo};
-use crate::time::Micros;
+use crate::protocol::{
+    DecodeView, DeviceIdle, DraftedRow, FinishReason, Micros, Proposal, RequestFailure, RequestId,
+    RequestSummary, RequestTimes, Slo, StepReport, StepView,
+};
 
 fn proposal() -> Proposal {
     Proposal { token: 1, probability: 0.9, margin: 0.5, runner_up: 2, finite: true }

@@ -2,8 +2,7 @@
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
-use specserve::request::RequestFailure;
-use specserve::time::Micros;
+use specserve::protocol::{Micros, RequestFailure};
 
 use crate::client::*;
 use crate::fake::{CONTEXT, END, Fixture, MODEL, Script, Told};

@@ -6,16 +6,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use specserve::actors::{AdmissionError, Generation, Submission};
 use specserve::api::{
     ApiCounters, ApiLimits, BoundSocket, ChatMessage, ClassFacts, Engine, EngineFacts, Health,
     SamplingDefaults, Server, SocketOptions, TextDecoder, TextModel, router,
 };
-use specserve::request::{
-    FinishReason, RequestFailure, RequestId, RequestSummary, RequestTimes, Slo, SpeculationStats, TokenEvent,
-    TokenId,
+use specserve::protocol::{
+    AdmissionError, Clock, FinishReason, Generation, Micros, MonotonicClock, RequestFailure, RequestId,
+    RequestSummary, RequestTimes, Slo, SpeculationStats, Submission, TokenEvent, TokenId,
 };
-use specserve::time::{Clock, Micros, MonotonicClock};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub const MODEL: &str = "fake/bytes";

@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 use hyper::Method;
 use serde_json::json;
 use specserve::api::ApiLimits;
-use specserve::request::{FinishReason, RequestFailure, RequestId, TokenEvent};
+use specserve::protocol::{FinishReason, RequestFailure, RequestId, TokenEvent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 

@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use specserve::drafting::NgramOptions;
 use specserve::executor::Executor;
-use specserve::executor::ModelRole;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::model::{LoadedModel, ModelSource, load};
 use specserve::policy::Policy;
-use specserve::request::{GenerationRequest, RequestId, RequestSummary, Slo, TokenEvent, TokenId};
-use specserve::sampling::SamplingParams;
+use specserve::protocol::{
+    Clock, GenerationRequest, Micros, ModelRole, RequestId, RequestSummary, SamplingParams, Slo, TokenEvent,
+    TokenId,
+};
 use specserve::scheduler::{Scheduler, SchedulerLimits};
 use specserve::step::{draft_round, verify_round};
-use specserve::time::{Clock, Micros};
 
 /// Prompts that the embedded pair was trained for.
 pub const PROMPTS: [&str; 8] = [

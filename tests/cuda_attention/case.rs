@@ -3,10 +3,11 @@
 
 use bytemuck::Pod;
 use half::bf16;
-use specserve::executor::cuda::attention_plan::{AttentionPlan, AttentionRoom, BLOCK_TOKENS, SequenceShape};
+use specserve::executor::cuda::attention_plan::{AttentionPlan, AttentionRoom, SequenceShape};
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{self, AttentionItem, AttentionParams, AttentionSegment};
 use specserve::executor::cuda::{CudaError, DeviceBuffer, Stream};
+use specserve::protocol::BLOCK_TOKENS;
 
 /// What is not written shows up as NaN.
 pub const POISON: u16 = 0xffff;

@@ -1,8 +1,9 @@
 //! What the kernels should compute, in double precision, and how tests run them.
 
 use half::bf16;
-use specserve::executor::cuda::attention_plan::{AttentionRoom, BLOCK_TOKENS};
+use specserve::executor::cuda::attention_plan::AttentionRoom;
 use specserve::executor::cuda::{CudaError, Stream};
+use specserve::protocol::BLOCK_TOKENS;
 
 use crate::case::{Case, Kernel, Problem, Sequence, vector_offset};
 

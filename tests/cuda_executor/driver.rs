@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use specserve::executor::{DraftRow, Executor, History, Proposal, SequenceInput, Verdict, VerifyRow};
-use specserve::request::{RequestId, TokenId};
-use specserve::sampling::SamplingParams;
+use specserve::executor::Executor;
+use specserve::protocol::{
+    DraftRow, History, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict, VerifyRow,
+};
 
 /// What one sequence is and how far it is.
 #[derive(Clone, Debug)]

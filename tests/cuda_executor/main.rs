@@ -9,11 +9,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use driver::{Sequence, draft, generate};
 use serde_json::Value;
+use specserve::executor::Executor;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, KvBudget};
-use specserve::executor::{Compaction, Executor, ExecutorError, ModelRole, Verdict, VerifyRow};
 use specserve::model::{ModelSource, load_pair};
-use specserve::request::TokenId;
-use specserve::sampling::SamplingParams;
+use specserve::protocol::{
+    Compaction, ExecutorError, ModelRole, SamplingParams, TokenId, Verdict, VerifyRow,
+};
 use specserve::sampling::noise::Noise;
 
 /// Positions whose best two candidates are closer than this, in units of the logits, may be

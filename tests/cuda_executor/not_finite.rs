@@ -1,10 +1,10 @@
 //! A NaN in one sequence is that sequence's alone.
 
+use specserve::executor::Executor;
 use specserve::executor::cuda::CudaExecutor;
-use specserve::executor::{DraftRow, Executor, Proposal, Verdict, VerifyRow};
 use specserve::model::random::poisoned;
 use specserve::model::{ModelSource, load_pair};
-use specserve::request::TokenId;
+use specserve::protocol::{DraftRow, Proposal, TokenId, Verdict, VerifyRow};
 
 use crate::driver::{Sequence, generate};
 use crate::{alone, options, sampled};

@@ -1,6 +1,6 @@
 //! The doctor on a machine that has what it looks for.
 
-use specserve::executor::doctor;
+use specserve::doctor;
 
 #[test]
 #[ignore = "needs a CUDA device"]

@@ -1,11 +1,11 @@
 //! Noise and draft sampling against the CPU's bits.
 
-use specserve::executor::Proposal;
 use specserve::executor::cuda::SamplingRows;
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{self, DraftProposal, DraftSampleParams, SampleParams};
+use specserve::protocol::{Proposal, SamplingParams};
 use specserve::sampling::noise::Noise;
-use specserve::sampling::{Sampler, SamplingParams, TokenHistory};
+use specserve::sampling::{Sampler, TokenHistory};
 
 use crate::support::{Bench, Random};
 

@@ -1,12 +1,12 @@
 //! Fused verification against the CPU's sampler and walk.
 
-use specserve::executor::Verdict;
 use specserve::executor::cuda::SamplingRows;
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{
     self, SampleParams, VerifyOutcome, VerifyParams, VerifySequence,
 };
-use specserve::sampling::{Sampler, SamplingParams, TokenHistory, walk_chain, walk_tree};
+use specserve::protocol::{SamplingParams, Verdict};
+use specserve::sampling::{Sampler, TokenHistory, walk_chain, walk_tree};
 
 use crate::sampling::{bytemuck_adjustments, bytemuck_rows, random_history, random_logits, random_params};
 use crate::support::{Bench, Random};

@@ -100,7 +100,7 @@ impl ClientError {
         ClientError::protocol(error)
     }
 
-    pub(super) fn protocol(error: impl std::fmt::Display) -> ClientError {
+    pub(in crate::cli) fn protocol(error: impl std::fmt::Display) -> ClientError {
         ClientError::Protocol(error.to_string())
     }
 

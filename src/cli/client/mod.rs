@@ -3,7 +3,6 @@
 //! Each request has its own connection: dropping it tells the daemon that the
 //! client has left, and local connections cost tens of microseconds.
 
-mod answer;
 mod error;
 mod sse;
 #[cfg(test)]
@@ -25,7 +24,6 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-pub use answer::{Answer, RequestMetrics, SpeculativeDecoding, Usage, chat};
 pub use error::ClientError;
 pub use sse::{EVENT_BYTES_MAX, SseError, SseParser};
 

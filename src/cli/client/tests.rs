@@ -4,6 +4,7 @@ use axum::routing::{get, post};
 use serde_json::json;
 
 use super::*;
+use crate::cli::answer::{Usage, chat};
 use crate::cli::testing::{ScratchDirectory, chat_answer, serve_router};
 
 #[tokio::test]

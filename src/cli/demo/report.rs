@@ -4,10 +4,10 @@ use serde::Serialize;
 
 use super::PROMPTS;
 use super::round::Round;
-use crate::cli::client::SpeculativeDecoding;
+use crate::cli::answer::SpeculativeDecoding;
 use crate::cli::table::{Table, or_dash};
 use crate::policy::registry::PolicyName;
-use crate::quantile::{median, nearest_rank};
+use crate::stats::quantile::{median, nearest_rank};
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]

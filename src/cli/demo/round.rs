@@ -7,7 +7,8 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::PROMPTS;
-use crate::cli::client::{Answer, Client, chat};
+use crate::cli::answer::{Answer, chat};
+use crate::cli::client::Client;
 use crate::cli::error::CliError;
 
 /// An answer as the client saw it.

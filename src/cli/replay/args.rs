@@ -6,8 +6,8 @@ use clap::{ArgGroup, Args};
 
 use crate::cli::parse;
 use crate::policy::registry::PolicyName;
+use crate::protocol::Slo;
 use crate::replay::{Lengths, TraceSource, WorkloadOptions};
-use crate::request::Slo;
 
 /// Highest sampling temperature.
 const TEMPERATURE_MAX: f64 = 2.0;

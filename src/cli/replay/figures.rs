@@ -4,8 +4,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::session::{Fate, Outcome, Played};
-use crate::cli::client::{Answer, SpeculativeDecoding};
-use crate::request::Slo;
+use crate::cli::answer::{Answer, SpeculativeDecoding};
+use crate::protocol::Slo;
 use crate::telemetry::LatencyFigures;
 
 /// What was run.

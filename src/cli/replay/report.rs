@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::figures::Figures;
 use crate::cli::table::{Table, or_dash};
-use crate::quantile::median;
+use crate::stats::quantile::median;
 
 /// The policy that the others are compared with.
 const PLAIN: &str = "none";

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::prompts::Prompts;
-use crate::cli::client::{Answer, Client, ClientError, chat};
+use crate::cli::answer::{Answer, chat};
+use crate::cli::client::{Client, ClientError};
 use crate::cli::error::CliError;
+use crate::protocol::Slo;
 use crate::replay::Arrival;
-use crate::request::Slo;
 
 /// Time between getting ready and the first arrival.
 const LEAD: Duration = Duration::from_millis(50);

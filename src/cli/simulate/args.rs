@@ -7,14 +7,14 @@ use clap::Args;
 
 use crate::cli::error::CliError;
 use crate::cli::parse;
-use crate::executor::virtual_time::{Confidence, Recording, TimeError};
-use crate::policy::cost_model::CostModel;
 use crate::policy::registry::{PolicyName, PolicyOptions};
 use crate::policy::specserve::SpecServeOptions;
-use crate::replay::{Lengths, TraceSource, WorkloadOptions};
-use crate::request::Slo;
+use crate::protocol::Slo;
+use crate::replay::{Lengths, Recording, TraceSource, WorkloadOptions};
 use crate::scheduler::SchedulerLimits;
+use crate::simulate::virtual_executor::{Confidence, TimeError};
 use crate::simulate::{DraftQuality, Settings};
+use crate::timing::cost_model::CostModel;
 
 /// Longest sampling temperature that is worth telling a policy.
 const TEMPERATURE_MAX: f64 = 2.0;

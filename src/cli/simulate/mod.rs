@@ -12,11 +12,11 @@ pub use args::SimulateArgs;
 
 use super::error::CliError;
 use crate::policy::Policy;
-use crate::policy::profile::Profile;
 use crate::policy::registry::{self, PolicyName};
+use crate::protocol::MonotonicClock;
 use crate::replay;
 use crate::simulate::{Job, Report, Settings, saturation_load, sweep};
-use crate::time::MonotonicClock;
+use crate::timing::profile::Profile;
 
 /// Runs the command.
 ///

@@ -1,11 +1,10 @@
 //! What a batch and the options must be like. A batch that passes can't make the kernels
 //! touch memory that is not theirs.
 
-use crate::executor::{
-    Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow,
-};
-use crate::kv::BlockId;
 use crate::model::ModelSpec;
+use crate::protocol::{
+    BlockId, Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow,
+};
 
 use super::kernels::STEP;
 use super::{CpuError, CpuOptions, DRAFT_TOKENS_MAX, InstructionSet};

@@ -2,14 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::executor::{DraftRow, ExecutorError, ModelRole, Proposal};
-use crate::kv::BlockId;
-use crate::request::TokenId;
-use crate::sampling::{SamplingParams, TokenHistory};
+use crate::protocol::{BlockId, DraftRow, ExecutorError, ModelRole, Proposal, SamplingParams, TokenId};
+use crate::sampling::TokenHistory;
 
 use super::check::{keep, no_draft};
 use super::pass::Pass;
-use super::verifying::history;
 use super::{CpuExecutor, LOGIT_ROWS, pooled};
 
 /// The rows of the current drafting round.
@@ -50,7 +47,7 @@ impl CpuExecutor {
         self.round.rows.extend(rows.iter().map(|DraftRow { input, .. }| RoundRow {
             blocks: input.blocks.clone(),
             sampling: Arc::clone(&input.sampling),
-            history: history(input),
+            history: TokenHistory::of(input),
             next: input.start + input.tokens.len() as u32,
             proposed: None,
         }));

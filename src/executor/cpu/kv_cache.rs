@@ -6,7 +6,7 @@
 //! run of memory: keys transposed, `[head_dim][block_tokens]`, then values,
 //! `[block_tokens][head_dim]`, as [`super::kernels::attend`] reads them.
 
-use crate::kv::BlockId;
+use crate::protocol::BlockId;
 
 use super::arena::{Arena, Piece, padded_bytes};
 use super::rows::SharedRows;

@@ -39,13 +39,13 @@ use self::drafting::Round;
 use self::forward::{Model, ModelBounds};
 use self::pass::Pass;
 use self::pool::{JobPanicked, Pool};
-use super::{
-    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
-    VerifyRow,
-};
+use super::Executor;
 use crate::model::{LoadedModel, ModelSpec};
-use crate::request::RequestId;
-use crate::sampling::{Sampler, SamplingParams};
+use crate::protocol::{
+    Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, Proposal, RequestId, SamplingParams,
+    SequenceInput, Verdict, VerifyRow,
+};
+use crate::sampling::Sampler;
 
 /// Most draft tokens that one sequence may have verified in one call: the nodes that the
 /// executors' ancestor masks hold.

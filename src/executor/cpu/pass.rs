@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use crate::kv::BlockId;
-use crate::request::TokenId;
+use crate::protocol::{BlockId, TokenId};
 
 use super::kernels::{QUERIES_MAX, Query};
 
@@ -65,7 +64,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds a sequence whose last tokens are a tree with these parents
-    /// ([`VerifyRow::tree`](crate::executor::VerifyRow::tree)). Logits are wanted after the
+    /// ([`VerifyRow::tree`](crate::protocol::VerifyRow::tree)). Logits are wanted after the
     /// last committed token and every node.
     pub(crate) fn push_tree(
         &mut self,

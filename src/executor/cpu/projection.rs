@@ -1,7 +1,7 @@
 //! What happens to one token's projected heads before attention.
 
-use crate::kv::BlockId;
 use crate::model::ModelSpec;
+use crate::protocol::BlockId;
 
 use super::kernels::{InstructionSet, Norm, rms_norm};
 use super::kv_cache::{CacheShape, write_slot};

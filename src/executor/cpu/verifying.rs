@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::executor::{ExecutorError, ModelRole, SequenceInput, Verdict, VerifyRow};
+use crate::protocol::{ExecutorError, ModelRole, SequenceInput, Verdict, VerifyRow};
 use crate::sampling::{Choice, Sampler, TokenHistory, walk_chain, walk_tree};
 
 use super::forward::LogitRows;
@@ -89,7 +89,7 @@ fn verdict(row: &VerifyRow, logits: LogitRows<'_>, first: usize, sampler: &mut S
     let input = &row.input;
     let committed = input.tokens.len() - row.drafts as usize;
     let drafts = &input.tokens[committed..];
-    let mut history = history(input);
+    let mut history = TokenHistory::of(input);
     let base = history.tokens().len();
     let position = input.start as usize + committed;
     let mut choose = |place: usize, path: Range<usize>, draft: &dyn Fn(usize) -> usize| -> Choice {
@@ -105,15 +105,5 @@ fn verdict(row: &VerifyRow, logits: LogitRows<'_>, first: usize, sampler: &mut S
         Some(parents) => {
             walk_tree(drafts, parents, |place, path| choose(place, 0..path.len(), &|step| path[step]))
         }
-    }
-}
-
-/// The tokens that a sequence's penalties look at.
-pub(crate) fn history(input: &SequenceInput) -> TokenHistory {
-    match &input.history {
-        Some(history) if input.sampling.needs_history() => {
-            TokenHistory::new(history.prompt_tokens, history.tokens.clone())
-        }
-        _ => TokenHistory::none(),
     }
 }

@@ -1,6 +1,6 @@
 //! Where attention cuts a context into chunks: by position and model, never by the batch.
 
-use super::attention_plan::BLOCK_TOKENS;
+use crate::protocol::BLOCK_TOKENS;
 
 /// Chunk lengths in tokens by the position where the chunk starts: short ones spread a short
 /// context over the chip, long ones keep filling the pipeline and merging cheap.

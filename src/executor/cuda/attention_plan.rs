@@ -5,14 +5,10 @@
 
 use super::attention_items::{Cutter, MaskedRun, causal_items, pays_large};
 pub use super::attention_room::AttentionRoom;
+use super::attention_rows::MASKED_QUERIES_MAX;
 pub use super::attention_rows::SequenceShape;
-use super::ffi::kernels::{ATTENTION_MASK_BITS, AttentionItem, AttentionSegment};
-
-/// Tokens in a KV block, as in csrc/kv_layout.cuh.
-pub const BLOCK_TOKENS: u32 = 16;
-
-/// Longest run of queries that a mask can describe, in tokens.
-pub const MASKED_QUERIES_MAX: usize = ATTENTION_MASK_BITS as usize;
+use super::ffi::kernels::{AttentionItem, AttentionSegment};
+use crate::protocol::BLOCK_TOKENS;
 
 /// One step's attention: everything that the kernels read besides queries, keys and values.
 /// Reused from step to step.
@@ -158,7 +154,7 @@ impl AttentionPlan {
 mod tests {
     use super::super::attention_chunks::CHUNK_TOKENS_MAX;
     use super::*;
-    use crate::kv::BlockId;
+    use crate::protocol::BlockId;
 
     fn blocks(count: u32) -> Vec<BlockId> {
         (0..count).map(|block| 100 + block).collect()

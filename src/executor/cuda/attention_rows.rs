@@ -1,7 +1,10 @@
 //! What each query row of a sequence is: its rotary position, its KV slot, what it sees.
 
-use super::attention_plan::{BLOCK_TOKENS, MASKED_QUERIES_MAX};
-use crate::kv::BlockId;
+use super::ffi::kernels::ATTENTION_MASK_BITS;
+use crate::protocol::{BLOCK_TOKENS, BlockId};
+
+/// Longest run of queries that a mask can describe, in tokens.
+pub const MASKED_QUERIES_MAX: usize = ATTENTION_MASK_BITS as usize;
 
 /// One sequence's part of a step.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +15,7 @@ pub struct SequenceShape<'a> {
     pub tokens: usize,
     /// How many of them, at the end, are drafts.
     pub drafts: usize,
-    /// Parents of the drafts, see [`VerifyRow::tree`](crate::executor::VerifyRow::tree).
+    /// Parents of the drafts, see [`VerifyRow::tree`](crate::protocol::VerifyRow::tree).
     pub tree: Option<&'a [u32]>,
     /// The sequence's blocks.
     pub blocks: &'a [BlockId],

@@ -2,7 +2,7 @@
 //! the pool's, and fits the memory that was set aside.
 
 use super::options::VERIFY_ROWS_MAX;
-use crate::executor::{Compaction, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow};
+use crate::protocol::{Compaction, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow};
 
 /// The bounds, and the state of checking one batch.
 pub struct BatchCheck<'a> {
@@ -136,8 +136,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::request::RequestId;
-    use crate::sampling::SamplingParams;
+    use crate::protocol::{RequestId, SamplingParams};
 
     fn info() -> ExecutorInfo {
         ExecutorInfo {

@@ -5,7 +5,7 @@ use super::error::{CudaError, check_launch};
 use super::ffi::kernels::{self, CompactParams, KV_PATH_MAX};
 use super::forward::DeviceModel;
 use super::stream::Stream;
-use crate::executor::Compaction;
+use crate::protocol::Compaction;
 
 const PATH: usize = KV_PATH_MAX as usize;
 

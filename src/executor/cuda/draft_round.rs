@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use super::attention_plan::{BLOCK_TOKENS, SequenceShape};
+use super::attention_plan::SequenceShape;
 use super::batch_check::ensure;
-use super::executor::{input_shape, token_history};
 use super::ffi::kernels::DraftProposal;
-use super::host_step::HostStep;
+use super::host_step::{HostStep, input_shape};
 use super::runner::{Chooses, DeviceQueue, Runner};
 use super::step_results::proposal;
-use crate::executor::{DraftRow, ExecutorError, ExecutorInfo, Proposal};
-use crate::kv::BlockId;
-use crate::request::{RequestId, TokenId};
-use crate::sampling::{SamplingParams, TokenHistory};
+use crate::protocol::{
+    BLOCK_TOKENS, BlockId, DraftRow, ExecutorError, ExecutorInfo, Proposal, RequestId, SamplingParams,
+    TokenId,
+};
+use crate::sampling::TokenHistory;
 
 /// One row of the round.
 #[derive(Debug)]
@@ -203,7 +203,7 @@ impl RoundRow {
             request: input.request,
             blocks: input.blocks.clone(),
             sampling: Arc::clone(&input.sampling),
-            history: token_history(input),
+            history: TokenHistory::of(input),
             position: input.start + input.tokens.len() as u32,
             proposed: None,
         }
@@ -219,7 +219,7 @@ impl RoundRow {
             self.sampling = Arc::clone(&input.sampling);
         }
         if input.sampling.needs_history() || !self.history.tokens().is_empty() {
-            self.history = token_history(input);
+            self.history = TokenHistory::of(input);
         }
         self.position = input.start + input.tokens.len() as u32;
         self.proposed = None;
@@ -248,7 +248,7 @@ impl RoundRow {
 mod tests {
     use super::super::attention_plan::AttentionRoom;
     use super::*;
-    use crate::executor::SequenceInput;
+    use crate::protocol::SequenceInput;
 
     fn info() -> ExecutorInfo {
         ExecutorInfo {

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use cust::sys::cudaError_enum as DriverStatus;
 
 use super::ffi::{cublaslt, kernels};
-use crate::executor::ExecutorError;
+use crate::protocol::ExecutorError;
 
 /// A failure of the driver, a kernel or cuBLASLt. Most are sticky: the context is lost.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,23 +1,22 @@
 //! [`Executor`] on a GPU: batches in, tokens out; logits never leave the device.
 
-use super::attention_plan::{BLOCK_TOKENS, SequenceShape};
 use super::batch_check::{BatchCheck, ensure, verify_sums};
 use super::compaction::Compactor;
 use super::draft_round::DraftRound;
 use super::driver::Gpu;
 use super::error::CudaError;
 use super::forward::{DeviceModel, kv_block_elements};
+use super::host_step::input_shape;
 use super::options::{CudaOptions, KvBudget, VERIFY_ROWS_MAX, captured_rows, eager_rows};
 use super::runner::{Chooses, DeviceQueue, Runner, RunnerOptions};
 use super::scratch::ScratchSizes;
 use super::verify_batch;
-use crate::executor::{
-    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
-    VerifyRow,
-};
+use crate::executor::Executor;
 use crate::model::{LoadedModel, ModelSpec};
-use crate::sampling::TokenHistory;
-use crate::time::Micros;
+use crate::protocol::{
+    BLOCK_TOKENS, Compaction, DraftRow, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal,
+    SequenceInput, Verdict, VerifyRow,
+};
 
 /// Target and draft on one GPU. The thread that calls becomes the device's thread.
 pub struct CudaExecutor {
@@ -228,31 +227,6 @@ fn read_logits(
     unsafe { runner.model.logits().download_async(0, &mut logits, &queue.stream)? };
     queue.stream.synchronize()?;
     Ok(logits)
-}
-
-/// A sequence as the attention plan sees it.
-pub(super) fn input_shape<'a>(
-    input: &'a SequenceInput,
-    drafts: u32,
-    tree: Option<&'a [u32]>,
-) -> SequenceShape<'a> {
-    SequenceShape {
-        start: input.start,
-        tokens: input.tokens.len(),
-        drafts: drafts as usize,
-        tree,
-        blocks: &input.blocks,
-    }
-}
-
-/// The tokens that penalties look at; none where they are off.
-pub(super) fn token_history(input: &SequenceInput) -> TokenHistory {
-    match &input.history {
-        Some(history) if input.sampling.needs_history() => {
-            TokenHistory::new(history.prompt_tokens, history.tokens.clone())
-        }
-        _ => TokenHistory::none(),
-    }
 }
 
 fn check_pair(target: &ModelSpec, draft: Option<&ModelSpec>) -> Result<(), ExecutorError> {

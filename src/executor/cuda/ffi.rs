@@ -11,3 +11,8 @@ pub mod kernels {
 pub mod cublaslt {
     include!(concat!(env!("OUT_DIR"), "/cublaslt.rs"));
 }
+
+const _: () = assert!(
+    kernels::KV_BLOCK_TOKENS == crate::protocol::BLOCK_TOKENS,
+    "kernels and host cut KV blocks alike"
+);

@@ -70,13 +70,13 @@ impl DeviceModel {
     /// Uploads a model and allocates its scratch memory.
     ///
     /// # Errors
-    /// [`Malformed`](crate::executor::ExecutorError::Malformed) for a model that the kernels
-    /// cannot run, [`Device`](crate::executor::ExecutorError::Device) when memory runs out.
+    /// [`Malformed`](crate::protocol::ExecutorError::Malformed) for a model that the kernels
+    /// cannot run, [`Device`](crate::protocol::ExecutorError::Device) when memory runs out.
     pub fn new(
         model: &LoadedModel,
         sizes: ScratchSizes,
         stream: &Stream,
-    ) -> Result<DeviceModel, crate::executor::ExecutorError> {
+    ) -> Result<DeviceModel, crate::protocol::ExecutorError> {
         let spec = model.spec.clone();
         check_spec(&spec)?;
         let room =
@@ -282,7 +282,7 @@ fn operands(weights: *const u16, x: &DeviceBuffer<u16>, y: *mut std::ffi::c_void
 
 /// Numbers in one block of the pool, all layers.
 pub fn kv_block_elements(spec: &ModelSpec) -> usize {
-    let tokens = super::attention_plan::BLOCK_TOKENS as usize;
+    let tokens = crate::protocol::BLOCK_TOKENS as usize;
     spec.layers * 2 * spec.kv_heads * spec.head_dim * tokens
 }
 
@@ -308,8 +308,8 @@ fn decode_ctas(spec: &ModelSpec, large: bool) -> Result<i32, CudaError> {
 }
 
 /// What the kernels can run.
-fn check_spec(spec: &ModelSpec) -> Result<(), crate::executor::ExecutorError> {
-    let refuse = |what: String| Err(crate::executor::ExecutorError::Malformed(what));
+fn check_spec(spec: &ModelSpec) -> Result<(), crate::protocol::ExecutorError> {
+    let refuse = |what: String| Err(crate::protocol::ExecutorError::Malformed(what));
     if !matches!(spec.head_dim, 64 | 128) {
         return refuse(format!("head_dim {}: the CUDA kernels take 64 and 128", spec.head_dim));
     }

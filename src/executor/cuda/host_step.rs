@@ -1,8 +1,9 @@
 //! One step as the host puts it together, before anything goes to the device.
 
-use super::attention_plan::{AttentionPlan, AttentionRoom};
+use super::attention_plan::{AttentionPlan, AttentionRoom, SequenceShape};
 use super::ffi::kernels::VerifySequence;
 use super::sampling_rows::SamplingRows;
+use crate::protocol::SequenceInput;
 
 /// Everything that a step reads, unpadded. Pure memory: no device is needed to fill it.
 /// Reused from step to step.
@@ -67,5 +68,16 @@ impl VerifyInputs {
         self.sequence_of.clear();
         self.drafts.clear();
         self.parents.clear();
+    }
+}
+
+/// A sequence as the attention plan sees it.
+pub fn input_shape<'a>(input: &'a SequenceInput, drafts: u32, tree: Option<&'a [u32]>) -> SequenceShape<'a> {
+    SequenceShape {
+        start: input.start,
+        tokens: input.tokens.len(),
+        drafts: drafts as usize,
+        tree,
+        blocks: &input.blocks,
     }
 }

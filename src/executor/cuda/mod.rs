@@ -12,7 +12,6 @@ mod attention_rows;
 pub mod batch_check;
 pub mod buffer;
 mod compaction;
-pub(crate) mod doctor;
 pub mod draft_round;
 pub mod driver;
 pub mod error;
@@ -34,7 +33,7 @@ mod step_inputs;
 pub mod step_layout;
 mod step_marks;
 pub mod step_results;
-mod stream;
+pub(crate) mod stream;
 pub mod verify_batch;
 pub mod weights;
 

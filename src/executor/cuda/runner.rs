@@ -1,7 +1,7 @@
 //! Runs one model's steps: inputs up, forward pass, sampling, results down; as a captured
 //! graph where the step's sizes allow, else kernel by kernel.
 
-use super::attention_plan::{BLOCK_TOKENS, SequenceShape};
+use super::attention_plan::SequenceShape;
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::{CudaError, check_launch};
 use super::ffi::kernels::{self, DraftSampleParams, SampleParams, VerifyParams};
@@ -16,7 +16,7 @@ use super::step_layout::InputSizes;
 use super::step_marks::StepMarks;
 use super::step_results::{OUTCOME_WORDS, PROPOSAL_WORDS, VerdictResults, VerdictWords};
 use super::stream::Stream;
-use crate::kv::BlockId;
+use crate::protocol::{BLOCK_TOKENS, BlockId};
 
 /// Room for inputs in 32-bit words at first: plans and block tables of usual steps.
 const INPUT_WORDS: usize = 1 << 20;

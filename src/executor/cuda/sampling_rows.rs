@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::ffi::kernels::{LogitAdjustment, SamplingRow};
-use crate::request::TokenId;
+use crate::protocol::{SamplingParams, TokenId};
+use crate::sampling::TokenHistory;
 use crate::sampling::distribution::TEMPERATURE_MIN;
 use crate::sampling::float::ln;
-use crate::sampling::{SamplingParams, TokenHistory};
 
 /// Position of a row that chooses nothing.
 const PADDING: i32 = -1;

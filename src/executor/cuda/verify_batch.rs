@@ -1,12 +1,11 @@
 //! A verification batch: from rows to the device's arrays, and from its results to verdicts.
 
-use super::executor::{input_shape, token_history};
 use super::ffi::kernels::VerifySequence;
-use super::host_step::HostStep;
+use super::host_step::{HostStep, input_shape};
 use super::runner::{Chooses, DeviceQueue, Runner};
 use super::sampling_rows::{SamplingRows, adjusts};
 use super::step_results::VerdictResults;
-use crate::executor::{ExecutorError, Verdict, VerifyRow};
+use crate::protocol::{ExecutorError, Verdict, VerifyRow};
 use crate::sampling::TokenHistory;
 
 /// Runs checked rows and writes one verdict per row to `out`.
@@ -94,7 +93,7 @@ struct PathHistory<'a> {
 
 impl<'a> PathHistory<'a> {
     fn new(row: &'a VerifyRow) -> PathHistory<'a> {
-        let history = token_history(&row.input);
+        let history = TokenHistory::of(&row.input);
         PathHistory { row, committed: history.tokens().len(), history }
     }
 
@@ -171,9 +170,7 @@ mod tests {
     use super::super::attention_plan::AttentionRoom;
     use super::super::step_results::VerdictWords;
     use super::*;
-    use crate::executor::SequenceInput;
-    use crate::request::RequestId;
-    use crate::sampling::SamplingParams;
+    use crate::protocol::{RequestId, SamplingParams, SequenceInput};
 
     fn row(start: u32, tokens: &[u32], drafts: u32, tree: Option<Vec<u32>>) -> VerifyRow {
         let input = SequenceInput {

@@ -8,8 +8,8 @@ use half::{bf16, f16};
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::CudaError;
 use super::stream::{Event, Stream};
-use crate::executor::ExecutorError;
 use crate::model::{Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, Tensor};
+use crate::protocol::ExecutorError;
 
 /// Numbers in one of the two staging buffers.
 const STAGING_NUMBERS: usize = 16 << 20;

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::ModelFiles;
 use super::{ModelError, ModelSource, load};
-use crate::executor::ModelRole;
+use crate::protocol::ModelRole;
 
 pub use shape::{InflateShape, SHAPES};
 

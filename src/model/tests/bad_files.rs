@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::Directory;
 use super::directory::{HIDDEN, MLP};
-use crate::executor::ModelRole;
 use crate::model::{ModelError, ModelSource, load};
+use crate::protocol::ModelRole;
 
 #[test]
 fn a_source_is_a_path_or_an_embedded_model_that_exists() {

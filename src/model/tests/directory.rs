@@ -5,8 +5,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value as Json, json};
 
-use crate::executor::ModelRole;
 use crate::model::{Model, ModelError, ModelSource, load};
+use crate::protocol::ModelRole;
 
 /// Rows of the embedding; the tokenizer has three tokens fewer.
 pub(super) const VOCAB: usize = 8;

@@ -3,8 +3,8 @@ use serde_json::json;
 
 use super::Directory;
 use super::directory::{HIDDEN, LAYERS, MLP, VOCAB, data, tokenizer_json};
-use crate::executor::ModelRole;
 use crate::model::{ChatInput, Dtype, ModelSource, Rope, RopeScaling, Tensor, load, load_pair};
+use crate::protocol::ModelRole;
 
 fn holds(tensor: &Tensor, name: &str, shape: &[usize]) {
     assert_eq!(tensor.shape, shape, "{name}");

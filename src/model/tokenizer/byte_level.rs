@@ -3,7 +3,7 @@
 
 use tokenizers::DecoderWrapper;
 
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 
 /// The bytes of every token, end to end.
 pub(super) struct BytePieces {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::ModelError;
 use super::files::ModelFiles;
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 use byte_level::BytePieces;
 pub use stream::StreamDecoder;
 

@@ -2,7 +2,7 @@
 
 use super::Tokenizer;
 use super::byte_level::Utf8Joiner;
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 
 /// Bytes of the longest unfinished character, and so the most U+FFFD that one can leave at
 /// the end of a text.

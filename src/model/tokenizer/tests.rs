@@ -3,9 +3,8 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::Tokenizer;
-use crate::executor::ModelRole;
 use crate::model::{Mismatch, ModelSource, load, same_token_list};
-use crate::request::TokenId;
+use crate::protocol::{ModelRole, TokenId};
 
 static TINY: LazyLock<Tokenizer> = LazyLock::new(|| {
     load(&ModelSource::EmbeddedTiny, ModelRole::Target).expect("the embedded target loads").tokenizer

@@ -18,9 +18,10 @@
 use std::sync::Arc;
 
 use super::{draft_everywhere, symmetric_us};
-use crate::policy::cost_model::CostModel;
+use crate::policy::Policy;
 use crate::policy::survival::POSITIONS_MAX;
-use crate::policy::{DraftedRow, Policy, Step, StepDecision, StepReport, StepView};
+use crate::protocol::{DraftedRow, Step, StepDecision, StepReport, StepView};
+use crate::timing::cost_model::CostModel;
 
 /// Mean probability assumed before anything was drafted.
 const FIRST_MEAN: f64 = 0.6;
@@ -223,7 +224,7 @@ impl Policy for AdaSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::Proposal;
+    use crate::protocol::Proposal;
 
     #[test]
     fn graphs_are_powers_of_two_then_multiples_of_thirty_two() {

@@ -9,10 +9,11 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::draft_everywhere;
-use crate::policy::cost_model::{CostModel, ROWS_MAX};
+use crate::policy::Policy;
 use crate::policy::planner::{Curve, Problem, Row, Scratch, solve};
 use crate::policy::survival::POSITIONS_MAX;
-use crate::policy::{DraftedRow, Policy, Step, StepDecision, StepView};
+use crate::protocol::{DraftedRow, Step, StepDecision, StepView};
+use crate::timing::cost_model::{CostModel, ROWS_MAX};
 
 /// See the module's documentation.
 #[derive(Clone, Debug)]

@@ -12,8 +12,8 @@ pub use adaspec_verifier::AdaSpecVerifier;
 pub use smartspec::SmartSpec;
 pub use threshold::Threshold;
 
-use super::cost_model::{CostModel, Work};
-use super::{StepDecision, StepView};
+use crate::protocol::{StepDecision, StepView};
+use crate::timing::cost_model::{CostModel, Work};
 
 /// `tokens` drafts for every sequence, all prefill that is offered.
 fn draft_everywhere(view: &StepView, tokens: u32) -> StepDecision {

@@ -8,8 +8,9 @@
 use std::sync::Arc;
 
 use super::{draft_everywhere, symmetric_us};
-use crate::policy::cost_model::CostModel;
-use crate::policy::{Policy, StepDecision, StepReport, StepView};
+use crate::policy::Policy;
+use crate::protocol::{StepDecision, StepReport, StepView};
+use crate::timing::cost_model::CostModel;
 
 /// Weight of the past in the smoothed acceptance rate.
 const PAST_WEIGHT: f64 = 0.85;

@@ -1,8 +1,8 @@
 use super::*;
-use crate::policy::profile::tests::gpu_like;
 use crate::policy::testbed::{Outcome, Run, World};
 use crate::policy::{Fixed, Policy};
-use crate::time::Micros;
+use crate::protocol::Micros;
+use crate::timing::profile::tests::gpu_like;
 
 fn cost() -> CostModel {
     gpu_like().cost_model().unwrap()

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use super::draft_everywhere;
-use crate::policy::{DraftedRow, Policy, Step, StepDecision, StepView};
+use crate::policy::Policy;
+use crate::protocol::{DraftedRow, Step, StepDecision, StepView};
 
 /// See the module's documentation.
 #[derive(Clone, Debug, PartialEq)]

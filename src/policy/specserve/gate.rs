@@ -1,6 +1,6 @@
 //! Whether to speculate at all: hysteresis, and probing while speculation is off.
 
-use crate::policy::{StepDecision, StepReport};
+use crate::protocol::{StepDecision, StepReport};
 
 /// While off, speculation must promise this much more than plain decoding to come on.
 const ENTER_GAIN: f64 = 1.03;

@@ -18,14 +18,14 @@ use std::sync::Arc;
 use gate::Gate;
 use workspace::{Costs, Spent, Workspace};
 
-use super::calibration::{Calibration, CalibrationMode, Reliability};
-use super::cost_model::{CostModel, ROWS_MAX};
+use super::Policy;
+use super::calibration::{Calibration, CalibrationMode};
 use super::slo::{Infeasible, Standing, check_feasible, tpot_bound};
 use super::survival::{Forecast, POSITIONS_MAX, forecast_survival};
-use super::time_correction::TimeModel;
-use super::{DraftedRow, Policy, Step, StepDecision, StepReport, StepView};
-use crate::request::Slo;
-use crate::time::Micros;
+use crate::protocol::{DraftedRow, Micros, Slo, Step, StepDecision, StepReport, StepView};
+use crate::timing::Reliability;
+use crate::timing::correction::TimeModel;
+use crate::timing::cost_model::{CostModel, ROWS_MAX};
 
 /// Drafts that are less likely than this to survive are not drafted or verified, also where
 /// the staircase would make them free.

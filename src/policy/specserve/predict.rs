@@ -3,8 +3,8 @@
 use super::gate::PROBE_DRAFTS;
 use super::workspace::{Costs, Spent, Workspace};
 use super::{SpecServe, StepDecision, StepView};
-use crate::policy::DecodeView;
 use crate::policy::slo::{bearable_us, chunk_within, prefill_needed};
+use crate::protocol::DecodeView;
 
 /// Missed tokens that are fed in passing: one step that accepted all its drafts leaves two.
 const LAG_FREE_TOKENS: u32 = 4;

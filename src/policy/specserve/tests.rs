@@ -1,13 +1,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::executor::Proposal;
-use crate::policy::profile::tests::gpu_like;
+use crate::policy::Fixed;
 use crate::policy::slo::{TPOT_AIM, bearable_us};
 use crate::policy::testbed::{Outcome, Run, World};
-use crate::policy::{DecodeView, Fixed, PrefillView};
-use crate::request::RequestId;
-use crate::time::Micros;
+use crate::protocol::{DecodeView, Micros, PrefillView, Proposal, RequestId};
+use crate::timing::profile::tests::gpu_like;
 
 fn policy() -> SpecServe {
     SpecServe::new(gpu_like().cost_model().unwrap(), None, SpecServeOptions::default())

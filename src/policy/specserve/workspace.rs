@@ -1,11 +1,11 @@
 //! A step as the planner takes it, built from what the policy is shown.
 
-use crate::policy::cost_model::{Work, prefill_attended};
 use crate::policy::planner::{Curve, Plan, Problem, Row, Scratch, solve};
 use crate::policy::slo::{Standing, TpotBound, queue_us, tpot_bound};
 use crate::policy::survival::POSITIONS_MAX;
-use crate::policy::time_correction::TimeModel;
-use crate::policy::{DecodeView, StepView};
+use crate::protocol::{DecodeView, StepView};
+use crate::timing::correction::TimeModel;
+use crate::timing::cost_model::{Work, prefill_attended};
 
 /// Terms of a step's time that do not depend on any decision.
 #[derive(Clone, Copy, Debug)]

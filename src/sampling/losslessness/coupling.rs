@@ -5,8 +5,8 @@
 //! a rational function of p and q; so all of this is in fractions.
 
 use super::fraction::{Fraction, fraction};
-use crate::request::TokenId;
-use crate::sampling::{Choice, Sampler, SamplingParams, TokenHistory, walk_chain};
+use crate::protocol::{SamplingParams, TokenId};
+use crate::sampling::{Choice, Sampler, TokenHistory, walk_chain};
 
 /// A distribution with no zeros.
 type Table = Vec<Fraction>;

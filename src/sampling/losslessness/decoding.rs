@@ -1,9 +1,8 @@
 //! The sampler and the walks on a toy model: speculation of any kind changes nothing.
 
-use crate::executor::Proposal;
-use crate::request::TokenId;
+use crate::protocol::{Proposal, SamplingParams, TokenId};
 use crate::sampling::noise::Noise;
-use crate::sampling::{Sampler, SamplingParams, TokenHistory, walk_chain, walk_tree};
+use crate::sampling::{Sampler, TokenHistory, walk_chain, walk_tree};
 
 const VOCAB_SIZE: u32 = 150;
 const PROMPT: [TokenId; 3] = [1, 2, 3];

@@ -3,7 +3,7 @@
 //! Target (.5, .3, .2), draft (.6, .3, .1).
 
 use super::fraction::{Fraction, fraction};
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 use crate::sampling::{Choice, walk_chain};
 
 type Table = [Fraction; 3];

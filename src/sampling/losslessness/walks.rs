@@ -5,7 +5,7 @@
 //! noise, target and draft. A pruned tree is a smaller tree, so every pruning is covered
 //! by enumerating all trees up to a size.
 
-use crate::request::TokenId;
+use crate::protocol::TokenId;
 use crate::sampling::{Choice, walk_chain, walk_tree};
 
 /// All sequences of `len` numbers, the i-th below `bounds(i)`.

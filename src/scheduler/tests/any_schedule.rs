@@ -7,9 +7,8 @@ use proptest::prelude::*;
 use super::super::*;
 use super::game::{Game, expect, limits, request};
 use crate::executor::ShadowOptions;
-use crate::policy::{DraftedRow, Policy, Step, StepDecision, StepView};
-use crate::sampling::SamplingParams;
-use crate::time::Micros;
+use crate::policy::Policy;
+use crate::protocol::{DraftedRow, Micros, SamplingParams, Step, StepDecision, StepView};
 
 /// A policy that asks for the impossible and drafts by whim.
 #[derive(Clone, Debug)]

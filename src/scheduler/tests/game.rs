@@ -6,10 +6,8 @@ use std::sync::Arc;
 use super::super::*;
 use crate::executor::{ShadowExecutor, ShadowOptions};
 use crate::policy::{Fixed, Policy};
-use crate::request::{FinishReason, RequestSummary, Slo, TokenId};
-use crate::sampling::SamplingParams;
+use crate::protocol::{Clock, FinishReason, Micros, RequestSummary, SamplingParams, Slo, TokenId};
 use crate::step::{StepPlan, draft_round, verify_round};
-use crate::time::{Clock, Micros};
 
 struct Standstill;
 

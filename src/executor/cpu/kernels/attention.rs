@@ -9,7 +9,7 @@
 
 use super::STEP;
 use super::vector::{Vector, exp, max_lanes, sum_lanes};
-use crate::kv::BlockId;
+use crate::protocol::BlockId;
 
 /// Queries in the largest tile: as in the matrix product, what sixteen registers hold.
 pub(crate) const QUERIES_MAX: usize = 6;

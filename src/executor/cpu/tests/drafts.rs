@@ -1,7 +1,7 @@
 //! Drafting rounds.
 
 use super::*;
-use crate::executor::History;
+use crate::protocol::History;
 
 fn draft_row(blocks: &[BlockId], tokens: &[TokenId], start: u32, propose: bool) -> DraftRow {
     DraftRow { input: input(blocks, tokens, start), propose }

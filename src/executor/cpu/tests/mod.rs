@@ -10,10 +10,8 @@ use std::sync::Arc;
 
 use super::verifying::target_pass;
 use super::*;
-use crate::kv::BlockId;
 use crate::model::random::{RandomOptions, random_model, small_spec};
-use crate::request::{RequestId, TokenId};
-use crate::sampling::SamplingParams;
+use crate::protocol::{BlockId, RequestId, SamplingParams, TokenId};
 
 const VOCAB: usize = 96;
 

@@ -8,7 +8,7 @@
 
 mod acceptance;
 mod clock;
-mod recording;
+mod playback;
 mod timing;
 
 #[cfg(test)]
@@ -16,18 +16,18 @@ mod tests;
 
 use std::sync::Arc;
 
-pub use acceptance::{AcceptanceOptions, AcceptanceProcess, Confidence, Position, SEGMENT_TOKENS};
+pub use acceptance::{AcceptanceOptions, AcceptanceProcess, Confidence, SEGMENT_TOKENS};
 pub use clock::VirtualClock;
-pub use recording::{Playback, RecordedSequence, Recording, RecordingError};
+pub use playback::{Playback, Position};
 pub use timing::TimeError;
 
-use super::{
-    Compaction, DraftRow, Executor, ExecutorError, ExecutorInfo, ModelRole, Proposal, SequenceInput, Verdict,
-    VerifyRow,
+use crate::executor::Executor;
+use crate::protocol::{
+    Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, Proposal, RequestId, SequenceInput,
+    TokenId, Verdict, VerifyRow,
 };
-use crate::policy::cost_model::{CostModel, Work, prefill_attended};
-use crate::request::{RequestId, TokenId};
 use crate::sampling::{Choice, walk_chain, walk_tree};
+use crate::timing::cost_model::{CostModel, Work, prefill_attended};
 use timing::Timer;
 
 /// Spreads request numbers over token ids; odd, so that no two requests begin alike and

@@ -10,16 +10,7 @@
 //! is never drafted): the probability that the draft model gave its own choice there, behind
 //! the target's true tokens, and whether that choice was the target's.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
-
-use super::acceptance::Position;
-use crate::random::Draw;
-use crate::request::RequestId;
-
-/// Stream of the choice of a sequence for each request.
-const SEQUENCE_STREAM: u32 = 0x24;
 
 /// What is wrong with a recording.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,28 +80,6 @@ impl Recording {
     }
 }
 
-/// A recording and the requests that it is played to.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Playback {
-    /// What is played.
-    pub recording: Arc<Recording>,
-    /// Prompt tokens of each request, by its number: its outputs begin behind them.
-    pub prompts: Arc<[u32]>,
-}
-
-impl Playback {
-    /// What happens at a position: each request plays one sequence, drawn by `seed`, over and
-    /// over again.
-    pub(super) fn at(&self, seed: u64, request: RequestId, position: u32) -> Position {
-        let sequences = self.recording.sequences();
-        let share = Draw::new(seed, SEQUENCE_STREAM, request.0, 0).uniform(0);
-        let sequence = &sequences[(share * sequences.len() as f64) as usize];
-        let prompt = self.prompts.get(request.0 as usize).copied().unwrap_or(0);
-        let place = position.saturating_sub(prompt + 1) as usize % sequence.accepted.len();
-        Position { probability: sequence.probabilities[place], accepted: sequence.accepted[place] }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,33 +88,8 @@ mod tests {
         {\"probabilities\":[0.7],\"accepted\":[true]}\n";
 
     #[test]
-    fn each_request_plays_one_sequence_from_its_second_output_token_on_and_again() {
-        let recording = Arc::new(Recording::parse(TEXT).expect("good"));
-        let playback = Playback { recording, prompts: vec![10; 50].into() };
-        let at = |request: u64, position| playback.at(3, RequestId(request), position);
-        let long: Vec<u64> = (0..50).filter(|&request| at(request, 12).probability == 0.2).collect();
-        assert!((10..40).contains(&long.len()), "{} of 50 play the first", long.len());
-        let heard = |request| (11..18).map(|place| at(request, place).probability).collect::<Vec<f32>>();
-        assert_eq!(heard(long[0]), [0.9, 0.2, 0.5, 0.9, 0.2, 0.5, 0.9]);
-        let other = (0..50).find(|request| !long.contains(request)).expect("some play the second");
-        assert_eq!(heard(other), [0.7; 7]);
-        assert!(!at(long[0], 12).accepted && at(long[0], 13).accepted);
-    }
-
-    #[test]
-    fn another_seed_deals_the_sequences_differently() {
-        let recording = Arc::new(Recording::parse(TEXT).expect("good"));
-        let playback = Playback { recording, prompts: Arc::new([]) };
-        let dealt = |seed| -> Vec<f32> {
-            (0..50).map(|request| playback.at(seed, RequestId(request), 2).probability).collect()
-        };
-        assert_eq!(dealt(1), dealt(1));
-        assert_ne!(dealt(1), dealt(2));
-    }
-
-    #[test]
     fn the_recording_that_is_shipped_can_be_played_back() {
-        let shipped = Recording::parse(include_str!("../../../profiles/tiny-acceptance.jsonl"));
+        let shipped = Recording::parse(include_str!("../../profiles/tiny-acceptance.jsonl"));
         let sequences = shipped.expect("good").sequences().to_vec();
         assert_eq!(sequences.len(), 24);
         assert_eq!(sequences.iter().map(|sequence| sequence.accepted.len()).sum::<usize>(), 1421);

@@ -28,7 +28,7 @@ pub(crate) fn make_monotone(values: &mut [f64], weights: &[f64]) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::make_monotone;
+    use crate::stats::isotonic::make_monotone;
 
     #[test]
     fn violators_are_pooled_by_weight() {

@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::buffer::{DeviceBuffer, PinnedBuffer};
-use super::driver::{Gpu, GpuInfo};
-use super::error::CudaError;
-use super::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
-use super::library::cublaslt_path;
-use super::measure::{copy_bytes_per_second, median_microseconds};
-use super::stream::Stream;
-use crate::executor::doctor::{DoctorReport, Severity, read};
+use super::host::read;
+use super::report::{DoctorReport, Severity};
+use crate::executor::cuda::buffer::{DeviceBuffer, PinnedBuffer};
+use crate::executor::cuda::driver::{Gpu, GpuInfo};
+use crate::executor::cuda::error::CudaError;
+use crate::executor::cuda::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
+use crate::executor::cuda::library::cublaslt_path;
+use crate::executor::cuda::measure::{copy_bytes_per_second, median_microseconds};
+use crate::executor::cuda::stream::Stream;
 
 /// Oldest compute capability, times ten, that the kernels are compiled for.
 const COMPUTE_CAPABILITY_MIN: u32 = 80;

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::request::{RequestId, Slo, TokenEvent, TokenId};
-use crate::sampling::SamplingParams;
+use super::{RequestId, SamplingParams, Slo, TokenEvent, TokenId};
 
 /// A validated request on its way into the engine; intake gives it its name and arrival time.
 #[derive(Clone, Debug)]
@@ -23,7 +22,7 @@ pub struct Submission {
     /// Index of the class in the config.
     pub class: u8,
     /// When the request reached the socket, on the engine's clock.
-    pub arrival: crate::time::Micros,
+    pub arrival: super::Micros,
 }
 
 /// Why a submission was not taken.

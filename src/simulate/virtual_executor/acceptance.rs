@@ -14,9 +14,9 @@
 
 use std::sync::Arc;
 
-use super::recording::Playback;
+use super::playback::{Playback, Position};
+use crate::protocol::RequestId;
 use crate::random::Draw;
-use crate::request::RequestId;
 
 /// Positions between two fresh starts of the AR(1) process.
 pub const SEGMENT_TOKENS: u32 = 64;
@@ -84,15 +84,6 @@ impl AcceptanceOptions {
             playback: None,
         }
     }
-}
-
-/// What happens at one position of one request.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Position {
-    /// The draft's reported probability of its token.
-    pub probability: f32,
-    /// Whether the draft's token is the target's.
-    pub accepted: bool,
 }
 
 /// A stretch of positions of one request.

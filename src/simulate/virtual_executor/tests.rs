@@ -1,8 +1,6 @@
 use super::*;
-use crate::kv::BLOCK_TOKENS;
-use crate::policy::profile::tests::gpu_like;
-use crate::sampling::SamplingParams;
-use crate::time::{Clock, Micros};
+use crate::protocol::{BLOCK_TOKENS, Clock, Micros, SamplingParams};
+use crate::timing::profile::tests::gpu_like;
 
 fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
     let clock = Arc::new(VirtualClock::default());

@@ -1,7 +1,7 @@
 //! What a call really takes: the profile's cost model, off by a known error.
 
-use crate::policy::cost_model::{CostModel, LatencyModel, Work};
 use crate::random::Draw;
+use crate::timing::cost_model::{CostModel, LatencyModel, Work};
 
 /// Stream of the jitter.
 const JITTER_STREAM: u32 = 0x11;
@@ -102,7 +102,7 @@ fn pass_us(model: &LatencyModel, work: &Work, decode_factor: f64, prefill_factor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::profile::tests::gpu_like;
+    use crate::timing::profile::tests::gpu_like;
 
     const WORK: Work = Work {
         rows: 8,

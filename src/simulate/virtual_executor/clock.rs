@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::time::{Clock, Micros};
+use crate::protocol::{Clock, Micros};
 
 /// Virtual time, shared between the executor that spends it and everybody who reads it.
 /// Kept in nanoseconds, so that many short calls do not lose their fractions.

@@ -16,7 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::profile::ProfileError;
+use super::error::ProfileError;
 
 /// Most decode and verification rows of one step; the largest captured graph. The
 /// staircase is tabulated up to here and extrapolated beyond.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::quantile::nearest_rank;
+use crate::stats::quantile::nearest_rank;
 
 /// Values that are kept: the p99 rests on the five largest.
 pub(crate) const WINDOW: usize = 512;

@@ -4,43 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::calibration::Reliability;
-use super::cost_model::{CostModel, LatencyModel, LatencyTerms, Work};
+use super::cost_model::{CostModel, LatencyModel, LatencyTerms};
+use super::error::{PROFILE_FORMAT, ProfileError};
 use super::fit::FitError;
-use crate::executor::ModelRole;
-
-/// Version of the file format; a file of another version is refused.
-pub const PROFILE_FORMAT: u32 = 1;
-
-/// Draft calls of one measured drafting round without catch-up; with catch-up it is one.
-/// Rounds have several calls in the engine, too: only the first comes after a pass of the target.
-pub const ROUND_CALLS: u32 = 4;
-
-/// Why a profile can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ProfileError {
-    /// Not TOML, or not of the profile's shape.
-    #[error("the profile can't be read: {0}")]
-    Parse(#[from] toml::de::Error),
-    /// It can't be written as TOML.
-    #[error("the profile can't be written: {0}")]
-    Write(#[from] toml::ser::Error),
-    /// Another format version.
-    #[error("the profile has format {actual}, this version reads {PROFILE_FORMAT}; profile again")]
-    Format {
-        /// The file's.
-        actual: u32,
-    },
-    /// The time model's terms are impossible.
-    #[error("the profile's time model is invalid: {0}")]
-    Terms(String),
-    /// It was made on another machine, for other models or by another version.
-    #[error("the profile is stale: {0}; profile again")]
-    Stale(String),
-    /// There are too few measurements to fit.
-    #[error("too few measurements to fit: {0}")]
-    TooFew(String),
-}
+use super::point::ProfilePoint;
+use super::reliability::Reliability;
 
 /// What a profile is valid for. Any difference makes it stale.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,58 +51,6 @@ impl Fingerprint {
             .filter(|(_, mine, theirs)| mine != theirs)
             .map(|(name, mine, theirs)| format!("{name} was {mine:?}, is {theirs:?}"))
             .collect()
-    }
-}
-
-/// One measurement: the median time of one kind of pass.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProfilePoint {
-    /// Which model ran.
-    pub model: ModelRole,
-    /// Decode and verification tokens.
-    pub rows: u32,
-    /// Sequences that they belong to; divides `rows`.
-    pub sequences: u32,
-    /// Context of each of those sequences.
-    pub context_tokens: u32,
-    /// Prefill tokens of one more sequence in the same pass; draft: catch-up tokens of the
-    /// first sequence.
-    pub prefill_tokens: u32,
-    /// Tokens of that sequence that stood before them.
-    pub prefill_done_tokens: u32,
-    /// Median time.
-    pub micros: f64,
-}
-
-impl ProfilePoint {
-    /// Draft model: rounds that its calls began, per call; of the target there are none.
-    pub fn rounds_per_call(&self) -> f64 {
-        match self.model {
-            ModelRole::Target => 0.0,
-            ModelRole::Draft if self.prefill_tokens > 0 => 1.0,
-            ModelRole::Draft => 1.0 / f64::from(ROUND_CALLS),
-        }
-    }
-
-    /// What `model` says it takes.
-    pub fn predicted_us(&self, model: &LatencyModel) -> f64 {
-        model.micros(&self.work()) + self.rounds_per_call() * model.terms().round_us
-    }
-
-    /// The pass's work, as the model sees it.
-    pub fn work(&self) -> Work {
-        let context = u64::from(self.context_tokens);
-        Work {
-            rows: self.rows,
-            context_tokens: context * u64::from(self.sequences),
-            attended_tokens: context * u64::from(self.rows),
-            prefill_tokens: self.prefill_tokens,
-            prefill_attended_tokens: super::cost_model::prefill_attended(
-                self.prefill_done_tokens,
-                self.prefill_tokens,
-            ),
-        }
     }
 }
 
@@ -223,6 +139,7 @@ impl Profile {
 pub(crate) mod tests {
     use super::super::cost_model::Between;
     use super::*;
+    use crate::protocol::ModelRole;
 
     /// An 8B-like target and a small draft on a fast device, in round numbers.
     pub(crate) fn gpu_like() -> Profile {

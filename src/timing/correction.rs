@@ -11,9 +11,9 @@
 
 use std::sync::Arc;
 
-use super::StepReport;
 use super::cost_model::{CostModel, Work, prefill_attended};
 use super::error_window::ErrorWindow;
+use crate::protocol::StepReport;
 
 /// Steps that the exponentially weighted mean remembers.
 pub const MEMORY_STEPS: f64 = 32.0;
@@ -279,7 +279,7 @@ impl TimeModel {
     }
 }
 
-fn micros(span: crate::time::Micros) -> f64 {
+fn micros(span: crate::protocol::Micros) -> f64 {
     span.0 as f64
 }
 
@@ -307,12 +307,9 @@ fn draft_context(report: &StepReport, call: usize) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::profile::tests::gpu_like;
-    use super::super::{DecodeView, DraftedRow, StepView};
     use super::*;
-    use crate::executor::Proposal;
-    use crate::request::RequestId;
-    use crate::time::Micros;
+    use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, RequestId, StepView};
+    use crate::timing::profile::tests::gpu_like;
 
     /// A step of `rows` plain rows and perhaps a prefill chunk; times are filled in by `run`.
     fn step(rows: u32, prefill_tokens: u32) -> StepReport {

@@ -8,10 +8,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::cost_model::{Between, LatencyModel, LatencyTerms};
-use super::isotonic::make_monotone;
-use super::profile::{ProfileError, ProfilePoint, ROUND_CALLS};
-use crate::executor::ModelRole;
-use crate::quantile::nearest_rank;
+use super::error::ProfileError;
+use super::point::{ProfilePoint, ROUND_CALLS};
+use crate::protocol::ModelRole;
+use crate::stats::isotonic::make_monotone;
+use crate::stats::quantile::nearest_rank;
 
 /// Linear terms of the model.
 const LINEAR_TERMS: usize = 5;

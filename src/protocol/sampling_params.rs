@@ -1,6 +1,6 @@
 //! A request's sampling parameters.
 
-use crate::request::TokenId;
+use super::TokenId;
 
 /// How the next token is chosen from the target's logits.
 ///

@@ -2,22 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::sampling::SamplingParams;
-use crate::time::Micros;
-
-/// A token's number in the vocabulary shared by target and draft.
-pub type TokenId = u32;
-
-/// Names a request for its whole life; never reused within a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(transparent)]
-pub struct RequestId(pub u64);
-
-impl std::fmt::Display for RequestId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+use super::{Micros, RequestId, SamplingParams, TokenId};
 
 /// A request's latency objectives (docs/slo.md). `None`: no bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::executor::virtual_time::RecordedSequence;
-use crate::executor::{
-    DraftRow, Executor, ExecutorError, History, Proposal, SequenceInput, Verdict, VerifyRow,
+use crate::executor::Executor;
+use crate::protocol::{
+    DraftRow, ExecutorError, History, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict,
+    VerifyRow,
 };
-use crate::request::{RequestId, TokenId};
-use crate::sampling::SamplingParams;
+use crate::replay::RecordedSequence;
 
 /// What is recorded.
 #[derive(Clone, Debug)]
@@ -145,9 +145,11 @@ impl Recorder<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::settings;
     use super::*;
-    use crate::executor::virtual_time::{AcceptanceProcess, VirtualClock, VirtualExecutor, VirtualOptions};
+    use crate::simulate::tests::settings;
+    use crate::simulate::virtual_executor::{
+        AcceptanceProcess, VirtualClock, VirtualExecutor, VirtualOptions,
+    };
 
     fn job(prompt_tokens: u32, tokens_max: u32) -> RecordJob {
         RecordJob {

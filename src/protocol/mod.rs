@@ -1,0 +1,27 @@
+//! The vocabulary that all rooms share: ids, time, requests and their events, sampling
+//! parameters, the data of the executor seam, and the data of a step.
+//!
+//! The ground floor of the crate. Nothing here computes more than an accessor does, and nothing
+//! here imports another room (docs/ARCHITECTURE.md, "Layers").
+
+mod admission;
+mod batch;
+mod ids;
+mod request;
+mod sampling_params;
+mod step;
+mod time;
+
+pub use admission::{AdmissionError, Generation, Submission};
+pub use batch::{
+    Compaction, DraftRow, ExecutorError, ExecutorInfo, History, ModelRole, Proposal, SequenceInput, Verdict,
+    VerifyRow,
+};
+pub use ids::{BLOCK_TOKENS, BlockId, RequestId, TokenId, blocks_for};
+pub use request::{
+    Ending, FinishReason, GenerationRequest, RequestFailure, RequestSummary, RequestTimes, Slo,
+    SpeculationStats, TokenEvent,
+};
+pub use sampling_params::SamplingParams;
+pub use step::{DecodeView, DeviceIdle, DraftedRow, PrefillView, Step, StepDecision, StepReport, StepView};
+pub use time::{Clock, Micros, MonotonicClock};

@@ -1,0 +1,4 @@
+//! Small statistics that several rooms need.
+
+pub mod isotonic;
+pub mod quantile;

@@ -1,0 +1,18 @@
+//! The time model: what a pass of either model takes, as a function of its work.
+//!
+//! [`cost_model`] is the form (a staircase over rows, plus slopes), [`fit`] finds its terms from
+//! measurements, [`profile`] is the file that holds both, and [`correction`] adjusts the model
+//! online by what steps really take.
+
+pub mod correction;
+pub mod cost_model;
+mod error;
+mod error_window;
+pub mod fit;
+mod point;
+pub mod profile;
+pub mod reliability;
+
+pub use error::{PROFILE_FORMAT, ProfileError};
+pub use point::{ProfilePoint, ROUND_CALLS};
+pub use reliability::Reliability;

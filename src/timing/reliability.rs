@@ -1,0 +1,46 @@
+//! The warm start of the acceptance calibration, as a profile stores it.
+
+use serde::{Deserialize, Serialize};
+
+/// Inner and outer edges of the probability bins; fine near 1, where most drafts are.
+pub const EDGES: [f32; BINS + 1] =
+    [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 0.998, 1.0];
+/// Bins of draft probability.
+pub const BINS: usize = 17;
+/// A warm start for the table, stored in the profile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reliability {
+    /// Accepted share per probability bin at temperature 0.
+    pub greedy: Vec<f64>,
+    /// Accepted share per probability bin at other temperatures.
+    pub sampled: Vec<f64>,
+    /// Observations that each entry is worth.
+    pub strength: f64,
+}
+
+impl Default for Reliability {
+    /// Slightly less sure than the draft itself, and easily overruled.
+    fn default() -> Reliability {
+        let shares: Vec<f64> = (0..BINS).map(|bin| 0.05 + 0.9 * f64::from(centre(bin))).collect();
+        Reliability { greedy: shares.clone(), sampled: shares, strength: 6.0 }
+    }
+}
+
+impl Reliability {
+    /// Whether there is one share in 0..=1 per bin and a positive strength.
+    pub fn is_valid(&self) -> bool {
+        let shares = |table: &[f64]| table.len() == BINS && table.iter().all(|p| (0.0..=1.0).contains(p));
+        shares(&self.greedy) && shares(&self.sampled) && self.strength.is_finite() && self.strength > 0.0
+    }
+}
+
+/// The bin of a draft probability.
+pub fn bin(probability: f32) -> usize {
+    EDGES[1..BINS].partition_point(|&edge| edge <= probability)
+}
+
+/// The probability in the middle of a bin.
+pub fn centre(bin: usize) -> f32 {
+    0.5 * (EDGES[bin] + EDGES[bin + 1])
+}
