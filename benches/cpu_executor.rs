@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use specserve::executor::Executor;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions, Roofline};
+use specserve::executor::{Drafter, Executor, Target};
 use specserve::model::{LoadedModel, ModelSource, load};
-use specserve::protocol::{DraftRow, ModelRole, RequestId, SamplingParams, SequenceInput, VerifyRow};
+use specserve::protocol::{
+    DraftForest, DraftSeed, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, VerifyRow,
+};
 
 const THREADS: usize = 2;
 const BLOCK_TOKENS: u32 = 16;
@@ -53,7 +55,13 @@ fn input(sequence: u32, start: u32, tokens: u32) -> SequenceInput {
 }
 
 fn verify_row(sequence: u32, start: u32, tokens: u32, drafts: u32) -> VerifyRow {
-    VerifyRow { input: input(sequence, start, tokens), drafts, tree: None, sample: true }
+    VerifyRow {
+        input: input(sequence, start, tokens),
+        role: RowRole::Decode,
+        drafts,
+        tree: None,
+        sample: true,
+    }
 }
 
 fn fill(executor: &mut CpuExecutor) {
@@ -90,11 +98,14 @@ fn draft_steps(criterion: &mut Criterion) {
     fill(&mut executor);
     let mut group = criterion.benchmark_group("draft");
     for sequences in [1, 16] {
-        let rows: Vec<DraftRow> =
-            (0..sequences).map(|s| DraftRow { input: input(s, CONTEXT, 1), propose: true }).collect();
-        let mut proposals = Vec::new();
+        let rows: Vec<DraftSeed> =
+            (0..sequences).map(|s| DraftSeed { row: 0, input: input(s, CONTEXT, 1), limit: 8 }).collect();
+        let mut forest = DraftForest::default();
         group.bench_function(BenchmarkId::new("step", format!("batch {sequences}")), |bencher| {
-            bencher.iter(|| executor.draft_start(&rows, &mut proposals).expect("a step"));
+            bencher.iter(|| {
+                forest.clear();
+                executor.start(&rows, &mut forest).expect("a step");
+            });
         });
     }
     group.finish();

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use half::bf16;
-use specserve::executor::Executor;
 use specserve::executor::cuda::measure::copy_bytes_per_second;
 use specserve::executor::cuda::weights::weight_bytes;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, Gpu, KvBudget, Stream};
+use specserve::executor::{Drafter, Target};
 use specserve::model::{
     Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
 };
-use specserve::protocol::{DraftRow, RequestId, SamplingParams, SequenceInput, VerifyRow};
+use specserve::protocol::{
+    DraftForest, DraftSeed, RequestId, RowRole, SamplingParams, SequenceInput, VerifyRow,
+};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -155,7 +157,7 @@ impl Bench {
         let rows: Vec<VerifyRow> = (0..batch)
             .map(|index| {
                 let input = input(index, context - drafts - 1, drafts + 1);
-                VerifyRow { input, drafts: drafts as u32, tree: None, sample: true }
+                VerifyRow { input, role: RowRole::Decode, drafts: drafts as u32, tree: None, sample: true }
             })
             .collect();
         let mut out = Vec::new();
@@ -166,10 +168,14 @@ impl Bench {
     }
 
     fn draft(&mut self, name: &str, batch: usize, context: usize) -> Result<()> {
-        let rows: Vec<DraftRow> =
-            (0..batch).map(|index| DraftRow { input: input(index, context - 1, 1), propose: true }).collect();
-        let mut out = Vec::new();
-        let time = self.time(|executor| Ok(executor.draft_start(&rows, &mut out)?))?;
+        let rows: Vec<DraftSeed> = (0..batch)
+            .map(|index| DraftSeed { row: 0, input: input(index, context - 1, 1), limit: 8 })
+            .collect();
+        let mut forest = DraftForest::default();
+        let time = self.time(|executor| {
+            forest.clear();
+            Ok(executor.start(&rows, &mut forest)?)
+        })?;
         if let Some(draft) = &self.draft {
             self.report(&format!("{name} draft"), draft, batch, context, batch, time);
         }
@@ -179,7 +185,13 @@ impl Bench {
     fn prefill(&mut self, name: &str, batch: usize) -> Result<()> {
         let tokens = PREFILL / batch;
         let rows: Vec<VerifyRow> = (0..batch)
-            .map(|index| VerifyRow { input: input(index, 0, tokens), drafts: 0, tree: None, sample: true })
+            .map(|index| VerifyRow {
+                input: input(index, 0, tokens),
+                role: RowRole::Decode,
+                drafts: 0,
+                tree: None,
+                sample: true,
+            })
             .collect();
         let mut out = Vec::new();
         let StepTimes { caller, device, idle } =

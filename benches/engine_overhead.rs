@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use specserve::actors::{DoorPolicy, Engine, EngineOptions, Polling};
-use specserve::executor::{ShadowExecutor, ShadowOptions};
-use specserve::policy::Fixed;
+use specserve::actors::{AdmissionPolicy, Engine, EngineOptions, Polling};
+use specserve::executor::{Executor, ShadowExecutor, ShadowOptions};
+use specserve::policy::{Fixed, Policy};
 use specserve::protocol::{
-    ExecutorInfo, Micros, MonotonicClock, SamplingParams, Slo, Submission, TokenEvent,
+    DrafterNeeds, ExecutorInfo, Micros, MonotonicClock, SamplingParams, Slo, Submission, TokenEvent,
 };
 use specserve::scheduler::SchedulerLimits;
 use specserve::telemetry::MetricsConfig;
@@ -24,7 +24,7 @@ const OUTPUT_TOKENS: u32 = 1500;
 /// As around a GPU: needs a core each for the engine, the device and this program.
 const POLLING: Polling = Polling { job: Duration::from_micros(500), answer: Duration::from_millis(50) };
 
-fn options(draft_tokens: u32, polling: Polling) -> EngineOptions {
+fn options(polling: Polling) -> EngineOptions {
     EngineOptions {
         limits: SchedulerLimits {
             running_requests_max: 64,
@@ -32,13 +32,11 @@ fn options(draft_tokens: u32, polling: Polling) -> EngineOptions {
             batch_tokens_max: 1024,
             draft_tokens_max: 8,
             target_blocks: BLOCKS,
-            draft_blocks: BLOCKS,
-            lookup: None,
+            drafter: Some(DrafterNeeds::kv_cache(BLOCKS)),
         },
         queue_requests_max: 256,
         queue_prompt_tokens_max: 1 << 20,
-        door: DoorPolicy::default(),
-        policy: Box::new(Fixed { draft_tokens }),
+        refusals: AdmissionPolicy::default(),
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
         step_timeout: Micros::from_millis(10_000),
@@ -65,9 +63,10 @@ fn submission(seed: u32) -> Submission {
 }
 
 async fn measure(requests: u32, draft_tokens: u32, polling: Polling) {
-    let engine =
-        Engine::start(|| Ok(Box::new(ShadowExecutor::new(shadow()))), options(draft_tokens, polling))
-            .expect("starts");
+    let build = move || -> Result<(Box<dyn Executor>, Box<dyn Policy>), String> {
+        Ok((Box::new(ShadowExecutor::new(shadow())), Box::new(Fixed { draft_tokens })))
+    };
+    let engine = Engine::start(build, options(polling)).expect("starts");
     let mut tasks = Vec::new();
     for seed in 0..requests {
         let mut generation = engine.handle().submit(submission(seed)).await.expect("admitted");

@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use specserve::engine::EngineCore;
 use specserve::executor::{ShadowExecutor, ShadowOptions};
-use specserve::policy::{Fixed, Policy};
+use specserve::policy::Fixed;
 use specserve::protocol::{
-    Clock, ExecutorInfo, GenerationRequest, MonotonicClock, RequestId, SamplingParams, Slo,
+    Clock, DrafterNeeds, ExecutorInfo, GenerationRequest, MonotonicClock, RequestId, SamplingParams, Slo,
 };
 use specserve::scheduler::{Scheduler, SchedulerLimits};
-use specserve::step::{StepPlan, draft_round, verify_round};
+use specserve::step::{StepPlan, draft, verify};
 
 /// The program's.
 #[global_allocator]
@@ -24,7 +25,7 @@ const OUTPUT_TOKENS: u32 = 2000;
 const BLOCKS: u32 = 16_384;
 /// Timed steps of one figure; the median counts.
 const STEPS: usize = 480;
-const PARTS: [&str; 5] = ["commit", "plan", "select", "publish", "drop"];
+const PARTS: [&str; 5] = ["commit", "plan", "select", "settle", "drop"];
 
 fn main() {
     for draft_tokens in [0, 4] {
@@ -44,25 +45,20 @@ fn run(draft_tokens: u32, times: &mut [Vec<Duration>; 5]) {
     let small = ShadowOptions::small(BLOCKS, BLOCKS);
     let info = ExecutorInfo { batch_tokens_max: 1024, ..small.info };
     let mut executor = ShadowExecutor::new(ShadowOptions { info, ..small });
-    let policy: Arc<dyn Policy> = Arc::new(Fixed { draft_tokens });
     let clock = MonotonicClock::start();
-    let mut scheduler = scheduler();
-    let mut plan = scheduler.plan(clock.now(), &policy);
+    let mut core = EngineCore::new(scheduler(), Box::new(Fixed { draft_tokens }));
+    let mut plan = core.begin(clock.now());
     while let Some(current) = plan.take() {
         let timed = times[0].len() < STEPS && is_steady(&current);
-        let mut drafted = draft_round(&mut executor, current, &clock).expect("drafts");
-        let (verified, select) = time(|| drafted.select());
-        let mut stepped = verify_round(&mut executor, drafted, verified, &clock).expect("verifies");
-        let (deliveries, commit) = time(|| {
-            let deliveries = scheduler.commit(stepped.outcome, clock.now());
-            scheduler.recycle(&mut stepped.plan);
-            deliveries
-        });
-        let (next, planning) = time(|| scheduler.plan(clock.now(), &policy));
-        let ((), publish) = time(|| scheduler.publish_computed());
-        let ((), dropping) = time(|| drop((stepped.plan, stepped.report, deliveries)));
+        let drafted = draft(&mut executor, current, &clock);
+        let (selected, select) = time(|| drafted.select());
+        let result = verify(&mut executor, selected, &clock).expect("verifies");
+        let (finished, commit) = time(|| core.finish(result, clock.now()).expect("in flight"));
+        let (next, planning) = time(|| core.begin(clock.now()));
+        let (_, settle) = time(|| core.settle(&finished.report));
+        let ((), dropping) = time(|| drop(finished));
         if timed {
-            for (times, time) in times.iter_mut().zip([commit, planning, select, publish, dropping]) {
+            for (times, time) in times.iter_mut().zip([commit, planning, select, settle, dropping]) {
                 times.push(time);
             }
         }
@@ -88,8 +84,7 @@ fn scheduler() -> Scheduler {
         batch_tokens_max: 1024,
         draft_tokens_max: 8,
         target_blocks: BLOCKS,
-        draft_blocks: BLOCKS,
-        lookup: None,
+        drafter: Some(DrafterNeeds::kv_cache(BLOCKS)),
     });
     let sampling = Arc::new(SamplingParams::greedy());
     for id in 0..REQUESTS {

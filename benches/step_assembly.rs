@@ -16,7 +16,8 @@ use specserve::executor::cuda::step_layout::{InputSizes, words_needed, write};
 use specserve::executor::cuda::step_results::{PROPOSAL_WORDS, VerdictResults, VerdictWords};
 use specserve::executor::cuda::verify_batch;
 use specserve::protocol::{
-    DraftRow, ExecutorInfo, ModelRole, RequestId, SamplingParams, SequenceInput, VerifyRow,
+    DraftSeed, DrafterNeeds, ExecutorInfo, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput,
+    VerifyRow,
 };
 
 /// The program's.
@@ -59,6 +60,7 @@ impl Bench {
         let rows: Vec<VerifyRow> = (0..sequences)
             .map(|index| VerifyRow {
                 input: input(index, CONTEXT - drafts - 1, drafts + 1),
+                role: RowRole::Decode,
                 drafts: drafts as u32,
                 tree: None,
                 sample: true,
@@ -92,8 +94,8 @@ impl Bench {
 
     fn drafting(&mut self, name: &str, sequences: usize) {
         let info = info();
-        let rows: Vec<DraftRow> = (0..sequences)
-            .map(|index| DraftRow { input: input(index, CONTEXT - 5, 1), propose: true })
+        let rows: Vec<DraftSeed> = (0..sequences)
+            .map(|index| DraftSeed { row: 0, input: input(index, CONTEXT - 5, 1), limit: 8 })
             .collect();
         let keep: Vec<u32> = (0..sequences as u32).collect();
         let mut step = HostStep::new(AttentionRoom::for_rows(12, 12, 1024, 8192));
@@ -170,7 +172,7 @@ fn info() -> ExecutorInfo {
         context_tokens_max: 8192,
         block_tokens: 16,
         target_blocks: 16_384,
-        draft_blocks: 16_384,
+        drafter: Some(DrafterNeeds::kv_cache(16_384)),
         batch_tokens_max: 4096,
         batch_sequences_max: 256,
         draft_tokens_max: 16,

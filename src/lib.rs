@@ -12,6 +12,7 @@ pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod drafting;
+pub mod engine;
 pub mod executor;
 pub mod kv;
 pub mod model;

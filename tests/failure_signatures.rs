@@ -3,7 +3,7 @@
 //! a draft that is of no use.
 
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
-use specserve::protocol::{Micros, Slo};
+use specserve::protocol::{DrafterNeeds, Micros, Slo};
 use specserve::replay::{Arrival, Lengths, TraceSource, WorkloadOptions, load};
 use specserve::scheduler::SchedulerLimits;
 use specserve::simulate::virtual_executor::{Confidence, TimeError};
@@ -25,8 +25,7 @@ fn settings() -> Settings {
             batch_tokens_max: 4096,
             draft_tokens_max: 8,
             target_blocks: 16_384,
-            draft_blocks: 16_384,
-            lookup: None,
+            drafter: Some(DrafterNeeds::kv_cache(16_384)),
         },
         queue_requests_max: 10_000,
         context_tokens_max: 8192,

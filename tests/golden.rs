@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use specserve::executor::Executor;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
+use specserve::executor::{Executor, Target};
 use specserve::model::{ModelSource, load};
-use specserve::protocol::{ModelRole, RequestId, SamplingParams, SequenceInput, TokenId, VerifyRow};
+use specserve::protocol::{ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, TokenId, VerifyRow};
 
 /// How far a logit may be from the reference's.
 const TOLERANCE: f32 = 0.01;
@@ -84,7 +84,7 @@ fn greedy_decoding_says_what_the_reference_says() {
         let mut next = input(&case.prompt_ids, 0);
         while said.len() < case.greedy_ids.len() {
             let end = next.start + next.tokens.len() as u32;
-            let row = VerifyRow { input: next, drafts: 0, tree: None, sample: true };
+            let row = VerifyRow { input: next, role: RowRole::Decode, drafts: 0, tree: None, sample: true };
             let mut verdicts = Vec::new();
             executor.verify(&[row], &mut verdicts).expect("the target runs");
             said.extend(&verdicts[0].tokens);

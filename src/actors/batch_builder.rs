@@ -1,7 +1,8 @@
-//! The batch builder: owns the scheduler, and with it every running request.
+//! The batch builder: owns the engine core, and with it every running request.
 //!
-//! Events only enqueue; the step loop decides ([`BatchBuilderState::pump`]). One step is
-//! in flight at a time.
+//! Events only enqueue; the step loop decides ([`BatchBuilderState::pump`]). One step is in flight
+//! at a time. A step that drafts goes to the device through the drafter, a plain one directly; the
+//! verifier awaits both.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,32 +13,33 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::admission::Permit;
+use super::device::Device;
 use super::messages::{
     Admitted, BatchBuilderMessage, DrafterMessage, EndedRequest, SloMonitorMessage, StepObservation,
     SupervisorMessage, VerifierMessage,
 };
-use crate::policy::{Fixed, Policy};
-use crate::protocol::{
-    Clock, DeviceIdle, Ending, Micros, RequestFailure, RequestId, Slo, StepReport, TokenEvent,
-};
-use crate::scheduler::{Scheduler, SchedulerGauges};
-use crate::step::{Delivery, Drafted, StepPlan, Stepped};
+use crate::engine::{EngineCore, Finished};
+use crate::policy::Policy;
+use crate::protocol::{Clock, Ending, Micros, RequestFailure, RequestId, Slo, TokenEvent};
+use crate::step::{Delivery, SpeculationFault, StepPlan, StepResult};
 
-/// How often the step in flight is looked at.
+/// How often the step in flight is checked.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The actor.
+/// The batch-builder actor.
 pub struct BatchBuilder;
 
-/// What the batch builder needs.
+/// What the batch builder is started with.
 pub struct BatchBuilderArguments {
-    /// Decides each step.
-    pub scheduler: Scheduler,
-    /// The policy's latest snapshot.
-    pub policy: watch::Receiver<Arc<dyn Policy>>,
-    /// Learns from each step.
+    /// Scheduler and learner.
+    pub core: EngineCore,
+    /// Runs plain steps.
+    pub device: Device,
+    /// Where the policy's snapshots are published, one per step.
+    pub publish: watch::Sender<Arc<dyn Policy>>,
+    /// Is told of each step and each ended request.
     pub monitor: ActorRef<SloMonitorMessage>,
-    /// Hears of steps that hang.
+    /// Is told of steps that hang.
     pub supervisor: ActorRef<SupervisorMessage>,
     /// The time.
     pub clock: Arc<dyn Clock>,
@@ -45,34 +47,17 @@ pub struct BatchBuilderArguments {
     pub step_timeout: Micros,
 }
 
-/// Its state.
+/// The actor's state.
 pub struct BatchBuilderState {
     arguments: BatchBuilderArguments,
     drafter: Option<ActorRef<DrafterMessage>>,
     verifier: Option<ActorRef<VerifierMessage>>,
-    live: HashMap<RequestId, Live>,
-    plain: Arc<dyn Policy>,
-    /// Start of the step in flight: the end of the one before if there was no pause between.
-    step_started: Micros,
-    /// Whether there was none: the step in flight follows the one before at once.
-    step_follows: bool,
-    /// End of the last step, while the next may follow at once.
-    step_ended: Option<Micros>,
+    active: HashMap<RequestId, ActiveRequest>,
     draining: Vec<RpcReplyPort<()>>,
 }
 
-/// What a step brought, for callers and the monitor.
-struct StepNews {
-    deliveries: Vec<Delivery>,
-    report: StepReport,
-    gauges: SchedulerGauges,
-    at: Micros,
-    /// What is freed once the device is at work again.
-    spent: StepPlan,
-}
-
-/// A request's way out.
-struct Live {
+/// Where a request's events go.
+struct ActiveRequest {
     events: UnboundedSender<TokenEvent>,
     slo: Slo,
     /// Held while the request waits.
@@ -95,11 +80,7 @@ impl Actor for BatchBuilder {
             arguments,
             drafter: None,
             verifier: None,
-            live: HashMap::new(),
-            plain: Arc::new(Fixed::NONE),
-            step_started: Micros::ZERO,
-            step_follows: false,
-            step_ended: None,
+            active: HashMap::new(),
             draining: Vec::new(),
         })
     }
@@ -110,29 +91,31 @@ impl Actor for BatchBuilder {
         message: BatchBuilderMessage,
         state: &mut BatchBuilderState,
     ) -> Result<(), ActorProcessingErr> {
-        let mut news = None;
+        let mut finished = None;
         match message {
-            BatchBuilderMessage::Wire(drafter, verifier) => {
-                state.drafter = Some(drafter);
-                state.verifier = Some(verifier);
-            }
+            BatchBuilderMessage::Wire(drafter, verifier) => state.wire(drafter, verifier),
             BatchBuilderMessage::Admit(admitted) => state.admit(*admitted),
             BatchBuilderMessage::End(id, ending) => state.end(id, ending),
-            BatchBuilderMessage::StepDone(stepped) => news = Some(state.commit(*stepped)),
+            BatchBuilderMessage::StepDone(result) => finished = state.finish(*result),
+            BatchBuilderMessage::Speculation(on) => state.arguments.core.set_speculation(on),
             BatchBuilderMessage::DrafterLost => state.lose_drafter(),
             BatchBuilderMessage::Drain(reply) => state.draining.push(reply),
             BatchBuilderMessage::AbortAll(failure) => {
-                let deliveries = state.arguments.scheduler.abort_all(&failure);
+                let deliveries = state.arguments.core.abort_all(&failure);
                 state.deliver(deliveries);
             }
             BatchBuilderMessage::Watch => state.watch()?,
+            // whoever asked may have gone
+            BatchBuilderMessage::LearnerState(reply) => {
+                _ = reply.send(state.arguments.core.learner().state());
+            }
         }
         state.pump()?;
-        if let Some(news) = news {
-            // The device waits for nobody's ears: drafter or verifier take the next step to it
-            // before callers and monitor hear of this one.
+        if let Some(finished) = finished {
+            // Dispatch the next step before notifying callers and the SLO monitor, so that the
+            // device never idles on bookkeeping.
             tokio::task::yield_now().await;
-            state.tell(news)?;
+            state.settle(finished)?;
         }
         state.answer_drains();
         Ok(())
@@ -140,51 +123,61 @@ impl Actor for BatchBuilder {
 }
 
 impl BatchBuilderState {
+    fn wire(&mut self, drafter: ActorRef<DrafterMessage>, verifier: ActorRef<VerifierMessage>) {
+        self.drafter = Some(drafter);
+        self.verifier = Some(verifier);
+        self.arguments.core.set_speculation(true);
+    }
+
     fn admit(&mut self, admitted: Admitted) {
         let Admitted { request, events, permit } = admitted;
-        let live = Live { events, slo: request.slo, permit: Some(permit), last_output: None };
-        self.live.insert(request.id, live);
-        self.arguments.scheduler.enqueue(request);
+        let active = ActiveRequest { events, slo: request.slo, permit: Some(permit), last_output: None };
+        self.active.insert(request.id, active);
+        self.arguments.core.enqueue(request);
     }
 
     fn end(&mut self, id: RequestId, ending: Ending) {
-        let delivery = self.arguments.scheduler.end(id, ending);
+        let delivery = self.arguments.core.end(id, ending);
         self.deliver(delivery.into_iter().collect());
     }
 
-    fn commit(&mut self, stepped: Stepped) -> StepNews {
-        let now = self.arguments.clock.now();
-        let Stepped { outcome, mut report, mut plan } = stepped;
-        report.step_time = now.saturating_sub(self.step_started);
-        if !self.step_follows {
-            report.device_idle = report.device_idle.map(|idle| DeviceIdle { before: Micros::ZERO, ..idle });
-        }
-        let deliveries = self.arguments.scheduler.commit(outcome, now);
-        self.arguments.scheduler.recycle(&mut plan);
-        self.step_ended = Some(now);
-        let gauges = self.arguments.scheduler.gauges();
-        StepNews { deliveries, report, gauges, at: now, spent: plan }
+    fn finish(&mut self, result: StepResult) -> Option<Finished> {
+        self.arguments.core.finish(result, self.arguments.clock.now())
     }
 
-    /// Passes on what a step brought.
-    fn tell(&mut self, news: StepNews) -> Result<(), ActorProcessingErr> {
-        let StepNews { deliveries, report, gauges, at, spent } = news;
-        drop(spent);
-        self.arguments.scheduler.publish_computed();
+    /// Everything about a finished step that no step waits for: events to callers, learning,
+    /// metrics, freeing its parts.
+    fn settle(&mut self, finished: Finished) -> Result<(), ActorProcessingErr> {
+        let Finished { deliveries, report, gauges, at, fault, .. } = finished;
         let outputs = self.note_outputs(&deliveries, at);
         self.deliver(deliveries);
-        let observation = Box::new(StepObservation { report, gauges, outputs });
+        let learned = self.arguments.core.settle(&report);
+        self.arguments.publish.send_replace(self.arguments.core.policy().clone());
+        for fault in [fault, learned.fault].into_iter().flatten() {
+            self.report_fault(fault);
+        }
+        let predicted = learned.predicted;
+        let observation = Box::new(StepObservation { report, gauges, outputs, predicted });
         self.arguments.monitor.cast(SloMonitorMessage::Step(observation))?;
         Ok(())
+    }
+
+    /// Lets the drafter rest speculation. One that is dead drafts nothing anyway.
+    fn report_fault(&mut self, fault: SpeculationFault) {
+        self.arguments.core.set_speculation(false);
+        if let Some(drafter) = &self.drafter {
+            let _ = drafter.cast(DrafterMessage::Fault(fault));
+        }
     }
 
     /// Gaps between the outputs of each request, for the inter-token latency.
     fn note_outputs(&mut self, deliveries: &[Delivery], now: Micros) -> Vec<(u32, Option<Micros>)> {
         let mut outputs = Vec::with_capacity(deliveries.len());
         for (id, event) in deliveries {
-            if let (TokenEvent::Tokens(tokens), Some(live)) = (event, self.live.get_mut(id)) {
-                outputs.push((tokens.len() as u32, live.last_output.map(|last| now.saturating_sub(last))));
-                live.last_output = Some(now);
+            if let (TokenEvent::Tokens(tokens), Some(active)) = (event, self.active.get_mut(id)) {
+                let gap = active.last_output.map(|last| now.saturating_sub(last));
+                outputs.push((tokens.len() as u32, gap));
+                active.last_output = Some(now);
             }
         }
         outputs
@@ -196,7 +189,7 @@ impl BatchBuilderState {
         for (id, event) in deliveries {
             if event.is_terminal() {
                 self.close(id, event);
-            } else if self.live.get(&id).is_some_and(|live| live.events.send(event).is_err()) {
+            } else if self.active.get(&id).is_some_and(|active| active.events.send(event).is_err()) {
                 abandoned.push(id);
             }
         }
@@ -206,77 +199,79 @@ impl BatchBuilderState {
     }
 
     fn close(&mut self, id: RequestId, event: TokenEvent) {
-        let Some(live) = self.live.remove(&id) else { return };
-        let ended = Box::new(EndedRequest { event: event.clone(), slo: live.slo });
-        // the caller may have gone, and the monitor may be going down with us
-        let _ = live.events.send(event);
+        let Some(active) = self.active.remove(&id) else { return };
+        let ended = Box::new(EndedRequest { event: event.clone(), slo: active.slo });
+        // the caller may have gone, and the monitor may be shutting down with us
+        let _ = active.events.send(event);
         let _ = self.arguments.monitor.cast(SloMonitorMessage::Ended(ended));
     }
 
     fn lose_drafter(&mut self) {
         self.drafter = None;
-        let deliveries = self.arguments.scheduler.abandon_step();
+        self.arguments.core.set_speculation(false);
+        let deliveries = self.arguments.core.abandon_step();
         self.deliver(deliveries);
     }
 
     /// Starts the next step if none is in flight and there is work.
     fn pump(&mut self) -> Result<(), ActorProcessingErr> {
         let Some(verifier) = self.verifier.clone() else { return Ok(()) };
-        while !self.arguments.scheduler.has_step_in_flight() {
-            let Some(plan) = self.plan() else {
-                self.step_ended = None;
-                return Ok(());
-            };
-            let drafter = self.drafter.as_ref().filter(|_| !plan.drafting.is_empty());
-            let Some(drafter) = drafter else {
-                // plain steps never touch the drafter, nor do drafts that were looked up
-                verifier.cast(VerifierMessage::Verify(Box::new(Drafted::without_model(plan))))?;
-                return Ok(());
-            };
-            if drafter.cast(DrafterMessage::Draft(Box::new(plan))).is_err() {
-                // it died a moment ago: plan the same step again, plainly
-                self.lose_drafter();
+        while !self.arguments.core.scheduler().has_step_in_flight() {
+            let Some(plan) = self.begin() else { return Ok(()) };
+            match self.drafter.as_ref().filter(|_| plan.drafts()) {
+                None => return self.dispatch(plan, &verifier),
+                Some(drafter) => {
+                    if drafter.cast(DrafterMessage::Draft(Box::new(plan))).is_err() {
+                        // it died a moment ago: plan the same step again, plainly
+                        self.lose_drafter();
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    fn plan(&mut self) -> Option<StepPlan> {
-        let now = self.arguments.clock.now();
-        let policy = match &self.drafter {
-            Some(_) => self.arguments.policy.borrow().clone(),
-            None => self.plain.clone(),
-        };
-        let plan = self.arguments.scheduler.plan(now, &policy)?;
-        let before = self.step_ended.take();
-        self.step_follows = before.is_some();
-        self.step_started = before.unwrap_or(now);
+    /// Runs a step without drafts; it costs no hop through the drafter.
+    fn dispatch(
+        &self,
+        plan: StepPlan,
+        verifier: &ActorRef<VerifierMessage>,
+    ) -> Result<(), ActorProcessingErr> {
+        match self.arguments.device.submit(Box::new(plan)) {
+            Ok(ticket) => verifier.cast(VerifierMessage::Await(ticket))?,
+            Err(error) => self.arguments.supervisor.cast(SupervisorMessage::Fatal(error.to_string()))?,
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Option<StepPlan> {
+        let plan = self.arguments.core.begin(self.arguments.clock.now())?;
         for id in &plan.started {
-            if let Some(live) = self.live.get_mut(id) {
-                live.permit = None;
+            if let Some(active) = self.active.get_mut(id) {
+                active.permit = None;
             }
         }
         Some(plan)
     }
 
     fn watch(&self) -> Result<(), ActorProcessingErr> {
-        let running = self.arguments.scheduler.has_step_in_flight();
-        let age = self.arguments.clock.now().saturating_sub(self.step_started);
-        if running && age > self.arguments.step_timeout {
+        let Some(age) = self.arguments.core.step_age(self.arguments.clock.now()) else {
+            let gauges = Box::new(self.arguments.core.scheduler().gauges());
+            self.arguments.monitor.cast(SloMonitorMessage::Gauges(gauges))?;
+            return Ok(());
+        };
+        if age > self.arguments.step_timeout {
             let reason = format!(
                 "a step takes more than {} ms (step_timeout_ms): the device hangs",
                 self.arguments.step_timeout.as_millis_f64()
             );
             self.arguments.supervisor.cast(SupervisorMessage::Fatal(reason))?;
-        } else if !running {
-            let gauges = Box::new(self.arguments.scheduler.gauges());
-            self.arguments.monitor.cast(SloMonitorMessage::Gauges(gauges))?;
         }
         Ok(())
     }
 
     fn answer_drains(&mut self) {
-        if self.arguments.scheduler.is_idle() {
+        if self.arguments.core.scheduler().is_idle() {
             for reply in self.draining.drain(..) {
                 let _ = reply.send(());
             }

@@ -1,4 +1,4 @@
-//! The engine's condition, for whoever must know: the door, the health routes, the daemon.
+//! The engine's condition, as admission, the health routes and the daemon watch it.
 
 use tokio::sync::watch;
 
@@ -15,24 +15,24 @@ pub enum Condition {
 
 /// Shows the [`Condition`]; all clones show the same.
 #[derive(Clone, Debug)]
-pub struct ConditionBoard {
-    board: watch::Sender<Condition>,
+pub struct HealthWatch {
+    state: watch::Sender<Condition>,
 }
 
-impl ConditionBoard {
-    /// A board that shows `Serving`.
-    pub fn new() -> ConditionBoard {
-        ConditionBoard { board: watch::Sender::new(Condition::Serving) }
+impl HealthWatch {
+    /// A watch that shows `Serving`.
+    pub fn new() -> HealthWatch {
+        HealthWatch { state: watch::Sender::new(Condition::Serving) }
     }
 
     /// The condition now.
     pub fn get(&self) -> Condition {
-        self.board.borrow().clone()
+        self.state.borrow().clone()
     }
 
     /// Takes no more requests, unless the engine has failed already.
     pub fn drain(&self) {
-        self.board.send_if_modified(|condition| {
+        self.state.send_if_modified(|condition| {
             let serving = *condition == Condition::Serving;
             if serving {
                 *condition = Condition::Draining;
@@ -43,7 +43,7 @@ impl ConditionBoard {
 
     /// Marks the engine as failed; the first reason stays. Whether it was the first.
     pub fn fail(&self, reason: &str) -> bool {
-        self.board.send_if_modified(|condition| {
+        self.state.send_if_modified(|condition| {
             let first = !matches!(condition, Condition::Failed(_));
             if first {
                 *condition = Condition::Failed(reason.to_owned());
@@ -54,20 +54,20 @@ impl ConditionBoard {
 
     /// Waits until the engine has failed; returns the reason.
     pub async fn failed(&self) -> String {
-        let mut board = self.board.subscribe();
+        let mut state = self.state.subscribe();
         loop {
-            if let Condition::Failed(reason) = &*board.borrow_and_update() {
+            if let Condition::Failed(reason) = &*state.borrow_and_update() {
                 return reason.clone();
             }
-            if board.changed().await.is_err() {
+            if state.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
     }
 }
 
-impl Default for ConditionBoard {
-    fn default() -> ConditionBoard {
-        ConditionBoard::new()
+impl Default for HealthWatch {
+    fn default() -> HealthWatch {
+        HealthWatch::new()
     }
 }

@@ -10,16 +10,15 @@ use tokio::sync::oneshot;
 
 use crate::executor::Executor;
 use crate::protocol::{Clock, ExecutorError, ExecutorInfo};
-use crate::step::{Drafted, StepPlan, Stepped, draft_round, verify_round};
+use crate::step::{self, StepPlan, StepResult, panic_message};
 
-/// Jobs that may wait for the device: the step in flight has one at a time, a step that was
-/// abandoned may have left one more.
+/// Jobs that may wait for the device: the step in flight, and one that was abandoned.
 const JOBS_WAITING_MAX: usize = 4;
 
-/// What the device is asked to do. Payloads are boxed: one message per step, and small.
-enum Job {
-    Draft(Box<StepPlan>, oneshot::Sender<Result<Box<Drafted>, ExecutorError>>),
-    Verify(Box<Drafted>, Vec<u32>, oneshot::Sender<Result<Box<Stepped>, ExecutorError>>),
+/// One step to run, and where its result goes.
+struct Job {
+    plan: Box<StepPlan>,
+    reply: oneshot::Sender<Result<Box<StepResult>, ExecutorError>>,
 }
 
 /// How long the engine's and the device's threads poll for each other before they sleep.
@@ -44,32 +43,41 @@ pub struct Device {
     answer_polling: Duration,
 }
 
+/// A step that is on the device.
+#[derive(Debug)]
+pub struct StepTicket {
+    result: oneshot::Receiver<Result<Box<StepResult>, ExecutorError>>,
+    polling: Duration,
+}
+
 /// The device thread, once its executor is built.
-pub struct DeviceThread {
+pub struct DeviceThread<T> {
     /// For the actors.
     pub device: Device,
-    /// What the executor says of itself.
+    /// The executor's properties.
     pub info: ExecutorInfo,
+    /// What was built beside the executor.
+    pub beside: T,
     /// Ends after the last [`Device`] is dropped.
     pub thread: JoinHandle<()>,
 }
 
-impl DeviceThread {
+impl<T: Send + 'static> DeviceThread<T> {
     /// Starts the thread and builds the executor on it, because a GPU's context belongs to
     /// the thread that made it.
     ///
     /// # Errors
-    /// Whatever `build` says, as text; also when the thread can't be started.
-    pub fn start<B>(build: B, clock: Arc<dyn Clock>, polling: Polling) -> Result<DeviceThread, String>
+    /// The text of what `build` fails with; also when the thread can't be started.
+    pub fn start<B>(build: B, clock: Arc<dyn Clock>, polling: Polling) -> Result<DeviceThread<T>, String>
     where
-        B: FnOnce() -> Result<Box<dyn Executor>, String> + Send + 'static,
+        B: FnOnce() -> Result<(Box<dyn Executor>, T), String> + Send + 'static,
     {
         let (jobs, waiting) = bounded(JOBS_WAITING_MAX);
         let (ready, built) = bounded(1);
         let run = move || match build() {
-            Ok(executor) => {
+            Ok((executor, beside)) => {
                 // the receiver waits below; it can't be gone
-                let _ = ready.send(Ok(executor.info().clone()));
+                let _ = ready.send(Ok((executor.info().clone(), beside)));
                 serve(executor, &waiting, clock.as_ref(), polling.job);
             }
             Err(error) => {
@@ -80,37 +88,36 @@ impl DeviceThread {
             .name("device".to_owned())
             .spawn(run)
             .map_err(|error| format!("the device thread could not be started: {error}"))?;
-        let info = built.recv().map_err(|_| "the executor panicked while it was built".to_owned())??;
-        Ok(DeviceThread { device: Device { jobs, answer_polling: polling.answer }, info, thread })
+        let built = built.recv().map_err(|_| "the executor panicked while it was built".to_owned())?;
+        let (info, beside) = built?;
+        let device = Device { jobs, answer_polling: polling.answer };
+        Ok(DeviceThread { device, info, beside, thread })
     }
 }
 
 impl Device {
-    /// Runs the drafting round of a plan.
-    pub async fn draft(&self, plan: Box<StepPlan>) -> Result<Box<Drafted>, ExecutorError> {
-        self.run(|reply| Job::Draft(plan, reply)).await
-    }
-
-    /// Runs the target over what was drafted and selected.
-    pub async fn verify(
-        &self,
-        drafted: Box<Drafted>,
-        verified: Vec<u32>,
-    ) -> Result<Box<Stepped>, ExecutorError> {
-        self.run(|reply| Job::Verify(drafted, verified, reply)).await
-    }
-
-    async fn run<T>(
-        &self,
-        job: impl FnOnce(oneshot::Sender<Result<T, ExecutorError>>) -> Job,
-    ) -> Result<T, ExecutorError> {
-        let (reply, mut done) = oneshot::channel();
+    /// Hands a step to the device thread.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Device`] when the thread has ended, or has jobs that it does not finish.
+    pub fn submit(&self, plan: Box<StepPlan>) -> Result<StepTicket, ExecutorError> {
+        let (reply, result) = oneshot::channel();
         self.jobs
-            .try_send(job(reply))
+            .try_send(Job { plan, reply })
             .map_err(|error| ExecutorError::Device(format!("the device thread takes no job: {error}")))?;
-        let answer = match poll(&mut done, self.answer_polling).await {
+        Ok(StepTicket { result, polling: self.answer_polling })
+    }
+}
+
+impl StepTicket {
+    /// Waits for the step to finish.
+    ///
+    /// # Errors
+    /// The target's, and [`ExecutorError::Device`] when the device thread ended.
+    pub async fn result(mut self) -> Result<Box<StepResult>, ExecutorError> {
+        let answer = match poll(&mut self.result, self.polling).await {
             Some(answer) => answer,
-            None => done.await,
+            None => self.result.await,
         };
         answer.map_err(|_| ExecutorError::Device("the device thread ended".to_owned()))?
     }
@@ -152,19 +159,10 @@ async fn poll<T>(
 }
 
 fn serve(mut executor: Box<dyn Executor>, jobs: &Receiver<Job>, clock: &dyn Clock, polling: Duration) {
-    while let Some(job) = next_job(jobs, clock, polling) {
-        match job {
-            Job::Draft(plan, reply) => {
-                let result = guarded(|| draft_round(executor.as_mut(), *plan, clock).map(Box::new));
-                // the drafter may have been restarted meanwhile
-                let _ = reply.send(result);
-            }
-            Job::Verify(drafted, verified, reply) => {
-                let result =
-                    guarded(|| verify_round(executor.as_mut(), *drafted, verified, clock).map(Box::new));
-                let _ = reply.send(result);
-            }
-        }
+    while let Some(Job { plan, reply }) = next_job(jobs, clock, polling) {
+        let result = guarded(|| step::run(executor.as_mut(), *plan, clock).map(Box::new));
+        // the step may have been abandoned meanwhile
+        let _ = reply.send(result);
     }
 }
 
@@ -181,14 +179,9 @@ fn next_job(jobs: &Receiver<Job>, clock: &dyn Clock, polling: Duration) -> Optio
     jobs.recv().ok()
 }
 
-/// A panic in an executor is a device error: its state can't be trusted any more.
+/// A panic in the target is a device error: the executor's state can't be trusted any more.
 fn guarded<T>(job: impl FnOnce() -> Result<T, ExecutorError>) -> Result<T, ExecutorError> {
     catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| {
-        let message = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
-        Err(ExecutorError::Device(format!("the executor panicked: {message}")))
+        Err(ExecutorError::Device(format!("the executor panicked: {}", panic_message(panic.as_ref()))))
     })
 }

@@ -1,48 +1,120 @@
-//! The drafter: predict, execute, correct, on the device thread, then on to the verifier.
+//! The drafter: owns speculation. Takes each step that drafts to the device, and rests speculation
+//! after a fault: the engine then decodes plainly, and drafting is tried again later.
+
+use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::device::Device;
-use super::messages::{DrafterMessage, SupervisorMessage, VerifierMessage};
+use super::health::DrafterHealth;
+use super::messages::{
+    BatchBuilderMessage, DrafterMessage, SloMonitorMessage, SupervisorMessage, VerifierMessage,
+};
+use crate::protocol::{Clock, DrafterNeeds};
+use crate::step::{SpeculationFault, StepPlan};
 
-/// The actor. It has no state between steps, so the supervisor can restart it at will.
+/// The actor. A restarted one starts out healthy.
 pub struct Drafter;
 
-/// What the drafter needs.
+/// What the drafter is started with.
+#[derive(Clone)]
 pub struct DrafterArguments {
-    /// Runs the draft model.
+    /// Runs steps.
     pub device: Device,
-    /// Gets what was drafted.
+    /// Awaits their results.
     pub verifier: ActorRef<VerifierMessage>,
-    /// Hears of device errors.
+    /// Is told when to plan without drafts.
+    pub batch_builder: ActorRef<BatchBuilderMessage>,
+    /// Shows whether speculation is on.
+    pub monitor: ActorRef<SloMonitorMessage>,
+    /// Is told of device errors.
     pub supervisor: ActorRef<SupervisorMessage>,
+    /// Times rests.
+    pub clock: Arc<dyn Clock>,
+    /// The executor's drafter, for the state page.
+    pub needs: Option<DrafterNeeds>,
+}
+
+/// The actor's state.
+pub struct DrafterState {
+    arguments: DrafterArguments,
+    health: DrafterHealth,
 }
 
 impl Actor for Drafter {
     type Msg = DrafterMessage;
-    type State = DrafterArguments;
+    type State = DrafterState;
     type Arguments = DrafterArguments;
 
     async fn pre_start(
         &self,
         _myself: ActorRef<DrafterMessage>,
         arguments: DrafterArguments,
-    ) -> Result<DrafterArguments, ActorProcessingErr> {
-        Ok(arguments)
+    ) -> Result<DrafterState, ActorProcessingErr> {
+        Ok(DrafterState { arguments, health: DrafterHealth::default() })
     }
 
     async fn handle(
         &self,
-        _myself: ActorRef<DrafterMessage>,
+        myself: ActorRef<DrafterMessage>,
         message: DrafterMessage,
-        state: &mut DrafterArguments,
+        state: &mut DrafterState,
     ) -> Result<(), ActorProcessingErr> {
-        let DrafterMessage::Draft(plan) = message;
-        match state.device.draft(plan).await {
-            Ok(drafted) => state.verifier.cast(VerifierMessage::Verify(drafted))?,
-            // a failed device can't decode plainly either: not a case for a restart
-            Err(error) => state.supervisor.cast(SupervisorMessage::Fatal(error.to_string()))?,
+        match message {
+            DrafterMessage::Draft(plan) => state.dispatch(plan)?,
+            DrafterMessage::Fault(fault) => state.rest(&fault, &myself)?,
+            DrafterMessage::Resume => state.resume()?,
+            // whoever asked may have gone
+            DrafterMessage::State(reply) => _ = reply.send(state.describe()),
         }
         Ok(())
+    }
+}
+
+impl DrafterState {
+    /// Sends the step to the device and its ticket to the verifier. A step that was planned before
+    /// speculation came to rest runs without drafts.
+    fn dispatch(&self, mut plan: Box<StepPlan>) -> Result<(), ActorProcessingErr> {
+        if !self.health.is_well() {
+            plan.seeds.clear();
+        }
+        match self.arguments.device.submit(plan) {
+            Ok(ticket) => self.arguments.verifier.cast(VerifierMessage::Await(ticket))?,
+            Err(error) => self.arguments.supervisor.cast(SupervisorMessage::Fatal(error.to_string()))?,
+        }
+        Ok(())
+    }
+
+    fn rest(
+        &mut self,
+        fault: &SpeculationFault,
+        myself: &ActorRef<DrafterMessage>,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(rest) = self.health.fault(fault.to_string(), self.arguments.clock.now()) else {
+            return Ok(());
+        };
+        tracing::warn!(%fault, rest_ms = rest.as_millis() as u64, "speculation paused; decoding plainly");
+        self.announce()?;
+        myself.send_after(rest, || DrafterMessage::Resume);
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), ActorProcessingErr> {
+        self.health.resume(self.arguments.clock.now());
+        tracing::info!("speculation resumed");
+        self.announce()
+    }
+
+    fn announce(&self) -> Result<(), ActorProcessingErr> {
+        let well = self.health.is_well();
+        self.arguments.batch_builder.cast(BatchBuilderMessage::Speculation(well))?;
+        self.arguments.monitor.cast(SloMonitorMessage::DrafterAlive(well))?;
+        Ok(())
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        let mut state = self.health.state();
+        state["needs"] = serde_json::json!(self.arguments.needs);
+        state
     }
 }

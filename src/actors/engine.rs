@@ -15,11 +15,13 @@ use ractor::rpc::CallResult;
 use ractor::{Actor, ActorRef, RpcReplyPort};
 
 use super::admission::Admission;
-use super::condition::{Condition, ConditionBoard};
+use super::condition::{Condition, HealthWatch};
 use super::device::{DeviceThread, Polling};
-use super::intake::DoorPolicy;
-use super::messages::{BatchBuilderMessage, IntakeMessage, SloMonitorMessage, SupervisorMessage};
-use super::supervisor::{Doors, Supervisor, SupervisorArguments};
+use super::intake::AdmissionPolicy;
+use super::messages::{
+    BatchBuilderMessage, IntakeMessage, SloMonitorMessage, SupervisorMessage, VerifierMessage,
+};
+use super::supervisor::{ActorRefs, Supervisor, SupervisorArguments};
 use crate::executor::Executor;
 use crate::policy::Policy;
 use crate::protocol::{
@@ -31,6 +33,9 @@ use crate::telemetry::{MetricsConfig, RejectionReason};
 /// After an abort, how long the actors may take to pass the last events on.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
 
+/// The verifier answers between two steps.
+const STATE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What an engine is built from, besides its executor.
 pub struct EngineOptions {
     /// Bounds of the scheduler; held to what the executor can take.
@@ -39,10 +44,8 @@ pub struct EngineOptions {
     pub queue_requests_max: u32,
     /// Most prompt tokens that wait.
     pub queue_prompt_tokens_max: u32,
-    /// What to refuse at the door.
-    pub door: DoorPolicy,
-    /// The policy.
-    pub policy: Box<dyn Policy>,
+    /// Which requests are refused for their objectives.
+    pub refusals: AdmissionPolicy,
     /// What the metrics say of the deployment.
     pub metrics: MetricsConfig,
     /// The time.
@@ -65,9 +68,10 @@ pub struct Engine {
 /// What others hold of an engine; cheap to clone.
 #[derive(Clone)]
 pub struct EngineHandle {
-    doors: Doors,
+    actors: ActorRefs,
+    supervisor: ActorRef<SupervisorMessage>,
     admission: Admission,
-    condition: ConditionBoard,
+    health: HealthWatch,
     info: Arc<ExecutorInfo>,
     clock: Arc<dyn Clock>,
 }
@@ -79,34 +83,45 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Builds the executor on its thread, then the actors on theirs. Blocks meanwhile.
+    /// Builds the executor and the policy's learner on the device thread, then the actors on
+    /// theirs. Blocks meanwhile. They are built together because a learner may start from times
+    /// that were measured with the executor that is going to serve.
     ///
     /// # Errors
-    /// What the executor's builder says, or why a thread or actor could not be started.
+    /// What `build` says, or why a thread or actor could not be started.
     pub fn start<B>(build: B, options: EngineOptions) -> Result<Engine, String>
     where
-        B: FnOnce() -> Result<Box<dyn Executor>, String> + Send + 'static,
+        B: FnOnce() -> Result<(Box<dyn Executor>, Box<dyn Policy>), String> + Send + 'static,
     {
-        let DeviceThread { device, info, thread: device_thread } =
+        let DeviceThread { device, info, beside: learner, thread: device_thread } =
             DeviceThread::start(build, options.clock.clone(), options.polling)?;
-        let condition = ConditionBoard::new();
+        let info = Arc::new(info);
+        let health = HealthWatch::new();
         let admission = Admission::new(options.queue_requests_max, options.queue_prompt_tokens_max);
-        let (doors, opened) = crossbeam::channel::bounded(1);
+        let (started, actors) = crossbeam::channel::bounded(1);
         let arguments = SupervisorArguments {
             device,
             limits: options.limits.within(&info),
-            policy: options.policy,
+            learner,
+            info: info.clone(),
             metrics: options.metrics,
             clock: options.clock.clone(),
             step_timeout: options.step_timeout,
-            door: options.door,
+            refusals: options.refusals,
             admission: admission.clone(),
-            condition: condition.clone(),
-            doors,
+            health: health.clone(),
+            started,
         };
         let (supervisor, engine_thread) = start_actors(arguments)?;
-        let doors = opened.recv().map_err(|_| "the engine's actors did not start".to_owned())?;
-        let handle = EngineHandle { doors, admission, condition, info: Arc::new(info), clock: options.clock };
+        let actors = actors.recv().map_err(|_| "the engine's actors did not start".to_owned())?;
+        let handle = EngineHandle {
+            actors,
+            supervisor: supervisor.clone(),
+            admission,
+            health,
+            info,
+            clock: options.clock,
+        };
         Ok(Engine { handle, supervisor, engine_thread, device_thread })
     }
 
@@ -118,8 +133,8 @@ impl Engine {
     /// Takes nothing new, finishes what runs within `drain`, fails the rest, and ends both
     /// threads. Whether everything was finished in time.
     pub async fn shutdown(self, drain: Duration) -> bool {
-        self.handle.condition.drain();
-        let batch_builder = &self.handle.doors.batch_builder;
+        self.handle.health.drain();
+        let batch_builder = &self.handle.actors.batch_builder;
         let drained = matches!(
             batch_builder.call(BatchBuilderMessage::Drain, Some(drain)).await,
             Ok(CallResult::Success(()))
@@ -176,7 +191,7 @@ impl EngineHandle {
     /// # Errors
     /// See [`AdmissionError`]; the queue's bounds are checked before anything is sent.
     pub async fn submit(&self, submission: Submission) -> Result<Generation, AdmissionError> {
-        if self.condition.get() != Condition::Serving {
+        if self.health.get() != Condition::Serving {
             self.count_rejection(RejectionReason::Unavailable);
             return Err(AdmissionError::Unavailable);
         }
@@ -185,7 +200,7 @@ impl EngineHandle {
             .try_enter(submission.prompt.len() as u32)
             .inspect_err(|_| self.count_rejection(RejectionReason::QueueFull))?;
         let message = |reply: RpcReplyPort<_>| IntakeMessage::Submit(Box::new(submission), permit, reply);
-        match self.doors.intake.call(message, None).await {
+        match self.actors.intake.call(message, None).await {
             Ok(CallResult::Success(answer)) => answer,
             _ => Err(AdmissionError::Unavailable),
         }
@@ -194,7 +209,7 @@ impl EngineHandle {
     /// Ends a request at the next step boundary; unknown ids are ignored.
     pub fn end(&self, id: RequestId, ending: Ending) {
         // an engine that is gone has ended all its requests
-        let _ = self.doors.intake.cast(IntakeMessage::End(id, ending));
+        let _ = self.actors.intake.cast(IntakeMessage::End(id, ending));
     }
 
     /// Facts about the executor.
@@ -208,27 +223,44 @@ impl EngineHandle {
     }
 
     /// The engine's condition.
-    pub fn condition(&self) -> &ConditionBoard {
-        &self.condition
+    pub fn health(&self) -> &HealthWatch {
+        &self.health
     }
 
-    /// What the engine is doing, for people; null when it is gone.
+    /// What the engine is doing, for `/v1/engine/state`; null when it is gone.
     pub async fn state(&self) -> serde_json::Value {
-        match self.doors.monitor.call(SloMonitorMessage::State, None).await {
-            Ok(CallResult::Success(state)) => state,
-            _ => serde_json::Value::Null,
+        let Ok(CallResult::Success(mut state)) =
+            self.actors.monitor.call(SloMonitorMessage::State, None).await
+        else {
+            return serde_json::Value::Null;
+        };
+        if let Ok(CallResult::Success(learner)) =
+            self.actors.batch_builder.call(BatchBuilderMessage::LearnerState, None).await
+        {
+            state["policy"] = learner;
         }
+        if let Ok(CallResult::Success(acceptance)) =
+            self.actors.verifier.call(VerifierMessage::State, Some(STATE_TIMEOUT)).await
+        {
+            state["acceptance"] = acceptance;
+        }
+        if let Ok(CallResult::Success(drafter)) =
+            self.supervisor.call(SupervisorMessage::DrafterState, Some(STATE_TIMEOUT)).await
+        {
+            state["drafter"] = drafter;
+        }
+        state
     }
 
     /// Metrics in Prometheus' text format; empty when the engine is gone.
     pub async fn metrics(&self) -> String {
-        match self.doors.monitor.call(SloMonitorMessage::Metrics, None).await {
+        match self.actors.monitor.call(SloMonitorMessage::Metrics, None).await {
             Ok(CallResult::Success(text)) => text,
             _ => String::new(),
         }
     }
 
     fn count_rejection(&self, reason: RejectionReason) {
-        let _ = self.doors.monitor.cast(SloMonitorMessage::Rejected(reason));
+        let _ = self.actors.monitor.cast(SloMonitorMessage::Rejected(reason));
     }
 }

@@ -1,4 +1,4 @@
-//! Intake: the door. Names requests, refuses what can never be served, passes on the rest.
+//! Intake: the refusals. Names requests, refuses what can never be served, passes on the rest.
 
 use std::sync::Arc;
 
@@ -10,41 +10,40 @@ use super::admission::{Admission, Permit};
 use super::messages::{Admitted, BatchBuilderMessage, IntakeMessage, SloMonitorMessage};
 use crate::policy::Policy;
 use crate::protocol::{
-    AdmissionError, Ending, Generation, GenerationRequest, RequestFailure, RequestId, Submission, blocks_for,
+    AdmissionError, Ending, Generation, GenerationRequest, RequestFailure, RequestId, Submission,
 };
+use crate::scheduler::{SchedulerLimits, TooLarge};
 use crate::telemetry::RejectionReason;
 
-/// The actor.
+/// The intake actor.
 pub struct Intake;
 
-/// What intake needs to start.
+/// What intake is started with.
 pub struct IntakeArguments {
     /// Where requests go.
     pub batch_builder: ActorRef<BatchBuilderMessage>,
-    /// Who counts them.
+    /// Counts admissions and refusals.
     pub monitor: ActorRef<SloMonitorMessage>,
-    /// Blocks of the target's KV pool.
-    pub target_blocks: u32,
+    /// Bounds of the scheduler: what can ever be served.
+    pub limits: SchedulerLimits,
     /// What to refuse.
-    pub door: DoorPolicy,
-    /// Who waits.
+    pub refusals: AdmissionPolicy,
+    /// The queue's bounds.
     pub admission: Admission,
-    /// Knows how long things take.
+    /// The policy's latest snapshot, which can tell whether an objective is feasible.
     pub policy: watch::Receiver<Arc<dyn Policy>>,
-    /// Prefill tokens of a step.
-    pub chunk_tokens: u32,
 }
 
-/// What happens at the door to objectives that won't be met.
+/// Which requests are refused because their objectives won't be met.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DoorPolicy {
+pub struct AdmissionPolicy {
     /// Refuse what an empty machine could not meet; else it is served as well as may be.
     pub refuse_infeasible: bool,
     /// Refuse what the requests before it would make late; else it waits.
     pub refuse_late: bool,
 }
 
-/// Its state.
+/// The actor's state.
 pub struct IntakeState {
     arguments: IntakeArguments,
     next_id: u64,
@@ -99,7 +98,7 @@ impl IntakeState {
         self.next_id += 1;
         let prompt_tokens = submission.prompt.len() as u32;
         let (events, receiver) = unbounded_channel();
-        let request = name(submission, id);
+        let request = into_request(submission, id);
         let batch_builder = &self.arguments.batch_builder;
         batch_builder.cast(BatchBuilderMessage::Admit(Box::new(Admitted { request, events, permit })))?;
         self.arguments.monitor.cast(SloMonitorMessage::Admitted { prompt_tokens, best_effort })?;
@@ -114,17 +113,15 @@ impl IntakeState {
     /// Whether the request may enter, and if so, whether its objective is out of reach.
     fn check(&self, submission: &Submission) -> Result<bool, (RejectionReason, AdmissionError)> {
         let prompt_tokens = submission.prompt.len() as u32;
-        let needed = blocks_for(prompt_tokens + submission.max_tokens);
-        let total = self.arguments.target_blocks;
-        if needed > total {
-            let refusal = AdmissionError::TooLarge { needed: needed.into(), total: total.into() };
-            return Err((RejectionReason::TooLarge, refusal));
+        let size = self.arguments.limits.check_size(prompt_tokens, submission.max_tokens);
+        if let Err(TooLarge { needed, total }) = size {
+            return Err((RejectionReason::TooLarge, AdmissionError::TooLarge { needed, total }));
         }
-        let door = self.arguments.door;
+        let refusals = self.arguments.refusals;
         let policy = self.arguments.policy.borrow().clone();
-        let chunk_tokens = self.arguments.chunk_tokens;
+        let chunk_tokens = self.arguments.limits.prefill_chunk_tokens_max;
         if let Err(why) = policy.check_feasible(&submission.slo, prompt_tokens, chunk_tokens) {
-            if door.refuse_infeasible {
+            if refusals.refuse_infeasible {
                 let refusal = AdmissionError::Infeasible(why.to_string());
                 return Err((RejectionReason::Infeasible, refusal));
             }
@@ -132,7 +129,7 @@ impl IntakeState {
         }
         // this request's own permit is among those that wait
         let waiting = self.arguments.admission.waiting_prompt_tokens().max(prompt_tokens);
-        if door.refuse_late
+        if refusals.refuse_late
             && let Err(why) = policy.check_feasible(&submission.slo, waiting, chunk_tokens)
         {
             return Err((RejectionReason::TooLate, AdmissionError::TooLate(why.to_string())));
@@ -141,10 +138,10 @@ impl IntakeState {
     }
 }
 
-fn name(submission: Submission, id: RequestId) -> GenerationRequest {
+fn into_request(submission: Submission, id: RequestId) -> GenerationRequest {
     GenerationRequest {
         id,
-        prompt: Arc::clone(&submission.prompt),
+        prompt: submission.prompt,
         max_tokens: submission.max_tokens,
         sampling: submission.sampling,
         stop_tokens: submission.stop_tokens,

@@ -1,16 +1,17 @@
-//! What the actors say to each other. Big payloads are boxed, because one fat variant makes
-//! every message of its type fat.
+//! Messages between actors. Large payloads are boxed, because one large variant makes every
+//! message of its type large.
 
 use ractor::{ActorRef, RpcReplyPort};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::Permit;
+use super::device::StepTicket;
 use crate::protocol::{
     AdmissionError, Ending, Generation, GenerationRequest, Micros, RequestFailure, RequestId, Slo,
     StepReport, Submission, TokenEvent,
 };
 use crate::scheduler::SchedulerGauges;
-use crate::step::{Drafted, StepPlan, Stepped};
+use crate::step::{SpeculationFault, StepPlan, StepResult};
 use crate::telemetry::RejectionReason;
 
 /// To intake.
@@ -36,36 +37,48 @@ pub struct Admitted {
 /// To the batch builder.
 #[derive(Debug)]
 pub enum BatchBuilderMessage {
-    /// Takes up service with these two.
+    /// Starts service with these two; sent again with a new drafter.
     Wire(ActorRef<DrafterMessage>, ActorRef<VerifierMessage>),
     /// A new request.
     Admit(Box<Admitted>),
     /// Ends a request.
     End(RequestId, Ending),
-    /// The step in flight is done.
-    StepDone(Box<Stepped>),
-    /// The drafter died with the step in flight; decode plainly until the next `Wire`.
+    /// The step in flight has finished and was checked.
+    StepDone(Box<StepResult>),
+    /// Whether to plan with drafts.
+    Speculation(bool),
+    /// The drafter died, perhaps with the step in flight: decode plainly until the next `Wire`.
     DrafterLost,
     /// Answers once nothing runs and nothing waits.
     Drain(RpcReplyPort<()>),
     /// Ends every request now.
     AbortAll(RequestFailure),
-    /// Looks whether the step in flight takes too long.
+    /// Checks whether the step in flight takes too long.
     Watch,
+    /// What the learner knows, as JSON.
+    LearnerState(RpcReplyPort<serde_json::Value>),
 }
 
 /// To the drafter.
 #[derive(Debug)]
 pub enum DrafterMessage {
-    /// Draft for this plan, then hand it to the verifier.
+    /// Run this step, which drafts.
     Draft(Box<StepPlan>),
+    /// A step speculated less than planned.
+    Fault(SpeculationFault),
+    /// The rest after a fault is over.
+    Resume,
+    /// The drafter's health, as JSON.
+    State(RpcReplyPort<serde_json::Value>),
 }
 
 /// To the verifier.
 #[derive(Debug)]
 pub enum VerifierMessage {
-    /// Select, verify, report to the batch builder.
-    Verify(Box<Drafted>),
+    /// Await this step's result, check it, pass it on.
+    Await(StepTicket),
+    /// Acceptance and calibration, as JSON.
+    State(RpcReplyPort<serde_json::Value>),
 }
 
 /// To the SLO monitor.
@@ -78,7 +91,7 @@ pub enum SloMonitorMessage {
         /// Whether its objective can't be met even on an empty machine.
         best_effort: bool,
     },
-    /// A request was refused at the door.
+    /// A request was refused.
     Rejected(RejectionReason),
     /// A step was committed.
     Step(Box<StepObservation>),
@@ -86,15 +99,15 @@ pub enum SloMonitorMessage {
     Gauges(Box<SchedulerGauges>),
     /// A request ended.
     Ended(Box<EndedRequest>),
-    /// Speculation is on or off.
+    /// Speculation is on, or rests after a fault.
     DrafterAlive(bool),
-    /// The state for people, as JSON.
+    /// The state of the scheduler and the metrics, as JSON.
     State(RpcReplyPort<serde_json::Value>),
     /// The metrics in Prometheus' text format.
     Metrics(RpcReplyPort<String>),
 }
 
-/// All that is to be learned from one committed step.
+/// One committed step, for the metrics.
 #[derive(Debug)]
 pub struct StepObservation {
     /// What the step did.
@@ -103,6 +116,8 @@ pub struct StepObservation {
     pub gauges: SchedulerGauges,
     /// For each sequence that got tokens: how many, and the time since its previous ones.
     pub outputs: Vec<(u32, Option<Micros>)>,
+    /// How long the step should have taken.
+    pub predicted: Option<Micros>,
 }
 
 /// A request's end.
@@ -117,8 +132,10 @@ pub struct EndedRequest {
 /// To the supervisor.
 #[derive(Debug)]
 pub enum SupervisorMessage {
-    /// The engine can't go on: end everything and say why.
+    /// The engine can't continue: end everything with this reason.
     Fatal(String),
     /// Start the drafter again.
     RestartDrafter,
+    /// Pass this question on to the drafter of the moment.
+    DrafterState(RpcReplyPort<serde_json::Value>),
 }

@@ -1,12 +1,16 @@
-//! The engine's actors and the threads under them (DESIGN, section 3).
+//! The engine's actors and the threads under them.
 //!
 //! ```text
-//! API ─► Intake ─► BatchBuilder ─► Drafter ─► Verifier ─┐
-//!                   ▲    │  (plain steps skip the drafter)
-//!                   └────┼──────────────────────────────┘ one outcome per step
-//!                        └─► SloMonitor ─► policy snapshots, metrics
+//! API ─► Intake ─► BatchBuilder ─► Drafter ─► device ─► Verifier ─┐
+//!                   ▲    │    └─ plain steps ──▲                  │
+//!                   └────┼────────────────────────────────────────┘ one checked result per step
+//!                        └─► SloMonitor ─► metrics, attainment
 //! ```
-//! A supervisor starts them, restarts the drafter, and ends the engine on anything else.
+//! The batch builder drives the engine core, the drafter owns speculation and its health, the
+//! verifier checks what the device returns. A supervisor starts them, restarts the drafter, and
+//! ends the engine on anything else.
+//!
+//! May import: protocol, policy, executor, step, scheduler, engine, telemetry.
 
 mod admission;
 mod batch_builder;
@@ -14,6 +18,7 @@ mod condition;
 mod device;
 mod drafter;
 mod engine;
+mod health;
 mod intake;
 mod messages;
 mod slo_monitor;
@@ -22,7 +27,7 @@ mod supervisor;
 mod tests;
 mod verifier;
 
-pub use condition::{Condition, ConditionBoard};
+pub use condition::{Condition, HealthWatch};
 pub use device::Polling;
 pub use engine::{Engine, EngineHandle, EngineOptions};
-pub use intake::DoorPolicy;
+pub use intake::AdmissionPolicy;

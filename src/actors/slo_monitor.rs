@@ -1,14 +1,10 @@
-//! The SLO monitor: counts, measures, and lets the policy learn.
-
-use std::sync::Arc;
+//! The SLO monitor: measures latencies against objectives, counts, and renders metrics and state.
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use super::messages::{EndedRequest, SloMonitorMessage, StepObservation};
 use crate::kv::PoolUsage;
-use crate::policy::Policy;
 use crate::protocol::TokenEvent;
 use crate::scheduler::SchedulerGauges;
 use crate::telemetry::{Gauges, KvGauge, Metrics, MetricsConfig};
@@ -18,22 +14,19 @@ pub struct SloMonitor;
 
 /// What the monitor needs.
 pub struct SloMonitorArguments {
-    /// The policy that learns; the only one that is not a snapshot.
-    pub policy: Box<dyn Policy>,
-    /// Where snapshots of it are published, one per step.
-    pub publish: watch::Sender<Arc<dyn Policy>>,
     /// What the metrics say of the deployment.
     pub metrics: MetricsConfig,
+    /// Whether the executor has a drafter.
+    pub has_drafter: bool,
 }
 
 /// Its state.
 pub struct SloMonitorState {
-    policy: Box<dyn Policy>,
-    publish: watch::Sender<Arc<dyn Policy>>,
     metrics: Metrics,
     scheduler: SchedulerGauges,
     preemptions: u64,
     drafter_alive: bool,
+    has_drafter: bool,
 }
 
 impl Actor for SloMonitor {
@@ -47,12 +40,11 @@ impl Actor for SloMonitor {
         arguments: SloMonitorArguments,
     ) -> Result<SloMonitorState, ActorProcessingErr> {
         Ok(SloMonitorState {
-            policy: arguments.policy,
-            publish: arguments.publish,
             metrics: Metrics::new(arguments.metrics),
             scheduler: SchedulerGauges::default(),
             preemptions: 0,
             drafter_alive: true,
+            has_drafter: arguments.has_drafter,
         })
     }
 
@@ -70,7 +62,7 @@ impl Actor for SloMonitor {
                 }
             }
             SloMonitorMessage::Rejected(reason) => state.metrics.record_rejected(reason),
-            SloMonitorMessage::Step(observation) => state.learn(&observation),
+            SloMonitorMessage::Step(observation) => state.record(&observation),
             SloMonitorMessage::Gauges(gauges) => state.show(*gauges),
             SloMonitorMessage::Ended(ended) => state.close(&ended),
             SloMonitorMessage::DrafterAlive(alive) => {
@@ -86,17 +78,15 @@ impl Actor for SloMonitor {
 }
 
 impl SloMonitorState {
-    fn learn(&mut self, observation: &StepObservation) {
+    fn record(&mut self, observation: &StepObservation) {
         self.metrics.record_step(&observation.report);
         for &(tokens, gap) in &observation.outputs {
             self.metrics.record_output(tokens, gap);
         }
-        if let Some(predicted) = self.policy.predict(&observation.report) {
+        if let Some(predicted) = observation.predicted {
             self.metrics.record_prediction(predicted, observation.report.step_time);
         }
         self.show(observation.gauges);
-        self.policy.observe(&observation.report);
-        self.publish.send_replace(self.policy.snapshot());
     }
 
     fn show(&mut self, scheduler: SchedulerGauges) {
@@ -115,7 +105,7 @@ impl SloMonitorState {
             waiting: scheduler.waiting.into(),
             waiting_prompt_tokens: scheduler.waiting_tokens,
             kv: vec![kv("target", scheduler.target_kv), kv("draft", scheduler.draft_kv)],
-            speculation_enabled: self.drafter_alive && scheduler.draft_kv.total > 0,
+            speculation_enabled: self.drafter_alive && self.has_drafter,
         });
     }
 
@@ -131,7 +121,6 @@ impl SloMonitorState {
 
     fn describe(&self) -> Value {
         json!({
-            "policy": self.policy.state(),
             "scheduler": self.scheduler,
             "drafter_alive": self.drafter_alive,
             "metrics": self.metrics.summary(),

@@ -1,5 +1,5 @@
-//! The supervisor: starts the engine's actors, restarts the drafter, and ends everything when
-//! the engine can't go on.
+//! The supervisor: starts the engine's actors, restarts the drafter, and ends every request when
+//! the engine can't continue.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +9,18 @@ use tokio::sync::watch;
 
 use super::admission::Admission;
 use super::batch_builder::{BatchBuilder, BatchBuilderArguments};
-use super::condition::{Condition, ConditionBoard};
+use super::condition::{Condition, HealthWatch};
 use super::device::Device;
 use super::drafter::{Drafter, DrafterArguments};
-use super::intake::{DoorPolicy, Intake, IntakeArguments};
+use super::intake::{AdmissionPolicy, Intake, IntakeArguments};
 use super::messages::{
     BatchBuilderMessage, DrafterMessage, IntakeMessage, SloMonitorMessage, SupervisorMessage, VerifierMessage,
 };
 use super::slo_monitor::{SloMonitor, SloMonitorArguments};
 use super::verifier::{Verifier, VerifierArguments};
+use crate::engine::EngineCore;
 use crate::policy::Policy;
-use crate::protocol::{Clock, Micros, RequestFailure};
+use crate::protocol::{Clock, ExecutorInfo, Micros, RequestFailure};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::telemetry::MetricsConfig;
 
@@ -29,7 +30,7 @@ const RESTART_DELAY: Duration = Duration::from_millis(100);
 /// Longest delay between two restarts of the drafter.
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// The actor.
+/// The supervisor actor.
 pub struct Supervisor;
 
 /// All that the engine is built from.
@@ -38,41 +39,45 @@ pub struct SupervisorArguments {
     pub device: Device,
     /// Bounds of the scheduler.
     pub limits: SchedulerLimits,
-    /// The policy, with whatever it knows already.
-    pub policy: Box<dyn Policy>,
+    /// The policy's learner, with what it knows already.
+    pub learner: Box<dyn Policy>,
+    /// The executor's properties.
+    pub info: Arc<ExecutorInfo>,
     /// What the metrics say of the deployment.
     pub metrics: MetricsConfig,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// A step longer than this is a device error.
     pub step_timeout: Micros,
-    /// What to refuse at the door.
-    pub door: DoorPolicy,
-    /// Who waits.
+    /// Which requests are refused for their objectives.
+    pub refusals: AdmissionPolicy,
+    /// The queue's bounds.
     pub admission: Admission,
     /// Where the engine's condition is shown.
-    pub condition: ConditionBoard,
-    /// Gets the doors of the engine once all actors run.
-    pub doors: crossbeam::channel::Sender<Doors>,
+    pub health: HealthWatch,
+    /// Receives references to the actors once all of them run.
+    pub started: crossbeam::channel::Sender<ActorRefs>,
 }
 
-/// The actors that others talk to.
+/// The actors that are used from outside.
 #[derive(Clone)]
-pub struct Doors {
+pub struct ActorRefs {
     /// Takes requests.
     pub intake: ActorRef<IntakeMessage>,
     /// Drains and aborts.
     pub batch_builder: ActorRef<BatchBuilderMessage>,
-    /// Knows the figures.
+    /// Keeps metrics.
     pub monitor: ActorRef<SloMonitorMessage>,
+    /// Keeps acceptance figures.
+    pub verifier: ActorRef<VerifierMessage>,
 }
 
-/// Its state.
+/// The actor's state.
 pub struct SupervisorState {
-    device: Device,
-    condition: ConditionBoard,
-    doors: Doors,
-    verifier: ActorRef<VerifierMessage>,
+    health: HealthWatch,
+    actors: ActorRefs,
+    /// Starts the drafter again.
+    drafter_arguments: DrafterArguments,
     drafter: ActorRef<DrafterMessage>,
     restarts: u32,
 }
@@ -87,53 +92,54 @@ impl Actor for Supervisor {
         myself: ActorRef<SupervisorMessage>,
         arguments: SupervisorArguments,
     ) -> Result<SupervisorState, ActorProcessingErr> {
-        let (publish, policy) = watch::channel(arguments.policy.snapshot());
         let cell = myself.get_cell();
-        let target_blocks = arguments.limits.target_blocks;
-        let chunk_tokens = arguments.limits.prefill_chunk_tokens_max;
         let monitor_arguments =
-            SloMonitorArguments { policy: arguments.policy, publish, metrics: arguments.metrics };
+            SloMonitorArguments { metrics: arguments.metrics, has_drafter: arguments.info.drafter.is_some() };
         let (monitor, _) =
             SloMonitor::spawn_linked(None, SloMonitor, monitor_arguments, cell.clone()).await?;
+        let core = EngineCore::new(Scheduler::new(arguments.limits.clone()), arguments.learner);
+        let (publish, policy) = watch::channel(core.policy().clone());
         let batch_builder_arguments = BatchBuilderArguments {
-            scheduler: Scheduler::new(arguments.limits),
-            policy: policy.clone(),
+            core,
+            device: arguments.device.clone(),
+            publish,
             monitor: monitor.clone(),
             supervisor: myself.clone(),
-            clock: arguments.clock,
+            clock: arguments.clock.clone(),
             step_timeout: arguments.step_timeout,
         };
         let (batch_builder, _) =
             BatchBuilder::spawn_linked(None, BatchBuilder, batch_builder_arguments, cell.clone()).await?;
         let verifier_arguments = VerifierArguments {
-            device: arguments.device.clone(),
             batch_builder: batch_builder.clone(),
             supervisor: myself.clone(),
+            vocab_size: arguments.info.vocab_size,
         };
         let (verifier, _) = Verifier::spawn_linked(None, Verifier, verifier_arguments, cell.clone()).await?;
-        let drafter = start_drafter(&myself, &arguments.device, &verifier).await?;
+        let drafter_arguments = DrafterArguments {
+            device: arguments.device,
+            verifier: verifier.clone(),
+            batch_builder: batch_builder.clone(),
+            monitor: monitor.clone(),
+            supervisor: myself.clone(),
+            clock: arguments.clock,
+            needs: arguments.info.drafter.clone(),
+        };
+        let drafter = start_drafter(&myself, drafter_arguments.clone()).await?;
         batch_builder.cast(BatchBuilderMessage::Wire(drafter.clone(), verifier.clone()))?;
         let intake_arguments = IntakeArguments {
             batch_builder: batch_builder.clone(),
             monitor: monitor.clone(),
-            target_blocks,
-            door: arguments.door,
+            limits: arguments.limits,
+            refusals: arguments.refusals,
             admission: arguments.admission,
             policy,
-            chunk_tokens,
         };
         let (intake, _) = Intake::spawn_linked(None, Intake, intake_arguments, cell).await?;
-        let doors = Doors { intake, batch_builder, monitor };
-        // whoever started the engine waits for them; if not, nobody needs the engine
-        let _ = arguments.doors.send(doors.clone());
-        Ok(SupervisorState {
-            device: arguments.device,
-            condition: arguments.condition,
-            doors,
-            verifier,
-            drafter,
-            restarts: 0,
-        })
+        let actors = ActorRefs { intake, batch_builder, monitor, verifier };
+        // the starter waits for them; if it is gone, the engine is not needed
+        let _ = arguments.started.send(actors.clone());
+        Ok(SupervisorState { health: arguments.health, actors, drafter_arguments, drafter, restarts: 0 })
     }
 
     async fn handle(
@@ -145,6 +151,8 @@ impl Actor for Supervisor {
         match message {
             SupervisorMessage::Fatal(reason) => state.fail(reason),
             SupervisorMessage::RestartDrafter => state.restart_drafter(&myself).await?,
+            // a dead drafter has no state: the question is dropped
+            SupervisorMessage::DrafterState(reply) => _ = state.drafter.cast(DrafterMessage::State(reply)),
         }
         Ok(())
     }
@@ -157,7 +165,7 @@ impl Actor for Supervisor {
     ) -> Result<(), ActorProcessingErr> {
         let (who, error) = match event {
             SupervisionEvent::ActorFailed(who, error) => (who, error.to_string()),
-            // children end only with their supervisor, which then hears nothing any more
+            // children end with their supervisor, which then receives nothing any more
             SupervisionEvent::ActorTerminated(who, _, reason) => (who, reason.unwrap_or_default()),
             _ => return Ok(()),
         };
@@ -172,23 +180,20 @@ impl Actor for Supervisor {
 
 async fn start_drafter(
     myself: &ActorRef<SupervisorMessage>,
-    device: &Device,
-    verifier: &ActorRef<VerifierMessage>,
+    arguments: DrafterArguments,
 ) -> Result<ActorRef<DrafterMessage>, ActorProcessingErr> {
-    let arguments =
-        DrafterArguments { device: device.clone(), verifier: verifier.clone(), supervisor: myself.clone() };
     let (drafter, _) = Drafter::spawn_linked(None, Drafter, arguments, myself.get_cell()).await?;
     Ok(drafter)
 }
 
 impl SupervisorState {
-    /// The engine can't go on: every request ends now, and the process will be asked to.
+    /// The engine can't continue: every request ends now, and the process is asked to exit.
     fn fail(&mut self, reason: String) {
-        if self.condition.fail(&reason) {
-            tracing::error!(reason, "the engine failed");
+        if self.health.fail(&reason) {
+            tracing::error!(reason, "engine failed");
             let failure = RequestFailure::Engine(reason);
             // a dead batch builder has dropped its requests' channels, which ends them, too
-            let _ = self.doors.batch_builder.cast(BatchBuilderMessage::AbortAll(failure));
+            let _ = self.actors.batch_builder.cast(BatchBuilderMessage::AbortAll(failure));
         }
     }
 
@@ -198,9 +203,13 @@ impl SupervisorState {
         error: &str,
     ) -> Result<(), ActorProcessingErr> {
         let delay = (RESTART_DELAY * 2u32.saturating_pow(self.restarts)).min(RESTART_DELAY_MAX);
-        tracing::warn!(error, delay_ms = delay.as_millis() as u64, "the drafter failed; decoding plainly");
-        self.doors.batch_builder.cast(BatchBuilderMessage::DrafterLost)?;
-        self.doors.monitor.cast(SloMonitorMessage::DrafterAlive(false))?;
+        tracing::warn!(
+            error,
+            delay_ms = delay.as_millis() as u64,
+            "drafter actor failed; decoding plainly until it is restarted"
+        );
+        self.actors.batch_builder.cast(BatchBuilderMessage::DrafterLost)?;
+        self.actors.monitor.cast(SloMonitorMessage::DrafterAlive(false))?;
         self.restarts += 1;
         myself.send_after(delay, || SupervisorMessage::RestartDrafter);
         Ok(())
@@ -210,26 +219,26 @@ impl SupervisorState {
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
     ) -> Result<(), ActorProcessingErr> {
-        if self.condition.get() != Condition::Serving {
+        if self.health.get() != Condition::Serving {
             return Ok(());
         }
-        self.drafter = start_drafter(myself, &self.device, &self.verifier).await?;
-        let wire = BatchBuilderMessage::Wire(self.drafter.clone(), self.verifier.clone());
-        self.doors.batch_builder.cast(wire)?;
-        self.doors.monitor.cast(SloMonitorMessage::DrafterAlive(true))?;
-        tracing::info!(restarts = self.restarts, "the drafter is back");
+        self.drafter = start_drafter(myself, self.drafter_arguments.clone()).await?;
+        let wire = BatchBuilderMessage::Wire(self.drafter.clone(), self.actors.verifier.clone());
+        self.actors.batch_builder.cast(wire)?;
+        self.actors.monitor.cast(SloMonitorMessage::DrafterAlive(true))?;
+        tracing::info!(restarts = self.restarts, "drafter restarted");
         Ok(())
     }
 
     fn name_of(&self, who: &ActorCell) -> &'static str {
         let id = who.get_id();
-        if id == self.verifier.get_id() {
+        if id == self.actors.verifier.get_id() {
             "verifier"
-        } else if id == self.doors.batch_builder.get_id() {
+        } else if id == self.actors.batch_builder.get_id() {
             "batch builder"
-        } else if id == self.doors.intake.get_id() {
+        } else if id == self.actors.intake.get_id() {
             "intake"
-        } else if id == self.doors.monitor.get_id() {
+        } else if id == self.actors.monitor.get_id() {
             "SLO monitor"
         } else {
             "unknown actor"

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::messages::DrafterMessage;
 use super::*;
-use crate::executor::{Executor, ShadowExecutor, ShadowOptions};
+use crate::executor::{Drafter, Executor, ShadowExecutor, ShadowOptions, Target};
 use crate::policy::slo::Infeasible;
 use crate::policy::{Fixed, Policy};
 use crate::protocol::{
-    AdmissionError, Compaction, DraftRow, Ending, ExecutorError, ExecutorInfo, FinishReason, Generation,
-    Micros, ModelRole, MonotonicClock, Proposal, RequestFailure, SamplingParams, SequenceInput, Slo,
-    StepDecision, StepView, Submission, TokenEvent, TokenId, Verdict, VerifyRow,
+    AdmissionError, Compaction, DraftForest, DraftSeed, DrafterNeeds, Ending, ExecutorError, ExecutorInfo,
+    FinishReason, Generation, Micros, ModelRole, MonotonicClock, NodeId, RequestFailure, SamplingParams,
+    SequenceInput, Slo, StepDecision, StepView, Submission, TokenEvent, TokenId, Verdict, VerifyRow,
 };
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::MetricsConfig;
@@ -26,13 +26,11 @@ fn options() -> EngineOptions {
             batch_tokens_max: 128,
             draft_tokens_max: 8,
             target_blocks: 64,
-            draft_blocks: 64,
-            lookup: None,
+            drafter: Some(DrafterNeeds::kv_cache(64)),
         },
         queue_requests_max: 16,
         queue_prompt_tokens_max: 4096,
-        door: DoorPolicy::default(),
-        policy: Box::new(Fixed { draft_tokens: 4 }),
+        refusals: AdmissionPolicy::default(),
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
         step_timeout: Micros::from_millis(5_000),
@@ -45,7 +43,11 @@ fn shadow() -> ShadowOptions {
 }
 
 fn start(shadow: ShadowOptions, options: EngineOptions) -> Engine {
-    Engine::start(move || Ok(Box::new(ShadowExecutor::new(shadow))), options).expect("starts")
+    start_with(ShadowExecutor::new(shadow), Box::new(Fixed { draft_tokens: 4 }), options)
+}
+
+fn start_with(executor: impl Executor + 'static, learner: Box<dyn Policy>, options: EngineOptions) -> Engine {
+    Engine::start(move || Ok((Box::new(executor), learner)), options).expect("starts")
 }
 
 fn submission(seed: u32, prompt_tokens: u32, max_tokens: u32) -> Submission {
@@ -186,14 +188,14 @@ async fn a_device_error_ends_every_request_and_the_engine_says_why() {
             "{end:?}"
         );
     }
-    assert!(engine.handle().condition().failed().await.contains("told to fail"));
+    assert!(engine.handle().health().failed().await.contains("told to fail"));
     let refusal = engine.handle().submit(submission(1, 30, 5)).await.expect_err("not serving");
     assert_eq!(refusal, AdmissionError::Unavailable);
     engine.shutdown(LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_drafter_costs_drafts_for_a_while_and_not_a_word() {
+async fn a_dead_drafter_costs_drafts_for_a_while_and_no_token() {
     let engine = start(shadow(), options());
     let one = submission(1, 30, 900);
     let wanted = expected(&one);
@@ -246,12 +248,18 @@ impl Executor for Slow {
     fn info(&self) -> &ExecutorInfo {
         self.shadow.info()
     }
-    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        self.shadow.draft_start(rows, out)
+    fn target(&mut self) -> &mut dyn Target {
+        self
     }
-    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        self.shadow.draft_continue(keep, out)
+    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
+        self.shadow.drafter()
     }
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        self.shadow.logits(model, input)
+    }
+}
+
+impl Target for Slow {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         std::thread::sleep(self.step);
         self.shadow.verify(rows, out)
@@ -259,14 +267,11 @@ impl Executor for Slow {
     fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
         self.shadow.compact(moves)
     }
-    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
-        self.shadow.logits(model, input)
-    }
 }
 
 fn start_slow(step: Duration, options: EngineOptions) -> Engine {
-    Engine::start(move || Ok(Box::new(Slow { shadow: ShadowExecutor::new(shadow()), step })), options)
-        .expect("starts")
+    let executor = Slow { shadow: ShadowExecutor::new(shadow()), step };
+    start_with(executor, Box::new(Fixed { draft_tokens: 4 }), options)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -303,27 +308,39 @@ impl Executor for Panics {
     fn info(&self) -> &ExecutorInfo {
         self.0.info()
     }
-    fn draft_start(&mut self, _: &[DraftRow], _: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        panic!("a bug in the executor")
+    fn target(&mut self) -> &mut dyn Target {
+        self
     }
-    fn draft_continue(&mut self, _: &[u32], _: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        panic!("a bug in the executor")
-    }
-    fn verify(&mut self, _: &[VerifyRow], _: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
-        panic!("a bug in the executor")
-    }
-    fn compact(&mut self, _: &[Compaction]) -> Result<(), ExecutorError> {
-        Ok(())
+    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
+        Some(self)
     }
     fn logits(&mut self, _: ModelRole, _: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
         Ok(Vec::new())
     }
 }
 
+impl Target for Panics {
+    fn verify(&mut self, _: &[VerifyRow], _: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        panic!("a bug in the executor")
+    }
+    fn compact(&mut self, _: &[Compaction]) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+}
+
+impl Drafter for Panics {
+    fn start(&mut self, _: &[DraftSeed], _: &mut DraftForest) -> Result<(), ExecutorError> {
+        panic!("a bug in the executor")
+    }
+    fn extend(&mut self, _: &[NodeId], _: &mut DraftForest) -> Result<(), ExecutorError> {
+        panic!("a bug in the executor")
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_in_the_executor_is_a_device_error() {
-    let engine =
-        Engine::start(|| Ok(Box::new(Panics(ShadowExecutor::new(shadow())))), options()).expect("starts");
+    let executor = Panics(ShadowExecutor::new(shadow()));
+    let engine = start_with(executor, Box::new(Fixed { draft_tokens: 4 }), options());
     let generation = engine.handle().submit(submission(1, 30, 5)).await.expect("admitted");
     let (_, end) = listen(generation).await;
     assert!(
@@ -368,9 +385,9 @@ fn in_time(submission: Submission, ttft_ms: u64) -> Submission {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_impossible_objective_is_refused_or_served_and_counted_as_configured() {
     for refuse_infeasible in [true, false] {
-        let door = DoorPolicy { refuse_infeasible, refuse_late: false };
-        let engine =
-            start(shadow(), EngineOptions { door, policy: Box::new(MillisecondAToken), ..options() });
+        let refusals = AdmissionPolicy { refuse_infeasible, refuse_late: false };
+        let options = EngineOptions { refusals, ..options() };
+        let engine = start_with(ShadowExecutor::new(shadow()), Box::new(MillisecondAToken), options);
         let answer = engine.handle().submit(in_time(submission(1, 50, 3), 49)).await;
         if refuse_infeasible {
             let refusal = answer.expect_err("50 ms is the best");
@@ -392,10 +409,11 @@ async fn an_impossible_objective_is_refused_or_served_and_counted_as_configured(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_the_queue_makes_late_is_refused_where_the_config_says_so() {
-    let door = DoorPolicy { refuse_infeasible: true, refuse_late: true };
-    let mut options = EngineOptions { door, policy: Box::new(MillisecondAToken), ..options() };
+    let refusals = AdmissionPolicy { refuse_infeasible: true, refuse_late: true };
+    let mut options = EngineOptions { refusals, ..options() };
     options.limits.running_requests_max = 1;
-    let engine = start_slow(Duration::from_millis(5), options);
+    let executor = Slow { shadow: ShadowExecutor::new(shadow()), step: Duration::from_millis(5) };
+    let engine = start_with(executor, Box::new(MillisecondAToken), options);
     let running = engine.handle().submit(submission(1, 50, 900)).await.expect("runs");
     eventually(engine.handle(), "it runs", |state| state["scheduler"]["running"] == 1).await;
     let waiting = engine.handle().submit(in_time(submission(2, 60, 3), 100)).await.expect("is next");

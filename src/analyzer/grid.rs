@@ -137,7 +137,7 @@ pub fn shapes(info: &ExecutorInfo) -> Vec<Shape> {
     let mut grid = Grid { info, shapes: Vec::new() };
     grid.decode(ModelRole::Target);
     grid.prefill(ModelRole::Target, &BESIDE_PREFILL);
-    if info.has_draft() {
+    if info.has_draft_model() {
         grid.decode(ModelRole::Draft);
         grid.prefill(ModelRole::Draft, &BESIDE_CATCH_UP);
     }
@@ -298,7 +298,7 @@ impl Grid<'_> {
         let blocks = |positions: u32| u64::from(positions.div_ceil(info.block_tokens));
         let pool = match shape.model {
             ModelRole::Target => info.target_blocks,
-            ModelRole::Draft => info.draft_blocks,
+            ModelRole::Draft => info.draft_blocks(),
         };
         let prefill_positions = shape.prefill_positions();
         let decoding =

@@ -3,9 +3,9 @@
 use super::grid::{Shape, Tier, lead};
 use super::workbench::{Workbench, shuffle};
 use super::{AnalyzerError, AnalyzerOptions, Progress};
-use crate::executor::Executor;
+use crate::executor::{DraftChains, Executor};
 use crate::protocol::{
-    Clock, DraftRow, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, Verdict, VerifyRow,
+    Clock, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, RowRole, Verdict, VerifyRow,
 };
 use crate::timing::ProfilePoint;
 
@@ -42,7 +42,13 @@ pub fn run(
     let workbench = Workbench::new(&info, options.text.clone(), options.sampling.clone());
     let start = clock.now();
     let mut session = Session {
-        bench: Bench { executor, clock, proposals: Vec::new(), verdicts: Vec::new() },
+        bench: Bench {
+            executor,
+            clock,
+            chains: DraftChains::default(),
+            proposals: Vec::new(),
+            verdicts: Vec::new(),
+        },
         deadline: start + options.budget,
         start,
         passes: 0,
@@ -108,7 +114,7 @@ impl Cell {
 /// A batch that is ready to run.
 enum Batch {
     Verify(Vec<VerifyRow>),
-    Draft { rows: Vec<DraftRow>, calls: u32, keep: Vec<u32> },
+    Draft { seeds: Vec<DraftSeed>, calls: u32, keep: Vec<u32> },
 }
 
 impl Batch {
@@ -116,7 +122,7 @@ impl Batch {
         match shape.model {
             ModelRole::Target => Batch::Verify(workbench.verify_rows(shape)),
             ModelRole::Draft => Batch::Draft {
-                rows: workbench.draft_rows(shape),
+                seeds: workbench.draft_seeds(shape),
                 calls: shape.calls(),
                 keep: (0..shape.sequences).collect(),
             },
@@ -128,6 +134,7 @@ impl Batch {
 struct Bench<'a> {
     executor: &'a mut dyn Executor,
     clock: &'a dyn Clock,
+    chains: DraftChains,
     proposals: Vec<Proposal>,
     verdicts: Vec<Verdict>,
 }
@@ -148,18 +155,18 @@ impl Bench<'_> {
         let calls = match batch {
             Batch::Verify(rows) => {
                 self.verdicts.clear();
-                self.executor.verify(rows, &mut self.verdicts)?;
+                self.executor.target().verify(rows, &mut self.verdicts)?;
                 1
             }
-            Batch::Draft { rows, calls, keep } => {
-                self.proposals.clear();
-                self.executor.draft_start(rows, &mut self.proposals)?;
+            Batch::Draft { seeds, calls, keep } => {
+                let none = || ExecutorError::Malformed("there is no draft model".to_owned());
+                let drafter = self.executor.drafter().ok_or_else(none)?;
+                self.chains.start(drafter, seeds, &mut self.proposals)?;
                 for _ in 1..*calls {
                     if self.proposals.iter().any(|proposal| !proposal.finite) {
                         return Ok(None);
                     }
-                    self.proposals.clear();
-                    self.executor.draft_continue(keep, &mut self.proposals)?;
+                    self.chains.extend(drafter, keep, &mut self.proposals)?;
                 }
                 *calls
             }
@@ -188,10 +195,11 @@ impl Session<'_, '_> {
             }
             let batch = match model {
                 ModelRole::Target => {
-                    Batch::Verify(vec![VerifyRow { input, drafts: 0, tree: None, sample: false }])
+                    let role = RowRole::Prefill;
+                    Batch::Verify(vec![VerifyRow { input, role, drafts: 0, tree: None, sample: false }])
                 }
                 ModelRole::Draft => Batch::Draft {
-                    rows: vec![DraftRow { input, propose: false }],
+                    seeds: vec![DraftSeed { row: 0, input, limit: 0 }],
                     calls: 1,
                     keep: Vec::new(),
                 },

@@ -96,8 +96,10 @@ pub fn analyze(
     // A GPU pads a batch to the next captured size; a CPU computes just its rows.
     let between = if fingerprint.backend == "cuda" { Between::Pad } else { Between::Interpolate };
     let target = fit(&points, ModelRole::Target, between, HOLD_OUT_EVERY)?;
-    let draft =
-        info.has_draft().then(|| fit(&points, ModelRole::Draft, between, HOLD_OUT_EVERY)).transpose()?;
+    let draft = info
+        .has_draft_model()
+        .then(|| fit(&points, ModelRole::Draft, between, HOLD_OUT_EVERY))
+        .transpose()?;
     Ok(Profile {
         format: PROFILE_FORMAT,
         origin: "measured".to_owned(),

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::executor::Executor;
 use crate::protocol::{
-    DraftRow, ExecutorError, History, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict,
-    VerifyRow,
+    DraftForest, DraftSeed, ExecutorError, History, Proposal, RequestId, RowRole, SamplingParams,
+    SequenceInput, TokenId, Verdict, VerifyRow,
 };
 use crate::replay::RecordedSequence;
 
@@ -49,9 +49,9 @@ pub struct RecordJob {
 /// for a prompt that is empty or does not fit.
 pub fn record(executor: &mut dyn Executor, job: &RecordJob) -> Result<RecordedSequence, ExecutorError> {
     let info = executor.info();
-    let blocks = info.target_blocks.min(info.draft_blocks);
+    let blocks = info.target_blocks.min(info.draft_blocks());
     let room = info.context_tokens_max.min(blocks * info.block_tokens);
-    if !info.has_draft() {
+    if !info.has_draft_model() {
         return Err(ExecutorError::Malformed("there is no draft model".to_owned()));
     }
     if job.prompt.is_empty() || job.prompt.len() as u32 >= room {
@@ -93,8 +93,7 @@ impl Recorder<'_> {
         let length = self.tokens.len();
         for start in (0..length).step_by(chunk) {
             let end = (start + chunk).min(length);
-            let row = DraftRow { input: self.input(start, end), propose: false };
-            self.executor.draft_start(&[row], &mut Vec::new())?;
+            self.draft(DraftSeed { row: 0, input: self.input(start, end), limit: 0 })?;
             let next = self.verify(start, end, end == length)?;
             if let Some(next) = next {
                 return Ok(next);
@@ -106,10 +105,17 @@ impl Recorder<'_> {
     /// The draft's choice behind all tokens.
     fn propose(&mut self) -> Result<Proposal, ExecutorError> {
         let length = self.tokens.len();
-        let mut proposals = Vec::new();
-        let row = DraftRow { input: self.input(length - 1, length), propose: true };
-        self.executor.draft_start(&[row], &mut proposals)?;
-        proposals.pop().ok_or_else(|| ExecutorError::Device("the draft proposed nothing".to_owned()))
+        let proposal = self.draft(DraftSeed { row: 0, input: self.input(length - 1, length), limit: 1 })?;
+        proposal.ok_or_else(|| ExecutorError::Device("the draft proposed nothing".to_owned()))
+    }
+
+    fn draft(&mut self, seed: DraftSeed) -> Result<Option<Proposal>, ExecutorError> {
+        let mut forest = DraftForest::default();
+        let drafter = self.executor.drafter();
+        let drafter =
+            drafter.ok_or_else(|| ExecutorError::Malformed("there is no draft model".to_owned()))?;
+        drafter.start(&[seed], &mut forest)?;
+        Ok(forest.since(0).map(|(_, node)| node.proposal).last())
     }
 
     /// The target's.
@@ -121,8 +127,9 @@ impl Recorder<'_> {
 
     fn verify(&mut self, start: usize, end: usize, sample: bool) -> Result<Option<TokenId>, ExecutorError> {
         let mut verdicts: Vec<Verdict> = Vec::new();
-        let row = VerifyRow { input: self.input(start, end), drafts: 0, tree: None, sample };
-        self.executor.verify(&[row], &mut verdicts)?;
+        let role = if end - start == 1 { RowRole::Decode } else { RowRole::Prefill };
+        let row = VerifyRow { input: self.input(start, end), role, drafts: 0, tree: None, sample };
+        self.executor.target().verify(&[row], &mut verdicts)?;
         Ok(verdicts.pop().and_then(|verdict| verdict.tokens.first().copied()))
     }
 
@@ -164,7 +171,8 @@ mod tests {
 
     fn executor(draft_blocks: u32) -> VirtualExecutor {
         let mut settings = settings();
-        settings.limits.draft_blocks = draft_blocks;
+        settings.limits.drafter =
+            (draft_blocks > 0).then(|| crate::protocol::DrafterNeeds::kv_cache(draft_blocks));
         let options = VirtualOptions {
             info: settings.executor_info(),
             cost: settings.cost.clone(),

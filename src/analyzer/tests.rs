@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::grid::{Shape, Tier, lead, shapes};
 use super::workbench::Workbench;
 use super::*;
-use crate::executor::{ShadowExecutor, ShadowOptions};
+use crate::executor::{Drafter, ShadowExecutor, ShadowOptions, Target};
 use crate::model::random::{RandomOptions, random_model, small_spec};
-use crate::protocol::{Compaction, DraftRow, ExecutorInfo, Proposal, SequenceInput, Verdict, VerifyRow};
+use crate::protocol::{
+    Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, SequenceInput, Verdict, VerifyRow,
+};
 use crate::timing::cost_model::{LatencyModel, LatencyTerms, Work, prefill_attended};
 use crate::timing::{ProfilePoint, ROUND_CALLS};
 
@@ -110,29 +112,20 @@ impl Executor for LawfulExecutor {
         self.inner.info()
     }
 
-    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        let mut work = Work::default();
-        for input in rows.iter().map(|row| &row.input) {
-            let missed = input.tokens.len() as u32 - 1;
-            let context = u64::from(input.start + missed) + 1;
-            work.rows += 1;
-            work.context_tokens += context;
-            work.attended_tokens += context;
-            work.prefill_tokens += missed;
-            work.prefill_attended_tokens += prefill_attended(input.start, missed);
-        }
-        self.round_context = work.context_tokens;
-        self.spend(self.draft.micros(&work));
-        self.inner.draft_start(rows, out)
+    fn target(&mut self) -> &mut dyn Target {
+        self
     }
 
-    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        let (rows, context_tokens) = (keep.len() as u32, self.round_context);
-        let work = Work { rows, context_tokens, attended_tokens: context_tokens, ..Work::default() };
-        self.spend(self.draft.micros(&work));
-        self.inner.draft_continue(keep, out)
+    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
+        Some(self)
     }
 
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        self.inner.logits(model, input)
+    }
+}
+
+impl Target for LawfulExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         let work = work_of(
             rows.iter()
@@ -145,9 +138,30 @@ impl Executor for LawfulExecutor {
     fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
         self.inner.compact(moves)
     }
+}
 
-    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
-        self.inner.logits(model, input)
+impl Drafter for LawfulExecutor {
+    fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let mut work = Work::default();
+        for input in seeds.iter().map(|seed| &seed.input) {
+            let missed = input.tokens.len() as u32 - 1;
+            let context = u64::from(input.start + missed) + 1;
+            work.rows += 1;
+            work.context_tokens += context;
+            work.attended_tokens += context;
+            work.prefill_tokens += missed;
+            work.prefill_attended_tokens += prefill_attended(input.start, missed);
+        }
+        self.round_context = work.context_tokens;
+        self.spend(self.draft.micros(&work));
+        self.inner.start(seeds, forest)
+    }
+
+    fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let (rows, context_tokens) = (nodes.len() as u32, self.round_context);
+        let work = Work { rows, context_tokens, attended_tokens: context_tokens, ..Work::default() };
+        self.spend(self.draft.micros(&work));
+        self.inner.extend(nodes, forest)
     }
 }
 
@@ -303,7 +317,7 @@ fn shapes_cover_rows_contexts_queries_and_chunks_and_fit_the_executor() {
     for shape in &shapes {
         let inputs: Vec<SequenceInput> = match shape.model {
             ModelRole::Target => workbench.verify_rows(shape).into_iter().map(|row| row.input).collect(),
-            ModelRole::Draft => workbench.draft_rows(shape).into_iter().map(|row| row.input).collect(),
+            ModelRole::Draft => workbench.draft_seeds(shape).into_iter().map(|seed| seed.input).collect(),
         };
         let mut blocks: Vec<u32> = inputs.iter().flat_map(|input| input.blocks.clone()).collect();
         let count = blocks.len();
@@ -327,7 +341,7 @@ fn verification_is_measured_after_drafting_and_drafting_after_a_pass_of_the_targ
         assert!(lead.prefill_tokens == 0 && (shape.model == ModelRole::Draft || shape.queries() > 1));
     }
     assert!(led > 20);
-    let alone = ExecutorInfo { draft_blocks: 0, ..info };
+    let alone = ExecutorInfo { drafter: None, ..info };
     assert!(shapes(&alone).iter().all(|shape| lead(&alone, shape).is_none()));
 }
 
@@ -358,12 +372,12 @@ fn block_tables_are_scattered_the_same_way_every_time() {
 #[test]
 fn an_executor_without_draft_small_caches_or_one_sequence_is_measured_as_far_as_it_goes() {
     for info in [
-        ExecutorInfo { draft_blocks: 0, ..info() },
-        ExecutorInfo { target_blocks: 3, draft_blocks: 3, ..info() },
+        ExecutorInfo { drafter: None, ..info() },
+        ExecutorInfo { target_blocks: 3, drafter: Some(DrafterNeeds::kv_cache(3)), ..info() },
         ExecutorInfo { batch_sequences_max: 1, batch_tokens_max: 4, ..info() },
     ] {
         let clock = FakeClock::default();
-        let has_draft = info.has_draft();
+        let has_draft = info.has_draft_model();
         let mut executor = LawfulExecutor::new(info, &clock);
         let profile = analyzed(&mut executor, 5.0);
         assert_eq!(profile.draft.is_some(), has_draft);
@@ -378,7 +392,7 @@ fn no_room_no_text_and_failing_passes_are_errors() {
         let mut executor = LawfulExecutor::new(info, &clock);
         analyze(&mut executor, &clock, Fingerprint::default(), &options, &mut |_| {})
     };
-    let none = ExecutorInfo { target_blocks: 0, draft_blocks: 0, ..info() };
+    let none = ExecutorInfo { target_blocks: 0, drafter: None, ..info() };
     assert!(matches!(run(none, options(1.0)), Err(AnalyzerError::NoRoom)));
     let silent = AnalyzerOptions { text: Vec::new(), ..options(1.0) };
     assert!(matches!(run(info(), silent), Err(AnalyzerError::NoText)));

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::grid::Shape;
 use crate::protocol::{
-    BlockId, DraftRow, ExecutorInfo, ModelRole, RequestId, SamplingParams, SequenceInput, TokenId, VerifyRow,
+    BlockId, DraftSeed, ExecutorInfo, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, TokenId,
+    VerifyRow,
 };
 
 /// Tokens of each sequence that fills the caches before anything is measured.
@@ -23,7 +24,7 @@ impl Workbench {
     pub fn new(info: &ExecutorInfo, text: Vec<TokenId>, sampling: Arc<SamplingParams>) -> Workbench {
         Workbench {
             target_blocks: scattered(info.target_blocks),
-            draft_blocks: scattered(info.draft_blocks),
+            draft_blocks: scattered(info.draft_blocks()),
             block_tokens: info.block_tokens,
             text,
             sampling,
@@ -36,19 +37,23 @@ impl Workbench {
         let drafts = shape.queries().saturating_sub(1);
         let prefill = inputs.prefill.map(|input| VerifyRow {
             input,
+            role: RowRole::Prefill,
             drafts: 0,
             tree: None,
             // Alone it stands for a prompt in one chunk, which ends in a first token.
             sample: shape.rows == 0,
         });
         let decoding = inputs.decoding.into_iter();
-        decoding.map(|input| VerifyRow { input, drafts, tree: None, sample: true }).chain(prefill).collect()
+        decoding
+            .map(|input| VerifyRow { input, role: RowRole::Decode, drafts, tree: None, sample: true })
+            .chain(prefill)
+            .collect()
     }
 
     /// The draft model's batch of a shape.
-    pub fn draft_rows(&self, shape: &Shape) -> Vec<DraftRow> {
+    pub fn draft_seeds(&self, shape: &Shape) -> Vec<DraftSeed> {
         let inputs = self.inputs(shape).decoding;
-        inputs.into_iter().map(|input| DraftRow { input, propose: true }).collect()
+        (0..).zip(inputs).map(|(row, input)| DraftSeed { row, input, limit: 1 }).collect()
     }
 
     /// Inputs of single sequences that together write every block of both caches, the draft's

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
+use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
 use super::opening::{Assembled, OnPhase};
+use super::profiling::{TimeSource, for_drafter};
 use super::served::ServedEngine;
-use super::{DaemonError, profiling};
-use crate::actors::{DoorPolicy, Engine, EngineOptions, Polling};
+use crate::actors::{AdmissionPolicy, Engine, EngineOptions, Polling};
 use crate::config::{Config, DraftConfig, Infeasible, Late};
-use crate::drafting::NgramOptions;
+use crate::drafting::{NgramOptions, WithPromptLookup};
 use crate::executor::Executor;
 use crate::model::{LoadedModel, ModelPair, load_pair};
-use crate::policy::Policy;
 use crate::policy::registry::{PolicyOptions, build as build_policy};
 use crate::policy::specserve::SpecServeOptions;
 use crate::policy::survival::POSITIONS_MAX;
@@ -36,55 +36,58 @@ where
     let draft = config.draft.as_ref().and_then(DraftConfig::model);
     let pair = load_pair(&config.target.model, draft)?;
     let plan = ExecutorPlan::of(config, &pair)?;
-    if config.speculation.policy.needs_profile() {
-        on_phase("the machine's times are being read or measured");
-    }
-    let profile = profiling::for_policy(config, &plan, &pair)?;
-    let policy = build_policy(config.speculation.policy, profile.as_ref(), &policy_options(config))?;
-    let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::start());
-    let options = engine_options(config, policy, plan.polling(), clock);
+    let times = TimeSource::of(config, &plan, &pair)?;
+    let options = engine_options(config, plan.polling(), Arc::new(MonotonicClock::start()));
     let ModelPair { target, draft } = pair;
     let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
-    on_phase("the executor is being built");
-    let engine =
-        Engine::start(move || build(plan, weights.0, weights.1), options).map_err(DaemonError::Start)?;
+    on_phase(match times.measures() {
+        false => "the executor is being built",
+        true => "the executor is being built and measured",
+    });
+    let drafts = (config.draft.clone(), config.speculation.policy, policy_options(config));
+    let engine = Engine::start(
+        move || {
+            let mut executor = build(plan, weights.0, weights.1)?;
+            let (draft, policy, options) = drafts;
+            let profile = times.resolve(executor.as_mut()).map_err(|error| error.to_string())?;
+            let profile = for_drafter(profile, draft.as_ref());
+            let learner =
+                build_policy(policy, profile.as_ref(), &options).map_err(|error| error.to_string())?;
+            Ok((with_drafter(executor, draft.as_ref()), learner))
+        },
+        options,
+    );
+    let engine = engine.map_err(DaemonError::Start)?;
     let info = engine.handle().info();
     tracing::info!(
         backend = info.backend,
         device = info.device,
         target_blocks = info.target_blocks,
-        draft_blocks = info.draft_blocks,
+        draft_blocks = info.draft_blocks(),
         policy = %config.speculation.policy,
-        "the engine runs"
+        "engine started"
     );
     let served = ServedEngine::new(engine.handle().clone(), config, target);
     Ok((engine, served))
 }
 
-fn engine_options(
-    config: &Config,
-    policy: Box<dyn Policy>,
-    polling: Polling,
-    clock: Arc<dyn Clock>,
-) -> EngineOptions {
+fn engine_options(config: &Config, polling: Polling, clock: Arc<dyn Clock>) -> EngineOptions {
     EngineOptions {
         limits: SchedulerLimits {
             running_requests_max: config.scheduler.running_requests_max,
             prefill_chunk_tokens_max: config.scheduler.prefill_chunk_tokens_max,
             batch_tokens_max: config.executor.batch_tokens_max,
             draft_tokens_max: config.speculation.draft_tokens_max,
-            // the executor says how many blocks there are
+            // the executor says how many blocks there are, and what its drafter needs
             target_blocks: u32::MAX,
-            draft_blocks: u32::MAX,
-            lookup: lookup(config),
+            drafter: None,
         },
         queue_requests_max: config.scheduler.queue_requests_max,
         queue_prompt_tokens_max: u32::try_from(config.scheduler.queue_prompt_tokens_max).unwrap_or(u32::MAX),
-        door: DoorPolicy {
+        refusals: AdmissionPolicy {
             refuse_infeasible: config.slo.infeasible == Infeasible::Reject,
             refuse_late: config.slo.late == Late::Reject,
         },
-        policy,
         metrics: MetricsConfig {
             model: config.target.name.clone(),
             policy: config.speculation.policy.to_string(),
@@ -97,9 +100,12 @@ fn engine_options(
     }
 }
 
-/// Drafting by prompt lookup, if that is where drafts come from.
-fn lookup(config: &Config) -> Option<NgramOptions> {
-    matches!(config.draft, Some(DraftConfig::Ngram)).then(NgramOptions::default)
+/// The executor with the configured drafter: prompt lookup, or its own draft model.
+fn with_drafter(executor: Box<dyn Executor>, draft: Option<&DraftConfig>) -> Box<dyn Executor> {
+    match draft {
+        Some(DraftConfig::Ngram) => Box::new(WithPromptLookup::new(executor, NgramOptions::default())),
+        _ => executor,
+    }
 }
 
 /// The config's bounds, as far as policies plan.

@@ -19,7 +19,7 @@ use opening::Opening;
 pub use profiling::{OnProgress, profile};
 pub use recording::{OnSequence, record};
 
-use crate::actors::{ConditionBoard, Engine};
+use crate::actors::{Engine, HealthWatch};
 use crate::analyzer::AnalyzerError;
 use crate::api::{Server, ServerError, SocketError};
 use crate::config::Config;
@@ -102,7 +102,7 @@ impl Daemon {
     /// the socket.
     pub async fn shutdown(self) {
         let Daemon { engine, mut server, drain_timeout, .. } = self;
-        engine.handle().condition().drain();
+        engine.handle().health().drain();
         server.drain();
         if !engine.shutdown(drain_timeout).await {
             tracing::warn!("some requests were not finished within the drain time");
@@ -114,8 +114,8 @@ impl Daemon {
         tracing::info!("ended");
     }
 
-    fn condition(&self) -> ConditionBoard {
-        self.engine.handle().condition().clone()
+    fn condition(&self) -> HealthWatch {
+        self.engine.handle().health().clone()
     }
 }
 

@@ -8,6 +8,7 @@ use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
 use crate::analyzer::{self, AnalyzerOptions, Progress};
 use crate::config::{Config, DraftConfig};
+use crate::executor::Executor;
 use crate::model::{ModelPair, load_pair};
 use crate::protocol::{Micros, MonotonicClock, SamplingParams};
 use crate::timing::ProfileError;
@@ -57,54 +58,109 @@ pub fn profile(
     measure(&plan, &pair, budget, on_progress)
 }
 
-/// The profile for the configured policy; `None` for one that plans without.
-pub(super) fn for_policy(
-    config: &Config,
-    plan: &ExecutorPlan,
-    pair: &ModelPair,
-) -> Result<Option<Profile>, DaemonError> {
-    let mut profile = measured(config, plan, pair)?;
-    if let (Some(profile), Some(DraftConfig::Ngram)) = (&mut profile, &config.draft) {
+/// Where the times come from that a policy plans with.
+pub(super) enum TimeSource {
+    /// The policy plans without.
+    None,
+    /// A profile file that is valid for this machine and these models.
+    File(Box<Profile>),
+    /// They are measured at the start, with the executor that is going to serve.
+    Measure(Box<Measurement>),
+}
+
+/// What measuring needs besides an executor.
+pub(super) struct Measurement {
+    options: AnalyzerOptions,
+    fingerprint: Fingerprint,
+}
+
+impl TimeSource {
+    /// Reads the configured profile, or decides to measure.
+    ///
+    /// # Errors
+    /// A profile that can't be used, unless the configuration says to measure instead.
+    pub fn of(config: &Config, plan: &ExecutorPlan, pair: &ModelPair) -> Result<TimeSource, DaemonError> {
+        let speculation = &config.speculation;
+        if !speculation.policy.needs_profile() {
+            return Ok(TimeSource::None);
+        }
+        let machine = fingerprint(plan, pair)?;
+        match speculation.profile.as_deref().map(|path| read(path, &machine)) {
+            Some(Ok(profile)) => return Ok(TimeSource::File(Box::new(profile))),
+            Some(Err(error)) if !(speculation.profile_at_start && error.is_cured_by_measuring()) => {
+                return Err(error);
+            }
+            Some(Err(error)) => tracing::warn!(%error, "profile not used"),
+            None => {}
+        }
+        Ok(TimeSource::Measure(Box::new(Measurement::new(plan, pair, AT_START_BUDGET)?)))
+    }
+
+    /// Whether the start takes the time to measure.
+    pub fn measures(&self) -> bool {
+        matches!(self, TimeSource::Measure(_))
+    }
+
+    /// The profile, measured with `executor` if it has to be. Call it on the device thread.
+    ///
+    /// # Errors
+    /// [`DaemonError::Analyzer`].
+    pub fn resolve(self, executor: &mut dyn Executor) -> Result<Option<Profile>, DaemonError> {
+        match self {
+            TimeSource::None => Ok(None),
+            TimeSource::File(profile) => Ok(Some(*profile)),
+            TimeSource::Measure(measurement) => measurement.at_start(executor).map(Some),
+        }
+    }
+}
+
+impl Measurement {
+    fn new(plan: &ExecutorPlan, pair: &ModelPair, budget: Duration) -> Result<Measurement, DaemonError> {
+        let text = pair.target.tokenizer.encode(TEXT, false);
+        let options = AnalyzerOptions {
+            budget: Micros::from(budget),
+            text: text.map_err(|error| DaemonError::Start(error.to_string()))?,
+            sampling: Arc::new(SamplingParams::greedy()),
+        };
+        Ok(Measurement { options, fingerprint: fingerprint(plan, pair)? })
+    }
+
+    fn run(
+        self,
+        executor: &mut dyn Executor,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<Profile, DaemonError> {
+        let clock = MonotonicClock::start();
+        Ok(analyzer::analyze(executor, &clock, self.fingerprint, &self.options, on_progress)?)
+    }
+
+    fn at_start(self, executor: &mut dyn Executor) -> Result<Profile, DaemonError> {
+        tracing::info!(budget_s = AT_START_BUDGET.as_secs_f64(), "measuring step times");
+        let start = Instant::now();
+        let profile = self.run(executor, &mut |_| {})?;
+        let mape = |error: Option<FitError>| error.map(|error| error.mape);
+        let row_us = |terms: &LatencyTerms| terms.micros.first().copied();
+        tracing::info!(
+            seconds = start.elapsed().as_secs_f64(),
+            shapes = profile.points.len(),
+            target_us = row_us(&profile.target),
+            draft_us = profile.draft.as_ref().and_then(row_us),
+            target_mape = mape(profile.target_error),
+            draft_mape = mape(profile.draft_error),
+            "measured step times"
+        );
+        Ok(profile)
+    }
+}
+
+/// The profile as a policy of this configuration plans with it.
+pub(super) fn for_drafter(profile: Option<Profile>, draft: Option<&DraftConfig>) -> Option<Profile> {
+    let mut profile = profile?;
+    if let Some(DraftConfig::Ngram) = draft {
         // looking up takes no device time; without this the policy would know of no drafter
         profile.draft = Some(LatencyTerms::negligible());
     }
-    Ok(profile)
-}
-
-fn measured(config: &Config, plan: &ExecutorPlan, pair: &ModelPair) -> Result<Option<Profile>, DaemonError> {
-    let speculation = &config.speculation;
-    if !speculation.policy.needs_profile() {
-        return Ok(None);
-    }
-    let machine = fingerprint(plan, pair)?;
-    let found = speculation.profile.as_deref().map(|path| read(path, &machine));
-    match found {
-        Some(Ok(profile)) => return Ok(Some(profile)),
-        Some(Err(error)) if !(speculation.profile_at_start && error.is_cured_by_measuring()) => {
-            return Err(error);
-        }
-        Some(Err(error)) => tracing::warn!(%error, "the profile is not used"),
-        None => {}
-    }
-    at_start(plan, pair).map(Some)
-}
-
-fn at_start(plan: &ExecutorPlan, pair: &ModelPair) -> Result<Profile, DaemonError> {
-    tracing::info!(budget_s = AT_START_BUDGET.as_secs_f64(), "measuring how long steps take here");
-    let start = Instant::now();
-    let profile = measure(plan, pair, AT_START_BUDGET, &mut |_| {})?;
-    let mape = |error: Option<FitError>| error.map(|error| error.mape);
-    let row_us = |terms: &LatencyTerms| terms.micros.first().copied();
-    tracing::info!(
-        seconds = start.elapsed().as_secs_f64(),
-        shapes = profile.points.len(),
-        target_us = row_us(&profile.target),
-        draft_us = profile.draft.as_ref().and_then(row_us),
-        target_mape = mape(profile.target_error),
-        draft_mape = mape(profile.draft_error),
-        "measured the time model"
-    );
-    Ok(profile)
+    Some(profile)
 }
 
 fn fingerprint(plan: &ExecutorPlan, pair: &ModelPair) -> Result<Fingerprint, DaemonError> {
@@ -136,27 +192,20 @@ impl DaemonError {
     }
 }
 
-/// Builds an executor of its own and measures it, on a thread of its own: executors belong to
-/// the thread that built them, and may bind it to a processor.
+/// Builds an executor and measures it, on a thread of its own: executors belong to the thread that
+/// built them, and may bind it to a processor.
 fn measure(
     plan: &ExecutorPlan,
     pair: &ModelPair,
     budget: Duration,
     on_progress: OnProgress<'_>,
 ) -> Result<Profile, DaemonError> {
-    let text = pair.target.tokenizer.encode(TEXT, false);
-    let options = AnalyzerOptions {
-        budget: Micros::from(budget),
-        text: text.map_err(|error| DaemonError::Start(error.to_string()))?,
-        sampling: Arc::new(SamplingParams::greedy()),
-    };
-    let fingerprint = fingerprint(plan, pair)?;
+    let measurement = Measurement::new(plan, pair, budget)?;
     let draft = pair.draft.as_ref().map(|model| model.loaded.clone());
     let (plan, target) = (plan.clone(), pair.target.loaded.clone());
     let run = move || -> Result<Profile, DaemonError> {
         let mut executor = plan.build(target, draft).map_err(DaemonError::Start)?;
-        let clock = MonotonicClock::start();
-        Ok(analyzer::analyze(executor.as_mut(), &clock, fingerprint, &options, on_progress)?)
+        measurement.run(executor.as_mut(), on_progress)
     };
     let failed = |what: String| DaemonError::Start(format!("the analyzer's thread {what}"));
     std::thread::scope(|scope| {
@@ -184,7 +233,10 @@ mod tests {
         config.speculation.profile = Some(path);
         config.speculation.profile_at_start = at_start;
         let (plan, pair) = planned(&config);
-        for_policy(&config, &plan, &pair)
+        let source = TimeSource::of(&config, &plan, &pair)?;
+        let (target, draft) = (pair.target.loaded, pair.draft.map(|model| model.loaded));
+        let mut executor = plan.build(target, draft).map_err(DaemonError::Start)?;
+        source.resolve(executor.as_mut())
     }
 
     fn planned(config: &Config) -> (ExecutorPlan, ModelPair) {

@@ -65,7 +65,7 @@ impl Engine for ServedEngine {
     }
 
     fn health(&self) -> Health {
-        match self.handle.condition().get() {
+        match self.handle.health().get() {
             Condition::Serving => Health::default(),
             Condition::Draining => {
                 Health { not_ready: Some("the server is shutting down".to_owned()), ..Health::default() }

@@ -1,5 +1,9 @@
 //! Drafting without a draft model.
+//!
+//! May import: protocol, executor.
 
+mod lookup;
 mod ngram;
 
+pub use lookup::WithPromptLookup;
 pub use ngram::{NgramOptions, propose};

@@ -1,52 +1,96 @@
-//! The seam between the engine and whatever computes.
+//! The seam between the engine and what computes.
 //!
-//! An [`Executor`] holds a target model, perhaps a draft model, and a paged KV
-//! cache for each. It lives on one thread that owns the device. Everything above
-//! speaks in tokens: sampling and verification happen behind this trait, because
-//! on a GPU they must not leave the device. The same tests run on every
-//! implementation (DESIGN, section 11 and 12).
+//! An [`Executor`] owns one device's models and their paged KV caches, and lives on one thread. It
+//! has two sides: the [`Target`], whose tokens are served, and a [`Drafter`], which proposes
+//! tokens for the target to verify. Everything above speaks in tokens and block ids: sampling and
+//! verification happen behind these traits, because on a GPU they must not leave the device.
+//! The same contract suite runs on every implementation.
+//!
+//! May import: protocol, sampling, model.
 
+mod chains;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod shadow;
 
+pub use chains::{DraftChains, chain_rows};
 pub use shadow::{ShadowExecutor, ShadowOptions};
 
 use crate::protocol::{
-    Compaction, DraftRow, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, SequenceInput, Verdict,
-    VerifyRow,
+    Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, NodeId,
+    SequenceInput, Verdict, VerifyRow,
 };
+
+/// The model that is served.
+pub trait Target {
+    /// Runs the target over all rows (any mix of prefill, decode and verification) and writes one
+    /// [`Verdict`] per row to `out`, which is cleared first.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Malformed`] for a batch that breaks a rule, [`ExecutorError::Device`] when
+    /// the device failed.
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError>;
+
+    /// Moves the KV of accepted tree paths to where a chain's would be; a chain never needs it.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError>;
+}
+
+/// What proposes tokens. What it must be given is in [`ExecutorInfo::drafter`].
+///
+/// A round begins with [`start`](Self::start) and ends with the next one. How far a sequence lags
+/// behind is the caller's to know: it feeds what was not fed.
+pub trait Drafter {
+    /// Begins a round: feeds every seed's input, and adds the first proposals of each seed with a
+    /// positive limit to `forest`. A drafter may add several at once, up to the limit.
+    ///
+    /// # Errors
+    /// As [`Target::verify`].
+    fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError>;
+
+    /// Feeds these nodes and adds what follows each of them. Blocks must already cover the
+    /// positions. Nodes are ascending and without children; a drafter of chains takes at most one
+    /// node per seed, its latest, and a seed that was left out stays out of the round.
+    ///
+    /// # Errors
+    /// As [`Target::verify`].
+    fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError>;
+
+    /// Says which nodes of the round the target accepted, ascending. Drafters of chains need not
+    /// know: their caches hold accepted tokens where they belong.
+    ///
+    /// # Errors
+    /// As [`Target::verify`].
+    fn settle(&mut self, accepted: &[NodeId], forest: &DraftForest) -> Result<(), ExecutorError> {
+        let _ = (accepted, forest);
+        Ok(())
+    }
+}
 
 /// Computes. Single-threaded towards its caller; may use many threads inside.
 pub trait Executor: Send {
-    /// Fixed facts.
+    /// Fixed properties.
     fn info(&self) -> &ExecutorInfo;
 
-    /// Starts a drafting round: runs the draft model over every row's input, and
-    /// writes one [`Proposal`] per row to `out` (default where `propose` is unset).
-    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError>;
+    /// The served model.
+    fn target(&mut self) -> &mut dyn Target;
 
-    /// Goes on with the rows `keep` (ascending indices into the rows of
-    /// [`draft_start`](Self::draft_start)): feeds each its last proposal, writes one new
-    /// proposal per kept row to `out`. `blocks` must already cover the positions.
-    /// A row that was left out may not come back in this round.
-    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError>;
+    /// What drafts; `None` where [`ExecutorInfo::drafter`] is.
+    fn drafter(&mut self) -> Option<&mut dyn Drafter>;
 
-    /// Runs the target over all rows (any mix of prefill, decode and verification),
-    /// and writes one [`Verdict`] per row to `out`.
-    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError>;
-
-    /// How long the device stood idle before the work of the last call: since the work of
-    /// the call before it, whichever model that ran. `None` where device and caller are one.
+    /// How long the device stood idle before the work of the last call: since the work of the
+    /// call before it, whichever side that was of. `None` where device and caller are one.
     fn idle_before_last_call(&self) -> Option<Micros> {
         None
     }
 
-    /// Moves target KV after trees were accepted; a chain never needs it.
-    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError>;
-
-    /// The logits (fp32, `vocab_size`) after the last input token of one row, for
-    /// tests and golden files; runs the named model and fills its cache.
+    /// The logits (fp32, `vocab_size`) after the last input token of one row, for tests and
+    /// golden files; runs the named model and fills its cache.
+    ///
+    /// # Errors
+    /// As [`Target::verify`]; also where there is no such model.
     fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError>;
 }

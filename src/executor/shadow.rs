@@ -6,10 +6,10 @@
 //! this is the sharpest test there is of everything above the seam, at no cost. It can
 //! also be told to fail. Not for serving.
 
-use super::Executor;
+use super::{Drafter, Executor, Target, chain_rows};
 use crate::protocol::{
-    BLOCK_TOKENS, BlockId, Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, Proposal, RequestId,
-    SamplingParams, SequenceInput, TokenId, Verdict, VerifyRow,
+    BLOCK_TOKENS, BlockId, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo,
+    ModelRole, NodeId, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict, VerifyRow,
 };
 
 /// What [`ShadowExecutor`] should pretend.
@@ -36,7 +36,7 @@ impl ShadowOptions {
                 context_tokens_max: 4096,
                 block_tokens: BLOCK_TOKENS,
                 target_blocks,
-                draft_blocks,
+                drafter: (draft_blocks > 0).then(|| DrafterNeeds::kv_cache(draft_blocks)),
                 batch_tokens_max: 512,
                 batch_sequences_max: 64,
                 draft_tokens_max: 16,
@@ -63,7 +63,7 @@ pub struct ShadowExecutor {
 struct RoundRow {
     blocks: Vec<BlockId>,
     sampling: std::sync::Arc<SamplingParams>,
-    last: TokenId,
+    /// Where the next token that is fed stands.
     position: u32,
 }
 
@@ -87,7 +87,7 @@ impl ShadowExecutor {
         let noise = |blocks: u32| (0..u64::from(blocks * BLOCK_TOKENS)).map(|i| mix(i, 7)).collect();
         ShadowExecutor {
             target: noise(options.info.target_blocks),
-            draft: noise(options.info.draft_blocks),
+            draft: noise(options.info.draft_blocks()),
             round: Vec::new(),
             calls: 0,
             options,
@@ -172,39 +172,28 @@ impl Executor for ShadowExecutor {
         &self.options.info
     }
 
-    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        self.round.clear();
-        for row in rows {
-            let states = Self::feed(&mut self.draft, &row.input, row.input.tokens.len(), None);
-            let state = *states.last().ok_or_else(|| ExecutorError::Malformed("no tokens".to_owned()))?;
-            let proposal =
-                if row.propose { self.propose(state, &row.input.sampling) } else { Proposal::default() };
-            self.round.push(RoundRow {
-                blocks: row.input.blocks.clone(),
-                sampling: row.input.sampling.clone(),
-                last: proposal.token,
-                position: row.input.start + row.input.tokens.len() as u32,
-            });
-            out.push(proposal);
-        }
-        Ok(())
+    fn target(&mut self) -> &mut dyn Target {
+        self
     }
 
-    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        for &index in keep {
-            let row = &self.round[index as usize];
-            let state = mix(self.draft[slot(&row.blocks, row.position - 1)], row.last.into());
-            let at = slot(&row.blocks, row.position);
-            let proposal = self.propose(state, &row.sampling);
-            self.draft[at] = state;
-            let row = &mut self.round[index as usize];
-            row.last = proposal.token;
-            row.position += 1;
-            out.push(proposal);
-        }
-        Ok(())
+    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
+        if self.options.info.drafter.is_some() { Some(self) } else { None }
     }
 
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        let cache = match model {
+            ModelRole::Target => &mut self.target,
+            ModelRole::Draft => &mut self.draft,
+        };
+        let states = Self::feed(cache, input, input.tokens.len(), None);
+        let state = *states.last().ok_or_else(|| ExecutorError::Malformed("no tokens".to_owned()))?;
+        let mut logits = vec![0.0; self.options.info.vocab_size as usize];
+        logits[self.choose(state, &input.sampling) as usize] = 1.0;
+        Ok(logits)
+    }
+}
+
+impl Target for ShadowExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         let call = self.calls;
         self.calls += 1;
@@ -228,16 +217,38 @@ impl Executor for ShadowExecutor {
         }
         Ok(())
     }
+}
 
-    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
-        let cache = match model {
-            ModelRole::Target => &mut self.target,
-            ModelRole::Draft => &mut self.draft,
-        };
-        let states = Self::feed(cache, input, input.tokens.len(), None);
-        let state = *states.last().ok_or_else(|| ExecutorError::Malformed("no tokens".to_owned()))?;
-        let mut logits = vec![0.0; self.options.info.vocab_size as usize];
-        logits[self.choose(state, &input.sampling) as usize] = 1.0;
-        Ok(logits)
+impl Drafter for ShadowExecutor {
+    fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        self.round.clear();
+        for (index, seed) in seeds.iter().enumerate() {
+            let states = Self::feed(&mut self.draft, &seed.input, seed.input.tokens.len(), None);
+            let state = *states.last().ok_or_else(|| ExecutorError::Malformed("no tokens".to_owned()))?;
+            if seed.limit > 0 {
+                forest.add_root(index as u32, self.propose(state, &seed.input.sampling));
+            }
+            self.round.push(RoundRow {
+                blocks: seed.input.blocks.clone(),
+                sampling: seed.input.sampling.clone(),
+                position: seed.input.start + seed.input.tokens.len() as u32,
+            });
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let rows = chain_rows(nodes, forest)?;
+        for (&id, row) in nodes.iter().zip(rows) {
+            let fed = forest.get(id).map(|node| node.proposal.token);
+            let fed = fed.ok_or_else(|| ExecutorError::Malformed(format!("no draft node {}", id.0)))?;
+            let row = &mut self.round[row as usize];
+            let state = mix(self.draft[slot(&row.blocks, row.position - 1)], fed.into());
+            self.draft[slot(&row.blocks, row.position)] = state;
+            row.position += 1;
+            let sampling = row.sampling.clone();
+            forest.add_child(id, self.propose(state, &sampling));
+        }
+        Ok(())
     }
 }

@@ -22,8 +22,8 @@ pub struct ExecutorInfo {
     pub block_tokens: u32,
     /// Blocks in the target's KV pool.
     pub target_blocks: u32,
-    /// Blocks in the draft's KV pool; 0 when there is no draft model.
-    pub draft_blocks: u32,
+    /// What the drafter needs to be told; `None` without one.
+    pub drafter: Option<DrafterNeeds>,
     /// Most input tokens in one call, over all sequences.
     pub batch_tokens_max: u32,
     /// Most sequences in one call.
@@ -33,9 +33,38 @@ pub struct ExecutorInfo {
 }
 
 impl ExecutorInfo {
+    /// Blocks in the draft model's KV pool; 0 when drafts do not come from a model.
+    pub fn draft_blocks(&self) -> u32 {
+        self.drafter.as_ref().map_or(0, |needs| needs.kv_blocks)
+    }
+
     /// Whether there is a draft model.
-    pub fn has_draft(&self) -> bool {
-        self.draft_blocks > 0
+    pub fn has_draft_model(&self) -> bool {
+        self.draft_blocks() > 0
+    }
+}
+
+/// What a drafter has to be given for each sequence that it drafts for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DrafterNeeds {
+    /// Blocks in a paged KV pool of its own, which the scheduler hands out; 0 without one. A
+    /// drafter with a pool is fed every committed token once, and lags behind while it is not.
+    pub kv_blocks: u32,
+    /// Whether each seed must carry all committed tokens ([`SequenceInput::history`]).
+    pub tokens: bool,
+    /// Target layers whose hidden states it reads, for every committed token.
+    pub hidden_layers: Vec<u32>,
+}
+
+impl DrafterNeeds {
+    /// A draft model with a KV pool of so many blocks.
+    pub fn kv_cache(kv_blocks: u32) -> DrafterNeeds {
+        DrafterNeeds { kv_blocks, ..DrafterNeeds::default() }
+    }
+
+    /// The committed tokens and nothing else, as prompt lookup does.
+    pub fn tokens() -> DrafterNeeds {
+        DrafterNeeds { tokens: true, ..DrafterNeeds::default() }
     }
 }
 
@@ -68,14 +97,85 @@ pub struct History {
     pub prompt_tokens: u32,
 }
 
-/// One sequence of a drafting batch.
+/// The root of one sequence's drafts in a step.
 #[derive(Clone, Debug, PartialEq)]
-pub struct DraftRow {
-    /// Committed tokens that the draft model has not seen yet (catch-up), the last
-    /// committed token being the last of them when `propose` is set.
+pub struct DraftSeed {
+    /// Index of the step's row that it drafts for.
+    pub row: u32,
+    /// Committed tokens that the drafter has not seen yet (catch-up); the last committed token
+    /// is the last of them when anything is to be proposed.
     pub input: SequenceInput,
-    /// Whether to propose a token after the last input, or only fill the cache.
-    pub propose: bool,
+    /// Most proposals; 0: only fill the drafter's cache.
+    pub limit: u32,
+}
+
+/// Index of a node in a [`DraftForest`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u32);
+
+/// One proposal and what it follows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DraftNode {
+    /// Index of its seed.
+    pub seed: u32,
+    /// The proposal before it; `None` directly behind the committed tokens.
+    pub parent: Option<NodeId>,
+    /// Proposals before it on its path.
+    pub depth: u32,
+    /// The proposal.
+    pub proposal: Proposal,
+}
+
+/// All proposals of a step, in the order in which they were made. A chain is a tree of width one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DraftForest {
+    nodes: Vec<DraftNode>,
+}
+
+impl DraftForest {
+    /// Forgets all nodes and keeps the memory.
+    pub fn clear(&mut self) {
+        self.nodes.clear();
+    }
+
+    /// Nodes so far.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether nothing was proposed.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// A node; `None` for an id of another forest.
+    pub fn get(&self, id: NodeId) -> Option<&DraftNode> {
+        self.nodes.get(id.0 as usize)
+    }
+
+    /// The nodes from index `first` on, with their ids.
+    pub fn since(&self, first: usize) -> impl Iterator<Item = (NodeId, &DraftNode)> {
+        self.nodes.iter().enumerate().skip(first).map(|(index, node)| (NodeId(index as u32), node))
+    }
+
+    /// Adds a proposal that follows the committed tokens of a seed.
+    pub fn add_root(&mut self, seed: u32, proposal: Proposal) -> NodeId {
+        self.add(DraftNode { seed, parent: None, depth: 0, proposal })
+    }
+
+    /// Adds a proposal that follows another.
+    ///
+    /// # Panics
+    /// When `parent` is a node of another forest.
+    pub fn add_child(&mut self, parent: NodeId, proposal: Proposal) -> NodeId {
+        let before = self.nodes[parent.0 as usize];
+        self.add(DraftNode { seed: before.seed, parent: Some(parent), depth: before.depth + 1, proposal })
+    }
+
+    fn add(&mut self, node: DraftNode) -> NodeId {
+        self.nodes.push(node);
+        NodeId(self.nodes.len() as u32 - 1)
+    }
 }
 
 /// What the draft model proposes for one position of one sequence.
@@ -100,16 +200,27 @@ pub struct Proposal {
 pub struct VerifyRow {
     /// Input: committed tokens, then `drafts` draft tokens.
     pub input: SequenceInput,
+    /// What the row is for.
+    pub role: RowRole,
     /// How many tokens at the end of the input are drafts.
     pub drafts: u32,
     /// `None`: the drafts are a chain. Else one parent per draft: `0` is the last
     /// committed token, `j > 0` is draft `j - 1`; parents stand before their children.
     /// A node's position is its parent's plus one; its KV slot is that of its
-    /// place in the input, until [`Executor::compact`].
+    /// place in the input, until the cache is compacted ([`Compaction`]).
     pub tree: Option<Vec<u32>>,
     /// Whether to choose tokens; `false` for a prefill chunk that does not reach the
     /// end of the committed tokens.
     pub sample: bool,
+}
+
+/// What a row of a verification batch is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowRole {
+    /// One more token, and as many more as drafts are accepted.
+    Decode,
+    /// A chunk of a prompt, or of tokens that are recomputed after a preemption.
+    Prefill,
 }
 
 /// What the target decided for one row.

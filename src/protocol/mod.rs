@@ -14,8 +14,8 @@ mod time;
 
 pub use admission::{AdmissionError, Generation, Submission};
 pub use batch::{
-    Compaction, DraftRow, ExecutorError, ExecutorInfo, History, ModelRole, Proposal, SequenceInput, Verdict,
-    VerifyRow,
+    Compaction, DraftForest, DraftNode, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, History,
+    ModelRole, NodeId, Proposal, RowRole, SequenceInput, Verdict, VerifyRow,
 };
 pub use ids::{BLOCK_TOKENS, BlockId, RequestId, TokenId, blocks_for};
 pub use request::{

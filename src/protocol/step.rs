@@ -129,7 +129,7 @@ impl DeviceIdle {
     }
 
     /// Counts what went before one more work of the step, which may be its first.
-    pub fn go_on(idle: &mut Option<DeviceIdle>, before_work: Option<Micros>) {
+    pub fn add(idle: &mut Option<DeviceIdle>, before_work: Option<Micros>) {
         let Some(time) = before_work else { return };
         match idle {
             Some(idle) => idle.within += time,

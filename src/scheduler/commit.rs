@@ -2,8 +2,8 @@
 
 use super::Scheduler;
 use super::plan::{InFlight, PlannedRow};
-use crate::protocol::{Micros, RequestFailure, TokenEvent, Verdict};
-use crate::step::{Delivery, StepOutcome};
+use crate::protocol::{Micros, RequestFailure, RowRole, TokenEvent};
+use crate::step::{Delivery, RowOutcome, StepOutcome};
 
 impl Scheduler {
     /// Appends the chosen tokens, moves the caches' marks, frees what ended, and returns the
@@ -21,14 +21,13 @@ impl Scheduler {
         };
         check_shape(&in_flight, &outcome);
         self.publish_computed();
-        if outcome.draft_ran {
+        if outcome.draft_ran && self.drafts.has_cache() {
             self.commit_drafts(&in_flight, &outcome);
         }
         let mut deliveries = Vec::with_capacity(in_flight.rows.len());
         let mut ended = Vec::new();
-        for (index, (row, verdict)) in in_flight.rows.iter().zip(outcome.verdicts).enumerate() {
-            let drafts = outcome.drafted.get(index).copied().zip(outcome.verified.get(index).copied());
-            let end = self.commit_row(row, verdict, drafts, now, &mut deliveries);
+        for (row, outcome) in in_flight.rows.iter().zip(outcome.rows) {
+            let end = self.commit_row(row, outcome, now, &mut deliveries);
             if let Some(event) = end {
                 ended.push((row.place, event));
             }
@@ -41,34 +40,31 @@ impl Scheduler {
     /// Draft caches hold the input and those proposals that were fed back and accepted.
     fn commit_drafts(&mut self, in_flight: &InFlight, outcome: &StepOutcome) {
         for draft in &in_flight.drafts {
-            let fed_and_accepted = draft.decoding.map_or(0, |decoding| {
-                let decoding = decoding as usize;
-                outcome.verdicts[decoding].accepted.min(outcome.drafted[decoding].saturating_sub(1))
-            });
+            let row = &outcome.rows[draft.row as usize];
+            let fed_and_accepted = row.verdict.accepted.min(row.drafted.saturating_sub(1));
             let sequence = &mut self.running[draft.place];
             sequence.draft.computed = draft.computed + fed_and_accepted;
         }
     }
 
-    /// One row, with its drafted and verified counts if it decodes: returns the terminal event
-    /// if the request ends here.
+    /// One row: returns the terminal event if the request ends here.
     fn commit_row(
         &mut self,
         row: &PlannedRow,
-        verdict: Verdict,
-        drafts: Option<(u32, u32)>,
+        outcome: RowOutcome,
         now: Micros,
         deliveries: &mut Vec<Delivery>,
     ) -> Option<TokenEvent> {
+        let RowOutcome { verdict, drafted, verified } = outcome;
         let sequence = &mut self.running[row.place];
         let id = sequence.request.id;
-        if let Some(ending) = sequence.doomed.take() {
+        if let Some(ending) = sequence.pending_end.take() {
             return Some(sequence.ended(ending));
         }
         if !verdict.finite {
             return Some(TokenEvent::Failed(RequestFailure::Numerical));
         }
-        if let Some((drafted, verified)) = drafts {
+        if row.role == RowRole::Decode {
             sequence.speculation.steps += 1;
             sequence.speculation.drafted += drafted;
             sequence.speculation.verified += verified;
@@ -84,21 +80,19 @@ impl Scheduler {
         let computed = row.computed + verdict.accepted;
         let tokens = sequence.len();
         sequence.target.settle(&mut self.target_pool, tokens, computed);
-        let drafted = sequence.draft.computed;
-        sequence.draft.settle(&mut self.draft_pool, tokens, drafted);
+        self.drafts.settle(sequence);
         None
     }
 
-    /// Makes what was computed up to the last commit findable for prompts with the same
-    /// beginning. Planning and ending do it themselves where they would notice the
-    /// difference; to be called when nobody waits, since it hashes every block that became full.
+    /// Inserts newly filled blocks into the prefix cache. Planning and ending do it themselves
+    /// where they depend on it. Call it off the critical path: it hashes every new block.
     pub fn publish_computed(&mut self) {
         if !std::mem::take(&mut self.unpublished) {
             return;
         }
         for sequence in &mut self.running {
             sequence.target.publish(&mut self.target_pool, &sequence.tokens);
-            sequence.draft.publish(&mut self.draft_pool, &sequence.tokens);
+            self.drafts.publish(sequence);
         }
     }
 
@@ -106,7 +100,7 @@ impl Scheduler {
         // sequences that were not part of the step may have been ended, too
         let in_step: Vec<usize> = ended.iter().map(|(place, _)| *place).collect();
         for (place, sequence) in self.running.iter_mut().enumerate() {
-            if let Some(ending) = sequence.doomed.take_if(|_| !in_step.contains(&place)) {
+            if let Some(ending) = sequence.pending_end.take_if(|_| !in_step.contains(&place)) {
                 ended.push((place, sequence.ended(ending)));
             }
         }
@@ -119,14 +113,12 @@ impl Scheduler {
     }
 }
 
-/// Invariant 4, for every row, before anything is believed.
+/// Invariant 4, for every row, before any of it is applied.
 fn check_shape(in_flight: &InFlight, outcome: &StepOutcome) {
-    assert_eq!(outcome.verdicts.len(), in_flight.rows.len(), "one verdict per row");
-    assert_eq!(outcome.drafted.len(), outcome.verified.len(), "one count per decoding sequence");
-    for (decoding, (&drafted, &verified)) in outcome.drafted.iter().zip(&outcome.verified).enumerate() {
-        let verdict = &outcome.verdicts[decoding];
-        assert!(verdict.accepted <= verified && verified <= drafted, "accepted ≤ verified ≤ drafted");
-        if verdict.finite {
+    assert_eq!(outcome.rows.len(), in_flight.rows.len(), "one outcome per row");
+    for (row, RowOutcome { verdict, drafted, verified }) in in_flight.rows.iter().zip(&outcome.rows) {
+        assert!(verdict.accepted <= *verified && verified <= drafted, "accepted ≤ verified ≤ drafted");
+        if row.role == RowRole::Decode && verdict.finite {
             assert_eq!(verdict.tokens.len() as u32, verdict.accepted + 1, "one token is the target's own");
         }
     }

@@ -11,22 +11,23 @@
 //! that is admitted fits the pool alone.
 
 mod commit;
+mod drafts;
 mod plan;
 mod queue;
-mod recycled;
+mod rows;
 mod sequence;
 
 #[cfg(test)]
 mod tests;
 
+use self::drafts::Drafts;
 use self::plan::InFlight;
 use self::queue::Queue;
-use self::recycled::Recycled;
+use self::rows::RowPool;
 use self::sequence::Sequence;
-use crate::drafting::NgramOptions;
 use crate::kv::{BlockPool, PoolUsage};
 use crate::protocol::{
-    Ending, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, TokenEvent, blocks_for,
+    DrafterNeeds, Ending, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, TokenEvent, blocks_for,
 };
 use crate::step::{Delivery, StepPlan};
 
@@ -43,10 +44,8 @@ pub struct SchedulerLimits {
     pub draft_tokens_max: u32,
     /// Blocks of the target's pool.
     pub target_blocks: u32,
-    /// Blocks of the draft's pool; 0 without a draft model.
-    pub draft_blocks: u32,
-    /// Look drafts up in the sequence itself, with these settings, instead of asking a model.
-    pub lookup: Option<NgramOptions>,
+    /// What the drafter needs to be given; `None` without one.
+    pub drafter: Option<DrafterNeeds>,
 }
 
 impl SchedulerLimits {
@@ -56,15 +55,26 @@ impl SchedulerLimits {
             running_requests_max: self.running_requests_max.min(executor.batch_sequences_max),
             prefill_chunk_tokens_max: self.prefill_chunk_tokens_max.min(executor.batch_tokens_max),
             batch_tokens_max: self.batch_tokens_max.min(executor.batch_tokens_max),
-            draft_tokens_max: if executor.has_draft() || self.lookup.is_some() {
+            draft_tokens_max: if executor.drafter.is_some() {
                 self.draft_tokens_max.min(executor.draft_tokens_max)
             } else {
                 0
             },
             target_blocks: executor.target_blocks,
-            draft_blocks: executor.draft_blocks,
-            lookup: self.lookup,
+            drafter: executor.drafter.clone(),
         }
+    }
+
+    /// Whether a request of this size can ever be served.
+    ///
+    /// # Errors
+    /// [`TooLarge`] when prompt and output do not fit an empty KV pool.
+    pub fn check_size(&self, prompt_tokens: u32, max_tokens: u32) -> Result<(), TooLarge> {
+        let needed = blocks_for(prompt_tokens.saturating_add(max_tokens));
+        if needed > self.target_blocks {
+            return Err(TooLarge { needed: needed.into(), total: self.target_blocks.into() });
+        }
+        Ok(())
     }
 }
 
@@ -104,10 +114,9 @@ pub struct Scheduler {
     /// Most urgent first.
     running: Vec<Sequence>,
     target_pool: BlockPool,
-    draft_pool: BlockPool,
+    drafts: Drafts,
     in_flight: Option<InFlight>,
-    target_rows: Recycled,
-    draft_rows: Recycled,
+    target_rows: RowPool,
     /// Whether there may be full blocks that the last commit left to be published.
     unpublished: bool,
     steps: u64,
@@ -128,13 +137,12 @@ impl Scheduler {
         );
         Scheduler {
             target_pool: BlockPool::new(limits.target_blocks),
-            draft_pool: BlockPool::new(limits.draft_blocks),
+            drafts: Drafts::new(limits.drafter.clone()),
             limits,
             waiting: Queue::default(),
             running: Vec::new(),
             in_flight: None,
-            target_rows: Recycled::default(),
-            draft_rows: Recycled::default(),
+            target_rows: RowPool::default(),
             unpublished: false,
             steps: 0,
             preemptions: 0,
@@ -142,13 +150,12 @@ impl Scheduler {
         }
     }
 
-    /// Whether a request of this size can ever be served.
+    /// See [`SchedulerLimits::check_size`].
+    ///
+    /// # Errors
+    /// [`TooLarge`].
     pub fn check_size(&self, prompt_tokens: u32, max_tokens: u32) -> Result<(), TooLarge> {
-        let needed = blocks_for(prompt_tokens.saturating_add(max_tokens));
-        if needed > self.limits.target_blocks {
-            return Err(TooLarge { needed: needed.into(), total: self.limits.target_blocks.into() });
-        }
-        Ok(())
+        self.limits.check_size(prompt_tokens, max_tokens)
     }
 
     /// Takes a request into the queue. The queue's length is bounded by whoever admits.
@@ -172,7 +179,7 @@ impl Scheduler {
         }
         let place = self.running.iter().position(|sequence| sequence.request.id == id)?;
         if self.in_flight.is_some() {
-            self.running[place].doomed.get_or_insert(ending);
+            self.running[place].pending_end.get_or_insert(ending);
             return None;
         }
         let mut sequence = self.running.remove(place);
@@ -192,19 +199,24 @@ impl Scheduler {
         all.into_iter().map(|sequence| (sequence.request.id, TokenEvent::Failed(failure.clone()))).collect()
     }
 
-    /// Forgets the step in flight, whose outcome will never come; its work is planned anew.
+    /// Forgets the step in flight, whose outcome will never come; its work is planned again.
     /// Returns the terminal events of requests that were ended meanwhile.
     pub fn abandon_step(&mut self) -> Vec<Delivery> {
         self.in_flight = None;
         self.publish_computed();
-        self.bury_doomed()
+        self.remove_pending_ends()
     }
 
-    /// Takes the rows out of a plan that is done with, to fill them anew for the next step:
-    /// cheaper than making them. Plans are the same without.
+    /// Reclaims the row buffers of a finished plan for reuse. An optimization only: plans are
+    /// identical without it.
     pub fn recycle(&mut self, plan: &mut StepPlan) {
         self.target_rows.refill(plan.rows.drain(..).map(|row| row.input));
-        self.draft_rows.refill(plan.draft_rows.drain(..).map(|row| row.input));
+        self.drafts.rows.refill(plan.seeds.drain(..).map(|seed| seed.input));
+    }
+
+    /// Whether this step is in flight.
+    pub fn is_in_flight(&self, number: u64) -> bool {
+        self.in_flight.as_ref().is_some_and(|step| step.number == number)
     }
 
     /// Whether a step is in flight.
@@ -224,7 +236,7 @@ impl Scheduler {
             waiting: self.waiting.len() as u32,
             waiting_tokens: self.waiting.iter().map(|sequence| u64::from(sequence.len())).sum(),
             target_kv: self.target_pool.usage(),
-            draft_kv: self.draft_pool.usage(),
+            draft_kv: self.drafts.usage(),
             preemptions: self.preemptions,
             prefix_hit_tokens: self.prefix_hit_tokens,
         }
@@ -237,20 +249,27 @@ impl Scheduler {
     pub fn assert_conserved(&self) {
         let sequences = || self.running.iter().chain(self.waiting.iter());
         self.target_pool.assert_conserved(sequences().map(|sequence| &sequence.target.table));
-        self.draft_pool.assert_conserved(sequences().map(|sequence| &sequence.draft.table));
+        self.drafts.pool.assert_conserved(sequences().map(|sequence| &sequence.draft.table));
+    }
+
+    /// Drops the row buffers, so that the next plan is made from scratch.
+    #[cfg(test)]
+    pub(crate) fn forget_rows(&mut self) {
+        self.target_rows = RowPool::default();
+        self.drafts.rows = RowPool::default();
     }
 
     fn release(&mut self, sequence: &mut Sequence) {
         sequence.target.release(&mut self.target_pool);
-        sequence.draft.release(&mut self.draft_pool);
+        self.drafts.release(sequence);
     }
 
-    /// Takes ended sequences out of the running set.
-    fn bury_doomed(&mut self) -> Vec<Delivery> {
+    /// Removes sequences that were ended while a step was in flight.
+    fn remove_pending_ends(&mut self) -> Vec<Delivery> {
         let mut deliveries = Vec::new();
         let mut place = 0;
         while place < self.running.len() {
-            match self.running[place].doomed.take() {
+            match self.running[place].pending_end.take() {
                 None => place += 1,
                 Some(ending) => {
                     let mut sequence = self.running.remove(place);

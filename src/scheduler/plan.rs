@@ -4,46 +4,48 @@ use std::sync::Arc;
 
 use super::Scheduler;
 use super::sequence::Sequence;
-use crate::drafting::propose;
-use crate::policy::Policy;
+use crate::kv::BlockPool;
+use crate::policy::{Fixed, Policy};
 use crate::protocol::{
-    BLOCK_TOKENS, DraftRow, DraftedRow, Micros, StepDecision, StepView, VerifyRow, blocks_for,
+    BLOCK_TOKENS, DraftSeed, Micros, RowRole, StepDecision, StepView, VerifyRow, blocks_for,
 };
-use crate::step::{Drafting, StepPlan};
+use crate::step::{SpeculationFault, StepPlan};
 
 /// What the commit must know of the plan; indices are places in the running set, which
-/// stands still meanwhile.
+/// does not change meanwhile.
 #[derive(Debug)]
 pub(super) struct InFlight {
     pub number: u64,
     /// One per row of the plan.
     pub rows: Vec<PlannedRow>,
-    /// One per draft row: where its input ends, and whether it proposes.
+    /// One per seed of the plan.
     pub drafts: Vec<PlannedDraft>,
 }
 
 /// A target row of the plan in flight.
 #[derive(Debug)]
 pub(super) struct PlannedRow {
-    /// Place in the running set.
+    /// Index in the running set.
     pub place: usize,
+    pub role: RowRole,
     /// Committed tokens that are in the cache once the step is done.
     pub computed: u32,
 }
 
-/// A draft row of the plan in flight.
+/// A seed of the plan in flight.
 #[derive(Debug)]
 pub(super) struct PlannedDraft {
-    /// Place in the running set.
+    /// Index in the running set.
     pub place: usize,
+    /// Index of the plan's row that it drafts for.
+    pub row: u32,
     /// Committed tokens that the draft's cache holds once the step is done.
     pub computed: u32,
-    /// Index among the decoding sequences, if it proposes.
-    pub decoding: Option<u32>,
 }
 
 impl Scheduler {
-    /// The next step, or `None` when there is nothing to run.
+    /// The next step, or `None` when there is nothing to run. A policy that panics is replaced by
+    /// plain decoding for this step.
     ///
     /// # Panics
     /// When a step is in flight already.
@@ -56,10 +58,11 @@ impl Scheduler {
         }
         let (decoding, prefilling) = self.roles();
         let view = self.view(now, &decoding, &prefilling);
-        let mut decision = policy.plan(&view);
+        let (policy, mut decision, fault) = decide(policy, &view);
         self.hold_to_bounds(&mut decision, &view);
 
-        let mut step = StepBuilder::new(self.steps, view, policy.clone(), self.draft_rows_of(&decision));
+        let seeds = decision.drafts.iter().filter(|&&drafts| drafts > 0).count();
+        let mut step = StepBuilder::new(self.steps, view, policy, fault, seeds);
         for (index, &place) in decoding.iter().enumerate() {
             self.plan_decode(&mut step, index, place, decision.drafts[index]);
         }
@@ -137,16 +140,12 @@ impl Scheduler {
 
     fn view(&self, now: Micros, decoding: &[usize], prefilling: &[usize]) -> StepView {
         let drafts_max = |sequence: &Sequence| sequence.drafts_useful().min(self.limits.draft_tokens_max);
-        let lookup = self.limits.lookup.is_some();
         StepView {
             now,
             decoding: decoding
                 .iter()
                 .map(|&place| &self.running[place])
-                .map(|sequence| {
-                    let lag = if lookup { 1 } else { sequence.len() - sequence.draft.computed };
-                    sequence.decode_view(now, drafts_max(sequence), lag)
-                })
+                .map(|sequence| sequence.decode_view(now, drafts_max(sequence), self.drafts.lag(sequence)))
                 .collect(),
             prefilling: prefilling.iter().map(|&place| self.running[place].prefill_view(now)).collect(),
             waiting: self.waiting.len() as u32,
@@ -178,21 +177,14 @@ impl Scheduler {
         let sequence = &self.running[place];
         let len = sequence.len();
         let input = sequence.target_input(&mut self.target_rows, len - 1, len, drafts);
-        step.target_row(place, len, VerifyRow { input, drafts: 0, tree: None, sample: true });
-        if drafts > 0
-            && let Some(options) = &self.limits.lookup
-        {
-            let mut proposals = Vec::new();
-            propose(&sequence.tokens, drafts, options, &mut proposals);
-            step.plan.granted.drafts[index] = drafts;
-            if !proposals.is_empty() {
-                step.plan.lookups.push(DraftedRow { decoding: index as u32, proposals });
+        let role = RowRole::Decode;
+        step.target_row(place, len, VerifyRow { input, role, drafts: 0, tree: None, sample: true });
+        if drafts > 0 {
+            let end = self.drafts.catch_up_end(sequence, self.limits.prefill_chunk_tokens_max);
+            let limit = if end == len { drafts } else { 0 };
+            if self.plan_draft(step, place, end, limit) {
+                step.plan.granted.drafts[index] = limit;
             }
-        } else if drafts > 0 {
-            let chunk_end = len.min(sequence.draft.computed + self.limits.prefill_chunk_tokens_max);
-            let decoding = (chunk_end == len).then_some(index as u32);
-            let limit = if decoding.is_some() { drafts } else { 0 };
-            self.plan_draft(step, place, chunk_end, decoding, limit);
         }
     }
 
@@ -202,67 +194,35 @@ impl Scheduler {
             return 0;
         }
         let sequence = &mut self.running[place];
-        let len = sequence.len();
-        let drafts = if sequence.target.table.grow(&mut self.target_pool, len + drafts) {
-            drafts
-        } else {
-            sequence.target.table.capacity_tokens().saturating_sub(len)
-        };
-        if drafts == 0 || self.limits.lookup.is_some() {
-            return drafts;
+        let drafts = grow_for_drafts(&mut self.target_pool, sequence, drafts);
+        if drafts == 0 {
+            return 0;
         }
-        self.adopt_draft(place);
-        let draft = &mut self.running[place].draft;
-        // the last draft is proposed but never fed to the draft model
-        if draft.table.grow(&mut self.draft_pool, len + drafts - 1) {
-            drafts
-        } else {
-            (draft.table.capacity_tokens() + 1).saturating_sub(len)
+        self.publish_before_adopting(place);
+        self.drafts.reserve(&mut self.running[place], drafts)
+    }
+
+    /// A draft cache that is about to adopt a cached prefix must see the latest blocks.
+    fn publish_before_adopting(&mut self, place: usize) {
+        if self.drafts.has_cache() && self.running[place].draft.computed == 0 {
+            self.publish_computed();
         }
     }
 
-    /// Begins an empty draft cache with what is cached already of the sequence's tokens.
-    fn adopt_draft(&mut self, place: usize) {
-        if self.running[place].draft.computed > 0 {
-            return;
-        }
-        self.publish_computed();
-        let sequence = &mut self.running[place];
-        let draft = &mut sequence.draft;
-        draft.table.release(&mut self.draft_pool);
-        draft.computed = draft.table.adopt_prefix(&mut self.draft_pool, &sequence.tokens);
-    }
-
-    /// Sequences that are to be drafted for by the draft model.
-    fn draft_rows_of(&self, decision: &StepDecision) -> usize {
-        match self.limits.lookup {
-            Some(_) => 0,
-            None => decision.drafts.iter().filter(|&&drafts| drafts > 0).count(),
-        }
-    }
-
-    /// Adds a draft row that feeds committed tokens up to `end`, if the round has room for it.
-    fn plan_draft(
-        &mut self,
-        step: &mut StepBuilder,
-        place: usize,
-        end: u32,
-        decoding: Option<u32>,
-        limit: u32,
-    ) {
+    /// Adds a seed that feeds committed tokens up to `end` for the row added last, if the round
+    /// has room for it; whether it was added.
+    fn plan_draft(&mut self, step: &mut StepBuilder, place: usize, end: u32, limit: u32) -> bool {
         let sequence = &self.running[place];
-        let start = sequence.draft.computed;
+        let start = self.drafts.start(sequence);
         if start >= end || step.draft_tokens + (end - start) > self.limits.batch_tokens_max {
-            return;
+            return false;
         }
         step.draft_tokens += end - start;
-        if let Some(decoding) = decoding {
-            step.plan.granted.drafts[decoding as usize] = limit;
-        }
-        step.in_flight.drafts.push(PlannedDraft { place, computed: end, decoding });
-        let input = sequence.draft_input(&mut self.draft_rows, start, end);
-        step.plan.draft_rows.push(DraftRow { input, propose: limit > 0 });
-        step.plan.drafting.push(Drafting { decoding, limit });
+        let row = step.plan.rows.len() as u32 - 1;
+        step.in_flight.drafts.push(PlannedDraft { place, row, computed: end });
+        let input = self.drafts.input(sequence, start, end);
+        step.plan.seeds.push(DraftSeed { row, input, limit });
+        true
     }
 
     fn plan_prefill(&mut self, step: &mut StepBuilder, prefilling: &[usize], decision: &StepDecision) {
@@ -280,22 +240,48 @@ impl Scheduler {
             let end = computed + chunk;
             let sample = end == sequence.len();
             let input = sequence.target_input(&mut self.target_rows, computed, end, 0);
-            step.target_row(place, end, VerifyRow { input, drafts: 0, tree: None, sample });
-            if decision.warm_draft && self.limits.lookup.is_none() {
+            let role = RowRole::Prefill;
+            step.target_row(place, end, VerifyRow { input, role, drafts: 0, tree: None, sample });
+            if decision.warm_draft {
                 self.warm_draft(step, place, end);
             }
         }
     }
 
-    /// Lets the draft model see what the target prefills, so that drafting starts with the
-    /// first decode step.
+    /// Feeds the drafter what the target prefills, so that drafting starts with the first decode
+    /// step.
     fn warm_draft(&mut self, step: &mut StepBuilder, place: usize, end: u32) {
-        self.adopt_draft(place);
-        let draft = &mut self.running[place].draft;
-        let end = end.min(draft.computed + self.limits.prefill_chunk_tokens_max);
-        if draft.table.grow(&mut self.draft_pool, end) {
-            self.plan_draft(step, place, end, None, 0);
+        self.publish_before_adopting(place);
+        let chunk_max = self.limits.prefill_chunk_tokens_max;
+        let sequence = &mut self.running[place];
+        if let Some(end) = self.drafts.follow_prefill(sequence, end, chunk_max) {
+            self.plan_draft(step, place, end, 0);
         }
+    }
+}
+
+/// The policy's decision, or plain decoding's where the policy panics.
+fn decide(
+    policy: &Arc<dyn Policy>,
+    view: &StepView,
+) -> (Arc<dyn Policy>, StepDecision, Option<SpeculationFault>) {
+    match SpeculationFault::guard_policy("plan", || policy.plan(view)) {
+        Ok(decision) => (policy.clone(), decision, None),
+        Err(fault) => {
+            let plain: Arc<dyn Policy> = Arc::new(Fixed::NONE);
+            let decision = plain.plan(view);
+            (plain, decision, Some(fault))
+        }
+    }
+}
+
+/// Grows the target's cache for `drafts` drafts; returns how many there is room for.
+fn grow_for_drafts(pool: &mut BlockPool, sequence: &mut Sequence, drafts: u32) -> u32 {
+    let len = sequence.len();
+    if sequence.target.table.grow(pool, len + drafts) {
+        drafts
+    } else {
+        sequence.target.table.capacity_tokens().saturating_sub(len)
     }
 }
 
@@ -307,31 +293,32 @@ struct StepBuilder {
 }
 
 impl StepBuilder {
-    fn new(number: u64, view: StepView, policy: Arc<dyn Policy>, draft_rows: usize) -> StepBuilder {
+    fn new(
+        number: u64,
+        view: StepView,
+        policy: Arc<dyn Policy>,
+        fault: Option<SpeculationFault>,
+        seeds: usize,
+    ) -> StepBuilder {
         let rows = view.decoding.len() + view.prefilling.len();
         StepBuilder {
             plan: StepPlan {
                 number,
                 policy,
                 rows: Vec::with_capacity(rows),
-                draft_rows: Vec::with_capacity(draft_rows),
-                drafting: Vec::with_capacity(draft_rows),
-                lookups: Vec::new(),
+                seeds: Vec::with_capacity(seeds),
                 started: Vec::new(),
                 granted: StepDecision { drafts: vec![0; view.decoding.len()], ..StepDecision::default() },
                 view,
+                fault,
             },
-            in_flight: InFlight {
-                number,
-                rows: Vec::with_capacity(rows),
-                drafts: Vec::with_capacity(draft_rows),
-            },
+            in_flight: InFlight { number, rows: Vec::with_capacity(rows), drafts: Vec::with_capacity(seeds) },
             draft_tokens: 0,
         }
     }
 
     fn target_row(&mut self, place: usize, computed: u32, row: VerifyRow) {
-        self.in_flight.rows.push(PlannedRow { place, computed });
+        self.in_flight.rows.push(PlannedRow { place, role: row.role, computed });
         self.plan.rows.push(row);
     }
 }

@@ -1,6 +1,6 @@
 //! A request in progress.
 
-use super::recycled::Recycled;
+use super::rows::RowPool;
 use crate::kv::{BlockPool, BlockTable};
 use crate::protocol::{
     BLOCK_TOKENS, DecodeView, Ending, FinishReason, GenerationRequest, History, Micros, PrefillView,
@@ -45,7 +45,7 @@ pub(super) struct Sequence {
     pub target: Cache,
     pub draft: Cache,
     /// Set when the request was ended while a step was in flight.
-    pub doomed: Option<Ending>,
+    pub pending_end: Option<Ending>,
     scheduled: Option<Micros>,
     first_token: Option<Micros>,
     last_token: Micros,
@@ -60,7 +60,7 @@ impl Sequence {
             request,
             target: Cache::default(),
             draft: Cache::default(),
-            doomed: None,
+            pending_end: None,
             scheduled: None,
             first_token: None,
             last_token: Micros::ZERO,
@@ -115,17 +115,22 @@ impl Sequence {
     }
 
     /// Input for the target: committed tokens `[start, end)`, with room for `drafts` more.
-    pub fn target_input(&self, rows: &mut Recycled, start: u32, end: u32, drafts: u32) -> SequenceInput {
+    pub fn target_input(&self, rows: &mut RowPool, start: u32, end: u32, drafts: u32) -> SequenceInput {
         self.input(rows.take(self.request.id), &self.target, [start, end], drafts)
     }
 
-    /// Input for the draft model: committed tokens `[start, end)`.
-    pub fn draft_input(&self, rows: &mut Recycled, start: u32, end: u32) -> SequenceInput {
-        self.input(rows.take(self.request.id), &self.draft, [start, end], 0)
+    /// Input for the drafter: committed tokens `[start, end)`, with all of them where it needs
+    /// them.
+    pub fn draft_input(&self, rows: &mut RowPool, start: u32, end: u32, with_tokens: bool) -> SequenceInput {
+        let mut input = self.input(rows.take(self.request.id), &self.draft, [start, end], 0);
+        if with_tokens {
+            self.write_history(&mut input.history, end);
+        }
+        input
     }
 
-    /// A row, made of one that this request had before if there is one. What is right already is
-    /// not written: other cores have it in their caches.
+    /// A row, made from the one that this request had before if there is one. What is right
+    /// already is not written again: another core has it in its cache.
     fn input(
         &self,
         before: Option<SequenceInput>,
@@ -157,8 +162,7 @@ impl Sequence {
         input
     }
 
-    /// Committed tokens never change, so what is there is a beginning of what is wanted, or of
-    /// more.
+    /// Committed tokens never change, so what is there is a prefix of what is wanted, or longer.
     fn write_history(&self, history: &mut Option<History>, end: u32) {
         let history = history.get_or_insert_with(|| History { tokens: Vec::new(), prompt_tokens: 0 });
         history.tokens.truncate(end as usize);

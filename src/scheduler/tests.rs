@@ -6,7 +6,8 @@ mod game;
 use std::sync::Arc;
 
 use super::*;
-use crate::executor::ShadowOptions;
+use crate::drafting::{NgramOptions, WithPromptLookup};
+use crate::executor::{ShadowExecutor, ShadowOptions};
 use crate::protocol::{FinishReason, SamplingParams};
 use game::{Game, expect, limits, request};
 
@@ -14,7 +15,7 @@ use game::{Game, expect, limits, request};
 fn an_idle_scheduler_plans_nothing() {
     let mut game = Game::new(8, 4);
     assert!(!game.step());
-    assert!(game.scheduler.is_idle());
+    assert!(game.core.scheduler().is_idle());
 }
 
 #[test]
@@ -51,10 +52,10 @@ fn without_drafts_the_draft_model_is_never_called() {
     let mut game = Game::new(64, 0);
     game.arrive(request(1, 100, 20));
     while let Some(plan) = game.plan() {
-        assert!(plan.drafting.is_empty());
+        assert!(plan.seeds.is_empty());
         game.finish(plan);
     }
-    assert_eq!(game.scheduler.gauges().draft_kv.held, 0);
+    assert_eq!(game.core.scheduler().gauges().draft_kv.held, 0);
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn when_blocks_run_out_the_newest_is_recomputed_and_nothing_is_said_twice() {
         game.arrive(request.clone());
     }
     game.play_out();
-    assert!(game.scheduler.gauges().preemptions > 0, "the pool was meant to be too small");
+    assert!(game.core.scheduler().gauges().preemptions > 0, "the pool was meant to be too small");
     assert_eq!(game.summary(RequestId(0)).preemptions, 0, "the oldest is never preempted");
     for request in &requests {
         assert_eq!(game.outputs[&request.id], expect(&game, request));
@@ -75,8 +76,8 @@ fn when_blocks_run_out_the_newest_is_recomputed_and_nothing_is_said_twice() {
 #[test]
 fn a_request_that_fits_the_pool_exactly_is_served() {
     let mut game = Game::new(4, 8);
-    assert_eq!(game.scheduler.check_size(40, 24), Ok(()));
-    assert_eq!(game.scheduler.check_size(40, 25), Err(TooLarge { needed: 5, total: 4 }));
+    assert_eq!(game.core.scheduler().check_size(40, 24), Ok(()));
+    assert_eq!(game.core.scheduler().check_size(40, 25), Err(TooLarge { needed: 5, total: 4 }));
     let only = request(1, 40, 24);
     game.arrive(only.clone());
     game.play_out();
@@ -127,8 +128,8 @@ fn a_request_whose_client_left_frees_its_blocks_at_the_next_step() {
     assert!(game.ends.is_empty(), "the step in flight still uses the blocks");
     game.finish(plan);
     assert_eq!(game.ends[&id], TokenEvent::Failed(RequestFailure::Cancelled));
-    assert_eq!(game.scheduler.gauges().target_kv.held, 0);
-    assert!(game.scheduler.is_idle());
+    assert_eq!(game.core.scheduler().gauges().target_kv.held, 0);
+    assert!(game.core.scheduler().is_idle());
 }
 
 #[test]
@@ -139,7 +140,7 @@ fn cancelling_one_that_waits_or_is_unknown_is_immediate_and_harmless() {
     game.cancel(id);
     game.cancel(RequestId(77));
     assert_eq!(game.ends.len(), 1);
-    assert!(game.scheduler.is_idle());
+    assert!(game.core.scheduler().is_idle());
 }
 
 #[test]
@@ -147,11 +148,11 @@ fn a_caller_that_has_all_it_wants_ends_as_a_success() {
     let mut game = Game::new(64, 4);
     let id = game.arrive(request(1, 50, 100));
     game.step();
-    let delivery = game.scheduler.end(id, Ending::Stopped);
+    let delivery = game.core.end(id, Ending::Stopped);
     game.record(delivery.into_iter().collect());
     assert_eq!(game.finish_reason(id), Some(FinishReason::Stop));
     assert_eq!(game.summary(id).output_tokens, 1);
-    assert!(game.scheduler.is_idle());
+    assert!(game.core.scheduler().is_idle());
 }
 
 #[test]
@@ -186,19 +187,13 @@ fn an_abandoned_step_is_planned_anew_and_its_late_outcome_ignored() {
     game.arrive(one.clone());
     game.step();
     let lost = game.plan().expect("decodes");
-    game.scheduler.abandon_step();
+    game.core.abandon_step();
     let again = game.plan().expect("decodes");
     assert_ne!(lost.number, again.number);
     game.finish(again);
     let said = game.outputs[&one.id].len();
-    let late = crate::step::StepOutcome {
-        number: lost.number,
-        verdicts: Vec::new(),
-        draft_ran: false,
-        drafted: Vec::new(),
-        verified: Vec::new(),
-    };
-    assert_eq!(game.scheduler.commit(late, game.now), []);
+    let late = crate::step::StepOutcome { number: lost.number, rows: Vec::new(), draft_ran: false };
+    assert_eq!(game.core.scheduler_mut().commit(late, game.now), []);
     assert_eq!(game.outputs[&one.id].len(), said);
     game.play_out();
     assert_eq!(game.outputs[&one.id], expect(&game, &one));
@@ -217,7 +212,7 @@ fn a_prompt_seen_before_is_not_prefilled_again() {
     game.finish(plan);
     game.play_out();
     assert_eq!(game.outputs[&second.id], expect(&game, &second));
-    assert_eq!(game.scheduler.gauges().prefix_hit_tokens, 96);
+    assert_eq!(game.core.scheduler().gauges().prefix_hit_tokens, 96);
 }
 
 #[test]
@@ -225,19 +220,17 @@ fn blocks_that_are_published_at_once_or_when_they_are_wanted_make_the_same_steps
     // one prompt, and few blocks: sequences share, are preempted and find their own blocks again
     let play = |at_once: bool| {
         let mut game = Game::new(16, 3);
+        game.settles = at_once;
         let prompt = request(1, 40, 1).prompt;
         for id in 1..=6 {
             game.arrive(GenerationRequest { prompt: prompt.clone(), ..request(id, 40, 60) });
         }
         let mut steps = Vec::new();
         while let Some(plan) = game.plan() {
-            steps.push((plan.rows.clone(), plan.draft_rows.clone()));
+            steps.push((plan.rows.clone(), plan.seeds.clone()));
             game.finish(plan);
-            if at_once {
-                game.scheduler.publish_computed();
-            }
         }
-        (steps, game.scheduler.gauges())
+        (steps, game.core.scheduler().gauges())
     };
     let (steps, gauges) = play(true);
     assert!(gauges.preemptions > 0 && gauges.prefix_hit_tokens > 0, "{gauges:?}");
@@ -257,10 +250,10 @@ fn rows_that_are_filled_anew_make_the_same_steps_as_fresh_ones() {
         }
         let mut steps = Vec::new();
         while let Some(plan) = game.plan() {
-            steps.push((plan.rows.clone(), plan.draft_rows.clone()));
+            steps.push((plan.rows.clone(), plan.seeds.clone()));
             game.finish(plan);
         }
-        (steps, game.scheduler.gauges())
+        (steps, game.core.scheduler().gauges())
     };
     let (steps, gauges) = play(true);
     assert!(gauges.preemptions > 0 && steps.iter().any(|(_, drafts)| !drafts.is_empty()));
@@ -271,7 +264,8 @@ fn rows_that_are_filled_anew_make_the_same_steps_as_fresh_ones() {
 #[test]
 fn a_shortage_of_draft_blocks_costs_drafts_and_nothing_else() {
     let options = ShadowOptions::small(64, 3);
-    let mut game = Game::with(SchedulerLimits { draft_blocks: 3, ..limits(64) }, options, 4);
+    let mut game =
+        Game::with(SchedulerLimits { drafter: Some(DrafterNeeds::kv_cache(3)), ..limits(64) }, options, 4);
     let requests: Vec<_> = (0..4).map(|id| request(id, 40, 30)).collect();
     for request in &requests {
         game.arrive(request.clone());
@@ -284,12 +278,18 @@ fn a_shortage_of_draft_blocks_costs_drafts_and_nothing_else() {
 
 #[test]
 fn drafts_looked_up_in_the_text_need_no_draft_model_and_change_nothing() {
-    let lookup = Some(crate::drafting::NgramOptions { match_tokens_min: 1, ..Default::default() });
+    let lookup = NgramOptions { match_tokens_min: 1, ..NgramOptions::default() };
     let options = ShadowOptions::small(64, 0);
     let info = crate::protocol::ExecutorInfo { vocab_size: 3, ..options.info.clone() };
-    let limits = SchedulerLimits { draft_blocks: 0, lookup, ..limits(64) };
-    let mut game = Game::with(limits, ShadowOptions { info, ..options }, 4);
-    let requests: Vec<_> = (0..6).map(|id| request(id, 40, 60)).collect();
+    let limits = SchedulerLimits { drafter: Some(DrafterNeeds::tokens()), ..limits(64) };
+    let options = ShadowOptions { info, ..options };
+    let mut game = Game::with(limits, options.clone(), 4);
+    game.executor = Box::new(WithPromptLookup::new(Box::new(ShadowExecutor::new(options)), lookup));
+    let of_three = |request: GenerationRequest| GenerationRequest {
+        prompt: request.prompt.iter().map(|token| token % 3).collect(),
+        ..request
+    };
+    let requests: Vec<_> = (0..6).map(|id| of_three(request(id, 40, 60))).collect();
     for request in &requests {
         game.arrive(request.clone());
     }
@@ -309,9 +309,9 @@ fn aborting_ends_all_and_frees_everything() {
     }
     game.step();
     let _in_flight = game.plan();
-    let deliveries = game.scheduler.abort_all(&RequestFailure::ShuttingDown);
+    let deliveries = game.core.abort_all(&RequestFailure::ShuttingDown);
     game.record(deliveries);
     assert_eq!(game.ends.len(), 12);
-    assert_eq!(game.scheduler.gauges().target_kv.held, 0);
-    assert!(game.scheduler.is_idle());
+    assert_eq!(game.core.scheduler().gauges().target_kv.held, 0);
+    assert!(game.core.scheduler().is_idle());
 }

@@ -1,16 +1,17 @@
-//! The loop that the daemon's actors share among themselves, in one place.
+//! A run: arrivals from a workload, steps on the virtual executor, the daemon's own engine core.
 
 use std::sync::Arc;
 
 use super::collect::Collector;
 use super::{Report, Settings};
+use crate::engine::EngineCore;
 use crate::executor::Executor;
 use crate::policy::Policy;
 use crate::protocol::{Clock, ExecutorError, GenerationRequest, Micros, RequestId, SamplingParams, TokenId};
 use crate::replay::Arrival;
 use crate::scheduler::Scheduler;
 use crate::simulate::virtual_executor::{VirtualClock, VirtualExecutor, VirtualOptions};
-use crate::step::{StepPlan, Stepped, draft_round, verify_round};
+use crate::step::{self, SpeculationFault, StepPlan};
 
 /// A run could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,10 @@ pub enum SimulationError {
     /// The policy or the scheduler asked the executor for what no executor does.
     #[error("a step failed: {0}")]
     Step(#[from] ExecutorError),
+    /// The policy panicked. The daemon would go on without it; a simulation of it is worth
+    /// nothing.
+    #[error("{0}")]
+    Speculation(SpeculationFault),
 }
 
 /// Serves `workload` (in order of arrival) with `policy` until the last request is done.
@@ -27,11 +32,12 @@ pub enum SimulationError {
 pub fn simulate(
     workload: &[Arrival],
     settings: &Settings,
-    policy: Box<dyn Policy>,
+    learner: Box<dyn Policy>,
 ) -> Result<Report, SimulationError> {
-    let mut run = Run::new(workload, settings, policy);
+    let mut run = Run::new(workload, settings, learner);
     run.finish()?;
-    Ok(run.collector.into_report(&*run.policy, &run.scheduler.gauges(), run.clock.now()))
+    let gauges = run.core.scheduler().gauges();
+    Ok(run.collector.into_report(run.core.learner(), &gauges, run.clock.now()))
 }
 
 struct Run<'a> {
@@ -39,19 +45,16 @@ struct Run<'a> {
     workload: &'a [Arrival],
     /// How many of them have arrived.
     arrived: usize,
-    scheduler: Scheduler,
+    core: EngineCore,
     executor: VirtualExecutor,
     clock: Arc<VirtualClock>,
-    /// The one policy, which plans and learns: between steps nobody else holds it, so that no
-    /// snapshot is needed.
-    policy: Arc<dyn Policy>,
     sampling: Arc<SamplingParams>,
     stop_tokens: Arc<[TokenId]>,
     collector: Collector,
 }
 
 impl<'a> Run<'a> {
-    fn new(workload: &'a [Arrival], settings: &'a Settings, policy: Box<dyn Policy>) -> Run<'a> {
+    fn new(workload: &'a [Arrival], settings: &'a Settings, learner: Box<dyn Policy>) -> Run<'a> {
         let clock = Arc::new(VirtualClock::default());
         let options = VirtualOptions {
             info: settings.executor_info(),
@@ -65,10 +68,9 @@ impl<'a> Run<'a> {
         Run {
             workload,
             arrived: 0,
-            scheduler: Scheduler::new(settings.limits.clone().within(executor.info())),
+            core: EngineCore::new(Scheduler::new(settings.limits.clone().within(executor.info())), learner),
             executor,
             clock,
-            policy: policy.into(),
             sampling: Arc::new(SamplingParams {
                 temperature: settings.temperature,
                 ..SamplingParams::greedy()
@@ -80,16 +82,12 @@ impl<'a> Run<'a> {
     }
 
     fn finish(&mut self) -> Result<(), SimulationError> {
-        let mut step_started = self.clock.now();
         loop {
             self.take_arrivals();
-            let now = self.clock.now();
-            if let Some(plan) = self.scheduler.plan(now, &self.policy) {
-                self.step(plan, step_started)?;
-                step_started = self.clock.now();
+            if let Some(plan) = self.core.begin(self.clock.now()) {
+                self.step(plan)?;
             } else if let Some(next) = self.workload.get(self.arrived) {
                 self.clock.advance_to(next.at);
-                step_started = self.clock.now();
             } else {
                 return Ok(());
             }
@@ -104,11 +102,11 @@ impl<'a> Run<'a> {
             self.arrived += 1;
             let total = arrival.prompt_tokens.saturating_add(arrival.output_tokens);
             let fits = total <= self.settings.context_tokens_max
-                && self.scheduler.check_size(arrival.prompt_tokens, arrival.output_tokens).is_ok();
-            let admitted = fits && self.scheduler.gauges().waiting < self.settings.queue_requests_max;
+                && self.core.scheduler().check_size(arrival.prompt_tokens, arrival.output_tokens).is_ok();
+            let admitted = fits && self.core.scheduler().gauges().waiting < self.settings.queue_requests_max;
             self.collector.arrival(arrival.at, admitted);
             if admitted {
-                self.scheduler.enqueue(self.request(id, arrival));
+                self.core.enqueue(self.request(id, arrival));
             }
         }
     }
@@ -126,22 +124,22 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn step(&mut self, plan: StepPlan, started: Micros) -> Result<(), SimulationError> {
+    fn step(&mut self, plan: StepPlan) -> Result<(), SimulationError> {
         let clock: &VirtualClock = &self.clock;
-        let mut drafted = draft_round(&mut self.executor, plan, clock)?;
-        let verified = drafted.select();
-        let Stepped { outcome, mut report, mut plan } =
-            verify_round(&mut self.executor, drafted, verified, clock)?;
+        let result = step::run(&mut self.executor, plan, clock)?;
+        result.check(self.executor.info().vocab_size)?;
+        if let Some(fault) = result.fault {
+            return Err(SimulationError::Speculation(fault));
+        }
         self.executor.spend_host_time();
         let now = self.clock.now();
-        report.step_time = now - started;
-        let deliveries = self.scheduler.commit(outcome, now);
-        self.scheduler.recycle(&mut plan);
-        drop(plan); // and with it its policy
-        self.collector.step(&report, self.policy.predict(&report), now);
-        self.collector.deliveries(&deliveries, now);
-        let policy = Arc::get_mut(&mut self.policy).expect("the step's plan is gone");
-        policy.observe(&report);
+        let Some(finished) = self.core.finish(result, now) else { return Ok(()) };
+        let learned = self.core.settle(&finished.report);
+        if let Some(fault) = learned.fault {
+            return Err(SimulationError::Speculation(fault));
+        }
+        self.collector.step(&finished.report, learned.predicted, now);
+        self.collector.deliveries(&finished.deliveries, now);
         Ok(())
     }
 }

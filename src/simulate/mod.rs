@@ -109,7 +109,7 @@ impl Settings {
             context_tokens_max: self.context_tokens_max,
             block_tokens: BLOCK_TOKENS,
             target_blocks: self.limits.target_blocks,
-            draft_blocks: self.limits.draft_blocks,
+            drafter: self.limits.drafter.clone(),
             batch_tokens_max: self.limits.batch_tokens_max,
             batch_sequences_max: self.limits.running_requests_max,
             draft_tokens_max: self.limits.draft_tokens_max,

@@ -1,6 +1,6 @@
 use super::*;
 use crate::policy::{Fixed, Policy};
-use crate::protocol::{Clock, Micros, MonotonicClock, StepDecision, StepView};
+use crate::protocol::{Clock, DrafterNeeds, Micros, MonotonicClock, StepDecision, StepView};
 use crate::replay::spec_bench::Task;
 use crate::replay::{Lengths, TraceSource, WorkloadOptions, load};
 use crate::timing::cost_model::{Between, LatencyModel, LatencyTerms};
@@ -34,8 +34,7 @@ pub(crate) fn settings() -> Settings {
             batch_tokens_max: 2048,
             draft_tokens_max: 8,
             target_blocks: 8192,
-            draft_blocks: 8192,
-            lookup: None,
+            drafter: Some(DrafterNeeds::kv_cache(8192)),
         },
         queue_requests_max: 10_000,
         context_tokens_max: 65_536,
@@ -103,7 +102,7 @@ fn every_request_finishes_with_all_its_tokens_under_any_draft_length() {
 fn a_full_pool_preempts_and_every_request_still_finishes() {
     let mut settings = settings();
     settings.limits.target_blocks = 120;
-    settings.limits.draft_blocks = 120;
+    settings.limits.drafter = Some(DrafterNeeds::kv_cache(120));
     let workload: Vec<Arrival> = (0..12).map(|n| arrival(n, 100, 400)).collect();
     let report = run(&workload, &settings, 4);
     assert_eq!(report.finished, 12);

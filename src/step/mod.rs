@@ -1,17 +1,48 @@
-//! One step, from plan to outcome.
+//! One step, from plan to result: draft, select, verify.
 //!
 //! ```text
-//! StepPlan ──draft_round──► Drafted ──select──► Drafted ──verify_round──► Stepped
-//! (scheduler)  draft model            policy               target        outcome → scheduler
-//!                                                                        report  → SLO monitor
+//! StepPlan ──draft──► Drafted ──select──► Selected ──verify──► StepResult
+//! (scheduler)  drafter          policy              target      outcome → scheduler
+//!                                                               report  → learner, SLO monitor
 //! ```
-//! The functions take an executor and a clock and hold no state: the drafter and verifier
-//! actors run them on the device thread, tests and the simulator call them in a row.
+//! [`run`] is one job of the device thread: a step crosses threads once in each direction. The
+//! functions hold no state and read no clock but the one they are given, so the simulator and the
+//! tests run the same code in a row.
+//!
+//! A step that can't speculate as planned still decodes: a policy that panics and a drafter that
+//! fails cost the step its drafts, and the result carries the [`SpeculationFault`].
+//!
+//! May import: protocol, policy, executor.
 
-mod draft_round;
+mod acceptance;
+mod draft;
+mod fault;
 mod plan;
-mod verify_round;
+mod result;
+mod verify;
 
-pub use draft_round::{Drafted, draft_round};
-pub use plan::{Delivery, Drafting, StepOutcome, StepPlan};
-pub use verify_round::{Stepped, verify_round};
+#[cfg(test)]
+mod tests;
+
+pub use acceptance::AcceptanceStats;
+pub use draft::{Drafted, draft};
+pub use fault::{SpeculationFault, panic_message};
+pub use plan::{Delivery, StepPlan};
+pub use result::{RowOutcome, StepOutcome, StepResult};
+pub use verify::{Selected, verify};
+
+use crate::executor::Executor;
+use crate::protocol::{Clock, ExecutorError};
+
+/// Runs a whole step.
+///
+/// # Errors
+/// What the target says. The drafter's errors become the result's fault.
+pub fn run(
+    executor: &mut dyn Executor,
+    plan: StepPlan,
+    clock: &dyn Clock,
+) -> Result<StepResult, ExecutorError> {
+    let drafted = draft(executor, plan, clock);
+    verify(executor, drafted.select(), clock)
+}

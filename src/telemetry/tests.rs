@@ -89,7 +89,7 @@ fn a_step_counts_drafted_verified_and_accepted_apart() {
 fn pauses_of_the_device_are_told_apart_and_absent_where_they_are_not_known() {
     let idle_of = |pauses: &[Option<u64>]| {
         let mut idle = None;
-        pauses.iter().for_each(|pause| DeviceIdle::go_on(&mut idle, pause.map(Micros)));
+        pauses.iter().for_each(|pause| DeviceIdle::add(&mut idle, pause.map(Micros)));
         idle
     };
     assert_eq!(idle_of(&[None, None]), None);

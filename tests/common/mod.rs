@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use specserve::drafting::NgramOptions;
+use specserve::engine::EngineCore;
 use specserve::executor::Executor;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::model::{LoadedModel, ModelSource, load};
@@ -16,7 +16,7 @@ use specserve::protocol::{
     TokenId,
 };
 use specserve::scheduler::{Scheduler, SchedulerLimits};
-use specserve::step::{draft_round, verify_round};
+use specserve::step;
 
 /// Prompts that the embedded pair was trained for.
 pub const PROMPTS: [&str; 8] = [
@@ -80,35 +80,7 @@ pub struct Played {
 /// Plays `requests` to their ends, at most `batch` at a time; checks the books after every step.
 pub fn play(
     executor: &mut dyn Executor,
-    policy: Arc<dyn Policy>,
-    batch: u32,
-    requests: &[GenerationRequest],
-) -> BTreeMap<RequestId, Played> {
-    play_with(executor, Drives::Snapshot(policy), None, batch, requests)
-}
-
-/// Who decides the steps of a game.
-pub enum Drives {
-    /// A policy that learns nothing.
-    Snapshot(Arc<dyn Policy>),
-    /// A policy that learns from each step, as the SLO monitor's does.
-    Learner(Box<dyn Policy>),
-}
-
-impl Drives {
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        match self {
-            Drives::Snapshot(policy) => policy.clone(),
-            Drives::Learner(policy) => policy.snapshot(),
-        }
-    }
-}
-
-/// [`play`] with a policy that may learn, and perhaps with drafts by prompt lookup.
-pub fn play_with(
-    executor: &mut dyn Executor,
-    mut drives: Drives,
-    lookup: Option<NgramOptions>,
+    learner: Box<dyn Policy>,
     batch: u32,
     requests: &[GenerationRequest],
 ) -> BTreeMap<RequestId, Played> {
@@ -118,24 +90,22 @@ pub fn play_with(
         batch_tokens_max: 512,
         draft_tokens_max: 8,
         target_blocks: 0,
-        draft_blocks: 0,
-        lookup,
+        drafter: None,
     };
-    let mut scheduler = Scheduler::new(limits.within(executor.info()));
+    let mut core = EngineCore::new(Scheduler::new(limits.within(executor.info())), learner);
     let mut played: BTreeMap<RequestId, Played> = BTreeMap::new();
     for request in requests {
-        scheduler.enqueue(request.clone());
+        core.enqueue(request.clone());
     }
     let mut now = Micros::ZERO;
-    while let Some(plan) = scheduler.plan(now, &drives.snapshot()) {
-        let mut drafted = draft_round(executor, plan, &Standstill).expect("drafts");
-        let verified = drafted.select();
-        let stepped = verify_round(executor, drafted, verified, &Standstill).expect("verifies");
+    while let Some(plan) = core.begin(now) {
+        let result = step::run(executor, plan, &Standstill).expect("verifies");
+        assert_eq!(result.fault, None);
+        result.check(executor.info().vocab_size).expect("a result that makes sense");
         now += Micros::from_millis(1);
-        if let Drives::Learner(policy) = &mut drives {
-            policy.observe(&stepped.report);
-        }
-        for (id, event) in scheduler.commit(stepped.outcome, now) {
+        let finished = core.finish(result, now).expect("the step is in flight");
+        assert_eq!(core.settle(&finished.report).fault, None);
+        for (id, event) in finished.deliveries {
             let entry = played.entry(id).or_default();
             match event {
                 TokenEvent::Tokens(tokens) => entry.tokens.extend(tokens),
@@ -143,9 +113,9 @@ pub fn play_with(
                 TokenEvent::Failed(failure) => panic!("request {id}: {failure}"),
             }
         }
-        scheduler.assert_conserved();
+        core.scheduler().assert_conserved();
     }
-    assert!(scheduler.is_idle());
+    assert!(core.scheduler().is_idle());
     played
 }
 

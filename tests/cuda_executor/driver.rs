@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use specserve::executor::Executor;
+use specserve::executor::{DraftChains, Executor};
 use specserve::protocol::{
-    DraftRow, History, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict, VerifyRow,
+    DraftSeed, History, Proposal, RequestId, RowRole, SamplingParams, SequenceInput, TokenId, Verdict,
+    VerifyRow,
 };
 
 /// What one sequence is and how far it is.
@@ -60,7 +61,7 @@ impl Sequence {
 
     pub fn verify_row(&self, drafts: &[TokenId]) -> VerifyRow {
         let input = self.input(self.target_cached, drafts);
-        VerifyRow { input, drafts: drafts.len() as u32, tree: None, sample: true }
+        VerifyRow { input, role: RowRole::Decode, drafts: drafts.len() as u32, tree: None, sample: true }
     }
 
     /// Commits what a chain's verification gave.
@@ -82,16 +83,18 @@ pub fn draft(executor: &mut dyn Executor, sequences: &[Sequence], length: usize)
     if length == 0 {
         return drafts;
     }
-    let rows: Vec<DraftRow> = sequences
+    let rows: Vec<DraftSeed> = sequences
         .iter()
-        .map(|sequence| DraftRow { input: sequence.input(sequence.draft_cached, &[]), propose: true })
+        .map(|sequence| DraftSeed { row: 0, input: sequence.input(sequence.draft_cached, &[]), limit: 8 })
         .collect();
     let keep: Vec<u32> = (0..sequences.len() as u32).collect();
     let mut proposals: Vec<Proposal> = Vec::new();
+    let mut chains = DraftChains::default();
+    let drafter = executor.drafter().expect("a draft model");
     for step in 0..length {
         match step {
-            0 => executor.draft_start(&rows, &mut proposals),
-            _ => executor.draft_continue(&keep, &mut proposals),
+            0 => chains.start(drafter, &rows, &mut proposals),
+            _ => chains.extend(drafter, &keep, &mut proposals),
         }
         .expect("the draft runs");
         for (draft, proposal) in drafts.iter_mut().zip(&proposals) {
@@ -121,7 +124,7 @@ pub fn generate(
         let rows: Vec<VerifyRow> =
             sequences.iter().zip(&drafts).map(|(sequence, draft)| sequence.verify_row(draft)).collect();
         let mut verdicts = Vec::new();
-        executor.verify(&rows, &mut verdicts).expect("the target runs");
+        executor.target().verify(&rows, &mut verdicts).expect("the target runs");
         for ((sequence, draft), verdict) in sequences.iter_mut().zip(&drafts).zip(&verdicts) {
             sequence.commit(verdict, draft.len());
             accepted += verdict.accepted as usize;

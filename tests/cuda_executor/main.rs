@@ -9,11 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use driver::{Sequence, draft, generate};
 use serde_json::Value;
-use specserve::executor::Executor;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, KvBudget};
+use specserve::executor::{DraftChains, Executor, Target};
 use specserve::model::{ModelSource, load_pair};
 use specserve::protocol::{
-    Compaction, ExecutorError, ModelRole, SamplingParams, TokenId, Verdict, VerifyRow,
+    Compaction, ExecutorError, ModelRole, RowRole, SamplingParams, TokenId, Verdict, VerifyRow,
 };
 use specserve::sampling::noise::Noise;
 
@@ -268,7 +268,13 @@ fn a_prompt_in_chunks_is_the_prompt_at_once() {
         let last = (all.len() - 1) / chunk * chunk;
         for begin in (0..last).step_by(chunk) {
             parts.tokens = all[..begin + chunk].to_vec();
-            let row = VerifyRow { input: parts.input(begin, &[]), drafts: 0, tree: None, sample: false };
+            let row = VerifyRow {
+                input: parts.input(begin, &[]),
+                role: RowRole::Prefill,
+                drafts: 0,
+                tree: None,
+                sample: false,
+            };
             let mut verdicts = Vec::new();
             executor.verify(&[row], &mut verdicts).expect("a chunk runs");
             assert_eq!(verdicts, [Verdict { finite: true, ..Verdict::default() }]);
@@ -307,7 +313,13 @@ fn prefill_decode_and_verification_share_one_call() {
         if chunk.0 < chunk.1 {
             guest.tokens = long[..chunk.1].to_vec();
             let input = guest.input(chunk.0, &[]);
-            rows.push(VerifyRow { input, drafts: 0, tree: None, sample: chunk.1 == 600 });
+            rows.push(VerifyRow {
+                input,
+                role: RowRole::Prefill,
+                drafts: 0,
+                tree: None,
+                sample: chunk.1 == 600,
+            });
         }
         let mut verdicts = Vec::new();
         executor.verify(&rows, &mut verdicts).expect("a mixed batch runs");
@@ -374,6 +386,7 @@ fn generate_more(executor: &mut CudaExecutor, sequence: &mut Sequence, count: us
 #[test]
 #[ignore = "needs a CUDA device"]
 fn malformed_batches_are_refused_and_do_no_harm() {
+    let mut executor_chains = DraftChains::default();
     let _alone = alone();
     let mut executor = executor();
     let good = Sequence::new(0, &[0, 1, 2], SamplingParams::greedy(), 64);
@@ -382,7 +395,10 @@ fn malformed_batches_are_refused_and_do_no_harm() {
     let mut verdicts = Vec::new();
     assert!(matches!(executor.verify(&[bad], &mut verdicts), Err(ExecutorError::Malformed(_))));
     let mut proposals = Vec::new();
-    assert!(matches!(executor.draft_continue(&[0], &mut proposals), Err(ExecutorError::Malformed(_))));
+    assert!(matches!(
+        executor_chains.extend(&mut executor, &[0], &mut proposals),
+        Err(ExecutorError::Malformed(_))
+    ));
     executor.verify(&[good.verify_row(&[])], &mut verdicts).expect("still works");
     assert!(verdicts[0].finite && verdicts[0].tokens.len() == 1);
     executor.verify(&[], &mut verdicts).expect("nothing to do");

@@ -1,10 +1,10 @@
 //! A NaN in one sequence is that sequence's alone.
 
-use specserve::executor::Executor;
 use specserve::executor::cuda::CudaExecutor;
+use specserve::executor::{DraftChains, Target};
 use specserve::model::random::poisoned;
 use specserve::model::{ModelSource, load_pair};
-use specserve::protocol::{DraftRow, Proposal, TokenId, Verdict, VerifyRow};
+use specserve::protocol::{DraftSeed, Proposal, TokenId, Verdict, VerifyRow};
 
 use crate::driver::{Sequence, generate};
 use crate::{alone, options, sampled};
@@ -67,24 +67,26 @@ fn only_the_sequence_with_a_nan_ends() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn only_the_draft_with_a_nan_proposes_nothing() {
+    let mut executor_chains = DraftChains::default();
+    let mut alone_chains = DraftChains::default();
     let _alone = alone();
     let mut executor = executor();
-    let rows: Vec<DraftRow> = sequences(0.8)
+    let rows: Vec<DraftSeed> = sequences(0.8)
         .iter()
-        .map(|sequence| DraftRow { input: sequence.input(0, &[]), propose: true })
+        .map(|sequence| DraftSeed { row: 0, input: sequence.input(0, &[]), limit: 8 })
         .collect();
     let mut proposals = Vec::new();
-    executor.draft_start(&rows, &mut proposals).expect("the draft runs");
+    executor_chains.start(&mut executor, &rows, &mut proposals).expect("the draft runs");
     assert_eq!(proposals[1], Proposal::default());
     let (mut alone, mut expected) = (self::executor(), Vec::new());
     for index in [0, 2] {
-        alone.draft_start(&rows[index..=index], &mut expected).expect("the draft runs");
+        alone_chains.start(&mut alone, &rows[index..=index], &mut expected).expect("the draft runs");
         assert!(proposals[index].finite);
         let (got, want) = (&proposals[index], &expected[0]);
         assert_eq!((got.token, got.runner_up), (want.token, want.runner_up), "sequence {index}");
         // Sums over the vocabulary are cut by the number of rows.
         assert!((got.probability - want.probability).abs() < 1e-5, "{got:?}, not {want:?}");
     }
-    executor.draft_continue(&[0, 2], &mut proposals).expect("the others go on");
+    executor_chains.extend(&mut executor, &[0, 2], &mut proposals).expect("the others go on");
     assert!(proposals.iter().all(|proposal| proposal.finite));
 }

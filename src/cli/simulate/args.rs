@@ -9,7 +9,7 @@ use crate::cli::error::CliError;
 use crate::cli::parse;
 use crate::policy::registry::{PolicyName, PolicyOptions};
 use crate::policy::specserve::SpecServeOptions;
-use crate::protocol::Slo;
+use crate::protocol::{DrafterNeeds, Slo};
 use crate::replay::{Lengths, Recording, TraceSource, WorkloadOptions};
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::virtual_executor::{Confidence, TimeError};
@@ -147,7 +147,7 @@ impl SimulateArgs {
 
     /// Everything else.
     pub fn settings(&self, cost: CostModel, recording: Option<Arc<Recording>>) -> Settings {
-        let draft_blocks = if cost.draft.is_some() { self.kv_blocks } else { 0 };
+        let drafter = cost.draft.is_some().then(|| DrafterNeeds::kv_cache(self.kv_blocks));
         Settings {
             cost,
             error: TimeError { jitter: self.jitter, ..TimeError::all(self.time_error) },
@@ -164,8 +164,7 @@ impl SimulateArgs {
                 batch_tokens_max: self.prefill_chunk + self.running_max * (1 + self.draft_max),
                 draft_tokens_max: self.draft_max,
                 target_blocks: self.kv_blocks,
-                draft_blocks,
-                lookup: None,
+                drafter,
             },
             queue_requests_max: self.queue_max,
             context_tokens_max: self.context_max,

@@ -3,7 +3,7 @@
 
 use crate::model::ModelSpec;
 use crate::protocol::{
-    BlockId, Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow,
+    BlockId, Compaction, DraftSeed, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow,
 };
 
 use super::kernels::STEP;
@@ -66,7 +66,7 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     pub(crate) fn new(info: &ExecutorInfo) -> Bounds {
-        let blocks = info.target_blocks.max(info.draft_blocks) as usize;
+        let blocks = info.target_blocks.max(info.draft_blocks()) as usize;
         Bounds { info: info.clone(), tokens: 0, blocks: 0, batch: 0, written_in: vec![0; blocks] }
     }
 
@@ -78,7 +78,7 @@ impl Bounds {
         self.tokens = 0;
         self.blocks = match model {
             ModelRole::Target => self.info.target_blocks,
-            ModelRole::Draft => self.info.draft_blocks,
+            ModelRole::Draft => self.info.draft_blocks(),
         };
         Ok(())
     }
@@ -116,9 +116,9 @@ impl Bounds {
     }
 
     /// Checks a row of a drafting batch.
-    pub(crate) fn draft_row(&mut self, row: &DraftRow) -> Result<(), ExecutorError> {
-        self.input(&row.input)?;
-        has_history(&row.input, row.propose)
+    pub(crate) fn seed(&mut self, seed: &DraftSeed) -> Result<(), ExecutorError> {
+        self.input(&seed.input)?;
+        has_history(&seed.input, seed.limit > 0)
     }
 
     /// Checks a row of a verification batch.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::protocol::{BlockId, DraftRow, ExecutorError, ModelRole, Proposal, SamplingParams, TokenId};
+use crate::protocol::{BlockId, DraftSeed, ExecutorError, ModelRole, Proposal, SamplingParams, TokenId};
 use crate::sampling::TokenHistory;
 
 use super::check::{keep, no_draft};
@@ -28,42 +28,33 @@ struct RoundRow {
 }
 
 impl CpuExecutor {
-    pub(crate) fn start_round(
-        &mut self,
-        rows: &[DraftRow],
-        out: &mut Vec<Proposal>,
-    ) -> Result<(), ExecutorError> {
+    /// Feeds every seed's input; a proposal for each seed that wants one, with its index.
+    pub(crate) fn start_round(&mut self, seeds: &[DraftSeed]) -> Result<Vec<(u32, Proposal)>, ExecutorError> {
         self.round.rows.clear();
         let draft = self.draft.as_mut().ok_or_else(no_draft)?;
-        self.bounds.begin(ModelRole::Draft, rows.len())?;
+        self.bounds.begin(ModelRole::Draft, seeds.len())?;
         let mut pass = Pass::default();
-        for DraftRow { input, propose } in rows {
-            pass.push_chain(&input.blocks, &input.tokens, input.start, usize::from(*propose));
+        for DraftSeed { input, limit, .. } in seeds {
+            pass.push_chain(&input.blocks, &input.tokens, input.start, usize::from(*limit > 0));
         }
-        for row in rows {
-            self.bounds.draft_row(row)?;
+        for seed in seeds {
+            self.bounds.seed(seed)?;
         }
         draft.forward(&self.pool, &pass)?;
-        self.round.rows.extend(rows.iter().map(|DraftRow { input, .. }| RoundRow {
+        self.round.rows.extend(seeds.iter().map(|DraftSeed { input, .. }| RoundRow {
             blocks: input.blocks.clone(),
             sampling: Arc::clone(&input.sampling),
             history: TokenHistory::of(input),
             next: input.start + input.tokens.len() as u32,
             proposed: None,
         }));
-        out.clear();
-        out.resize(rows.len(), Proposal::default());
-        let proposing: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].propose).collect();
+        let proposing: Vec<usize> = (0..seeds.len()).filter(|&index| seeds[index].limit > 0).collect();
         let proposals = self.propose(&proposing)?;
-        proposing.iter().zip(proposals).for_each(|(&row, proposal)| out[row] = proposal);
-        Ok(())
+        Ok(proposing.into_iter().map(|index| index as u32).zip(proposals).collect())
     }
 
-    pub(crate) fn continue_round(
-        &mut self,
-        kept: &[u32],
-        out: &mut Vec<Proposal>,
-    ) -> Result<(), ExecutorError> {
+    /// Feeds each kept row its last proposal; one new proposal for each, in order.
+    pub(crate) fn continue_round(&mut self, kept: &[u32]) -> Result<Vec<Proposal>, ExecutorError> {
         let draft = self.draft.as_mut().ok_or_else(no_draft)?;
         let rows = &mut self.round.rows;
         keep(kept, rows.len())?;
@@ -93,8 +84,7 @@ impl CpuExecutor {
             }
         }
         let kept: Vec<usize> = kept.iter().map(|&index| index as usize).collect();
-        *out = self.propose(&kept)?;
-        Ok(())
+        self.propose(&kept)
     }
 
     /// One proposal for each of these rows of the round, whose features the draft holds in order.

@@ -39,11 +39,11 @@ use self::drafting::Round;
 use self::forward::{Model, ModelBounds};
 use self::pass::Pass;
 use self::pool::{JobPanicked, Pool};
-use super::Executor;
+use super::{Drafter, Executor, Target, chain_rows};
 use crate::model::{LoadedModel, ModelSpec};
 use crate::protocol::{
-    Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, Proposal, RequestId, SamplingParams,
-    SequenceInput, Verdict, VerifyRow,
+    Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ModelRole, NodeId,
+    RequestId, SamplingParams, SequenceInput, Verdict, VerifyRow,
 };
 use crate::sampling::Sampler;
 
@@ -152,7 +152,7 @@ impl CpuExecutor {
     /// As [`Executor::logits`].
     pub fn warm_up(&mut self) -> Result<(), ExecutorError> {
         for (role, blocks) in
-            [(ModelRole::Target, self.info.target_blocks), (ModelRole::Draft, self.info.draft_blocks)]
+            [(ModelRole::Target, self.info.target_blocks), (ModelRole::Draft, self.info.draft_blocks())]
         {
             let room = (blocks * self.info.block_tokens).min(self.info.context_tokens_max);
             let tokens = (forward::PART_ROWS_MAX as u32).min(self.info.batch_tokens_max).min(room);
@@ -195,7 +195,7 @@ fn info(
         context_tokens_max: contexts.min().unwrap_or(0) as u32,
         block_tokens: options.block_tokens,
         target_blocks: options.target_blocks,
-        draft_blocks: draft.map_or(0, |_| options.draft_blocks),
+        drafter: draft.map(|_| DrafterNeeds::kv_cache(options.draft_blocks)),
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max,
@@ -223,14 +223,29 @@ impl Executor for CpuExecutor {
         &self.info
     }
 
-    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        self.start_round(rows, out)
+    fn target(&mut self) -> &mut dyn Target {
+        self
     }
 
-    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        self.continue_round(keep, out)
+    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
+        if self.draft.is_some() { Some(self) } else { None }
     }
 
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        self.bounds.begin(model, 1)?;
+        self.bounds.input(input)?;
+        let model = match model {
+            ModelRole::Target => &mut self.target,
+            ModelRole::Draft => self.draft.as_mut().ok_or_else(check::no_draft)?,
+        };
+        let mut pass = Pass::default();
+        pass.push_chain(&input.blocks, &input.tokens, input.start, 1);
+        model.forward(&self.pool, &pass)?;
+        Ok(model.logits(&self.pool, 0..1)?.row(0).to_vec())
+    }
+}
+
+impl Target for CpuExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         self.verify_rows(rows, out)
     }
@@ -249,18 +264,23 @@ impl Executor for CpuExecutor {
         }
         Ok(())
     }
+}
 
-    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
-        self.bounds.begin(model, 1)?;
-        self.bounds.input(input)?;
-        let model = match model {
-            ModelRole::Target => &mut self.target,
-            ModelRole::Draft => self.draft.as_mut().ok_or_else(check::no_draft)?,
-        };
-        let mut pass = Pass::default();
-        pass.push_chain(&input.blocks, &input.tokens, input.start, 1);
-        model.forward(&self.pool, &pass)?;
-        Ok(model.logits(&self.pool, 0..1)?.row(0).to_vec())
+impl Drafter for CpuExecutor {
+    fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let proposals = self.start_round(seeds)?;
+        for (index, proposal) in proposals {
+            forest.add_root(index, proposal);
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let proposals = self.continue_round(&chain_rows(nodes, forest)?)?;
+        for (&node, proposal) in nodes.iter().zip(proposals) {
+            forest.add_child(node, proposal);
+        }
+        Ok(())
     }
 }
 

@@ -25,7 +25,7 @@ impl<'a> BatchCheck<'a> {
         ensure(sequences <= most, || format!("{sequences} sequences, at most {most}"))?;
         let blocks = match role {
             ModelRole::Target => info.target_blocks,
-            ModelRole::Draft => info.draft_blocks,
+            ModelRole::Draft => info.draft_blocks(),
         };
         ensure(blocks > 0, || "there is no draft model".to_owned())?;
         Ok(BatchCheck { info, blocks, tokens: 0 })
@@ -136,7 +136,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::protocol::{RequestId, SamplingParams};
+    use crate::protocol::{RequestId, RowRole, SamplingParams};
 
     fn info() -> ExecutorInfo {
         ExecutorInfo {
@@ -146,7 +146,7 @@ mod tests {
             context_tokens_max: 64,
             block_tokens: 16,
             target_blocks: 8,
-            draft_blocks: 0,
+            drafter: None,
             batch_tokens_max: 40,
             batch_sequences_max: 2,
             draft_tokens_max: 4,
@@ -162,7 +162,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        VerifyRow { input, drafts, tree: None, sample: true }
+        VerifyRow { input, role: RowRole::Decode, drafts, tree: None, sample: true }
     }
 
     fn refused(row: &VerifyRow) -> String {

@@ -9,7 +9,7 @@ use super::host_step::{HostStep, input_shape};
 use super::runner::{Chooses, DeviceQueue, Runner};
 use super::step_results::proposal;
 use crate::protocol::{
-    BLOCK_TOKENS, BlockId, DraftRow, ExecutorError, ExecutorInfo, Proposal, RequestId, SamplingParams,
+    BLOCK_TOKENS, BlockId, DraftSeed, ExecutorError, ExecutorInfo, Proposal, RequestId, SamplingParams,
     TokenId,
 };
 use crate::sampling::TokenHistory;
@@ -41,7 +41,7 @@ impl DraftRound {
     /// [`ExecutorError::Device`].
     pub fn start(
         &mut self,
-        rows: &[DraftRow],
+        rows: &[DraftSeed],
         runner: &mut Runner,
         queue: &mut DeviceQueue,
         out: &mut Vec<Proposal>,
@@ -56,7 +56,7 @@ impl DraftRound {
     }
 
     /// Begins a round with these rows and puts them into a step.
-    pub fn begin(&mut self, rows: &[DraftRow], step: &mut HostStep) {
+    pub fn begin(&mut self, rows: &[DraftSeed], step: &mut HostStep) {
         self.rows.truncate(rows.len());
         for (state, row) in self.rows.iter_mut().zip(rows) {
             state.restart(row);
@@ -66,12 +66,12 @@ impl DraftRound {
         step.clear();
         for row in rows {
             step.push_tokens(&row.input.tokens);
-            if row.propose {
+            if row.limit > 0 {
                 step.gather.push(step.tokens.len() as i32 - 1);
             }
         }
         step.plan.build(rows.iter().map(|row| input_shape(&row.input, 0, None)));
-        for (row, state) in rows.iter().zip(&self.rows).filter(|(row, _)| row.propose) {
+        for (row, state) in rows.iter().zip(&self.rows).filter(|(row, _)| row.limit > 0) {
             step.sampling.push(&row.input.sampling, state.position, &state.history);
         }
     }
@@ -82,14 +82,14 @@ impl DraftRound {
     /// [`ExecutorError::Device`] when they make no sense.
     pub fn read_begun(
         &mut self,
-        rows: &[DraftRow],
+        rows: &[DraftSeed],
         results: &[u32],
         vocab_size: usize,
         out: &mut Vec<Proposal>,
     ) -> Result<(), ExecutorError> {
         let mut next = 0;
         for (row, state) in rows.iter().zip(&mut self.rows) {
-            if row.propose {
+            if row.limit > 0 {
                 out.push(state.take(proposal(results, next), vocab_size)?);
                 next += 1;
             } else {
@@ -117,7 +117,7 @@ impl DraftRound {
             })?;
             // the blocks before were checked with the positions before
             let block = row.blocks.get((row.position / BLOCK_TOKENS) as usize);
-            let covered = block.is_some_and(|&block| block < info.draft_blocks);
+            let covered = block.is_some_and(|&block| block < info.draft_blocks());
             ensure(covered, || format!("request {request}: no block for position {}", row.position))?;
         }
         Ok(())
@@ -197,7 +197,7 @@ impl DraftRound {
 }
 
 impl RoundRow {
-    fn new(row: &DraftRow) -> RoundRow {
+    fn new(row: &DraftSeed) -> RoundRow {
         let input = &row.input;
         RoundRow {
             request: input.request,
@@ -211,7 +211,7 @@ impl RoundRow {
 
     /// Begins a round with another row, usually the next of the same request; memory is used
     /// again.
-    fn restart(&mut self, row: &DraftRow) {
+    fn restart(&mut self, row: &DraftSeed) {
         let input = &row.input;
         self.request = input.request;
         self.blocks.clone_from(&input.blocks);
@@ -248,7 +248,7 @@ impl RoundRow {
 mod tests {
     use super::super::attention_plan::AttentionRoom;
     use super::*;
-    use crate::protocol::SequenceInput;
+    use crate::protocol::{DrafterNeeds, SequenceInput};
 
     fn info() -> ExecutorInfo {
         ExecutorInfo {
@@ -258,14 +258,14 @@ mod tests {
             context_tokens_max: 64,
             block_tokens: 16,
             target_blocks: 8,
-            draft_blocks: 8,
+            drafter: Some(DrafterNeeds::kv_cache(8)),
             batch_tokens_max: 40,
             batch_sequences_max: 4,
             draft_tokens_max: 4,
         }
     }
 
-    fn row(request: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> DraftRow {
+    fn row(request: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> DraftSeed {
         let input = SequenceInput {
             request: RequestId(request),
             tokens: tokens.to_vec(),
@@ -274,12 +274,12 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        DraftRow { input, propose: true }
+        DraftSeed { row: 0, input, limit: 1 }
     }
 
     fn begin(
         round: &mut DraftRound,
-        rows: &[DraftRow],
+        rows: &[DraftSeed],
         step: &mut HostStep,
         results: &[u32],
     ) -> Vec<Proposal> {

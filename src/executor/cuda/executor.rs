@@ -11,11 +11,11 @@ use super::options::{CudaOptions, KvBudget, VERIFY_ROWS_MAX, captured_rows, eage
 use super::runner::{Chooses, DeviceQueue, Runner, RunnerOptions};
 use super::scratch::ScratchSizes;
 use super::verify_batch;
-use crate::executor::Executor;
+use crate::executor::{Drafter, Executor, Target, chain_rows};
 use crate::model::{LoadedModel, ModelSpec};
 use crate::protocol::{
-    BLOCK_TOKENS, Compaction, DraftRow, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal,
-    SequenceInput, Verdict, VerifyRow,
+    BLOCK_TOKENS, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, Micros,
+    ModelRole, NodeId, Proposal, SequenceInput, Verdict, VerifyRow,
 };
 
 /// Target and draft on one GPU. The thread that calls becomes the device's thread.
@@ -25,6 +25,8 @@ pub struct CudaExecutor {
     target: Runner,
     draft: Option<Runner>,
     round: DraftRound,
+    /// Room for one call's proposals, reused.
+    proposals: Vec<Proposal>,
     compactor: Compactor,
     queue: DeviceQueue,
     target_logit_rows: usize,
@@ -69,6 +71,7 @@ impl CudaExecutor {
             target,
             draft,
             round: DraftRound::default(),
+            proposals: Vec::new(),
             compactor: Compactor::new()?,
             queue,
             target_logit_rows: logit_rows,
@@ -148,45 +151,18 @@ impl Executor for CudaExecutor {
         &self.info
     }
 
-    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        let mut check = BatchCheck::begin(&self.info, ModelRole::Draft, rows.len())?;
-        rows.iter().try_for_each(|row| check.input(&row.input))?;
-        self.on_device(|executor| {
-            let (runner, round, queue) = executor.draft_runner()?;
-            round.start(rows, runner, queue, out)
-        })
+    fn target(&mut self) -> &mut dyn Target {
+        self
     }
 
-    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        self.round.check_keep(keep, &self.info)?;
-        self.on_device(|executor| {
-            let (runner, round, queue) = executor.draft_runner()?;
-            round.go_on(keep, runner, queue, out)
-        })
-    }
-
-    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
-        let mut check = BatchCheck::begin(&self.info, ModelRole::Target, rows.len())?;
-        rows.iter().try_for_each(|row| check.row(row))?;
-        verify_sums(rows, self.target_logit_rows)?;
-        self.on_device(|executor| verify_batch::run(rows, &mut executor.target, &mut executor.queue, out))
+    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
+        if self.draft.is_some() { Some(self) } else { None }
     }
 
     fn idle_before_last_call(&self) -> Option<Micros> {
         // a figure for people: what failed shows in the next call
         let idle = self.idle_microseconds().ok().flatten()?;
         Some(Micros(idle.max(0.0) as u64))
-    }
-
-    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
-        let check = BatchCheck::begin(&self.info, ModelRole::Target, moves.len())?;
-        moves.iter().try_for_each(|compaction| check.compaction(compaction))?;
-        if moves.iter().all(|compaction| compaction.path.is_empty()) {
-            return Ok(());
-        }
-        self.on_device(|executor| {
-            Ok(executor.compactor.run(moves, &mut executor.target.model, &executor.queue.stream)?)
-        })
     }
 
     fn logits(&mut self, role: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
@@ -200,6 +176,59 @@ impl Executor for CudaExecutor {
                 }
             };
             Ok(logits?)
+        })
+    }
+}
+
+impl Target for CudaExecutor {
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        let mut check = BatchCheck::begin(&self.info, ModelRole::Target, rows.len())?;
+        rows.iter().try_for_each(|row| check.row(row))?;
+        verify_sums(rows, self.target_logit_rows)?;
+        self.on_device(|executor| verify_batch::run(rows, &mut executor.target, &mut executor.queue, out))
+    }
+
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        let check = BatchCheck::begin(&self.info, ModelRole::Target, moves.len())?;
+        moves.iter().try_for_each(|compaction| check.compaction(compaction))?;
+        if moves.iter().all(|compaction| compaction.path.is_empty()) {
+            return Ok(());
+        }
+        self.on_device(|executor| {
+            Ok(executor.compactor.run(moves, &mut executor.target.model, &executor.queue.stream)?)
+        })
+    }
+}
+
+impl Drafter for CudaExecutor {
+    fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let mut check = BatchCheck::begin(&self.info, ModelRole::Draft, seeds.len())?;
+        seeds.iter().try_for_each(|seed| check.input(&seed.input))?;
+        self.on_device(|executor| {
+            let mut proposals = std::mem::take(&mut executor.proposals);
+            let (runner, round, queue) = executor.draft_runner()?;
+            round.start(seeds, runner, queue, &mut proposals)?;
+            let proposed = seeds.iter().zip(&proposals).enumerate().filter(|(_, (seed, _))| seed.limit > 0);
+            for (index, (_, &proposal)) in proposed {
+                forest.add_root(index as u32, proposal);
+            }
+            executor.proposals = proposals;
+            Ok(())
+        })
+    }
+
+    fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let keep = chain_rows(nodes, forest)?;
+        self.round.check_keep(&keep, &self.info)?;
+        self.on_device(|executor| {
+            let mut proposals = std::mem::take(&mut executor.proposals);
+            let (runner, round, queue) = executor.draft_runner()?;
+            round.go_on(&keep, runner, queue, &mut proposals)?;
+            for (&node, &proposal) in nodes.iter().zip(&proposals) {
+                forest.add_child(node, proposal);
+            }
+            executor.proposals = proposals;
+            Ok(())
         })
     }
 }
@@ -296,7 +325,7 @@ fn executor_info(
         context_tokens_max: draft.map_or(context(target), |draft| context(draft).min(context(target))),
         block_tokens: BLOCK_TOKENS,
         target_blocks: target.blocks(),
-        draft_blocks: draft.map_or(0, DeviceModel::blocks),
+        drafter: draft.map(|draft| DrafterNeeds::kv_cache(draft.blocks())),
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max,

@@ -170,7 +170,7 @@ mod tests {
     use super::super::attention_plan::AttentionRoom;
     use super::super::step_results::VerdictWords;
     use super::*;
-    use crate::protocol::{RequestId, SamplingParams, SequenceInput};
+    use crate::protocol::{RequestId, RowRole, SamplingParams, SequenceInput};
 
     fn row(start: u32, tokens: &[u32], drafts: u32, tree: Option<Vec<u32>>) -> VerifyRow {
         let input = SequenceInput {
@@ -181,7 +181,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        VerifyRow { input, drafts, tree, sample: true }
+        VerifyRow { input, role: RowRole::Decode, drafts, tree, sample: true }
     }
 
     /// A prefill chunk that does not sample, a chain of two drafts, a tree of two siblings.

@@ -83,9 +83,10 @@ proptest! {
         draft_blocks in 1..40u32,
         seed in any::<u64>(),
     ) {
-        let limits = SchedulerLimits { draft_blocks, ..limits(target_blocks) };
-        let mut game = Game::with(limits, ShadowOptions::small(target_blocks, draft_blocks), 0);
-        game.policy = Arc::new(Whim { seed });
+        let limits =
+            SchedulerLimits { drafter: Some(DrafterNeeds::kv_cache(draft_blocks)), ..limits(target_blocks) };
+        let options = ShadowOptions::small(target_blocks, draft_blocks);
+        let mut game = Game::led_by(Box::new(Whim { seed }), limits, options);
         let mut requests = Vec::new();
         for step in moves {
             match step {
@@ -111,7 +112,7 @@ proptest! {
                 }
                 Move::Abandon => {
                     if game.plan().is_some() {
-                        let deliveries = game.scheduler.abandon_step();
+                        let deliveries = game.core.abandon_step();
                         game.record(deliveries);
                     }
                 }
@@ -119,8 +120,8 @@ proptest! {
         }
         game.play_out();
         prop_assert_eq!(game.ends.len(), requests.len());
-        prop_assert_eq!(game.scheduler.gauges().target_kv.held, 0);
-        prop_assert_eq!(game.scheduler.gauges().draft_kv.held, 0);
+        prop_assert_eq!(game.core.scheduler().gauges().target_kv.held, 0);
+        prop_assert_eq!(game.core.scheduler().gauges().draft_kv.held, 0);
         for request in &requests {
             let expected = expect(&game, request);
             let said = game.outputs.get(&request.id).cloned().unwrap_or_default();

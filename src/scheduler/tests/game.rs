@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::*;
-use crate::executor::{ShadowExecutor, ShadowOptions};
+use crate::engine::EngineCore;
+use crate::executor::{Executor, ShadowExecutor, ShadowOptions};
 use crate::policy::{Fixed, Policy};
-use crate::protocol::{Clock, FinishReason, Micros, RequestSummary, SamplingParams, Slo, TokenId};
-use crate::step::{StepPlan, draft_round, verify_round};
+use crate::protocol::{
+    Clock, DrafterNeeds, FinishReason, Micros, RequestSummary, SamplingParams, Slo, TokenId,
+};
+use crate::step::{self, StepPlan};
 
 struct Standstill;
 
@@ -19,14 +22,18 @@ impl Clock for Standstill {
 
 /// A scheduler, an executor, and a record of all that was delivered.
 pub(super) struct Game {
-    pub(super) scheduler: Scheduler,
-    pub(super) executor: ShadowExecutor,
-    pub(super) policy: Arc<dyn Policy>,
+    pub(super) core: EngineCore,
+    pub(super) executor: Box<dyn Executor>,
+    /// Knows what the executor's target says.
+    oracle: ShadowExecutor,
     pub(super) now: Micros,
     pub(super) outputs: BTreeMap<RequestId, Vec<TokenId>>,
     pub(super) ends: BTreeMap<RequestId, TokenEvent>,
     /// Whether the rows of a step are given back to be filled anew.
     pub(super) recycles: bool,
+    /// Whether new blocks are inserted into the prefix cache after each step, or only when the
+    /// scheduler depends on them.
+    pub(super) settles: bool,
 }
 
 pub(super) fn limits(target_blocks: u32) -> SchedulerLimits {
@@ -36,8 +43,7 @@ pub(super) fn limits(target_blocks: u32) -> SchedulerLimits {
         batch_tokens_max: 128,
         draft_tokens_max: 8,
         target_blocks,
-        draft_blocks: target_blocks,
-        lookup: None,
+        drafter: Some(DrafterNeeds::kv_cache(target_blocks)),
     }
 }
 
@@ -47,41 +53,48 @@ impl Game {
     }
 
     pub(super) fn with(limits: SchedulerLimits, options: ShadowOptions, draft_tokens: u32) -> Game {
+        Game::led_by(Box::new(Fixed { draft_tokens }), limits, options)
+    }
+
+    pub(super) fn led_by(learner: Box<dyn Policy>, limits: SchedulerLimits, options: ShadowOptions) -> Game {
         Game {
-            scheduler: Scheduler::new(limits),
-            executor: ShadowExecutor::new(options),
-            policy: Arc::new(Fixed { draft_tokens }),
+            core: EngineCore::new(Scheduler::new(limits), learner),
+            executor: Box::new(ShadowExecutor::new(options.clone())),
+            oracle: ShadowExecutor::new(options),
             now: Micros::ZERO,
             outputs: BTreeMap::new(),
             ends: BTreeMap::new(),
             recycles: true,
+            settles: true,
         }
     }
 
     pub(super) fn arrive(&mut self, request: GenerationRequest) -> RequestId {
         let id = request.id;
-        self.scheduler.enqueue(request);
+        self.core.enqueue(request);
         id
     }
 
     pub(super) fn plan(&mut self) -> Option<StepPlan> {
         self.now += Micros(1000);
-        let plan = self.scheduler.plan(self.now, &self.policy);
-        self.scheduler.assert_conserved();
+        let plan = self.core.begin(self.now);
+        self.core.scheduler().assert_conserved();
         plan
     }
 
     pub(super) fn finish(&mut self, plan: StepPlan) {
-        let mut drafted = draft_round(&mut self.executor, plan, &Standstill).expect("drafts");
-        let verified = drafted.select();
-        let stepped = verify_round(&mut self.executor, drafted, verified, &Standstill).expect("verifies");
-        let mut spent = stepped.plan;
-        let deliveries = self.scheduler.commit(stepped.outcome, self.now);
-        if self.recycles {
-            self.scheduler.recycle(&mut spent);
+        let result = step::run(self.executor.as_mut(), plan, &Standstill).expect("verifies");
+        assert_eq!(result.fault, None, "the shadow drafts as it should");
+        result.check(self.executor.info().vocab_size).expect("a result that makes sense");
+        let finished = self.core.finish(result, self.now).expect("the step is in flight");
+        if !self.recycles {
+            self.core.scheduler_mut().forget_rows();
         }
-        self.record(deliveries);
-        self.scheduler.assert_conserved();
+        if self.settles {
+            assert_eq!(self.core.settle(&finished.report).fault, None);
+        }
+        self.record(finished.deliveries);
+        self.core.scheduler().assert_conserved();
     }
 
     pub(super) fn step(&mut self) -> bool {
@@ -97,7 +110,7 @@ impl Game {
     pub(super) fn play_out(&mut self) {
         for _ in 0..20_000 {
             if !self.step() {
-                assert!(self.scheduler.is_idle(), "nothing to do, yet not idle");
+                assert!(self.core.scheduler().is_idle(), "nothing to do, yet not idle");
                 return;
             }
         }
@@ -120,7 +133,7 @@ impl Game {
     }
 
     pub(super) fn cancel(&mut self, id: RequestId) {
-        let delivery = self.scheduler.end(id, Ending::Failed(RequestFailure::Cancelled));
+        let delivery = self.core.end(id, Ending::Failed(RequestFailure::Cancelled));
         self.record(delivery.into_iter().collect());
     }
 
@@ -153,5 +166,5 @@ pub(super) fn request(id: u64, prompt_tokens: u32, max_tokens: u32) -> Generatio
 }
 
 pub(super) fn expect(game: &Game, request: &GenerationRequest) -> Vec<TokenId> {
-    game.executor.expect(&request.prompt, &request.sampling, request.max_tokens as usize)
+    game.oracle.expect(&request.prompt, &request.sampling, request.max_tokens as usize)
 }

@@ -21,10 +21,10 @@ pub use clock::VirtualClock;
 pub use playback::{Playback, Position};
 pub use timing::TimeError;
 
-use crate::executor::Executor;
+use crate::executor::{Drafter, Executor, Target, chain_rows};
 use crate::protocol::{
-    Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, Proposal, RequestId, SequenceInput,
-    TokenId, Verdict, VerifyRow,
+    Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ModelRole, NodeId, Proposal, RequestId,
+    RowRole, SequenceInput, TokenId, Verdict, VerifyRow,
 };
 use crate::sampling::{Choice, walk_chain, walk_tree};
 use crate::timing::cost_model::{CostModel, Work, prefill_attended};
@@ -110,41 +110,20 @@ impl Executor for VirtualExecutor {
         &self.info
     }
 
-    fn draft_start(&mut self, rows: &[DraftRow], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        self.round.clear();
-        let mut work = Work { rows: rows.len() as u32, ..Work::default() };
-        for row in rows {
-            let (start, tokens) = extent(&row.input)?;
-            let request = row.input.request;
-            let position = start + tokens;
-            work.context_tokens += u64::from(position);
-            work.prefill_tokens += tokens - 1;
-            work.prefill_attended_tokens += prefill_attended(start, tokens - 1);
-            out.push(if row.propose { self.propose(request, position) } else { Proposal::default() });
-            self.round.push(RoundRow { request, position });
-        }
-        work.attended_tokens = work.context_tokens;
-        let micros = self.timer.draft_us(&work) + self.timer.draft_round_us();
-        self.clock.advance(micros);
-        Ok(())
+    fn target(&mut self) -> &mut dyn Target {
+        self
     }
 
-    fn draft_continue(&mut self, keep: &[u32], out: &mut Vec<Proposal>) -> Result<(), ExecutorError> {
-        let mut work = Work { rows: keep.len() as u32, ..Work::default() };
-        for &index in keep {
-            let row = self.round.get_mut(index as usize);
-            let row = row.ok_or_else(|| ExecutorError::Malformed(format!("no draft row {index}")))?;
-            row.position += 1;
-            let RoundRow { request, position } = *row;
-            work.context_tokens += u64::from(position);
-            out.push(self.propose(request, position));
-        }
-        work.attended_tokens = work.context_tokens;
-        let micros = self.timer.draft_us(&work);
-        self.clock.advance(micros);
-        Ok(())
+    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
+        if self.info.drafter.is_some() { Some(self) } else { None }
     }
 
+    fn logits(&mut self, _model: ModelRole, _input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        Err(ExecutorError::Malformed("the virtual executor has no logits".to_owned()))
+    }
+}
+
+impl Target for VirtualExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         let mut work = Work::default();
         for row in rows {
@@ -152,7 +131,7 @@ impl Executor for VirtualExecutor {
             let committed = tokens.checked_sub(row.drafts).filter(|&committed| committed > 0);
             let committed =
                 committed.ok_or_else(|| ExecutorError::Malformed("drafts without a token".to_owned()))?;
-            if committed == 1 && row.sample {
+            if row.role == RowRole::Decode {
                 let (context, queries) = (u64::from(start) + 1, u64::from(tokens));
                 work.rows += tokens;
                 work.context_tokens += context;
@@ -171,9 +150,45 @@ impl Executor for VirtualExecutor {
     fn compact(&mut self, _moves: &[Compaction]) -> Result<(), ExecutorError> {
         Ok(())
     }
+}
 
-    fn logits(&mut self, _model: ModelRole, _input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
-        Err(ExecutorError::Malformed("the virtual executor has no logits".to_owned()))
+impl Drafter for VirtualExecutor {
+    fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        self.round.clear();
+        let mut work = Work { rows: seeds.len() as u32, ..Work::default() };
+        for (index, seed) in seeds.iter().enumerate() {
+            let (start, tokens) = extent(&seed.input)?;
+            let request = seed.input.request;
+            let position = start + tokens;
+            work.context_tokens += u64::from(position);
+            work.prefill_tokens += tokens - 1;
+            work.prefill_attended_tokens += prefill_attended(start, tokens - 1);
+            if seed.limit > 0 {
+                forest.add_root(index as u32, self.propose(request, position));
+            }
+            self.round.push(RoundRow { request, position });
+        }
+        work.attended_tokens = work.context_tokens;
+        let micros = self.timer.draft_us(&work) + self.timer.draft_round_us();
+        self.clock.advance(micros);
+        Ok(())
+    }
+
+    fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let mut work = Work { rows: nodes.len() as u32, ..Work::default() };
+        let rows = chain_rows(nodes, forest)?;
+        for (&node, index) in nodes.iter().zip(rows) {
+            let row = self.round.get_mut(index as usize);
+            let row = row.ok_or_else(|| ExecutorError::Malformed(format!("no draft seed {index}")))?;
+            row.position += 1;
+            let RoundRow { request, position } = *row;
+            work.context_tokens += u64::from(position);
+            forest.add_child(node, self.propose(request, position));
+        }
+        work.attended_tokens = work.context_tokens;
+        let micros = self.timer.draft_us(&work);
+        self.clock.advance(micros);
+        Ok(())
     }
 }
 

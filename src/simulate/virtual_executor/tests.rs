@@ -1,4 +1,5 @@
 use super::*;
+use crate::executor::DraftChains;
 use crate::protocol::{BLOCK_TOKENS, Clock, Micros, SamplingParams};
 use crate::timing::profile::tests::gpu_like;
 
@@ -12,7 +13,7 @@ fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
             context_tokens_max: 4096,
             block_tokens: BLOCK_TOKENS,
             target_blocks: 64,
-            draft_blocks: 64,
+            drafter: Some(crate::protocol::DrafterNeeds::kv_cache(64)),
             batch_tokens_max: 512,
             batch_sequences_max: 16,
             draft_tokens_max: 8,
@@ -39,7 +40,13 @@ fn verify(executor: &mut VirtualExecutor, row: VerifyRow) -> Verdict {
 fn decode(position: u32, drafts: &[TokenId], tree: Option<Vec<u32>>) -> VerifyRow {
     let mut tokens = vec![right_token(RequestId(3), position)];
     tokens.extend_from_slice(drafts);
-    VerifyRow { input: input(position, tokens), drafts: drafts.len() as u32, tree, sample: true }
+    VerifyRow {
+        input: input(position, tokens),
+        role: RowRole::Decode,
+        drafts: drafts.len() as u32,
+        tree,
+        sample: true,
+    }
 }
 
 #[test]
@@ -57,14 +64,17 @@ fn what_is_emitted_is_the_same_whatever_is_drafted() {
 
 #[test]
 fn a_proposal_is_right_exactly_where_the_process_says_so() {
+    let mut executor_chains = DraftChains::default();
     let (mut executor, _) = executor(0.5);
-    let (mut out, mut right) = (Vec::new(), 0);
-    let row = DraftRow { input: input(0, vec![1; 10]), propose: true };
-    executor.draft_start(&[row], &mut out).unwrap();
+    let (mut out, mut all, mut right) = (Vec::new(), Vec::new(), 0);
+    let row = DraftSeed { row: 0, input: input(0, vec![1; 10]), limit: 8 };
+    executor_chains.start(&mut executor, &[row], &mut out).unwrap();
+    all.append(&mut out);
     for _ in 0..199 {
-        executor.draft_continue(&[0], &mut out).unwrap();
+        executor_chains.extend(&mut executor, &[0], &mut out).unwrap();
+        all.append(&mut out);
     }
-    for (offset, proposal) in out.iter().enumerate() {
+    for (offset, proposal) in all.iter().enumerate() {
         let position = 10 + offset as u32;
         let accepted = executor.process.at(RequestId(3), position).accepted;
         assert_eq!(proposal.token == right_token(RequestId(3), position), accepted);
@@ -86,7 +96,13 @@ fn a_call_takes_what_the_profile_says() {
     let plain = passed(|one| _ = verify(one, decode(100, &[], None)), &mut executor);
     let work = Work { rows: 1, context_tokens: 101, attended_tokens: 101, ..Work::default() };
     assert_eq!(plain, Micros(cost.target.micros(&work) as u64));
-    let chunk = || VerifyRow { input: input(32, vec![1; 64]), drafts: 0, tree: None, sample: false };
+    let chunk = || VerifyRow {
+        input: input(32, vec![1; 64]),
+        role: RowRole::Prefill,
+        drafts: 0,
+        tree: None,
+        sample: false,
+    };
     let prefill = clock.now();
     assert!(verify(&mut executor, chunk()).tokens.is_empty());
     let work =
@@ -99,12 +115,15 @@ fn a_call_takes_what_the_profile_says() {
 
 #[test]
 fn malformed_rows_are_refused() {
+    let mut executor_chains = DraftChains::default();
     let (mut executor, _) = executor(0.5);
-    let empty = VerifyRow { input: input(0, Vec::new()), drafts: 0, tree: None, sample: true };
-    let only_drafts = VerifyRow { input: input(0, vec![1, 2]), drafts: 2, tree: None, sample: true };
+    let empty =
+        VerifyRow { input: input(0, Vec::new()), role: RowRole::Decode, drafts: 0, tree: None, sample: true };
+    let only_drafts =
+        VerifyRow { input: input(0, vec![1, 2]), role: RowRole::Decode, drafts: 2, tree: None, sample: true };
     for row in [empty, only_drafts] {
         let result = executor.verify(&[row], &mut Vec::new());
         assert!(matches!(result, Err(ExecutorError::Malformed(_))));
     }
-    assert!(executor.draft_continue(&[7], &mut Vec::new()).is_err());
+    assert!(executor_chains.extend(&mut executor, &[7], &mut Vec::new()).is_err());
 }

@@ -1,10 +1,10 @@
 //! Drafting rounds.
 
 use super::*;
-use crate::protocol::History;
+use crate::protocol::{History, Proposal};
 
-fn draft_row(blocks: &[BlockId], tokens: &[TokenId], start: u32, propose: bool) -> DraftRow {
-    DraftRow { input: input(blocks, tokens, start), propose }
+fn draft_row(blocks: &[BlockId], tokens: &[TokenId], start: u32, propose: bool) -> DraftSeed {
+    DraftSeed { row: 0, input: input(blocks, tokens, start), limit: if propose { 8 } else { 0 } }
 }
 
 /// A pair whose draft is its target.
@@ -18,6 +18,7 @@ fn sampling(temperature: f32, repetition_penalty: f32) -> Arc<SamplingParams> {
 
 #[test]
 fn a_draft_that_is_the_target_has_every_token_accepted() {
+    let mut executor_chains = DraftChains::default();
     let tokens = text(9, 20);
     for (temperature, penalty) in [(0.0, 1.0), (0.8, 1.0), (0.8, 1.3)] {
         let mut executor = twins();
@@ -25,14 +26,14 @@ fn a_draft_that_is_the_target_has_every_token_accepted() {
         row.input.sampling = sampling(temperature, penalty);
         row.input.history = Some(History { tokens: tokens.clone(), prompt_tokens: 15 });
         let mut proposals = Vec::new();
-        executor.draft_start(std::slice::from_ref(&row), &mut proposals).unwrap();
+        executor_chains.start(&mut executor, std::slice::from_ref(&row), &mut proposals).unwrap();
         let mut drafts = vec![proposals[0].token];
         for _ in 1..6 {
-            executor.draft_continue(&[0], &mut proposals).unwrap();
+            executor_chains.extend(&mut executor, &[0], &mut proposals).unwrap();
             drafts.push(proposals[0].token);
         }
         row.input.tokens.extend(&drafts);
-        let row = VerifyRow { input: row.input, drafts: 6, tree: None, sample: true };
+        let row = VerifyRow { input: row.input, role: RowRole::Decode, drafts: 6, tree: None, sample: true };
         let verdict = verify(&mut executor, &[row])[0].clone();
         assert_eq!((verdict.accepted, &verdict.tokens[..6]), (6, &drafts[..]), "temperature {temperature}");
     }
@@ -40,56 +41,71 @@ fn a_draft_that_is_the_target_has_every_token_accepted() {
 
 #[test]
 fn rows_go_on_alone_as_they_would_together() {
-    let rows: Vec<DraftRow> = (0..5).map(|i| draft_row(&[i], &text(i, 3 + i), 0, true)).collect();
+    let mut some_chains = DraftChains::default();
+    let mut alone_chains = DraftChains::default();
+    let rows: Vec<DraftSeed> = (0..5).map(|i| draft_row(&[i], &text(i, 3 + i), 0, true)).collect();
     let (mut some, mut proposals) = (executor(2), Vec::new());
-    some.draft_start(&rows, &mut proposals).unwrap();
-    some.draft_continue(&[1, 3, 4], &mut proposals).unwrap();
-    some.draft_continue(&[3], &mut proposals).unwrap();
+    some_chains.start(&mut some, &rows, &mut proposals).unwrap();
+    some_chains.extend(&mut some, &[1, 3, 4], &mut proposals).unwrap();
+    some_chains.extend(&mut some, &[3], &mut proposals).unwrap();
     let (mut alone, mut expected) = (executor(1), Vec::new());
-    alone.draft_start(&rows[3..4], &mut expected).unwrap();
-    alone.draft_continue(&[0], &mut expected).unwrap();
-    alone.draft_continue(&[0], &mut expected).unwrap();
+    alone_chains.start(&mut alone, &rows[3..4], &mut expected).unwrap();
+    alone_chains.extend(&mut alone, &[0], &mut expected).unwrap();
+    alone_chains.extend(&mut alone, &[0], &mut expected).unwrap();
     assert_eq!(proposals, expected);
 }
 
 #[test]
 fn a_row_that_only_catches_up_proposes_nothing_and_fills_the_cache() {
+    let mut executor_chains = DraftChains::default();
     let tokens = text(4, 9);
     let (mut executor, mut proposals) = (executor(2), Vec::new());
     let rows = [draft_row(&[0], &tokens[..8], 0, false), draft_row(&[1], &tokens, 0, true)];
-    executor.draft_start(&rows, &mut proposals).unwrap();
+    executor_chains.start(&mut executor, &rows, &mut proposals).unwrap();
     assert_eq!(proposals[0], Proposal::default());
     let whole = proposals[1];
-    executor.draft_start(&[draft_row(&[0], &tokens[8..], 8, true)], &mut proposals).unwrap();
+    executor_chains.start(&mut executor, &[draft_row(&[0], &tokens[8..], 8, true)], &mut proposals).unwrap();
     assert_eq!(proposals[0], whole);
 }
 
 #[test]
 fn a_row_may_not_come_back_within_its_round() {
+    let mut executor_chains = DraftChains::default();
     let rows =
         [draft_row(&[0], &[1], 0, true), draft_row(&[1], &[2], 0, true), draft_row(&[2], &[3], 0, false)];
     let (mut executor, mut proposals) = (executor(1), Vec::new());
-    executor.draft_start(&rows, &mut proposals).unwrap();
+    executor_chains.start(&mut executor, &rows, &mut proposals).unwrap();
     for kept in [&[1, 0][..], &[0, 0], &[3], &[2]] {
-        assert!(matches!(executor.draft_continue(kept, &mut proposals), Err(ExecutorError::Malformed(_))));
+        assert!(matches!(
+            executor_chains.extend(&mut executor, kept, &mut proposals),
+            Err(ExecutorError::Malformed(_))
+        ));
     }
-    executor.draft_continue(&[1], &mut proposals).unwrap();
-    assert!(matches!(executor.draft_continue(&[0], &mut proposals), Err(ExecutorError::Malformed(_))));
-    executor.draft_continue(&[1], &mut proposals).unwrap();
+    executor_chains.extend(&mut executor, &[1], &mut proposals).unwrap();
+    assert!(matches!(
+        executor_chains.extend(&mut executor, &[0], &mut proposals),
+        Err(ExecutorError::Malformed(_))
+    ));
+    executor_chains.extend(&mut executor, &[1], &mut proposals).unwrap();
 }
 
 #[test]
 fn a_round_ends_where_the_blocks_do() {
+    let mut executor_chains = DraftChains::default();
     let (mut executor, mut proposals) = (executor(1), Vec::new());
-    executor.draft_start(&[draft_row(&[0], &text(1, 15), 0, true)], &mut proposals).unwrap();
-    executor.draft_continue(&[0], &mut proposals).unwrap();
-    assert!(matches!(executor.draft_continue(&[0], &mut proposals), Err(ExecutorError::Malformed(_))));
+    executor_chains.start(&mut executor, &[draft_row(&[0], &text(1, 15), 0, true)], &mut proposals).unwrap();
+    executor_chains.extend(&mut executor, &[0], &mut proposals).unwrap();
+    assert!(matches!(
+        executor_chains.extend(&mut executor, &[0], &mut proposals),
+        Err(ExecutorError::Malformed(_))
+    ));
 }
 
 #[test]
 fn without_a_draft_model_drafting_is_malformed() {
+    let mut executor_chains = DraftChains::default();
     let mut executor = CpuExecutor::new(options(1), target(), None).unwrap();
-    assert_eq!(executor.info().draft_blocks, 0);
-    let started = executor.draft_start(&[draft_row(&[0], &[1], 0, true)], &mut Vec::new());
+    assert_eq!(executor.info().draft_blocks(), 0);
+    let started = executor_chains.start(&mut executor, &[draft_row(&[0], &[1], 0, true)], &mut Vec::new());
     assert!(matches!(started, Err(ExecutorError::Malformed(_))));
 }

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use super::verifying::target_pass;
 use super::*;
+use crate::executor::DraftChains;
 use crate::model::random::{RandomOptions, random_model, small_spec};
-use crate::protocol::{BlockId, RequestId, SamplingParams, TokenId};
+use crate::protocol::{BlockId, RequestId, RowRole, SamplingParams, TokenId};
 
 const VOCAB: usize = 96;
 
@@ -53,7 +54,7 @@ fn input(blocks: &[BlockId], tokens: &[TokenId], start: u32) -> SequenceInput {
 }
 
 fn chain(blocks: &[BlockId], tokens: &[TokenId], start: u32, drafts: u32) -> VerifyRow {
-    VerifyRow { input: input(blocks, tokens, start), drafts, tree: None, sample: true }
+    VerifyRow { input: input(blocks, tokens, start), role: RowRole::Decode, drafts, tree: None, sample: true }
 }
 
 /// The logits at every place where the target chooses, in order.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::random::poisoned;
+use crate::protocol::Proposal;
 
 /// Its embedding is NaN in both models.
 const POISON: TokenId = 77;
@@ -40,23 +41,26 @@ fn only_the_sequence_with_a_nan_ends() {
 
 #[test]
 fn only_the_draft_with_a_nan_proposes_nothing() {
+    let mut executor_chains = DraftChains::default();
+    let mut alone_chains = DraftChains::default();
     let mut executor = poisoned_executor();
-    let rows: Vec<DraftRow> = [(1, 4, false), (2, 9, true), (3, 6, false)]
+    let rows: Vec<DraftSeed> = [(1, 4, false), (2, 9, true), (3, 6, false)]
         .into_iter()
-        .map(|(seed, block, poison)| DraftRow {
+        .map(|(seed, block, poison)| DraftSeed {
+            row: 0,
             input: input(&[block], &tokens(seed, poison), 0),
-            propose: true,
+            limit: 8,
         })
         .collect();
     let mut proposals = Vec::new();
-    executor.draft_start(&rows, &mut proposals).unwrap();
+    executor_chains.start(&mut executor, &rows, &mut proposals).unwrap();
     assert_eq!(proposals[1], Proposal::default());
     let (mut alone, mut expected) = (poisoned_executor(), Vec::new());
     for index in [0, 2] {
-        alone.draft_start(&rows[index..=index], &mut expected).unwrap();
+        alone_chains.start(&mut alone, &rows[index..=index], &mut expected).unwrap();
         assert!(proposals[index].finite);
         assert_eq!(proposals[index], expected[0]);
     }
-    executor.draft_continue(&[0, 2], &mut proposals).unwrap();
+    executor_chains.extend(&mut executor, &[0, 2], &mut proposals).unwrap();
     assert!(proposals.iter().all(|proposal| proposal.finite));
 }

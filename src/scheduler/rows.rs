@@ -1,24 +1,24 @@
-//! Rows of the last step, to be filled anew for the next.
+//! Row buffers of the last step, reused for the next.
 //!
-//! Most of a row stays as it is from step to step: whose it is, how it samples, nearly always
-//! its block table. What is not written again stays in the caches of the core that reads it,
-//! the device thread's, and what is not allocated again costs the planning thread nothing.
-//! Contents never matter: whoever takes a row fills in every field.
+//! Most of a row stays the same from step to step: its request, its sampling parameters, nearly
+//! always its block table. What is not rewritten stays in the caches of the core that reads it,
+//! the device thread's, and what is not reallocated costs the planning thread nothing. The
+//! contents never matter: every field is filled in again.
 
 use crate::protocol::{RequestId, SequenceInput};
 
-/// How far ahead a row is looked for: requests keep their order, but for those that ended or
+/// How far ahead a row is searched: requests keep their order, except for those that ended or
 /// began in between.
 const LOOK_AHEAD: usize = 8;
 
 /// The inputs of one model's rows, in the order of their step.
 #[derive(Debug, Default)]
-pub(super) struct Recycled {
+pub(super) struct RowPool {
     inputs: Vec<Option<SequenceInput>>,
     next: usize,
 }
 
-impl Recycled {
+impl RowPool {
     /// Replaces what is there by the rows of a step that is done.
     pub fn refill(&mut self, inputs: impl Iterator<Item = SequenceInput>) {
         self.inputs.clear();
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn rows_are_found_in_order_past_those_that_ended_and_never_twice() {
-        let mut rows = Recycled::default();
+        let mut rows = RowPool::default();
         assert_eq!(rows.take(RequestId(1)), None);
         rows.refill((1..=30).map(row));
         assert_eq!(rows.take(RequestId(2)), Some(row(2)));

@@ -1,0 +1,301 @@
+//! Steps on the shadow executor, with policies and drafters that misbehave.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::executor::{Drafter, ShadowExecutor, ShadowOptions, Target};
+use crate::policy::{Fixed, Policy};
+use crate::protocol::{
+    Compaction, DecodeView, DraftForest, DraftSeed, DraftedRow, ExecutorInfo, Micros, ModelRole, NodeId,
+    Proposal, RequestId, RowRole, SamplingParams, SequenceInput, Step, StepDecision, StepView, Verdict,
+    VerifyRow,
+};
+
+struct Standstill;
+
+impl Clock for Standstill {
+    fn now(&self) -> Micros {
+        Micros::ZERO
+    }
+}
+
+const BLOCKS: u32 = 16;
+
+fn input(request: u64, start: u32) -> SequenceInput {
+    SequenceInput {
+        request: RequestId(request),
+        tokens: vec![5],
+        start,
+        blocks: vec![request as u32 * 2, request as u32 * 2 + 1],
+        sampling: Arc::new(SamplingParams::greedy()),
+        history: None,
+    }
+}
+
+/// Two sequences that decode with up to `limit` drafts each.
+fn plan(policy: impl Policy + 'static, limit: u32) -> StepPlan {
+    let requests = [0, 1];
+    let decoding = requests.map(|request| DecodeView {
+        request: RequestId(request),
+        context_tokens: 1,
+        output_tokens: 1,
+        since_first_token: Micros::ZERO,
+        tpot: None,
+        draft_lag_tokens: 1,
+        drafts_max: limit,
+        temperature: 0.0,
+    });
+    let role = RowRole::Decode;
+    StepPlan {
+        number: 7,
+        policy: Arc::new(policy),
+        view: StepView { decoding: decoding.to_vec(), ..StepView::default() },
+        granted: StepDecision { drafts: vec![limit; 2], ..StepDecision::default() },
+        rows: requests
+            .map(|request| VerifyRow { input: input(request, 0), role, drafts: 0, tree: None, sample: true })
+            .to_vec(),
+        seeds: requests
+            .map(|request| DraftSeed { row: request as u32, input: input(request, 0), limit })
+            .to_vec(),
+        started: Vec::new(),
+        fault: None,
+    }
+}
+
+fn shadow() -> ShadowExecutor {
+    ShadowExecutor::new(ShadowOptions { agreement: 1.0, ..ShadowOptions::small(BLOCKS, BLOCKS) })
+}
+
+fn expected() -> Vec<u32> {
+    shadow().expect(&[5], &SamplingParams::greedy(), 5)
+}
+
+/// Every row has the target's own tokens, and exactly as many drafts as named were accepted.
+fn assert_sound(result: &StepResult, accepted: u32) {
+    result.check(1000).expect("a sound result");
+    for row in &result.outcome.rows {
+        assert_eq!(row.verdict.accepted, accepted);
+        assert_eq!(row.verdict.tokens, expected()[..=accepted as usize]);
+    }
+}
+
+#[test]
+fn all_drafts_of_a_perfect_drafter_are_accepted() {
+    let result = run(&mut shadow(), plan(Fixed { draft_tokens: 4 }, 4), &Standstill).expect("runs");
+    assert_sound(&result, 4);
+    assert_eq!(result.fault, None);
+    assert_eq!(result.report.draft_calls, [(2, 2); 4]);
+    assert!(result.outcome.draft_ran && result.outcome.rows.iter().all(|row| row.drafted == 4));
+}
+
+#[test]
+fn a_step_without_seeds_decodes_plainly_and_calls_no_drafter() {
+    let mut plain = plan(Fixed::NONE, 0);
+    plain.seeds.clear();
+    let result = run(&mut Broken::drafter(Fault::Panics), plain, &Standstill).expect("runs");
+    assert_sound(&result, 0);
+    assert!(result.fault.is_none() && !result.outcome.draft_ran && result.report.draft_calls.is_empty());
+}
+
+/// Where a policy panics.
+#[derive(Clone, Debug)]
+struct PanicsIn(&'static str);
+
+impl Policy for PanicsIn {
+    fn name(&self) -> String {
+        "panics".to_owned()
+    }
+    fn plan(&self, view: &StepView) -> StepDecision {
+        Fixed { draft_tokens: 4 }.plan(view)
+    }
+    fn extend(&self, _: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+        assert!(self.0 != "extend" || rows[0].proposals.len() < 2, "a bug in extend");
+        keep.extend_from_slice(active);
+    }
+    fn select(&self, _: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+        lengths.push(1);
+        assert!(self.0 != "select", "a bug in select");
+        lengths.extend(rows[1..].iter().map(|_| 1));
+    }
+    fn snapshot(&self) -> Arc<dyn Policy> {
+        Arc::new(self.clone())
+    }
+}
+
+#[test]
+fn a_policy_that_panics_in_extend_keeps_what_was_drafted() {
+    let result = run(&mut shadow(), plan(PanicsIn("extend"), 4), &Standstill).expect("runs");
+    assert_sound(&result, 1);
+    assert!(result.outcome.draft_ran && result.outcome.rows.iter().all(|row| row.drafted == 2));
+    let fault = result.fault.expect("a fault").to_string();
+    assert_eq!(fault, "the policy panicked in `extend`: a bug in extend");
+}
+
+#[test]
+fn a_policy_that_panics_in_select_has_nothing_verified() {
+    let result = run(&mut shadow(), plan(PanicsIn("select"), 4), &Standstill).expect("runs");
+    assert_sound(&result, 0);
+    assert!(result.outcome.rows.iter().all(|row| row.drafted == 4 && row.verified == 0));
+    assert!(result.fault.expect("a fault").to_string().contains("select"));
+}
+
+/// What a drafter does wrong.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    Fails,
+    Panics,
+    FailsToExtend,
+    NoToken,
+    NoProbability,
+    Unasked,
+    TooMany,
+}
+
+/// A shadow with a broken drafter, which also counts what it is told was accepted.
+struct Broken {
+    shadow: ShadowExecutor,
+    fault: Option<Fault>,
+    settled: Vec<NodeId>,
+}
+
+impl Broken {
+    fn drafter(fault: Fault) -> Broken {
+        Broken { shadow: shadow(), fault: Some(fault), settled: Vec::new() }
+    }
+}
+
+impl Executor for Broken {
+    fn info(&self) -> &ExecutorInfo {
+        self.shadow.info()
+    }
+    fn target(&mut self) -> &mut dyn Target {
+        self
+    }
+    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
+        Some(self)
+    }
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        self.shadow.logits(model, input)
+    }
+}
+
+impl Target for Broken {
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        self.shadow.verify(rows, out)
+    }
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        self.shadow.compact(moves)
+    }
+}
+
+impl Drafter for Broken {
+    fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let good = Proposal { token: 1, probability: 0.5, finite: true, ..Proposal::default() };
+        match self.fault {
+            Some(Fault::Fails) => return Err(ExecutorError::Device("out of memory".to_owned())),
+            Some(Fault::Panics) => panic!("a bug in the drafter"),
+            Some(Fault::NoToken) => _ = forest.add_root(0, Proposal { token: 1000, ..good }),
+            Some(Fault::NoProbability) => {
+                forest.add_root(0, Proposal { probability: f32::NAN, ..good });
+            }
+            Some(Fault::Unasked) => _ = forest.add_root(2, good),
+            Some(Fault::TooMany) => {
+                let mut node = forest.add_root(0, good);
+                for _ in 0..9 {
+                    node = forest.add_child(node, good);
+                }
+            }
+            None | Some(Fault::FailsToExtend) => return self.shadow.start(seeds, forest),
+        }
+        Ok(())
+    }
+    fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        match self.fault {
+            Some(Fault::FailsToExtend) => Err(ExecutorError::Device("out of memory".to_owned())),
+            _ => self.shadow.extend(nodes, forest),
+        }
+    }
+    fn settle(&mut self, accepted: &[NodeId], _: &DraftForest) -> Result<(), ExecutorError> {
+        self.settled = accepted.to_vec();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_drafter_that_fails_in_any_way_costs_the_step_its_drafts_and_nothing_else() {
+    for (fault, what) in [
+        (Fault::Fails, "out of memory"),
+        (Fault::Panics, "it panicked: a bug in the drafter"),
+        (Fault::FailsToExtend, "out of memory"),
+        (Fault::NoToken, "token 1000 of a vocabulary of 1000"),
+        (Fault::NoProbability, "a probability of NaN"),
+        (Fault::Unasked, "seed 2, which asked for none"),
+    ] {
+        let result = run(&mut Broken::drafter(fault), plan(Fixed { draft_tokens: 4 }, 4), &Standstill);
+        let result = result.expect("the target is well");
+        assert_sound(&result, 0);
+        assert!(!result.outcome.draft_ran, "its cache can't be relied on");
+        let text = result.fault.expect("a fault").to_string();
+        assert!(text.contains(what), "{text}");
+    }
+}
+
+#[test]
+fn proposals_beyond_the_limit_are_ignored() {
+    let drafted =
+        draft(&mut Broken::drafter(Fault::TooMany), plan(Fixed { draft_tokens: 4 }, 4), &Standstill);
+    assert_eq!(drafted.fault, None);
+    assert_eq!(drafted.rows.iter().map(|row| row.proposals.len()).collect::<Vec<_>>(), [4]);
+}
+
+#[test]
+fn the_drafter_is_told_which_of_its_proposals_were_accepted() {
+    let mut executor = Broken { shadow: shadow(), fault: None, settled: Vec::new() };
+    let result = run(&mut executor, plan(PanicsIn("nowhere"), 3), &Standstill).expect("runs");
+    assert_sound(&result, 1);
+    // one of three drafts of each row was verified: the first of each, made by the first call
+    assert_eq!(executor.settled, [NodeId(0), NodeId(1)]);
+}
+
+#[test]
+fn a_result_that_breaks_the_executors_contract_is_refused() {
+    let good = || run(&mut shadow(), plan(Fixed { draft_tokens: 2 }, 2), &Standstill).expect("runs");
+    assert_eq!(good().check(1000), Ok(()));
+    let refused = |break_it: fn(&mut StepResult)| {
+        let mut result = good();
+        break_it(&mut result);
+        match result.check(1000) {
+            Err(ExecutorError::Device(what)) => what,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(refused(|result| _ = result.outcome.rows.pop()).contains("1 verdicts came back for 2 rows"));
+    assert!(
+        refused(|result| result.outcome.rows[0].verdict.accepted = 3).contains("3 accepted of 2 verified")
+    );
+    assert!(refused(|result| result.outcome.rows[1].verified = 3).contains("3 verified of 2 drafted"));
+    assert!(refused(|result| _ = result.outcome.rows[0].verdict.tokens.pop()).contains("with 2 tokens"));
+    assert!(refused(|result| result.outcome.rows[1].verdict.tokens[0] = 1000).contains("token 1000"));
+}
+
+#[test]
+fn acceptance_is_counted_by_position_and_what_the_target_never_saw_is_not() {
+    let mut stats = AcceptanceStats::default();
+    assert_eq!(stats.calibration_error(), None);
+    let proposal = |probability| Proposal { probability, finite: true, ..Proposal::default() };
+    let row = DraftedRow { decoding: 0, proposals: vec![proposal(0.9), proposal(0.6), proposal(0.2)] };
+    // three verified, the first accepted: the second was rejected, the third says nothing
+    let report = crate::protocol::StepReport {
+        drafted: vec![row],
+        verified: vec![3],
+        accepted: vec![1],
+        ..Default::default()
+    };
+    stats.record(&report);
+    let shares = stats.positions.map(|share| (share.verified, share.accepted));
+    assert_eq!(shares[..3], [(1, 1), (1, 0), (0, 0)]);
+    // |0.9 − 1| and |0.6 − 0|, one draft each
+    let error = stats.calibration_error().expect("two drafts");
+    assert!((error - 0.35).abs() < 1e-6, "{error}");
+    assert_eq!(stats.steps, 1);
+}
