@@ -7,6 +7,7 @@
 pub mod actors;
 pub mod analyzer;
 pub mod api;
+pub mod charts;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -10,7 +10,6 @@ mod fingerprint;
 mod grid;
 mod measure;
 mod record;
-mod svg;
 #[cfg(test)]
 mod tests;
 mod workbench;
@@ -19,7 +18,6 @@ use std::sync::Arc;
 
 pub use fingerprint::{Machine, fingerprint, model_digest};
 pub use record::{RecordJob, RecordOptions, record};
-pub use svg::draw;
 
 use crate::executor::Executor;
 use crate::protocol::{Clock, ExecutorError, Micros, ModelRole, SamplingParams, TokenId};
