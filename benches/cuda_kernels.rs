@@ -14,6 +14,7 @@ use specserve::executor::cuda::ffi::kernels::{
 use specserve::executor::cuda::measure::{copy_bytes_per_second, median_microseconds};
 use specserve::executor::cuda::{CudaError, DeviceBuffer, Gpu, Graph, SamplingRows, Stream};
 use specserve::protocol::SamplingParams;
+use specserve::random::SplitMix64;
 use specserve::sampling::TokenHistory;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -158,9 +159,7 @@ impl Bench {
 }
 
 fn mix(i: u64) -> u64 {
-    let z = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z ^ (z >> 31)
+    SplitMix64::new(i).next_u64()
 }
 
 /// What [`normal`] deviates by.

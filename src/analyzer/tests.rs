@@ -7,8 +7,8 @@ use super::*;
 use crate::executor::{ShadowExecutor, ShadowOptions};
 use crate::model::random::{RandomOptions, random_model, small_spec};
 use crate::protocol::{Compaction, DraftRow, ExecutorInfo, Proposal, SequenceInput, Verdict, VerifyRow};
-use crate::timing::cost_model::{LatencyModel, LatencyTerms, Work, prefill_attended};
 use crate::timing::ROUND_CALLS;
+use crate::timing::cost_model::{LatencyModel, LatencyTerms, Work, prefill_attended};
 
 /// A clock that only moves when the executor computes.
 #[derive(Clone, Default)]

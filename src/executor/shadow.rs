@@ -11,6 +11,7 @@ use crate::protocol::{
     BLOCK_TOKENS, BlockId, Compaction, DraftRow, ExecutorError, ExecutorInfo, ModelRole, Proposal, RequestId,
     SamplingParams, SequenceInput, TokenId, Verdict, VerifyRow,
 };
+use crate::random::SplitMix64;
 
 /// What [`ShadowExecutor`] should pretend.
 #[derive(Clone, Debug)]
@@ -70,10 +71,7 @@ struct RoundRow {
 const START: u64 = 0x9E37_79B9_7F4A_7C15;
 
 fn mix(state: u64, value: u64) -> u64 {
-    let mut z = (state ^ value.wrapping_mul(0xD6E8_FEB8_6659_FD93)).wrapping_add(START);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+    SplitMix64::new(state ^ value.wrapping_mul(0xD6E8_FEB8_6659_FD93)).next_u64()
 }
 
 fn slot(blocks: &[BlockId], position: u32) -> usize {
