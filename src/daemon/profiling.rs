@@ -2,14 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
 use crate::analyzer::{self, AnalyzerOptions, Progress};
 use crate::config::{Config, DraftConfig};
 use crate::model::{ModelPair, load_pair};
-use crate::protocol::{Micros, MonotonicClock, SamplingParams};
+use crate::protocol::{Clock, Micros, MonotonicClock, SamplingParams};
 use crate::timing::ProfileError;
 use crate::timing::cost_model::LatencyTerms;
 use crate::timing::fit::FitError;
@@ -91,12 +91,12 @@ fn measured(config: &Config, plan: &ExecutorPlan, pair: &ModelPair) -> Result<Op
 
 fn at_start(plan: &ExecutorPlan, pair: &ModelPair) -> Result<Profile, DaemonError> {
     tracing::info!(budget_s = AT_START_BUDGET.as_secs_f64(), "measuring how long steps take here");
-    let start = Instant::now();
+    let clock = MonotonicClock::start();
     let profile = measure(plan, pair, AT_START_BUDGET, &mut |_| {})?;
     let mape = |error: Option<FitError>| error.map(|error| error.mape);
     let row_us = |terms: &LatencyTerms| terms.micros.first().copied();
     tracing::info!(
-        seconds = start.elapsed().as_secs_f64(),
+        seconds = clock.now().as_secs_f64(),
         shapes = profile.points.len(),
         target_us = row_us(&profile.target),
         draft_us = profile.draft.as_ref().and_then(row_us),

@@ -24,4 +24,4 @@ pub use request::{
 };
 pub use sampling_params::SamplingParams;
 pub use step::{DecodeView, DeviceIdle, DraftedRow, PrefillView, Step, StepDecision, StepReport, StepView};
-pub use time::{Clock, Micros, MonotonicClock};
+pub use time::{Clock, Micros, MonotonicClock, unix_time};

@@ -24,6 +24,7 @@ pub struct Bench {
 }
 
 impl Bench {
+    #[expect(clippy::disallowed_methods, reason = "a fresh seed for each run, printed to repeat it")]
     pub fn new() -> Bench {
         let gpu = Gpu::open(0).expect("these tests need a GPU");
         let seed = match std::env::var(SEED_VARIABLE) {
