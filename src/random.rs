@@ -4,6 +4,7 @@
 //! A [`Draw`] is a pure function of a seed, a stream and two counters (Philox 4x32-10), so
 //! that what is drawn for a request or a position does not depend on when it is asked for,
 //! nor on what else was drawn.
+#![forbid(unsafe_code)]
 
 mod splitmix;
 

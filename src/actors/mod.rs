@@ -7,6 +7,7 @@
 //!                        └─► SloMonitor ─► policy snapshots, metrics
 //! ```
 //! A supervisor starts them, restarts the drafter, and ends the engine on anything else.
+#![forbid(unsafe_code)]
 
 mod admission;
 mod batch_builder;

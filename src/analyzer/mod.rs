@@ -5,6 +5,7 @@
 //! machine that warms up or slows down does not look like a trend over rows. Medians over
 //! sweeps are fitted (DESIGN, section 7); some points are held out of a second fit, whose
 //! error on them is the error that is reported. docs/analyzer.md says more.
+#![forbid(unsafe_code)]
 
 mod fingerprint;
 mod grid;

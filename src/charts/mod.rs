@@ -1,4 +1,5 @@
 //! Charts for people, as SVG. Only the command line draws; nothing that serves depends on it.
+#![forbid(unsafe_code)]
 
 mod panel;
 mod plot;

@@ -1,4 +1,5 @@
 //! The command line: parse, then call. docs/cli.md describes every command.
+#![forbid(unsafe_code)]
 
 mod answer;
 mod chat;

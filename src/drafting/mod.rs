@@ -1,4 +1,5 @@
 //! Drafting without a draft model.
+#![forbid(unsafe_code)]
 
 mod ngram;
 

@@ -5,6 +5,7 @@
 //! block, or loses a token gets other tokens than [`ShadowExecutor::expect`] names, so
 //! this is the sharpest test there is of everything above the seam, at no cost. It can
 //! also be told to fail. Not for serving.
+#![forbid(unsafe_code)]
 
 use super::Executor;
 use crate::protocol::{

@@ -1,6 +1,7 @@
 //! Models of seeded noise: for tests, for benchmarks, and to serve as a draft that is
 //! always wrong. Their weights have the scale of trained ones, so that numbers stay
 //! in range through the layers and logits spread over a few units.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

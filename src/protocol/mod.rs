@@ -3,6 +3,7 @@
 //!
 //! The ground floor of the crate. Nothing here computes more than an accessor does, and nothing
 //! here imports another room (docs/ARCHITECTURE.md, "Layers").
+#![forbid(unsafe_code)]
 
 mod admission;
 mod batch;

@@ -7,6 +7,7 @@
 //! ```
 //! The functions take an executor and a clock and hold no state: the drafter and verifier
 //! actors run them on the device thread, tests and the simulator call them in a row.
+#![forbid(unsafe_code)]
 
 mod draft_round;
 mod plan;
