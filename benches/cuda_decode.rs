@@ -87,6 +87,7 @@ struct Bench {
 }
 
 impl Bench {
+    #[expect(clippy::disallowed_methods, reason = "measures the host in nanoseconds")]
     fn new(target: &ModelSpec, draft: Option<&ModelSpec>, numbers: &TensorBytes, copy: f64) -> Result<Bench> {
         let options = CudaOptions {
             kv: KvBudget::MemoryFraction(0.8),
@@ -112,6 +113,7 @@ impl Bench {
 
     /// Medians of what `step` takes at the caller and on the device, and of the device's pause
     /// before it.
+    #[expect(clippy::disallowed_methods, reason = "measures the host in nanoseconds")]
     fn time(&mut self, mut step: impl FnMut(&mut CudaExecutor) -> Result<()>) -> Result<StepTimes> {
         let (mut caller, mut device, mut idle) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..STEPS + 3 {

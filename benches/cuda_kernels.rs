@@ -14,6 +14,7 @@ use specserve::executor::cuda::ffi::kernels::{
 use specserve::executor::cuda::measure::{copy_bytes_per_second, median_microseconds};
 use specserve::executor::cuda::{CudaError, DeviceBuffer, Gpu, Graph, SamplingRows, Stream};
 use specserve::protocol::SamplingParams;
+use specserve::random::SplitMix64;
 use specserve::sampling::TokenHistory;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -158,9 +159,7 @@ impl Bench {
 }
 
 fn mix(i: u64) -> u64 {
-    let z = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z ^ (z >> 31)
+    SplitMix64::new(i).next_u64()
 }
 
 /// What [`normal`] deviates by.
@@ -194,8 +193,9 @@ fn rmsnorm(bench: &Bench, rows: usize) -> Result<()> {
         rows: rows as i32,
         hidden: HIDDEN as i32,
     };
-    // SAFETY (both): the buffers hold `sets` times what the parameters name and outlive the runs.
+    // SAFETY: the buffers hold `sets` times what the parameters name and outlive the runs.
     let fast = |set, stream: &Stream| unsafe { kernels::specserve_rmsnorm(&params(set), stream.raw()) };
+    // SAFETY: as above.
     let plain =
         |set, stream: &Stream| unsafe { kernels::specserve_rmsnorm_naive(&params(set), stream.raw()) };
     bench.report("rmsnorm + residual", &format!("{rows} × {HIDDEN}"), bytes, sets, &fast, &plain)
@@ -233,8 +233,9 @@ fn qkv(bench: &Bench, rows: usize) -> Result<()> {
         kv_heads: KV_HEADS as i32,
         head_dim: HEAD_DIM as i32,
     };
-    // SAFETY (both): as in `rmsnorm`.
+    // SAFETY: as in `rmsnorm`.
     let fast = |set, stream: &Stream| unsafe { kernels::specserve_qkv(&params(set), stream.raw()) };
+    // SAFETY: as above.
     let plain = |set, stream: &Stream| unsafe { kernels::specserve_qkv_naive(&params(set), stream.raw()) };
     let shape = format!("{rows} × ({HEADS} + 2 × {KV_HEADS}) × {HEAD_DIM}");
     bench.report("qkv + rotation + KV write", &shape, bytes, sets, &fast, &plain)
@@ -253,8 +254,9 @@ fn swiglu(bench: &Bench, rows: usize) -> Result<()> {
         rows: rows as i32,
         width: MLP as i32,
     };
-    // SAFETY (both): as in `rmsnorm`.
+    // SAFETY: as in `rmsnorm`.
     let fast = |set, stream: &Stream| unsafe { kernels::specserve_swiglu(&params(set), stream.raw()) };
+    // SAFETY: as above.
     let plain = |set, stream: &Stream| unsafe { kernels::specserve_swiglu_naive(&params(set), stream.raw()) };
     bench.report("swiglu", &format!("{rows} × {MLP}"), bytes, sets, &fast, &plain)
 }
@@ -274,8 +276,9 @@ fn embedding(bench: &Bench, rows: usize) -> Result<()> {
         hidden: HIDDEN as i32,
         vocab: vocab as i32,
     };
-    // SAFETY (both): as in `rmsnorm`.
+    // SAFETY: as in `rmsnorm`.
     let fast = |set, stream: &Stream| unsafe { kernels::specserve_embedding(&params(set), stream.raw()) };
+    // SAFETY: as above.
     let plain =
         |set, stream: &Stream| unsafe { kernels::specserve_embedding_naive(&params(set), stream.raw()) };
     bench.report("embedding", &format!("{rows} × {HIDDEN}"), bytes, sets, &fast, &plain)
@@ -306,8 +309,9 @@ fn compact(bench: &Bench, sequences: usize, accepted: usize) -> Result<()> {
         head_dim: HEAD_DIM as i32,
     };
     let bytes = sequences * accepted * LAYERS * KV_HEADS * HEAD_DIM * 2 * 2 * 2;
-    // SAFETY (both): as in `rmsnorm`; moving the same places again is harmless.
+    // SAFETY: as in `rmsnorm`; moving the same places again is harmless.
     let fast = |_, stream: &Stream| unsafe { kernels::specserve_compact(&params, stream.raw()) };
+    // SAFETY: as above.
     let plain = |_, stream: &Stream| unsafe { kernels::specserve_compact_naive(&params, stream.raw()) };
     let shape = format!("{sequences} sequences × {accepted} places × {LAYERS} layers");
     bench.report("KV compaction", &shape, bytes, 1, &fast, &plain)
@@ -397,9 +401,10 @@ fn sample(bench: &Bench, rows: usize, kind: Kind, drafts: Option<usize>) -> Resu
             proposals: out.ptr().cast_mut().cast(),
             tokens: tokens.ptr().cast_mut(),
         };
-        // SAFETY (both): as in `rmsnorm`.
+        // SAFETY: as in `rmsnorm`.
         let fast =
             |set, stream: &Stream| unsafe { kernels::specserve_draft_sample(&params(set), stream.raw()) };
+        // SAFETY: as above.
         let plain = |set, stream: &Stream| unsafe {
             kernels::specserve_draft_sample_naive(&params(set), stream.raw())
         };
@@ -422,8 +427,9 @@ fn sample(bench: &Bench, rows: usize, kind: Kind, drafts: Option<usize>) -> Resu
         path: path.ptr().cast_mut(),
         sequence_count: (rows / places) as i32,
     };
-    // SAFETY (both): as in `rmsnorm`.
+    // SAFETY: as in `rmsnorm`.
     let fast = |set, stream: &Stream| unsafe { kernels::specserve_verify(&params(set), stream.raw()) };
+    // SAFETY: as above.
     let plain = |set, stream: &Stream| unsafe { kernels::specserve_verify_naive(&params(set), stream.raw()) };
     let shape = format!("{} × {places} × {VOCAB}, {}", rows / places, kind.name());
     bench.report("verify", &shape, bytes, sets, &fast, &plain)

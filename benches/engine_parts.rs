@@ -71,6 +71,7 @@ fn is_steady(plan: &StepPlan) -> bool {
     plan.view.decoding.len() == REQUESTS as usize
 }
 
+#[expect(clippy::disallowed_methods, reason = "measures the host in nanoseconds")]
 fn time<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     let result = work();

@@ -7,6 +7,7 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use specserve::policy::planner::{Curve, Problem, Row, Scratch, solve};
 use specserve::policy::slo::TpotBound;
+use specserve::random::SplitMix64;
 
 const REQUESTS: usize = 256;
 const POSITIONS: usize = 8;
@@ -19,15 +20,11 @@ fn staircase() -> Vec<f64> {
 
 /// Survival of requests whose confidence differs by request and position.
 fn survival() -> Vec<f32> {
-    let mut state = 1u64;
-    let mut random = move || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u32 << 24) as f32
-    };
+    let mut random = SplitMix64::new(1);
     let mut alive: Vec<f32> = vec![1.0; REQUESTS];
     let mut table = Vec::with_capacity(REQUESTS * POSITIONS);
     for _ in 0..POSITIONS {
-        alive.iter_mut().for_each(|alive| *alive *= 1.0 - 0.6 * random() * random());
+        alive.iter_mut().for_each(|alive| *alive *= 1.0 - 0.6 * random.uniform() * random.uniform());
         table.extend_from_slice(&alive);
     }
     table

@@ -144,6 +144,7 @@ impl Times {
         Times { parts: parts.iter().map(|&name| (name, Vec::with_capacity(ROUNDS))).collect() }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "measures the host in nanoseconds")]
     fn part<T>(&mut self, index: usize, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();

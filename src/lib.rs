@@ -1,12 +1,11 @@
 //! specserve: an LLM serving daemon with adaptive speculative decoding.
 //!
 //! Start with docs/ARCHITECTURE.md, which walks one request through these modules.
-#![warn(missing_docs)]
-#![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod actors;
 pub mod analyzer;
 pub mod api;
+pub mod charts;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -1,8 +1,14 @@
-//! Random variates without state, for simulation.
+//! Random variates: a sequential generator ([`SplitMix64`]) and, for simulation, one without
+//! state.
 //!
 //! A [`Draw`] is a pure function of a seed, a stream and two counters (Philox 4x32-10), so
 //! that what is drawn for a request or a position does not depend on when it is asked for,
 //! nor on what else was drawn.
+#![forbid(unsafe_code)]
+
+mod splitmix;
+
+pub use splitmix::SplitMix64;
 
 use crate::sampling::philox::philox4x32_10;
 

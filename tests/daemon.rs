@@ -59,6 +59,7 @@ impl Daemon {
         (self.child.wait().expect("it ends").code(), said)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a real deadline for another process")]
     fn wait_until_ready(&mut self) {
         let start = Instant::now();
         while !get(&self.socket, "/health/ready").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
@@ -117,6 +118,7 @@ fn a_daemon_serves_until_it_is_told_to_end_and_leaves_no_socket() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a real deadline for another process")]
 fn a_signal_as_soon_as_there_is_a_socket_ends_the_start_well() {
     let mut daemon = Daemon::spawn(|config| config);
     let start = Instant::now();

@@ -128,6 +128,7 @@ impl StepTicket {
 const LOOK: Duration = Duration::from_micros(5);
 
 /// Polls for an answer for up to `time`, and lets other tasks run in between.
+#[expect(clippy::disallowed_methods, reason = "spins for microseconds, which no timer resolves")]
 async fn poll<T>(
     done: &mut oneshot::Receiver<T>,
     time: Duration,

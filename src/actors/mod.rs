@@ -11,6 +11,7 @@
 //! ends the engine on anything else.
 //!
 //! May import: protocol, policy, executor, step, scheduler, engine, telemetry.
+#![forbid(unsafe_code)]
 
 mod admission;
 mod batch_builder;

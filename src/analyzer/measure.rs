@@ -7,6 +7,7 @@ use crate::executor::{DraftChains, Executor};
 use crate::protocol::{
     Clock, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, RowRole, Verdict, VerifyRow,
 };
+use crate::stats::quantile::median;
 use crate::timing::ProfilePoint;
 
 /// Most sweeps; more make medians no better.
@@ -75,15 +76,8 @@ fn tokens<'a>(cells: impl Iterator<Item = &'a Cell>, times: impl Fn(&Cell) -> us
 }
 
 fn medians(cells: Vec<Cell>) -> Vec<ProfilePoint> {
-    let measured = cells.into_iter().filter(|cell| !cell.times.is_empty());
-    measured.map(|mut cell| cell.shape.point(median(&mut cell.times))).collect()
-}
-
-/// The middle value, of an even number the mean of the middle two.
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    let middle = times.len() / 2;
-    if times.len().is_multiple_of(2) { (times[middle - 1] + times[middle]) / 2.0 } else { times[middle] }
+    let measured = cells.into_iter().filter_map(|cell| Some(cell.shape.point(median(cell.times)?)));
+    measured.collect()
 }
 
 /// A shape, its batch with what comes before it, and the times seen so far in microseconds.

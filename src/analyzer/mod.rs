@@ -5,12 +5,12 @@
 //! machine that warms up or slows down does not look like a trend over rows. Medians over
 //! sweeps are fitted (DESIGN, section 7); some points are held out of a second fit, whose
 //! error on them is the error that is reported. docs/analyzer.md says more.
+#![forbid(unsafe_code)]
 
 mod fingerprint;
 mod grid;
 mod measure;
 mod record;
-mod svg;
 #[cfg(test)]
 mod tests;
 mod workbench;
@@ -19,7 +19,6 @@ use std::sync::Arc;
 
 pub use fingerprint::{Machine, fingerprint, model_digest};
 pub use record::{RecordJob, RecordOptions, record};
-pub use svg::draw;
 
 use crate::executor::Executor;
 use crate::protocol::{Clock, ExecutorError, Micros, ModelRole, SamplingParams, TokenId};

@@ -9,8 +9,8 @@ use crate::model::random::{RandomOptions, random_model, small_spec};
 use crate::protocol::{
     Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, SequenceInput, Verdict, VerifyRow,
 };
+use crate::timing::ROUND_CALLS;
 use crate::timing::cost_model::{LatencyModel, LatencyTerms, Work, prefill_attended};
-use crate::timing::{ProfilePoint, ROUND_CALLS};
 
 /// A clock that only moves when the executor computes.
 #[derive(Clone, Default)]
@@ -443,49 +443,4 @@ fn a_fingerprint_names_the_machine_and_both_models() {
     let differences = both.differences(&swapped);
     assert!(differences.len() == 2 && differences[0].starts_with("target model was"), "{differences:?}");
     assert_eq!(both.differences(&fingerprint(machine, &target, None)).len(), 1);
-}
-
-/// Counts elements; panics when tags don't match.
-fn elements(svg: &str) -> usize {
-    let (mut open, mut count) = (Vec::new(), 0);
-    for part in svg.split('<').skip(1) {
-        let (tag, text) = part.split_once('>').expect("a tag ends");
-        assert!(!text.contains('>') && tag.matches('"').count().is_multiple_of(2), "{part}");
-        match tag.strip_prefix('/') {
-            Some(name) => assert_eq!(open.pop(), Some(name)),
-            None => {
-                count += 1;
-                let name = tag.split_whitespace().next().expect("a name");
-                if !tag.ends_with('/') {
-                    open.push(name);
-                }
-            }
-        }
-    }
-    assert!(open.is_empty(), "{open:?} are not closed");
-    count
-}
-
-#[test]
-fn the_picture_is_well_formed_and_shows_every_point() {
-    let clock = FakeClock::default();
-    let mut executor = LawfulExecutor::new(info(), &clock);
-    let mut profile = analyzed(&mut executor, 20.0);
-    profile.fingerprint.device = "a <fast> \"one\" & only".to_owned();
-    let svg = draw(&profile).expect("drawn");
-    assert!(elements(&svg) > profile.points.len());
-    assert!(svg.contains("&lt;fast&gt;") && !svg.contains("NaN") && !svg.contains("inf"));
-    profile.draft = None;
-    profile.points.clear();
-    assert!(elements(&draw(&profile).expect("drawn without points")) > 10);
-    profile.points = vec![ProfilePoint {
-        model: ModelRole::Target,
-        rows: 1,
-        sequences: 1,
-        context_tokens: 1,
-        prefill_tokens: 0,
-        prefill_done_tokens: 0,
-        micros: 1.0,
-    }];
-    assert!(!draw(&profile).expect("drawn with one point").contains("NaN"));
 }

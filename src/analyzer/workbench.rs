@@ -7,6 +7,7 @@ use crate::protocol::{
     BlockId, DraftSeed, ExecutorInfo, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, TokenId,
     VerifyRow,
 };
+use crate::random::SplitMix64;
 
 /// Tokens of each sequence that fills the caches before anything is measured.
 const FILL_TOKENS: u32 = 256;
@@ -125,14 +126,10 @@ fn scattered(blocks: u32) -> Vec<BlockId> {
     order
 }
 
-/// A permutation that depends on `seed` alone (Fisher–Yates over splitmix64).
+/// A permutation that depends on `seed` alone (Fisher–Yates).
 pub fn shuffle<T>(values: &mut [T], seed: u64) {
-    let mut state = seed;
+    let mut random = SplitMix64::new(seed);
     for last in (1..values.len()).rev() {
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        values.swap(last, ((mixed ^ (mixed >> 31)) % (last as u64 + 1)) as usize);
+        values.swap(last, random.below(last as u64 + 1) as usize);
     }
 }

@@ -4,6 +4,7 @@
 //! ever ignored ([`fields`], [`params`], [`prompt`]), handed to the [`Engine`], and its
 //! tokens become text ([`output`]) in one answer or in a stream of server-sent events.
 //! An answer that is dropped, because its client has left, cancels the request ([`answer`]).
+#![forbid(unsafe_code)]
 
 pub mod answer;
 mod app;

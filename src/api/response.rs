@@ -1,12 +1,10 @@
 //! Response bodies of the generation routes.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde_json::{Value, json};
 
 use super::answer::Ending;
 use super::request::Endpoint;
-use crate::protocol::{FinishReason, RequestId, RequestSummary};
+use crate::protocol::{FinishReason, RequestId, RequestSummary, unix_time};
 
 /// What all bodies of one answer have in common.
 #[derive(Clone, Debug)]
@@ -22,7 +20,7 @@ pub struct Envelope {
 impl Envelope {
     /// The envelope of a request that was just admitted.
     pub fn new(endpoint: Endpoint, id: RequestId, model: &str, prompt_tokens: u32, seed: u64) -> Envelope {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = unix_time();
         let prefix = match endpoint {
             Endpoint::Completions => "cmpl",
             Endpoint::Chat => "chatcmpl",

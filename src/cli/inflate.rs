@@ -2,14 +2,13 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 
 use super::error::CliError;
 use crate::model::ModelSource;
 use crate::model::inflate::{InflateOptions, InflateShape, SHAPES, inflate};
-use crate::protocol::ModelRole;
+use crate::protocol::{Clock, ModelRole, MonotonicClock};
 
 /// Writes a model that computes exactly the same function with the dimensions of a large one:
 /// real text and real acceptance at large-model cost, with nothing to download.
@@ -55,9 +54,9 @@ pub fn run(args: &InflateArgs, out: &mut impl Write) -> Result<(), CliError> {
         Role::Draft => ModelRole::Draft,
     };
     let options = InflateOptions { vocab_size: args.vocab, ..InflateOptions::default() };
-    let start = Instant::now();
+    let clock = MonotonicClock::start();
     let report = inflate(&source, role, &args.out, &shape, &options).map_err(|error| failed(&error))?;
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = clock.now().as_secs_f64();
     if args.json {
         writeln!(out, "{:#}", serde_json::json!({ "report": report, "seconds": seconds }))?;
         return Ok(());

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use super::error::CliError;
 use super::host::DaemonHost;
-use super::private::PrivateDirectory;
+use super::private::private_directory;
 use crate::config::Config;
 use crate::policy::registry::PolicyName;
 
@@ -13,7 +15,7 @@ use crate::policy::registry::PolicyName;
 pub struct MeasuredProfile {
     path: PathBuf,
     /// Held for its `Drop`.
-    _directory: PrivateDirectory,
+    _directory: TempDir,
 }
 
 impl MeasuredProfile {
@@ -40,7 +42,7 @@ impl MeasuredProfile {
         let measured = host.profile(config.clone(), budget, Box::new(|_| {})).await;
         let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
         let text = measured.map_err(|error| failed(&error))?.to_toml().map_err(|error| failed(&error))?;
-        let directory = PrivateDirectory::create()?;
+        let directory = private_directory()?;
         let path = directory.path().join("profile.toml");
         std::fs::write(&path, text).map_err(|source| CliError::File { path: path.clone(), source })?;
         Ok(Some(MeasuredProfile { path, _directory: directory }))

@@ -1,9 +1,11 @@
 //! The command line: parse, then call. docs/cli.md describes every command.
+#![forbid(unsafe_code)]
 
 mod answer;
 mod chat;
 mod check_config;
 pub mod client;
+mod completions;
 mod demo;
 mod doctor;
 mod error;
@@ -30,7 +32,7 @@ mod top;
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use error::{CliError, EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
 pub use host::{DaemonHost, HostError, OnProgress, OnSequence, RunningDaemon};
@@ -60,6 +62,7 @@ enum Command {
     Profile(profile::ProfileArgs),
     Replay(replay::ReplayArgs),
     Record(record::RecordArgs),
+    Completions(completions::CompletionsArgs),
 }
 
 /// Parses the process's arguments, runs the command, reports its failure on stderr.
@@ -102,6 +105,7 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Profile(args) => interruptible(profile::run(args, host, &mut out)).await,
             Command::Replay(args) => interruptible(replay::run(args, host, &mut out)).await,
             Command::Record(args) => interruptible(record::run(args, host, &mut out)).await,
+            Command::Completions(args) => completions::run(args, Cli::command(), &mut out),
         }
     });
     // A thread that reads a terminal can't be stopped, and nobody waits for it.

@@ -1,9 +1,9 @@
 //! A daemon of one's own: on a socket that nobody else can reach.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
+use tempfile::TempDir;
 
 use super::client::Client;
 use super::error::CliError;
@@ -11,12 +11,15 @@ use super::host::{DaemonHost, RunningDaemon};
 use super::logging;
 use crate::config::{Config, LogLevel};
 
+/// Mode of a private directory.
+const OWNER_ONLY: u32 = 0o700;
+
 /// A daemon in a directory of its own, which goes when the daemon does.
 #[derive(Debug)]
 pub struct PrivateDaemon<D> {
     daemon: D,
     /// Held for its `Drop`.
-    _directory: PrivateDirectory,
+    _directory: TempDir,
 }
 
 impl<D: RunningDaemon> PrivateDaemon<D> {
@@ -28,8 +31,8 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
     where
         H: DaemonHost<Daemon = D>,
     {
-        let directory = PrivateDirectory::create()?;
-        config.server.socket = directory.path.join("socket");
+        let directory = private_directory()?;
+        config.server.socket = directory.path().join("socket");
         // its directory lets in nobody else, and the list may leave this user out
         config.server.socket_uids = None;
         config.server.http = None;
@@ -51,44 +54,31 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
     }
 }
 
-/// A directory that only this user can enter; removed on drop.
-#[derive(Debug)]
-pub struct PrivateDirectory {
-    path: PathBuf,
+/// Creates a directory that only this user can enter, under the system's directory for temporary
+/// files. It is removed on drop.
+///
+/// # Errors
+/// [`CliError::File`].
+pub fn private_directory() -> Result<TempDir, CliError> {
+    tempfile::Builder::new()
+        .prefix("specserve-")
+        .permissions(Permissions::from_mode(OWNER_ONLY))
+        .tempdir()
+        .map_err(|source| CliError::File { path: std::env::temp_dir(), source })
 }
 
-impl PrivateDirectory {
-    /// Its place.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// A new one under the system's directory for temporary files.
-    ///
-    /// # Errors
-    /// [`CliError::File`].
-    pub fn create() -> Result<PrivateDirectory, CliError> {
-        static CREATED: AtomicU32 = AtomicU32::new(0);
-        let number = CREATED.fetch_add(1, Ordering::Relaxed);
-        let name = format!("specserve-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        // `create` fails when the path exists: nobody can have prepared it.
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => Ok(PrivateDirectory { path }),
-            Err(source) => Err(CliError::File { path, source }),
-        }
-    }
-}
-
-impl Drop for PrivateDirectory {
-    fn drop(&mut self) {
-        remove(&self.path);
-    }
-}
-
-/// Removes the directory; a failure leaves an empty directory behind and harms nobody.
-fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(path) {
-        tracing::debug!(path = %path.display(), %error, "the private directory stays");
+    #[test]
+    fn a_private_directory_admits_only_its_owner_and_is_removed_on_drop() {
+        let directory = private_directory().expect("a directory");
+        let path = directory.path().to_owned();
+        let mode = std::fs::metadata(&path).expect("it exists").permissions().mode();
+        assert_eq!(mode & 0o777, OWNER_ONLY);
+        std::fs::write(path.join("socket"), "").expect("the owner may write");
+        drop(directory);
+        assert!(!path.exists());
     }
 }

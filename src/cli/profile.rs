@@ -13,7 +13,7 @@ use super::error::CliError;
 use super::host::DaemonHost;
 use super::logging;
 use super::table::{Table, or_dash};
-use crate::analyzer::draw;
+use crate::charts::draw_profile;
 use crate::config::Config;
 use crate::protocol::ModelRole;
 use crate::timing::cost_model::LatencyTerms;
@@ -62,9 +62,9 @@ pub async fn run<H: DaemonHost>(args: &ProfileArgs, host: &H, out: &mut impl Wri
     bar.finish_and_clear();
     let profile = measured.map_err(|error| CliError::Failed(error.to_string()))?;
     let svg = args.out.with_extension("svg");
-    let failed = |error: crate::timing::ProfileError| CliError::Failed(error.to_string());
-    write_file(&args.out, &to_file(&profile).map_err(failed)?)?;
-    write_file(&svg, &draw(&profile).map_err(failed)?)?;
+    let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+    write_file(&args.out, &to_file(&profile).map_err(|error| failed(&error))?)?;
+    write_file(&svg, &draw_profile(&profile).map_err(|error| failed(&error))?)?;
     if args.json {
         writeln!(out, "{:#}", document(&profile, &args.out, &svg))?;
     } else {

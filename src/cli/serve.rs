@@ -50,6 +50,7 @@ fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send + 'static> {
         tokio::spawn(async move {
             let second = signals.next().await;
             tracing::warn!(signal = second.name, "ending at once");
+            #[expect(clippy::exit, reason = "a second signal skips every destructor on purpose")]
             std::process::exit(i32::from(second.exit_code));
         });
     })

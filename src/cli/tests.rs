@@ -1,5 +1,5 @@
+use clap::Parser;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
 
 use super::*;
 
@@ -27,6 +27,7 @@ fn every_command_of_the_docs_parses() {
         "specserve replay --socket s --trace poisson:4,60 --prompts p.jsonl --slo tpot_ms=4 --json",
         "specserve check-config config/tiny-cpu.toml",
         "specserve check-config --config config/tiny-cpu.toml --json",
+        "specserve completions bash",
         "specserve simulate --trace t.csv --profile p.toml",
         "specserve simulate --trace poisson:8,600 --profile p.toml --policy none --policy fixed:3 \
          --slo ttft_ms=1000,tpot_ms=15 --load 0.5,1 --saturation --seed 2 --lengths spec-bench --thin 0.5 \
@@ -54,6 +55,8 @@ fn bad_arguments_are_refused_before_anything_runs() {
         ("specserve simulate --trace t --profile p --load 0.5,0", ErrorKind::ValueValidation),
         ("specserve profile --config c.toml", ErrorKind::MissingRequiredArgument),
         ("specserve profile --config c.toml --out p.toml --budget-s 0", ErrorKind::ValueValidation),
+        ("specserve completions", ErrorKind::MissingRequiredArgument),
+        ("specserve completions csh", ErrorKind::InvalidValue),
         ("specserve dance", ErrorKind::InvalidSubcommand),
     ] {
         assert_eq!(parse(line).expect_err(line).kind(), kind, "{line}");

@@ -3,6 +3,7 @@
 //! In stages: text, then sections of raw values (`reader`), then the validated types
 //! here, with units. Checking opens no file and no socket, so `check-config` is safe to run
 //! anywhere; the daemon builds itself from a [`Config`] later. docs/config.md lists every key.
+#![forbid(unsafe_code)]
 
 mod executor;
 mod kv;

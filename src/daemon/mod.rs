@@ -1,4 +1,5 @@
 //! The daemon: one deployment, from its config to its socket and back down.
+#![forbid(unsafe_code)]
 
 mod assembly;
 mod executor_plan;

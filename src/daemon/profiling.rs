@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
@@ -10,7 +10,7 @@ use crate::analyzer::{self, AnalyzerOptions, Progress};
 use crate::config::{Config, DraftConfig};
 use crate::executor::Executor;
 use crate::model::{ModelPair, load_pair};
-use crate::protocol::{Micros, MonotonicClock, SamplingParams};
+use crate::protocol::{Clock, Micros, MonotonicClock, SamplingParams};
 use crate::timing::ProfileError;
 use crate::timing::cost_model::LatencyTerms;
 use crate::timing::fit::FitError;
@@ -136,12 +136,12 @@ impl Measurement {
 
     fn at_start(self, executor: &mut dyn Executor) -> Result<Profile, DaemonError> {
         tracing::info!(budget_s = AT_START_BUDGET.as_secs_f64(), "measuring step times");
-        let start = Instant::now();
+        let clock = MonotonicClock::start();
         let profile = self.run(executor, &mut |_| {})?;
         let mape = |error: Option<FitError>| error.map(|error| error.mape);
         let row_us = |terms: &LatencyTerms| terms.micros.first().copied();
         tracing::info!(
-            seconds = start.elapsed().as_secs_f64(),
+            seconds = clock.now().as_secs_f64(),
             shapes = profile.points.len(),
             target_us = row_us(&profile.target),
             draft_us = profile.draft.as_ref().and_then(row_us),

@@ -1,13 +1,13 @@
 //! The engine behind the API's seam.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use super::text::ServedText;
 use crate::actors::{Condition, EngineHandle};
 use crate::api::{ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextModel};
 use crate::config::Config;
 use crate::model::Model;
-use crate::protocol::{AdmissionError, Ending, Generation, Micros, RequestFailure, RequestId, Submission};
+use crate::protocol::{
+    AdmissionError, Ending, Generation, Micros, RequestFailure, RequestId, Submission, unix_time,
+};
 
 /// The engine, its facts and its tokenizer.
 pub(super) struct ServedEngine {
@@ -21,7 +21,7 @@ impl ServedEngine {
         let context_tokens_max = handle.info().context_tokens_max;
         let facts = EngineFacts {
             model: config.target.name.clone(),
-            loaded_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            loaded_unix_s: unix_time().as_secs(),
             context_tokens_max,
             vocab_size: handle.info().vocab_size,
             end_tokens: target.eos.clone(),

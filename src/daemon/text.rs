@@ -1,10 +1,8 @@
 //! Tokenizer and chat template behind the API's seam.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::api::{ChatMessage, TextDecoder, TextModel};
 use crate::model::{ChatInput, ChatTemplate, StreamDecoder, Tokenizer};
-use crate::protocol::TokenId;
+use crate::protocol::{TokenId, unix_time};
 
 /// Text of the served model.
 pub(super) struct ServedText {
@@ -42,7 +40,7 @@ impl TextModel for ServedText {
         let input = ChatInput {
             messages: &messages,
             add_generation_prompt: true,
-            unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            unix_seconds: unix_time().as_secs(),
             ..ChatInput::default()
         };
         template.render(&input).map_err(|error| error.to_string())

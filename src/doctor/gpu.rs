@@ -1,4 +1,5 @@
 //! The GPU's part of `specserve doctor`.
+#![deny(unsafe_code)]
 
 use std::path::PathBuf;
 
@@ -107,6 +108,7 @@ fn memory(report: &mut DoctorReport, gpu: &Gpu) -> Result<(), CudaError> {
     Ok(())
 }
 
+#[expect(unsafe_code, reason = "enqueues an asynchronous copy")]
 fn bandwidth(report: &mut DoctorReport) -> Result<(), CudaError> {
     let stream = Stream::new()?;
     let copy = copy_bytes_per_second(&stream)?;
@@ -122,6 +124,7 @@ fn bandwidth(report: &mut DoctorReport) -> Result<(), CudaError> {
     Ok(())
 }
 
+#[expect(unsafe_code, reason = "enqueues an asynchronous matrix product")]
 fn matrix_rate(report: &mut DoctorReport) -> Result<(), CudaError> {
     let stream = Stream::new()?;
     let mut gemm = Gemm::new()?;

@@ -1,4 +1,5 @@
 //! The machine itself: processor, memory, limits.
+#![forbid(unsafe_code)]
 
 use std::fs;
 use std::path::Path;

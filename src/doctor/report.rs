@@ -1,4 +1,5 @@
 //! What `specserve doctor` reports, as data.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 

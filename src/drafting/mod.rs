@@ -1,6 +1,7 @@
 //! Drafting without a draft model.
 //!
 //! May import: protocol, executor.
+#![forbid(unsafe_code)]
 
 mod lookup;
 mod ngram;

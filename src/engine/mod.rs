@@ -10,6 +10,7 @@
 //! nothing waits for: the daemon calls it while the device works on the next step.
 //!
 //! May import: protocol, policy, step, scheduler.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

@@ -5,12 +5,14 @@
 //! block, or loses a token gets other tokens than [`ShadowExecutor::expect`] names, so
 //! this is the sharpest test there is of everything above the seam, at no cost. It can
 //! also be told to fail. Not for serving.
+#![forbid(unsafe_code)]
 
 use super::{Drafter, Executor, Target, chain_rows};
 use crate::protocol::{
     BLOCK_TOKENS, BlockId, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo,
     ModelRole, NodeId, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict, VerifyRow,
 };
+use crate::random::SplitMix64;
 
 /// What [`ShadowExecutor`] should pretend.
 #[derive(Clone, Debug)]
@@ -70,10 +72,7 @@ struct RoundRow {
 const START: u64 = 0x9E37_79B9_7F4A_7C15;
 
 fn mix(state: u64, value: u64) -> u64 {
-    let mut z = (state ^ value.wrapping_mul(0xD6E8_FEB8_6659_FD93)).wrapping_add(START);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+    SplitMix64::new(state ^ value.wrapping_mul(0xD6E8_FEB8_6659_FD93)).next_u64()
 }
 
 fn slot(blocks: &[BlockId], position: u32) -> usize {

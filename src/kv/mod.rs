@@ -4,6 +4,7 @@
 //! finished blocks findable by their tokens (the prefix cache). A [`BlockTable`] is
 //! one sequence's list of blocks. Both are pure bookkeeping: the executor only ever
 //! sees block ids.
+#![forbid(unsafe_code)]
 
 mod pool;
 mod table;

@@ -1,6 +1,7 @@
 //! config.json and generation_config.json of the Llama family, as transformers writes
 //! them. Anything that would change what the model computes and is not implemented is
 //! refused, never ignored.
+#![forbid(unsafe_code)]
 
 use serde_json::Value;
 

@@ -1,4 +1,5 @@
 //! The pair of small models that is compiled into the program.
+#![forbid(unsafe_code)]
 
 use crate::protocol::ModelRole;
 

@@ -1,4 +1,5 @@
 //! Why a model could not be loaded: written for the operator who named it.
+#![forbid(unsafe_code)]
 
 use super::mismatch::Mismatch;
 

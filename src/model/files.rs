@@ -1,4 +1,5 @@
 //! Where a model's files come from: a directory, or the program itself.
+#![deny(unsafe_code)]
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -143,6 +144,7 @@ impl ModelFiles {
     }
 }
 
+#[expect(unsafe_code, reason = "memory maps are unsafe by nature; the only one is here")]
 fn map_file(path: &Path) -> Result<TensorBytes, ModelError> {
     let file = File::open(path).map_err(|source| io_error(path, source))?;
     // SAFETY: the map is private and read-only, and only ever read as plain bytes. Another

@@ -1,5 +1,6 @@
 //! Typed access to the JSON objects that describe a model; every error names file,
 //! key and value.
+#![forbid(unsafe_code)]
 
 use serde_json::{Map, Value};
 

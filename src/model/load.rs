@@ -1,5 +1,6 @@
 //! Loads a model, or a pair of models: reads what describes it, maps its weights, checks
 //! one against the other.
+#![forbid(unsafe_code)]
 
 use super::files::ModelFiles;
 use super::safetensors_file::TensorFiles;

@@ -1,4 +1,5 @@
 //! How the token lists of a target and a draft differ.
+#![forbid(unsafe_code)]
 
 use crate::protocol::TokenId;
 

@@ -1,4 +1,5 @@
 //! Whether a draft model can guess for a target: both must mean the same by every token.
+#![forbid(unsafe_code)]
 
 use super::Tokenizer;
 use super::mismatch::Mismatch;

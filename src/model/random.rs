@@ -1,11 +1,13 @@
 //! Models of seeded noise: for tests, for benchmarks, and to serve as a draft that is
 //! always wrong. Their weights have the scale of trained ones, so that numbers stay
 //! in range through the layers and logits spread over a few units.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
 use super::{Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor};
 use crate::protocol::TokenId;
+use crate::random::SplitMix64;
 
 /// Variants of a random model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub fn small_spec(vocab_size: usize) -> ModelSpec {
 
 /// A model of this shape; equal seeds and options give equal weights.
 pub fn random_model(spec: &ModelSpec, seed: u64, options: RandomOptions) -> LoadedModel {
-    let mut source = Source { noise: Noise(seed), options };
+    let mut source = Source { noise: Noise(SplitMix64::new(seed)), options };
     let hidden = spec.hidden_size;
     let embedding = source.matrix(spec.vocab_size, hidden, false);
     let head =
@@ -86,17 +88,12 @@ pub fn poisoned(mut model: LoadedModel, token: TokenId) -> LoadedModel {
     model
 }
 
-/// SplitMix64 (Steele, Lea and Flood 2014).
-struct Noise(u64);
+struct Noise(SplitMix64);
 
 impl Noise {
     /// Uniform in -1..1.
     fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        2.0 * self.0.uniform() - 1.0
     }
 }
 

@@ -1,5 +1,6 @@
 //! Rotary embeddings in config.json: `rope_theta` with `rope_scaling`, and the newer
 //! `rope_parameters` that holds both. Files carry either, or both with the same meaning.
+#![forbid(unsafe_code)]
 
 use serde_json::Value;
 

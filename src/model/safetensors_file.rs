@@ -1,5 +1,6 @@
 //! The safetensors files of one model: a single one, or shards with an index.
 //! Format: <https://github.com/huggingface/safetensors#format>.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};

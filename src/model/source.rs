@@ -1,4 +1,5 @@
 //! What `model = "…"` in the configuration may say.
+#![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 

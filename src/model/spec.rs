@@ -1,4 +1,5 @@
 //! A model's shape and weights, as executors take them.
+#![forbid(unsafe_code)]
 
 use std::ops::Range;
 use std::sync::Arc;

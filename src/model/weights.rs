@@ -1,5 +1,6 @@
 //! Takes a model's tensors out of its files by their Hugging Face names, each checked
 //! against the shape that config.json gives it.
+#![forbid(unsafe_code)]
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -250,14 +250,14 @@ impl CalibrationError {
 mod tests {
     use super::*;
     use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, RequestId, StepView};
+    use crate::random::SplitMix64;
 
     /// Uniform numbers in 0..1.
-    struct Uniform(u64);
+    struct Uniform(SplitMix64);
 
     impl Uniform {
         fn next(&mut self) -> f32 {
-            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (self.0 >> 40) as f32 / (1u32 << 24) as f32
+            self.0.uniform()
         }
 
         /// Draft probabilities crowd near 1, as real ones do.
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn a_known_reliability_is_learned_within_five_thousand_tokens() {
         let truth = |q: f32, position: u32| q * q * (0.95 - 0.03 * position as f32);
-        let mut random = Uniform(3);
+        let mut random = Uniform(SplitMix64::new(3));
         let mut table = Calibration::new(CalibrationMode::Learned, None);
         assert!(true_error(&table, &mut random, truth) > 0.1);
         teach(&mut table, &mut random, 5_000, truth);
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn drift_is_followed_and_the_tracker_tells_of_it() {
-        let mut random = Uniform(5);
+        let mut random = Uniform(SplitMix64::new(5));
         let mut table = Calibration::new(CalibrationMode::Learned, None);
         teach(&mut table, &mut random, 8_000, |q, _| q);
         let settled = table.expected_error();
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn the_curve_never_falls_as_the_draft_gets_surer() {
-        let mut random = Uniform(8);
+        let mut random = Uniform(SplitMix64::new(8));
         let mut table = Calibration::new(CalibrationMode::Learned, None);
         teach(&mut table, &mut random, 300, |_, _| 0.5);
         for position in 1..=6 {
@@ -363,7 +363,7 @@ mod tests {
     #[test]
     fn censored_and_selected_drafts_do_not_bias_the_table() {
         let truth = |q: f32| 0.2 + 0.7 * q;
-        let mut random = Uniform(11);
+        let mut random = Uniform(SplitMix64::new(11));
         let mut table = Calibration::new(CalibrationMode::Learned, None);
         for _ in 0..4_000 {
             let drafts: Vec<f32> = (0..6).map(|_| random.probability()).collect();

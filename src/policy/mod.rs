@@ -6,6 +6,7 @@
 //! step; everybody else holds an immutable snapshot ([`Policy::snapshot`]).
 //! Because verification is lossless under any choice (DESIGN, section 5), a policy
 //! can make an answer late but never wrong.
+#![forbid(unsafe_code)]
 
 mod fixed;
 

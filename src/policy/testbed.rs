@@ -6,6 +6,7 @@ use crate::protocol::{
     DecodeView, DraftedRow, Micros, PrefillView, Proposal, RequestId, Step, StepDecision, StepReport,
     StepView,
 };
+use crate::random::SplitMix64;
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::Work;
 use crate::timing::profile::tests::gpu_like;
@@ -72,7 +73,7 @@ impl Outcome {
 pub(crate) struct Run<'a> {
     world: &'a World,
     truth: TimeModel,
-    state: u64,
+    random: SplitMix64,
     now: f64,
     first: Vec<f64>,
     rows: Vec<DecodeView>,
@@ -94,7 +95,7 @@ impl<'a> Run<'a> {
         Run {
             world,
             truth: TimeModel::new(gpu_like().cost_model().unwrap()),
-            state: seed,
+            random: SplitMix64::new(seed),
             now: 0.0,
             first: vec![0.0; world.requests],
             rows: (0..world.requests).map(row).collect(),
@@ -103,8 +104,7 @@ impl<'a> Run<'a> {
     }
 
     fn uniform(&mut self) -> f32 {
-        self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.state >> 40) as f32 / (1u32 << 24) as f32
+        self.random.uniform()
     }
 
     /// Runs `steps` steps under `policy`.

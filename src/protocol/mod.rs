@@ -3,6 +3,7 @@
 //!
 //! The ground floor of the crate. Nothing here computes more than an accessor does, and nothing
 //! here imports another room (docs/ARCHITECTURE.md, "Layers").
+#![forbid(unsafe_code)]
 
 mod admission;
 mod batch;
@@ -24,4 +25,4 @@ pub use request::{
 };
 pub use sampling_params::SamplingParams;
 pub use step::{DecodeView, DeviceIdle, DraftedRow, PrefillView, Step, StepDecision, StepReport, StepView};
-pub use time::{Clock, Micros, MonotonicClock};
+pub use time::{Clock, Micros, MonotonicClock, unix_time};

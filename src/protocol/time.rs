@@ -90,6 +90,7 @@ pub struct MonotonicClock {
 
 impl MonotonicClock {
     /// A clock that reads zero now.
+    #[expect(clippy::disallowed_methods, reason = "the clock itself")]
     pub fn start() -> MonotonicClock {
         MonotonicClock { start: std::time::Instant::now() }
     }
@@ -99,4 +100,11 @@ impl Clock for MonotonicClock {
     fn now(&self) -> Micros {
         self.start.elapsed().into()
     }
+}
+
+/// Wall-clock time since the Unix epoch, for names and dates; zero if the system's clock is set
+/// before it. Spans come from a [`Clock`].
+#[expect(clippy::disallowed_methods, reason = "the clock itself")]
+pub fn unix_time() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

@@ -2,6 +2,7 @@
 //!
 //! A [`TraceSource`] names where arrivals come from, a file or a formula; a
 //! [`WorkloadOptions`] says what is made of them; the result is a list of [`Arrival`]s.
+#![forbid(unsafe_code)]
 
 mod error;
 mod recording;

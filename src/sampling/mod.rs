@@ -4,6 +4,7 @@
 //! and a draft is accepted iff it is what the target chooses ([`walk_chain`],
 //! [`walk_tree`]). On a GPU the same happens in kernels; this code is their oracle,
 //! and the sections "specification" and "order" of the submodules bind both.
+#![forbid(unsafe_code)]
 
 pub mod distribution;
 mod filter;

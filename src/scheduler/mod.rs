@@ -9,6 +9,7 @@
 //! shorter drafts first and then by preempting the last in that order, whose tokens are
 //! recomputed later. The first in the order always makes progress: any single request
 //! that is admitted fits the pool alone.
+#![forbid(unsafe_code)]
 
 mod commit;
 mod drafts;

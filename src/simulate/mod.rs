@@ -4,6 +4,7 @@
 //! from a workload instead of a socket, and a [`VirtualExecutor`](crate::simulate::virtual_executor::VirtualExecutor) stands in for the device.
 //! A run is a pure function of workload, settings and policy. docs/simulator.md says how to
 //! use it, and what it does not model.
+#![forbid(unsafe_code)]
 
 mod collect;
 mod driver;

@@ -1,4 +1,5 @@
 //! Small statistics that several rooms need.
+#![forbid(unsafe_code)]
 
 pub mod isotonic;
 pub mod quantile;

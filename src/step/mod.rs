@@ -13,6 +13,7 @@
 //! fails cost the step its drafts, and the result carries the [`SpeculationFault`].
 //!
 //! May import: protocol, policy, executor.
+#![forbid(unsafe_code)]
 
 mod acceptance;
 mod draft;

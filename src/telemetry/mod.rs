@@ -3,6 +3,7 @@
 //! [`Metrics`] is a plain value with one owner, the SLO monitor. It holds no lock and
 //! reads no clock. Counters are `u64` and only grow; rates and ratios are left to the
 //! reader of `/metrics`, whose HELP lines state each definition.
+#![forbid(unsafe_code)]
 
 mod figures;
 mod gauges;

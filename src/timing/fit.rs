@@ -292,6 +292,7 @@ fn eliminate(mut matrix: Vec<Vec<f64>>) -> Option<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::SplitMix64;
 
     fn truth(between: Between) -> LatencyModel {
         LatencyModel::new(LatencyTerms {
@@ -310,11 +311,7 @@ mod tests {
 
     /// A grid like the analyzer's, with multiplicative noise from a small generator.
     fn measured(model: &LatencyModel, noise: f64) -> Vec<ProfilePoint> {
-        let mut state = 7u64;
-        let mut random = move || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 33) as f64 / f64::from(1u32 << 31) - 0.5
-        };
+        let mut random = SplitMix64::new(7);
         let mut points = Vec::new();
         for rows in [1u32, 2, 4, 8, 16] {
             for (share, context) in [(1, 64), (2, 64), (1, 700), (2, 700), (1, 1500)] {
@@ -328,7 +325,8 @@ mod tests {
                         prefill_done_tokens,
                         micros: 0.0,
                     };
-                    point.micros = model.micros(&point.work()) * (1.0 + noise * random());
+                    point.micros =
+                        model.micros(&point.work()) * (1.0 + noise * (f64::from(random.uniform()) - 0.5));
                     points.push(point);
                 }
             }

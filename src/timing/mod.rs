@@ -3,6 +3,7 @@
 //! [`cost_model`] is the form (a staircase over rows, plus slopes), [`fit`] finds its terms from
 //! measurements, [`profile`] is the file that holds both, and [`correction`] adjusts the model
 //! online by what steps really take.
+#![forbid(unsafe_code)]
 
 pub mod correction;
 pub mod cost_model;

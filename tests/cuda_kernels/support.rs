@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytemuck::Pod;
 use half::bf16;
 use specserve::executor::cuda::{DeviceBuffer, Gpu, Stream};
+use specserve::random::SplitMix64;
 
 /// Fixes the inputs; printed by every test that fails.
 const SEED_VARIABLE: &str = "SPECSERVE_TEST_SEED";
@@ -23,6 +24,7 @@ pub struct Bench {
 }
 
 impl Bench {
+    #[expect(clippy::disallowed_methods, reason = "a fresh seed for each run, printed to repeat it")]
     pub fn new() -> Bench {
         let gpu = Gpu::open(0).expect("these tests need a GPU");
         let seed = match std::env::var(SEED_VARIABLE) {
@@ -30,7 +32,7 @@ impl Bench {
             Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_nanos() as u64,
         };
         println!("{SEED_VARIABLE}={seed}");
-        Bench { stream: Stream::new().expect("a stream"), random: Random(seed), _gpu: gpu }
+        Bench { stream: Stream::new().expect("a stream"), random: Random(SplitMix64::new(seed)), _gpu: gpu }
     }
 
     /// Whether a case of this many numbers is left out.
@@ -56,26 +58,22 @@ impl Bench {
     }
 }
 
-/// SplitMix64.
-pub struct Random(pub u64);
+/// Random numbers as the kernels take them.
+pub struct Random(SplitMix64);
 
 impl Random {
     pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
     /// In `0..n`.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.word() % n as u64) as usize
+        self.0.below(n as u64) as usize
     }
 
     /// Uniform in [0, 1).
     pub fn uniform(&mut self) -> f32 {
-        (self.word() >> 40) as f32 / 16_777_216.0
+        self.0.uniform()
     }
 
     /// About normal: a sum of four uniform numbers, mean 0, deviation 1.

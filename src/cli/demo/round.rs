@@ -1,7 +1,7 @@
 //! One side's answers to every prompt, with the time that each took.
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use super::PROMPTS;
 use crate::cli::answer::{Answer, chat};
 use crate::cli::client::Client;
 use crate::cli::error::CliError;
+use crate::protocol::{Clock, MonotonicClock};
 
 /// An answer as the client saw it.
 #[derive(Clone, Debug)]
@@ -37,9 +38,9 @@ impl Round {
     ) -> Result<Round, CliError> {
         let mut samples = Vec::with_capacity(PROMPTS.len());
         for prompt in PROMPTS {
-            let start = Instant::now();
+            let clock = MonotonicClock::start();
             let answer = chat(client, request(model, prompt, tokens), |_| Ok(())).await?;
-            samples.push(Sample { answer, elapsed: start.elapsed() });
+            samples.push(Sample { answer, elapsed: clock.now().into() });
             progress.inc(1);
         }
         Ok(Round(samples))

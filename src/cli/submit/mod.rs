@@ -7,7 +7,6 @@ mod tests;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::Args;
 use futures::StreamExt;
@@ -16,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::error::CliError;
+use crate::protocol::{Clock, MonotonicClock};
 use batch::{Item, Lines, answer};
 
 /// Sends each line of a file as a request. Results keep the file's order; a request
@@ -73,7 +73,8 @@ struct Batch {
 
 /// Sums over a batch.
 struct Totals {
-    started: Instant,
+    /// Reads the time since the start.
+    clock: MonotonicClock,
     requests: u64,
     failed: u64,
     completion_tokens: u64,
@@ -82,7 +83,8 @@ struct Totals {
 impl Batch {
     /// Answers the lines, `concurrency` at a time, and writes the results in their order.
     async fn run(&self, lines: impl Iterator<Item = Item>, out: &mut impl Write) -> Result<Totals, CliError> {
-        let mut totals = Totals { started: Instant::now(), requests: 0, failed: 0, completion_tokens: 0 };
+        let mut totals =
+            Totals { clock: MonotonicClock::start(), requests: 0, failed: 0, completion_tokens: 0 };
         let answers = lines.map(|item| async move {
             let result = answer(&self.client, &self.model, item.request).await;
             (item.line, item.end_byte, result)
@@ -114,7 +116,7 @@ impl Totals {
     }
 
     fn report(&self) -> Result<(), CliError> {
-        let seconds = self.started.elapsed().as_secs_f64();
+        let seconds = self.clock.now().as_secs_f64();
         eprintln!(
             "{} requests, {} failed, {} tokens in {seconds:.1} s, {:.1} tokens/s",
             self.requests,

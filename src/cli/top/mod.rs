@@ -6,13 +6,14 @@ mod page;
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
 use super::client::{Client, ClientError};
 use super::error::CliError;
+use crate::protocol::{Clock, Micros, MonotonicClock};
 use figures::Figures;
 use page::Page;
 
@@ -41,7 +42,7 @@ pub struct TopArgs {
 
 /// A page and when it came.
 struct Poll {
-    at: Instant,
+    at: Micros,
     page: Page,
 }
 
@@ -54,10 +55,11 @@ pub async fn run(args: &TopArgs, out: &mut impl Write) -> Result<(), CliError> {
     let clear = !args.once && !args.json && stdout().is_terminal();
     // a daemon that is starting has nothing to show yet
     client.get_json_once_started("/v1/engine/state").await?;
-    let mut polls = VecDeque::from([poll(&client).await?]);
+    let clock = MonotonicClock::start();
+    let mut polls = VecDeque::from([poll(&client, &clock).await?]);
     loop {
         tokio::time::sleep(Duration::from_millis(args.interval_ms)).await;
-        polls.push_back(poll(&client).await?);
+        polls.push_back(poll(&client, &clock).await?);
         let figures = summarise(&polls, args.once);
         if args.json {
             let state = client.get_json("/v1/engine/state").await?;
@@ -75,9 +77,9 @@ pub async fn run(args: &TopArgs, out: &mut impl Write) -> Result<(), CliError> {
     }
 }
 
-async fn poll(client: &Client) -> Result<Poll, ClientError> {
+async fn poll(client: &Client, clock: &impl Clock) -> Result<Poll, ClientError> {
     let text = client.get("/metrics").await?;
-    Ok(Poll { at: Instant::now(), page: Page::parse(&text) })
+    Ok(Poll { at: clock.now(), page: Page::parse(&text) })
 }
 
 /// Figures of the last poll; there are at least two.

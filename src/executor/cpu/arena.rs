@@ -1,6 +1,7 @@
 //! Long-lived memory for weights and KV: one zeroed mapping, huge pages where the
 //! system has them. Streaming 22 MB through 4 KiB pages costs a page walk per 64
 //! cache lines, and hardware prefetch stops at each page's end.
+#![forbid(unsafe_code)]
 
 use memmap2::MmapMut;
 

@@ -1,5 +1,6 @@
 //! What a batch and the options must be like. A batch that passes can't make the kernels
 //! touch memory that is not theirs.
+#![forbid(unsafe_code)]
 
 use crate::model::ModelSpec;
 use crate::protocol::{

@@ -1,4 +1,5 @@
 //! The draft's side: a round of proposals, each fed back until its row is left out.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

@@ -13,6 +13,8 @@
 mod arena;
 mod check;
 mod drafting;
+#[cfg(test)]
+mod each_set;
 mod forward;
 mod kernels;
 mod kv_cache;

@@ -1,5 +1,6 @@
 //! Weight matrices, repacked at load for the matrix product: panels of outputs,
 //! each one contiguous run of memory from its first input to its last.
+#![forbid(unsafe_code)]
 
 use crate::model::{Dtype, Tensor};
 

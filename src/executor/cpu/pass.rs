@@ -1,4 +1,5 @@
 //! The input of one forward pass: rows of all sequences, and how attention is cut into tiles.
+#![forbid(unsafe_code)]
 
 use std::ops::Range;
 

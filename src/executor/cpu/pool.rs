@@ -353,6 +353,7 @@ mod tests {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a real deadline for real threads")]
     #[test]
     fn the_pieces_behind_one_that_takes_long_are_done_by_others() {
         let pool = Pool::new(2).unwrap();

@@ -58,6 +58,7 @@ impl Roofline {
 }
 
 /// Seconds of the fastest of some runs.
+#[expect(clippy::disallowed_methods, reason = "measures the processor in nanoseconds")]
 fn fastest(pool: &Pool, job: &Work<'_>) -> f64 {
     let times = (0..REPEATS).filter_map(|_| {
         let start = Instant::now();

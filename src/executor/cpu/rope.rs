@@ -1,4 +1,5 @@
 //! Rotary embedding: a table of sines and cosines and the rotation itself.
+#![forbid(unsafe_code)]
 
 use crate::model::Rope;
 

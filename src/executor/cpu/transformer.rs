@@ -1,4 +1,5 @@
 //! One model's weights, made ready: matrices packed, vectors widened.
+#![forbid(unsafe_code)]
 
 use crate::model::{LayerWeights, Linear, LoadedModel, ModelSpec, Tensor};
 

@@ -1,4 +1,5 @@
 //! The target's side of a step: forward pass, choice of tokens, verdicts.
+#![forbid(unsafe_code)]
 
 use std::ops::Range;
 

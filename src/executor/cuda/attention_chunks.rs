@@ -1,4 +1,5 @@
 //! Where attention cuts a context into chunks: by position and model, never by the batch.
+#![forbid(unsafe_code)]
 
 use crate::protocol::BLOCK_TOKENS;
 

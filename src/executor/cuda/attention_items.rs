@@ -1,4 +1,5 @@
 //! Cuts runs of query rows into items: tiles of queries against chunks of positions.
+#![forbid(unsafe_code)]
 
 use super::attention_chunks::{CHUNK_CLASSES, Cut, chunks_of};
 use super::attention_room::AttentionRoom;

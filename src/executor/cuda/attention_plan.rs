@@ -2,6 +2,7 @@
 //!
 //! Tiles and chunks have borders fixed by query number and position alone, never by the
 //! batch, so that a sequence's result does not depend on its batch mates (invariant 1).
+#![forbid(unsafe_code)]
 
 use super::attention_items::{Cutter, MaskedRun, causal_items, pays_large};
 pub use super::attention_room::AttentionRoom;

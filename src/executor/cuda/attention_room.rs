@@ -1,4 +1,5 @@
 //! What a step's attention may use.
+#![forbid(unsafe_code)]
 
 use super::attention_chunks::{Cut, chunks_of};
 

@@ -1,4 +1,5 @@
 //! What each query row of a sequence is: its rotary position, its KV slot, what it sees.
+#![forbid(unsafe_code)]
 
 use super::ffi::kernels::ATTENTION_MASK_BITS;
 use crate::protocol::{BLOCK_TOKENS, BlockId};

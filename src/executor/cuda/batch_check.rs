@@ -1,5 +1,6 @@
 //! What a batch must be like. One that passes can't make a kernel touch memory that is not
 //! the pool's, and fits the memory that was set aside.
+#![forbid(unsafe_code)]
 
 use super::options::VERIFY_ROWS_MAX;
 use crate::protocol::{Compaction, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow};

@@ -1,4 +1,5 @@
 //! A drafting round: the rows that `draft_start` began and `draft_continue` goes on with.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

@@ -211,7 +211,7 @@ impl DeviceModel {
             sizes.rows * self.spec.hidden_size <= self.scratch.residual.len(),
             "step larger than scratch"
         );
-        // SAFETY (all launches below): pointers are our own scratch memory and weights, of the
+        // SAFETY: for all launches below, pointers are our own scratch memory and weights, of the
         // sizes that the scratch sizes promise, or `step`'s, by our caller's contract.
         unsafe {
             self.embed(step, sizes, stream)?;

@@ -1,4 +1,5 @@
 //! The captured steps of one model: one graph for each combination of padded sizes.
+#![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 use std::hash::Hash;

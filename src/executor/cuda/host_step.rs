@@ -1,4 +1,5 @@
 //! One step as the host puts it together, before anything goes to the device.
+#![forbid(unsafe_code)]
 
 use super::attention_plan::{AttentionPlan, AttentionRoom, SequenceShape};
 use super::ffi::kernels::VerifySequence;

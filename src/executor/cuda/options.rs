@@ -1,4 +1,5 @@
 //! What a CUDA executor is built with, and the sizes that its steps are rounded up to.
+#![forbid(unsafe_code)]
 
 /// Largest captured step, in verify rows (input tokens of decode and verification).
 pub const VERIFY_ROWS_MAX: usize = 1024;

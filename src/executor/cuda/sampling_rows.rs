@@ -1,4 +1,5 @@
 //! What the sampling kernels need to know of each row, gathered on the host.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
 //! A forward pass's scratch memory.
+#![forbid(unsafe_code)]
 
 use super::attention_plan::AttentionRoom;
 use super::buffer::DeviceBuffer;

@@ -1,4 +1,5 @@
 //! When steps began and ended on the device, by its own clock.
+#![forbid(unsafe_code)]
 
 use super::error::CudaError;
 use super::stream::{Event, Stream};

@@ -1,4 +1,5 @@
 //! What a step brought back, as the device writes it: 32-bit words.
+#![forbid(unsafe_code)]
 
 use super::ffi::kernels::{DraftProposal, VerifyOutcome};
 

@@ -1,4 +1,5 @@
 //! A verification batch: from rows to the device's arrays, and from its results to verdicts.
+#![forbid(unsafe_code)]
 
 use super::ffi::kernels::VerifySequence;
 use super::host_step::{HostStep, input_shape};

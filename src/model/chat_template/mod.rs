@@ -4,6 +4,7 @@
 //!
 //! Known differences: dates are in UTC, not local time; a number below 1e-4 or from 1e16 on
 //! that is printed without `tojson` has another exponent; `"%s" % x` is not understood.
+#![forbid(unsafe_code)]
 
 mod python_json;
 mod read;

@@ -165,4 +165,18 @@ fn dates_around_leap_days_and_centuries_are_right() {
         strftime::format_utc("%F %T %R %D|%c|%Q|%", 0),
         "1970-01-01 00:00:00 00:00 01/01/70|Thu Jan  1 00:00:00 1970|%Q|%"
     );
+    assert_eq!(
+        strftime::format_utc("%-d %e %b %B %A %I %p %y %w|%n%t|%%", 3_600),
+        "1  1 Jan January Thursday 01 AM 70 4|\n\t|%"
+    );
+}
+
+#[test]
+fn a_date_without_a_zone_has_an_empty_zone_and_six_digits_of_fraction() {
+    assert_eq!(strftime::format_utc("[%Z%z] .%f %%Z %%f", 0), "[] .000000 %Z %f");
+}
+
+#[test]
+fn a_time_beyond_the_calendar_is_the_last_representable_one() {
+    assert_eq!(strftime::format_utc("%Y", u64::MAX), "9999");
 }

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::super::{Dtype, Tensor};
 use super::grown::to_bf16;
+use crate::random::SplitMix64;
 
 /// What stands where the source has nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,16 +110,13 @@ pub(super) fn number_at(dtype: Dtype, bytes: &[u8]) -> f64 {
 }
 
 /// Random bf16 numbers of either sign with magnitudes in [2^-6, 2^-5): like weights of a
-/// trained model, and four to a random word. SplitMix64.
+/// trained model, and four to a random word.
 fn random_row(seed: u64, out: &mut [u16]) {
     const SIGN_AND_MANTISSA: u64 = 0x807f_807f_807f_807f;
     const EXPONENT: u64 = 0x3c80_3c80_3c80_3c80;
-    let mut state = seed.wrapping_mul(0xD134_2543_DE82_EF95);
+    let mut random = SplitMix64::new(seed.wrapping_mul(0xD134_2543_DE82_EF95));
     for four in out.chunks_mut(4) {
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut word = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        word = ((word ^ (word >> 31)) & SIGN_AND_MANTISSA) | EXPONENT;
+        let word = (random.next_u64() & SIGN_AND_MANTISSA) | EXPONENT;
         let bits = word.to_le_bytes();
         for (number, pair) in four.iter_mut().zip(bits.chunks_exact(2)) {
             *number = u16::from_le_bytes([pair[0], pair[1]]);

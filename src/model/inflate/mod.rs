@@ -21,6 +21,7 @@
 //! every run. What is not exact: norm weights are rounded to fp32, and query weights to bf16
 //! when √m is no power of two; a head that is tied to the embedding adds the same number,
 //! far below a rounding, to the logits of all real tokens.
+#![forbid(unsafe_code)]
 
 mod grown;
 mod matrix;

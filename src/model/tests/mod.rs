@@ -1,4 +1,5 @@
 //! Loading synthetic Hugging Face directories, good and bad.
+#![forbid(unsafe_code)]
 
 mod bad_files;
 mod config;

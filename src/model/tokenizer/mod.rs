@@ -1,4 +1,5 @@
 //! Text to tokens and back, as tokenizer.json says.
+#![forbid(unsafe_code)]
 
 mod byte_level;
 mod stream;

@@ -1,4 +1,5 @@
 //! The executor as its callers see it, on small random models.
+#![forbid(unsafe_code)]
 
 mod batches;
 mod drafts;

@@ -1,6 +1,7 @@
 //! A plain f64 forward pass, and the executor against it on every variant of a model.
 
 use super::*;
+use crate::executor::cpu::each_set::on_each_set;
 use crate::executor::cpu::packed::vector;
 use crate::model::{Dtype, LayerWeights, Linear, Tensor};
 
@@ -82,8 +83,9 @@ impl Reference<'_> {
     }
 }
 
-#[test]
-fn logits_agree_with_an_f64_forward_on_every_variant_and_instruction_set() {
+on_each_set!(logits_agree_with_an_f64_forward_on_every_variant);
+
+fn logits_agree_with_an_f64_forward_on_every_variant(set: InstructionSet) {
     let plain = RandomOptions::default();
     let variants = [
         plain,
@@ -99,14 +101,11 @@ fn logits_agree_with_an_f64_forward_on_every_variant_and_instruction_set() {
         let expected = steps.last().unwrap();
         let largest = expected.iter().fold(0.0f64, |a, b| a.max(b.abs()));
         assert!(largest > 0.5, "logits that are all alike would show nothing");
-        for set in InstructionSet::available() {
-            let mut executor =
-                CpuExecutor::with_instruction_set(options(2), model.clone(), None, set).unwrap();
-            let logits = executor.logits(ModelRole::Target, &input(&[5, 0, 9], &tokens, 0)).unwrap();
-            for (ours, expected) in logits.iter().zip(&expected) {
-                let error = (f64::from(*ours) - expected).abs();
-                assert!(error < 1e-4 * largest.max(1.0), "{set:?} {variant:?}: {ours} for {expected}");
-            }
+        let mut executor = CpuExecutor::with_instruction_set(options(2), model.clone(), None, set).unwrap();
+        let logits = executor.logits(ModelRole::Target, &input(&[5, 0, 9], &tokens, 0)).unwrap();
+        for (ours, expected) in logits.iter().zip(&expected) {
+            let error = (f64::from(*ours) - expected).abs();
+            assert!(error < 1e-4 * largest.max(1.0), "{set:?} {variant:?}: {ours} for {expected}");
         }
     }
 }

@@ -120,15 +120,16 @@ impl DeviceModel {
         let mut params = skinny_params(shape, operands);
         let rotation = self.rotation(index, step, sizes);
         let heads_have_norms = !rotation.q_norm.is_null() || !rotation.k_norm.is_null();
-        // SAFETY (both): see `run`.
         if index == 0 || heads_have_norms {
             let norm = self.weights.layers[index].attention_norm.ptr();
+            // SAFETY: see `run`.
             unsafe { self.norm(norm, false, Scale::before(index), sizes, stream)? };
         } else {
             params.x_squares = self.scratch.squares.ptr();
             params.x_eps = self.spec.rms_norm_eps;
         }
         if heads_have_norms {
+            // SAFETY: see `run`.
             return unsafe {
                 multiply_skinny(&params, stream)?;
                 self.rotate(index, step, sizes, stream)
@@ -136,6 +137,7 @@ impl DeviceModel {
         }
         params.kind = SKINNY_QKV as i32;
         params.qkv = rotation;
+        // SAFETY: see `run`.
         unsafe { multiply_skinny(&params, stream) }
     }
 
@@ -280,10 +282,8 @@ impl DeviceModel {
             };
             check_launch(status, "attention_decode")?;
             // SAFETY: see `run`.
-            check_launch(
-                unsafe { kernels::specserve_attention_merge(&params, large, raw) },
-                "attention_merge",
-            )?;
+            let status = unsafe { kernels::specserve_attention_merge(&params, large, raw) };
+            check_launch(status, "attention_merge")?;
         }
         if sizes.prefill_items > 0 {
             let params = AttentionParams { items: step.prefill_items, ..params };
