@@ -105,7 +105,7 @@ pub struct VerifyRow {
     /// `None`: the drafts are a chain. Else one parent per draft: `0` is the last
     /// committed token, `j > 0` is draft `j - 1`; parents stand before their children.
     /// A node's position is its parent's plus one; its KV slot is that of its
-    /// place in the input, until [`Executor::compact`].
+    /// place in the input, until `Executor::compact`.
     pub tree: Option<Vec<u32>>,
     /// Whether to choose tokens; `false` for a prefill chunk that does not reach the
     /// end of the committed tokens.
