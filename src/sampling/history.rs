@@ -46,7 +46,7 @@ impl TokenHistory {
     }
 
     /// Of nothing, for parameters that do not look back
-    /// ([`SamplingParams::needs_history`](super::SamplingParams::needs_history)).
+    /// ([`SamplingParams::needs_history`](crate::protocol::SamplingParams::needs_history)).
     pub fn none() -> TokenHistory {
         TokenHistory::default()
     }
