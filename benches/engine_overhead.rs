@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use specserve::actors::{DoorPolicy, Engine, EngineOptions, Polling};
 use specserve::executor::{ShadowExecutor, ShadowOptions};
-use specserve::policy::Fixed;
+use specserve::policy::{Fixed, Static};
 use specserve::protocol::{
     ExecutorInfo, Micros, MonotonicClock, SamplingParams, Slo, Submission, TokenEvent,
 };
@@ -38,7 +38,7 @@ fn options(draft_tokens: u32, polling: Polling) -> EngineOptions {
         queue_requests_max: 256,
         queue_prompt_tokens_max: 1 << 20,
         door: DoorPolicy::default(),
-        policy: Box::new(Fixed { draft_tokens }),
+        learner: Box::new(Static::new(Fixed { draft_tokens })),
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
         step_timeout: Micros::from_millis(10_000),

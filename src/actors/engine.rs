@@ -21,7 +21,7 @@ use super::intake::DoorPolicy;
 use super::messages::{BatchBuilderMessage, IntakeMessage, SloMonitorMessage, SupervisorMessage};
 use super::supervisor::{Doors, Supervisor, SupervisorArguments};
 use crate::executor::Executor;
-use crate::policy::Policy;
+use crate::policy::Learner;
 use crate::protocol::{
     AdmissionError, Clock, Ending, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission,
 };
@@ -41,8 +41,8 @@ pub struct EngineOptions {
     pub queue_prompt_tokens_max: u32,
     /// What to refuse at the door.
     pub door: DoorPolicy,
-    /// The policy.
-    pub policy: Box<dyn Policy>,
+    /// The policy's learner.
+    pub learner: Box<dyn Learner>,
     /// What the metrics say of the deployment.
     pub metrics: MetricsConfig,
     /// The time.
@@ -95,7 +95,7 @@ impl Engine {
         let arguments = SupervisorArguments {
             device,
             limits: options.limits.within(&info),
-            policy: options.policy,
+            learner: options.learner,
             metrics: options.metrics,
             clock: options.clock.clone(),
             step_timeout: options.step_timeout,

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::messages::{EndedRequest, SloMonitorMessage, StepObservation};
 use crate::kv::PoolUsage;
-use crate::policy::Policy;
+use crate::policy::{Learner, Policy};
 use crate::protocol::TokenEvent;
 use crate::scheduler::SchedulerGauges;
 use crate::telemetry::{Gauges, KvGauge, Metrics, MetricsConfig};
@@ -18,8 +18,8 @@ pub struct SloMonitor;
 
 /// What the monitor needs.
 pub struct SloMonitorArguments {
-    /// The policy that learns; the only one that is not a snapshot.
-    pub policy: Box<dyn Policy>,
+    /// Learns from every step.
+    pub learner: Box<dyn Learner>,
     /// Where snapshots of it are published, one per step.
     pub publish: watch::Sender<Arc<dyn Policy>>,
     /// What the metrics say of the deployment.
@@ -28,7 +28,7 @@ pub struct SloMonitorArguments {
 
 /// Its state.
 pub struct SloMonitorState {
-    policy: Box<dyn Policy>,
+    learner: Box<dyn Learner>,
     publish: watch::Sender<Arc<dyn Policy>>,
     metrics: Metrics,
     scheduler: SchedulerGauges,
@@ -47,7 +47,7 @@ impl Actor for SloMonitor {
         arguments: SloMonitorArguments,
     ) -> Result<SloMonitorState, ActorProcessingErr> {
         Ok(SloMonitorState {
-            policy: arguments.policy,
+            learner: arguments.learner,
             publish: arguments.publish,
             metrics: Metrics::new(arguments.metrics),
             scheduler: SchedulerGauges::default(),
@@ -91,12 +91,12 @@ impl SloMonitorState {
         for &(tokens, gap) in &observation.outputs {
             self.metrics.record_output(tokens, gap);
         }
-        if let Some(predicted) = self.policy.predict(&observation.report) {
+        if let Some(predicted) = self.learner.predict(&observation.report) {
             self.metrics.record_prediction(predicted, observation.report.step_time);
         }
         self.show(observation.gauges);
-        self.policy.observe(&observation.report);
-        self.publish.send_replace(self.policy.snapshot());
+        self.learner.observe(&observation.report);
+        self.publish.send_replace(self.learner.snapshot());
     }
 
     fn show(&mut self, scheduler: SchedulerGauges) {
@@ -131,7 +131,7 @@ impl SloMonitorState {
 
     fn describe(&self) -> Value {
         json!({
-            "policy": self.policy.state(),
+            "policy": self.learner.state(),
             "scheduler": self.scheduler,
             "drafter_alive": self.drafter_alive,
             "metrics": self.metrics.summary(),

@@ -18,7 +18,7 @@ use super::messages::{
 };
 use super::slo_monitor::{SloMonitor, SloMonitorArguments};
 use super::verifier::{Verifier, VerifierArguments};
-use crate::policy::Policy;
+use crate::policy::Learner;
 use crate::protocol::{Clock, Micros, RequestFailure};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::telemetry::MetricsConfig;
@@ -38,8 +38,8 @@ pub struct SupervisorArguments {
     pub device: Device,
     /// Bounds of the scheduler.
     pub limits: SchedulerLimits,
-    /// The policy, with whatever it knows already.
-    pub policy: Box<dyn Policy>,
+    /// The policy's learner, with what it knows already.
+    pub learner: Box<dyn Learner>,
     /// What the metrics say of the deployment.
     pub metrics: MetricsConfig,
     /// The time.
@@ -87,12 +87,12 @@ impl Actor for Supervisor {
         myself: ActorRef<SupervisorMessage>,
         arguments: SupervisorArguments,
     ) -> Result<SupervisorState, ActorProcessingErr> {
-        let (publish, policy) = watch::channel(arguments.policy.snapshot());
+        let (publish, policy) = watch::channel(arguments.learner.snapshot());
         let cell = myself.get_cell();
         let target_blocks = arguments.limits.target_blocks;
         let chunk_tokens = arguments.limits.prefill_chunk_tokens_max;
         let monitor_arguments =
-            SloMonitorArguments { policy: arguments.policy, publish, metrics: arguments.metrics };
+            SloMonitorArguments { learner: arguments.learner, publish, metrics: arguments.metrics };
         let (monitor, _) =
             SloMonitor::spawn_linked(None, SloMonitor, monitor_arguments, cell.clone()).await?;
         let batch_builder_arguments = BatchBuilderArguments {

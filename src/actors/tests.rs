@@ -7,7 +7,7 @@ use super::messages::DrafterMessage;
 use super::*;
 use crate::executor::{Executor, ShadowExecutor, ShadowOptions};
 use crate::policy::slo::Infeasible;
-use crate::policy::{Fixed, Policy};
+use crate::policy::{Fixed, Policy, Static};
 use crate::protocol::{
     AdmissionError, Compaction, DraftRow, Ending, ExecutorError, ExecutorInfo, FinishReason, Generation,
     Micros, ModelRole, MonotonicClock, Proposal, RequestFailure, SamplingParams, SequenceInput, Slo,
@@ -32,7 +32,7 @@ fn options() -> EngineOptions {
         queue_requests_max: 16,
         queue_prompt_tokens_max: 4096,
         door: DoorPolicy::default(),
-        policy: Box::new(Fixed { draft_tokens: 4 }),
+        learner: Box::new(Static::new(Fixed { draft_tokens: 4 })),
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
         step_timeout: Micros::from_millis(5_000),
@@ -355,10 +355,6 @@ impl Policy for MillisecondAToken {
             _ => Ok(()),
         }
     }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
-    }
 }
 
 fn in_time(submission: Submission, ttft_ms: u64) -> Submission {
@@ -369,8 +365,10 @@ fn in_time(submission: Submission, ttft_ms: u64) -> Submission {
 async fn an_impossible_objective_is_refused_or_served_and_counted_as_configured() {
     for refuse_infeasible in [true, false] {
         let door = DoorPolicy { refuse_infeasible, refuse_late: false };
-        let engine =
-            start(shadow(), EngineOptions { door, policy: Box::new(MillisecondAToken), ..options() });
+        let engine = start(
+            shadow(),
+            EngineOptions { door, learner: Box::new(Static::new(MillisecondAToken)), ..options() },
+        );
         let answer = engine.handle().submit(in_time(submission(1, 50, 3), 49)).await;
         if refuse_infeasible {
             let refusal = answer.expect_err("50 ms is the best");
@@ -393,7 +391,7 @@ async fn an_impossible_objective_is_refused_or_served_and_counted_as_configured(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_the_queue_makes_late_is_refused_where_the_config_says_so() {
     let door = DoorPolicy { refuse_infeasible: true, refuse_late: true };
-    let mut options = EngineOptions { door, policy: Box::new(MillisecondAToken), ..options() };
+    let mut options = EngineOptions { door, learner: Box::new(Static::new(MillisecondAToken)), ..options() };
     options.limits.running_requests_max = 1;
     let engine = start_slow(Duration::from_millis(5), options);
     let running = engine.handle().submit(submission(1, 50, 900)).await.expect("runs");

@@ -11,7 +11,7 @@ use crate::config::{Config, DraftConfig, Infeasible, Late};
 use crate::drafting::NgramOptions;
 use crate::executor::Executor;
 use crate::model::{LoadedModel, ModelPair, load_pair};
-use crate::policy::Policy;
+use crate::policy::Learner;
 use crate::policy::registry::{PolicyOptions, build as build_policy};
 use crate::policy::specserve::SpecServeOptions;
 use crate::policy::survival::POSITIONS_MAX;
@@ -40,9 +40,9 @@ where
         on_phase("the machine's times are being read or measured");
     }
     let profile = profiling::for_policy(config, &plan, &pair)?;
-    let policy = build_policy(config.speculation.policy, profile.as_ref(), &policy_options(config))?;
+    let learner = build_policy(config.speculation.policy, profile.as_ref(), &policy_options(config))?;
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::start());
-    let options = engine_options(config, policy, plan.polling(), clock);
+    let options = engine_options(config, learner, plan.polling(), clock);
     let ModelPair { target, draft } = pair;
     let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
     on_phase("the executor is being built");
@@ -63,7 +63,7 @@ where
 
 fn engine_options(
     config: &Config,
-    policy: Box<dyn Policy>,
+    learner: Box<dyn Learner>,
     polling: Polling,
     clock: Arc<dyn Clock>,
 ) -> EngineOptions {
@@ -84,7 +84,7 @@ fn engine_options(
             refuse_infeasible: config.slo.infeasible == Infeasible::Reject,
             refuse_late: config.slo.late == Late::Reject,
         },
-        policy,
+        learner,
         metrics: MetricsConfig {
             model: config.target.name.clone(),
             policy: config.speculation.policy.to_string(),

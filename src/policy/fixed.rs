@@ -1,7 +1,5 @@
 //! Always the same draft length; zero is plain decoding.
 
-use std::sync::Arc;
-
 use super::Policy;
 use crate::protocol::{StepDecision, StepView};
 
@@ -31,9 +29,5 @@ impl Policy for Fixed {
             prefill_tokens: view.prefill_tokens_max,
             warm_draft: self.draft_tokens > 0,
         }
-    }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
     }
 }

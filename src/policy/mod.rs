@@ -1,13 +1,15 @@
 //! Speculation policies: how much to draft, what to verify, how much to prefill.
 //!
-//! A policy is pure. Its decisions are functions of what it has learned and of the
-//! [`StepView`] it is shown; it reads no clock and draws no randomness. Learning
-//! happens in one place, [`Policy::observe`], called by the SLO monitor after each
-//! step; everybody else holds an immutable snapshot ([`Policy::snapshot`]).
-//! Because verification is lossless under any choice (DESIGN, section 5), a policy
-//! can make an answer late but never wrong.
+//! A [`Policy`] is a pure function of what it knows and of the [`StepView`] it is given: it reads
+//! no clock and draws no random numbers. It is immutable and shared as `Arc<dyn Policy>`. A
+//! [`Learner`] owns the knowledge, updates it from the report of each step, and publishes
+//! snapshots. The daemon's learner lives in the SLO monitor, the simulator's in its driver.
+//!
+//! A policy can make an answer late but never wrong: every token is the target's own choice, and
+//! drafts only decide how many are known after one pass. docs/policy.md has the mathematics.
 
 mod fixed;
+mod learner;
 
 pub mod baselines;
 pub mod calibration;
@@ -18,11 +20,11 @@ pub mod specserve;
 pub mod survival;
 
 use std::fmt::Debug;
-use std::sync::Arc;
 
 pub use fixed::Fixed;
+pub use learner::{Learner, Static};
 
-use crate::protocol::{DraftedRow, Micros, Slo, Step, StepDecision, StepReport, StepView};
+use crate::protocol::{DraftedRow, Slo, Step, StepDecision, StepView};
 
 /// Decides how each step speculates. See the module's documentation.
 pub trait Policy: Send + Sync + Debug {
@@ -48,18 +50,6 @@ pub trait Policy: Send + Sync + Debug {
         lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
     }
 
-    /// Learns from a step.
-    fn observe(&mut self, report: &StepReport) {
-        let _ = report;
-    }
-
-    /// How long a step should have taken given what it did, before it is learned from; for
-    /// metrics and the watchdog. `None` for policies that predict no times.
-    fn predict(&self, report: &StepReport) -> Option<Micros> {
-        let _ = report;
-        None
-    }
-
     /// Whether an objective can be met by plain decoding of this one request, when
     /// `prompt_tokens` are prefilled in chunks of `chunk_tokens` before its first token (its
     /// own prompt, and those that wait before it). `Ok` for policies without a time model.
@@ -74,14 +64,6 @@ pub trait Policy: Send + Sync + Debug {
     ) -> Result<(), slo::Infeasible> {
         let _ = (slo, prompt_tokens, chunk_tokens);
         Ok(())
-    }
-
-    /// An immutable copy of what is known now.
-    fn snapshot(&self) -> Arc<dyn Policy>;
-
-    /// What has been learned, for `/v1/engine/state`.
-    fn state(&self) -> serde_json::Value {
-        serde_json::json!({ "policy": self.name() })
     }
 }
 

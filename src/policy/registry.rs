@@ -6,9 +6,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::baselines::{AdaSpec, AdaSpecGate, AdaSpecVerifier, SmartSpec, Threshold};
-use super::specserve::{SpecServe, SpecServeOptions};
+use super::specserve::{SpecServeLearner, SpecServeOptions};
 use super::survival::POSITIONS_MAX;
-use super::{Fixed, Policy};
+use super::{Fixed, Learner, Static};
 use crate::timing::ProfileError;
 use crate::timing::cost_model::CostModel;
 use crate::timing::profile::Profile;
@@ -139,7 +139,7 @@ pub enum BuildError {
     Profile(#[from] ProfileError),
 }
 
-/// Builds a policy. `profile` may be absent for `none`, `fixed:K` and `threshold:P`.
+/// Builds a policy's learner. `profile` may be absent for `none`, `fixed:K` and `threshold:P`.
 ///
 /// # Errors
 /// [`BuildError`].
@@ -147,21 +147,23 @@ pub fn build(
     name: PolicyName,
     profile: Option<&Profile>,
     options: &PolicyOptions,
-) -> Result<Box<dyn Policy>, BuildError> {
+) -> Result<Box<dyn Learner>, BuildError> {
     let draft_tokens_max = options.specserve.draft_tokens_max;
     let cost = || -> Result<CostModel, BuildError> {
         Ok(profile.ok_or(BuildError::NeedsProfile(name))?.cost_model()?)
     };
     Ok(match name {
-        PolicyName::None => Box::new(Fixed::NONE),
-        PolicyName::Fixed(draft_tokens) => Box::new(Fixed { draft_tokens }),
-        PolicyName::Threshold(probability) => Box::new(Threshold { probability, draft_tokens_max }),
+        PolicyName::None => Box::new(Static::new(Fixed::NONE)),
+        PolicyName::Fixed(draft_tokens) => Box::new(Static::new(Fixed { draft_tokens })),
+        PolicyName::Threshold(probability) => {
+            Box::new(Static::new(Threshold { probability, draft_tokens_max }))
+        }
         PolicyName::SmartSpec => Box::new(SmartSpec::new(cost()?, draft_tokens_max)),
         PolicyName::AdaSpec => Box::new(AdaSpec::new(cost()?, draft_tokens_max, options.adaspec_gate)),
-        PolicyName::AdaSpecVerifier => Box::new(AdaSpecVerifier::new(cost()?, draft_tokens_max)),
+        PolicyName::AdaSpecVerifier => Box::new(Static::new(AdaSpecVerifier::new(cost()?, draft_tokens_max))),
         PolicyName::SpecServe => {
             let warm_start = profile.and_then(|profile| profile.reliability.clone());
-            Box::new(SpecServe::new(cost()?, warm_start, options.specserve.clone()))
+            Box::new(SpecServeLearner::new(cost()?, warm_start, options.specserve.clone()))
         }
     })
 }
@@ -188,10 +190,10 @@ mod tests {
         for text in GOOD {
             let name: PolicyName = text.parse().unwrap();
             assert_eq!(name.to_string(), text);
-            let policy = build(name, Some(&profile), &PolicyOptions::default()).unwrap();
-            assert_eq!(policy.name(), text);
-            assert_eq!(policy.state()["policy"], text);
-            assert_eq!(policy.snapshot().name(), text);
+            let learner = build(name, Some(&profile), &PolicyOptions::default()).unwrap();
+            assert_eq!(learner.name(), text);
+            assert_eq!(learner.state()["policy"], text);
+            assert_eq!(learner.snapshot().name(), text);
         }
     }
 

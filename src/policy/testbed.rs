@@ -1,7 +1,7 @@
 //! A small world for tests: a batch of endless requests, a true machine, a true acceptance.
 
-use super::Policy;
 use super::slo::queue_attended;
+use super::{Learner, Policy};
 use crate::protocol::{
     DecodeView, DraftedRow, Micros, PrefillView, Proposal, RequestId, Step, StepDecision, StepReport,
     StepView,
@@ -107,11 +107,11 @@ impl<'a> Run<'a> {
         (self.state >> 40) as f32 / (1u32 << 24) as f32
     }
 
-    /// Runs `steps` steps under `policy`.
-    pub(crate) fn steps(&mut self, policy: &mut dyn Policy, steps: u32) -> Outcome {
+    /// Runs `steps` steps, from each of which `learner` learns.
+    pub(crate) fn steps(&mut self, learner: &mut dyn Learner, steps: u32) -> Outcome {
         let mut outcome = Outcome::default();
         for _ in 0..steps {
-            let report = self.step(policy);
+            let report = self.step(learner);
             let drafting = !report.drafted.is_empty();
             outcome.switches += u64::from(self.was_drafting.is_some_and(|was| was != drafting));
             self.was_drafting = Some(drafting);
@@ -137,13 +137,14 @@ impl<'a> Run<'a> {
                     row.request.0 += self.world.requests as u64;
                 }
             }
-            policy.observe(&report);
+            learner.observe(&report);
         }
         outcome
     }
 
-    /// Runs one step, without letting the policy learn from it.
-    pub(crate) fn step(&mut self, policy: &mut dyn Policy) -> StepReport {
+    /// Runs one step, from which `learner` does not learn.
+    pub(crate) fn step(&mut self, learner: &dyn Learner) -> StepReport {
+        let policy = &*learner.snapshot();
         let view = StepView {
             now: Micros(self.now as u64),
             decoding: self.rows.clone(),

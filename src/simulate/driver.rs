@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::collect::Collector;
 use super::{Report, Settings};
 use crate::executor::Executor;
-use crate::policy::Policy;
+use crate::policy::Learner;
 use crate::protocol::{Clock, ExecutorError, GenerationRequest, Micros, RequestId, SamplingParams, TokenId};
 use crate::replay::Arrival;
 use crate::scheduler::Scheduler;
@@ -20,18 +20,18 @@ pub enum SimulationError {
     Step(#[from] ExecutorError),
 }
 
-/// Serves `workload` (in order of arrival) with `policy` until the last request is done.
+/// Serves `workload` (in order of arrival) with the policy of `learner` until the last request is done.
 ///
 /// # Errors
 /// [`SimulationError::Step`]: a defect of the policy or of the scheduler.
 pub fn simulate(
     workload: &[Arrival],
     settings: &Settings,
-    policy: Box<dyn Policy>,
+    learner: Box<dyn Learner>,
 ) -> Result<Report, SimulationError> {
-    let mut run = Run::new(workload, settings, policy);
+    let mut run = Run::new(workload, settings, learner);
     run.finish()?;
-    Ok(run.collector.into_report(&*run.policy, &run.scheduler.gauges(), run.clock.now()))
+    Ok(run.collector.into_report(&*run.learner, &run.scheduler.gauges(), run.clock.now()))
 }
 
 struct Run<'a> {
@@ -42,16 +42,14 @@ struct Run<'a> {
     scheduler: Scheduler,
     executor: VirtualExecutor,
     clock: Arc<VirtualClock>,
-    /// The one policy, which plans and learns: between steps nobody else holds it, so that no
-    /// snapshot is needed.
-    policy: Arc<dyn Policy>,
+    learner: Box<dyn Learner>,
     sampling: Arc<SamplingParams>,
     stop_tokens: Arc<[TokenId]>,
     collector: Collector,
 }
 
 impl<'a> Run<'a> {
-    fn new(workload: &'a [Arrival], settings: &'a Settings, policy: Box<dyn Policy>) -> Run<'a> {
+    fn new(workload: &'a [Arrival], settings: &'a Settings, learner: Box<dyn Learner>) -> Run<'a> {
         let clock = Arc::new(VirtualClock::default());
         let options = VirtualOptions {
             info: settings.executor_info(),
@@ -68,7 +66,7 @@ impl<'a> Run<'a> {
             scheduler: Scheduler::new(settings.limits.clone().within(executor.info())),
             executor,
             clock,
-            policy: policy.into(),
+            learner,
             sampling: Arc::new(SamplingParams {
                 temperature: settings.temperature,
                 ..SamplingParams::greedy()
@@ -84,7 +82,7 @@ impl<'a> Run<'a> {
         loop {
             self.take_arrivals();
             let now = self.clock.now();
-            if let Some(plan) = self.scheduler.plan(now, &self.policy) {
+            if let Some(plan) = self.scheduler.plan(now, &self.learner.snapshot()) {
                 self.step(plan, step_started)?;
                 step_started = self.clock.now();
             } else if let Some(next) = self.workload.get(self.arrived) {
@@ -137,11 +135,11 @@ impl<'a> Run<'a> {
         report.step_time = now - started;
         let deliveries = self.scheduler.commit(outcome, now);
         self.scheduler.recycle(&mut plan);
-        drop(plan); // and with it its policy
-        self.collector.step(&report, self.policy.predict(&report), now);
+        // With the step's snapshot gone, the learner updates its knowledge in place.
+        drop(plan);
+        self.collector.step(&report, self.learner.predict(&report), now);
         self.collector.deliveries(&deliveries, now);
-        let policy = Arc::get_mut(&mut self.policy).expect("the step's plan is gone");
-        policy.observe(&report);
+        self.learner.observe(&report);
         Ok(())
     }
 }

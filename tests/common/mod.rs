@@ -10,7 +10,7 @@ use specserve::drafting::NgramOptions;
 use specserve::executor::Executor;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::model::{LoadedModel, ModelSource, load};
-use specserve::policy::Policy;
+use specserve::policy::{Learner, Policy};
 use specserve::protocol::{
     Clock, GenerationRequest, Micros, ModelRole, RequestId, RequestSummary, SamplingParams, Slo, TokenEvent,
     TokenId,
@@ -92,14 +92,14 @@ pub enum Drives {
     /// A policy that learns nothing.
     Snapshot(Arc<dyn Policy>),
     /// A policy that learns from each step, as the SLO monitor's does.
-    Learner(Box<dyn Policy>),
+    Learner(Box<dyn Learner>),
 }
 
 impl Drives {
     fn snapshot(&self) -> Arc<dyn Policy> {
         match self {
             Drives::Snapshot(policy) => policy.clone(),
-            Drives::Learner(policy) => policy.snapshot(),
+            Drives::Learner(learner) => learner.snapshot(),
         }
     }
 }
@@ -132,8 +132,8 @@ pub fn play_with(
         let verified = drafted.select();
         let stepped = verify_round(executor, drafted, verified, &Standstill).expect("verifies");
         now += Micros::from_millis(1);
-        if let Drives::Learner(policy) = &mut drives {
-            policy.observe(&stepped.report);
+        if let Drives::Learner(learner) = &mut drives {
+            learner.observe(&stepped.report);
         }
         for (id, event) in scheduler.commit(stepped.outcome, now) {
             let entry = played.entry(id).or_default();

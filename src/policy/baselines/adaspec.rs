@@ -18,8 +18,8 @@
 use std::sync::Arc;
 
 use super::{draft_everywhere, symmetric_us};
-use crate::policy::Policy;
 use crate::policy::survival::POSITIONS_MAX;
+use crate::policy::{Learner, Policy};
 use crate::protocol::{DraftedRow, Step, StepDecision, StepReport, StepView};
 use crate::timing::cost_model::CostModel;
 
@@ -207,7 +207,9 @@ impl Policy for AdaSpec {
             lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
         }
     }
+}
 
+impl Learner for AdaSpec {
     fn observe(&mut self, report: &StepReport) {
         self.mean = self.correct(&report.view, &report.drafted, &Confidence::of(&report.drafted)).mean;
     }
@@ -217,7 +219,7 @@ impl Policy for AdaSpec {
     }
 
     fn state(&self) -> serde_json::Value {
-        serde_json::json!({ "policy": self.name(), "mean_confidence": mean_of(self.mean) })
+        serde_json::json!({ "policy": Policy::name(self), "mean_confidence": mean_of(self.mean) })
     }
 }
 

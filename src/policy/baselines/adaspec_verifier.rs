@@ -95,8 +95,4 @@ impl Policy for AdaSpecVerifier {
             lengths.extend(rows.iter().map(|row| buffers.lengths[row.decoding as usize]));
         });
     }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
-    }
 }

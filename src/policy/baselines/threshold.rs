@@ -4,8 +4,6 @@
 //! while the *mean* draft probability over the batch is at least `P`, up to 8 tokens. It
 //! verifies everything that it drafted, and looks at neither load nor objectives.
 
-use std::sync::Arc;
-
 use super::draft_everywhere;
 use crate::policy::Policy;
 use crate::protocol::{DraftedRow, Step, StepDecision, StepView};
@@ -35,9 +33,5 @@ impl Policy for Threshold {
         if sum >= f64::from(self.probability) * f64::from(count) {
             keep.extend_from_slice(active);
         }
-    }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
     }
 }

@@ -9,20 +9,21 @@
 //! docs/policy.md has the mathematics.
 
 mod gate;
+mod learner;
 mod predict;
 mod workspace;
 
 use std::cell::RefCell;
-use std::sync::Arc;
 
 use gate::Gate;
+pub use learner::SpecServeLearner;
 use workspace::{Costs, Spent, Workspace};
 
 use super::Policy;
 use super::calibration::{Calibration, CalibrationMode};
-use super::slo::{Infeasible, Standing, check_feasible, tpot_bound};
+use super::slo::{Infeasible, check_feasible};
 use super::survival::{Forecast, POSITIONS_MAX, forecast_survival};
-use crate::protocol::{DraftedRow, Micros, Slo, Step, StepDecision, StepReport, StepView};
+use crate::protocol::{DraftedRow, Slo, Step, StepDecision, StepView};
 use crate::timing::Reliability;
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::{CostModel, ROWS_MAX};
@@ -61,15 +62,6 @@ impl Default for SpecServeOptions {
     }
 }
 
-/// How requests stood in the steps seen so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-struct StandingCounts {
-    free: u64,
-    holding: u64,
-    late: u64,
-    short: u64,
-}
-
 /// `specserve`. See the module's documentation.
 #[derive(Clone, Debug)]
 pub struct SpecServe {
@@ -78,7 +70,6 @@ pub struct SpecServe {
     calibration: Calibration,
     forecast: Forecast,
     gate: Gate,
-    standings: StandingCounts,
 }
 
 impl SpecServe {
@@ -90,7 +81,6 @@ impl SpecServe {
             time: TimeModel::new(cost),
             forecast: Forecast::default(),
             gate: Gate::default(),
-            standings: StandingCounts::default(),
         }
     }
 
@@ -184,20 +174,6 @@ impl SpecServe {
         space.begin(&costs, step.view, costs.plain_us() + spent.draft_us + spent.unpriced_us);
         spent
     }
-
-    fn count_standings(&mut self, report: &StepReport) {
-        let costs = Costs::of(&self.time, &report.view);
-        let plain_us = costs.plain_us() * (1.0 + self.time.margin());
-        for row in &report.view.decoding {
-            let count = match tpot_bound(row, plain_us).0 {
-                Standing::Free => &mut self.standings.free,
-                Standing::Holding => &mut self.standings.holding,
-                Standing::Late => &mut self.standings.late,
-                Standing::Short => &mut self.standings.short,
-            };
-            *count += 1;
-        }
-    }
 }
 
 impl Policy for SpecServe {
@@ -253,36 +229,9 @@ impl Policy for SpecServe {
         });
     }
 
-    fn observe(&mut self, report: &StepReport) {
-        self.count_standings(report);
-        self.time.observe(report);
-        self.calibration.observe(report);
-        self.forecast.observe(report, &self.calibration);
-        self.gate.observe(report);
-    }
-
-    fn predict(&self, report: &StepReport) -> Option<Micros> {
-        Some(Micros(self.time.step_us(report) as u64))
-    }
-
     fn check_feasible(&self, slo: &Slo, prompt_tokens: u32, chunk_tokens: u32) -> Result<(), Infeasible> {
         let step_us = self.time.plain_step_us(1, prompt_tokens.into());
         check_feasible(slo, prompt_tokens, step_us, chunk_tokens, &self.time)
-    }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
-    }
-
-    fn state(&self) -> serde_json::Value {
-        serde_json::json!({
-            "policy": self.name(),
-            "time": self.time.state(),
-            "calibration": self.calibration.state(),
-            "confidence_forecast": self.forecast.position_means(),
-            "speculation": self.gate.state(),
-            "row_steps_by_standing": self.standings,
-        })
     }
 }
 

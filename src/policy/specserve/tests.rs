@@ -1,9 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::Fixed;
-use crate::policy::slo::{TPOT_AIM, bearable_us};
+use crate::policy::slo::{Standing, TPOT_AIM, bearable_us, tpot_bound};
 use crate::policy::testbed::{Outcome, Run, World};
+use crate::policy::{Fixed, Learner, Static};
 use crate::protocol::{DecodeView, Micros, PrefillView, Proposal, RequestId};
 use crate::timing::profile::tests::gpu_like;
 
@@ -11,14 +11,18 @@ fn policy() -> SpecServe {
     SpecServe::new(gpu_like().cost_model().unwrap(), None, SpecServeOptions::default())
 }
 
-fn run(world: &World, policy: &mut dyn Policy, steps: u32) -> Outcome {
-    Run::new(world, 42).steps(policy, steps)
+fn learner() -> SpecServeLearner {
+    SpecServeLearner::new(gpu_like().cost_model().unwrap(), None, SpecServeOptions::default())
+}
+
+fn run(world: &World, learner: &mut dyn Learner, steps: u32) -> Outcome {
+    Run::new(world, 42).steps(learner, steps)
 }
 
 #[test]
 fn speculation_pays_where_the_draft_is_good() {
     let world = World::default();
-    let (ours, plain) = (run(&world, &mut policy(), 600), run(&world, &mut plain(), 600));
+    let (ours, plain) = (run(&world, &mut learner(), 600), run(&world, &mut plain(), 600));
     assert!(ours.rate() > 1.6 * plain.rate(), "{} {}", ours.rate(), plain.rate());
     assert!(ours.accepted <= ours.verified && ours.verified <= ours.drafted);
 }
@@ -27,9 +31,9 @@ fn speculation_pays_where_the_draft_is_good() {
 fn no_fixed_length_is_better_at_any_batch_size() {
     for requests in [1, 8, 64, 200] {
         let world = World { requests, ..World::default() };
-        let ours = run(&world, &mut policy(), 400).rate();
+        let ours = run(&world, &mut learner(), 400).rate();
         for draft_tokens in 0..=8 {
-            let fixed = run(&world, &mut Fixed { draft_tokens }, 400).rate();
+            let fixed = run(&world, &mut Static::new(Fixed { draft_tokens }), 400).rate();
             assert!(ours > 0.98 * fixed, "batch {requests}, fixed {draft_tokens}: {ours} against {fixed}");
         }
     }
@@ -40,14 +44,14 @@ fn a_random_draft_costs_less_than_two_percent_of_plain_decoding() {
     // Sure of itself, and always wrong: only the calibration can tell.
     let world =
         World { confidence: |uniform| 0.5 + 0.5 * uniform, acceptance: |_| 0.002, ..World::default() };
-    let (ours, plain) = (run(&world, &mut policy(), 4000), run(&world, &mut plain(), 4000));
+    let (ours, plain) = (run(&world, &mut learner(), 4000), run(&world, &mut plain(), 4000));
     assert!(ours.rate() > 0.98 * plain.rate(), "{} of {}", ours.rate(), plain.rate());
 }
 
 #[test]
 fn speculation_comes_back_when_the_draft_becomes_good_again() {
     let bad = World { acceptance: |_| 0.01, ..World::default() };
-    let mut learner = policy();
+    let mut learner = learner();
     run(&bad, &mut learner, 1500);
     assert!(run(&bad, &mut learner, 200).drafted < 200);
     let good = World::default();
@@ -68,7 +72,7 @@ fn noisy_confidences_do_not_make_speculation_flap() {
             _ => |_| 0.22,
         };
         let world = World { requests: 4, confidence: |uniform| uniform, acceptance, ..World::default() };
-        let outcome = run(&world, &mut policy(), 4000);
+        let outcome = run(&world, &mut learner(), 4000);
         let per_second = outcome.switches as f64 / (outcome.micros * 1e-6);
         assert!(per_second < 4.0, "acceptance {accepted}: {per_second} switches per second");
     }
@@ -78,7 +82,7 @@ fn noisy_confidences_do_not_make_speculation_flap() {
 fn a_machine_slower_than_its_profile_does_not_collapse_the_objective() {
     // A plain step takes about 10 ms in truth, 7.1 ms by the profile.
     let world = World { slow: (1.4, 1.4), tpot: Some(Micros(11_000)), ..World::default() };
-    let mut learner = policy();
+    let mut learner = learner();
     let mut under_way = Run::new(&world, 3);
     under_way.steps(&mut learner, 200);
     let settled = under_way.steps(&mut learner, 400);
@@ -88,7 +92,7 @@ fn a_machine_slower_than_its_profile_does_not_collapse_the_objective() {
 #[test]
 fn an_objective_that_only_speculation_can_reach_is_reached() {
     let world = World { requests: 2, tpot: Some(Micros(5_000)), ..World::default() };
-    let mut learner = policy();
+    let mut learner = learner();
     let mut under_way = Run::new(&world, 3);
     under_way.steps(&mut learner, 100);
     let settled = under_way.steps(&mut learner, 300);
@@ -110,7 +114,7 @@ fn requests_end_within_their_objective_while_prompts_take_the_rest() {
             acceptance: |q| 0.8 * q,
             ..World::default()
         };
-        let mut learner = policy();
+        let mut learner = learner();
         let mut under_way = Run::new(&world, 5);
         under_way.steps(&mut learner, 200);
         let outcome = under_way.steps(&mut learner, 800);
@@ -121,8 +125,8 @@ fn requests_end_within_their_objective_while_prompts_take_the_rest() {
     }
 }
 
-fn plain() -> Fixed {
-    Fixed::NONE
+fn plain() -> Static<Fixed> {
+    Static::new(Fixed::NONE)
 }
 
 fn row(context_tokens: u32, tpot: Option<u64>) -> DecodeView {
@@ -214,10 +218,10 @@ fn an_unusable_proposal_ends_its_row() {
 #[test]
 fn a_step_is_predicted_from_what_it_did() {
     let world = World { slow: (1.2, 0.9), ..World::default() };
-    let mut learner = policy();
+    let mut learner = learner();
     let mut under_way = Run::new(&world, 2);
     under_way.steps(&mut learner, 200);
-    let report = under_way.step(&mut learner);
+    let report = under_way.step(&learner);
     let predicted = learner.predict(&report).unwrap().0 as f64;
     assert!((predicted / report.step_time.0 as f64 - 1.0).abs() < 0.01);
     assert_eq!(plain().predict(&report), None);
@@ -226,13 +230,13 @@ fn a_step_is_predicted_from_what_it_did() {
 #[test]
 fn the_same_knowledge_and_view_give_the_same_decision() {
     let world = World::default();
-    let mut learner = policy();
+    let mut learner = learner();
     run(&world, &mut learner, 50);
     let view = StepView { decoding: vec![row(100, Some(9_000)); 20], ..StepView::default() };
     let copy = learner.snapshot();
-    assert_eq!(learner.plan(&view), copy.plan(&view));
+    assert_eq!(learner.snapshot().plan(&view), copy.plan(&view));
     assert_eq!(copy.plan(&view), copy.plan(&view));
-    assert!(copy.state()["time"]["steps"].as_u64() == Some(50));
+    assert!(learner.state()["time"]["steps"].as_u64() == Some(50));
 }
 
 /// Context, output, time since the first token, objective and draft lag of a decoding request.

@@ -1,0 +1,90 @@
+//! After a step: the report updates the time model, the calibration, the confidence forecast and
+//! the gate.
+//!
+//! The knowledge is the policy itself, shared with the snapshots and copied on write: a learner
+//! whose snapshots are all dropped, as in the simulator, updates it in place.
+
+use std::sync::Arc;
+
+use super::SpecServe;
+use super::workspace::Costs;
+use crate::policy::slo::{Standing, tpot_bound};
+use crate::policy::specserve::SpecServeOptions;
+use crate::policy::{Learner, Policy};
+use crate::protocol::{Micros, StepReport};
+use crate::timing::Reliability;
+use crate::timing::cost_model::CostModel;
+
+/// How requests stood in the steps seen so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+struct StandingCounts {
+    free: u64,
+    holding: u64,
+    late: u64,
+    short: u64,
+}
+
+/// Learns for [`SpecServe`].
+#[derive(Debug)]
+pub struct SpecServeLearner {
+    policy: Arc<SpecServe>,
+    standings: StandingCounts,
+}
+
+impl SpecServeLearner {
+    /// Starts as [`SpecServe::new`] does.
+    pub fn new(
+        cost: CostModel,
+        warm_start: Option<Reliability>,
+        options: SpecServeOptions,
+    ) -> SpecServeLearner {
+        SpecServeLearner {
+            policy: Arc::new(SpecServe::new(cost, warm_start, options)),
+            standings: StandingCounts::default(),
+        }
+    }
+
+    fn count_standings(&mut self, report: &StepReport) {
+        let time = &self.policy.time;
+        let plain_us = Costs::of(time, &report.view).plain_us() * (1.0 + time.margin());
+        for row in &report.view.decoding {
+            let count = match tpot_bound(row, plain_us).0 {
+                Standing::Free => &mut self.standings.free,
+                Standing::Holding => &mut self.standings.holding,
+                Standing::Late => &mut self.standings.late,
+                Standing::Short => &mut self.standings.short,
+            };
+            *count += 1;
+        }
+    }
+}
+
+impl Learner for SpecServeLearner {
+    fn observe(&mut self, report: &StepReport) {
+        self.count_standings(report);
+        let known = Arc::make_mut(&mut self.policy);
+        known.time.observe(report);
+        known.calibration.observe(report);
+        known.forecast.observe(report, &known.calibration);
+        known.gate.observe(report);
+    }
+
+    fn snapshot(&self) -> Arc<dyn Policy> {
+        self.policy.clone()
+    }
+
+    fn predict(&self, report: &StepReport) -> Option<Micros> {
+        Some(Micros(self.policy.time.step_us(report) as u64))
+    }
+
+    fn state(&self) -> serde_json::Value {
+        serde_json::json!({
+            "policy": self.name(),
+            "time": self.policy.time.state(),
+            "calibration": self.policy.calibration.state(),
+            "confidence_forecast": self.policy.forecast.position_means(),
+            "speculation": self.policy.gate.state(),
+            "row_steps_by_standing": self.standings,
+        })
+    }
+}
