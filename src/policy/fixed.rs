@@ -28,6 +28,7 @@ impl Policy for Fixed {
             drafts: view.decoding.iter().map(|row| self.draft_tokens.min(row.drafts_max)).collect(),
             prefill_tokens: view.prefill_tokens_max,
             warm_draft: self.draft_tokens > 0,
+            ..StepDecision::default()
         }
     }
 }

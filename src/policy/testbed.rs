@@ -164,17 +164,19 @@ impl<'a> Run<'a> {
         let accepted = self.accept(&drafted, &verified);
         let (draft_us, target_us) = self.times(&view, &draft_calls, &verified);
         let prefill_attended_tokens = queue_attended(&view.prefilling, granted.prefill_tokens);
-        let target_us = target_us
-            + self.truth.prefill_us(granted.prefill_tokens, prefill_attended_tokens) * self.world.slow.0;
+        let prefill_tokens = granted.prefill_tokens;
+        let target_us =
+            target_us + self.truth.prefill_us(prefill_tokens, prefill_attended_tokens) * self.world.slow.0;
         let step_us = draft_us + target_us + 60.0;
         self.commit(&drafted, &accepted, step_us);
         StepReport {
             view,
+            granted,
             drafted,
             verified,
             accepted,
             draft_calls,
-            prefill_tokens: granted.prefill_tokens,
+            prefill_tokens,
             prefill_attended_tokens,
             draft_time: Micros(draft_us as u64),
             target_time: Micros(target_us as u64),

@@ -67,6 +67,7 @@ impl Scheduler {
         let mut plan = step.plan;
         plan.granted.prefill_tokens = plan.prefill_tokens();
         plan.granted.warm_draft = decision.warm_draft;
+        plan.granted.intent = decision.intent;
         assert!(!plan.rows.is_empty(), "a step without work was planned");
         for row in &step.in_flight.rows {
             let sequence = &mut self.running[row.place];

@@ -11,7 +11,7 @@ pub struct Stepped {
     pub outcome: StepOutcome,
     /// For the SLO monitor and the policy.
     pub report: StepReport,
-    /// What the step was made of, less the view, which the report has. Freeing its many small
+    /// What the step was made of, less view and decision, which the report has. Freeing its many small
     /// parts takes time that only whoever is not waited for has.
     pub plan: StepPlan,
 }
@@ -100,6 +100,7 @@ fn account(drafted: Drafted, verdicts: Vec<Verdict>, verified: Vec<u32>, target_
         step_time: drafted.time + target_time,
         device_idle: drafted.idle,
         view: std::mem::take(&mut plan.view),
+        granted: std::mem::take(&mut plan.granted),
     };
     let outcome =
         StepOutcome { number: plan.number, verdicts, draft_ran: drafted.ran, drafted: counts, verified };

@@ -21,6 +21,7 @@ fn draft_everywhere(view: &StepView, tokens: u32) -> StepDecision {
         drafts: view.decoding.iter().map(|row| tokens.min(row.drafts_max)).collect(),
         prefill_tokens: view.prefill_tokens_max,
         warm_draft: tokens > 0,
+        ..StepDecision::default()
     }
 }
 

@@ -23,7 +23,7 @@ use super::Policy;
 use super::calibration::{Calibration, CalibrationMode};
 use super::slo::{Infeasible, check_feasible};
 use super::survival::{Forecast, POSITIONS_MAX, forecast_survival};
-use crate::protocol::{DraftedRow, Slo, Step, StepDecision, StepView};
+use crate::protocol::{DraftedRow, Intent, Slo, Step, StepDecision, StepView};
 use crate::timing::Reliability;
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::{CostModel, ROWS_MAX};
@@ -186,7 +186,7 @@ impl Policy for SpecServe {
     }
 
     fn extend(&self, step: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
-        if self.gate.is_probe(step.granted) {
+        if step.granted.intent == Intent::Probe {
             keep.extend_from_slice(active);
             return;
         }
@@ -214,7 +214,7 @@ impl Policy for SpecServe {
     }
 
     fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
-        if self.gate.is_probe(step.granted) {
+        if step.granted.intent == Intent::Probe {
             let usable = |row: &DraftedRow| row.proposals.iter().take_while(|draft| draft.finite).count();
             lengths.extend(rows.iter().map(|row| usable(row) as u32));
             return;

@@ -4,7 +4,7 @@ use super::gate::PROBE_DRAFTS;
 use super::workspace::{Costs, Spent, Workspace};
 use super::{SpecServe, StepDecision, StepView};
 use crate::policy::slo::{bearable_us, chunk_within, prefill_needed};
-use crate::protocol::DecodeView;
+use crate::protocol::{DecodeView, Intent};
 
 /// Missed tokens that are fed in passing: one step that accepted all its drafts leaves two.
 const LAG_FREE_TOKENS: u32 = 4;
@@ -13,29 +13,38 @@ const CATCH_UP_HORIZON_STEPS: f64 = 32.0;
 /// Share of a plain step that catching up may add beyond the first row.
 const CATCH_UP_SHARE: f64 = 0.5;
 
+/// PlannedDrafts as planned; the lengths are in the workspace.
+#[derive(Default)]
+struct PlannedDrafts {
+    intent: Intent,
+    /// Time until the draft model has seen what it missed of the rows that draft.
+    catch_up_us: f64,
+}
+
 impl SpecServe {
     /// The whole decision; leaves the planned lengths in `space`.
     pub(super) fn decide(&self, space: &mut Workspace, view: &StepView) -> StepDecision {
         if view.decoding.is_empty() {
             return StepDecision {
-                drafts: Vec::new(),
                 prefill_tokens: view.prefill_tokens_max,
                 warm_draft: self.warms_draft(),
+                ..StepDecision::default()
             };
         }
         let costs = Costs::of(&self.time, view);
         let due = self.prefill_due(space, &costs, view);
         let prefill_us = costs.prefill_us(view, due);
-        let catch_up_us = self.plan_drafts(space, &costs, view, prefill_us);
+        let PlannedDrafts { intent, catch_up_us } = self.plan_drafts(space, &costs, view, prefill_us);
         let step_us = space.step_us(&costs) + catch_up_us;
         let room_us = space.limit_us(step_us) - step_us;
         let fits = chunk_within(&self.time, &view.prefilling, room_us, view.prefill_tokens_max);
         let mut decision = StepDecision {
+            intent,
             drafts: space.lengths.clone(),
             prefill_tokens: due.max(fits),
             warm_draft: self.warms_draft(),
         };
-        if !self.gate.is_probe(&decision) {
+        if intent == Intent::Draft {
             // How far a row that drafts really goes is decided after each draft call.
             let rows = decision.drafts.iter_mut().zip(&view.decoding);
             rows.filter(|(drafts, _)| **drafts > 0)
@@ -91,12 +100,18 @@ impl SpecServe {
     }
 
     /// Plans drafting. On return `space.lengths` holds the planned lengths, all zero when a
-    /// plain step is at least as good. Returns the time that catching up takes.
-    fn plan_drafts(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView, prefill_us: f64) -> f64 {
+    /// plain step is at least as good.
+    fn plan_drafts(
+        &self,
+        space: &mut Workspace,
+        costs: &Costs<'_>,
+        view: &StepView,
+        prefill_us: f64,
+    ) -> PlannedDrafts {
         space.lengths.clear();
         space.lengths.resize(costs.rows, 0);
         if !self.time.has_draft() || view.decoding.iter().all(|row| row.drafts_max == 0) {
-            return 0.0;
+            return PlannedDrafts::default();
         }
         self.forecast_all(view, space);
         space.save_bounds();
@@ -120,7 +135,7 @@ impl SpecServe {
         let plain_rate = costs.rows as f64 / costs.plain_us();
         let gain = plan.map_or(0.0, |plan| plan.rate() / plain_rate);
         if space.drafts() && (rescued || self.gate.opens_for(gain)) {
-            return catch_up_us;
+            return PlannedDrafts { intent: Intent::Draft, catch_up_us };
         }
         space.lengths.fill(0);
         self.probe(space, costs, view, prefill_us)
@@ -155,8 +170,14 @@ impl SpecServe {
         total_us
     }
 
-    /// Drafts a little for one row when that has been earned. Returns its catch-up time.
-    fn probe(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView, prefill_us: f64) -> f64 {
+    /// Drafts a little for one row when that has been earned.
+    fn probe(
+        &self,
+        space: &mut Workspace,
+        costs: &Costs<'_>,
+        view: &StepView,
+        prefill_us: f64,
+    ) -> PlannedDrafts {
         let index = self.gate.probe_row(costs.rows);
         let row = &view.decoding[index];
         let drafts = self.positions(row.drafts_max).min(PROBE_DRAFTS);
@@ -167,9 +188,9 @@ impl SpecServe {
         let room_us = space.plain_limit_us() - costs.plain_us() - prefill_us;
         if drafts > 0 && cost_us <= room_us && self.gate.probe_is_due(cost_us) {
             space.lengths[index] = drafts;
-            return catch_up_us;
+            return PlannedDrafts { intent: Intent::Probe, catch_up_us };
         }
-        0.0
+        PlannedDrafts::default()
     }
 }
 

@@ -8,7 +8,7 @@ use super::super::*;
 use super::game::{Game, expect, limits, request};
 use crate::executor::ShadowOptions;
 use crate::policy::Policy;
-use crate::protocol::{DraftedRow, Micros, SamplingParams, Step, StepDecision, StepView};
+use crate::protocol::{DraftedRow, Intent, Micros, SamplingParams, Step, StepDecision, StepView};
 
 /// A policy that asks for the impossible and drafts by whim.
 #[derive(Clone, Debug)]
@@ -31,6 +31,7 @@ impl Policy for Whim {
     fn plan(&self, view: &StepView) -> StepDecision {
         let drafts = (0..view.decoding.len() as u64).map(|row| self.roll(view.now.0 + row, 1000)).collect();
         StepDecision {
+            intent: Intent::default(),
             drafts,
             prefill_tokens: self.roll(view.now.0, 3) * 40,
             warm_draft: self.roll(view.now.0, 2) == 0,
