@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use specserve::executor::{ShadowExecutor, ShadowOptions};
-use specserve::policy::{Fixed, Policy};
+use specserve::policy::{Fixed, Policy, Scratch};
 use specserve::protocol::{
     Clock, ExecutorInfo, GenerationRequest, MonotonicClock, RequestId, SamplingParams, Slo,
 };
@@ -46,12 +46,12 @@ fn run(draft_tokens: u32, times: &mut [Vec<Duration>; 5]) {
     let mut executor = ShadowExecutor::new(ShadowOptions { info, ..small });
     let policy: Arc<dyn Policy> = Arc::new(Fixed { draft_tokens });
     let clock = MonotonicClock::start();
-    let mut scheduler = scheduler();
+    let (mut scheduler, mut scratch) = (scheduler(), Scratch::default());
     let mut plan = scheduler.plan(clock.now(), &policy);
     while let Some(current) = plan.take() {
         let timed = times[0].len() < STEPS && is_steady(&current);
-        let mut drafted = draft_round(&mut executor, current, &clock).expect("drafts");
-        let (verified, select) = time(|| drafted.select());
+        let mut drafted = draft_round(&mut executor, current, &mut scratch, &clock).expect("drafts");
+        let (verified, select) = time(|| drafted.select(&mut scratch));
         let mut stepped = verify_round(&mut executor, drafted, verified, &clock).expect("verifies");
         let (deliveries, commit) = time(|| {
             let deliveries = scheduler.commit(stepped.outcome, clock.now());

@@ -9,6 +9,7 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use tokio::sync::oneshot;
 
 use crate::executor::Executor;
+use crate::policy::Scratch;
 use crate::protocol::{Clock, ExecutorError, ExecutorInfo};
 use crate::step::{Drafted, StepPlan, Stepped, draft_round, verify_round};
 
@@ -152,10 +153,12 @@ async fn poll<T>(
 }
 
 fn serve(mut executor: Box<dyn Executor>, jobs: &Receiver<Job>, clock: &dyn Clock, polling: Duration) {
+    let mut scratch = Scratch::default();
     while let Some(job) = next_job(jobs, clock, polling) {
         match job {
             Job::Draft(plan, reply) => {
-                let result = guarded(|| draft_round(executor.as_mut(), *plan, clock).map(Box::new));
+                let result =
+                    guarded(|| draft_round(executor.as_mut(), *plan, &mut scratch, clock).map(Box::new));
                 // the drafter may have been restarted meanwhile
                 let _ = reply.send(result);
             }

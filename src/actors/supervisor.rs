@@ -18,7 +18,7 @@ use super::messages::{
 };
 use super::slo_monitor::{SloMonitor, SloMonitorArguments};
 use super::verifier::{Verifier, VerifierArguments};
-use crate::policy::Learner;
+use crate::policy::{Learner, Scratch};
 use crate::protocol::{Clock, Micros, RequestFailure};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::telemetry::MetricsConfig;
@@ -109,6 +109,7 @@ impl Actor for Supervisor {
             device: arguments.device.clone(),
             batch_builder: batch_builder.clone(),
             supervisor: myself.clone(),
+            scratch: Scratch::default(),
         };
         let (verifier, _) = Verifier::spawn_linked(None, Verifier, verifier_arguments, cell.clone()).await?;
         let drafter = start_drafter(&myself, &arguments.device, &verifier).await?;

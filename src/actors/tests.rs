@@ -7,7 +7,7 @@ use super::messages::DrafterMessage;
 use super::*;
 use crate::executor::{Executor, ShadowExecutor, ShadowOptions};
 use crate::policy::slo::Infeasible;
-use crate::policy::{Fixed, Policy, Static};
+use crate::policy::{Fixed, Policy, Scratch, Static};
 use crate::protocol::{
     AdmissionError, Compaction, DraftRow, Ending, ExecutorError, ExecutorInfo, FinishReason, Generation,
     Micros, ModelRole, MonotonicClock, Proposal, RequestFailure, SamplingParams, SequenceInput, Slo,
@@ -342,8 +342,8 @@ impl Policy for MillisecondAToken {
         "a millisecond a token".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
-        Fixed::NONE.plan(view)
+    fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision {
+        Fixed::NONE.plan(view, scratch)
     }
 
     fn check_feasible(&self, slo: &Slo, prompt_tokens: u32, _: u32) -> Result<(), Infeasible> {

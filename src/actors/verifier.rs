@@ -4,6 +4,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::device::Device;
 use super::messages::{BatchBuilderMessage, SupervisorMessage, VerifierMessage};
+use crate::policy::Scratch;
 
 /// The actor.
 pub struct Verifier;
@@ -16,6 +17,8 @@ pub struct VerifierArguments {
     pub batch_builder: ActorRef<BatchBuilderMessage>,
     /// Hears of device errors.
     pub supervisor: ActorRef<SupervisorMessage>,
+    /// The policy's buffers.
+    pub scratch: Scratch,
 }
 
 impl Actor for Verifier {
@@ -38,7 +41,7 @@ impl Actor for Verifier {
         state: &mut VerifierArguments,
     ) -> Result<(), ActorProcessingErr> {
         let VerifierMessage::Verify(mut drafted) = message;
-        let verified = drafted.select();
+        let verified = drafted.select(&mut state.scratch);
         match state.device.verify(drafted, verified).await {
             Ok(stepped) => state.batch_builder.cast(BatchBuilderMessage::StepDone(stepped))?,
             Err(error) => state.supervisor.cast(SupervisorMessage::Fatal(error.to_string()))?,

@@ -1,6 +1,6 @@
 //! Always the same draft length; zero is plain decoding.
 
-use super::Policy;
+use super::{Policy, Scratch};
 use crate::protocol::{StepDecision, StepView};
 
 /// `fixed:K` drafts `K` tokens for every sequence in every step; `none` is `fixed:0`.
@@ -23,7 +23,7 @@ impl Policy for Fixed {
         }
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         StepDecision {
             drafts: view.decoding.iter().map(|row| self.draft_tokens.min(row.drafts_max)).collect(),
             prefill_tokens: view.prefill_tokens_max,

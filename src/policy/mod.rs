@@ -26,27 +26,43 @@ pub use learner::{Learner, Static};
 
 use crate::protocol::{DraftedRow, Slo, Step, StepDecision, StepView};
 
+/// Buffers that the deciding methods of [`Policy`] reuse, so that they allocate nothing in steady
+/// state. The contents mean nothing between calls: any scratch will do for any call, on any
+/// thread. Whoever calls a policy owns one.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    specserve: specserve::Workspace,
+    verifier: baselines::VerifierBuffers,
+}
+
 /// Decides how each step speculates. See the module's documentation.
 pub trait Policy: Send + Sync + Debug {
     /// The name as the config spells it, `fixed:4` for example.
     fn name(&self) -> String;
 
     /// Before a step: how far each sequence may draft, and how much to prefill.
-    fn plan(&self, view: &StepView) -> StepDecision;
+    fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision;
 
     /// Between two draft calls: which rows draft one more. `rows` are all rows that
     /// drafted in this step, those that have stopped too; `active` are ascending indices
     /// into `rows` of those that just got a proposal and are below their planned length.
     /// Write the members of `active` that go on, ascending. By default all do.
-    fn extend(&self, step: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
-        let _ = (step, rows);
+    fn extend(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        active: &[u32],
+        scratch: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
+        let _ = (step, rows, scratch);
         keep.extend_from_slice(active);
     }
 
     /// After drafting: how many of each row's proposals the target verifies; write one
     /// length per row, at most its proposals. By default all.
-    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
-        let _ = step;
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, lengths: &mut Vec<u32>) {
+        let _ = (step, scratch);
         lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
     }
 

@@ -1,7 +1,7 @@
 //! A small world for tests: a batch of endless requests, a true machine, a true acceptance.
 
 use super::slo::queue_attended;
-use super::{Learner, Policy};
+use super::{Learner, Policy, Scratch};
 use crate::protocol::{
     DecodeView, DraftedRow, Micros, PrefillView, Proposal, RequestId, Step, StepDecision, StepReport,
     StepView,
@@ -77,6 +77,7 @@ pub(crate) struct Run<'a> {
     first: Vec<f64>,
     rows: Vec<DecodeView>,
     was_drafting: Option<bool>,
+    scratch: Scratch,
 }
 
 impl<'a> Run<'a> {
@@ -99,6 +100,7 @@ impl<'a> Run<'a> {
             first: vec![0.0; world.requests],
             rows: (0..world.requests).map(row).collect(),
             was_drafting: None,
+            scratch: Scratch::default(),
         }
     }
 
@@ -152,10 +154,10 @@ impl<'a> Run<'a> {
             waiting: 0,
             prefill_tokens_max: self.world.prefill_tokens,
         };
-        let granted = policy.plan(&view);
+        let granted = policy.plan(&view, &mut self.scratch);
         let (drafted, draft_calls) = self.draft(policy, &view, &granted);
         let mut lengths = Vec::new();
-        policy.select(Step { view: &view, granted: &granted }, &drafted, &mut lengths);
+        policy.select(Step { view: &view, granted: &granted }, &drafted, &mut self.scratch, &mut lengths);
         let mut verified = vec![0; self.rows.len()];
         for (row, &length) in drafted.iter().zip(&lengths) {
             assert!(length as usize <= row.proposals.len(), "verified more than drafted");
@@ -223,7 +225,7 @@ impl<'a> Run<'a> {
             let active: Vec<u32> = going.iter().copied().filter(below).collect();
             let mut keep = Vec::new();
             if !active.is_empty() {
-                policy.extend(Step { view, granted }, &rows, &active, &mut keep);
+                policy.extend(Step { view, granted }, &rows, &active, &mut self.scratch, &mut keep);
             }
             assert!(keep.iter().all(|place| active.contains(place)), "went on with a stopped row");
             going = keep;

@@ -25,6 +25,7 @@ use self::recycled::Recycled;
 use self::sequence::Sequence;
 use crate::drafting::NgramOptions;
 use crate::kv::{BlockPool, PoolUsage};
+use crate::policy::Scratch;
 use crate::protocol::{
     Ending, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, TokenEvent, blocks_for,
 };
@@ -108,6 +109,7 @@ pub struct Scheduler {
     in_flight: Option<InFlight>,
     target_rows: Recycled,
     draft_rows: Recycled,
+    policy_scratch: Scratch,
     /// Whether there may be full blocks that the last commit left to be published.
     unpublished: bool,
     steps: u64,
@@ -135,6 +137,7 @@ impl Scheduler {
             in_flight: None,
             target_rows: Recycled::default(),
             draft_rows: Recycled::default(),
+            policy_scratch: Scratch::default(),
             unpublished: false,
             steps: 0,
             preemptions: 0,

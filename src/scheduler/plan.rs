@@ -56,7 +56,7 @@ impl Scheduler {
         }
         let (decoding, prefilling) = self.roles();
         let view = self.view(now, &decoding, &prefilling);
-        let mut decision = policy.plan(&view);
+        let mut decision = policy.plan(&view, &mut self.policy_scratch);
         self.hold_to_bounds(&mut decision, &view);
 
         let mut step = StepBuilder::new(self.steps, view, policy.clone(), self.draft_rows_of(&decision));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::executor::ShadowOptions;
-use crate::policy::Policy;
+use crate::policy::{Policy, Scratch};
 use crate::protocol::{FinishReason, Intent, MonotonicClock, SamplingParams, StepDecision, StepView};
 use crate::step::{draft_round, verify_round};
 use game::{Game, expect, limits, request};
@@ -327,7 +327,7 @@ impl Policy for Probing {
         "probing".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         StepDecision {
             intent: Intent::Probe,
             drafts: vec![2; view.decoding.len()],
@@ -349,8 +349,8 @@ fn a_probe_is_reported_with_its_intent_and_the_drafts_it_was_granted() {
         let plan = game.plan().expect("decodes");
         assert_eq!((plan.granted.intent, &plan.granted.drafts), (Intent::Probe, &vec![drafts]));
         let clock = MonotonicClock::start();
-        let mut drafted = draft_round(&mut game.executor, plan, &clock).expect("drafts");
-        let verified = drafted.select();
+        let mut drafted = draft_round(&mut game.executor, plan, &mut game.scratch, &clock).expect("drafts");
+        let verified = drafted.select(&mut game.scratch);
         let stepped = verify_round(&mut game.executor, drafted, verified, &clock).expect("verifies");
         let granted = stepped.report.granted;
         assert_eq!((granted.intent, granted.drafts), (Intent::Probe, vec![drafts]));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::collect::Collector;
 use super::{Report, Settings};
 use crate::executor::Executor;
-use crate::policy::Learner;
+use crate::policy::{Learner, Scratch};
 use crate::protocol::{Clock, ExecutorError, GenerationRequest, Micros, RequestId, SamplingParams, TokenId};
 use crate::replay::Arrival;
 use crate::scheduler::Scheduler;
@@ -43,6 +43,7 @@ struct Run<'a> {
     executor: VirtualExecutor,
     clock: Arc<VirtualClock>,
     learner: Box<dyn Learner>,
+    scratch: Scratch,
     sampling: Arc<SamplingParams>,
     stop_tokens: Arc<[TokenId]>,
     collector: Collector,
@@ -67,6 +68,7 @@ impl<'a> Run<'a> {
             executor,
             clock,
             learner,
+            scratch: Scratch::default(),
             sampling: Arc::new(SamplingParams {
                 temperature: settings.temperature,
                 ..SamplingParams::greedy()
@@ -126,8 +128,8 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, plan: StepPlan, started: Micros) -> Result<(), SimulationError> {
         let clock: &VirtualClock = &self.clock;
-        let mut drafted = draft_round(&mut self.executor, plan, clock)?;
-        let verified = drafted.select();
+        let mut drafted = draft_round(&mut self.executor, plan, &mut self.scratch, clock)?;
+        let verified = drafted.select(&mut self.scratch);
         let Stepped { outcome, mut report, mut plan } =
             verify_round(&mut self.executor, drafted, verified, clock)?;
         self.executor.spend_host_time();

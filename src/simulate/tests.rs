@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::{Fixed, Learner, Policy, Static};
+use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{Clock, Micros, MonotonicClock, StepDecision, StepView};
 use crate::replay::spec_bench::Task;
 use crate::replay::{Lengths, TraceSource, WorkloadOptions, load};
@@ -177,9 +177,9 @@ impl Policy for Watchful {
         "watchful".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision {
         assert!(view.now >= self.last, "time went back");
-        Fixed::NONE.plan(view)
+        Fixed::NONE.plan(view, scratch)
     }
 }
 

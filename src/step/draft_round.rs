@@ -2,6 +2,7 @@
 
 use super::StepPlan;
 use crate::executor::Executor;
+use crate::policy::Scratch;
 use crate::protocol::{Clock, DeviceIdle, DraftedRow, ExecutorError, Micros, Proposal};
 
 /// A plan and what was drafted for it.
@@ -35,6 +36,7 @@ impl Drafted {
 pub fn draft_round(
     executor: &mut dyn Executor,
     plan: StepPlan,
+    scratch: &mut Scratch,
     clock: &dyn Clock,
 ) -> Result<Drafted, ExecutorError> {
     if plan.drafting.is_empty() {
@@ -46,7 +48,7 @@ pub fn draft_round(
     let mut keep = Vec::new();
     while !round.active.is_empty() {
         keep.clear();
-        plan.policy.extend(plan.step(), &round.rows, &round.active, &mut keep);
+        plan.policy.extend(plan.step(), &round.rows, &round.active, scratch, &mut keep);
         if keep != round.active {
             round.active.retain(|row| keep.binary_search(row).is_ok());
         }

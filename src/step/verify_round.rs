@@ -2,6 +2,7 @@
 
 use super::{Drafted, StepOutcome, StepPlan};
 use crate::executor::Executor;
+use crate::policy::Scratch;
 use crate::protocol::{Clock, DeviceIdle, ExecutorError, Micros, StepReport, Verdict};
 
 /// A step that is done.
@@ -19,9 +20,9 @@ pub struct Stepped {
 impl Drafted {
     /// Asks the policy how many of each row's proposals to verify, and puts those behind the
     /// target's inputs. Returns the drafts to verify per decoding sequence.
-    pub fn select(&mut self) -> Vec<u32> {
+    pub fn select(&mut self, scratch: &mut Scratch) -> Vec<u32> {
         let mut lengths = Vec::with_capacity(self.rows.len());
-        self.plan.policy.select(self.plan.step(), &self.rows, &mut lengths);
+        self.plan.policy.select(self.plan.step(), &self.rows, scratch, &mut lengths);
         let mut verified = vec![0; self.plan.view.decoding.len()];
         for (row, length) in self.rows.iter().zip(lengths) {
             let length = (length as usize).min(row.proposals.len());

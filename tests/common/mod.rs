@@ -10,7 +10,7 @@ use specserve::drafting::NgramOptions;
 use specserve::executor::Executor;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::model::{LoadedModel, ModelSource, load};
-use specserve::policy::{Learner, Policy};
+use specserve::policy::{Learner, Policy, Scratch};
 use specserve::protocol::{
     Clock, GenerationRequest, Micros, ModelRole, RequestId, RequestSummary, SamplingParams, Slo, TokenEvent,
     TokenId,
@@ -126,10 +126,10 @@ pub fn play_with(
     for request in requests {
         scheduler.enqueue(request.clone());
     }
-    let mut now = Micros::ZERO;
+    let (mut now, mut scratch) = (Micros::ZERO, Scratch::default());
     while let Some(plan) = scheduler.plan(now, &drives.snapshot()) {
-        let mut drafted = draft_round(executor, plan, &Standstill).expect("drafts");
-        let verified = drafted.select();
+        let mut drafted = draft_round(executor, plan, &mut scratch, &Standstill).expect("drafts");
+        let verified = drafted.select(&mut scratch);
         let stepped = verify_round(executor, drafted, verified, &Standstill).expect("verifies");
         now += Micros::from_millis(1);
         if let Drives::Learner(learner) = &mut drives {

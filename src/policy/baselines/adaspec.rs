@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use super::{draft_everywhere, symmetric_us};
 use crate::policy::survival::POSITIONS_MAX;
-use crate::policy::{Learner, Policy};
+use crate::policy::{Learner, Policy, Scratch};
 use crate::protocol::{DraftedRow, Step, StepDecision, StepReport, StepView};
 use crate::timing::cost_model::CostModel;
 
@@ -174,7 +174,7 @@ impl Policy for AdaSpec {
         "adaspec".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         if self.cost.draft.is_none() || view.decoding.is_empty() {
             return draft_everywhere(view, 0);
         }
@@ -184,7 +184,14 @@ impl Policy for AdaSpec {
         draft_everywhere(view, if worth { self.draft_tokens_max } else { 0 })
     }
 
-    fn extend(&self, step: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+    fn extend(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        active: &[u32],
+        _: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
         let mut sums = Confidence::of(rows);
         let now = self.correct(step.view, rows, &sums);
         let drafted = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
@@ -197,7 +204,7 @@ impl Policy for AdaSpec {
         }
     }
 
-    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, lengths: &mut Vec<u32>) {
         lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
         let verified = step.view.decoding.len() as u32 + lengths.iter().sum::<u32>();
         let full = self.verified_goodput(step.view, rows, lengths);

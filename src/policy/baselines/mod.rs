@@ -9,6 +9,7 @@ mod threshold;
 
 pub use adaspec::{AdaSpec, AdaSpecGate};
 pub use adaspec_verifier::AdaSpecVerifier;
+pub(super) use adaspec_verifier::VerifierBuffers;
 pub use smartspec::SmartSpec;
 pub use threshold::Threshold;
 

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::{draft_everywhere, symmetric_us};
-use crate::policy::{Learner, Policy};
+use crate::policy::{Learner, Policy, Scratch};
 use crate::protocol::{StepDecision, StepReport, StepView};
 use crate::timing::cost_model::CostModel;
 
@@ -54,7 +54,7 @@ impl Policy for SmartSpec {
         "smartspec".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         draft_everywhere(view, self.chosen.unwrap_or_else(|| self.best_length(view)))
     }
 }

@@ -5,7 +5,7 @@
 //! verifies everything that it drafted, and looks at neither load nor objectives.
 
 use super::draft_everywhere;
-use crate::policy::Policy;
+use crate::policy::{Policy, Scratch};
 use crate::protocol::{DraftedRow, Step, StepDecision, StepView};
 
 /// See the module's documentation.
@@ -22,11 +22,11 @@ impl Policy for Threshold {
         format!("threshold:{}", self.probability)
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         draft_everywhere(view, self.draft_tokens_max)
     }
 
-    fn extend(&self, _: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+    fn extend(&self, _: Step<'_>, rows: &[DraftedRow], active: &[u32], _: &mut Scratch, keep: &mut Vec<u32>) {
         let last = active.iter().filter_map(|&place| rows[place as usize].proposals.last());
         let (sum, count) =
             last.fold((0.0, 0u32), |(sum, count), draft| (sum + f64::from(draft.probability), count + 1));

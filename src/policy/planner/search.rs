@@ -5,7 +5,7 @@ use super::floors::Floors;
 use super::outline::{Outline, Place};
 use super::rank::{Ranking, depth_of, row_of};
 use super::sweep::Sweep;
-use super::{Plan, Problem, Scratch, Times};
+use super::{Buffers, Plan, Problem, Times};
 
 /// A step: all positions above `cap` before `frontier`, and what is forced in beside them.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +31,8 @@ pub(super) struct Search<'a> {
 
 impl<'a> Search<'a> {
     /// Draws the outline.
-    pub(super) fn begin(problem: &'a Problem<'a>, scratch: &'a mut Scratch, deepest: usize) -> Search<'a> {
-        let Scratch { times, ranking, outline, floors, best_forced } = scratch;
+    pub(super) fn begin(problem: &'a Problem<'a>, buffers: &'a mut Buffers, deepest: usize) -> Search<'a> {
+        let Buffers { times, ranking, outline, floors, best_forced } = buffers;
         let drafts: usize = problem.rows.iter().map(|row| (row.positions as usize).min(deepest)).sum();
         let drafts_max = (problem.rows_max as usize).saturating_sub(problem.rows.len());
         times.prepare(problem, drafts.min(drafts_max));

@@ -13,16 +13,15 @@ mod learner;
 mod predict;
 mod workspace;
 
-use std::cell::RefCell;
-
 use gate::Gate;
 pub use learner::SpecServeLearner;
-use workspace::{Costs, Spent, Workspace};
+pub(super) use workspace::Workspace;
+use workspace::{Costs, Spent};
 
-use super::Policy;
 use super::calibration::{Calibration, CalibrationMode};
 use super::slo::{Infeasible, check_feasible};
 use super::survival::{Forecast, POSITIONS_MAX, forecast_survival};
+use super::{Policy, Scratch};
 use crate::protocol::{DraftedRow, Intent, Slo, Step, StepDecision, StepView};
 use crate::timing::Reliability;
 use crate::timing::correction::TimeModel;
@@ -31,11 +30,6 @@ use crate::timing::cost_model::{CostModel, ROWS_MAX};
 /// Drafts that are less likely than this to survive are not drafted or verified, also where
 /// the staircase would make them free.
 const SURVIVAL_MIN: f32 = 0.01;
-
-thread_local! {
-    /// Plans are made by whoever holds a snapshot; each thread has its own buffers.
-    static WORKSPACE: RefCell<Workspace> = RefCell::default();
-}
 
 /// Settings of [`SpecServe`].
 #[derive(Clone, Debug, PartialEq)]
@@ -151,6 +145,23 @@ impl SpecServe {
         Some(alive)
     }
 
+    /// Fills in survival while drafting: measured where drafted, forecast behind that for the
+    /// `active` rows.
+    fn survey(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow], active: &[u32]) {
+        let means = self.forecast.position_means();
+        let mut going = active.iter().copied().peekable();
+        for (place, row) in rows.iter().enumerate() {
+            let is_active = going.next_if_eq(&(place as u32)).is_some();
+            let alive = self.measure_row(space, step.view, row);
+            if let (Some(alive), true) = (alive, is_active) {
+                let index = row.decoding as usize;
+                let allowed = self.positions(step.granted.drafts[index]);
+                let drafted = row.proposals.len() as u32;
+                self.forecast_row(space, &means, step.view, index, (alive, drafted), allowed);
+            }
+        }
+    }
+
     /// Time spent on drafting so far in a step, as predicted.
     fn spent(&self, costs: &Costs<'_>, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
         let calls = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
@@ -181,52 +192,46 @@ impl Policy for SpecServe {
         "specserve".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
-        WORKSPACE.with_borrow_mut(|space| self.decide(space, view))
+    fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision {
+        self.decide(&mut scratch.specserve, view)
     }
 
-    fn extend(&self, step: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+    fn extend(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        active: &[u32],
+        scratch: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
         if step.granted.intent == Intent::Probe {
             keep.extend_from_slice(active);
             return;
         }
-        WORKSPACE.with_borrow_mut(|space| {
-            let spent = self.resume(space, step, rows);
-            let means = self.forecast.position_means();
-            let mut going = active.iter().copied().peekable();
-            for (place, row) in rows.iter().enumerate() {
-                let is_active = going.next_if_eq(&(place as u32)).is_some();
-                let alive = self.measure_row(space, step.view, row);
-                if let (Some(alive), true) = (alive, is_active) {
-                    let index = row.decoding as usize;
-                    let allowed = self.positions(step.granted.drafts[index]);
-                    let drafted = row.proposals.len() as u32;
-                    self.forecast_row(space, &means, step.view, index, (alive, drafted), allowed);
-                }
-            }
-            space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
-            let longer = |place: &&u32| {
-                let row = &rows[**place as usize];
-                space.lengths[row.decoding as usize] as usize > row.proposals.len()
-            };
-            keep.extend(active.iter().filter(longer));
-        });
+        let space = &mut scratch.specserve;
+        let spent = self.resume(space, step, rows);
+        self.survey(space, step, rows, active);
+        space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
+        let longer = |index: &&u32| {
+            let row = &rows[**index as usize];
+            space.lengths[row.decoding as usize] as usize > row.proposals.len()
+        };
+        keep.extend(active.iter().filter(longer));
     }
 
-    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, lengths: &mut Vec<u32>) {
         if step.granted.intent == Intent::Probe {
             let usable = |row: &DraftedRow| row.proposals.iter().take_while(|draft| draft.finite).count();
             lengths.extend(rows.iter().map(|row| usable(row) as u32));
             return;
         }
-        WORKSPACE.with_borrow_mut(|space| {
-            let spent = self.resume(space, step, rows);
-            for row in rows {
-                self.measure_row(space, step.view, row);
-            }
-            space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
-            lengths.extend(rows.iter().map(|row| space.lengths[row.decoding as usize]));
-        });
+        let space = &mut scratch.specserve;
+        let spent = self.resume(space, step, rows);
+        for row in rows {
+            self.measure_row(space, step.view, row);
+        }
+        space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
+        lengths.extend(rows.iter().map(|row| space.lengths[row.decoding as usize]));
     }
 
     fn check_feasible(&self, slo: &Slo, prompt_tokens: u32, chunk_tokens: u32) -> Result<(), Infeasible> {

@@ -1,6 +1,6 @@
 //! A step as the planner takes it, built from what the policy is shown.
 
-use crate::policy::planner::{Curve, Plan, Problem, Row, Scratch, solve};
+use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
 use crate::policy::slo::{Standing, TpotBound, queue_us, tpot_bound};
 use crate::policy::survival::POSITIONS_MAX;
 use crate::protocol::{DecodeView, StepView};
@@ -87,10 +87,10 @@ impl<'a> Costs<'a> {
     }
 }
 
-/// Buffers of one thread; hold nothing between calls.
+/// The step at hand as a problem for the planner; `specserve`'s part of [`Scratch`](crate::policy::Scratch).
 #[derive(Debug, Default)]
-pub(super) struct Workspace {
-    planner: Scratch,
+pub struct Workspace {
+    planner: Buffers,
     pub(super) rows: Vec<Row>,
     pub(super) standings: Vec<Standing>,
     pub(super) survival: Vec<f32>,

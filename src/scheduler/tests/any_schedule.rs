@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::super::*;
 use super::game::{Game, expect, limits, request};
 use crate::executor::ShadowOptions;
-use crate::policy::Policy;
+use crate::policy::{Policy, Scratch};
 use crate::protocol::{DraftedRow, Intent, Micros, SamplingParams, Step, StepDecision, StepView};
 
 /// A policy that asks for the impossible and drafts by whim.
@@ -28,7 +28,7 @@ impl Policy for Whim {
         "whim".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         let drafts = (0..view.decoding.len() as u64).map(|row| self.roll(view.now.0 + row, 1000)).collect();
         StepDecision {
             intent: Intent::default(),
@@ -38,11 +38,11 @@ impl Policy for Whim {
         }
     }
 
-    fn extend(&self, step: Step<'_>, _: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+    fn extend(&self, step: Step<'_>, _: &[DraftedRow], active: &[u32], _: &mut Scratch, keep: &mut Vec<u32>) {
         keep.extend(active.iter().filter(|&&row| self.roll(step.view.now.0 ^ u64::from(row), 4) > 0));
     }
 
-    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, lengths: &mut Vec<u32>) {
         lengths.extend(rows.iter().map(|row| self.roll(step.view.now.0 ^ u64::from(row.decoding), 9)));
     }
 }

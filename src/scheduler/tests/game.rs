@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::*;
 use crate::executor::{ShadowExecutor, ShadowOptions};
-use crate::policy::{Fixed, Policy};
+use crate::policy::{Fixed, Policy, Scratch};
 use crate::protocol::{Clock, FinishReason, Micros, RequestSummary, SamplingParams, Slo, TokenId};
 use crate::step::{StepPlan, draft_round, verify_round};
 
@@ -22,6 +22,7 @@ pub(super) struct Game {
     pub(super) scheduler: Scheduler,
     pub(super) executor: ShadowExecutor,
     pub(super) policy: Arc<dyn Policy>,
+    pub(super) scratch: Scratch,
     pub(super) now: Micros,
     pub(super) outputs: BTreeMap<RequestId, Vec<TokenId>>,
     pub(super) ends: BTreeMap<RequestId, TokenEvent>,
@@ -51,6 +52,7 @@ impl Game {
             scheduler: Scheduler::new(limits),
             executor: ShadowExecutor::new(options),
             policy: Arc::new(Fixed { draft_tokens }),
+            scratch: Scratch::default(),
             now: Micros::ZERO,
             outputs: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -72,8 +74,9 @@ impl Game {
     }
 
     pub(super) fn finish(&mut self, plan: StepPlan) {
-        let mut drafted = draft_round(&mut self.executor, plan, &Standstill).expect("drafts");
-        let verified = drafted.select();
+        let mut drafted =
+            draft_round(&mut self.executor, plan, &mut self.scratch, &Standstill).expect("drafts");
+        let verified = drafted.select(&mut self.scratch);
         let stepped = verify_round(&mut self.executor, drafted, verified, &Standstill).expect("verifies");
         let mut spent = stepped.plan;
         let deliveries = self.scheduler.commit(stepped.outcome, self.now);

@@ -162,10 +162,10 @@ fn without_objectives_prefill_takes_all_it_is_offered() {
         prefill_tokens_max: 2048,
         ..StepView::default()
     };
-    assert_eq!(policy().plan(&view).prefill_tokens, 2048);
+    assert_eq!(policy().plan(&view, &mut Scratch::default()).prefill_tokens, 2048);
     let idle = StepView { decoding: vec![], ..view };
     assert_eq!(
-        policy().plan(&idle),
+        policy().plan(&idle, &mut Scratch::default()),
         StepDecision { prefill_tokens: 2048, warm_draft: true, ..StepDecision::default() }
     );
 }
@@ -178,7 +178,7 @@ fn the_prefill_chunk_comes_out_of_the_slack_and_never_below_the_floor() {
         prefill_tokens_max: 2048,
         ..StepView::default()
     };
-    let chunk = |tpot| policy().plan(&view(tpot)).prefill_tokens;
+    let chunk = |tpot| policy().plan(&view(tpot), &mut Scratch::default()).prefill_tokens;
     // Plain step about 7.07 ms of 0.94 × 20 ms, 25 µs per token, 50 µs for any prefill.
     let roomy = chunk(20_000);
     assert!((450..470).contains(&roomy), "{roomy}");
@@ -193,7 +193,7 @@ fn a_long_lag_is_made_up_only_where_it_fits_the_objective_or_can_be_won_back() {
     let lagging = |tpot| DecodeView { draft_lag_tokens: 6000, ..row(6001, tpot) };
     let drafts = |tpot| {
         let view = StepView { decoding: vec![lagging(tpot)], ..StepView::default() };
-        policy().plan(&view).drafts[0]
+        policy().plan(&view, &mut Scratch::default()).drafts[0]
     };
     assert!(drafts(None) > 0);
     assert!(drafts(Some(40_000)) > 0);
@@ -215,8 +215,8 @@ fn an_unusable_proposal_ends_its_row() {
     ];
     let (mut keep, mut lengths) = (Vec::new(), Vec::new());
     let step = Step { view: &view, granted: &granted };
-    policy.extend(step, &rows, &[0, 1], &mut keep);
-    policy.select(step, &rows, &mut lengths);
+    policy.extend(step, &rows, &[0, 1], &mut Scratch::default(), &mut keep);
+    policy.select(step, &rows, &mut Scratch::default(), &mut lengths);
     assert_eq!((keep, lengths), (vec![1], vec![1, 2]));
 }
 
@@ -239,9 +239,28 @@ fn the_same_knowledge_and_view_give_the_same_decision() {
     run(&world, &mut learner, 50);
     let view = StepView { decoding: vec![row(100, Some(9_000)); 20], ..StepView::default() };
     let copy = learner.snapshot();
-    assert_eq!(learner.snapshot().plan(&view), copy.plan(&view));
-    assert_eq!(copy.plan(&view), copy.plan(&view));
+    assert_eq!(
+        learner.snapshot().plan(&view, &mut Scratch::default()),
+        copy.plan(&view, &mut Scratch::default())
+    );
+    assert_eq!(copy.plan(&view, &mut Scratch::default()), copy.plan(&view, &mut Scratch::default()));
     assert!(learner.state()["time"]["steps"].as_u64() == Some(50));
+}
+
+#[test]
+fn what_a_scratch_was_used_for_before_changes_no_decision() {
+    let policy = policy();
+    let wide = StepView {
+        decoding: vec![row(500, Some(9_000)); 60],
+        prefilling: vec![prompt(5000, Some(40_000))],
+        prefill_tokens_max: 2048,
+        ..StepView::default()
+    };
+    let narrow = StepView { decoding: vec![row(100, None); 3], ..StepView::default() };
+    let mut used = Scratch::default();
+    for view in [&wide, &narrow, &wide] {
+        assert_eq!(policy.plan(view, &mut used), policy.plan(view, &mut Scratch::default()));
+    }
 }
 
 /// Context, output, time since the first token, objective and draft lag of a decoding request.
@@ -277,7 +296,7 @@ fn draft(policy: &SpecServe, step: Step<'_>, confidences: &[f32]) -> Vec<Drafted
         }
         going.retain(|&place| drafted[place as usize].proposals.len() < 8);
         let mut keep = Vec::new();
-        policy.extend(step, &drafted, &going, &mut keep);
+        policy.extend(step, &drafted, &going, &mut Scratch::default(), &mut keep);
         going = keep;
     }
     drafted
@@ -314,7 +333,7 @@ fn check_verification(
     drafted: &[DraftedRow],
 ) -> Result<(), TestCaseError> {
     let mut lengths = Vec::new();
-    policy.select(step, drafted, &mut lengths);
+    policy.select(step, drafted, &mut Scratch::default(), &mut lengths);
     let mut space = Workspace::default();
     let spent = policy.resume(&mut space, step, drafted);
     for row in drafted {
@@ -345,7 +364,7 @@ proptest! {
     ) {
         let policy = policy();
         let view = view_of(&rows, &prompts);
-        let granted = policy.plan(&view);
+        let granted = policy.plan(&view, &mut Scratch::default());
         let step = Step { view: &view, granted: &granted };
         let drafted = draft(&policy, step, &confidences);
         if drafted.is_empty() {

@@ -41,9 +41,9 @@ fn batch(requests: usize) -> StepView {
 #[test]
 fn a_probe_drafts_two_tokens_for_one_request_and_says_so() {
     // a probe takes two draft calls of 50 ms, 0.5 % of 20 s
-    let decision = closed_for(25).plan(&batch(3));
+    let decision = closed_for(25).plan(&batch(3), &mut Scratch::default());
     assert_eq!((decision.intent, decision.drafts), (Intent::Probe, vec![2, 0, 0]));
-    let early = closed_for(15).plan(&batch(3));
+    let early = closed_for(15).plan(&batch(3), &mut Scratch::default());
     assert_eq!((early.intent, early.drafts), (Intent::Draft, vec![0, 0, 0]));
 }
 
@@ -56,8 +56,8 @@ fn a_probe_goes_on_and_is_verified_whatever_its_drafts_promise() {
         let step = Step { view: &view, granted: &granted };
         let rows = [DraftedRow { decoding: 0, proposals: vec![bad] }];
         let (mut keep, mut lengths) = (Vec::new(), Vec::new());
-        policy.extend(step, &rows, &[0], &mut keep);
-        policy.select(step, &rows, &mut lengths);
+        policy.extend(step, &rows, &[0], &mut Scratch::default(), &mut keep);
+        policy.select(step, &rows, &mut Scratch::default(), &mut lengths);
         (keep, lengths)
     };
     assert_eq!(decide(Intent::Probe), (vec![0], vec![1]));
