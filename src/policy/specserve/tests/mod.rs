@@ -1,3 +1,4 @@
+mod planning;
 mod probe;
 
 use proptest::prelude::*;
