@@ -118,8 +118,8 @@ impl Calibration {
                 continue;
             };
             let teaching = verified.min(accepted + 1) as usize;
-            for (place, proposal) in row.proposals.iter().take(teaching).enumerate() {
-                let position = place as u32 + 1;
+            for (depth, proposal) in row.proposals.iter().take(teaching).enumerate() {
+                let position = depth as u32 + 1;
                 let greedy = view.temperature == 0.0;
                 self.learn(proposal.probability, position, greedy, position <= accepted);
                 tokens += 1;

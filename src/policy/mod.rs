@@ -84,4 +84,4 @@ pub trait Policy: Send + Sync + Debug {
 }
 
 #[cfg(test)]
-mod testbed;
+mod tests;

@@ -12,7 +12,7 @@ use crate::timing::cost_model::prefill_attended;
 pub const TPOT_AIM: f64 = 0.94;
 /// Share of its TPOT objective that a late request is led along until it has caught up; more
 /// where a plain step takes more.
-pub const LATE_AIM: f64 = 0.75;
+pub const RECOVERY_AIM: f64 = 0.75;
 
 /// Share of the time left to its TTFT objective in which a prompt is to be prefilled: steps
 /// take longer than a plain one, and more prompts will arrive.
@@ -21,19 +21,18 @@ pub const TTFT_AIM: f64 = 0.6;
 /// takes from it; with speculation it takes fewer.
 pub const BORROWED_STEPS: f64 = 16.0;
 
-/// How a request stands against its TPOT objective before a step.
+/// A request's state against its TPOT objective before a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It has no TPOT objective.
-    Free,
-    /// A plain step keeps it within its objective: it constrains every step.
-    Holding,
-    /// It is behind, but a plain step makes it no later: steps are kept short, so that it
-    /// catches up.
-    Late,
-    /// Only more than one token in this step would keep its pace. Served first where that
-    /// is possible, otherwise best effort.
-    Short,
+pub enum SloState {
+    /// No TPOT objective.
+    Unconstrained,
+    /// A plain step keeps the request within its objective. Its bound constrains every step.
+    OnTrack,
+    /// Behind its objective, and plain steps are fast enough to catch up. Steps are kept short.
+    Recovering,
+    /// Behind or about to be, and plain steps are too slow: only accepted drafts help. Served
+    /// first where some step keeps all such bounds, otherwise best effort.
+    NeedsSpeculation,
 }
 
 /// Longest step that a request allows, as a function of the tokens that it gets.
@@ -57,22 +56,22 @@ impl TpotBound {
 /// Bounds are held in expectation, but tokens come by chance: a request that is led along its
 /// objective to the last microsecond ends behind it half of the time. So it is led along
 /// [`TPOT_AIM`] of its objective, and one that has fallen behind along less.
-pub fn tpot_bound(row: &DecodeView, plain_us: f64) -> (Standing, Option<TpotBound>) {
-    let Some(tpot) = row.tpot else { return (Standing::Free, None) };
+pub fn tpot_bound(row: &DecodeView, plain_us: f64) -> (SloState, Option<TpotBound>) {
+    let Some(tpot) = row.tpot else { return (SloState::Unconstrained, None) };
     let objective_us = tpot.0 as f64;
     let token_us = objective_us * TPOT_AIM;
     let elapsed_us = row.since_first_token.0 as f64;
     let credit_us = token_us * f64::from(row.output_tokens.saturating_sub(1)) - elapsed_us;
     let bound = TpotBound { credit_us, token_us };
     if plain_us <= bound.deadline_us(1.0) {
-        return (Standing::Holding, Some(bound));
+        return (SloState::OnTrack, Some(bound));
     }
     let credit_us = credit_us.max(0.0);
     if plain_us <= objective_us {
-        let token_us = (objective_us * LATE_AIM).max(plain_us);
-        return (Standing::Late, Some(TpotBound { credit_us, token_us }));
+        let token_us = (objective_us * RECOVERY_AIM).max(plain_us);
+        return (SloState::Recovering, Some(TpotBound { credit_us, token_us }));
     }
-    (Standing::Short, Some(TpotBound { credit_us, token_us: objective_us }))
+    (SloState::NeedsSpeculation, Some(TpotBound { credit_us, token_us: objective_us }))
 }
 
 /// Longest step that a request can bear for the sake of prompts that are due, in
@@ -252,36 +251,36 @@ mod tests {
     }
 
     #[test]
-    fn a_request_holds_while_a_plain_step_keeps_its_mean_within_the_aim() {
+    fn a_request_is_on_track_while_a_plain_step_keeps_its_mean_within_the_aim() {
         // Ten tokens since the first, aim 94 µs each: 940 µs allowed, 800 spent.
-        let (standing, bound) = tpot_bound(&row(11, 800, Some(100)), 230.0);
-        assert_eq!(standing, Standing::Holding);
+        let (state, bound) = tpot_bound(&row(11, 800, Some(100)), 230.0);
+        assert_eq!(state, SloState::OnTrack);
         assert!((bound.unwrap().deadline_us(1.0) - 234.0).abs() < 1e-9);
         assert!((bound.unwrap().deadline_us(3.0) - 422.0).abs() < 1e-9);
-        assert_eq!(tpot_bound(&row(11, 800, None), 1e9), (Standing::Free, None));
+        assert_eq!(tpot_bound(&row(11, 800, None), 1e9), (SloState::Unconstrained, None));
     }
 
     #[test]
     fn the_first_decode_step_has_no_credit_and_no_debt() {
-        let (standing, bound) = tpot_bound(&row(1, 0, Some(100)), 94.0);
-        assert_eq!((standing, bound.unwrap().credit_us), (Standing::Holding, 0.0));
+        let (state, bound) = tpot_bound(&row(1, 0, Some(100)), 94.0);
+        assert_eq!((state, bound.unwrap().credit_us), (SloState::OnTrack, 0.0));
     }
 
     #[test]
-    fn a_late_request_catches_up_and_a_short_one_needs_speculation() {
-        let (standing, bound) = tpot_bound(&row(11, 1500, Some(100)), 60.0);
-        assert_eq!((standing, bound.unwrap().deadline_us(1.0)), (Standing::Late, 75.0));
+    fn a_request_behind_recovers_or_needs_speculation() {
+        let (state, bound) = tpot_bound(&row(11, 1500, Some(100)), 60.0);
+        assert_eq!((state, bound.unwrap().deadline_us(1.0)), (SloState::Recovering, 75.0));
         // A plain step is always allowed to those that are late.
-        let (standing, bound) = tpot_bound(&row(11, 1500, Some(100)), 98.0);
-        assert_eq!((standing, bound.unwrap().deadline_us(1.0)), (Standing::Late, 98.0));
-        let (standing, bound) = tpot_bound(&row(11, 1500, Some(100)), 130.0);
-        assert_eq!((standing, bound.unwrap().deadline_us(2.0)), (Standing::Short, 200.0));
+        let (state, bound) = tpot_bound(&row(11, 1500, Some(100)), 98.0);
+        assert_eq!((state, bound.unwrap().deadline_us(1.0)), (SloState::Recovering, 98.0));
+        let (state, bound) = tpot_bound(&row(11, 1500, Some(100)), 130.0);
+        assert_eq!((state, bound.unwrap().deadline_us(2.0)), (SloState::NeedsSpeculation, 200.0));
     }
 
     #[test]
     fn a_slightly_late_request_that_a_plain_step_restores_owes_its_debt() {
-        let (standing, bound) = tpot_bound(&row(11, 950, Some(100)), 60.0);
-        assert_eq!(standing, Standing::Holding);
+        let (state, bound) = tpot_bound(&row(11, 950, Some(100)), 60.0);
+        assert_eq!(state, SloState::OnTrack);
         assert!((bound.unwrap().deadline_us(1.0) - 84.0).abs() < 1e-9);
     }
 

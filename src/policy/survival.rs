@@ -96,10 +96,10 @@ impl Forecast {
         let means = self.position_means();
         for row in &report.drafted {
             let Some(view) = report.view.decoding.get(row.decoding as usize) else { continue };
-            for (place, proposal) in row.proposals.iter().enumerate() {
+            for (depth, proposal) in row.proposals.iter().enumerate() {
                 let greedy = view.temperature == 0.0;
-                let confidence = calibration.acceptance(proposal.probability, place as u32 + 1, greedy);
-                let index = place.min(POSITIONS_MAX - 1);
+                let confidence = calibration.acceptance(proposal.probability, depth as u32 + 1, greedy);
+                let index = depth.min(POSITIONS_MAX - 1);
                 self.learn_position(index, f64::from(confidence));
                 self.learn_request(view.request, confidence / means[index]);
             }

@@ -131,7 +131,7 @@ impl AdaSpec {
             |row: &DraftedRow| -> f32 { row.proposals.iter().map(|draft| draft.probability).product() };
         let mut left = excess;
         while left > 0 {
-            let alive = (0..rows.len()).filter(|&place| lengths[place] > 0);
+            let alive = (0..rows.len()).filter(|&index| lengths[index] > 0);
             let weakest = alive.min_by(|&a, &b| product(&rows[a]).total_cmp(&product(&rows[b])));
             let Some(weakest) = weakest else { return };
             let taken = left.min(lengths[weakest]);

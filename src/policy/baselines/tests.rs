@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::testbed::{Outcome, Run, World};
+use crate::policy::tests::world::{Outcome, Run, World};
 use crate::policy::{Fixed, Learner, Static};
 use crate::protocol::Micros;
 use crate::timing::profile::tests::gpu_like;

@@ -27,7 +27,7 @@ impl Policy for Threshold {
     }
 
     fn extend(&self, _: Step<'_>, rows: &[DraftedRow], active: &[u32], _: &mut Scratch, keep: &mut Vec<u32>) {
-        let last = active.iter().filter_map(|&place| rows[place as usize].proposals.last());
+        let last = active.iter().filter_map(|&index| rows[index as usize].proposals.last());
         let (sum, count) =
             last.fold((0.0, 0u32), |(sum, count), draft| (sum + f64::from(draft.probability), count + 1));
         if sum >= f64::from(self.probability) * f64::from(count) {

@@ -78,9 +78,9 @@ impl Floors {
             if *until_us >= step_us {
                 continue;
             }
-            for (place, (floor, terms)) in floors.iter_mut().zip(rows).enumerate() {
+            for (index, (floor, terms)) in floors.iter_mut().zip(rows).enumerate() {
                 while floor.until_us < step_us {
-                    let (row, depth) = (group * GROUP_ROWS + place, floor.drafts as usize);
+                    let (row, depth) = (group * GROUP_ROWS + index, floor.drafts as usize);
                     let bound = terms.bound.filter(|_| depth < cap.min(terms.positions as usize));
                     let bound = bound.ok_or(Unbearable)?;
                     floor.drafts += 1;

@@ -150,8 +150,8 @@ impl SpecServe {
     fn survey(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow], active: &[u32]) {
         let means = self.forecast.position_means();
         let mut going = active.iter().copied().peekable();
-        for (place, row) in rows.iter().enumerate() {
-            let is_active = going.next_if_eq(&(place as u32)).is_some();
+        for (drafted_index, row) in rows.iter().enumerate() {
+            let is_active = going.next_if_eq(&(drafted_index as u32)).is_some();
             let alive = self.measure_row(space, step.view, row);
             if let (Some(alive), true) = (alive, is_active) {
                 let index = row.decoding as usize;

@@ -1,7 +1,7 @@
 //! A step as the planner takes it, built from what the policy is shown.
 
 use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
-use crate::policy::slo::{Standing, TpotBound, queue_us, tpot_bound};
+use crate::policy::slo::{SloState, TpotBound, queue_us, tpot_bound};
 use crate::policy::survival::POSITIONS_MAX;
 use crate::protocol::{DecodeView, StepView};
 use crate::timing::correction::TimeModel;
@@ -92,11 +92,11 @@ impl<'a> Costs<'a> {
 pub struct Workspace {
     planner: Buffers,
     pub(super) rows: Vec<Row>,
-    pub(super) standings: Vec<Standing>,
+    pub(super) slo_states: Vec<SloState>,
     pub(super) survival: Vec<f32>,
     pub(super) lengths: Vec<u32>,
     saved: Vec<Option<TpotBound>>,
-    /// Bounds and lengths that [`relax_late`](Self::relax_late) may go back to.
+    /// Bounds and lengths that [`relax_recovering`](Self::relax_recovering) may go back to.
     bounds: Vec<Option<TpotBound>>,
     bounded_lengths: Vec<u32>,
     /// Longest steps that requests can bear for prefill that is due.
@@ -117,23 +117,23 @@ impl Workspace {
     pub(super) fn begin(&mut self, costs: &Costs<'_>, view: &StepView, plain_us: f64) {
         let stretch = 1.0 + costs.time.margin();
         self.rows.clear();
-        self.standings.clear();
+        self.slo_states.clear();
         for row in &view.decoding {
-            let (standing, bound) = tpot_bound(row, plain_us * stretch);
+            let (state, bound) = tpot_bound(row, plain_us * stretch);
             let bound = bound.map(|bound| TpotBound {
                 credit_us: bound.credit_us / stretch,
                 token_us: bound.token_us / stretch,
             });
             self.rows.push(Row { weight: 1.0, query_us: costs.query_us(row), bound, positions: 0 });
-            self.standings.push(standing);
+            self.slo_states.push(state);
         }
         self.survival.clear();
         self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
     }
 
     pub(super) fn set_survival(&mut self, row: usize, depth: usize, survival: f32) {
-        let place = depth * self.rows.len() + row;
-        self.survival[place] = survival;
+        let index = depth * self.rows.len() + row;
+        self.survival[index] = survival;
     }
 
     /// Expected tokens of a row at its planned length.
@@ -147,16 +147,16 @@ impl Workspace {
     /// not all of them can be held, they become best effort. Returns the plan and whether
     /// such requests were held.
     pub(super) fn solve(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> (Option<Plan>, bool) {
-        let short = self.standings.contains(&Standing::Short);
+        let short = self.slo_states.contains(&SloState::NeedsSpeculation);
         if short && let Some(plan) = self.solve_bounded(costs, rows_max, spent) {
             return (Some(plan), true);
         }
         if short {
-            self.release(Standing::Short);
+            self.release(SloState::NeedsSpeculation);
         }
         let plan = self.solve_bounded(costs, rows_max, spent);
-        if self.standings.contains(&Standing::Late) {
-            return (self.relax_late(costs, rows_max, spent, plan), false);
+        if self.slo_states.contains(&SloState::Recovering) {
+            return (self.relax_recovering(costs, rows_max, spent, plan), false);
         }
         (plan, false)
     }
@@ -164,20 +164,20 @@ impl Workspace {
     /// Sets the bounds of late requests aside where these together get more tokens per time
     /// without. Each asks for a step that is short for its own tokens; many of them, some with
     /// poor drafts, may leave no step but a plain one, in which nobody catches up.
-    fn relax_late(
+    fn relax_recovering(
         &mut self,
         costs: &Costs<'_>,
         rows_max: u32,
         spent: Spent,
         bounded: Option<Plan>,
     ) -> Option<Plan> {
-        let bounded_rate = self.late_rate(costs, spent, bounded);
+        let bounded_rate = self.recovering_rate(costs, spent, bounded);
         self.bounded_lengths.clone_from(&self.lengths);
         self.bounds.clear();
         self.bounds.extend(self.rows.iter().map(|row| row.bound));
-        self.release(Standing::Late);
+        self.release(SloState::Recovering);
         let free = self.solve_bounded(costs, rows_max, spent);
-        if free.is_some() && self.late_rate(costs, spent, free) > bounded_rate {
+        if free.is_some() && self.recovering_rate(costs, spent, free) > bounded_rate {
             return free;
         }
         self.lengths.clone_from(&self.bounded_lengths);
@@ -187,9 +187,9 @@ impl Workspace {
 
     /// Expected tokens of all late requests per microsecond of a planned step; of a plain one
     /// where there is no plan.
-    fn late_rate(&self, costs: &Costs<'_>, spent: Spent, plan: Option<Plan>) -> f64 {
+    fn recovering_rate(&self, costs: &Costs<'_>, spent: Spent, plan: Option<Plan>) -> f64 {
         let priced_us = plan.map_or(costs.plain_us() + spent.draft_us, |plan| plan.priced_us);
-        let late = (0..self.rows.len()).filter(|&row| self.standings[row] == Standing::Late);
+        let late = (0..self.rows.len()).filter(|&row| self.slo_states[row] == SloState::Recovering);
         let tokens: f64 = late.map(|row| self.tokens(row, self.lengths[row])).sum();
         tokens / (priced_us + spent.unpriced_us)
     }
@@ -223,16 +223,16 @@ impl Workspace {
 
     /// Longest step that the requests which hold or keep their pace allow without drafts.
     pub(super) fn plain_limit_us(&self) -> f64 {
-        let bound = |(row, standing): (&Row, &Standing)| {
-            row.bound.filter(|_| *standing != Standing::Short).map(|bound| bound.deadline_us(1.0))
+        let bound = |(row, state): (&Row, &SloState)| {
+            row.bound.filter(|_| *state != SloState::NeedsSpeculation).map(|bound| bound.deadline_us(1.0))
         };
-        self.rows.iter().zip(&self.standings).filter_map(bound).fold(f64::INFINITY, f64::min)
+        self.rows.iter().zip(&self.slo_states).filter_map(bound).fold(f64::INFINITY, f64::min)
     }
 
-    /// Sets the bounds of all requests of a standing aside.
-    fn release(&mut self, released: Standing) {
-        for (row, standing) in self.rows.iter_mut().zip(&self.standings) {
-            if *standing == released {
+    /// Sets the bounds of all requests of a state aside.
+    fn release(&mut self, released: SloState) {
+        for (row, state) in self.rows.iter_mut().zip(&self.slo_states) {
+            if *state == released {
                 row.bound = None;
             }
         }

@@ -4,8 +4,8 @@ mod probe;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::slo::{Standing, TPOT_AIM, bearable_us, tpot_bound};
-use crate::policy::testbed::{Outcome, Run, World};
+use crate::policy::slo::{SloState, TPOT_AIM, bearable_us, tpot_bound};
+use crate::policy::tests::world::{Outcome, Run, World};
 use crate::policy::{Fixed, Learner, Static};
 use crate::protocol::{DecodeView, Micros, PrefillView, Proposal, RequestId};
 use crate::timing::profile::tests::gpu_like;
@@ -290,12 +290,12 @@ fn draft(policy: &SpecServe, step: Step<'_>, confidences: &[f32]) -> Vec<Drafted
         granted.map(|(index, _)| DraftedRow { decoding: index as u32, proposals: Vec::new() }).collect();
     let mut going: Vec<u32> = (0..drafted.len() as u32).collect();
     while !going.is_empty() {
-        for &place in &going {
-            let proposals = &mut drafted[place as usize].proposals;
-            let probability = confidences[(place as usize * 8 + proposals.len()) % confidences.len()];
+        for &index in &going {
+            let proposals = &mut drafted[index as usize].proposals;
+            let probability = confidences[(index as usize * 8 + proposals.len()) % confidences.len()];
             proposals.push(Proposal { probability, finite: true, ..Proposal::default() });
         }
-        going.retain(|&place| drafted[place as usize].proposals.len() < 8);
+        going.retain(|&index| drafted[index as usize].proposals.len() < 8);
         let mut keep = Vec::new();
         policy.extend(step, &drafted, &going, &mut Scratch::default(), &mut keep);
         going = keep;
@@ -314,7 +314,7 @@ fn check_plain_step(policy: &SpecServe, step: Step<'_>) -> Result<(), TestCaseEr
     let saved = view.prefilling.iter().filter(due).count();
     if saved == 0 {
         for row in &view.decoding {
-            if let (Standing::Holding, Some(bound)) = tpot_bound(row, plain_us) {
+            if let (SloState::OnTrack, Some(bound)) = tpot_bound(row, plain_us) {
                 prop_assert!(step_us <= bound.deadline_us(1.0) + 1e-6);
             }
         }
@@ -343,9 +343,9 @@ fn check_verification(
     let costs = Costs::of(&policy.time, step.view);
     let extra: u32 = lengths.iter().sum();
     let step_us = costs.verify_us(extra as usize) + spent.draft_us + spent.unpriced_us;
-    for (index, standing) in space.standings.iter().enumerate() {
+    for (index, state) in space.slo_states.iter().enumerate() {
         let length = drafted.iter().position(|row| row.decoding as usize == index).map_or(0, |p| lengths[p]);
-        if let (Standing::Holding, Some(bound)) = (standing, space.rows[index].bound) {
+        if let (SloState::OnTrack, Some(bound)) = (state, space.rows[index].bound) {
             prop_assert!(step_us <= bound.deadline_us(space.tokens(index, length)) + 1e-3);
         }
     }

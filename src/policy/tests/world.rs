@@ -213,13 +213,13 @@ impl<'a> Run<'a> {
         while !going.is_empty() {
             let input = if calls.is_empty() { lag } else { going.len() as u32 };
             calls.push((going.len() as u32, input));
-            for &place in &going {
+            for &index in &going {
                 let probability = (self.world.confidence)(self.uniform());
                 let proposal = Proposal { probability, finite: true, ..Proposal::default() };
-                rows[place as usize].proposals.push(proposal);
+                rows[index as usize].proposals.push(proposal);
             }
-            let below = |place: &u32| {
-                let row = &rows[*place as usize];
+            let below = |index: &u32| {
+                let row = &rows[*index as usize];
                 (row.proposals.len() as u32) < granted.drafts[row.decoding as usize]
             };
             let active: Vec<u32> = going.iter().copied().filter(below).collect();
@@ -227,7 +227,7 @@ impl<'a> Run<'a> {
             if !active.is_empty() {
                 policy.extend(Step { view, granted }, &rows, &active, &mut self.scratch, &mut keep);
             }
-            assert!(keep.iter().all(|place| active.contains(place)), "went on with a stopped row");
+            assert!(keep.iter().all(|index| active.contains(index)), "went on with a stopped row");
             going = keep;
         }
         (rows, calls)
