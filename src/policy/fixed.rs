@@ -1,4 +1,5 @@
-//! Always the same draft length; zero is plain decoding.
+//! `fixed:K` and `none`: a constant draft length; zero is plain decoding. Looks at nothing but the
+//! batch's composition.
 
 use super::{Policy, Scratch};
 use crate::protocol::{StepDecision, StepView};

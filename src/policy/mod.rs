@@ -43,10 +43,10 @@ pub trait Policy: Send + Sync + Debug {
     /// Before a step: how far each sequence may draft, and how much to prefill.
     fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision;
 
-    /// Between two draft calls: which rows draft one more. `rows` are all rows that
-    /// drafted in this step, those that have stopped too; `active` are ascending indices
-    /// into `rows` of those that just got a proposal and are below their planned length.
-    /// Write the members of `active` that go on, ascending. By default all do.
+    /// Between two draft calls: which rows draft another token. `rows` are all rows that
+    /// drafted in this step, including those that have stopped; `active` are ascending indices
+    /// into `rows` of those that just got a proposal and are below their granted length.
+    /// Appends the members of `active` that continue to `keep`, ascending. Default: all.
     fn extend(
         &self,
         step: Step<'_>,
@@ -59,19 +59,19 @@ pub trait Policy: Send + Sync + Debug {
         keep.extend_from_slice(active);
     }
 
-    /// After drafting: how many of each row's proposals the target verifies; write one
-    /// length per row, at most its proposals. By default all.
+    /// After drafting: how many of each row's proposals the target verifies. Appends one length
+    /// per row to `lengths`, at most the row's proposals. Default: all.
     fn select(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, lengths: &mut Vec<u32>) {
         let _ = (step, scratch);
         lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
     }
 
-    /// Whether an objective can be met by plain decoding of this one request, when
-    /// `prompt_tokens` are prefilled in chunks of `chunk_tokens` before its first token (its
-    /// own prompt, and those that wait before it). `Ok` for policies without a time model.
+    /// Whether plain decoding meets the objectives of a request that runs alone, with
+    /// `prompt_tokens` (its own prompt and those queued ahead) prefilled in chunks of
+    /// `chunk_tokens` before its first token. `Ok` for policies without a time model.
     ///
     /// # Errors
-    /// The objective that can't be met, and the best that can be hoped for.
+    /// The objective that can't be met, and the best value that the machine can reach.
     fn check_feasible(
         &self,
         slo: &Slo,

@@ -1,4 +1,5 @@
-//! Policies by the names that the config and the command line use.
+//! Policies by the names that the config and the command line use: parses a name, and builds the
+//! policy's learner from a profile and its options.
 
 use std::fmt;
 use std::str::FromStr;
@@ -57,7 +58,7 @@ impl PolicyName {
     }
 }
 
-/// A name that is no policy's.
+/// An unknown policy name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown policy {0:?}; known are {POLICY_NAMES}")]
 pub struct UnknownPolicy(pub String);
@@ -119,7 +120,7 @@ impl From<PolicyName> for String {
     }
 }
 
-/// Settings of the policies that have any.
+/// Options of the policies.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicyOptions {
     /// Of `specserve`; its `draft_tokens_max` holds for all policies that choose a length.
@@ -131,7 +132,7 @@ pub struct PolicyOptions {
 /// Why a policy can't be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// It plans with measured times and there are none.
+    /// The policy plans with measured times, and there is no profile.
     #[error("policy {0} needs a profile; make one with `specserve profile`")]
     NeedsProfile(PolicyName),
     /// The profile is unusable.

@@ -10,7 +10,7 @@ pub struct DecodeView {
     pub request: RequestId,
     /// Committed tokens of prompt and output; the last one is this step's input.
     pub context_tokens: u32,
-    /// Output tokens so far, `n_r + 1` in DESIGN section 8 (the first token counts here).
+    /// Output tokens so far, including the first: `n_r + 1` in docs/policy.md.
     pub output_tokens: u32,
     /// Time since the first token, `a_r`.
     pub since_first_token: Micros,

@@ -1,4 +1,4 @@
-//! AdaSpec's confidence prior verifier alone, with its defects repaired.
+//! AdaSpec's confidence-prior verifier alone (arXiv 2503.05096), with the release's defects fixed.
 //!
 //! Always drafts the full length, then verifies the globally best set of drafts by raw draft
 //! probability over the whole staircase: throughput only, no objectives. This is what vLLM's

@@ -1,6 +1,6 @@
-//! Rivals behind the same trait, for ablation. None of them looks at objectives unless it
-//! says so, and none corrects its time model: they use the profile as it is, as their
-//! originals do. `none` and `fixed:K` are [`Fixed`](super::Fixed).
+//! Published policies behind the same traits, for comparison and ablation; each module names its
+//! source. They ignore objectives unless they say otherwise, and use the profile's times without
+//! online correction, as their originals do. `none` and `fixed:K` are [`Fixed`](super::Fixed).
 
 mod adaspec;
 mod adaspec_verifier;

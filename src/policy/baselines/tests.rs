@@ -79,7 +79,7 @@ fn the_verifier_alone_drafts_everything_and_verifies_the_best() {
 }
 
 #[test]
-fn without_a_draft_model_nobody_drafts() {
+fn without_a_draft_model_no_policy_drafts() {
     let mut plain = cost();
     plain.draft = None;
     let world = World::default();

@@ -1,6 +1,6 @@
-//! Stops drafting when the draft becomes unsure: `threshold:P`.
+//! `threshold:P`: stops drafting when the draft's confidence falls.
 //!
-//! The paper's "dynamic speculation" baseline: one length for the batch, drafting goes on
+//! The "dynamic speculation" baseline of AdaSpec (arXiv 2503.05096): one length for the batch, drafting goes on
 //! while the *mean* draft probability over the batch is at least `P`, up to 8 tokens. It
 //! verifies everything that it drafted, and looks at neither load nor objectives.
 

@@ -22,6 +22,7 @@
 //! table), in particular for the choice after drafting with a context-free verify cost.
 //! Otherwise every examined plan is still costed truly, and the result is never worse than
 //! any feasible plan with one length for all. Both claims are tested against enumeration.
+//! docs/policy.md, section "The planner", has the argument.
 
 mod floors;
 mod outline;
@@ -86,7 +87,7 @@ impl Curve<'_> {
     }
 }
 
-/// What is to be decided.
+/// One step's planning problem.
 #[derive(Clone, Copy, Debug)]
 pub struct Problem<'a> {
     /// The decoding requests.
@@ -152,7 +153,7 @@ impl Plan {
     }
 }
 
-/// What is looked up again and again.
+/// Tabulated times of the problem at hand.
 #[derive(Debug, Default)]
 struct Times {
     target_us: Vec<f64>,
@@ -181,7 +182,7 @@ impl Times {
     }
 }
 
-/// Memory that is used again by every call; holds no information between calls.
+/// Working memory of [`solve`]; holds no information between calls.
 #[derive(Debug, Default)]
 pub struct Buffers {
     times: Times,

@@ -1,8 +1,8 @@
 //! The rank of draft positions: codes that order them, and buckets that need no sorting.
 //!
-//! A position's key becomes a code, a number that is the smaller the better the key. Keys fall
+//! A position's key becomes a code, a number that is the smaller for a better key. Keys fall
 //! into buckets of equal width. Buckets are in order from the start; the positions of one are
-//! put in order when somebody has to look inside, which is seldom.
+//! sorted on demand, which is seldom needed.
 
 use super::Problem;
 

@@ -1,6 +1,6 @@
 //! Walking through the positions of a depth cap in rank order, from a boundary on.
 
-use super::floors::{Floors, Unbearable};
+use super::floors::{BoundUnmet, Floors};
 use super::outline::{Boundary, Outline};
 use super::rank::{Ranking, depth_of, row_of};
 use super::{Plan, Problem, Times};
@@ -141,7 +141,7 @@ impl<'a> Sweep<'a> {
 
     /// Forces in what the step's length asks for, holding the number of drafts at `goal`
     /// where free positions can be given back.
-    pub(super) fn settle(&mut self, goal: u32) -> Result<(), Unbearable> {
+    pub(super) fn settle(&mut self, goal: u32) -> Result<(), BoundUnmet> {
         loop {
             while self.drafts > goal && self.retract() {}
             let step_us = self.plan().priced_us + self.problem.unpriced_us;

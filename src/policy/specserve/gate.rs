@@ -1,17 +1,18 @@
-//! Whether to speculate at all: hysteresis, and probing while speculation is off.
+//! Whether to speculate at all: hysteresis, and probing while speculation is off. The inputs are a
+//! plan's predicted gain and the reports of steps; docs/policy.md, "One step".
 
 use crate::protocol::{Intent, StepReport};
 
-/// While off, speculation must promise this much more than plain decoding to come on.
+/// Predicted gain over plain decoding that turns speculation on.
 const ENTER_GAIN: f64 = 1.03;
-/// While on, it stays on as long as it promises anything.
+/// Predicted gain below which speculation goes off.
 const STAY_GAIN: f64 = 1.0;
-/// Share of the time since the last draft that a probe may cost.
+/// Fraction of the time since the last draft that a probe may cost.
 const PROBE_SHARE: f64 = 0.005;
 /// Drafts of a probe.
 pub(super) const PROBE_DRAFTS: u32 = 2;
 
-/// Remembers whether speculation is on.
+/// Whether speculation is on, and the time saved up for probes.
 #[derive(Clone, Debug)]
 pub(super) struct Gate {
     on: bool,
@@ -33,23 +34,23 @@ impl Gate {
         self.on
     }
 
-    /// Whether speculation that promises `gain` times the rate of plain decoding is taken up.
+    /// Whether to speculate at a predicted rate of `gain` times that of plain decoding.
     pub(super) fn opens_for(&self, gain: f64) -> bool {
         gain > if self.on { STAY_GAIN } else { ENTER_GAIN }
     }
 
-    /// Whether a probe that lengthens the step by `cost_us` has been earned.
+    /// Whether enough time has passed for a probe that lengthens the step by `cost_us`.
     pub(super) fn probe_is_due(&self, cost_us: f64) -> bool {
         !self.on && cost_us <= PROBE_SHARE * self.idle_us
     }
 
-    /// Which of `rows` requests the next probe drafts for: each in turn.
+    /// Row of the next probe among `rows` decoding requests: round robin.
     pub(super) fn probe_row(&self, rows: usize) -> usize {
         (self.probes % rows.max(1) as u64) as usize
     }
 
-    /// Follows a step. What counts is what was drafted: a probe that was granted no draft has
-    /// measured nothing and leaves the request's turn and the time earned as they are.
+    /// Follows a step by what it drafted: a probe that was granted no draft has measured nothing,
+    /// so the same request is probed again and the time saved up is kept.
     pub(super) fn observe(&mut self, report: &StepReport) {
         if report.view.decoding.is_empty() {
             return;

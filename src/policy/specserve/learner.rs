@@ -1,8 +1,8 @@
-//! After a step: the report updates the time model, the calibration, the confidence forecast and
+//! After a step: its report updates the time model, the calibration, the confidence forecast and
 //! the gate.
 //!
-//! The knowledge is the policy itself, shared with the snapshots and copied on write: a learner
-//! whose snapshots are all dropped, as in the simulator, updates it in place.
+//! The policy itself is the knowledge. It is shared with the snapshots and copied on write, so a
+//! learner whose snapshots are all gone (the simulator's between steps) updates it in place.
 
 use std::sync::Arc;
 

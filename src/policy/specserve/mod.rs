@@ -1,12 +1,15 @@
-//! Our policy: joint planning of drafting, verification and prefill under objectives.
+//! `specserve`: plans drafting, verification and prefill jointly under latency objectives. The
+//! phases are AdaSpec's (SoCC'25, section 5: predict, execute, correct, verify), per request.
 //!
 //! - [`plan`](Policy::plan) predicts: which rows draft, if any, and how much is prefilled.
-//! - [`extend`](Policy::extend) corrects after every draft call: the plan is made again with
-//!   the real confidences so far and forecasts for the rest, and only rows whose next
-//!   draft is in the new plan go on.
+//! - [`extend`](Policy::extend) corrects after every draft call: it plans again with the actual
+//!   confidences so far and forecasts for the rest; only rows whose next draft is in the new plan
+//!   continue.
 //! - [`select`](Policy::select) chooses what is verified, over all rows at once.
 //!
-//! docs/policy.md has the mathematics.
+//! The inputs are the step's view, the corrected time model ([`crate::timing`]), and survival from
+//! the draft's own probabilities ([`super::calibration`], [`super::survival`]). docs/policy.md has
+//! the mathematics.
 
 mod gate;
 mod learner;
@@ -27,8 +30,8 @@ use crate::timing::Reliability;
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::{CostModel, ROWS_MAX};
 
-/// Drafts that are less likely than this to survive are not drafted or verified, also where
-/// the staircase would make them free.
+/// Drafts less likely than this to be accepted are neither drafted nor verified, even where the
+/// staircase makes them free.
 const SURVIVAL_MIN: f32 = 0.01;
 
 /// Settings of [`SpecServe`].
@@ -40,8 +43,8 @@ pub struct SpecServeOptions {
     pub verify_rows_max: u32,
     /// How draft probability becomes survival.
     pub calibration: CalibrationMode,
-    /// Prefill tokens that every step with a prompt waiting takes, whatever the objectives:
-    /// progress is guaranteed.
+    /// Least prefill tokens of a step while a prompt waits, whatever the objectives: guarantees
+    /// progress.
     pub prefill_tokens_floor: u32,
 }
 
@@ -88,7 +91,7 @@ impl SpecServe {
         &self.calibration
     }
 
-    /// Most positions that make sense for a row.
+    /// Most drafts of a row that the scheduler allows and the options want.
     fn positions(&self, allowed: u32) -> u32 {
         allowed.min(self.options.draft_tokens_max).min(POSITIONS_MAX as u32)
     }
@@ -123,8 +126,8 @@ impl SpecServe {
         space.rows[index].positions = positions;
     }
 
-    /// Fills in the survival of what a row has drafted. Returns the survival of all of it,
-    /// or `None` when the row can't go on: a proposal that must not be used.
+    /// Fills in the survival of what a row has drafted. Returns the survival of all of it, or
+    /// `None` if a proposal is unusable and the row has to stop.
     fn measure_row(&self, space: &mut Workspace, view: &StepView, row: &DraftedRow) -> Option<f32> {
         let index = row.decoding as usize;
         let greedy = view.decoding[index].temperature == 0.0;
@@ -178,7 +181,7 @@ impl SpecServe {
         }
     }
 
-    /// Begins a workspace for a step under way.
+    /// Sets the workspace up for a step in progress.
     fn resume(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
         let costs = Costs::of(&self.time, step.view);
         let spent = self.spent(&costs, step, rows);

@@ -1,23 +1,24 @@
-//! Before a step: prefill, catch-up and drafting, planned from forecasts.
+//! Before a step: plans prefill, the draft model's catch-up and drafting from forecasts
+//! (docs/policy.md, "One step"; docs/slo.md, "Prefill").
 
 use super::gate::PROBE_DRAFTS;
 use super::workspace::{Costs, Spent, Workspace};
 use super::{SpecServe, StepDecision, StepView};
-use crate::policy::slo::{bearable_us, chunk_within, prefill_needed};
+use crate::policy::slo::{chunk_within, prefill_needed, tolerable_us};
 use crate::protocol::{DecodeView, Intent};
 
-/// Missed tokens that are fed in passing: one step that accepted all its drafts leaves two.
+/// Lag that needs no admission: a step that accepted all its drafts leaves two tokens.
 const LAG_FREE_TOKENS: u32 = 4;
-/// Steps over which catching up must pay for itself.
+/// Steps within which catching up must pay for itself.
 const CATCH_UP_HORIZON_STEPS: f64 = 32.0;
-/// Share of a plain step that catching up may add beyond the first row.
+/// Fraction of a plain step that catching up may add beyond the first row.
 const CATCH_UP_SHARE: f64 = 0.5;
 
-/// PlannedDrafts as planned; the lengths are in the workspace.
+/// Planned drafting; the lengths are in the workspace.
 #[derive(Default)]
 struct PlannedDrafts {
     intent: Intent,
-    /// Time until the draft model has seen what it missed of the rows that draft.
+    /// Time for the draft model's catch-up of the rows that draft, in microseconds.
     catch_up_us: f64,
 }
 
@@ -45,7 +46,7 @@ impl SpecServe {
             warm_draft: self.warms_draft(),
         };
         if intent == Intent::Draft {
-            // How far a row that drafts really goes is decided after each draft call.
+            // `extend` decides after each draft call how far a row really goes.
             let rows = decision.drafts.iter_mut().zip(&view.decoding);
             rows.filter(|(drafts, _)| **drafts > 0)
                 .for_each(|(drafts, row)| *drafts = self.positions(row.drafts_max));
@@ -53,15 +54,15 @@ impl SpecServe {
         decision
     }
 
-    /// While speculation is on, the draft model follows prefills: what it skips would have to
-    /// be caught up before the first draft.
+    /// While speculation is on, the draft model prefills prompts too, or it would have to catch up
+    /// before the first draft.
     fn warms_draft(&self) -> bool {
         self.gate.is_on() && self.time.has_draft()
     }
 
-    /// Prefill tokens that this step must take: the floor, and what TTFT objectives need as
-    /// far as running requests can bear it: as many of them may be let down as prompts can be
-    /// saved. Begins the workspace.
+    /// Prefill tokens that this step must take: the floor, and what TTFT objectives need as far as
+    /// running requests can absorb it. At most as many TPOT objectives are sacrificed as TTFT
+    /// objectives can be met. Sets the workspace up.
     fn prefill_due(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) -> u32 {
         let tokens_max = view.prefill_tokens_max;
         let floor = chunk_within(&self.time, &view.prefilling, f64::INFINITY, tokens_max)
@@ -70,33 +71,33 @@ impl SpecServe {
         let needed = prefill_needed(&self.time, &view.prefilling, costs.plain_us(), tokens_max);
         let saved =
             view.prefilling.iter().filter(|row| row.ttft.is_some_and(|ttft| row.since_arrival < ttft));
-        let limit_us = self.bearable_limit_us(space, view, costs.plain_us(), saved.count());
+        let limit_us = self.credit_limit_us(space, view, costs.plain_us(), saved.count());
         let room_us = limit_us.max(space.plain_limit_us()) - costs.plain_us();
         let due = floor.max(chunk_within(&self.time, &view.prefilling, room_us, needed));
         if due > floor {
-            // what is due comes first: requests stand as it leaves them
+            // Prefill that is due comes first: the requests' states include it.
             space.begin(costs, view, costs.plain_us() + costs.prefill_us(view, due));
         }
         due
     }
 
-    /// Longest step on credit, which may let down `let_down` requests. Requests that can't bear
-    /// even a plain step have no say.
-    fn bearable_limit_us(
+    /// Longest step that all but `sacrificed` of the requests can absorb, in microseconds. Requests
+    /// that can't absorb even a plain step do not count.
+    fn credit_limit_us(
         &self,
         space: &mut Workspace,
         view: &StepView,
         plain_us: f64,
-        let_down: usize,
+        sacrificed: usize,
     ) -> f64 {
         let stretch = 1.0 + self.time.margin();
-        let bearable = view.decoding.iter().filter_map(|row| bearable_us(row, plain_us));
-        space.bearable_us.clear();
-        space.bearable_us.extend(bearable.map(|us| us / stretch).filter(|&us| us >= plain_us));
-        if let_down >= space.bearable_us.len() {
+        let tolerable = view.decoding.iter().filter_map(|row| tolerable_us(row, plain_us));
+        space.tolerable_us.clear();
+        space.tolerable_us.extend(tolerable.map(|us| us / stretch).filter(|&us| us >= plain_us));
+        if sacrificed >= space.tolerable_us.len() {
             return f64::INFINITY;
         }
-        *space.bearable_us.select_nth_unstable_by(let_down, f64::total_cmp).1
+        *space.tolerable_us.select_nth_unstable_by(sacrificed, f64::total_cmp).1
     }
 
     /// Plans drafting. On return `space.lengths` holds the planned lengths, all zero when a
@@ -118,14 +119,14 @@ impl SpecServe {
         let rows_max = self.options.verify_rows_max;
         let near = view.decoding.iter().filter(|row| !lags(row));
         let mut catch_up_us: f64 = near.map(|row| costs.catch_up_us(row)).sum();
-        // whatever is drafted begins a round; a plain step is held against it without one
+        // Any draft pays for the round; the plain step that it is compared with does not.
         let draft_us = costs.draft_round_us();
         let spent = Spent { draft_us, unpriced_us: prefill_us + catch_up_us, ..Spent::default() };
         let (mut plan, mut rescued) = space.solve(costs, rows_max, spent);
         if space.drafts() && view.decoding.iter().any(lags) {
             space.restore_bounds();
-            // Without drafts of their own they would never get ahead of their bounds again.
-            let limit_us = self.bearable_limit_us(space, view, costs.plain_us(), 0);
+            // Rows that lag may borrow: without drafts they would never get ahead of their bounds.
+            let limit_us = self.credit_limit_us(space, view, costs.plain_us(), 0);
             let room_us = limit_us.max(space.plain_limit_us()) - costs.plain_us() - spent.unpriced_us;
             let admitted_us = self.admit_lagging(space, costs, view, room_us);
             catch_up_us += admitted_us;
@@ -141,11 +142,11 @@ impl SpecServe {
         self.probe(space, costs, view, prefill_us)
     }
 
-    /// Decides which rows that lag behind may catch up and draft in this step, given the
-    /// plan that takes all rows as caught up; clears the positions of the others. Returns
-    /// the time that catching up takes.
+    /// Decides which lagging rows may catch up and draft in this step, given the plan that assumes
+    /// all rows caught up; clears the positions of the others. Returns the time of the catch-up, in
+    /// microseconds.
     ///
-    /// A row is worth it when its gain over the horizon covers the cost at the plan's rate.
+    /// A row is admitted if its gain over the horizon covers the cost at the plan's rate.
     fn admit_lagging(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView, room_us: f64) -> f64 {
         let step_us = space.step_us(costs);
         let tokens: f64 = (0..costs.rows).map(|row| space.tokens(row, space.lengths[row])).sum();
@@ -159,7 +160,7 @@ impl SpecServe {
             let length = space.lengths[index];
             let gain = space.tokens(index, length) - 1.0 - rate * draft_us * f64::from(length);
             let pays = gain * CATCH_UP_HORIZON_STEPS > rate * cost_us;
-            // The first row may take more than its share, or a long prompt never would.
+            // The first row may exceed the share, or a long prompt would never be admitted.
             let fits = total_us + cost_us <= budget_us || (total_us == 0.0 && cost_us <= room_us);
             if pays && fits {
                 total_us += cost_us;
@@ -170,7 +171,7 @@ impl SpecServe {
         total_us
     }
 
-    /// Drafts a little for one row when that has been earned.
+    /// Plans a probe of one row if one is due and fits the bounds.
     fn probe(
         &self,
         space: &mut Workspace,

@@ -1,4 +1,5 @@
-//! A step as the planner takes it, built from what the policy is shown.
+//! Turns a step's view and the time model into a problem for the planner, and relaxes its bounds
+//! in the order of docs/slo.md, "Inside a step".
 
 use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
 use crate::policy::slo::{SloState, TpotBound, queue_us, tpot_bound};
@@ -58,7 +59,7 @@ impl<'a> Costs<'a> {
         self.draft().at(rows)
     }
 
-    /// What drafting takes beside its calls, once a step.
+    /// Fixed time of a drafting round beside its calls, once per step.
     pub(super) fn draft_round_us(&self) -> f64 {
         self.time.draft_round_us()
     }
@@ -68,20 +69,20 @@ impl<'a> Costs<'a> {
         self.fixed_us + self.target().at(self.rows + drafts)
     }
 
-    /// What each verified draft of a sequence adds beside the staircase.
+    /// Time that each verified draft of a sequence adds beside the staircase.
     fn query_us(&self, row: &DecodeView) -> f32 {
         let token_us = self.time.cost().target.terms().attended_token_us * self.time.target_factor();
         (token_us * f64::from(row.context_tokens)) as f32
     }
 
-    /// What it takes until the draft model has seen all but the last token of a sequence.
+    /// Time until the draft model has processed all but the last token of a sequence.
     pub(super) fn catch_up_us(&self, row: &DecodeView) -> f64 {
         let missed = row.draft_lag_tokens.saturating_sub(1);
         let done = row.context_tokens.saturating_sub(row.draft_lag_tokens);
         self.time.catch_up_us(missed, prefill_attended(done, missed))
     }
 
-    /// What prefilling the queue's first `tokens` tokens adds.
+    /// Time that prefilling the queue's first `tokens` tokens adds.
     pub(super) fn prefill_us(&self, view: &StepView, tokens: u32) -> f64 {
         queue_us(self.time, &view.prefilling, tokens)
     }
@@ -96,11 +97,11 @@ pub struct Workspace {
     pub(super) survival: Vec<f32>,
     pub(super) lengths: Vec<u32>,
     saved: Vec<Option<TpotBound>>,
-    /// Bounds and lengths that [`relax_recovering`](Self::relax_recovering) may go back to.
+    /// Bounds and lengths that [`relax_recovering`](Self::relax_recovering) may restore.
     bounds: Vec<Option<TpotBound>>,
     bounded_lengths: Vec<u32>,
-    /// Longest steps that requests can bear for prefill that is due.
-    pub(super) bearable_us: Vec<f64>,
+    /// Longest steps that requests can absorb for urgent prefill.
+    pub(super) tolerable_us: Vec<f64>,
 }
 
 /// Time spent so far in a step, for one call of the planner.
@@ -143,9 +144,8 @@ impl Workspace {
         1.0 + drafts.sum::<f64>()
     }
 
-    /// Plans into `lengths`. Requests that need more than one token are bound first; if
-    /// not all of them can be held, they become best effort. Returns the plan and whether
-    /// such requests were held.
+    /// Plans into `lengths`. Requests that need speculation are bounded first; if no step keeps all
+    /// of their bounds, they become best effort. Returns the plan and whether such bounds are kept.
     pub(super) fn solve(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> (Option<Plan>, bool) {
         let short = self.slo_states.contains(&SloState::NeedsSpeculation);
         if short && let Some(plan) = self.solve_bounded(costs, rows_max, spent) {
@@ -161,9 +161,9 @@ impl Workspace {
         (plan, false)
     }
 
-    /// Sets the bounds of late requests aside where these together get more tokens per time
-    /// without. Each asks for a step that is short for its own tokens; many of them, some with
-    /// poor drafts, may leave no step but a plain one, in which nobody catches up.
+    /// Drops the bounds of recovering requests if together they get more tokens per time without.
+    /// Each bound asks for a step that is short for the request's own tokens; many of them, some
+    /// with poor drafts, may leave only a plain step, in which none of them catches up.
     fn relax_recovering(
         &mut self,
         costs: &Costs<'_>,
@@ -185,12 +185,12 @@ impl Workspace {
         bounded
     }
 
-    /// Expected tokens of all late requests per microsecond of a planned step; of a plain one
-    /// where there is no plan.
+    /// Expected tokens of all recovering requests per microsecond of the planned step, or of a
+    /// plain step without a plan.
     fn recovering_rate(&self, costs: &Costs<'_>, spent: Spent, plan: Option<Plan>) -> f64 {
         let priced_us = plan.map_or(costs.plain_us() + spent.draft_us, |plan| plan.priced_us);
-        let late = (0..self.rows.len()).filter(|&row| self.slo_states[row] == SloState::Recovering);
-        let tokens: f64 = late.map(|row| self.tokens(row, self.lengths[row])).sum();
+        let recovering = (0..self.rows.len()).filter(|&row| self.slo_states[row] == SloState::Recovering);
+        let tokens: f64 = recovering.map(|row| self.tokens(row, self.lengths[row])).sum();
         tokens / (priced_us + spent.unpriced_us)
     }
 
@@ -212,7 +212,7 @@ impl Workspace {
     }
 
     /// Longest step that the bounds allow at the planned lengths, in microseconds; bounds
-    /// that a step of `step_us` breaks already have no say.
+    /// that a step of `step_us` already breaks do not count.
     pub(super) fn limit_us(&self, step_us: f64) -> f64 {
         let limit = |(row, terms): (usize, &Row)| {
             terms.bound.map(|bound| bound.deadline_us(self.tokens(row, self.lengths[row])))
@@ -221,7 +221,7 @@ impl Workspace {
         limits.filter(|&limit_us| limit_us >= step_us).fold(f64::INFINITY, f64::min)
     }
 
-    /// Longest step that the requests which hold or keep their pace allow without drafts.
+    /// Longest step without drafts that all requests but those that need speculation allow.
     pub(super) fn plain_limit_us(&self) -> f64 {
         let bound = |(row, state): (&Row, &SloState)| {
             row.bound.filter(|_| *state != SloState::NeedsSpeculation).map(|bound| bound.deadline_us(1.0))
@@ -229,7 +229,7 @@ impl Workspace {
         self.rows.iter().zip(&self.slo_states).filter_map(bound).fold(f64::INFINITY, f64::min)
     }
 
-    /// Sets the bounds of all requests of a state aside.
+    /// Drops the bounds of all requests in a state.
     fn release(&mut self, released: SloState) {
         for (row, state) in self.rows.iter_mut().zip(&self.slo_states) {
             if *state == released {

@@ -1,4 +1,5 @@
-//! A small world for tests: a batch of endless requests, a true machine, a true acceptance.
+//! A simulated deployment for tests: a batch of endless requests, the machine's true step times and
+//! the drafts' true acceptance.
 
 use super::slo::queue_attended;
 use super::{Learner, Policy, Scratch};

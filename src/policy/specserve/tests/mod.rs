@@ -4,7 +4,7 @@ mod probe;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::slo::{SloState, TPOT_AIM, bearable_us, tpot_bound};
+use crate::policy::slo::{SloState, TPOT_AIM, tolerable_us, tpot_bound};
 use crate::policy::tests::world::{Outcome, Run, World};
 use crate::policy::{Fixed, Learner, Static};
 use crate::protocol::{DecodeView, Micros, PrefillView, Proposal, RequestId};
@@ -304,7 +304,7 @@ fn draft(policy: &SpecServe, step: Step<'_>, confidences: &[f32]) -> Vec<Drafted
 }
 
 /// With nothing drafted, the whole step is certain. No objective that holds may break, unless
-/// prompts are due: then no more requests are let down than prompts are saved.
+/// prompts are due: then no more objectives are sacrificed than prompts are saved.
 fn check_plain_step(policy: &SpecServe, step: Step<'_>) -> Result<(), TestCaseError> {
     let (view, prefill_tokens) = (step.view, step.granted.prefill_tokens);
     let costs = Costs::of(&policy.time, view);
@@ -319,10 +319,10 @@ fn check_plain_step(policy: &SpecServe, step: Step<'_>) -> Result<(), TestCaseEr
             }
         }
     } else if prefill_tokens > policy.options.prefill_tokens_floor {
-        let bearable = view.decoding.iter().filter_map(|row| bearable_us(row, costs.plain_us()));
-        let can_bear_a_step = bearable.filter(|&us| us >= costs.plain_us());
-        let let_down = can_bear_a_step.filter(|&us| step_us > us + 1e-6).count();
-        prop_assert!(let_down <= saved, "{let_down} let down, {saved} saved");
+        let tolerable = view.decoding.iter().filter_map(|row| tolerable_us(row, costs.plain_us()));
+        let tolerates_a_step = tolerable.filter(|&us| us >= costs.plain_us());
+        let sacrificed = tolerates_a_step.filter(|&us| step_us > us + 1e-6).count();
+        prop_assert!(sacrificed <= saved, "{sacrificed} sacrificed, {saved} saved");
     }
     Ok(())
 }

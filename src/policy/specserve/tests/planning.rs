@@ -26,7 +26,7 @@ fn bounds_of_requests_that_are_behind_give_way_where_these_get_more_tokens_witho
     };
     // Alone, each asks for a step that is short for its own tokens, and drafts provide them.
     assert!(drafts(vec![behind(8); 3]) > 0);
-    // The one that can't draft asks for a plain step, in which nobody catches up.
+    // The one that can't draft asks for a plain step, in which none of them catches up.
     assert!(drafts(vec![behind(8), behind(8), behind(8), behind(0)]) > 0);
     // Without its bound it would only wait longer, for the drafts of requests without objectives.
     assert_eq!(drafts(vec![behind(0), row(100, None), row(100, None), row(100, None)]), 0);
