@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use specserve::actors::{AdmissionPolicy, Engine, EngineOptions, Polling};
 use specserve::executor::{Executor, ShadowExecutor, ShadowOptions};
-use specserve::policy::{Fixed, Policy};
+use specserve::policy::{Fixed, Learner, Static};
 use specserve::protocol::{
     DrafterNeeds, ExecutorInfo, Micros, MonotonicClock, SamplingParams, Slo, Submission, TokenEvent,
 };
@@ -63,8 +63,8 @@ fn submission(seed: u32) -> Submission {
 }
 
 async fn measure(requests: u32, draft_tokens: u32, polling: Polling) {
-    let build = move || -> Result<(Box<dyn Executor>, Box<dyn Policy>), String> {
-        Ok((Box::new(ShadowExecutor::new(shadow())), Box::new(Fixed { draft_tokens })))
+    let build = move || -> Result<(Box<dyn Executor>, Box<dyn Learner>), String> {
+        Ok((Box::new(ShadowExecutor::new(shadow())), Box::new(Static::new(Fixed { draft_tokens }))))
     };
     let engine = Engine::start(build, options(polling)).expect("starts");
     let mut tasks = Vec::new();

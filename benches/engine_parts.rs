@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use specserve::engine::EngineCore;
 use specserve::executor::{ShadowExecutor, ShadowOptions};
-use specserve::policy::Fixed;
+use specserve::policy::{Fixed, Scratch, Static};
 use specserve::protocol::{
     Clock, DrafterNeeds, ExecutorInfo, GenerationRequest, MonotonicClock, RequestId, SamplingParams, Slo,
 };
@@ -46,12 +46,13 @@ fn run(draft_tokens: u32, times: &mut [Vec<Duration>; 5]) {
     let info = ExecutorInfo { batch_tokens_max: 1024, ..small.info };
     let mut executor = ShadowExecutor::new(ShadowOptions { info, ..small });
     let clock = MonotonicClock::start();
-    let mut core = EngineCore::new(scheduler(), Box::new(Fixed { draft_tokens }));
+    let mut core = EngineCore::new(scheduler(), Box::new(Static::new(Fixed { draft_tokens })));
+    let mut scratch = Scratch::default();
     let mut plan = core.begin(clock.now());
     while let Some(current) = plan.take() {
         let timed = times[0].len() < STEPS && is_steady(&current);
-        let drafted = draft(&mut executor, current, &clock);
-        let (selected, select) = time(|| drafted.select());
+        let drafted = draft(&mut executor, current, &mut scratch, &clock);
+        let (selected, select) = time(|| drafted.select(&mut scratch));
         let result = verify(&mut executor, selected, &clock).expect("verifies");
         let (finished, commit) = time(|| core.finish(result, clock.now()).expect("in flight"));
         let (next, planning) = time(|| core.begin(clock.now()));

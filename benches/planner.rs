@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use specserve::policy::planner::{Curve, Problem, Row, Scratch, solve};
+use specserve::policy::planner::{Buffers, Curve, Problem, Row, solve};
 use specserve::policy::slo::TpotBound;
 use specserve::random::SplitMix64;
 
@@ -65,9 +65,9 @@ fn planner(criterion: &mut Criterion) {
         ("plan_256x8_context_slo", problem(&tight_context[..], 0)),
     ];
     for (name, problem) in cases {
-        let (mut scratch, mut lengths) = (Scratch::default(), Vec::new());
+        let (mut buffers, mut lengths) = (Buffers::default(), Vec::new());
         criterion.bench_function(name, |bencher| {
-            bencher.iter(|| black_box(solve(black_box(&problem), &mut scratch, &mut lengths)));
+            bencher.iter(|| black_box(solve(black_box(&problem), &mut buffers, &mut lengths)));
         });
     }
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use common::{Played, cpu, embedded, play, request};
 use specserve::drafting::{NgramOptions, WithPromptLookup};
 use specserve::model::random::{RandomOptions, random_model};
-use specserve::policy::Fixed;
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
+use specserve::policy::{Fixed, Static};
 use specserve::protocol::{GenerationRequest, ModelRole, RequestId, SamplingParams};
 use specserve::timing::profile::Profile;
 
@@ -26,7 +26,7 @@ fn requests(count: usize, sampling: &SamplingParams) -> Vec<GenerationRequest> {
 
 fn plain(requests: &[GenerationRequest]) -> BTreeMap<RequestId, Played> {
     let mut executor = cpu(embedded(ModelRole::Target), None, AMPLE_BLOCKS);
-    play(&mut executor, Box::new(Fixed::NONE), 1, requests)
+    play(&mut executor, Box::new(Static::new(Fixed::NONE)), 1, requests)
 }
 
 fn assert_same_words(
@@ -51,7 +51,7 @@ fn every_draft_length_and_batch_size_says_what_plain_decoding_says() {
             // few requests where few run at a time: the same number of steps for each size
             let some = &all[..(batch as usize).clamp(3, 32)];
             for draft_tokens in 1..=8 {
-                let ours = play(&mut executor, Box::new(Fixed { draft_tokens }), batch, some);
+                let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), batch, some);
                 let how = format!("at t {}, batch {batch}, k {draft_tokens}", sampling.temperature);
                 assert_same_words(&ours, &plain, some, &how);
                 let accepted: u32 = ours.values().map(|one| one.summary.speculation.accepted).sum();
@@ -79,7 +79,7 @@ fn filters_penalties_and_bias_are_applied_inside_verification() {
     assert_ne!(plain, self::plain(&requests(8, &temperature(0.9))), "the parameters matter");
     let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
     for draft_tokens in [1, 4, 8] {
-        let ours = play(&mut executor, Box::new(Fixed { draft_tokens }), 4, &all);
+        let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), 4, &all);
         assert_same_words(&ours, &plain, &all, &format!("with every parameter, k {draft_tokens}"));
     }
 }
@@ -90,7 +90,7 @@ fn preemption_in_mid_flight_changes_nothing() {
         let all = requests(8, &sampling);
         let plain = plain(&all);
         let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), 16);
-        let ours = play(&mut executor, Box::new(Fixed { draft_tokens: 4 }), 8, &all);
+        let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 8, &all);
         assert_same_words(&ours, &plain, &all, "under preemption");
         let preemptions: u32 = ours.values().map(|one| one.summary.preemptions).sum();
         assert!(preemptions > 0, "sixteen blocks were meant to be too few");
@@ -104,7 +104,7 @@ fn a_draft_of_noise_costs_time_and_not_a_word() {
         let all = requests(7, &sampling);
         let plain = plain(&all);
         let mut executor = cpu(embedded(ModelRole::Target), Some(draft.clone()), AMPLE_BLOCKS);
-        let ours = play(&mut executor, Box::new(Fixed { draft_tokens: 4 }), 7, &all);
+        let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 7, &all);
         assert_same_words(&ours, &plain, &all, "with a random draft");
     }
 }
@@ -115,7 +115,7 @@ fn a_draft_equal_to_the_target_is_always_accepted() {
         let all = requests(7, &sampling);
         let plain = plain(&all);
         let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Target)), AMPLE_BLOCKS);
-        let ours = play(&mut executor, Box::new(Fixed { draft_tokens: 3 }), 7, &all);
+        let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 3 })), 7, &all);
         assert_same_words(&ours, &plain, &all, "with the target as its own draft");
         for one in ours.values() {
             let stats = one.summary.speculation;
@@ -153,7 +153,7 @@ fn drafts_that_were_looked_up_change_nothing() {
         let plain = plain(&all);
         let executor = cpu(embedded(ModelRole::Target), None, AMPLE_BLOCKS);
         let mut executor = WithPromptLookup::new(Box::new(executor), NgramOptions::default());
-        let ours = play(&mut executor, Box::new(Fixed { draft_tokens: 4 }), 4, &all);
+        let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 4, &all);
         assert_same_words(&ours, &plain, &all, "with prompt lookup");
         let drafted: u32 = ours.values().map(|one| one.summary.speculation.drafted).sum();
         assert!(drafted > 0, "stories repeat themselves");

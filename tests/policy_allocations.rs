@@ -4,10 +4,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use specserve::policy::Policy;
-use specserve::policy::planner::{Curve, Problem, Row, Scratch, solve};
+use specserve::policy::planner::{Buffers, Curve, Problem, Row, solve};
 use specserve::policy::slo::TpotBound;
 use specserve::policy::specserve::{SpecServe, SpecServeOptions};
+use specserve::policy::{Policy, Scratch};
 use specserve::protocol::{
     DecodeView, DraftedRow, Micros, Proposal, RequestId, Step, StepDecision, StepView,
 };
@@ -113,9 +113,9 @@ fn solving_allocates_nothing_in_steady_state() {
         unpriced_us: 0.0,
         rows_max: 1024,
     };
-    let (mut scratch, mut lengths) = (Scratch::default(), Vec::new());
+    let (mut buffers, mut lengths) = (Buffers::default(), Vec::new());
     let allocations = in_steady_state(|| {
-        solve(&problem, &mut scratch, &mut lengths).expect("a plan");
+        solve(&problem, &mut buffers, &mut lengths).expect("a plan");
     });
     assert_eq!(allocations, 0);
 }
@@ -123,8 +123,8 @@ fn solving_allocates_nothing_in_steady_state() {
 #[test]
 fn a_step_allocates_only_the_decision_it_returns() {
     let (policy, view) = (policy(), view());
-    let mut decision = StepDecision::default();
-    let allocations = in_steady_state(|| decision = policy.plan(&view));
+    let (mut scratch, mut decision) = (Scratch::default(), StepDecision::default());
+    let allocations = in_steady_state(|| decision = policy.plan(&view, &mut scratch));
     assert_eq!(allocations, 1);
     assert!(decision.drafts.iter().any(|&drafts| drafts > 0));
 }
@@ -143,12 +143,12 @@ fn extending_and_selecting_allocate_nothing() {
         .collect();
     let active: Vec<u32> = (0..REQUESTS as u32).collect();
     let step = Step { view: &view, granted: &granted };
-    let (mut keep, mut lengths) = (Vec::new(), Vec::new());
+    let (mut scratch, mut keep, mut lengths) = (Scratch::default(), Vec::new(), Vec::new());
     let allocations = in_steady_state(|| {
         keep.clear();
         lengths.clear();
-        policy.extend(step, &rows, &active, &mut keep);
-        policy.select(step, &rows, &mut lengths);
+        policy.extend(step, &rows, &active, &mut scratch, &mut keep);
+        policy.select(step, &rows, &mut scratch, &mut lengths);
     });
     assert_eq!(allocations, 0);
     assert_eq!(lengths.len(), REQUESTS);

@@ -9,6 +9,7 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use tokio::sync::oneshot;
 
 use crate::executor::Executor;
+use crate::policy::Scratch;
 use crate::protocol::{Clock, ExecutorError, ExecutorInfo};
 use crate::step::{self, StepPlan, StepResult, panic_message};
 
@@ -160,8 +161,9 @@ async fn poll<T>(
 }
 
 fn serve(mut executor: Box<dyn Executor>, jobs: &Receiver<Job>, clock: &dyn Clock, polling: Duration) {
+    let mut scratch = Scratch::default();
     while let Some(Job { plan, reply }) = next_job(jobs, clock, polling) {
-        let result = guarded(|| step::run(executor.as_mut(), *plan, clock).map(Box::new));
+        let result = guarded(|| step::run(executor.as_mut(), *plan, &mut scratch, clock).map(Box::new));
         // the step may have been abandoned meanwhile
         let _ = reply.send(result);
     }

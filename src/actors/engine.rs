@@ -23,7 +23,7 @@ use super::messages::{
 };
 use super::supervisor::{ActorRefs, Supervisor, SupervisorArguments};
 use crate::executor::Executor;
-use crate::policy::Policy;
+use crate::policy::Learner;
 use crate::protocol::{
     AdmissionError, Clock, Ending, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission,
 };
@@ -91,7 +91,7 @@ impl Engine {
     /// What `build` says, or why a thread or actor could not be started.
     pub fn start<B>(build: B, options: EngineOptions) -> Result<Engine, String>
     where
-        B: FnOnce() -> Result<(Box<dyn Executor>, Box<dyn Policy>), String> + Send + 'static,
+        B: FnOnce() -> Result<(Box<dyn Executor>, Box<dyn Learner>), String> + Send + 'static,
     {
         let DeviceThread { device, info, beside: learner, thread: device_thread } =
             DeviceThread::start(build, options.clock.clone(), options.polling)?;

@@ -19,7 +19,7 @@ use super::messages::{
 use super::slo_monitor::{SloMonitor, SloMonitorArguments};
 use super::verifier::{Verifier, VerifierArguments};
 use crate::engine::EngineCore;
-use crate::policy::Policy;
+use crate::policy::Learner;
 use crate::protocol::{Clock, ExecutorInfo, Micros, RequestFailure};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::telemetry::MetricsConfig;
@@ -40,7 +40,7 @@ pub struct SupervisorArguments {
     /// Bounds of the scheduler.
     pub limits: SchedulerLimits,
     /// The policy's learner, with what it knows already.
-    pub learner: Box<dyn Policy>,
+    pub learner: Box<dyn Learner>,
     /// The executor's properties.
     pub info: Arc<ExecutorInfo>,
     /// What the metrics say of the deployment.

@@ -7,7 +7,7 @@ use super::messages::DrafterMessage;
 use super::*;
 use crate::executor::{Drafter, Executor, ShadowExecutor, ShadowOptions, Target};
 use crate::policy::slo::Infeasible;
-use crate::policy::{Fixed, Policy};
+use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{
     AdmissionError, Compaction, DraftForest, DraftSeed, DrafterNeeds, Ending, ExecutorError, ExecutorInfo,
     FinishReason, Generation, Micros, ModelRole, MonotonicClock, NodeId, RequestFailure, SamplingParams,
@@ -43,10 +43,14 @@ fn shadow() -> ShadowOptions {
 }
 
 fn start(shadow: ShadowOptions, options: EngineOptions) -> Engine {
-    start_with(ShadowExecutor::new(shadow), Box::new(Fixed { draft_tokens: 4 }), options)
+    start_with(ShadowExecutor::new(shadow), Box::new(Static::new(Fixed { draft_tokens: 4 })), options)
 }
 
-fn start_with(executor: impl Executor + 'static, learner: Box<dyn Policy>, options: EngineOptions) -> Engine {
+fn start_with(
+    executor: impl Executor + 'static,
+    learner: Box<dyn Learner>,
+    options: EngineOptions,
+) -> Engine {
     Engine::start(move || Ok((Box::new(executor), learner)), options).expect("starts")
 }
 
@@ -271,7 +275,7 @@ impl Target for Slow {
 
 fn start_slow(step: Duration, options: EngineOptions) -> Engine {
     let executor = Slow { shadow: ShadowExecutor::new(shadow()), step };
-    start_with(executor, Box::new(Fixed { draft_tokens: 4 }), options)
+    start_with(executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), options)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -340,7 +344,7 @@ impl Drafter for Panics {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_in_the_executor_is_a_device_error() {
     let executor = Panics(ShadowExecutor::new(shadow()));
-    let engine = start_with(executor, Box::new(Fixed { draft_tokens: 4 }), options());
+    let engine = start_with(executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), options());
     let generation = engine.handle().submit(submission(1, 30, 5)).await.expect("admitted");
     let (_, end) = listen(generation).await;
     assert!(
@@ -359,8 +363,8 @@ impl Policy for MillisecondAToken {
         "a millisecond a token".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
-        Fixed::NONE.plan(view)
+    fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision {
+        Fixed::NONE.plan(view, scratch)
     }
 
     fn check_feasible(&self, slo: &Slo, prompt_tokens: u32, _: u32) -> Result<(), Infeasible> {
@@ -371,10 +375,6 @@ impl Policy for MillisecondAToken {
             }
             _ => Ok(()),
         }
-    }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
     }
 }
 
@@ -387,7 +387,8 @@ async fn an_impossible_objective_is_refused_or_served_and_counted_as_configured(
     for refuse_infeasible in [true, false] {
         let refusals = AdmissionPolicy { refuse_infeasible, refuse_late: false };
         let options = EngineOptions { refusals, ..options() };
-        let engine = start_with(ShadowExecutor::new(shadow()), Box::new(MillisecondAToken), options);
+        let engine =
+            start_with(ShadowExecutor::new(shadow()), Box::new(Static::new(MillisecondAToken)), options);
         let answer = engine.handle().submit(in_time(submission(1, 50, 3), 49)).await;
         if refuse_infeasible {
             let refusal = answer.expect_err("50 ms is the best");
@@ -413,7 +414,7 @@ async fn a_request_that_the_queue_makes_late_is_refused_where_the_config_says_so
     let mut options = EngineOptions { refusals, ..options() };
     options.limits.running_requests_max = 1;
     let executor = Slow { shadow: ShadowExecutor::new(shadow()), step: Duration::from_millis(5) };
-    let engine = start_with(executor, Box::new(MillisecondAToken), options);
+    let engine = start_with(executor, Box::new(Static::new(MillisecondAToken)), options);
     let running = engine.handle().submit(submission(1, 50, 900)).await.expect("runs");
     eventually(engine.handle(), "it runs", |state| state["scheduler"]["running"] == 1).await;
     let waiting = engine.handle().submit(in_time(submission(2, 60, 3), 100)).await.expect("is next");

@@ -3,7 +3,7 @@
 //! It drives an [`Executor`] through the same calls as the engine does, over a grid of
 //! batch shapes (`grid.rs`), in sweeps that visit every shape in another order, so that a
 //! machine that warms up or slows down does not look like a trend over rows. Medians over
-//! sweeps are fitted (DESIGN, section 7); some points are held out of a second fit, whose
+//! sweeps are fitted (docs/policy.md, "Time"); some points are held out of a second fit, whose
 //! error on them is the error that is reported. docs/analyzer.md says more.
 #![forbid(unsafe_code)]
 

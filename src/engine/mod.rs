@@ -14,7 +14,7 @@
 
 use std::sync::Arc;
 
-use crate::policy::{Fixed, Policy};
+use crate::policy::{Fixed, Learner, Policy};
 use crate::protocol::{DeviceIdle, Ending, GenerationRequest, Micros, RequestFailure, RequestId, StepReport};
 use crate::scheduler::{Scheduler, SchedulerGauges};
 use crate::step::{Delivery, SpeculationFault, StepPlan, StepResult};
@@ -23,7 +23,7 @@ use crate::step::{Delivery, SpeculationFault, StepPlan, StepResult};
 #[derive(Debug)]
 pub struct EngineCore {
     scheduler: Scheduler,
-    learner: Box<dyn Policy>,
+    learner: Box<dyn Learner>,
     /// The learner's latest snapshot.
     policy: Arc<dyn Policy>,
     plain: Arc<dyn Policy>,
@@ -65,7 +65,7 @@ pub struct Learned {
 
 impl EngineCore {
     /// An idle engine.
-    pub fn new(scheduler: Scheduler, learner: Box<dyn Policy>) -> EngineCore {
+    pub fn new(scheduler: Scheduler, learner: Box<dyn Learner>) -> EngineCore {
         EngineCore {
             scheduler,
             policy: learner.snapshot(),
@@ -165,7 +165,7 @@ impl EngineCore {
     }
 
     /// The learner, to look at.
-    pub fn learner(&self) -> &dyn Policy {
+    pub fn learner(&self) -> &dyn Learner {
         &*self.learner
     }
 

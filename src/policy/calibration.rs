@@ -1,12 +1,12 @@
-//! From the draft's probability of its token to the chance that the target takes it.
+//! Maps the draft's probability of a token to the probability that the target accepts it.
 //!
-//! A reliability table per position group and per kind of sampling: accepted share in
-//! bins of draft probability, with exponential forgetting. Sparse cells lean on the
-//! pooled table of all positions, which leans on a warm start; the curve that is read is
-//! made monotone and interpolated between bins. Acceptance is defined conditionally: a
-//! draft teaches only if all drafts before it were accepted, because behind a rejected
-//! one the target never said what it would have taken (censoring). Selection by draft
-//! probability does not bias the table, since the table is conditioned on it.
+//! A reliability table per position group and sampling mode: acceptance rates in bins of draft
+//! probability, with exponential decay. Sparse cells are pulled towards the table pooled over all
+//! positions, and that towards a warm start; the curve is made monotone (pool adjacent violators)
+//! and interpolated between bins. Acceptance is conditional: a draft is a sample only if all
+//! drafts before it were accepted, because the target's choice after a rejection is unobserved
+//! (censoring). Selecting by draft probability does not bias the table, which conditions on it.
+//! The input is the step report; docs/policy.md, section "Survival".
 
 use serde::{Deserialize, Serialize};
 
@@ -14,15 +14,15 @@ use crate::protocol::StepReport;
 use crate::stats::isotonic::make_monotone;
 use crate::timing::reliability::{BINS, EDGES, Reliability, bin, centre};
 
-/// Positions are told apart as first, second, third and fourth, later.
+/// Position groups: first, second, third and fourth, later.
 pub const POSITION_GROUPS: usize = 4;
 /// Temperature 0, and all others: the draft's probability means different things there.
 const KINDS: usize = 2;
-/// Verified drafts after which an observation counts half.
+/// Half-life of an observation, in verified drafts.
 const HALF_LIFE_TOKENS: f64 = 4096.0;
-/// Observations of the pooled table that a position group's own must outweigh.
+/// Weight of the pooled table as the prior of a position group, in observations.
 const POOLED_STRENGTH: f64 = 24.0;
-/// Calibrated acceptance never reaches 0 or 1: a table can't know that.
+/// Bounds on calibrated acceptance: finite evidence never justifies 0 or 1.
 const ACCEPTANCE_RANGE: (f64, f64) = (0.005, 0.995);
 /// Bins of the calibration-error tracker.
 const ERROR_BINS: usize = 10;
@@ -107,7 +107,7 @@ impl Calibration {
         self.cells[kind(greedy)][group(position)][bin(probability)].add(accepted);
     }
 
-    /// Learns from all drafts of a step that teach.
+    /// Learns from a step's uncensored drafts.
     pub fn observe(&mut self, report: &StepReport) {
         let mut tokens = 0;
         for row in &report.drafted {
@@ -118,8 +118,8 @@ impl Calibration {
                 continue;
             };
             let teaching = verified.min(accepted + 1) as usize;
-            for (place, proposal) in row.proposals.iter().take(teaching).enumerate() {
-                let position = place as u32 + 1;
+            for (depth, proposal) in row.proposals.iter().take(teaching).enumerate() {
+                let position = depth as u32 + 1;
                 let greedy = view.temperature == 0.0;
                 self.learn(proposal.probability, position, greedy, position <= accepted);
                 tokens += 1;
@@ -130,13 +130,13 @@ impl Calibration {
         }
     }
 
-    /// Forgets as much as `tokens` new observations ask for, and redraws the curves.
+    /// Decays the table for `tokens` new observations and recomputes the curves.
     pub fn settle(&mut self, tokens: u32) {
         let factor = (-f64::from(tokens) / HALF_LIFE_TOKENS).exp2();
         self.cells.iter_mut().flatten().flatten().for_each(|cell| cell.fade(factor));
         self.error.fade(factor);
         for kind in 0..KINDS {
-            // Where nothing was ever seen, there is nothing to forget either.
+            // A table without observations has nothing to decay.
             if self.cells[kind].iter().flatten().any(|cell| cell.seen > 0.0) {
                 self.redraw(kind);
             }
@@ -148,7 +148,7 @@ impl Calibration {
         self.error.expected()
     }
 
-    /// The curves and their support, for people.
+    /// The curves and their support, for `/v1/engine/state`.
     pub fn state(&self) -> serde_json::Value {
         let seen = |kind: usize| -> f64 { self.cells[kind].iter().flatten().map(|cell| cell.seen).sum() };
         serde_json::json!({

@@ -1,8 +1,7 @@
-//! Always the same draft length; zero is plain decoding.
+//! `fixed:K` and `none`: a constant draft length; zero is plain decoding. Looks at nothing but the
+//! batch's composition.
 
-use std::sync::Arc;
-
-use super::Policy;
+use super::{Policy, Scratch};
 use crate::protocol::{StepDecision, StepView};
 
 /// `fixed:K` drafts `K` tokens for every sequence in every step; `none` is `fixed:0`.
@@ -25,15 +24,12 @@ impl Policy for Fixed {
         }
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         StepDecision {
             drafts: view.decoding.iter().map(|row| self.draft_tokens.min(row.drafts_max)).collect(),
             prefill_tokens: view.prefill_tokens_max,
             warm_draft: self.draft_tokens > 0,
+            ..StepDecision::default()
         }
-    }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
     }
 }

@@ -1,14 +1,17 @@
 //! Speculation policies: how much to draft, what to verify, how much to prefill.
 //!
-//! A policy is pure. Its decisions are functions of what it has learned and of the
-//! [`StepView`] it is shown; it reads no clock and draws no randomness. Learning
-//! happens in one place, [`Policy::observe`], called by the SLO monitor after each
-//! step; everybody else holds an immutable snapshot ([`Policy::snapshot`]).
-//! Because verification is lossless under any choice (DESIGN, section 5), a policy
-//! can make an answer late but never wrong.
+//! A [`Policy`] is a pure function of what it knows and of the [`StepView`] it is given: it reads
+//! no clock and draws no random numbers. It is immutable and shared as `Arc<dyn Policy>`. A
+//! [`Learner`] owns the knowledge, updates it from the report of each step, and publishes
+//! snapshots. It lives in the engine core
+//! (`engine`).
+//!
+//! A policy can make an answer late but never wrong: every token is the target's own choice, and
+//! drafts only decide how many are known after one pass. docs/policy.md has the mathematics.
 #![forbid(unsafe_code)]
 
 mod fixed;
+mod learner;
 
 pub mod baselines;
 pub mod calibration;
@@ -19,11 +22,20 @@ pub mod specserve;
 pub mod survival;
 
 use std::fmt::Debug;
-use std::sync::Arc;
 
 pub use fixed::Fixed;
+pub use learner::{Learner, Static};
 
-use crate::protocol::{DraftedRow, Micros, Slo, Step, StepDecision, StepReport, StepView};
+use crate::protocol::{DraftedRow, Slo, Step, StepDecision, StepView};
+
+/// Buffers that the deciding methods of [`Policy`] reuse, so that they allocate nothing in steady
+/// state. The contents mean nothing between calls: any scratch will do for any call, on any
+/// thread. Whoever calls a policy owns one.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    specserve: specserve::Workspace,
+    verifier: baselines::VerifierBuffers,
+}
 
 /// Decides how each step speculates. See the module's documentation.
 pub trait Policy: Send + Sync + Debug {
@@ -31,42 +43,37 @@ pub trait Policy: Send + Sync + Debug {
     fn name(&self) -> String;
 
     /// Before a step: how far each sequence may draft, and how much to prefill.
-    fn plan(&self, view: &StepView) -> StepDecision;
+    fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision;
 
-    /// Between two draft calls: which rows draft one more. `rows` are all rows that
-    /// drafted in this step, those that have stopped too; `active` are ascending indices
-    /// into `rows` of those that just got a proposal and are below their planned length.
-    /// Write the members of `active` that go on, ascending. By default all do.
-    fn extend(&self, step: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
-        let _ = (step, rows);
+    /// Between two draft calls: which rows draft another token. `rows` are all rows that
+    /// drafted in this step, including those that have stopped; `active` are ascending indices
+    /// into `rows` of those that just got a proposal and are below their granted length.
+    /// Appends the members of `active` that continue to `keep`, ascending. Default: all.
+    fn extend(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        active: &[u32],
+        scratch: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
+        let _ = (step, rows, scratch);
         keep.extend_from_slice(active);
     }
 
-    /// After drafting: how many of each row's proposals the target verifies; write one
-    /// length per row, at most its proposals. By default all.
-    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
-        let _ = step;
+    /// After drafting: how many of each row's proposals the target verifies. Appends one length
+    /// per row to `lengths`, at most the row's proposals. Default: all.
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, lengths: &mut Vec<u32>) {
+        let _ = (step, scratch);
         lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
     }
 
-    /// Learns from a step.
-    fn observe(&mut self, report: &StepReport) {
-        let _ = report;
-    }
-
-    /// How long a step should have taken given what it did, before it is learned from; for
-    /// metrics and the watchdog. `None` for policies that predict no times.
-    fn predict(&self, report: &StepReport) -> Option<Micros> {
-        let _ = report;
-        None
-    }
-
-    /// Whether an objective can be met by plain decoding of this one request, when
-    /// `prompt_tokens` are prefilled in chunks of `chunk_tokens` before its first token (its
-    /// own prompt, and those that wait before it). `Ok` for policies without a time model.
+    /// Whether plain decoding meets the objectives of a request that runs alone, with
+    /// `prompt_tokens` (its own prompt and those queued ahead) prefilled in chunks of
+    /// `chunk_tokens` before its first token. `Ok` for policies without a time model.
     ///
     /// # Errors
-    /// The objective that can't be met, and the best that can be hoped for.
+    /// The objective that can't be met, and the best value that the machine can reach.
     fn check_feasible(
         &self,
         slo: &Slo,
@@ -76,15 +83,7 @@ pub trait Policy: Send + Sync + Debug {
         let _ = (slo, prompt_tokens, chunk_tokens);
         Ok(())
     }
-
-    /// An immutable copy of what is known now.
-    fn snapshot(&self) -> Arc<dyn Policy>;
-
-    /// What has been learned, for `/v1/engine/state`.
-    fn state(&self) -> serde_json::Value {
-        serde_json::json!({ "policy": self.name() })
-    }
 }
 
 #[cfg(test)]
-mod testbed;
+mod tests;

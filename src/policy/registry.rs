@@ -1,4 +1,5 @@
-//! Policies by the names that the config and the command line use.
+//! Policies by the names that the config and the command line use: parses a name, and builds the
+//! policy's learner from a profile and its options.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,9 +7,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::baselines::{AdaSpec, AdaSpecGate, AdaSpecVerifier, SmartSpec, Threshold};
-use super::specserve::{SpecServe, SpecServeOptions};
+use super::specserve::{SpecServeLearner, SpecServeOptions};
 use super::survival::POSITIONS_MAX;
-use super::{Fixed, Policy};
+use super::{Fixed, Learner, Static};
 use crate::timing::ProfileError;
 use crate::timing::cost_model::CostModel;
 use crate::timing::profile::Profile;
@@ -57,7 +58,7 @@ impl PolicyName {
     }
 }
 
-/// A name that is no policy's.
+/// An unknown policy name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown policy {0:?}; known are {POLICY_NAMES}")]
 pub struct UnknownPolicy(pub String);
@@ -119,7 +120,7 @@ impl From<PolicyName> for String {
     }
 }
 
-/// Settings of the policies that have any.
+/// Options of the policies.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicyOptions {
     /// Of `specserve`; its `draft_tokens_max` holds for all policies that choose a length.
@@ -131,7 +132,7 @@ pub struct PolicyOptions {
 /// Why a policy can't be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// It plans with measured times and there are none.
+    /// The policy plans with measured times, and there is no profile.
     #[error("policy {0} needs a profile; make one with `specserve profile`")]
     NeedsProfile(PolicyName),
     /// The profile is unusable.
@@ -139,7 +140,7 @@ pub enum BuildError {
     Profile(#[from] ProfileError),
 }
 
-/// Builds a policy. `profile` may be absent for `none`, `fixed:K` and `threshold:P`.
+/// Builds a policy's learner. `profile` may be absent for `none`, `fixed:K` and `threshold:P`.
 ///
 /// # Errors
 /// [`BuildError`].
@@ -147,21 +148,23 @@ pub fn build(
     name: PolicyName,
     profile: Option<&Profile>,
     options: &PolicyOptions,
-) -> Result<Box<dyn Policy>, BuildError> {
+) -> Result<Box<dyn Learner>, BuildError> {
     let draft_tokens_max = options.specserve.draft_tokens_max;
     let cost = || -> Result<CostModel, BuildError> {
         Ok(profile.ok_or(BuildError::NeedsProfile(name))?.cost_model()?)
     };
     Ok(match name {
-        PolicyName::None => Box::new(Fixed::NONE),
-        PolicyName::Fixed(draft_tokens) => Box::new(Fixed { draft_tokens }),
-        PolicyName::Threshold(probability) => Box::new(Threshold { probability, draft_tokens_max }),
+        PolicyName::None => Box::new(Static::new(Fixed::NONE)),
+        PolicyName::Fixed(draft_tokens) => Box::new(Static::new(Fixed { draft_tokens })),
+        PolicyName::Threshold(probability) => {
+            Box::new(Static::new(Threshold { probability, draft_tokens_max }))
+        }
         PolicyName::SmartSpec => Box::new(SmartSpec::new(cost()?, draft_tokens_max)),
         PolicyName::AdaSpec => Box::new(AdaSpec::new(cost()?, draft_tokens_max, options.adaspec_gate)),
-        PolicyName::AdaSpecVerifier => Box::new(AdaSpecVerifier::new(cost()?, draft_tokens_max)),
+        PolicyName::AdaSpecVerifier => Box::new(Static::new(AdaSpecVerifier::new(cost()?, draft_tokens_max))),
         PolicyName::SpecServe => {
             let warm_start = profile.and_then(|profile| profile.reliability.clone());
-            Box::new(SpecServe::new(cost()?, warm_start, options.specserve.clone()))
+            Box::new(SpecServeLearner::new(cost()?, warm_start, options.specserve.clone()))
         }
     })
 }
@@ -188,10 +191,10 @@ mod tests {
         for text in GOOD {
             let name: PolicyName = text.parse().unwrap();
             assert_eq!(name.to_string(), text);
-            let policy = build(name, Some(&profile), &PolicyOptions::default()).unwrap();
-            assert_eq!(policy.name(), text);
-            assert_eq!(policy.state()["policy"], text);
-            assert_eq!(policy.snapshot().name(), text);
+            let learner = build(name, Some(&profile), &PolicyOptions::default()).unwrap();
+            assert_eq!(learner.name(), text);
+            assert_eq!(learner.state()["policy"], text);
+            assert_eq!(learner.snapshot().name(), text);
         }
     }
 

@@ -3,37 +3,37 @@
 //! A request with objective `τ` that has `n` tokens out since its first, `a` microseconds
 //! after its first, has after a step of length `T` that yields `E` tokens a mean time per
 //! token of `(a + T)/(n + E)`. So the step may last at most `τ·(n + E) − a`: the credit
-//! `τ·n − a` earned so far plus `τ` for each token of this step.
+//! `τ·n − a` earned so far plus `τ` for each token of this step (docs/slo.md). The inputs are the
+//! views of the step and the prefill terms of the time model.
 
 use crate::protocol::{DecodeView, PrefillView, Slo};
 use crate::timing::cost_model::prefill_attended;
 
-/// Share of its TPOT objective that a request is led along.
+/// Fraction of the TPOT objective that the planner aims for, leaving headroom.
 pub const TPOT_AIM: f64 = 0.94;
-/// Share of its TPOT objective that a late request is led along until it has caught up; more
-/// where a plain step takes more.
-pub const LATE_AIM: f64 = 0.75;
+/// Fraction of the TPOT objective that the planner aims for while a request catches up, unless a
+/// plain step takes longer.
+pub const RECOVERY_AIM: f64 = 0.75;
 
-/// Share of the time left to its TTFT objective in which a prompt is to be prefilled: steps
-/// take longer than a plain one, and more prompts will arrive.
+/// Fraction of the time left until the TTFT deadline in which a prompt is planned to be
+/// prefilled, leaving headroom for speculative steps and later arrivals.
 pub const TTFT_AIM: f64 = 0.6;
-/// Plain steps within which a request must be able to win back what prefill that is due
-/// takes from it; with speculation it takes fewer.
+/// Plain steps within which a request must be able to make up for a step that was lengthened by
+/// urgent prefill; with speculation it takes fewer.
 pub const BORROWED_STEPS: f64 = 16.0;
 
-/// How a request stands against its TPOT objective before a step.
+/// A request's state against its TPOT objective before a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It has no TPOT objective.
-    Free,
-    /// A plain step keeps it within its objective: it constrains every step.
-    Holding,
-    /// It is behind, but a plain step makes it no later: steps are kept short, so that it
-    /// catches up.
-    Late,
-    /// Only more than one token in this step would keep its pace. Served first where that
-    /// is possible, otherwise best effort.
-    Short,
+pub enum SloState {
+    /// No TPOT objective.
+    Unconstrained,
+    /// A plain step keeps the request within its objective. Its bound constrains every step.
+    OnTrack,
+    /// Behind its objective, and plain steps are fast enough to catch up. Steps are kept short.
+    Recovering,
+    /// Behind or about to be, and plain steps are too slow: only accepted drafts help. Served
+    /// first where some step keeps all such bounds, otherwise best effort.
+    NeedsSpeculation,
 }
 
 /// Longest step that a request allows, as a function of the tokens that it gets.
@@ -52,36 +52,36 @@ impl TpotBound {
     }
 }
 
-/// Where a request stands, and what it asks of a step, given the length of a plain step.
+/// A request's state and its bound on the step, given the length of a plain step.
 ///
-/// Bounds are held in expectation, but tokens come by chance: a request that is led along its
-/// objective to the last microsecond ends behind it half of the time. So it is led along
-/// [`TPOT_AIM`] of its objective, and one that has fallen behind along less.
-pub fn tpot_bound(row: &DecodeView, plain_us: f64) -> (Standing, Option<TpotBound>) {
-    let Some(tpot) = row.tpot else { return (Standing::Free, None) };
+/// Bounds hold in expectation, but acceptance is random: a request planned to meet its objective
+/// exactly misses it half of the time. Hence the headroom of [`TPOT_AIM`], and of [`RECOVERY_AIM`]
+/// for a request that has fallen behind.
+pub fn tpot_bound(row: &DecodeView, plain_us: f64) -> (SloState, Option<TpotBound>) {
+    let Some(tpot) = row.tpot else { return (SloState::Unconstrained, None) };
     let objective_us = tpot.0 as f64;
     let token_us = objective_us * TPOT_AIM;
     let elapsed_us = row.since_first_token.0 as f64;
     let credit_us = token_us * f64::from(row.output_tokens.saturating_sub(1)) - elapsed_us;
     let bound = TpotBound { credit_us, token_us };
     if plain_us <= bound.deadline_us(1.0) {
-        return (Standing::Holding, Some(bound));
+        return (SloState::OnTrack, Some(bound));
     }
     let credit_us = credit_us.max(0.0);
     if plain_us <= objective_us {
-        let token_us = (objective_us * LATE_AIM).max(plain_us);
-        return (Standing::Late, Some(TpotBound { credit_us, token_us }));
+        let token_us = (objective_us * RECOVERY_AIM).max(plain_us);
+        return (SloState::Recovering, Some(TpotBound { credit_us, token_us }));
     }
-    (Standing::Short, Some(TpotBound { credit_us, token_us: objective_us }))
+    (SloState::NeedsSpeculation, Some(TpotBound { credit_us, token_us: objective_us }))
 }
 
-/// Longest step that a request can bear for the sake of prompts that are due, in
-/// microseconds: plain steps after it win back what it loses, within [`BORROWED_STEPS`].
-/// `None` when it has no objective, or one that plain steps never win back.
+/// Longest step that a request can absorb for the sake of urgent prefill, in microseconds: the
+/// [`BORROWED_STEPS`] plain steps after it bring the request back to its aim. `None` without an
+/// objective, or if plain steps are slower than the aim.
 ///
-/// TPOT is a mean over the whole output, so that a long step now is made up for later. Debts
-/// do not pile up: what earlier steps took is part of `a`.
-pub fn bearable_us(row: &DecodeView, plain_us: f64) -> Option<f64> {
+/// TPOT is a mean over the whole output, so later steps can compensate for a long one. Debts do
+/// not accumulate: earlier delays are part of `a`.
+pub fn tolerable_us(row: &DecodeView, plain_us: f64) -> Option<f64> {
     let token_us = row.tpot?.0 as f64 * TPOT_AIM;
     let credit_us = token_us * f64::from(row.output_tokens) - row.since_first_token.0 as f64;
     (plain_us < token_us).then_some(credit_us + BORROWED_STEPS * (token_us - plain_us))
@@ -130,8 +130,8 @@ pub fn chunk_within(cost: &impl PrefillCost, queue: &[PrefillView], budget_us: f
     fits
 }
 
-/// Prefill tokens that this step needs, so that every request in the queue whose TTFT
-/// objective can still be met will meet it at this pace.
+/// Prefill tokens that this step needs so that, at this pace, every queued request meets its TTFT
+/// objective if it still can.
 ///
 /// The first `i` requests have `C` tokens to go and `L` µs left, of which [`TTFT_AIM`] is
 /// planned with; where that is not enough, all of it is due now. Steps of `T + c·p` µs that
@@ -154,14 +154,14 @@ pub fn prefill_needed(cost: &impl PrefillCost, queue: &[PrefillView], rest_us: f
     (needed.ceil() as u32).min(tokens_max)
 }
 
-/// An objective that can't be met even on an empty machine, with the best that can be done.
+/// An objective that can't be met even on an idle machine, with the best achievable value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Infeasible {
     /// `ttft` or `tpot`.
     pub objective: &'static str,
-    /// What was asked for, in microseconds.
+    /// The requested objective, in microseconds.
     pub asked_us: f64,
-    /// What plain decoding alone on the machine would take, in microseconds.
+    /// The time with plain decoding on an idle machine, in microseconds.
     pub best_us: f64,
 }
 
@@ -176,7 +176,7 @@ impl std::fmt::Display for Infeasible {
     }
 }
 
-/// Checks an objective against plain decoding on an empty machine: `step_us` for one row,
+/// Checks objectives against plain decoding on an idle machine: `step_us` for one row,
 /// and the prompt prefilled in chunks of `chunk_tokens`.
 ///
 /// # Errors
@@ -201,7 +201,7 @@ pub fn check_feasible(
     Ok(())
 }
 
-/// Time to the first token of a prompt that has the machine to itself, in microseconds.
+/// Time to first token of a prompt on an idle machine, in microseconds.
 pub fn ttft_alone_us(prompt_tokens: u32, step_us: f64, chunk_tokens: u32, cost: &impl PrefillCost) -> f64 {
     let chunk = chunk_tokens.max(1);
     let mut total = 0.0;
@@ -252,36 +252,36 @@ mod tests {
     }
 
     #[test]
-    fn a_request_holds_while_a_plain_step_keeps_its_mean_within_the_aim() {
+    fn a_request_is_on_track_while_a_plain_step_keeps_its_mean_within_the_aim() {
         // Ten tokens since the first, aim 94 µs each: 940 µs allowed, 800 spent.
-        let (standing, bound) = tpot_bound(&row(11, 800, Some(100)), 230.0);
-        assert_eq!(standing, Standing::Holding);
+        let (state, bound) = tpot_bound(&row(11, 800, Some(100)), 230.0);
+        assert_eq!(state, SloState::OnTrack);
         assert!((bound.unwrap().deadline_us(1.0) - 234.0).abs() < 1e-9);
         assert!((bound.unwrap().deadline_us(3.0) - 422.0).abs() < 1e-9);
-        assert_eq!(tpot_bound(&row(11, 800, None), 1e9), (Standing::Free, None));
+        assert_eq!(tpot_bound(&row(11, 800, None), 1e9), (SloState::Unconstrained, None));
     }
 
     #[test]
     fn the_first_decode_step_has_no_credit_and_no_debt() {
-        let (standing, bound) = tpot_bound(&row(1, 0, Some(100)), 94.0);
-        assert_eq!((standing, bound.unwrap().credit_us), (Standing::Holding, 0.0));
+        let (state, bound) = tpot_bound(&row(1, 0, Some(100)), 94.0);
+        assert_eq!((state, bound.unwrap().credit_us), (SloState::OnTrack, 0.0));
     }
 
     #[test]
-    fn a_late_request_catches_up_and_a_short_one_needs_speculation() {
-        let (standing, bound) = tpot_bound(&row(11, 1500, Some(100)), 60.0);
-        assert_eq!((standing, bound.unwrap().deadline_us(1.0)), (Standing::Late, 75.0));
-        // A plain step is always allowed to those that are late.
-        let (standing, bound) = tpot_bound(&row(11, 1500, Some(100)), 98.0);
-        assert_eq!((standing, bound.unwrap().deadline_us(1.0)), (Standing::Late, 98.0));
-        let (standing, bound) = tpot_bound(&row(11, 1500, Some(100)), 130.0);
-        assert_eq!((standing, bound.unwrap().deadline_us(2.0)), (Standing::Short, 200.0));
+    fn a_request_behind_recovers_or_needs_speculation() {
+        let (state, bound) = tpot_bound(&row(11, 1500, Some(100)), 60.0);
+        assert_eq!((state, bound.unwrap().deadline_us(1.0)), (SloState::Recovering, 75.0));
+        // A recovering request always allows a plain step.
+        let (state, bound) = tpot_bound(&row(11, 1500, Some(100)), 98.0);
+        assert_eq!((state, bound.unwrap().deadline_us(1.0)), (SloState::Recovering, 98.0));
+        let (state, bound) = tpot_bound(&row(11, 1500, Some(100)), 130.0);
+        assert_eq!((state, bound.unwrap().deadline_us(2.0)), (SloState::NeedsSpeculation, 200.0));
     }
 
     #[test]
     fn a_slightly_late_request_that_a_plain_step_restores_owes_its_debt() {
-        let (standing, bound) = tpot_bound(&row(11, 950, Some(100)), 60.0);
-        assert_eq!(standing, Standing::Holding);
+        let (state, bound) = tpot_bound(&row(11, 950, Some(100)), 60.0);
+        assert_eq!(state, SloState::OnTrack);
         assert!((bound.unwrap().deadline_us(1.0) - 84.0).abs() < 1e-9);
     }
 
@@ -320,14 +320,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_bears_what_a_few_plain_steps_win_back() {
+    fn a_request_tolerates_what_a_few_plain_steps_make_up_for() {
         let token_us = 100.0 * TPOT_AIM;
-        let fresh = bearable_us(&row(1, 0, Some(100)), 60.0).unwrap();
+        let fresh = tolerable_us(&row(1, 0, Some(100)), 60.0).unwrap();
         assert!((fresh - (token_us + BORROWED_STEPS * (token_us - 60.0))).abs() < 1e-9);
-        let indebted = bearable_us(&row(11, 1500, Some(100)), 60.0).unwrap();
+        let indebted = tolerable_us(&row(11, 1500, Some(100)), 60.0).unwrap();
         assert!((fresh - indebted - (1500.0 - 10.0 * token_us)).abs() < 1e-9);
-        assert_eq!(bearable_us(&row(1, 0, Some(100)), 95.0), None);
-        assert_eq!(bearable_us(&row(1, 0, None), 60.0), None);
+        assert_eq!(tolerable_us(&row(1, 0, Some(100)), 95.0), None);
+        assert_eq!(tolerable_us(&row(1, 0, None), 60.0), None);
     }
 
     #[test]

@@ -1,38 +1,38 @@
 //! Survival of draft tokens: measured where drafted, forecast where not.
 //!
 //! `S(r,i) = Π_{j≤i} c(q_{r,j}, j)`. For a position that has no draft yet, `c` is forecast
-//! as (mean calibrated confidence at that position) × (how sure the draft has been of this
-//! request lately, relative to that mean). All drafted tokens teach the forecast, accepted or
-//! not: it predicts confidence, and confidence is known as soon as a token is drafted.
+//! as (mean calibrated confidence at that position) × (the request's recent confidence relative
+//! to that mean). Every drafted token is a sample, accepted or not: the forecast predicts
+//! confidence, which is known as soon as a token is drafted. docs/policy.md, section "Survival".
 
 use super::calibration::Calibration;
 use crate::protocol::{RequestId, StepReport};
 
-/// Deepest position that is told apart; deeper ones share its mean.
+/// Positions with a mean of their own; deeper ones share the last.
 pub const POSITIONS_MAX: usize = 16;
-/// Confidence expected before anything has been drafted. Hopeful, because hope costs a few
-/// steps and doubt may cost every step: who does not draft hardly learns.
+/// Confidence expected before anything has been drafted. An optimistic prior: overestimating
+/// wastes a few drafts, underestimating disables speculation and starves the estimator.
 const PRIOR_CONFIDENCE: f64 = 0.85;
-/// Drafts at the first position that the prior is worth.
+/// Weight of the prior at the first position, in drafts.
 const FIRST_PRIOR_DRAFTS: f64 = 16.0;
-/// Drafts that the position before it is worth to a deeper one.
+/// Weight of the preceding position's mean as the prior of a deeper one, in drafts.
 const PRIOR_DRAFTS: f64 = 2.0;
-/// Drafts after which a position's observation counts half.
+/// Half-life of a position's observations, in drafts at that position.
 const POSITION_HALF_LIFE: f64 = 512.0;
-/// Factor by which a position's evidence fades with each step, so that a few probes after
-/// a long pause weigh more than what was seen before it.
+/// Decay of a position's evidence per step, so that a few probes after a long pause outweigh
+/// older observations.
 const STEP_FADE: f64 = 1.0 - 1.0 / 128.0;
-/// Evidence that steps do not fade further: what was known stays known until contradicted.
+/// Evidence below which steps no longer decay it: knowledge stays until it is contradicted.
 const EVIDENCE_MIN: f64 = 32.0;
-/// Factor by which a request's older drafts fade with each new one.
+/// Decay of a request's evidence per draft.
 const REQUEST_FADE: f32 = 0.92;
-/// Drafts of its own that a request needs to outweigh the mean of all.
+/// Weight of the mean over all requests as the prior of one, in drafts.
 const REQUEST_PRIOR: f32 = 4.0;
-/// A single draft moves a request's ratio at most this far.
+/// Range of a single draft's ratio.
 const RATIO_RANGE: (f32, f32) = (0.1, 2.0);
 /// Highest forecast of one position.
 const CONFIDENCE_MAX: f32 = 0.98;
-/// Requests remembered at once; more than the largest batch.
+/// Most requests tracked at once; more than the largest batch.
 const REQUESTS_MAX: usize = 1024;
 /// Steps after which an absent request is forgotten (a preempted one comes back sooner).
 const ABSENT_STEPS_MAX: u64 = 256;
@@ -62,7 +62,7 @@ impl Default for Forecast {
 
 impl Forecast {
     /// Mean calibrated confidence at each position (the first at index 0). A position with
-    /// few drafts leans on the one before it.
+    /// few drafts is pulled towards the one before it.
     pub fn position_means(&self) -> [f32; POSITIONS_MAX] {
         let mut means = [0.0; POSITIONS_MAX];
         let (mut prior, mut strength) = (PRIOR_CONFIDENCE, FIRST_PRIOR_DRAFTS);
@@ -74,7 +74,7 @@ impl Forecast {
         means
     }
 
-    /// How sure the draft is of this request relative to the mean; 1 for a stranger.
+    /// The request's recent confidence relative to the mean; 1 for an unknown request.
     pub fn request_ratio(&self, request: RequestId) -> f32 {
         match self.requests.binary_search_by_key(&request, |entry| entry.request) {
             Ok(index) => {
@@ -96,10 +96,10 @@ impl Forecast {
         let means = self.position_means();
         for row in &report.drafted {
             let Some(view) = report.view.decoding.get(row.decoding as usize) else { continue };
-            for (place, proposal) in row.proposals.iter().enumerate() {
+            for (depth, proposal) in row.proposals.iter().enumerate() {
                 let greedy = view.temperature == 0.0;
-                let confidence = calibration.acceptance(proposal.probability, place as u32 + 1, greedy);
-                let index = place.min(POSITIONS_MAX - 1);
+                let confidence = calibration.acceptance(proposal.probability, depth as u32 + 1, greedy);
+                let index = depth.min(POSITIONS_MAX - 1);
                 self.learn_position(index, f64::from(confidence));
                 self.learn_request(view.request, confidence / means[index]);
             }
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_and_requests_are_told_apart() {
+    fn positions_and_requests_have_their_own_forecasts() {
         let raw = Calibration::new(CalibrationMode::Raw, None);
         let mut forecast = Forecast::default();
         for _ in 0..200 {

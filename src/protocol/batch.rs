@@ -181,7 +181,7 @@ impl DraftForest {
 /// What the draft model proposes for one position of one sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Proposal {
-    /// The draft's choice under the request's noise (DESIGN, section 5).
+    /// The draft's choice under the request's noise, which the target samples with, too.
     pub token: TokenId,
     /// Draft probability of `token` after the request's sampling parameters; at
     /// temperature 0 the plain softmax at temperature 1.

@@ -24,5 +24,7 @@ pub use request::{
     SpeculationStats, TokenEvent,
 };
 pub use sampling_params::SamplingParams;
-pub use step::{DecodeView, DeviceIdle, DraftedRow, PrefillView, Step, StepDecision, StepReport, StepView};
+pub use step::{
+    DecodeView, DeviceIdle, DraftedRow, Intent, PrefillView, Step, StepDecision, StepReport, StepView,
+};
 pub use time::{Clock, Micros, MonotonicClock, unix_time};

@@ -10,7 +10,7 @@ pub struct DecodeView {
     pub request: RequestId,
     /// Committed tokens of prompt and output; the last one is this step's input.
     pub context_tokens: u32,
-    /// Output tokens so far, `n_r + 1` in DESIGN section 8 (the first token counts here).
+    /// Output tokens so far, including the first: `n_r + 1` in docs/policy.md.
     pub output_tokens: u32,
     /// Time since the first token, `a_r`.
     pub since_first_token: Micros,
@@ -54,9 +54,22 @@ pub struct StepView {
     pub prefill_tokens_max: u32,
 }
 
+/// Why a step drafts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Intent {
+    /// To emit more tokens: the policy keeps weighing drafts against their cost.
+    #[default]
+    Draft,
+    /// To measure acceptance while speculation is off: all drafts that were granted are made and
+    /// verified, whatever they promise.
+    Probe,
+}
+
 /// A policy's answer to a [`StepView`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepDecision {
+    /// Why the step drafts; without meaning in a step without drafts.
+    pub intent: Intent,
     /// Most draft tokens for each decoding sequence, in the view's order; 0: don't draft.
     pub drafts: Vec<u32>,
     /// Most prefill tokens in this step, at most the view's bound.
@@ -72,7 +85,7 @@ pub struct Step<'a> {
     /// What the plan saw.
     pub view: &'a StepView,
     /// The decision as carried out: the scheduler may have granted fewer drafts or prefill
-    /// tokens than the policy asked for.
+    /// tokens than the policy asked for. The intent is the policy's.
     pub granted: &'a StepDecision,
 }
 
@@ -90,6 +103,8 @@ pub struct DraftedRow {
 pub struct StepReport {
     /// What the plan saw.
     pub view: StepView,
+    /// The decision as carried out.
+    pub granted: StepDecision,
     /// Every row that drafted, with all its proposals.
     pub drafted: Vec<DraftedRow>,
     /// For each decoding sequence: drafts that the target verified.

@@ -1,8 +1,7 @@
 //! Time as the pure parts see it: a number that is handed in.
 //!
-//! Scheduler and policy never read a clock (DESIGN, invariant 6). They are given
-//! [`Micros`] by whoever drives them: the daemon's [`MonotonicClock`] or the
-//! simulator's virtual one.
+//! Scheduler and policy never read a clock, so that the simulator can run them. Their callers pass
+//! [`Micros`]: from the daemon's [`MonotonicClock`] or from the simulator's virtual one.
 
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;

@@ -27,6 +27,7 @@ use self::queue::Queue;
 use self::rows::RowPool;
 use self::sequence::Sequence;
 use crate::kv::{BlockPool, PoolUsage};
+use crate::policy::Scratch;
 use crate::protocol::{
     DrafterNeeds, Ending, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, TokenEvent, blocks_for,
 };
@@ -118,6 +119,7 @@ pub struct Scheduler {
     drafts: Drafts,
     in_flight: Option<InFlight>,
     target_rows: RowPool,
+    policy_scratch: Scratch,
     /// Whether there may be full blocks that the last commit left to be published.
     unpublished: bool,
     steps: u64,
@@ -144,6 +146,7 @@ impl Scheduler {
             running: Vec::new(),
             in_flight: None,
             target_rows: RowPool::default(),
+            policy_scratch: Scratch::default(),
             unpublished: false,
             steps: 0,
             preemptions: 0,

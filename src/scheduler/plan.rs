@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Scheduler;
 use super::sequence::Sequence;
 use crate::kv::BlockPool;
-use crate::policy::{Fixed, Policy};
+use crate::policy::{Fixed, Policy, Scratch};
 use crate::protocol::{
     BLOCK_TOKENS, DraftSeed, Micros, RowRole, StepDecision, StepView, VerifyRow, blocks_for,
 };
@@ -58,7 +58,7 @@ impl Scheduler {
         }
         let (decoding, prefilling) = self.roles();
         let view = self.view(now, &decoding, &prefilling);
-        let (policy, mut decision, fault) = decide(policy, &view);
+        let (policy, mut decision, fault) = decide(policy, &view, &mut self.policy_scratch);
         self.hold_to_bounds(&mut decision, &view);
 
         let seeds = decision.drafts.iter().filter(|&&drafts| drafts > 0).count();
@@ -70,6 +70,7 @@ impl Scheduler {
         let mut plan = step.plan;
         plan.granted.prefill_tokens = plan.prefill_tokens();
         plan.granted.warm_draft = decision.warm_draft;
+        plan.granted.intent = decision.intent;
         assert!(!plan.rows.is_empty(), "a step without work was planned");
         for row in &step.in_flight.rows {
             let sequence = &mut self.running[row.place];
@@ -264,12 +265,13 @@ impl Scheduler {
 fn decide(
     policy: &Arc<dyn Policy>,
     view: &StepView,
+    scratch: &mut Scratch,
 ) -> (Arc<dyn Policy>, StepDecision, Option<SpeculationFault>) {
-    match SpeculationFault::guard_policy("plan", || policy.plan(view)) {
+    match SpeculationFault::guard_policy("plan", || policy.plan(view, scratch)) {
         Ok(decision) => (policy.clone(), decision, None),
         Err(fault) => {
             let plain: Arc<dyn Policy> = Arc::new(Fixed::NONE);
-            let decision = plain.plan(view);
+            let decision = plain.plan(view, &mut Scratch::default());
             (plain, decision, Some(fault))
         }
     }

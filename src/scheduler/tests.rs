@@ -8,7 +8,9 @@ use std::sync::Arc;
 use super::*;
 use crate::drafting::{NgramOptions, WithPromptLookup};
 use crate::executor::{ShadowExecutor, ShadowOptions};
-use crate::protocol::{FinishReason, SamplingParams};
+use crate::policy::{Policy, Static};
+use crate::protocol::{FinishReason, Intent, MonotonicClock, SamplingParams, StepDecision, StepView};
+use crate::step;
 use game::{Game, expect, limits, request};
 
 #[test]
@@ -314,4 +316,44 @@ fn aborting_ends_all_and_frees_everything() {
     assert_eq!(game.ends.len(), 12);
     assert_eq!(game.core.scheduler().gauges().target_kv.held, 0);
     assert!(game.core.scheduler().is_idle());
+}
+
+/// Probes with two drafts for every request.
+#[derive(Debug)]
+struct Probing;
+
+impl Policy for Probing {
+    fn name(&self) -> String {
+        "probing".to_owned()
+    }
+
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
+        StepDecision {
+            intent: Intent::Probe,
+            drafts: vec![2; view.decoding.len()],
+            prefill_tokens: view.prefill_tokens_max,
+            warm_draft: false,
+        }
+    }
+}
+
+#[test]
+fn a_probe_is_reported_with_its_intent_and_the_drafts_it_was_granted() {
+    // 21 tokens do not fit a draft cache of one block
+    for (draft_blocks, drafts) in [(64, 2), (1, 0)] {
+        let drafter = Some(DrafterNeeds::kv_cache(draft_blocks));
+        let limits = SchedulerLimits { drafter, ..limits(64) };
+        let options = ShadowOptions::small(64, draft_blocks);
+        let mut game = Game::led_by(Box::new(Static::new(Probing)), limits, options);
+        game.arrive(request(1, 20, 30));
+        assert!(game.step(), "prefills");
+        let plan = game.plan().expect("decodes");
+        assert_eq!((plan.granted.intent, &plan.granted.drafts), (Intent::Probe, &vec![drafts]));
+        let clock = MonotonicClock::start();
+        let result = step::run(game.executor.as_mut(), plan, &mut Scratch::default(), &clock);
+        let report = result.expect("verifies").report;
+        let granted = report.granted;
+        assert_eq!((granted.intent, granted.drafts), (Intent::Probe, vec![drafts]));
+        assert_eq!(report.drafted.len(), usize::from(drafts > 0));
+    }
 }

@@ -1,7 +1,7 @@
 //! Counts and measures during a run.
 
 use super::report::{Bin, Report};
-use crate::policy::Policy;
+use crate::policy::Learner;
 use crate::protocol::{Micros, RequestSummary, Slo, StepReport, TokenEvent};
 use crate::scheduler::SchedulerGauges;
 use crate::stats::quantile::nearest_rank;
@@ -149,7 +149,7 @@ impl Collector {
     }
 
     /// Closes the books at `end`.
-    pub fn into_report(mut self, learner: &dyn Policy, gauges: &SchedulerGauges, end: Micros) -> Report {
+    pub fn into_report(mut self, learner: &dyn Learner, gauges: &SchedulerGauges, end: Micros) -> Report {
         let seconds = end.as_secs_f64();
         let per = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };

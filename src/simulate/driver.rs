@@ -6,7 +6,7 @@ use super::collect::Collector;
 use super::{Report, Settings};
 use crate::engine::EngineCore;
 use crate::executor::Executor;
-use crate::policy::Policy;
+use crate::policy::{Learner, Scratch};
 use crate::protocol::{Clock, ExecutorError, GenerationRequest, Micros, RequestId, SamplingParams, TokenId};
 use crate::replay::Arrival;
 use crate::scheduler::Scheduler;
@@ -25,14 +25,14 @@ pub enum SimulationError {
     Speculation(SpeculationFault),
 }
 
-/// Serves `workload` (in order of arrival) with `policy` until the last request is done.
+/// Serves `workload` (in order of arrival) with the policy of `learner` until the last request is done.
 ///
 /// # Errors
 /// [`SimulationError::Step`]: a defect of the policy or of the scheduler.
 pub fn simulate(
     workload: &[Arrival],
     settings: &Settings,
-    learner: Box<dyn Policy>,
+    learner: Box<dyn Learner>,
 ) -> Result<Report, SimulationError> {
     let mut run = Run::new(workload, settings, learner);
     run.finish()?;
@@ -47,6 +47,7 @@ struct Run<'a> {
     arrived: usize,
     core: EngineCore,
     executor: VirtualExecutor,
+    scratch: Scratch,
     clock: Arc<VirtualClock>,
     sampling: Arc<SamplingParams>,
     stop_tokens: Arc<[TokenId]>,
@@ -54,7 +55,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(workload: &'a [Arrival], settings: &'a Settings, learner: Box<dyn Policy>) -> Run<'a> {
+    fn new(workload: &'a [Arrival], settings: &'a Settings, learner: Box<dyn Learner>) -> Run<'a> {
         let clock = Arc::new(VirtualClock::default());
         let options = VirtualOptions {
             info: settings.executor_info(),
@@ -70,6 +71,7 @@ impl<'a> Run<'a> {
             arrived: 0,
             core: EngineCore::new(Scheduler::new(settings.limits.clone().within(executor.info())), learner),
             executor,
+            scratch: Scratch::default(),
             clock,
             sampling: Arc::new(SamplingParams {
                 temperature: settings.temperature,
@@ -126,7 +128,7 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, plan: StepPlan) -> Result<(), SimulationError> {
         let clock: &VirtualClock = &self.clock;
-        let result = step::run(&mut self.executor, plan, clock)?;
+        let result = step::run(&mut self.executor, plan, &mut self.scratch, clock)?;
         result.check(self.executor.info().vocab_size)?;
         if let Some(fault) = result.fault {
             return Err(SimulationError::Speculation(fault));

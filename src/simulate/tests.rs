@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::{Fixed, Policy};
+use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{Clock, DrafterNeeds, Micros, MonotonicClock, StepDecision, StepView};
 use crate::replay::spec_bench::Task;
 use crate::replay::{Lengths, TraceSource, WorkloadOptions, load};
@@ -65,7 +65,7 @@ fn poisson(rps: f64, seconds: f64) -> Vec<Arrival> {
 }
 
 fn run(workload: &[Arrival], settings: &Settings, draft_tokens: u32) -> Report {
-    simulate(workload, settings, Box::new(Fixed { draft_tokens })).unwrap()
+    simulate(workload, settings, Box::new(Static::new(Fixed { draft_tokens }))).unwrap()
 }
 
 fn assert_within(actual: f64, expected: f64, share: f64) {
@@ -176,11 +176,13 @@ impl Policy for Watchful {
         "watchful".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision {
         assert!(view.now >= self.last, "time went back");
-        Fixed::NONE.plan(view)
+        Fixed::NONE.plan(view, scratch)
     }
+}
 
+impl Learner for Watchful {
     fn observe(&mut self, report: &crate::protocol::StepReport) {
         assert!(report.step_time >= report.target_time + report.draft_time);
         self.last = report.view.now + report.target_time;
@@ -211,12 +213,12 @@ fn policies_see_time_go_forward_and_learn_from_every_step() {
 #[test]
 fn a_sweep_reports_in_the_order_of_its_jobs_on_any_number_of_threads() {
     let (workload, settings, clock) = (poisson(5.0, 4.0), settings(), MonotonicClock::start());
-    let plain = || -> Box<dyn Policy> { Box::new(Fixed::NONE) };
-    let two = || -> Box<dyn Policy> { Box::new(Fixed { draft_tokens: 2 }) };
+    let plain = || -> Box<dyn Learner> { Box::new(Static::new(Fixed::NONE)) };
+    let two = || -> Box<dyn Learner> { Box::new(Static::new(Fixed { draft_tokens: 2 })) };
     let jobs = [
-        Job { rate: 2.0, load: 1.0, policy: &plain },
-        Job { rate: 0.5, load: 0.25, policy: &plain },
-        Job { rate: 2.0, load: 1.0, policy: &two },
+        Job { rate: 2.0, load: 1.0, learner: &plain },
+        Job { rate: 0.5, load: 0.25, learner: &plain },
+        Job { rate: 2.0, load: 1.0, learner: &two },
     ];
     let timeless = |threads| -> Vec<Report> {
         let reports = sweep(&workload, &settings, &jobs, threads, &clock as &dyn Clock).unwrap();
@@ -266,9 +268,11 @@ fn a_recording_is_played_back_to_the_length_that_it_says() {
     let draft = DraftQuality { recording: Some(Arc::new(recording.unwrap())), ..DraftQuality::typical() };
     let settings = Settings { draft, ..settings() };
     let workload = [arrival(0, 100, 41)];
-    let report = simulate(&workload, &settings, Box::new(Fixed { draft_tokens: 3 })).unwrap();
+    let report = simulate(&workload, &settings, Box::new(Static::new(Fixed { draft_tokens: 3 }))).unwrap();
     // three drafts are right, the fourth place is the target's own: four tokens a step
     assert_eq!((report.mean_accepted_tokens, report.steps), (3.0, 11));
     let settings = Settings { draft: DraftQuality { recording: None, ..settings.draft }, ..settings };
-    assert!(simulate(&workload, &settings, Box::new(Fixed { draft_tokens: 3 })).unwrap().steps > 11);
+    assert!(
+        simulate(&workload, &settings, Box::new(Static::new(Fixed { draft_tokens: 3 }))).unwrap().steps > 11
+    );
 }

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::StepPlan;
 use super::fault::{SpeculationFault, panic_message};
 use crate::executor::{Drafter, Executor};
+use crate::policy::Scratch;
 use crate::protocol::{Clock, DeviceIdle, DraftForest, DraftNode, DraftedRow, ExecutorError, Micros, NodeId};
 
 /// A plan and what was drafted for it.
@@ -47,14 +48,19 @@ impl Drafted {
 
 /// Runs the drafter as the plan and its policy say: all seeds once, then, call by call, those
 /// rows that the policy lets continue. Never fails: without drafts the step decodes plainly.
-pub fn draft(executor: &mut dyn Executor, plan: StepPlan, clock: &dyn Clock) -> Drafted {
+pub fn draft(
+    executor: &mut dyn Executor,
+    plan: StepPlan,
+    scratch: &mut Scratch,
+    clock: &dyn Clock,
+) -> Drafted {
     let mut drafted = Drafted::none(plan);
     if !drafted.plan.drafts() {
         return drafted;
     }
     let start = clock.now();
     let mut round = Round::new(&drafted.plan, executor.info().vocab_size);
-    match round.run(executor, &drafted.plan, &mut drafted.idle) {
+    match round.run(executor, &drafted.plan, scratch, &mut drafted.idle) {
         Ok(()) => drafted.ran = true,
         Err(Stop::Policy(fault)) => {
             // every call of the drafter was completed: its proposals are as good as any
@@ -130,6 +136,7 @@ impl Round {
         &mut self,
         executor: &mut dyn Executor,
         plan: &StepPlan,
+        scratch: &mut Scratch,
         idle: &mut Option<DeviceIdle>,
     ) -> Result<(), Stop> {
         let tokens = plan.seeds.iter().map(|seed| seed.input.tokens.len() as u32).sum();
@@ -141,7 +148,7 @@ impl Round {
             keep.clear();
             let (rows, active) = (&self.rows, &self.active);
             SpeculationFault::guard_policy("extend", || {
-                plan.policy.extend(plan.step(), rows, active, &mut keep)
+                plan.policy.extend(plan.step(), rows, active, scratch, &mut keep)
             })
             .map_err(Stop::Policy)?;
             if keep != self.active {

@@ -33,6 +33,7 @@ pub use result::{RowOutcome, StepOutcome, StepResult};
 pub use verify::{Selected, verify};
 
 use crate::executor::Executor;
+use crate::policy::Scratch;
 use crate::protocol::{Clock, ExecutorError};
 
 /// Runs a whole step.
@@ -42,8 +43,9 @@ use crate::protocol::{Clock, ExecutorError};
 pub fn run(
     executor: &mut dyn Executor,
     plan: StepPlan,
+    scratch: &mut Scratch,
     clock: &dyn Clock,
 ) -> Result<StepResult, ExecutorError> {
-    let drafted = draft(executor, plan, clock);
-    verify(executor, drafted.select(), clock)
+    let drafted = draft(executor, plan, scratch, clock);
+    verify(executor, drafted.select(scratch), clock)
 }

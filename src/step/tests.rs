@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::executor::{Drafter, ShadowExecutor, ShadowOptions, Target};
-use crate::policy::{Fixed, Policy};
+use crate::policy::{Fixed, Policy, Scratch};
 use crate::protocol::{
     Compaction, DecodeView, DraftForest, DraftSeed, DraftedRow, ExecutorInfo, Micros, ModelRole, NodeId,
     Proposal, RequestId, RowRole, SamplingParams, SequenceInput, Step, StepDecision, StepView, Verdict,
@@ -81,7 +81,8 @@ fn assert_sound(result: &StepResult, accepted: u32) {
 
 #[test]
 fn all_drafts_of_a_perfect_drafter_are_accepted() {
-    let result = run(&mut shadow(), plan(Fixed { draft_tokens: 4 }, 4), &Standstill).expect("runs");
+    let result = run(&mut shadow(), plan(Fixed { draft_tokens: 4 }, 4), &mut Scratch::default(), &Standstill)
+        .expect("runs");
     assert_sound(&result, 4);
     assert_eq!(result.fault, None);
     assert_eq!(result.report.draft_calls, [(2, 2); 4]);
@@ -92,7 +93,8 @@ fn all_drafts_of_a_perfect_drafter_are_accepted() {
 fn a_step_without_seeds_decodes_plainly_and_calls_no_drafter() {
     let mut plain = plan(Fixed::NONE, 0);
     plain.seeds.clear();
-    let result = run(&mut Broken::drafter(Fault::Panics), plain, &Standstill).expect("runs");
+    let result =
+        run(&mut Broken::drafter(Fault::Panics), plain, &mut Scratch::default(), &Standstill).expect("runs");
     assert_sound(&result, 0);
     assert!(result.fault.is_none() && !result.outcome.draft_ran && result.report.draft_calls.is_empty());
 }
@@ -105,26 +107,24 @@ impl Policy for PanicsIn {
     fn name(&self) -> String {
         "panics".to_owned()
     }
-    fn plan(&self, view: &StepView) -> StepDecision {
-        Fixed { draft_tokens: 4 }.plan(view)
+    fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision {
+        Fixed { draft_tokens: 4 }.plan(view, scratch)
     }
-    fn extend(&self, _: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+    fn extend(&self, _: Step<'_>, rows: &[DraftedRow], active: &[u32], _: &mut Scratch, keep: &mut Vec<u32>) {
         assert!(self.0 != "extend" || rows[0].proposals.len() < 2, "a bug in extend");
         keep.extend_from_slice(active);
     }
-    fn select(&self, _: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+    fn select(&self, _: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, lengths: &mut Vec<u32>) {
         lengths.push(1);
         assert!(self.0 != "select", "a bug in select");
         lengths.extend(rows[1..].iter().map(|_| 1));
-    }
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
     }
 }
 
 #[test]
 fn a_policy_that_panics_in_extend_keeps_what_was_drafted() {
-    let result = run(&mut shadow(), plan(PanicsIn("extend"), 4), &Standstill).expect("runs");
+    let result =
+        run(&mut shadow(), plan(PanicsIn("extend"), 4), &mut Scratch::default(), &Standstill).expect("runs");
     assert_sound(&result, 1);
     assert!(result.outcome.draft_ran && result.outcome.rows.iter().all(|row| row.drafted == 2));
     let fault = result.fault.expect("a fault").to_string();
@@ -133,7 +133,8 @@ fn a_policy_that_panics_in_extend_keeps_what_was_drafted() {
 
 #[test]
 fn a_policy_that_panics_in_select_has_nothing_verified() {
-    let result = run(&mut shadow(), plan(PanicsIn("select"), 4), &Standstill).expect("runs");
+    let result =
+        run(&mut shadow(), plan(PanicsIn("select"), 4), &mut Scratch::default(), &Standstill).expect("runs");
     assert_sound(&result, 0);
     assert!(result.outcome.rows.iter().all(|row| row.drafted == 4 && row.verified == 0));
     assert!(result.fault.expect("a fault").to_string().contains("select"));
@@ -231,7 +232,12 @@ fn a_drafter_that_fails_in_any_way_costs_the_step_its_drafts_and_nothing_else() 
         (Fault::NoProbability, "a probability of NaN"),
         (Fault::Unasked, "seed 2, which asked for none"),
     ] {
-        let result = run(&mut Broken::drafter(fault), plan(Fixed { draft_tokens: 4 }, 4), &Standstill);
+        let result = run(
+            &mut Broken::drafter(fault),
+            plan(Fixed { draft_tokens: 4 }, 4),
+            &mut Scratch::default(),
+            &Standstill,
+        );
         let result = result.expect("the target is well");
         assert_sound(&result, 0);
         assert!(!result.outcome.draft_ran, "its cache can't be relied on");
@@ -242,8 +248,12 @@ fn a_drafter_that_fails_in_any_way_costs_the_step_its_drafts_and_nothing_else() 
 
 #[test]
 fn proposals_beyond_the_limit_are_ignored() {
-    let drafted =
-        draft(&mut Broken::drafter(Fault::TooMany), plan(Fixed { draft_tokens: 4 }, 4), &Standstill);
+    let drafted = draft(
+        &mut Broken::drafter(Fault::TooMany),
+        plan(Fixed { draft_tokens: 4 }, 4),
+        &mut Scratch::default(),
+        &Standstill,
+    );
     assert_eq!(drafted.fault, None);
     assert_eq!(drafted.rows.iter().map(|row| row.proposals.len()).collect::<Vec<_>>(), [4]);
 }
@@ -251,7 +261,8 @@ fn proposals_beyond_the_limit_are_ignored() {
 #[test]
 fn the_drafter_is_told_which_of_its_proposals_were_accepted() {
     let mut executor = Broken { shadow: shadow(), fault: None, settled: Vec::new() };
-    let result = run(&mut executor, plan(PanicsIn("nowhere"), 3), &Standstill).expect("runs");
+    let result =
+        run(&mut executor, plan(PanicsIn("nowhere"), 3), &mut Scratch::default(), &Standstill).expect("runs");
     assert_sound(&result, 1);
     // one of three drafts of each row was verified: the first of each, made by the first call
     assert_eq!(executor.settled, [NodeId(0), NodeId(1)]);
@@ -259,7 +270,10 @@ fn the_drafter_is_told_which_of_its_proposals_were_accepted() {
 
 #[test]
 fn a_result_that_breaks_the_executors_contract_is_refused() {
-    let good = || run(&mut shadow(), plan(Fixed { draft_tokens: 2 }, 2), &Standstill).expect("runs");
+    let good = || {
+        run(&mut shadow(), plan(Fixed { draft_tokens: 2 }, 2), &mut Scratch::default(), &Standstill)
+            .expect("runs")
+    };
     assert_eq!(good().check(1000), Ok(()));
     let refused = |break_it: fn(&mut StepResult)| {
         let mut result = good();

@@ -2,6 +2,7 @@
 
 use super::{Drafted, RowOutcome, SpeculationFault, StepOutcome, StepResult};
 use crate::executor::Executor;
+use crate::policy::Scratch;
 use crate::protocol::{
     Clock, DeviceIdle, ExecutorError, Micros, NodeId, RowRole, StepReport, Verdict, VerifyRow,
 };
@@ -17,11 +18,12 @@ pub struct Selected {
 impl Drafted {
     /// Asks the policy how many of each row's proposals to verify, and appends those to the
     /// target's inputs. A policy that panics has nothing verified.
-    pub fn select(mut self) -> Selected {
+    pub fn select(mut self, scratch: &mut Scratch) -> Selected {
         let mut lengths = Vec::with_capacity(self.rows.len());
         if !self.rows.is_empty() {
             let (policy, step, rows) = (&self.plan.policy, self.plan.step(), &self.rows);
-            let chosen = SpeculationFault::guard_policy("select", || policy.select(step, rows, &mut lengths));
+            let chosen =
+                SpeculationFault::guard_policy("select", || policy.select(step, rows, scratch, &mut lengths));
             if let Err(fault) = chosen {
                 lengths.clear();
                 self.fault.get_or_insert(fault);
@@ -116,6 +118,7 @@ fn account(
         target_time,
         step_time: drafted.time + target_time,
         device_idle: drafted.idle,
+        granted: std::mem::take(&mut plan.granted),
         view: std::mem::take(&mut plan.view),
     };
     debug_assert!(plan.rows.iter().take(decoding).all(|row| row.role == RowRole::Decode));

@@ -35,6 +35,7 @@ fn step(verified: u32, accepted: u32) -> StepReport {
         target_time: Micros(600),
         step_time: Micros(1000),
         device_idle: None,
+        ..StepReport::default()
     }
 }
 

@@ -1,13 +1,13 @@
-//! The profile's time model, corrected by what steps really take.
+//! The profile's time model, corrected online from measured steps.
 //!
 //! Each term (target, prefill, draft) has one multiplicative correction, learned in the log
 //! domain by exponentially weighted least squares: with a constant as the only regressor that
 //! is an exponentially weighted mean of `ln(observed / predicted)`. Its memory starts short
 //! (all steps count alike, and the profile as [`PROFILE_STEPS`] of them) and grows to
 //! [`MEMORY_STEPS`]. A single step moves the estimate by a bounded amount, and the correction
-//! is clamped, so that a stall of the machine or a cold first step does not poison the
-//! planner. A term that was not seen for a while follows the target's: it is the same machine.
-//! What remains of the step beside the models is an additive mean.
+//! is clamped, so that a stall or a cold first step does not poison the planner. A term that was
+//! not observed for a while follows the target's: it is the same machine. The rest of a step,
+//! beside the models, is an additive mean. The input is the step report.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use crate::protocol::StepReport;
 
 /// Steps that the exponentially weighted mean remembers.
 pub const MEMORY_STEPS: f64 = 32.0;
-/// Steps that the profile is worth when the first steps are weighed against it.
+/// Weight of the profile against the first steps, in steps.
 pub const PROFILE_STEPS: u32 = 3;
-/// Steps without a term after which its correction follows the target's. Before that it knows
-/// better, and would be corrected twice for what both got wrong.
+/// Steps without an observation after which a correction follows the target's. Before that its
+/// own estimate is better, and an error common to both would be corrected twice.
 const FOLLOWS_AFTER_STEPS: u32 = 16;
 /// Corrections stay between the reciprocal of this factor and the factor itself.
 pub const CORRECTION_MAX: f64 = 4.0;
@@ -68,7 +68,7 @@ impl Correction {
         self.unseen = 0;
     }
 
-    /// Passes a step in which it was not seen and another correction moved.
+    /// A step without an observation, in which the target's correction moved by `moved_log`.
     fn follow(&mut self, moved_log: f64) {
         if self.steps == 0 || self.unseen >= FOLLOWS_AFTER_STEPS {
             let bound = CORRECTION_MAX.ln();
@@ -127,7 +127,7 @@ impl TimeModel {
         self.draft.factor()
     }
 
-    /// What a step costs beside the models, in microseconds.
+    /// Host time of a step beside the models, in microseconds.
     pub fn host_us(&self) -> f64 {
         self.host_us
     }
@@ -151,13 +151,13 @@ impl TimeModel {
             * self.draft.factor()
     }
 
-    /// What a drafting round takes beside its calls, in microseconds; 0 without a draft model.
+    /// Fixed time of a drafting round beside its calls, in microseconds; 0 without a draft model.
     pub fn draft_round_us(&self) -> f64 {
         let round_us = self.cost.draft.as_ref().map_or(0.0, |draft| draft.terms().round_us);
         round_us * self.draft.factor()
     }
 
-    /// Feeding the draft model `tokens` that it missed, in microseconds.
+    /// Catching the draft model up on `tokens`, in microseconds.
     pub fn catch_up_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
         let Some(draft) = &self.cost.draft else { return 0.0 };
         draft.prefill_us(tokens, attended_tokens) * self.draft.factor()
@@ -220,7 +220,7 @@ impl TimeModel {
         }
     }
 
-    /// Corrections and errors, for people.
+    /// Corrections and errors, for `/v1/engine/state`.
     pub fn state(&self) -> serde_json::Value {
         serde_json::json!({
             "steps": self.steps,

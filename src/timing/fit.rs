@@ -1,4 +1,4 @@
-//! Fits [`LatencyTerms`] to measured points.
+//! Fits [`LatencyTerms`] to the analyzer's measured points.
 //!
 //! Unknowns are one time per measured row count and five linear terms. Residuals
 //! are relative (a 10 µs error matters at 100 µs, not at 10 ms), outliers lose weight
@@ -16,8 +16,8 @@ use crate::stats::quantile::nearest_rank;
 
 /// Linear terms of the model.
 const LINEAR_TERMS: usize = 5;
-/// Places of the prefill terms among them. The draft model has what a round adds in place of
-/// what any prefill adds.
+/// Index of the prefill terms among them. The draft model has the cost of a round where the target
+/// has the fixed cost of a prefill.
 const PREFILL_STEP: usize = 2;
 /// See [`PREFILL_STEP`].
 const PREFILL_TOKEN: usize = 3;
@@ -47,7 +47,7 @@ pub struct FitError {
     pub p99: f64,
 }
 
-/// A fit and its honesty.
+/// A fit and its error on held-out points.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fit {
     /// Fitted to all points.
@@ -61,8 +61,8 @@ pub struct Fit {
 /// held out. With nothing held out the error is that on the fitted points themselves.
 ///
 /// # Errors
-/// [`ProfileError::TooFew`] without usable points, [`ProfileError::Terms`] when the
-/// measurements are so odd that no valid model results.
+/// [`ProfileError::TooFew`] without usable points, [`ProfileError::Terms`] if the measurements
+/// yield no valid model.
 pub fn fit(
     points: &[ProfilePoint],
     role: ModelRole,

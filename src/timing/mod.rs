@@ -1,8 +1,8 @@
-//! The time model: what a pass of either model takes, as a function of its work.
+//! The time model: how long a forward pass of either model takes, as a function of its work.
 //!
 //! [`cost_model`] is the form (a staircase over rows, plus slopes), [`fit`] finds its terms from
 //! measurements, [`profile`] is the file that holds both, and [`correction`] adjusts the model
-//! online by what steps really take.
+//! online from measured steps. docs/policy.md, section "Time", has the formula.
 #![forbid(unsafe_code)]
 
 pub mod correction;

@@ -1,4 +1,5 @@
-//! The profile file: what the offline analyzer measured on one machine, and the fit.
+//! The profile file (TOML): what the offline analyzer measured on one machine, the fitted time
+//! model, and the fingerprint of machine, models and version that it is valid for.
 
 use std::fmt;
 
@@ -16,7 +17,7 @@ use super::reliability::Reliability;
 pub struct Fingerprint {
     /// `cpu`, `cuda` or `virtual`.
     pub backend: String,
-    /// The device, in words.
+    /// Human-readable device name.
     pub device: String,
     /// Driver version; empty on a CPU.
     pub driver: String,
@@ -110,7 +111,7 @@ impl Profile {
         Ok(toml::to_string(self)?)
     }
 
-    /// Refuses a profile that was not made for this machine, these models, this version.
+    /// Rejects a profile of another machine, other models or another version.
     ///
     /// # Errors
     /// [`ProfileError::Stale`] with every difference.

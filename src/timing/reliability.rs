@@ -1,4 +1,5 @@
-//! The warm start of the acceptance calibration, as a profile stores it.
+//! The warm start of the acceptance calibration, as a profile stores it: acceptance rates by bin of
+//! draft probability.
 
 use serde::{Deserialize, Serialize};
 

@@ -10,7 +10,7 @@ use specserve::engine::EngineCore;
 use specserve::executor::Executor;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::model::{LoadedModel, ModelSource, load};
-use specserve::policy::Policy;
+use specserve::policy::{Learner, Scratch};
 use specserve::protocol::{
     Clock, GenerationRequest, Micros, ModelRole, RequestId, RequestSummary, SamplingParams, Slo, TokenEvent,
     TokenId,
@@ -80,7 +80,7 @@ pub struct Played {
 /// Plays `requests` to their ends, at most `batch` at a time; checks the books after every step.
 pub fn play(
     executor: &mut dyn Executor,
-    learner: Box<dyn Policy>,
+    learner: Box<dyn Learner>,
     batch: u32,
     requests: &[GenerationRequest],
 ) -> BTreeMap<RequestId, Played> {
@@ -97,9 +97,9 @@ pub fn play(
     for request in requests {
         core.enqueue(request.clone());
     }
-    let mut now = Micros::ZERO;
+    let (mut now, mut scratch) = (Micros::ZERO, Scratch::default());
     while let Some(plan) = core.begin(now) {
-        let result = step::run(executor, plan, &Standstill).expect("verifies");
+        let result = step::run(executor, plan, &mut scratch, &Standstill).expect("verifies");
         assert_eq!(result.fault, None);
         result.check(executor.info().vocab_size).expect("a result that makes sense");
         now += Micros::from_millis(1);

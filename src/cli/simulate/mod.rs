@@ -11,7 +11,7 @@ use serde_json::json;
 pub use args::SimulateArgs;
 
 use super::error::CliError;
-use crate::policy::Policy;
+use crate::policy::Learner;
 use crate::policy::registry::{self, PolicyName};
 use crate::protocol::MonotonicClock;
 use crate::replay;
@@ -37,7 +37,7 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
         args.policies().iter().map(|&name| factory(name, &profile, args)).collect::<Result<_, _>>()?;
     let mut jobs = Vec::new();
     for &load in args.loads() {
-        jobs.extend(factories.iter().map(|policy| Job { rate: load * unit, load, policy: &**policy }));
+        jobs.extend(factories.iter().map(|factory| Job { rate: load * unit, load, learner: &**factory }));
     }
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let clock = MonotonicClock::start();
@@ -45,9 +45,9 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     print(args, &reports, out)
 }
 
-type Factory = Box<dyn Fn() -> Box<dyn Policy> + Sync>;
+type Factory = Box<dyn Fn() -> Box<dyn Learner> + Sync>;
 
-/// Makes the policy afresh for each run, from one that has seen nothing.
+/// Makes the policy's learner for each run, from one that has seen nothing.
 fn factory(name: PolicyName, profile: &Profile, args: &SimulateArgs) -> Result<Factory, CliError> {
     let (profile, options) = (profile.clone(), args.policy_options());
     let build = move || registry::build(name, Some(&profile), &options);

@@ -18,8 +18,8 @@
 use std::sync::Arc;
 
 use super::{draft_everywhere, symmetric_us};
-use crate::policy::Policy;
 use crate::policy::survival::POSITIONS_MAX;
+use crate::policy::{Learner, Policy, Scratch};
 use crate::protocol::{DraftedRow, Step, StepDecision, StepReport, StepView};
 use crate::timing::cost_model::CostModel;
 
@@ -131,7 +131,7 @@ impl AdaSpec {
             |row: &DraftedRow| -> f32 { row.proposals.iter().map(|draft| draft.probability).product() };
         let mut left = excess;
         while left > 0 {
-            let alive = (0..rows.len()).filter(|&place| lengths[place] > 0);
+            let alive = (0..rows.len()).filter(|&index| lengths[index] > 0);
             let weakest = alive.min_by(|&a, &b| product(&rows[a]).total_cmp(&product(&rows[b])));
             let Some(weakest) = weakest else { return };
             let taken = left.min(lengths[weakest]);
@@ -174,7 +174,7 @@ impl Policy for AdaSpec {
         "adaspec".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         if self.cost.draft.is_none() || view.decoding.is_empty() {
             return draft_everywhere(view, 0);
         }
@@ -184,7 +184,14 @@ impl Policy for AdaSpec {
         draft_everywhere(view, if worth { self.draft_tokens_max } else { 0 })
     }
 
-    fn extend(&self, step: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+    fn extend(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        active: &[u32],
+        _: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
         let mut sums = Confidence::of(rows);
         let now = self.correct(step.view, rows, &sums);
         let drafted = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
@@ -197,7 +204,7 @@ impl Policy for AdaSpec {
         }
     }
 
-    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, lengths: &mut Vec<u32>) {
         lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
         let verified = step.view.decoding.len() as u32 + lengths.iter().sum::<u32>();
         let full = self.verified_goodput(step.view, rows, lengths);
@@ -207,7 +214,9 @@ impl Policy for AdaSpec {
             lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
         }
     }
+}
 
+impl Learner for AdaSpec {
     fn observe(&mut self, report: &StepReport) {
         self.mean = self.correct(&report.view, &report.drafted, &Confidence::of(&report.drafted)).mean;
     }
@@ -217,7 +226,7 @@ impl Policy for AdaSpec {
     }
 
     fn state(&self) -> serde_json::Value {
-        serde_json::json!({ "policy": self.name(), "mean_confidence": mean_of(self.mean) })
+        serde_json::json!({ "policy": Policy::name(self), "mean_confidence": mean_of(self.mean) })
     }
 }
 

@@ -1,17 +1,16 @@
-//! AdaSpec's confidence prior verifier alone, with its defects repaired.
+//! AdaSpec's confidence-prior verifier alone (arXiv 2503.05096), with the release's defects fixed.
 //!
 //! Always drafts the full length, then verifies the globally best set of drafts by raw draft
 //! probability over the whole staircase: throughput only, no objectives. This is what vLLM's
 //! adaptive verification does (vllm-project/vllm #52228), and what pruning is worth without
 //! stopping the draft early.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::draft_everywhere;
-use crate::policy::Policy;
-use crate::policy::planner::{Curve, Problem, Row, Scratch, solve};
+use crate::policy::planner::{Buffers, Curve, Problem, Row, solve};
 use crate::policy::survival::POSITIONS_MAX;
+use crate::policy::{Policy, Scratch};
 use crate::protocol::{DraftedRow, Step, StepDecision, StepView};
 use crate::timing::cost_model::{CostModel, ROWS_MAX};
 
@@ -22,17 +21,13 @@ pub struct AdaSpecVerifier {
     draft_tokens: u32,
 }
 
-/// Buffers of one thread; hold nothing between calls.
-#[derive(Default)]
-struct Buffers {
-    planner: Scratch,
+/// The verifier's part of [`Scratch`].
+#[derive(Debug, Default)]
+pub struct VerifierBuffers {
+    planner: Buffers,
     rows: Vec<Row>,
     survival: Vec<f32>,
     lengths: Vec<u32>,
-}
-
-thread_local! {
-    static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
 impl AdaSpecVerifier {
@@ -41,8 +36,8 @@ impl AdaSpecVerifier {
         AdaSpecVerifier { cost: Arc::new(cost), draft_tokens: draft_tokens.min(POSITIONS_MAX as u32) }
     }
 
-    fn solve(&self, view: &StepView, drafted: &[DraftedRow], buffers: &mut Buffers) {
-        let Buffers { planner, rows, survival, lengths } = buffers;
+    fn solve(&self, view: &StepView, drafted: &[DraftedRow], buffers: &mut VerifierBuffers) {
+        let VerifierBuffers { planner, rows, survival, lengths } = buffers;
         let batch = view.decoding.len();
         let target = &self.cost.target;
         let token_us = target.terms().attended_token_us;
@@ -85,18 +80,13 @@ impl Policy for AdaSpecVerifier {
         "adaspec-verifier".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         draft_everywhere(view, if self.cost.draft.is_some() { self.draft_tokens } else { 0 })
     }
 
-    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
-        BUFFERS.with_borrow_mut(|buffers| {
-            self.solve(step.view, rows, buffers);
-            lengths.extend(rows.iter().map(|row| buffers.lengths[row.decoding as usize]));
-        });
-    }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, lengths: &mut Vec<u32>) {
+        let buffers = &mut scratch.verifier;
+        self.solve(step.view, rows, buffers);
+        lengths.extend(rows.iter().map(|row| buffers.lengths[row.decoding as usize]));
     }
 }

@@ -1,6 +1,6 @@
-//! Rivals behind the same trait, for ablation. None of them looks at objectives unless it
-//! says so, and none corrects its time model: they use the profile as it is, as their
-//! originals do. `none` and `fixed:K` are [`Fixed`](super::Fixed).
+//! Published policies behind the same traits, for comparison and ablation; each module names its
+//! source. They ignore objectives unless they say otherwise, and use the profile's times without
+//! online correction, as their originals do. `none` and `fixed:K` are [`Fixed`](super::Fixed).
 
 mod adaspec;
 mod adaspec_verifier;
@@ -9,6 +9,7 @@ mod threshold;
 
 pub use adaspec::{AdaSpec, AdaSpecGate};
 pub use adaspec_verifier::AdaSpecVerifier;
+pub(super) use adaspec_verifier::VerifierBuffers;
 pub use smartspec::SmartSpec;
 pub use threshold::Threshold;
 
@@ -21,6 +22,7 @@ fn draft_everywhere(view: &StepView, tokens: u32) -> StepDecision {
         drafts: view.decoding.iter().map(|row| tokens.min(row.drafts_max)).collect(),
         prefill_tokens: view.prefill_tokens_max,
         warm_draft: tokens > 0,
+        ..StepDecision::default()
     }
 }
 

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::{draft_everywhere, symmetric_us};
-use crate::policy::Policy;
+use crate::policy::{Learner, Policy, Scratch};
 use crate::protocol::{StepDecision, StepReport, StepView};
 use crate::timing::cost_model::CostModel;
 
@@ -54,10 +54,12 @@ impl Policy for SmartSpec {
         "smartspec".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         draft_everywhere(view, self.chosen.unwrap_or_else(|| self.best_length(view)))
     }
+}
 
+impl Learner for SmartSpec {
     fn observe(&mut self, report: &StepReport) {
         let taught = report
             .verified
@@ -81,7 +83,7 @@ impl Policy for SmartSpec {
 
     fn state(&self) -> serde_json::Value {
         serde_json::json!({
-            "policy": self.name(),
+            "policy": Policy::name(self),
             "acceptance_rate": self.rate,
             "draft_tokens": self.chosen,
         })

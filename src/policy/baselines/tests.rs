@@ -1,6 +1,6 @@
 use super::*;
-use crate::policy::testbed::{Outcome, Run, World};
-use crate::policy::{Fixed, Policy};
+use crate::policy::tests::world::{Outcome, Run, World};
+use crate::policy::{Fixed, Learner, Static};
 use crate::protocol::Micros;
 use crate::timing::profile::tests::gpu_like;
 
@@ -8,23 +8,23 @@ fn cost() -> CostModel {
     gpu_like().cost_model().unwrap()
 }
 
-fn run(world: &World, policy: &mut dyn Policy, steps: u32) -> Outcome {
-    Run::new(world, 9).steps(policy, steps)
+fn run(world: &World, learner: &mut dyn Learner, steps: u32) -> Outcome {
+    Run::new(world, 9).steps(learner, steps)
 }
 
 fn plain_rate(world: &World) -> f64 {
-    run(world, &mut Fixed { draft_tokens: 0 }, 300).rate()
+    run(world, &mut Static::new(Fixed::NONE), 300).rate()
 }
 
 #[test]
 fn every_baseline_gains_from_a_good_draft_at_a_small_batch() {
     let world = World::default();
     let plain = plain_rate(&world);
-    let mut rivals: [Box<dyn Policy>; 4] = [
-        Box::new(Threshold { probability: 0.6, draft_tokens_max: 8 }),
+    let mut rivals: [Box<dyn Learner>; 4] = [
+        Box::new(Static::new(Threshold { probability: 0.6, draft_tokens_max: 8 })),
         Box::new(SmartSpec::new(cost(), 8)),
         Box::new(AdaSpec::new(cost(), 8, AdaSpecGate::default())),
-        Box::new(AdaSpecVerifier::new(cost(), 8)),
+        Box::new(Static::new(AdaSpecVerifier::new(cost(), 8))),
     ];
     for rival in &mut rivals {
         let rate = run(&world, &mut **rival, 300).rate();
@@ -36,7 +36,7 @@ fn every_baseline_gains_from_a_good_draft_at_a_small_batch() {
 fn the_threshold_looks_at_the_mean_of_the_batch() {
     let sure = World { confidence: |_| 0.7, ..World::default() };
     let unsure = World { confidence: |_| 0.5, ..World::default() };
-    let mut policy = Threshold { probability: 0.6, draft_tokens_max: 5 };
+    let mut policy = Static::new(Threshold { probability: 0.6, draft_tokens_max: 5 });
     assert_eq!(run(&sure, &mut policy, 10).drafted, 10 * 8 * 5);
     assert_eq!(run(&unsure, &mut policy, 10).drafted, 10 * 8);
 }
@@ -73,20 +73,20 @@ fn adaspec_stops_the_whole_batch_at_the_first_fall_of_goodput() {
 #[test]
 fn the_verifier_alone_drafts_everything_and_verifies_the_best() {
     let world = World { requests: 150, confidence: |uniform| uniform, ..World::default() };
-    let outcome = run(&world, &mut AdaSpecVerifier::new(cost(), 8), 30);
+    let outcome = run(&world, &mut Static::new(AdaSpecVerifier::new(cost(), 8)), 30);
     assert_eq!(outcome.drafted, 30 * 150 * 8);
     assert!(outcome.verified < outcome.drafted / 3 && outcome.verified > 0, "{outcome:?}");
 }
 
 #[test]
-fn without_a_draft_model_nobody_drafts() {
+fn without_a_draft_model_no_policy_drafts() {
     let mut plain = cost();
     plain.draft = None;
     let world = World::default();
-    let mut rivals: [Box<dyn Policy>; 3] = [
+    let mut rivals: [Box<dyn Learner>; 3] = [
         Box::new(SmartSpec::new(plain.clone(), 8)),
         Box::new(AdaSpec::new(plain.clone(), 8, AdaSpecGate::default())),
-        Box::new(AdaSpecVerifier::new(plain, 8)),
+        Box::new(Static::new(AdaSpecVerifier::new(plain, 8))),
     ];
     for rival in &mut rivals {
         assert_eq!(run(&world, &mut **rival, 5).drafted, 0, "{}", rival.name());

@@ -1,13 +1,11 @@
-//! Stops drafting when the draft becomes unsure: `threshold:P`.
+//! `threshold:P`: stops drafting when the draft's confidence falls.
 //!
-//! The paper's "dynamic speculation" baseline: one length for the batch, drafting goes on
+//! The "dynamic speculation" baseline of AdaSpec (arXiv 2503.05096): one length for the batch, drafting goes on
 //! while the *mean* draft probability over the batch is at least `P`, up to 8 tokens. It
 //! verifies everything that it drafted, and looks at neither load nor objectives.
 
-use std::sync::Arc;
-
 use super::draft_everywhere;
-use crate::policy::Policy;
+use crate::policy::{Policy, Scratch};
 use crate::protocol::{DraftedRow, Step, StepDecision, StepView};
 
 /// See the module's documentation.
@@ -24,20 +22,16 @@ impl Policy for Threshold {
         format!("threshold:{}", self.probability)
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         draft_everywhere(view, self.draft_tokens_max)
     }
 
-    fn extend(&self, _: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
-        let last = active.iter().filter_map(|&place| rows[place as usize].proposals.last());
+    fn extend(&self, _: Step<'_>, rows: &[DraftedRow], active: &[u32], _: &mut Scratch, keep: &mut Vec<u32>) {
+        let last = active.iter().filter_map(|&index| rows[index as usize].proposals.last());
         let (sum, count) =
             last.fold((0.0, 0u32), |(sum, count), draft| (sum + f64::from(draft.probability), count + 1));
         if sum >= f64::from(self.probability) * f64::from(count) {
             keep.extend_from_slice(active);
         }
-    }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Floors {
 
 /// A row has no draft left that would allow the step.
 #[derive(Debug)]
-pub(super) struct Unbearable;
+pub(super) struct BoundUnmet;
 
 impl Floors {
     /// No floors yet.
@@ -71,18 +71,18 @@ impl Floors {
         ranking: &Ranking,
         cap: usize,
         step_us: f64,
-    ) -> Result<(), Unbearable> {
+    ) -> Result<(), BoundUnmet> {
         self.raised_for = (self.raised_for.0.max(step_us), self.raised_for.1.max(cap));
         let groups = self.rows.chunks_mut(GROUP_ROWS).zip(problem.rows.chunks(GROUP_ROWS));
         for (group, ((floors, rows), until_us)) in groups.zip(&mut self.group_until_us).enumerate() {
             if *until_us >= step_us {
                 continue;
             }
-            for (place, (floor, terms)) in floors.iter_mut().zip(rows).enumerate() {
+            for (index, (floor, terms)) in floors.iter_mut().zip(rows).enumerate() {
                 while floor.until_us < step_us {
-                    let (row, depth) = (group * GROUP_ROWS + place, floor.drafts as usize);
+                    let (row, depth) = (group * GROUP_ROWS + index, floor.drafts as usize);
                     let bound = terms.bound.filter(|_| depth < cap.min(terms.positions as usize));
-                    let bound = bound.ok_or(Unbearable)?;
+                    let bound = bound.ok_or(BoundUnmet)?;
                     floor.drafts += 1;
                     floor.tokens += f64::from(problem.survival(row, depth));
                     floor.until_us = bound.deadline_us(floor.tokens);

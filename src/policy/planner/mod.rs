@@ -22,6 +22,7 @@
 //! table), in particular for the choice after drafting with a context-free verify cost.
 //! Otherwise every examined plan is still costed truly, and the result is never worse than
 //! any feasible plan with one length for all. Both claims are tested against enumeration.
+//! docs/policy.md, section "The planner", has the argument.
 
 mod floors;
 mod outline;
@@ -86,7 +87,7 @@ impl Curve<'_> {
     }
 }
 
-/// What is to be decided.
+/// One step's planning problem.
 #[derive(Clone, Copy, Debug)]
 pub struct Problem<'a> {
     /// The decoding requests.
@@ -152,7 +153,7 @@ impl Plan {
     }
 }
 
-/// What is looked up again and again.
+/// Tabulated times of the problem at hand.
 #[derive(Debug, Default)]
 struct Times {
     target_us: Vec<f64>,
@@ -181,9 +182,9 @@ impl Times {
     }
 }
 
-/// Memory that is used again by every call; holds no information between calls.
+/// Working memory of [`solve`]; holds no information between calls.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub struct Buffers {
     times: Times,
     ranking: Ranking,
     outline: Outline,
@@ -196,12 +197,12 @@ pub struct Scratch {
 ///
 /// # Panics
 /// If there are more than [`PLAN_ROWS_MAX`] rows, or the survival table is too short.
-pub fn solve(problem: &Problem<'_>, scratch: &mut Scratch, lengths: &mut Vec<u32>) -> Option<Plan> {
+pub fn solve(problem: &Problem<'_>, buffers: &mut Buffers, lengths: &mut Vec<u32>) -> Option<Plan> {
     assert!(problem.rows.len() <= PLAN_ROWS_MAX, "too many rows to plan");
     lengths.clear();
     lengths.resize(problem.rows.len(), 0);
     let deepest = problem.rows.iter().map(|row| row.positions as usize).max().unwrap_or(0).min(POSITIONS_MAX);
-    let mut search = Search::begin(problem, scratch, deepest);
+    let mut search = Search::begin(problem, buffers, deepest);
     // Bounds seldom bind: where the outline's best point keeps them, so does the best step as a
     // rule.
     if search.first_keeps_bounds() {

@@ -31,7 +31,7 @@ pub(super) struct Point {
 
 /// A boundary: all positions above `cap` before `bucket`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Boundary {
     pub(super) cap: usize,
     pub(super) bucket: usize,
 }
@@ -61,7 +61,7 @@ impl Outline {
         times: &Times,
         ranking: &Ranking,
         deepest: usize,
-    ) -> (Place, Plan) {
+    ) -> (Boundary, Plan) {
         self.buckets = ranking.buckets();
         self.deepest = deepest;
         self.drafted = (problem.calls_made as usize).min(deepest);
@@ -71,7 +71,7 @@ impl Outline {
         self.points.resize((deepest - self.drafted + 1) * (self.buckets + 1), Point::default());
         let weight = problem.rows.iter().map(|row| f64::from(row.weight)).sum();
         let nothing = Point { value: weight, other_us: problem.priced_us, ..Point::default() };
-        let mut best = (Place { cap: self.drafted, bucket: 0 }, nothing.plan(times));
+        let mut best = (Boundary { cap: self.drafted, bucket: 0 }, nothing.plan(times));
         self.points[..=self.buckets].fill(nothing);
         let mut call_value = self.add_level(times, self.drafted, &mut best);
         // Dropping a cap's last call loses at most what its positions are worth, and deeper
@@ -88,7 +88,7 @@ impl Outline {
     pub(super) fn draw_rest(&mut self, times: &Times) {
         while self.drawn < self.deepest {
             self.drawn += 1;
-            self.add_level(times, self.drawn, &mut (Place::default(), Plan::UNBEATEN));
+            self.add_level(times, self.drawn, &mut (Boundary::default(), Plan::UNBEATEN));
         }
     }
 
@@ -114,7 +114,7 @@ impl Outline {
     /// Computes the points of `cap` from those of the cap below, and takes note of the best.
     /// Cells of its level turn into sums over all cells before them. Returns the value of the
     /// whole level.
-    fn add_level(&mut self, times: &Times, cap: usize, best: &mut (Place, Plan)) -> f64 {
+    fn add_level(&mut self, times: &Times, cap: usize, best: &mut (Boundary, Plan)) -> f64 {
         let (level, width) = (cap - self.drafted, self.buckets + 1);
         if level > 0 {
             self.points.copy_within((level - 1) * width..level * width, level * width);
@@ -131,7 +131,7 @@ impl Outline {
             point.drafts += sum.rows;
             let plan = point.plan(times);
             if point.drafts <= self.drafts_max && plan.beats(&best.1) {
-                *best = (Place { cap, bucket }, plan);
+                *best = (Boundary { cap, bucket }, plan);
             }
             let value = point.value;
             let next_us = point.other_us + times.target_us(point.drafts + 1);
@@ -165,7 +165,7 @@ impl Outline {
     }
 
     /// Rows of each draft call to come, by depth, at a boundary.
-    pub(super) fn call_rows(&self, at: Place) -> [u32; POSITIONS_MAX] {
+    pub(super) fn call_rows(&self, at: Boundary) -> [u32; POSITIONS_MAX] {
         let mut rows = [0; POSITIONS_MAX];
         let width = self.buckets + 1;
         let levels = self.cells[width.min(self.cells.len())..].chunks(width);
@@ -186,7 +186,7 @@ impl Outline {
         &self,
         times: &Times,
         ranking: &Ranking,
-        from: Place,
+        from: Boundary,
         rate: f64,
     ) -> Option<usize> {
         let rate = rate * ROUNDING;

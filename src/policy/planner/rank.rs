@@ -1,8 +1,8 @@
 //! The rank of draft positions: codes that order them, and buckets that need no sorting.
 //!
-//! A position's key becomes a code, a number that is the smaller the better the key. Keys fall
+//! A position's key becomes a code, a number that is the smaller for a better key. Keys fall
 //! into buckets of equal width. Buckets are in order from the start; the positions of one are
-//! put in order when somebody has to look inside, which is seldom.
+//! sorted on demand, which is seldom needed.
 
 use super::Problem;
 
@@ -41,7 +41,7 @@ pub(super) struct Ranking {
     /// Number of buckets between it and 0.
     bucket_count: usize,
     /// All positions, bucket by bucket, not packed yet.
-    places: Vec<u32>,
+    position_ids: Vec<u32>,
     /// The same, packed, where a bucket has been put in order.
     list: Vec<u64>,
     /// Where each bucket begins in the list, and where the last one ends.
@@ -75,10 +75,10 @@ impl Ranking {
         self.codes.resize(rows * deepest, 0);
         self.buckets.resize(rows * deepest, 0);
         for depth in 0..deepest {
-            let places = depth * rows..(depth + 1) * rows;
-            let codes = self.codes[places.clone()].iter_mut().zip(&mut self.buckets[places.clone()]);
+            let range = depth * rows..(depth + 1) * rows;
+            let codes = self.codes[range.clone()].iter_mut().zip(&mut self.buckets[range.clone()]);
             let terms = self.weights.iter().zip(&self.queries_us).zip(&self.positions);
-            let positions = terms.zip(&problem.survival[places]);
+            let positions = terms.zip(&problem.survival[range]);
             for ((code, bucket), (((weight, query_us), &positions), survival)) in codes.zip(positions) {
                 let key = weight * survival - price * query_us;
                 let below = small_integer((largest - key) * per_key, last as f32);
@@ -128,7 +128,7 @@ impl Ranking {
 
     /// The packed position.
     pub(super) fn item(&self, row: usize, depth: usize) -> u64 {
-        pack(self.codes[depth * self.weights.len() + row], place(depth, row))
+        pack(self.codes[depth * self.weights.len() + row], position_id(depth, row))
     }
 
     /// What a position is worth, `w_r · S(r,i)`.
@@ -151,13 +151,13 @@ impl Ranking {
         self.sorted.resize(buckets, false);
         let mut next = [0u32; BUCKETS_MAX + 1];
         next[..=buckets].copy_from_slice(&self.starts);
-        self.places.resize(self.codes.len(), 0);
+        self.position_ids.resize(self.codes.len(), 0);
         self.list.resize(self.codes.len(), 0);
         for depth in 0..cap {
             let buckets = &self.buckets[depth * self.weights.len()..][..self.weights.len()];
-            for (place, &bucket) in (place(depth, 0)..).zip(buckets) {
+            for (id, &bucket) in (position_id(depth, 0)..).zip(buckets) {
                 let next = &mut next[bucket as usize];
-                self.places[*next as usize] = place;
+                self.position_ids[*next as usize] = id;
                 *next += 1;
             }
         }
@@ -168,18 +168,18 @@ impl Ranking {
         let (start, end) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
         if !std::mem::replace(&mut self.sorted[bucket], true) {
             let items = &mut self.list[start..end];
-            for (item, &place) in items.iter_mut().zip(&self.places[start..end]) {
-                let (row, depth) = (row_of(place.into()), depth_of(place.into()));
-                *item = pack(self.codes[depth * self.weights.len() + row], place);
+            for (item, &id) in items.iter_mut().zip(&self.position_ids[start..end]) {
+                let (row, depth) = (row_of(id.into()), depth_of(id.into()));
+                *item = pack(self.codes[depth * self.weights.len() + row], id);
             }
             sort_bucket(items);
         }
         (start, end)
     }
 
-    /// The position at a place of the list, in a bucket that is in order.
-    pub(super) fn at(&self, place: usize) -> u64 {
-        self.list[place]
+    /// The position at an index of the list, in a bucket that is in order.
+    pub(super) fn at(&self, index: usize) -> u64 {
+        self.list[index]
     }
 
     /// Adds to `lengths` the positions above `cap` that come before `frontier`.
@@ -187,7 +187,7 @@ impl Ranking {
         let (last_code, last) = ((frontier >> 32) as u32, frontier as u32);
         for depth in 0..cap {
             // Of the positions with the very code of the frontier, rows before this one.
-            let tied = last.saturating_sub(place(depth, 0)).min(lengths.len() as u32) as usize;
+            let tied = last.saturating_sub(position_id(depth, 0)).min(lengths.len() as u32) as usize;
             let (before, behind) = self.codes_at(depth).split_at(tied);
             let (lengths_before, lengths_behind) = lengths.split_at_mut(tied);
             let count = |(length, &code): (&mut u32, &u32), limit| *length += u32::from(code < limit);
@@ -198,13 +198,13 @@ impl Ranking {
 }
 
 /// Depth and row in one number.
-fn place(depth: usize, row: usize) -> u32 {
+fn position_id(depth: usize, row: usize) -> u32 {
     (depth << 16 | row) as u32
 }
 
 /// A position as a number; ascending numbers are descending ranks.
-fn pack(code: u32, place: u32) -> u64 {
-    u64::from(code) << 32 | u64::from(place)
+fn pack(code: u32, id: u32) -> u64 {
+    u64::from(code) << 32 | u64::from(id)
 }
 
 pub(super) fn depth_of(item: u64) -> usize {
@@ -238,9 +238,9 @@ fn sort_bucket(items: &mut [u64]) {
         items.sort_unstable();
         return;
     }
-    for place in 1..items.len() {
-        let item = items[place];
-        let mut hole = place;
+    for index in 1..items.len() {
+        let item = items[index];
+        let mut hole = index;
         while hole > 0 && items[hole - 1] > item {
             items[hole] = items[hole - 1];
             hole -= 1;
@@ -263,7 +263,7 @@ mod tests {
             keys in prop::collection::vec(prop_oneof![0.0f32..1.0, 0.4f32..0.401, Just(0.25f32), 0.0f32..1e-7], 1..400),
             query_us in prop_oneof![Just(0.0f32), 0.0f32..2.0],
         ) {
-            let row = |place| Row { weight: 1.0, query_us, bound: None, positions: u32::from(place % 7 > 0) };
+            let row = |index| Row { weight: 1.0, query_us, bound: None, positions: u32::from(index % 7 > 0) };
             let rows: Vec<Row> = (0..keys.len()).map(row).collect();
             let problem = Problem {
                 rows: &rows,
@@ -284,15 +284,15 @@ mod tests {
             let mut ranked = Vec::new();
             for bucket in 0..ranking.buckets() {
                 let (start, end) = ranking.sort(bucket);
-                for place in start..end {
-                    let item = ranking.at(place);
+                for index in start..end {
+                    let item = ranking.at(index);
                     let frontiers = (ranking.frontier(bucket), ranking.frontier(bucket + 1));
                     prop_assert!(frontiers.0 <= item && item < frontiers.1);
                     prop_assert!(f64::from(keys[row_of(item)] - query_us) <= ranking.best_key(bucket) + 1e-6);
                     ranked.push(item);
                 }
             }
-            let mut expected: Vec<u64> = (0..keys.len()).filter(|place| place % 7 > 0).map(|row| ranking.item(row, 0)).collect();
+            let mut expected: Vec<u64> = (0..keys.len()).filter(|index| index % 7 > 0).map(|row| ranking.item(row, 0)).collect();
             expected.sort_unstable();
             prop_assert_eq!(ranked, expected);
         }

@@ -2,10 +2,10 @@
 //! leave room for something better.
 
 use super::floors::Floors;
-use super::outline::{Outline, Place};
+use super::outline::{Boundary, Outline};
 use super::rank::{Ranking, depth_of, row_of};
 use super::sweep::Sweep;
-use super::{Plan, Problem, Scratch, Times};
+use super::{Buffers, Plan, Problem, Times};
 
 /// A step: all positions above `cap` before `frontier`, and what is forced in beside them.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Search<'a> {
     ranking: &'a mut Ranking,
     floors: &'a mut Floors,
     /// The outline's best point.
-    first: (Place, Plan),
+    first: (Boundary, Plan),
     /// The best step so far, and what was forced into it.
     pub(super) best: Option<Candidate>,
     best_forced: &'a mut Vec<u64>,
@@ -31,8 +31,8 @@ pub(super) struct Search<'a> {
 
 impl<'a> Search<'a> {
     /// Draws the outline.
-    pub(super) fn begin(problem: &'a Problem<'a>, scratch: &'a mut Scratch, deepest: usize) -> Search<'a> {
-        let Scratch { times, ranking, outline, floors, best_forced } = scratch;
+    pub(super) fn begin(problem: &'a Problem<'a>, buffers: &'a mut Buffers, deepest: usize) -> Search<'a> {
+        let Buffers { times, ranking, outline, floors, best_forced } = buffers;
         let drafts: usize = problem.rows.iter().map(|row| (row.positions as usize).min(deepest)).sum();
         let drafts_max = (problem.rows_max as usize).saturating_sub(problem.rows.len());
         times.prepare(problem, drafts.min(drafts_max));
@@ -52,23 +52,23 @@ impl<'a> Search<'a> {
     /// that could hold better.
     pub(super) fn refine(&mut self) {
         self.list();
-        let (place, plan) = self.first;
-        let frontier = self.ranking.frontier(place.bucket);
-        self.best = Some(Candidate { plan, cap: place.cap, frontier });
+        let (boundary, plan) = self.first;
+        let frontier = self.ranking.frontier(boundary.bucket);
+        self.best = Some(Candidate { plan, cap: boundary.cap, frontier });
         for cap in self.outline.caps() {
-            let mut place = Place { cap, bucket: 0 };
-            while let Some(bucket) = self.next_open(place) {
-                place.bucket = bucket;
+            let mut boundary = Boundary { cap, bucket: 0 };
+            while let Some(bucket) = self.next_open(boundary) {
+                boundary.bucket = bucket;
                 // The next boundary is known already.
                 let last = self.outline.points(cap)[bucket + 1].drafts.saturating_sub(1);
                 let last = last.min(self.outline.drafts_max());
                 let mut sweep =
-                    Sweep::at(place, self.problem, self.times, self.outline, self.ranking, self.floors);
+                    Sweep::at(boundary, self.problem, self.times, self.outline, self.ranking, self.floors);
                 while sweep.drafts() < last && sweep.advance() {
                     let found = Candidate { plan: sweep.plan(), cap, frontier: sweep.frontier() };
                     keep_better(&mut self.best, found);
                 }
-                place.bucket += 1;
+                boundary.bucket += 1;
             }
         }
     }
@@ -79,41 +79,42 @@ impl<'a> Search<'a> {
         self.list();
         self.best = None;
         // A good step early on rules out most of the others.
-        let (place, _) = self.first;
-        self.sweep_with_bounds(place, place.bucket);
+        let (boundary, _) = self.first;
+        self.sweep_with_bounds(boundary, boundary.bucket);
         // A step without drafts is in no bucket.
-        let plain = Place { cap: *self.outline.caps().start(), bucket: 0 };
+        let plain = Boundary { cap: *self.outline.caps().start(), bucket: 0 };
         let plain_plan = self.outline.points(plain.cap)[0].plan(self.times);
         if self.best.is_none_or(|best| !best.plan.beats(&plain_plan)) {
             self.sweep_with_bounds(plain, 0);
         }
-        self.sweep_cap(place.cap);
-        self.outline.caps().filter(|&cap| cap != place.cap).for_each(|cap| self.sweep_cap(cap));
+        self.sweep_cap(boundary.cap);
+        self.outline.caps().filter(|&cap| cap != boundary.cap).for_each(|cap| self.sweep_cap(cap));
     }
 
     /// Sweeps what could hold something better in a cap.
     fn sweep_cap(&mut self, cap: usize) {
         let mut end = 0;
-        while let Some(start) = self.next_open(Place { cap, bucket: end }) {
+        while let Some(start) = self.next_open(Boundary { cap, bucket: end }) {
             end = start + 1;
-            while self.next_open(Place { cap, bucket: end }) == Some(end) {
+            while self.next_open(Boundary { cap, bucket: end }) == Some(end) {
                 end += 1;
             }
-            self.sweep_with_bounds(Place { cap, bucket: start }, end);
+            self.sweep_with_bounds(Boundary { cap, bucket: start }, end);
         }
     }
 
     /// Examines every number of drafts from one boundary to another. Where a step can't be
     /// borne, a longer one can't either.
-    fn sweep_with_bounds(&mut self, place: Place, end: usize) {
-        let points = self.outline.points(place.cap);
-        let (start, end) = (points[place.bucket], points[end].drafts);
+    fn sweep_with_bounds(&mut self, boundary: Boundary, end: usize) {
+        let points = self.outline.points(boundary.cap);
+        let (start, end) = (points[boundary.bucket], points[end].drafts);
         let start_us = start.plan(self.times).priced_us + self.problem.unpriced_us;
-        self.floors.reset_for(self.problem, place.cap, start_us);
-        let mut sweep = Sweep::at(place, self.problem, self.times, self.outline, self.ranking, self.floors);
+        self.floors.reset_for(self.problem, boundary.cap, start_us);
+        let mut sweep =
+            Sweep::at(boundary, self.problem, self.times, self.outline, self.ranking, self.floors);
         let (mut goal, mut forced) = (start.drafts, None);
         while sweep.settle(goal).is_ok() && sweep.drafts() <= self.outline.drafts_max() {
-            let found = Candidate { plan: sweep.plan(), cap: place.cap, frontier: sweep.frontier() };
+            let found = Candidate { plan: sweep.plan(), cap: boundary.cap, frontier: sweep.frontier() };
             if keep_better(&mut self.best, found) {
                 forced = Some(sweep.forced());
             }
@@ -133,7 +134,7 @@ impl<'a> Search<'a> {
         self.ranking.list(*self.outline.caps().end(), self.outline.starts());
     }
 
-    fn next_open(&self, from: Place) -> Option<usize> {
+    fn next_open(&self, from: Boundary) -> Option<usize> {
         let rate = self.best.map_or(0.0, |best| best.plan.rate());
         self.outline.next_open(self.times, self.ranking, from, rate)
     }

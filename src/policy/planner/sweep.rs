@@ -1,7 +1,7 @@
 //! Walking through the positions of a depth cap in rank order, from a boundary on.
 
-use super::floors::{Floors, Unbearable};
-use super::outline::{Outline, Place};
+use super::floors::{BoundUnmet, Floors};
+use super::outline::{Boundary, Outline};
 use super::rank::{Ranking, depth_of, row_of};
 use super::{Plan, Problem, Times};
 use crate::policy::survival::POSITIONS_MAX;
@@ -15,7 +15,7 @@ pub(super) struct Sweep<'a> {
     floors: &'a mut Floors,
     drafted: usize,
     cap: usize,
-    /// Place in the list of the first position that has not been looked at.
+    /// Index in the list of the first position that has not been looked at.
     next: usize,
     /// The bucket around it, and where that begins and ends.
     bucket: usize,
@@ -32,29 +32,29 @@ pub(super) struct Sweep<'a> {
 impl<'a> Sweep<'a> {
     /// A sweep that stands at a boundary, with such floors as there are.
     pub(super) fn at(
-        place: Place,
+        boundary: Boundary,
         problem: &'a Problem<'a>,
         times: &'a Times,
         outline: &Outline,
         ranking: &'a mut Ranking,
         floors: &'a mut Floors,
     ) -> Sweep<'a> {
-        let point = outline.points(place.cap)[place.bucket];
-        let bucket = place.bucket.min(ranking.buckets() - 1);
+        let point = outline.points(boundary.cap)[boundary.bucket];
+        let bucket = boundary.bucket.min(ranking.buckets() - 1);
         let extent = ranking.sort(bucket);
         let mut sweep = Sweep {
             problem,
             times,
             drafted: *outline.caps().start(),
-            cap: place.cap,
-            next: if bucket == place.bucket { extent.0 } else { extent.1 },
+            cap: boundary.cap,
+            next: if bucket == boundary.bucket { extent.0 } else { extent.1 },
             bucket,
             extent,
-            frontier: ranking.frontier(place.bucket),
+            frontier: ranking.frontier(boundary.bucket),
             drafts: point.drafts,
             value: point.value,
             other_us: point.other_us,
-            call_rows: outline.call_rows(place),
+            call_rows: outline.call_rows(boundary),
             ranking,
             floors,
         };
@@ -141,7 +141,7 @@ impl<'a> Sweep<'a> {
 
     /// Forces in what the step's length asks for, holding the number of drafts at `goal`
     /// where free positions can be given back.
-    pub(super) fn settle(&mut self, goal: u32) -> Result<(), Unbearable> {
+    pub(super) fn settle(&mut self, goal: u32) -> Result<(), BoundUnmet> {
         loop {
             while self.drafts > goal && self.retract() {}
             let step_us = self.plan().priced_us + self.problem.unpriced_us;

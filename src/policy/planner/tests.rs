@@ -31,7 +31,7 @@ impl Case {
 
     fn solve(&self) -> (Option<Plan>, Vec<u32>) {
         let mut lengths = Vec::new();
-        let plan = solve(&self.problem(), &mut Scratch::default(), &mut lengths);
+        let plan = solve(&self.problem(), &mut Buffers::default(), &mut lengths);
         (plan, lengths)
     }
 
@@ -397,10 +397,10 @@ fn no_rows_and_no_positions_are_no_trouble() {
 fn solving_is_deterministic_and_the_scratch_carries_nothing_over() {
     let first = uniform(7, 8, 0.83, (0..=80).map(|n| 100.0 + f64::from(n / 8) * 9.0).collect());
     let second = uniform(3, 2, 0.4, (0..=80).map(f64::from).map(|n| 50.0 + n).collect());
-    let mut scratch = Scratch::default();
+    let mut buffers = Buffers::default();
     let mut lengths = Vec::new();
     let fresh = first.solve();
-    solve(&second.problem(), &mut scratch, &mut lengths);
-    let plan = solve(&first.problem(), &mut scratch, &mut lengths);
+    solve(&second.problem(), &mut buffers, &mut lengths);
+    let plan = solve(&first.problem(), &mut buffers, &mut lengths);
     assert_eq!((plan, lengths), fresh);
 }

@@ -1,40 +1,38 @@
-//! Our policy: joint planning of drafting, verification and prefill under objectives.
+//! `specserve`: plans drafting, verification and prefill jointly under latency objectives. The
+//! phases are AdaSpec's (SoCC'25, section 5: predict, execute, correct, verify), per request.
 //!
 //! - [`plan`](Policy::plan) predicts: which rows draft, if any, and how much is prefilled.
-//! - [`extend`](Policy::extend) corrects after every draft call: the plan is made again with
-//!   the real confidences so far and forecasts for the rest, and only rows whose next
-//!   draft is in the new plan go on.
+//! - [`extend`](Policy::extend) corrects after every draft call: it plans again with the actual
+//!   confidences so far and forecasts for the rest; only rows whose next draft is in the new plan
+//!   continue.
 //! - [`select`](Policy::select) chooses what is verified, over all rows at once.
 //!
-//! docs/policy.md has the mathematics.
+//! The inputs are the step's view, the corrected time model ([`crate::timing`]), and survival from
+//! the draft's own probabilities ([`super::calibration`], [`super::survival`]). docs/policy.md has
+//! the mathematics.
 
 mod gate;
+mod learner;
 mod predict;
 mod workspace;
 
-use std::cell::RefCell;
-use std::sync::Arc;
-
 use gate::Gate;
-use workspace::{Costs, Spent, Workspace};
+pub use learner::SpecServeLearner;
+pub(super) use workspace::Workspace;
+use workspace::{Costs, Spent};
 
-use super::Policy;
 use super::calibration::{Calibration, CalibrationMode};
-use super::slo::{Infeasible, Standing, check_feasible, tpot_bound};
+use super::slo::{Infeasible, check_feasible};
 use super::survival::{Forecast, POSITIONS_MAX, forecast_survival};
-use crate::protocol::{DraftedRow, Micros, Slo, Step, StepDecision, StepReport, StepView};
+use super::{Policy, Scratch};
+use crate::protocol::{DraftedRow, Intent, Slo, Step, StepDecision, StepView};
 use crate::timing::Reliability;
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::{CostModel, ROWS_MAX};
 
-/// Drafts that are less likely than this to survive are not drafted or verified, also where
-/// the staircase would make them free.
+/// Drafts less likely than this to be accepted are neither drafted nor verified, even where the
+/// staircase makes them free.
 const SURVIVAL_MIN: f32 = 0.01;
-
-thread_local! {
-    /// Plans are made by whoever holds a snapshot; each thread has its own buffers.
-    static WORKSPACE: RefCell<Workspace> = RefCell::default();
-}
 
 /// Settings of [`SpecServe`].
 #[derive(Clone, Debug, PartialEq)]
@@ -45,8 +43,8 @@ pub struct SpecServeOptions {
     pub verify_rows_max: u32,
     /// How draft probability becomes survival.
     pub calibration: CalibrationMode,
-    /// Prefill tokens that every step with a prompt waiting takes, whatever the objectives:
-    /// progress is guaranteed.
+    /// Least prefill tokens of a step while a prompt waits, whatever the objectives: guarantees
+    /// progress.
     pub prefill_tokens_floor: u32,
 }
 
@@ -61,15 +59,6 @@ impl Default for SpecServeOptions {
     }
 }
 
-/// How requests stood in the steps seen so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-struct StandingCounts {
-    free: u64,
-    holding: u64,
-    late: u64,
-    short: u64,
-}
-
 /// `specserve`. See the module's documentation.
 #[derive(Clone, Debug)]
 pub struct SpecServe {
@@ -78,7 +67,6 @@ pub struct SpecServe {
     calibration: Calibration,
     forecast: Forecast,
     gate: Gate,
-    standings: StandingCounts,
 }
 
 impl SpecServe {
@@ -90,7 +78,6 @@ impl SpecServe {
             time: TimeModel::new(cost),
             forecast: Forecast::default(),
             gate: Gate::default(),
-            standings: StandingCounts::default(),
         }
     }
 
@@ -104,7 +91,7 @@ impl SpecServe {
         &self.calibration
     }
 
-    /// Most positions that make sense for a row.
+    /// Most drafts of a row that the scheduler allows and the options want.
     fn positions(&self, allowed: u32) -> u32 {
         allowed.min(self.options.draft_tokens_max).min(POSITIONS_MAX as u32)
     }
@@ -139,8 +126,8 @@ impl SpecServe {
         space.rows[index].positions = positions;
     }
 
-    /// Fills in the survival of what a row has drafted. Returns the survival of all of it,
-    /// or `None` when the row can't go on: a proposal that must not be used.
+    /// Fills in the survival of what a row has drafted. Returns the survival of all of it, or
+    /// `None` if a proposal is unusable and the row has to stop.
     fn measure_row(&self, space: &mut Workspace, view: &StepView, row: &DraftedRow) -> Option<f32> {
         let index = row.decoding as usize;
         let greedy = view.decoding[index].temperature == 0.0;
@@ -161,6 +148,23 @@ impl SpecServe {
         Some(alive)
     }
 
+    /// Fills in survival while drafting: measured where drafted, forecast behind that for the
+    /// `active` rows.
+    fn survey(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow], active: &[u32]) {
+        let means = self.forecast.position_means();
+        let mut going = active.iter().copied().peekable();
+        for (drafted_index, row) in rows.iter().enumerate() {
+            let is_active = going.next_if_eq(&(drafted_index as u32)).is_some();
+            let alive = self.measure_row(space, step.view, row);
+            if let (Some(alive), true) = (alive, is_active) {
+                let index = row.decoding as usize;
+                let allowed = self.positions(step.granted.drafts[index]);
+                let drafted = row.proposals.len() as u32;
+                self.forecast_row(space, &means, step.view, index, (alive, drafted), allowed);
+            }
+        }
+    }
+
     /// Time spent on drafting so far in a step, as predicted.
     fn spent(&self, costs: &Costs<'_>, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
         let calls = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
@@ -177,26 +181,12 @@ impl SpecServe {
         }
     }
 
-    /// Begins a workspace for a step under way.
+    /// Sets the workspace up for a step in progress.
     fn resume(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
         let costs = Costs::of(&self.time, step.view);
         let spent = self.spent(&costs, step, rows);
         space.begin(&costs, step.view, costs.plain_us() + spent.draft_us + spent.unpriced_us);
         spent
-    }
-
-    fn count_standings(&mut self, report: &StepReport) {
-        let costs = Costs::of(&self.time, &report.view);
-        let plain_us = costs.plain_us() * (1.0 + self.time.margin());
-        for row in &report.view.decoding {
-            let count = match tpot_bound(row, plain_us).0 {
-                Standing::Free => &mut self.standings.free,
-                Standing::Holding => &mut self.standings.holding,
-                Standing::Late => &mut self.standings.late,
-                Standing::Short => &mut self.standings.short,
-            };
-            *count += 1;
-        }
     }
 }
 
@@ -205,84 +195,51 @@ impl Policy for SpecServe {
         "specserve".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
-        WORKSPACE.with_borrow_mut(|space| self.decide(space, view))
+    fn plan(&self, view: &StepView, scratch: &mut Scratch) -> StepDecision {
+        self.decide(&mut scratch.specserve, view)
     }
 
-    fn extend(&self, step: Step<'_>, rows: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
-        if self.gate.is_probe(step.granted) {
+    fn extend(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        active: &[u32],
+        scratch: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
+        if step.granted.intent == Intent::Probe {
             keep.extend_from_slice(active);
             return;
         }
-        WORKSPACE.with_borrow_mut(|space| {
-            let spent = self.resume(space, step, rows);
-            let means = self.forecast.position_means();
-            let mut going = active.iter().copied().peekable();
-            for (place, row) in rows.iter().enumerate() {
-                let is_active = going.next_if_eq(&(place as u32)).is_some();
-                let alive = self.measure_row(space, step.view, row);
-                if let (Some(alive), true) = (alive, is_active) {
-                    let index = row.decoding as usize;
-                    let allowed = self.positions(step.granted.drafts[index]);
-                    let drafted = row.proposals.len() as u32;
-                    self.forecast_row(space, &means, step.view, index, (alive, drafted), allowed);
-                }
-            }
-            space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
-            let longer = |place: &&u32| {
-                let row = &rows[**place as usize];
-                space.lengths[row.decoding as usize] as usize > row.proposals.len()
-            };
-            keep.extend(active.iter().filter(longer));
-        });
+        let space = &mut scratch.specserve;
+        let spent = self.resume(space, step, rows);
+        self.survey(space, step, rows, active);
+        space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
+        let longer = |index: &&u32| {
+            let row = &rows[**index as usize];
+            space.lengths[row.decoding as usize] as usize > row.proposals.len()
+        };
+        keep.extend(active.iter().filter(longer));
     }
 
-    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
-        if self.gate.is_probe(step.granted) {
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, lengths: &mut Vec<u32>) {
+        if step.granted.intent == Intent::Probe {
             let usable = |row: &DraftedRow| row.proposals.iter().take_while(|draft| draft.finite).count();
             lengths.extend(rows.iter().map(|row| usable(row) as u32));
             return;
         }
-        WORKSPACE.with_borrow_mut(|space| {
-            let spent = self.resume(space, step, rows);
-            for row in rows {
-                self.measure_row(space, step.view, row);
-            }
-            space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
-            lengths.extend(rows.iter().map(|row| space.lengths[row.decoding as usize]));
-        });
-    }
-
-    fn observe(&mut self, report: &StepReport) {
-        self.count_standings(report);
-        self.time.observe(report);
-        self.calibration.observe(report);
-        self.forecast.observe(report, &self.calibration);
-        self.gate.observe(report);
-    }
-
-    fn predict(&self, report: &StepReport) -> Option<Micros> {
-        Some(Micros(self.time.step_us(report) as u64))
+        let space = &mut scratch.specserve;
+        let spent = self.resume(space, step, rows);
+        for row in rows {
+            self.measure_row(space, step.view, row);
+        }
+        space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
+        lengths.extend(rows.iter().map(|row| space.lengths[row.decoding as usize]));
     }
 
     fn check_feasible(&self, slo: &Slo, prompt_tokens: u32, chunk_tokens: u32) -> Result<(), Infeasible> {
         let step_us = self.time.plain_step_us(1, prompt_tokens.into());
         check_feasible(slo, prompt_tokens, step_us, chunk_tokens, &self.time)
-    }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
-    }
-
-    fn state(&self) -> serde_json::Value {
-        serde_json::json!({
-            "policy": self.name(),
-            "time": self.time.state(),
-            "calibration": self.calibration.state(),
-            "confidence_forecast": self.forecast.position_means(),
-            "speculation": self.gate.state(),
-            "row_steps_by_standing": self.standings,
-        })
     }
 }
 

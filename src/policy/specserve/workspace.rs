@@ -1,7 +1,8 @@
-//! A step as the planner takes it, built from what the policy is shown.
+//! Turns a step's view and the time model into a problem for the planner, and relaxes its bounds
+//! in the order of docs/slo.md, "Inside a step".
 
-use crate::policy::planner::{Curve, Plan, Problem, Row, Scratch, solve};
-use crate::policy::slo::{Standing, TpotBound, queue_us, tpot_bound};
+use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
+use crate::policy::slo::{SloState, TpotBound, queue_us, tpot_bound};
 use crate::policy::survival::POSITIONS_MAX;
 use crate::protocol::{DecodeView, StepView};
 use crate::timing::correction::TimeModel;
@@ -58,7 +59,7 @@ impl<'a> Costs<'a> {
         self.draft().at(rows)
     }
 
-    /// What drafting takes beside its calls, once a step.
+    /// Fixed time of a drafting round beside its calls, once per step.
     pub(super) fn draft_round_us(&self) -> f64 {
         self.time.draft_round_us()
     }
@@ -68,39 +69,39 @@ impl<'a> Costs<'a> {
         self.fixed_us + self.target().at(self.rows + drafts)
     }
 
-    /// What each verified draft of a sequence adds beside the staircase.
+    /// Time that each verified draft of a sequence adds beside the staircase.
     fn query_us(&self, row: &DecodeView) -> f32 {
         let token_us = self.time.cost().target.terms().attended_token_us * self.time.target_factor();
         (token_us * f64::from(row.context_tokens)) as f32
     }
 
-    /// What it takes until the draft model has seen all but the last token of a sequence.
+    /// Time until the draft model has processed all but the last token of a sequence.
     pub(super) fn catch_up_us(&self, row: &DecodeView) -> f64 {
         let missed = row.draft_lag_tokens.saturating_sub(1);
         let done = row.context_tokens.saturating_sub(row.draft_lag_tokens);
         self.time.catch_up_us(missed, prefill_attended(done, missed))
     }
 
-    /// What prefilling the queue's first `tokens` tokens adds.
+    /// Time that prefilling the queue's first `tokens` tokens adds.
     pub(super) fn prefill_us(&self, view: &StepView, tokens: u32) -> f64 {
         queue_us(self.time, &view.prefilling, tokens)
     }
 }
 
-/// Buffers of one thread; hold nothing between calls.
+/// The step at hand as a problem for the planner; `specserve`'s part of [`Scratch`](crate::policy::Scratch).
 #[derive(Debug, Default)]
-pub(super) struct Workspace {
-    planner: Scratch,
+pub struct Workspace {
+    planner: Buffers,
     pub(super) rows: Vec<Row>,
-    pub(super) standings: Vec<Standing>,
+    pub(super) slo_states: Vec<SloState>,
     pub(super) survival: Vec<f32>,
     pub(super) lengths: Vec<u32>,
     saved: Vec<Option<TpotBound>>,
-    /// Bounds and lengths that [`relax_late`](Self::relax_late) may go back to.
+    /// Bounds and lengths that [`relax_recovering`](Self::relax_recovering) may restore.
     bounds: Vec<Option<TpotBound>>,
     bounded_lengths: Vec<u32>,
-    /// Longest steps that requests can bear for prefill that is due.
-    pub(super) bearable_us: Vec<f64>,
+    /// Longest steps that requests can absorb for urgent prefill.
+    pub(super) tolerable_us: Vec<f64>,
 }
 
 /// Time spent so far in a step, for one call of the planner.
@@ -117,23 +118,23 @@ impl Workspace {
     pub(super) fn begin(&mut self, costs: &Costs<'_>, view: &StepView, plain_us: f64) {
         let stretch = 1.0 + costs.time.margin();
         self.rows.clear();
-        self.standings.clear();
+        self.slo_states.clear();
         for row in &view.decoding {
-            let (standing, bound) = tpot_bound(row, plain_us * stretch);
+            let (state, bound) = tpot_bound(row, plain_us * stretch);
             let bound = bound.map(|bound| TpotBound {
                 credit_us: bound.credit_us / stretch,
                 token_us: bound.token_us / stretch,
             });
             self.rows.push(Row { weight: 1.0, query_us: costs.query_us(row), bound, positions: 0 });
-            self.standings.push(standing);
+            self.slo_states.push(state);
         }
         self.survival.clear();
         self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
     }
 
     pub(super) fn set_survival(&mut self, row: usize, depth: usize, survival: f32) {
-        let place = depth * self.rows.len() + row;
-        self.survival[place] = survival;
+        let index = depth * self.rows.len() + row;
+        self.survival[index] = survival;
     }
 
     /// Expected tokens of a row at its planned length.
@@ -143,41 +144,40 @@ impl Workspace {
         1.0 + drafts.sum::<f64>()
     }
 
-    /// Plans into `lengths`. Requests that need more than one token are bound first; if
-    /// not all of them can be held, they become best effort. Returns the plan and whether
-    /// such requests were held.
+    /// Plans into `lengths`. Requests that need speculation are bounded first; if no step keeps all
+    /// of their bounds, they become best effort. Returns the plan and whether such bounds are kept.
     pub(super) fn solve(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> (Option<Plan>, bool) {
-        let short = self.standings.contains(&Standing::Short);
+        let short = self.slo_states.contains(&SloState::NeedsSpeculation);
         if short && let Some(plan) = self.solve_bounded(costs, rows_max, spent) {
             return (Some(plan), true);
         }
         if short {
-            self.release(Standing::Short);
+            self.release(SloState::NeedsSpeculation);
         }
         let plan = self.solve_bounded(costs, rows_max, spent);
-        if self.standings.contains(&Standing::Late) {
-            return (self.relax_late(costs, rows_max, spent, plan), false);
+        if self.slo_states.contains(&SloState::Recovering) {
+            return (self.relax_recovering(costs, rows_max, spent, plan), false);
         }
         (plan, false)
     }
 
-    /// Sets the bounds of late requests aside where these together get more tokens per time
-    /// without. Each asks for a step that is short for its own tokens; many of them, some with
-    /// poor drafts, may leave no step but a plain one, in which nobody catches up.
-    fn relax_late(
+    /// Drops the bounds of recovering requests if together they get more tokens per time without.
+    /// Each bound asks for a step that is short for the request's own tokens; many of them, some
+    /// with poor drafts, may leave only a plain step, in which none of them catches up.
+    fn relax_recovering(
         &mut self,
         costs: &Costs<'_>,
         rows_max: u32,
         spent: Spent,
         bounded: Option<Plan>,
     ) -> Option<Plan> {
-        let bounded_rate = self.late_rate(costs, spent, bounded);
+        let bounded_rate = self.recovering_rate(costs, spent, bounded);
         self.bounded_lengths.clone_from(&self.lengths);
         self.bounds.clear();
         self.bounds.extend(self.rows.iter().map(|row| row.bound));
-        self.release(Standing::Late);
+        self.release(SloState::Recovering);
         let free = self.solve_bounded(costs, rows_max, spent);
-        if free.is_some() && self.late_rate(costs, spent, free) > bounded_rate {
+        if free.is_some() && self.recovering_rate(costs, spent, free) > bounded_rate {
             return free;
         }
         self.lengths.clone_from(&self.bounded_lengths);
@@ -185,12 +185,12 @@ impl Workspace {
         bounded
     }
 
-    /// Expected tokens of all late requests per microsecond of a planned step; of a plain one
-    /// where there is no plan.
-    fn late_rate(&self, costs: &Costs<'_>, spent: Spent, plan: Option<Plan>) -> f64 {
+    /// Expected tokens of all recovering requests per microsecond of the planned step, or of a
+    /// plain step without a plan.
+    fn recovering_rate(&self, costs: &Costs<'_>, spent: Spent, plan: Option<Plan>) -> f64 {
         let priced_us = plan.map_or(costs.plain_us() + spent.draft_us, |plan| plan.priced_us);
-        let late = (0..self.rows.len()).filter(|&row| self.standings[row] == Standing::Late);
-        let tokens: f64 = late.map(|row| self.tokens(row, self.lengths[row])).sum();
+        let recovering = (0..self.rows.len()).filter(|&row| self.slo_states[row] == SloState::Recovering);
+        let tokens: f64 = recovering.map(|row| self.tokens(row, self.lengths[row])).sum();
         tokens / (priced_us + spent.unpriced_us)
     }
 
@@ -212,7 +212,7 @@ impl Workspace {
     }
 
     /// Longest step that the bounds allow at the planned lengths, in microseconds; bounds
-    /// that a step of `step_us` breaks already have no say.
+    /// that a step of `step_us` already breaks do not count.
     pub(super) fn limit_us(&self, step_us: f64) -> f64 {
         let limit = |(row, terms): (usize, &Row)| {
             terms.bound.map(|bound| bound.deadline_us(self.tokens(row, self.lengths[row])))
@@ -221,18 +221,18 @@ impl Workspace {
         limits.filter(|&limit_us| limit_us >= step_us).fold(f64::INFINITY, f64::min)
     }
 
-    /// Longest step that the requests which hold or keep their pace allow without drafts.
+    /// Longest step without drafts that all requests but those that need speculation allow.
     pub(super) fn plain_limit_us(&self) -> f64 {
-        let bound = |(row, standing): (&Row, &Standing)| {
-            row.bound.filter(|_| *standing != Standing::Short).map(|bound| bound.deadline_us(1.0))
+        let bound = |(row, state): (&Row, &SloState)| {
+            row.bound.filter(|_| *state != SloState::NeedsSpeculation).map(|bound| bound.deadline_us(1.0))
         };
-        self.rows.iter().zip(&self.standings).filter_map(bound).fold(f64::INFINITY, f64::min)
+        self.rows.iter().zip(&self.slo_states).filter_map(bound).fold(f64::INFINITY, f64::min)
     }
 
-    /// Sets the bounds of all requests of a standing aside.
-    fn release(&mut self, released: Standing) {
-        for (row, standing) in self.rows.iter_mut().zip(&self.standings) {
-            if *standing == released {
+    /// Drops the bounds of all requests in a state.
+    fn release(&mut self, released: SloState) {
+        for (row, state) in self.rows.iter_mut().zip(&self.slo_states) {
+            if *state == released {
                 row.bound = None;
             }
         }

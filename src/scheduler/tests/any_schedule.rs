@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::super::*;
 use super::game::{Game, expect, limits, request};
 use crate::executor::ShadowOptions;
-use crate::policy::Policy;
-use crate::protocol::{DraftedRow, Micros, SamplingParams, Step, StepDecision, StepView};
+use crate::policy::{Policy, Scratch, Static};
+use crate::protocol::{DraftedRow, Intent, Micros, SamplingParams, Step, StepDecision, StepView};
 
 /// A policy that asks for the impossible and drafts by whim.
 #[derive(Clone, Debug)]
@@ -28,25 +28,22 @@ impl Policy for Whim {
         "whim".to_owned()
     }
 
-    fn plan(&self, view: &StepView) -> StepDecision {
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         let drafts = (0..view.decoding.len() as u64).map(|row| self.roll(view.now.0 + row, 1000)).collect();
         StepDecision {
+            intent: Intent::default(),
             drafts,
             prefill_tokens: self.roll(view.now.0, 3) * 40,
             warm_draft: self.roll(view.now.0, 2) == 0,
         }
     }
 
-    fn extend(&self, step: Step<'_>, _: &[DraftedRow], active: &[u32], keep: &mut Vec<u32>) {
+    fn extend(&self, step: Step<'_>, _: &[DraftedRow], active: &[u32], _: &mut Scratch, keep: &mut Vec<u32>) {
         keep.extend(active.iter().filter(|&&row| self.roll(step.view.now.0 ^ u64::from(row), 4) > 0));
     }
 
-    fn select(&self, step: Step<'_>, rows: &[DraftedRow], lengths: &mut Vec<u32>) {
+    fn select(&self, step: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, lengths: &mut Vec<u32>) {
         lengths.extend(rows.iter().map(|row| self.roll(step.view.now.0 ^ u64::from(row.decoding), 9)));
-    }
-
-    fn snapshot(&self) -> Arc<dyn Policy> {
-        Arc::new(self.clone())
     }
 }
 
@@ -86,7 +83,7 @@ proptest! {
         let limits =
             SchedulerLimits { drafter: Some(DrafterNeeds::kv_cache(draft_blocks)), ..limits(target_blocks) };
         let options = ShadowOptions::small(target_blocks, draft_blocks);
-        let mut game = Game::led_by(Box::new(Whim { seed }), limits, options);
+        let mut game = Game::led_by(Box::new(Static::new(Whim { seed })), limits, options);
         let mut requests = Vec::new();
         for step in moves {
             match step {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::*;
 use crate::engine::EngineCore;
 use crate::executor::{Executor, ShadowExecutor, ShadowOptions};
-use crate::policy::{Fixed, Policy};
+use crate::policy::{Fixed, Learner, Scratch, Static};
 use crate::protocol::{
     Clock, DrafterNeeds, FinishReason, Micros, RequestSummary, SamplingParams, Slo, TokenId,
 };
@@ -53,10 +53,10 @@ impl Game {
     }
 
     pub(super) fn with(limits: SchedulerLimits, options: ShadowOptions, draft_tokens: u32) -> Game {
-        Game::led_by(Box::new(Fixed { draft_tokens }), limits, options)
+        Game::led_by(Box::new(Static::new(Fixed { draft_tokens })), limits, options)
     }
 
-    pub(super) fn led_by(learner: Box<dyn Policy>, limits: SchedulerLimits, options: ShadowOptions) -> Game {
+    pub(super) fn led_by(learner: Box<dyn Learner>, limits: SchedulerLimits, options: ShadowOptions) -> Game {
         Game {
             core: EngineCore::new(Scheduler::new(limits), learner),
             executor: Box::new(ShadowExecutor::new(options.clone())),
@@ -83,7 +83,8 @@ impl Game {
     }
 
     pub(super) fn finish(&mut self, plan: StepPlan) {
-        let result = step::run(self.executor.as_mut(), plan, &Standstill).expect("verifies");
+        let result =
+            step::run(self.executor.as_mut(), plan, &mut Scratch::default(), &Standstill).expect("verifies");
         assert_eq!(result.fault, None, "the shadow drafts as it should");
         result.check(self.executor.info().vocab_size).expect("a result that makes sense");
         let finished = self.core.finish(result, self.now).expect("the step is in flight");

@@ -1,7 +1,8 @@
-//! A small world for tests: a batch of endless requests, a true machine, a true acceptance.
+//! A simulated deployment for tests: a batch of endless requests, the machine's true step times and
+//! the drafts' true acceptance.
 
-use super::Policy;
 use super::slo::queue_attended;
+use super::{Learner, Policy, Scratch};
 use crate::protocol::{
     DecodeView, DraftedRow, Micros, PrefillView, Proposal, RequestId, Step, StepDecision, StepReport,
     StepView,
@@ -78,6 +79,7 @@ pub(crate) struct Run<'a> {
     first: Vec<f64>,
     rows: Vec<DecodeView>,
     was_drafting: Option<bool>,
+    scratch: Scratch,
 }
 
 impl<'a> Run<'a> {
@@ -100,6 +102,7 @@ impl<'a> Run<'a> {
             first: vec![0.0; world.requests],
             rows: (0..world.requests).map(row).collect(),
             was_drafting: None,
+            scratch: Scratch::default(),
         }
     }
 
@@ -107,11 +110,11 @@ impl<'a> Run<'a> {
         self.random.uniform()
     }
 
-    /// Runs `steps` steps under `policy`.
-    pub(crate) fn steps(&mut self, policy: &mut dyn Policy, steps: u32) -> Outcome {
+    /// Runs `steps` steps, from each of which `learner` learns.
+    pub(crate) fn steps(&mut self, learner: &mut dyn Learner, steps: u32) -> Outcome {
         let mut outcome = Outcome::default();
         for _ in 0..steps {
-            let report = self.step(policy);
+            let report = self.step(learner);
             let drafting = !report.drafted.is_empty();
             outcome.switches += u64::from(self.was_drafting.is_some_and(|was| was != drafting));
             self.was_drafting = Some(drafting);
@@ -137,13 +140,14 @@ impl<'a> Run<'a> {
                     row.request.0 += self.world.requests as u64;
                 }
             }
-            policy.observe(&report);
+            learner.observe(&report);
         }
         outcome
     }
 
-    /// Runs one step, without letting the policy learn from it.
-    pub(crate) fn step(&mut self, policy: &mut dyn Policy) -> StepReport {
+    /// Runs one step, from which `learner` does not learn.
+    pub(crate) fn step(&mut self, learner: &dyn Learner) -> StepReport {
+        let policy = &*learner.snapshot();
         let view = StepView {
             now: Micros(self.now as u64),
             decoding: self.rows.clone(),
@@ -151,10 +155,10 @@ impl<'a> Run<'a> {
             waiting: 0,
             prefill_tokens_max: self.world.prefill_tokens,
         };
-        let granted = policy.plan(&view);
+        let granted = policy.plan(&view, &mut self.scratch);
         let (drafted, draft_calls) = self.draft(policy, &view, &granted);
         let mut lengths = Vec::new();
-        policy.select(Step { view: &view, granted: &granted }, &drafted, &mut lengths);
+        policy.select(Step { view: &view, granted: &granted }, &drafted, &mut self.scratch, &mut lengths);
         let mut verified = vec![0; self.rows.len()];
         for (row, &length) in drafted.iter().zip(&lengths) {
             assert!(length as usize <= row.proposals.len(), "verified more than drafted");
@@ -163,17 +167,19 @@ impl<'a> Run<'a> {
         let accepted = self.accept(&drafted, &verified);
         let (draft_us, target_us) = self.times(&view, &draft_calls, &verified);
         let prefill_attended_tokens = queue_attended(&view.prefilling, granted.prefill_tokens);
-        let target_us = target_us
-            + self.truth.prefill_us(granted.prefill_tokens, prefill_attended_tokens) * self.world.slow.0;
+        let prefill_tokens = granted.prefill_tokens;
+        let target_us =
+            target_us + self.truth.prefill_us(prefill_tokens, prefill_attended_tokens) * self.world.slow.0;
         let step_us = draft_us + target_us + 60.0;
         self.commit(&drafted, &accepted, step_us);
         StepReport {
             view,
+            granted,
             drafted,
             verified,
             accepted,
             draft_calls,
-            prefill_tokens: granted.prefill_tokens,
+            prefill_tokens,
             prefill_attended_tokens,
             draft_time: Micros(draft_us as u64),
             target_time: Micros(target_us as u64),
@@ -208,21 +214,21 @@ impl<'a> Run<'a> {
         while !going.is_empty() {
             let input = if calls.is_empty() { lag } else { going.len() as u32 };
             calls.push((going.len() as u32, input));
-            for &place in &going {
+            for &index in &going {
                 let probability = (self.world.confidence)(self.uniform());
                 let proposal = Proposal { probability, finite: true, ..Proposal::default() };
-                rows[place as usize].proposals.push(proposal);
+                rows[index as usize].proposals.push(proposal);
             }
-            let below = |place: &u32| {
-                let row = &rows[*place as usize];
+            let below = |index: &u32| {
+                let row = &rows[*index as usize];
                 (row.proposals.len() as u32) < granted.drafts[row.decoding as usize]
             };
             let active: Vec<u32> = going.iter().copied().filter(below).collect();
             let mut keep = Vec::new();
             if !active.is_empty() {
-                policy.extend(Step { view, granted }, &rows, &active, &mut keep);
+                policy.extend(Step { view, granted }, &rows, &active, &mut self.scratch, &mut keep);
             }
-            assert!(keep.iter().all(|place| active.contains(place)), "went on with a stopped row");
+            assert!(keep.iter().all(|index| active.contains(index)), "went on with a stopped row");
             going = keep;
         }
         (rows, calls)
