@@ -54,6 +54,7 @@ pub(super) fn parameters(model: &LoadedModel) -> u64 {
         projections.into_iter().map(linear).sum::<usize>()
             + l.attention_norm.elements()
             + l.mlp_norm.elements()
+            + [&l.query_norm, &l.key_norm].into_iter().flatten().map(Tensor::elements).sum::<usize>()
     };
     let head = if weights.tied_head { 0 } else { weights.head.elements() };
     let layers: usize = weights.layers.iter().map(layer).sum();
