@@ -1,6 +1,6 @@
 //! What a profile is valid for: the machine and the models, in few words.
 
-use crate::model::{Dtype, LoadedModel, Tensor};
+use crate::model::{Dtype, LayerTensor, LoadedModel, Tensor};
 use crate::timing::profile::Fingerprint;
 
 /// Places of each tensor that are read.
@@ -52,18 +52,19 @@ pub fn model_digest(model: &LoadedModel) -> String {
     format!("{:016x}", digest.0)
 }
 
+/// Every tensor of a model, in an order that must not change: existing profiles hold digests
+/// that were computed in it.
 fn tensors(model: &LoadedModel) -> Vec<&Tensor> {
     let weights = &model.weights;
     let mut all = vec![&weights.embedding, &weights.final_norm, &weights.head];
     for layer in &weights.layers {
-        all.extend([&layer.attention_norm, &layer.mlp_norm]);
-        all.extend([&layer.query_norm, &layer.key_norm].into_iter().flatten());
-        let linears =
-            [&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down];
-        for linear in linears {
-            all.push(&linear.weight);
-            all.extend(&linear.bias);
-        }
+        let mut tensors: Vec<_> = layer.tensors().collect();
+        tensors.sort_by_key(|(role, _)| match role {
+            LayerTensor::AttentionNorm | LayerTensor::MlpNorm => 0,
+            LayerTensor::QueryNorm | LayerTensor::KeyNorm => 1,
+            LayerTensor::Weight(_) | LayerTensor::Bias(_) => 2,
+        });
+        all.extend(tensors.into_iter().map(|(_, tensor)| tensor));
     }
     all
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::config_json::OptionalParts;
 use super::safetensors_file::TensorFiles;
-use super::{LayerWeights, Linear, ModelError, ModelSpec, ModelWeights, Tensor};
+use super::{LayerWeights, ModelError, ModelSpec, ModelWeights, Tensor};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
@@ -42,37 +42,10 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn layer(&self, layer: usize) -> Result<LayerWeights, ModelError> {
-        let &ModelSpec { hidden_size, intermediate_size, heads, kv_heads, head_dim, .. } = self.spec;
-        let &OptionalParts { qkv_bias, output_bias, mlp_bias, query_key_norm, .. } = &self.parts;
-        let (query_size, key_size) = (heads * head_dim, kv_heads * head_dim);
-        let norm = |name: &str| self.take(&format!("model.layers.{layer}.{name}.weight"), &[hidden_size]);
-        let linear = |name: &str, outputs, inputs, bias| {
-            self.linear(&format!("model.layers.{layer}.{name}"), outputs, inputs, bias)
-        };
-        let head_norm = |name: &str| {
-            let name = format!("model.layers.{layer}.self_attn.{name}.weight");
-            query_key_norm.then(|| self.take(&name, &[head_dim])).transpose()
-        };
-        Ok(LayerWeights {
-            attention_norm: norm("input_layernorm")?,
-            query: linear("self_attn.q_proj", query_size, hidden_size, qkv_bias)?,
-            key: linear("self_attn.k_proj", key_size, hidden_size, qkv_bias)?,
-            value: linear("self_attn.v_proj", key_size, hidden_size, qkv_bias)?,
-            query_norm: head_norm("q_norm")?,
-            key_norm: head_norm("k_norm")?,
-            output: linear("self_attn.o_proj", hidden_size, query_size, output_bias)?,
-            mlp_norm: norm("post_attention_layernorm")?,
-            gate: linear("mlp.gate_proj", intermediate_size, hidden_size, mlp_bias)?,
-            up: linear("mlp.up_proj", intermediate_size, hidden_size, mlp_bias)?,
-            down: linear("mlp.down_proj", hidden_size, intermediate_size, mlp_bias)?,
-        })
-    }
-
-    fn linear(&self, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear, ModelError> {
-        Ok(Linear {
-            weight: self.take(&format!("{name}.weight"), &[outputs, inputs])?,
-            bias: bias.then(|| self.take(&format!("{name}.bias"), &[outputs])).transpose()?,
-        })
+        LayerWeights::try_build(
+            |role| self.parts.has(role),
+            |role| self.take(&format!("model.layers.{layer}.{}", role.name()), &role.shape(self.spec)),
+        )
     }
 
     /// Tied or not is config.json's word, not the file's: a tied checkpoint may store the

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::CudaError;
 use super::stream::{Event, Stream};
-use crate::model::{Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, Tensor};
+use crate::model::{Dtype, LayerTensor, LayerWeights, LoadedModel, ModelSpec, Projection, Tensor};
 use crate::protocol::ExecutorError;
 
 /// Numbers in one of the two staging buffers.
@@ -76,14 +76,14 @@ impl DeviceWeights {
 /// Bytes of a model's weights on the device.
 pub fn weight_bytes(spec: &ModelSpec, tied_head: bool) -> usize {
     let embedding = spec.vocab_size * spec.hidden_size * if tied_head { 1 } else { 2 };
-    let attention = spec.hidden_size * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads);
-    let mlp = 3 * spec.hidden_size * spec.intermediate_size;
-    2 * (embedding + spec.layers * (attention + mlp))
+    let layer: usize =
+        Projection::ALL.into_iter().map(|projection| projection.shape(spec).iter().product::<usize>()).sum();
+    2 * (embedding + spec.layers * layer)
 }
 
 fn check_biases(model: &LoadedModel) -> Result<(), ExecutorError> {
     let unsupported = |layer: &LayerWeights| {
-        [&layer.output, &layer.gate, &layer.up, &layer.down].iter().any(|linear| linear.bias.is_some())
+        layer.tensors().any(|(role, _)| matches!(role, LayerTensor::Bias(projection) if !projection.is_qkv()))
     };
     match model.weights.layers.iter().position(unsupported) {
         Some(layer) => Err(ExecutorError::Malformed(format!(
@@ -132,13 +132,13 @@ impl<'a> Uploader<'a> {
     fn layer(&mut self, layer: &LayerWeights, spec: &ModelSpec) -> Result<DeviceLayer, CudaError> {
         Ok(DeviceLayer {
             attention_norm: self.fused(&[&layer.attention_norm])?,
-            qkv: self.fused(&[&layer.query.weight, &layer.key.weight, &layer.value.weight])?,
+            qkv: self.fused(&layer.qkv().map(|linear| &linear.weight))?,
             qkv_bias: self.qkv_bias(layer, spec)?,
             query_norm: self.optional(layer.query_norm.as_ref())?,
             key_norm: self.optional(layer.key_norm.as_ref())?,
             output: self.fused(&[&layer.output.weight])?,
             mlp_norm: self.fused(&[&layer.mlp_norm])?,
-            gate_up: self.fused(&[&layer.gate.weight, &layer.up.weight])?,
+            gate_up: self.fused(&layer.gate_up().map(|linear| &linear.weight))?,
             down: self.fused(&[&layer.down.weight])?,
         })
     }
@@ -153,19 +153,18 @@ impl<'a> Uploader<'a> {
         layer: &LayerWeights,
         spec: &ModelSpec,
     ) -> Result<Option<DeviceBuffer<u16>>, CudaError> {
-        let parts: [(&Linear, usize); 3] =
-            [(&layer.query, spec.heads), (&layer.key, spec.kv_heads), (&layer.value, spec.kv_heads)];
-        if parts.iter().all(|(linear, _)| linear.bias.is_none()) {
+        let parts = layer.qkv();
+        if parts.iter().all(|linear| linear.bias.is_none()) {
             return Ok(None);
         }
         let width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
         let mut buffer = DeviceBuffer::filled(0, width, self.stream)?;
         let mut offset = 0;
-        for (linear, heads) in parts {
+        for linear in parts {
             if let Some(bias) = &linear.bias {
                 self.copy(bias, &mut buffer, offset)?;
             }
-            offset += heads * spec.head_dim;
+            offset += linear.weight.shape[0];
         }
         Ok(Some(buffer))
     }
