@@ -23,6 +23,7 @@ pub mod graph;
 pub mod graphs;
 pub mod host_step;
 pub mod library;
+pub mod linear;
 pub mod measure;
 pub mod options;
 pub mod product;

@@ -1,12 +1,15 @@
 //! A model's weights on the device: bf16, projections that share an input fused into one
 //! matrix, uploaded through double-buffered page-locked memory.
 
+use std::sync::Arc;
 use std::thread;
 
 use half::{bf16, f16};
 
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::CudaError;
+use super::linear::Linear;
+use super::product::{fuses, fuses_swiglu};
 use super::stream::{Event, Stream};
 use crate::model::{Dtype, LayerTensor, LayerWeights, LoadedModel, ModelSpec, Projection, Tensor};
 use crate::protocol::ExecutorError;
@@ -19,12 +22,13 @@ const COPY_THREADS_MAX: usize = 8;
 /// Fewest numbers that are worth a thread.
 const THREAD_NUMBERS_MIN: usize = 256 << 10;
 
-/// Weights of one model in device memory. Matrices are `[outputs][inputs]`.
+/// Weights of one model in device memory. Vectors and the embedding are bf16; matrices carry
+/// their format and shape `[outputs][inputs]`.
 pub struct DeviceWeights {
     /// `[vocab][hidden]`.
-    pub embedding: DeviceBuffer<u16>,
-    /// `[vocab][hidden]`; `None` when the embedding is also the head.
-    pub head: Option<DeviceBuffer<u16>>,
+    pub embedding: Arc<DeviceBuffer<u16>>,
+    /// `[vocab][hidden]`; shares the storage of the embedding when tied.
+    pub head: Linear,
     /// `[hidden]`.
     pub final_norm: DeviceBuffer<u16>,
     /// The layers in order.
@@ -36,7 +40,7 @@ pub struct DeviceLayer {
     /// `[hidden]`.
     pub attention_norm: DeviceBuffer<u16>,
     /// Queries, keys, values: `[(heads + 2 kv_heads) * head_dim][hidden]`.
-    pub qkv: DeviceBuffer<u16>,
+    pub qkv: Linear,
     /// `[(heads + 2 kv_heads) * head_dim]`.
     pub qkv_bias: Option<DeviceBuffer<u16>>,
     /// `[head_dim]`.
@@ -44,13 +48,32 @@ pub struct DeviceLayer {
     /// `[head_dim]`.
     pub key_norm: Option<DeviceBuffer<u16>>,
     /// `[hidden][heads * head_dim]`.
-    pub output: DeviceBuffer<u16>,
+    pub output: Linear,
     /// `[hidden]`.
     pub mlp_norm: DeviceBuffer<u16>,
     /// Gate, then up: `[2 * intermediate][hidden]`.
-    pub gate_up: DeviceBuffer<u16>,
+    pub gate_up: Linear,
     /// `[hidden][intermediate]`.
-    pub down: DeviceBuffer<u16>,
+    pub down: Linear,
+}
+
+impl DeviceLayer {
+    /// Whether the products of `rows` rows can do the row-wise work around them, all of it.
+    pub fn fuses(&self, rows: usize) -> bool {
+        fuses(&self.qkv, rows)
+            && fuses(&self.output, rows)
+            && fuses_swiglu(&self.gate_up, rows)
+            && fuses(&self.down, rows)
+    }
+
+    /// Whether the matrices of two layers have the same shapes.
+    pub fn has_shapes_of(&self, other: &DeviceLayer) -> bool {
+        let shapes = |layer: &DeviceLayer| {
+            [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]
+                .map(|linear| (linear.outputs(), linear.inputs()))
+        };
+        shapes(self) == shapes(other)
+    }
 }
 
 impl DeviceWeights {
@@ -65,11 +88,6 @@ impl DeviceWeights {
         let weights = uploader.model(model)?;
         stream.synchronize()?;
         Ok(weights)
-    }
-
-    /// The matrix that makes logits.
-    pub fn head(&self) -> *const u16 {
-        self.head.as_ref().unwrap_or(&self.embedding).ptr()
     }
 }
 
@@ -116,11 +134,17 @@ impl<'a> Uploader<'a> {
 
     fn model(&mut self, model: &LoadedModel) -> Result<DeviceWeights, CudaError> {
         let weights = &model.weights;
-        let head = if weights.tied_head { None } else { Some(self.fused(&[&weights.head])?) };
+        let (vocab, hidden) = (model.spec.vocab_size, model.spec.hidden_size);
+        let embedding = Arc::new(self.stacked(&[&weights.embedding])?);
+        let head = if weights.tied_head {
+            Linear::rows_of(&embedding, 0, vocab, hidden)
+        } else {
+            self.linear(&[&weights.head])?
+        };
         Ok(DeviceWeights {
-            embedding: self.fused(&[&weights.embedding])?,
+            embedding,
             head,
-            final_norm: self.fused(&[&weights.final_norm])?,
+            final_norm: self.stacked(&[&weights.final_norm])?,
             layers: weights
                 .layers
                 .iter()
@@ -131,20 +155,20 @@ impl<'a> Uploader<'a> {
 
     fn layer(&mut self, layer: &LayerWeights, spec: &ModelSpec) -> Result<DeviceLayer, CudaError> {
         Ok(DeviceLayer {
-            attention_norm: self.fused(&[&layer.attention_norm])?,
-            qkv: self.fused(&layer.qkv().map(|linear| &linear.weight))?,
+            attention_norm: self.stacked(&[&layer.attention_norm])?,
+            qkv: self.linear(&layer.qkv().map(|linear| &linear.weight))?,
             qkv_bias: self.qkv_bias(layer, spec)?,
             query_norm: self.optional(layer.query_norm.as_ref())?,
             key_norm: self.optional(layer.key_norm.as_ref())?,
-            output: self.fused(&[&layer.output.weight])?,
-            mlp_norm: self.fused(&[&layer.mlp_norm])?,
-            gate_up: self.fused(&layer.gate_up().map(|linear| &linear.weight))?,
-            down: self.fused(&[&layer.down.weight])?,
+            output: self.linear(&[&layer.output.weight])?,
+            mlp_norm: self.stacked(&[&layer.mlp_norm])?,
+            gate_up: self.linear(&layer.gate_up().map(|linear| &linear.weight))?,
+            down: self.linear(&[&layer.down.weight])?,
         })
     }
 
     fn optional(&mut self, tensor: Option<&Tensor>) -> Result<Option<DeviceBuffer<u16>>, CudaError> {
-        tensor.map(|tensor| self.fused(&[tensor])).transpose()
+        tensor.map(|tensor| self.stacked(&[tensor])).transpose()
     }
 
     /// The three biases in one vector, zeros where a projection has none.
@@ -169,8 +193,14 @@ impl<'a> Uploader<'a> {
         Ok(Some(buffer))
     }
 
-    /// Tensors one behind the other in one buffer.
-    fn fused(&mut self, tensors: &[&Tensor]) -> Result<DeviceBuffer<u16>, CudaError> {
+    /// One matrix from the rows of several that have the same inputs.
+    fn linear(&mut self, tensors: &[&Tensor]) -> Result<Linear, CudaError> {
+        let outputs = tensors.iter().map(|tensor| tensor.shape[0]).sum();
+        Ok(Linear::bf16(self.stacked(tensors)?, outputs, tensors[0].shape[1]))
+    }
+
+    /// Tensors in one buffer, one after the other.
+    fn stacked(&mut self, tensors: &[&Tensor]) -> Result<DeviceBuffer<u16>, CudaError> {
         let total = tensors.iter().map(|tensor| tensor.elements()).sum();
         let mut buffer = DeviceBuffer::uninitialized(total)?;
         let mut offset = 0;
