@@ -7,24 +7,28 @@ mod step;
 
 use super::attention_plan::AttentionRoom;
 use super::buffer::DeviceBuffer;
+use super::communicator::{Communicator, Solo};
 use super::error::{CudaError, check_launch};
 use super::ffi::kernels;
 use super::gemm::Gemm;
 use super::product::Product;
 use super::scratch::{Scratch, ScratchSizes};
+use super::shard::Shard;
 use super::stream::Stream;
 use super::weights::DeviceWeights;
 use crate::model::{LoadedModel, ModelSpec};
+use crate::protocol::ExecutorError;
 
 use pass::Pass;
 use products::{LayerProducts, head_product};
 
 pub use step::{StepAddresses, StepSizes};
 
-/// A model on the device: weights, rotation table and scratch memory; the KV pool is added
-/// when the rest of the memory is known.
+/// One rank's part of a model on its device: weights, rotation table and scratch memory; the KV
+/// pool is allocated once the size of the remaining memory is known.
 pub struct DeviceModel {
     spec: ModelSpec,
+    communicator: Box<dyn Communicator>,
     weights: DeviceWeights,
     rotations: DeviceBuffer<f32>,
     room: AttentionRoom,
@@ -35,26 +39,40 @@ pub struct DeviceModel {
 }
 
 impl DeviceModel {
-    /// Uploads a model and allocates its scratch memory.
+    /// Uploads a model to one GPU and allocates its scratch memory.
     ///
     /// # Errors
-    /// [`Malformed`](crate::protocol::ExecutorError::Malformed) for a model that the kernels
-    /// cannot run, [`Device`](crate::protocol::ExecutorError::Device) when memory runs out.
+    /// As [`for_rank`](Self::for_rank).
     pub fn new(
         model: &LoadedModel,
         sizes: ScratchSizes,
         stream: &Stream,
-    ) -> Result<DeviceModel, crate::protocol::ExecutorError> {
-        let spec = model.spec.clone();
+    ) -> Result<DeviceModel, ExecutorError> {
+        DeviceModel::for_rank(model, sizes, Box::new(Solo), stream)
+    }
+
+    /// Uploads one rank's part of a model and allocates its scratch memory.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Malformed`] for a model that the kernels cannot run or that can't be split
+    /// evenly among the ranks, [`ExecutorError::Device`] when memory runs out.
+    pub fn for_rank(
+        model: &LoadedModel,
+        sizes: ScratchSizes,
+        communicator: Box<dyn Communicator>,
+        stream: &Stream,
+    ) -> Result<DeviceModel, ExecutorError> {
+        let shard = Shard::new(communicator.rank(), communicator.world())?;
+        let spec = shard.spec(&model.spec)?;
         check_spec(&spec)?;
         let room =
             AttentionRoom::for_rows(spec.heads, spec.kv_heads, sizes.masked_rows, spec.context_tokens_max);
-        let weights = DeviceWeights::upload(model, stream)?;
+        let weights = DeviceWeights::upload(model, shard, stream)?;
         let rotations = DeviceBuffer::from_slice(&rotations(&spec), stream)?;
         let scratch = Scratch::new(&spec, sizes, room, stream)?;
         let ctas = [decode_ctas(&spec, false)?, decode_ctas(&spec, true)?];
         let kv = DeviceBuffer::uninitialized(0)?;
-        Ok(DeviceModel { spec, weights, rotations, room, scratch, kv, blocks: 0, ctas })
+        Ok(DeviceModel { spec, communicator, weights, rotations, room, scratch, kv, blocks: 0, ctas })
     }
 
     /// Allocates the KV pool.
@@ -68,7 +86,8 @@ impl DeviceModel {
         Ok(())
     }
 
-    /// Its shape.
+    /// Shape of this rank's part: heads, KV heads and MLP columns are its own, the rest is the
+    /// model's.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
     }
@@ -129,10 +148,12 @@ impl DeviceModel {
         Ok(())
     }
 
-    /// Whether the products of all layers do the row-wise work around them. Looks at the padded
-    /// number of rows only, so that a captured size always computes the same way.
+    /// Whether the products of all layers do the row-wise work around them. Not with several
+    /// ranks: a rank's product is a partial sum, so it must be summed over the ranks before it is
+    /// added to the residual stream and normalized. Otherwise the padded number of rows alone
+    /// decides, so that a captured size always computes the same way.
     fn is_fused(&self, rows: usize) -> bool {
-        self.weights.layers.iter().all(|layer| layer.fuses(rows))
+        self.communicator.world() == 1 && self.weights.layers.iter().all(|layer| layer.fuses(rows))
     }
 
     /// # Panics
@@ -176,6 +197,7 @@ impl DeviceModel {
             rotations: &self.rotations,
             scratch: &mut self.scratch,
             kv: &mut self.kv,
+            communicator: self.communicator.as_ref(),
             ctas: self.ctas,
             step,
             sizes,
@@ -241,8 +263,8 @@ fn decode_ctas(spec: &ModelSpec, large: bool) -> Result<i32, CudaError> {
 }
 
 /// What the kernels can run.
-fn check_spec(spec: &ModelSpec) -> Result<(), crate::protocol::ExecutorError> {
-    let refuse = |what: String| Err(crate::protocol::ExecutorError::Malformed(what));
+fn check_spec(spec: &ModelSpec) -> Result<(), ExecutorError> {
+    let refuse = |what: String| Err(ExecutorError::Malformed(what));
     if !matches!(spec.head_dim, 64 | 128) {
         return refuse(format!("head_dim {}: the CUDA kernels take 64 and 128", spec.head_dim));
     }

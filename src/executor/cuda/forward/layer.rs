@@ -48,10 +48,12 @@ impl<'a> Pass<'a> {
         self.rotate(index)?;
         self.attend(index)?;
         self.multiply(products.output)?;
+        self.sum_over_ranks()?;
         self.norm(&layer.mlp_norm, true, NormScale::Deferred)?;
         self.multiply(products.gate_up)?;
         self.activate()?;
-        self.multiply(products.down)
+        self.multiply(products.down)?;
+        self.sum_over_ranks()
     }
 
     /// The output and down projections add to the residual stream and do the work of the next
@@ -123,6 +125,12 @@ impl<'a> Pass<'a> {
         // SAFETY: the layer's matrices and scratch memory for `rows` rows of this model (see
         // `Pass`).
         unsafe { product.run(self.gemm, self.stream) }
+    }
+
+    /// Completes a block's result in `delta`: a rank's product covers only its own inputs.
+    fn sum_over_ranks(&mut self) -> Result<(), CudaError> {
+        let count = self.sizes.rows * self.spec.hidden_size;
+        self.communicator.all_reduce(&mut self.scratch.delta, count, self.stream)
     }
 
     /// Normalizes the residual stream into `normed`, after adding to it what the last block

@@ -4,6 +4,7 @@
 use super::products::head_product;
 use super::step::{StepAddresses, StepSizes};
 use crate::executor::cuda::buffer::DeviceBuffer;
+use crate::executor::cuda::communicator::Communicator;
 use crate::executor::cuda::error::{CudaError, check_launch};
 use crate::executor::cuda::ffi::kernels::{self, EmbeddingParams, RmsNormParams};
 use crate::executor::cuda::gemm::Gemm;
@@ -23,7 +24,7 @@ use crate::model::ModelSpec;
 /// - all of it stays alive until `stream` has passed the launches, and no other stream uses it
 ///   or `gemm` meanwhile.
 pub struct Pass<'a> {
-    /// Shape of the model.
+    /// Shape of this rank's part of the model.
     pub spec: &'a ModelSpec,
     /// Its weights.
     pub weights: &'a DeviceWeights,
@@ -33,6 +34,8 @@ pub struct Pass<'a> {
     pub scratch: &'a mut Scratch,
     /// The KV pool, layer after layer.
     pub kv: &'a mut DeviceBuffer<u16>,
+    /// The other ranks of the model.
+    pub communicator: &'a dyn Communicator,
     /// CTAs of the decode attention with the small and with the large tile.
     pub ctas: [i32; 2],
     /// The step's inputs.
@@ -63,7 +66,8 @@ impl Pass<'_> {
         check_launch(unsafe { kernels::specserve_embedding(&params, self.stream.raw()) }, "embedding")
     }
 
-    /// The last norm and the logits, only of the rows that need them.
+    /// The last norm and the logits, only of the rows that need them. Each rank computes its
+    /// columns of the logits and gets those of the others.
     pub fn head(&mut self) -> Result<(), CudaError> {
         let rows = self.sizes.logit_rows;
         let params = RmsNormParams {
@@ -81,7 +85,10 @@ impl Pass<'_> {
         // SAFETY: `gather` names rows of the residual stream, `head_input` has `rows` rows (see
         // `Pass`).
         check_launch(unsafe { kernels::specserve_rmsnorm(&params, self.stream.raw()) }, "rmsnorm")?;
+        let product = head_product(self.weights, self.scratch, rows);
         // SAFETY: `head_input` and `logits` have `rows` rows (see `Pass`).
-        unsafe { head_product(self.weights, self.scratch, rows).run(self.gemm, self.stream) }
+        unsafe { product.run(self.gemm, self.stream)? };
+        let columns = self.weights.head.outputs();
+        self.communicator.all_gather(&mut self.scratch.logits, rows, columns, self.stream)
     }
 }
