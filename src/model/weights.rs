@@ -1,5 +1,5 @@
-//! Takes a model's tensors out of its files by their Hugging Face names, each checked
-//! against the shape that config.json gives it.
+//! Collects the weights of a model from its files by their Hugging Face names, and checks each
+//! tensor against the shape that config.json implies.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use super::{LayerWeights, ModelError, ModelSpec, ModelWeights, Tensor};
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// Ends of the names that early checkpoints carry and that follow from config.json.
+/// Suffix of tensors in old checkpoints that follow from config.json and are ignored.
 const DERIVED_SUFFIX: &str = ".rotary_emb.inv_freq";
 
 /// Collects the weights of a model of this shape.
@@ -29,7 +29,7 @@ pub(super) fn read(
     let embedding = reader.take(EMBEDDING, &[spec.vocab_size, spec.hidden_size])?;
     let final_norm = reader.take("model.norm.weight", &[spec.hidden_size])?;
     let head = reader.head(&embedding)?;
-    reader.refuse_what_was_not_taken()?;
+    reader.reject_unused_tensors()?;
     Ok(ModelWeights { embedding, layers, final_norm, head, tied_head: parts.tied_head })
 }
 
@@ -48,8 +48,8 @@ impl Reader<'_> {
         )
     }
 
-    /// Tied or not is config.json's word, not the file's: a tied checkpoint may store the
-    /// head again, but then it must be the same.
+    /// config.json decides whether the head is tied. A tied checkpoint may store the head as well,
+    /// but then it must equal the embedding.
     fn head(&self, embedding: &Tensor) -> Result<Tensor, ModelError> {
         if self.parts.tied_head && !self.files.has(HEAD) {
             return Ok(embedding.clone());
@@ -69,7 +69,7 @@ impl Reader<'_> {
         self.files.tensor(name, shape)
     }
 
-    fn refuse_what_was_not_taken(&self) -> Result<(), ModelError> {
+    fn reject_unused_tensors(&self) -> Result<(), ModelError> {
         let taken = self.taken.borrow();
         let stray =
             self.files.names().find(|(name, _)| !taken.contains(*name) && !name.ends_with(DERIVED_SUFFIX));

@@ -1,4 +1,4 @@
-//! One model's weights, made ready: matrices packed, vectors widened.
+//! Weights of a model prepared for the CPU kernels: matrices packed, vectors widened to fp32.
 
 use crate::model::{LayerWeights, Linear, LoadedModel, ModelSpec, Tensor};
 

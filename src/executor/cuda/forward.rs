@@ -92,7 +92,7 @@ impl DeviceModel {
         &self.spec
     }
 
-    /// Heads and room for partial results, for the plan.
+    /// Heads and capacity for partial results, for the attention plan.
     pub fn room(&self) -> AttentionRoom {
         self.room
     }
@@ -102,17 +102,17 @@ impl DeviceModel {
         self.blocks
     }
 
-    /// The pool's first number.
+    /// Start of the KV pool.
     pub fn kv_address(&mut self) -> *mut u16 {
         self.kv.mut_ptr()
     }
 
-    /// Numbers from one layer of the pool to the next.
+    /// Elements of the KV pool per layer.
     pub fn kv_layer_elements(&self) -> usize {
         self.blocks as usize * kv_block_elements(&self.spec) / self.spec.layers
     }
 
-    /// The logits of the last pass: `[logit rows][vocab]`.
+    /// Logits of the last pass, `[logit rows][vocab]`.
     pub fn logits(&mut self) -> &mut DeviceBuffer<f32> {
         &mut self.scratch.logits
     }
@@ -131,18 +131,18 @@ impl DeviceModel {
         self.check_rows(sizes);
         let layers = &self.weights.layers;
         for (index, layer) in layers.iter().enumerate() {
-            // Algorithms go by shape, and neighbours have usually the same.
+            // Algorithms are chosen per shape, and layers usually share theirs.
             if index > 0 && layer.has_shapes_of(&layers[index - 1]) {
                 continue;
             }
             for product in LayerProducts::new(layer, &mut self.scratch, sizes.rows).all() {
-                // SAFETY: our own weights, and scratch memory that was checked to have the rows.
+                // SAFETY: weights and scratch memory of this model, whose rows were checked above.
                 unsafe { prepare_product(product, tune, gemm, stream)? };
             }
         }
         if sizes.logit_rows > 0 {
             let product = head_product(&self.weights, &mut self.scratch, sizes.logit_rows);
-            // SAFETY: as above.
+            // SAFETY: weights and scratch memory of this model, whose rows were checked above.
             unsafe { prepare_product(product, tune, gemm, stream)? };
         }
         Ok(())
@@ -235,13 +235,13 @@ unsafe fn prepare_product(
     }
 }
 
-/// Numbers in one block of the pool, all layers.
+/// Elements of one KV block over all layers.
 pub fn kv_block_elements(spec: &ModelSpec) -> usize {
     let tokens = crate::protocol::BLOCK_TOKENS as usize;
     spec.layers * 2 * spec.kv_heads * spec.head_dim * tokens
 }
 
-/// Cosine and sine of every position and pair.
+/// Cosine and sine of every position and rotary pair, `[positions][head_dim / 2][2]`.
 fn rotations(spec: &ModelSpec) -> Vec<f32> {
     let frequencies = spec.rope.inverse_frequencies(spec.head_dim);
     let angles = |position: usize| frequencies.iter().map(move |frequency| position as f64 * frequency);
@@ -251,7 +251,7 @@ fn rotations(spec: &ModelSpec) -> Vec<f32> {
 }
 
 fn decode_ctas(spec: &ModelSpec, large: bool) -> Result<i32, CudaError> {
-    // SAFETY: reads facts about the current device.
+    // SAFETY: only queries the current device.
     match unsafe { kernels::specserve_attention_decode_ctas(spec.head_dim as i32, i32::from(large), 0) } {
         count if count > 0 => Ok(count),
         status => Err(check_launch(-status, "attention_decode").err().unwrap_or_else(|| CudaError::Call {
@@ -262,7 +262,7 @@ fn decode_ctas(spec: &ModelSpec, large: bool) -> Result<i32, CudaError> {
     }
 }
 
-/// What the kernels can run.
+/// Checks that the kernels can run a model of this shape.
 fn check_spec(spec: &ModelSpec) -> Result<(), ExecutorError> {
     let refuse = |what: String| Err(ExecutorError::Malformed(what));
     if !matches!(spec.head_dim, 64 | 128) {

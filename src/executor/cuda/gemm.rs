@@ -1,8 +1,8 @@
 //! Matrix products by cuBLASLt: `y = x Wᵀ`, bf16 in, fp32 accumulation, bf16 or fp32 out.
 //!
-//! The algorithm of a shape is chosen once and then never changes, so that the same rows
-//! give the same bits in every step: [`Gemm::prepare`] takes the heuristic's first choice,
-//! [`Gemm::tune`] measures its candidates and departs from the first only for a clear gain.
+//! The algorithm of a shape is chosen once and never changes, so that the same rows give the same
+//! bits in every step: [`Gemm::prepare`] takes the first choice of the heuristic, [`Gemm::tune`] times
+//! the candidates and departs from the first only for a clear gain.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -180,7 +180,7 @@ impl Gemm {
         Ok(())
     }
 
-    /// Chooses by measurement; the product's result is overwritten.
+    /// Chooses an algorithm by timing the candidates; the product's result is overwritten.
     ///
     /// # Errors
     /// When cuBLASLt has no algorithm, or the device failed.
@@ -197,7 +197,7 @@ impl Gemm {
         self.prepare(shape)?;
         let chosen = &self.chosen[&shape];
         if chosen.candidates.len() == 1 {
-            return Ok(()); // measured before, or no choice
+            return Ok(()); // timed before, or no choice
         }
         let mut best = (chosen.candidates[0], f64::INFINITY);
         for (index, algorithm) in chosen.candidates.iter().enumerate() {
