@@ -1,5 +1,5 @@
-// What the attention kernels share: asynchronous copies, swizzled shared memory, and one
-// step of flash attention on the matrix units (mma.sync m16n8k16, bf16 in, fp32 out).
+// Shared code of the attention kernels: swizzled shared memory, and one step of flash
+// attention on the matrix units.
 //
 // Query rows are packed: row r of a tile is query r / group, head r % group of the group
 // that reads one KV head. So keys and values are read once for all heads of a group and
@@ -15,59 +15,29 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "async_copy.cuh"
 #include "attention.h"
 #include "common.cuh"
 #include "kv_layout.cuh"
+#include "mma.cuh"
 
 namespace attention {
 
+using ss::copies_commit;
+using ss::copies_wait;
+using ss::copy16;
+using ss::load_matrices;
+using ss::load_matrices_transposed;
+using ss::mma;
+using ss::pack;
 using ss::power_of_two;
+using ss::shared_address;
 
 constexpr int WARP = 32;
 constexpr int WARPS = 4;
 constexpr int THREADS = WARPS * WARP;
 constexpr int BLOCK = KV_BLOCK_TOKENS;
 constexpr float LOG2_E = 1.4426950408889634f;
-
-__device__ __forceinline__ uint32_t shared_address(const void *p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-// Copies 16 bytes, or writes 16 zero bytes where `valid` is false. The second-level cache fetches
-// 256 bytes: all callers stream, and longer bursts suit the memory (products of few rows gain 5 to
-// 10 % on an H100; attention, whose blocks are contiguous anyway, nothing).
-__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool valid) {
-    int bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-template <int PENDING> __device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING) : "memory");
-}
-
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-}
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-}
-__device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};\n"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-    __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<uint32_t *>(&v);
-}
 
 // Byte offset of a 16-byte piece in a tile of rows of HD bf16. The low three bits of the
 // piece are exclusive-ored with the row, so that the eight rows of one 8x8 matrix lie in
@@ -128,8 +98,8 @@ __device__ __forceinline__ void scores(float (&s)[R][2 * B][4], uint32_t q, uint
             load_matrices(keys, k + swizzled<HD>(b * 16 + k_row, 2 * step + k_piece));
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                multiply(s[r][2 * b], a[r], keys[0], keys[1]);
-                multiply(s[r][2 * b + 1], a[r], keys[2], keys[3]);
+                mma(s[r][2 * b], a[r], keys[0], keys[1]);
+                mma(s[r][2 * b + 1], a[r], keys[2], keys[3]);
             }
         }
     }
@@ -195,8 +165,8 @@ __device__ __forceinline__ void gather(Accumulator<HD, R> &acc, const float (&s)
             load_matrices_transposed(values, v + swizzled<HD>(b * 16 + v_row, 2 * n + v_piece));
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                multiply(acc.out[r][2 * n], a[r], values[0], values[1]);
-                multiply(acc.out[r][2 * n + 1], a[r], values[2], values[3]);
+                mma(acc.out[r][2 * n], a[r], values[0], values[1]);
+                mma(acc.out[r][2 * n + 1], a[r], values[2], values[3]);
             }
         }
     }

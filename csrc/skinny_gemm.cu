@@ -21,8 +21,9 @@
 // Bytes: weights once, x from L1 and L2. The ceiling is the copy bandwidth, of which an H100 80GB
 // HBM3 reaches 97 to 105 % for the large matrices of an 8B at one row, 90 to 100 % at 16, 75 % for
 // 1536 x 8960 (docs/kernels.md).
-#include "attention_core.cuh"
+#include "async_copy.cuh"
 #include "common.cuh"
+#include "mma.cuh"
 #include "skinny_finish.cuh"
 
 namespace skinny {
@@ -59,9 +60,9 @@ __device__ __forceinline__ void weight_rows(const SkinnyParams &p, int lane, con
 __device__ __forceinline__ void multiply_piece(float (&sum)[4], const uint4 &low, const uint4 &high, const uint4 &x)
 {
     const uint32_t first[4] = {low.x, high.x, low.y, high.y};
-    attention::multiply(sum, first, x.x, x.y);
+    ss::mma(sum, first, x.x, x.y);
     const uint32_t second[4] = {low.z, high.z, low.w, high.w};
-    attention::multiply(sum, second, x.z, x.w);
+    ss::mma(sum, second, x.z, x.w);
 }
 
 // TILES: tiles of 8 rows of x.
@@ -85,13 +86,13 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
 
     const auto fetch = [&](int stage) {
         if (stage < count) {
-            const uint32_t to = attention::shared_address(ring + (stage % kStages) * kStageBytes);
+            const uint32_t to = ss::shared_address(ring + (stage % kStages) * kStageBytes);
 #pragma unroll
             for (int piece = 0; piece < kPieces; ++piece)
-                attention::copy16(to + piece * 16 * ss::kWarp,
+                ss::copy16(to + piece * 16 * ss::kWarp,
                                   weights[piece & 1] + offset + stage * kStageInputs + (piece >> 1) * 32, true);
         }
-        attention::copies_commit();
+        ss::copies_commit();
     };
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) x[tile][0] = ahead[tile][0], x[tile][1] = ahead[tile][1];
         load(ahead, stage + 1);
-        attention::copies_wait<kStages - 2>();
+        ss::copies_wait<kStages - 2>();
         uint4 w[kPieces];
 #pragma unroll
         for (int piece = 0; piece < kPieces; ++piece)

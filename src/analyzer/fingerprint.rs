@@ -1,11 +1,11 @@
-//! What a profile is valid for: the machine and the models, in few words.
+//! Fingerprints: identify the machine and the models that a profile is valid for.
 
-use crate::model::{Dtype, LoadedModel, Tensor};
+use crate::model::{Dtype, LayerTensor, LoadedModel, Tensor};
 use crate::timing::profile::Fingerprint;
 
-/// Places of each tensor that are read.
+/// Samples of each tensor.
 const SAMPLES: usize = 16;
-/// Bytes read at each place.
+/// Bytes of one sample.
 const SAMPLE_BYTES: usize = 64;
 
 /// The part of a fingerprint that the backend knows.
@@ -13,7 +13,7 @@ const SAMPLE_BYTES: usize = 64;
 pub struct Machine {
     /// `cpu` or `cuda`.
     pub backend: String,
-    /// The device, in words, as [`ExecutorInfo::device`](crate::protocol::ExecutorInfo::device)
+    /// Human-readable device name, as [`ExecutorInfo::device`](crate::protocol::ExecutorInfo::device)
     /// has it.
     pub device: String,
     /// Driver version; empty on a CPU.
@@ -37,7 +37,8 @@ pub fn fingerprint(machine: Machine, target: &LoadedModel, draft: Option<&Loaded
 }
 
 /// A digest of a model's shape and of samples of all its weights: FNV-1a over them, in hex.
-/// Reads a few kilobytes, whatever the model's size. Told apart are models, not forgeries.
+/// Reads a few kilobytes, whatever the size of the model. Distinguishes models, but is no
+/// protection against forgery.
 pub fn model_digest(model: &LoadedModel) -> String {
     let mut digest = Fnv::new();
     digest.write(format!("{:?}", model.spec).as_bytes());
@@ -52,18 +53,19 @@ pub fn model_digest(model: &LoadedModel) -> String {
     format!("{:016x}", digest.0)
 }
 
+/// Every tensor of a model, in an order that must not change: existing profiles hold digests
+/// that were computed in it.
 fn tensors(model: &LoadedModel) -> Vec<&Tensor> {
     let weights = &model.weights;
     let mut all = vec![&weights.embedding, &weights.final_norm, &weights.head];
     for layer in &weights.layers {
-        all.extend([&layer.attention_norm, &layer.mlp_norm]);
-        all.extend([&layer.query_norm, &layer.key_norm].into_iter().flatten());
-        let linears =
-            [&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down];
-        for linear in linears {
-            all.push(&linear.weight);
-            all.extend(&linear.bias);
-        }
+        let mut tensors: Vec<_> = layer.tensors().collect();
+        tensors.sort_by_key(|(role, _)| match role {
+            LayerTensor::AttentionNorm | LayerTensor::MlpNorm => 0,
+            LayerTensor::QueryNorm | LayerTensor::KeyNorm => 1,
+            LayerTensor::Weight(_) | LayerTensor::Bias(_) => 2,
+        });
+        all.extend(tensors.into_iter().map(|(_, tensor)| tensor));
     }
     all
 }

@@ -427,6 +427,18 @@ fn digests_tell_models_apart_and_stay() {
 }
 
 #[test]
+fn a_digest_does_not_change_from_version_to_version() {
+    let every_part = RandomOptions {
+        qkv_bias: true,
+        other_bias: true,
+        head_norms: true,
+        tied_head: false,
+        ..RandomOptions::default()
+    };
+    assert_eq!(model_digest(&random_model(&small_spec(64), 1, every_part)), "f8d3698cc58bcfd8");
+}
+
+#[test]
 fn a_fingerprint_names_the_machine_and_both_models() {
     let machine = Machine {
         backend: "cpu".to_owned(),

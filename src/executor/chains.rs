@@ -1,4 +1,5 @@
 //! Drafters of chains: one proposal per seed and call, each behind the one before.
+#![forbid(unsafe_code)]
 
 use super::Drafter;
 use crate::protocol::{DraftForest, DraftSeed, ExecutorError, NodeId, Proposal};

@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::json_file::JsonObject;
-use super::{ModelError, ModelSpec, rope_config};
+use super::{LayerTensor, ModelError, ModelSpec, Projection, rope_config};
 use crate::protocol::TokenId;
 
 /// Largest vocabulary, hidden size, head count and so on: far above any real model, and
@@ -49,6 +49,19 @@ pub(super) struct OptionalParts {
     pub(super) query_key_norm: bool,
     /// The output head is the embedding.
     pub(super) tied_head: bool,
+}
+
+impl OptionalParts {
+    /// Whether the layers have a tensor of this role.
+    pub(super) fn has(&self, role: LayerTensor) -> bool {
+        match role {
+            LayerTensor::QueryNorm | LayerTensor::KeyNorm => self.query_key_norm,
+            LayerTensor::Bias(Projection::Output) => self.output_bias,
+            LayerTensor::Bias(projection) if projection.is_qkv() => self.qkv_bias,
+            LayerTensor::Bias(_) => self.mlp_bias,
+            LayerTensor::AttentionNorm | LayerTensor::MlpNorm | LayerTensor::Weight(_) => true,
+        }
+    }
 }
 
 /// Reads config.json; `file` is its path, for errors.

@@ -7,6 +7,7 @@ mod error;
 mod files;
 pub mod inflate;
 mod json_file;
+mod layer_tensors;
 mod load;
 mod mismatch;
 mod pair;
@@ -22,6 +23,7 @@ mod weights;
 
 pub use chat_template::{ChatInput, ChatTemplate, ChatTemplateError};
 pub use error::ModelError;
+pub use layer_tensors::{LayerTensor, Projection};
 pub use load::{Model, ModelPair, load, load_pair};
 pub use mismatch::Mismatch;
 pub use pair::same_token_list;

@@ -3,9 +3,12 @@
 //! in range through the layers and logits spread over a few units.
 #![forbid(unsafe_code)]
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use super::{Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor};
+use super::{
+    Dtype, LayerTensor, LayerWeights, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor,
+};
 use crate::protocol::TokenId;
 use crate::random::SplitMix64;
 
@@ -37,6 +40,18 @@ impl Default for RandomOptions {
     }
 }
 
+impl RandomOptions {
+    /// Whether the layers have a tensor of this role.
+    fn has(&self, role: LayerTensor) -> bool {
+        match role {
+            LayerTensor::QueryNorm | LayerTensor::KeyNorm => self.head_norms,
+            LayerTensor::Bias(projection) if projection.is_qkv() => self.qkv_bias,
+            LayerTensor::Bias(_) => self.other_bias,
+            LayerTensor::AttentionNorm | LayerTensor::MlpNorm | LayerTensor::Weight(_) => true,
+        }
+    }
+}
+
 /// A shape that runs in microseconds: two layers, hidden size 64, four query and two KV
 /// heads of 16, a context of 512 tokens.
 pub fn small_spec(vocab_size: usize) -> ModelSpec {
@@ -59,18 +74,11 @@ pub fn small_spec(vocab_size: usize) -> ModelSpec {
 pub fn random_model(spec: &ModelSpec, seed: u64, options: RandomOptions) -> LoadedModel {
     let mut source = Source { noise: Noise(SplitMix64::new(seed)), options };
     let hidden = spec.hidden_size;
-    let embedding = source.matrix(spec.vocab_size, hidden, false);
-    let head =
-        if options.tied_head { embedding.clone() } else { source.matrix(spec.vocab_size, hidden, false) };
+    let embedding = source.matrix(spec.vocab_size, hidden);
+    let head = if options.tied_head { embedding.clone() } else { source.matrix(spec.vocab_size, hidden) };
     let layers = (0..spec.layers).map(|_| source.layer(spec)).collect();
     let final_norm = source.norm(hidden);
-    let weights = ModelWeights {
-        embedding: embedding.weight,
-        layers,
-        final_norm,
-        head: head.weight,
-        tied_head: options.tied_head,
-    };
+    let weights = ModelWeights { embedding, layers, final_norm, head, tied_head: options.tied_head };
     LoadedModel { spec: spec.clone(), weights }
 }
 
@@ -104,30 +112,28 @@ struct Source {
 
 impl Source {
     fn layer(&mut self, spec: &ModelSpec) -> LayerWeights {
-        let RandomOptions { qkv_bias, other_bias, head_norms, .. } = self.options;
-        let (hidden, wide) = (spec.hidden_size, spec.intermediate_size);
-        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        LayerWeights {
-            attention_norm: self.norm(hidden),
-            query: self.matrix(queries, hidden, qkv_bias),
-            key: self.matrix(keys, hidden, qkv_bias),
-            value: self.matrix(keys, hidden, qkv_bias),
-            query_norm: head_norms.then(|| self.norm(spec.head_dim)),
-            key_norm: head_norms.then(|| self.norm(spec.head_dim)),
-            output: self.matrix(hidden, queries, other_bias),
-            mlp_norm: self.norm(hidden),
-            gate: self.matrix(wide, hidden, other_bias),
-            up: self.matrix(wide, hidden, other_bias),
-            down: self.matrix(hidden, wide, other_bias),
-        }
+        let options = self.options;
+        let made = LayerWeights::try_build(
+            |role| options.has(role),
+            |role| {
+                let shape = role.shape(spec);
+                Ok::<Tensor, Infallible>(match role {
+                    LayerTensor::Weight(_) => self.matrix(shape[0], shape[1]),
+                    LayerTensor::Bias(_) => self.tensor(shape, |noise| 0.5 * noise),
+                    LayerTensor::AttentionNorm
+                    | LayerTensor::MlpNorm
+                    | LayerTensor::QueryNorm
+                    | LayerTensor::KeyNorm => self.norm(shape[0]),
+                })
+            },
+        );
+        made.unwrap_or_else(|never| match never {})
     }
 
     /// Outputs of about the inputs' size: variance 2 / inputs.
-    fn matrix(&mut self, outputs: usize, inputs: usize, bias: bool) -> Linear {
+    fn matrix(&mut self, outputs: usize, inputs: usize) -> Tensor {
         let scale = (6.0 / inputs as f32).sqrt();
-        let weight = self.tensor(vec![outputs, inputs], |noise| scale * noise);
-        let bias = bias.then(|| self.tensor(vec![outputs], |noise| 0.5 * noise));
-        Linear { weight, bias }
+        self.tensor(vec![outputs, inputs], |noise| scale * noise)
     }
 
     fn norm(&mut self, width: usize) -> Tensor {

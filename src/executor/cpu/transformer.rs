@@ -1,4 +1,4 @@
-//! One model's weights, made ready: matrices packed, vectors widened.
+//! Weights of a model prepared for the CPU kernels: matrices packed, vectors widened to fp32.
 #![forbid(unsafe_code)]
 
 use crate::model::{LayerWeights, Linear, LoadedModel, ModelSpec, Tensor};
@@ -51,11 +51,11 @@ struct LayerPlan<'a> {
 
 impl<'a> LayerPlan<'a> {
     fn new(layer: &'a LayerWeights, set: InstructionSet) -> LayerPlan<'a> {
-        let qkv = [&layer.query.weight, &layer.key.weight, &layer.value.weight];
+        let [gate, up] = layer.gate_up();
         LayerPlan {
-            qkv: MatrixPlan::stacked(&qkv, set),
+            qkv: MatrixPlan::stacked(&layer.qkv().map(|linear| &linear.weight), set),
             output: MatrixPlan::stacked(&[&layer.output.weight], set),
-            gate_up: MatrixPlan::alternating(&layer.gate.weight, &layer.up.weight, set),
+            gate_up: MatrixPlan::alternating(&gate.weight, &up.weight, set),
             down: MatrixPlan::stacked(&[&layer.down.weight], set),
         }
     }
@@ -69,20 +69,15 @@ impl<'a> LayerPlan<'a> {
         let output = self.output.pack(arena, threads);
         let gate_up = self.gate_up.pack(arena, threads);
         let down = self.down.pack(arena, threads);
+        let [gate, up] = layer.gate_up();
         Layer {
             attention_norm: vector(&layer.attention_norm),
-            qkv: PackedLinear {
-                bias: stacked_bias(&[&layer.query, &layer.key, &layer.value], &qkv),
-                matrix: qkv,
-            },
+            qkv: PackedLinear { bias: stacked_bias(&layer.qkv(), &qkv), matrix: qkv },
             query_norm: layer.query_norm.as_ref().map(vector),
             key_norm: layer.key_norm.as_ref().map(vector),
             output: PackedLinear { bias: stacked_bias(&[&layer.output], &output), matrix: output },
             mlp_norm: vector(&layer.mlp_norm),
-            gate_up: PackedLinear {
-                bias: alternating_bias(&layer.gate, &layer.up, &gate_up),
-                matrix: gate_up,
-            },
+            gate_up: PackedLinear { bias: alternating_bias(gate, up, &gate_up), matrix: gate_up },
             down: PackedLinear { bias: stacked_bias(&[&layer.down], &down), matrix: down },
         }
     }

@@ -1,4 +1,5 @@
-//! Moves the accepted paths of trees behind the committed tokens, in all layers at once.
+//! KV cache compaction after tree verification: moves the entries of each accepted path to the slots
+//! right after the committed tokens, in all layers with one launch.
 
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::{CudaError, check_launch};
@@ -9,22 +10,22 @@ use crate::protocol::Compaction;
 
 const PATH: usize = KV_PATH_MAX as usize;
 
-/// Memory for the launches' inputs.
+/// Staging memory for the inputs of the compaction kernel.
 pub struct Compactor {
     device: DeviceBuffer<i32>,
     pinned: PinnedBuffer<i32>,
 }
 
 impl Compactor {
-    /// Without memory yet: chains never need it.
+    /// Allocates nothing yet: chains never need compaction.
     ///
     /// # Errors
-    /// Never in practice; as any allocation.
+    /// Never in practice, since it allocates nothing.
     pub fn new() -> Result<Compactor, CudaError> {
         Ok(Compactor { device: DeviceBuffer::uninitialized(0)?, pinned: PinnedBuffer::zeroed(0)? })
     }
 
-    /// Enqueues the moves and waits for them; they were checked against the model's pool.
+    /// Runs the moves and waits for them. The caller has checked them against the KV pool.
     ///
     /// # Errors
     /// Anything from the device.
@@ -58,13 +59,15 @@ impl Compactor {
             kv_heads: model.spec().kv_heads as i32,
             head_dim: model.spec().head_dim as i32,
         };
-        // SAFETY: the arrays lie as `lay_out` made them; blocks and paths were checked.
+        // SAFETY: the arrays are laid out by `lay_out` for these offsets, and the caller has
+        // checked that blocks and paths lie within the pool.
         check_launch(unsafe { kernels::specserve_compact(&params, stream.raw()) }, "compact")?;
         stream.synchronize()
     }
 }
 
-/// Index of each table, first positions, path lengths, paths, tables.
+/// The kernel's inputs in one array: index of each table, first positions, path lengths, paths
+/// padded to [`PATH`], tables.
 fn lay_out(moves: &[Compaction]) -> Vec<i32> {
     let mut words = Vec::new();
     let mut table = 0;
@@ -76,7 +79,7 @@ fn lay_out(moves: &[Compaction]) -> Vec<i32> {
     words.extend(moves.iter().map(|compaction| compaction.path.len() as i32));
     for compaction in moves {
         let end = words.len() + PATH;
-        words.extend(compaction.path.iter().map(|&place| place as i32));
+        words.extend(compaction.path.iter().map(|&draft| draft as i32));
         words.resize(end, -1);
     }
     for compaction in moves {

@@ -1,8 +1,8 @@
 //! Matrix products by cuBLASLt: `y = x Wᵀ`, bf16 in, fp32 accumulation, bf16 or fp32 out.
 //!
-//! The algorithm of a shape is chosen once and then never changes, so that the same rows
-//! give the same bits in every step: [`Gemm::prepare`] takes the heuristic's first choice,
-//! [`Gemm::tune`] measures its candidates and departs from the first only for a clear gain.
+//! The algorithm of a shape is chosen once and never changes, so that the same rows give the same
+//! bits in every step: [`Gemm::prepare`] takes the first choice of the heuristic, [`Gemm::tune`] times
+//! the candidates and departs from the first only for a clear gain.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -81,7 +81,7 @@ struct Chosen {
     candidates: Vec<cublasLtMatmulAlgo_t>,
 }
 
-/// Descriptors of the three matrices. cuBLASLt thinks in columns, so it sees `yᵀ = W xᵀ`.
+/// Descriptors of the three matrices. cuBLASLt is column-major, so it computes `yᵀ = W xᵀ`.
 struct Layouts {
     weights: cublasLtMatrixLayout_t,
     x: cublasLtMatrixLayout_t,
@@ -180,13 +180,14 @@ impl Gemm {
         Ok(())
     }
 
-    /// Chooses by measurement; the product's result is overwritten.
+    /// Chooses an algorithm by timing the candidates; the product's result is overwritten.
     ///
     /// # Errors
     /// When cuBLASLt has no algorithm, or the device failed.
     ///
     /// # Safety
-    /// As [`run`](Self::run).
+    /// The operands are device memory of the shape's sizes, and no other stream uses them or
+    /// this `Gemm` until the call returns.
     pub unsafe fn tune(
         &mut self,
         shape: GemmShape,
@@ -196,7 +197,7 @@ impl Gemm {
         self.prepare(shape)?;
         let chosen = &self.chosen[&shape];
         if chosen.candidates.len() == 1 {
-            return Ok(()); // measured before, or no choice
+            return Ok(()); // timed before, or no choice
         }
         let mut best = (chosen.candidates[0], f64::INFINITY);
         for (index, algorithm) in chosen.candidates.iter().enumerate() {
@@ -218,8 +219,8 @@ impl Gemm {
     /// When cuBLASLt refuses, or the shape was not prepared.
     ///
     /// # Safety
-    /// The operands are device memory of the shape's size, alive until the stream has
-    /// passed the product. Products of one `Gemm` share its workspace: one stream at a time.
+    /// The operands are device memory of the shape's sizes, alive until the stream has passed
+    /// the product. Products of one `Gemm` share its workspace: they run on one stream.
     pub unsafe fn run(
         &self,
         shape: GemmShape,
@@ -235,6 +236,11 @@ impl Gemm {
         unsafe { self.enqueue(chosen, &chosen.algorithm, operands, stream) }
     }
 
+    /// Enqueues one product by a given algorithm.
+    ///
+    /// # Safety
+    /// The operands are device memory of the sizes of `chosen.layouts`, alive until the stream
+    /// has passed the product, and no other stream uses this `Gemm`.
     unsafe fn enqueue(
         &self,
         chosen: &Chosen,
@@ -270,6 +276,10 @@ impl Gemm {
     }
 
     /// Shortest of a few runs, in microseconds.
+    ///
+    /// # Safety
+    /// The operands are device memory of the sizes of `chosen.layouts`, and no other stream uses
+    /// them or this `Gemm` until the call returns.
     unsafe fn measure(
         &self,
         chosen: &Chosen,

@@ -1,5 +1,6 @@
-//! Runs one model's steps: inputs up, forward pass, sampling, results down; as a captured
-//! graph where the step's sizes allow, else kernel by kernel.
+//! Runs the steps of one model: uploads inputs, enqueues forward pass and sampling, downloads
+//! results. Replays a captured graph where the step sizes allow it, and launches kernel by kernel
+//! otherwise.
 
 use super::attention_plan::SequenceShape;
 use super::buffer::{DeviceBuffer, PinnedBuffer};
@@ -18,21 +19,22 @@ use super::step_results::{OUTCOME_WORDS, PROPOSAL_WORDS, VerdictResults, Verdict
 use super::stream::Stream;
 use crate::protocol::{BLOCK_TOKENS, BlockId};
 
-/// Room for inputs in 32-bit words at first: plans and block tables of usual steps.
+/// Initial capacity for step inputs in 32-bit words: enough for the plans and block tables of
+/// typical steps.
 const INPUT_WORDS: usize = 1 << 20;
 
-/// What both models share on the device.
+/// What the models on one device share.
 pub struct DeviceQueue {
-    /// Where all work goes.
+    /// The stream that all work is enqueued on.
     pub stream: Stream,
     /// Matrix products.
     pub gemm: Gemm,
-    /// When the last steps began and ended.
+    /// Events at the start and the end of the last steps.
     pub marks: StepMarks,
 }
 
 impl DeviceQueue {
-    /// A queue of the current context.
+    /// Creates a queue in the current context.
     ///
     /// # Errors
     /// When the driver or cuBLASLt refuses.
@@ -41,14 +43,14 @@ impl DeviceQueue {
     }
 }
 
-/// What a step does with its logits.
+/// What a step computes from its logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Chooses {
-    /// Leaves them, or has none.
+    /// Nothing: there are none, or the host reads them.
     Nothing,
-    /// Proposes a token per row.
+    /// A draft token per row.
     Proposals,
-    /// Verifies drafts.
+    /// The verification of drafts.
     Verdicts,
 }
 
@@ -66,42 +68,42 @@ impl StepKey {
         InputSizes { rows: self.step.rows, logit_rows: self.step.logit_rows, sequences: self.sequences }
     }
 
-    /// Where a verification's results stand.
+    /// Layout of the results of a verification.
     fn verdicts(&self) -> VerdictWords {
         VerdictWords::of(self.sequences, self.step.logit_rows)
     }
 }
 
-/// The limits and habits of a runner.
+/// Limits and settings of a runner.
 #[derive(Clone, Copy, Debug)]
 pub struct RunnerOptions {
-    /// Most rows of logits in a step.
+    /// Maximum rows of logits in a step.
     pub logit_rows_max: usize,
-    /// Most captured graphs.
+    /// Maximum number of captured graphs; 0 turns capturing off.
     pub graphs_max: usize,
-    /// Whether the algorithms of captured sizes are chosen by measurement.
+    /// Whether to choose the GEMM algorithms of captured sizes by timing them.
     pub tune: bool,
 }
 
-/// One model with its inputs, results and graphs. To use: fill [`step`](Self::step),
-/// [`run`](Self::run), read results.
+/// A model with its input and result buffers and its graphs. Fill [`step`](Self::step), call
+/// [`run`](Self::run), then read the results.
 pub struct Runner {
     /// The model.
     pub model: DeviceModel,
-    /// The step at hand.
+    /// The step to run next, on the host.
     pub step: HostStep,
     inputs: StepInputs,
     sample_scratch: DeviceBuffer<u8>,
     results: DeviceBuffer<u32>,
     results_host: PinnedBuffer<u32>,
-    /// Sizes of the last step, by which results are read.
+    /// Sizes of the last step, which determine the layout of the results.
     last: Option<StepKey>,
     graphs: GraphCache<StepKey>,
     options: RunnerOptions,
 }
 
 impl Runner {
-    /// Adds inputs, results and graphs to a model.
+    /// Allocates input and result buffers for a model.
     ///
     /// # Errors
     /// When memory runs out.
@@ -123,7 +125,7 @@ impl Runner {
         })
     }
 
-    /// Forgets the step before.
+    /// Clears the step.
     pub fn begin(&mut self) {
         self.step.clear();
     }
@@ -136,7 +138,7 @@ impl Runner {
     /// Runs the step and waits for its results.
     ///
     /// # Errors
-    /// Anything from the device; sticky.
+    /// When the device fails. Most failures are sticky.
     pub fn run(&mut self, chooses: Chooses, queue: &mut DeviceQueue) -> Result<(), CudaError> {
         let plan = &self.step.plan;
         let capturable = plan.prefill_items.is_empty() && self.options.graphs_max > 0;
@@ -147,11 +149,11 @@ impl Runner {
         queue.stream.synchronize()
     }
 
-    /// Prepares every captured size up to one that holds `rows`: chooses algorithms, loads
+    /// Prepares every captured size up to the one that fits `rows`: chooses algorithms, loads
     /// kernels, captures graphs.
     ///
     /// # Errors
-    /// Anything from the device.
+    /// When the device fails.
     pub fn warm_up(
         &mut self,
         rows: usize,
@@ -173,12 +175,12 @@ impl Runner {
         Ok(())
     }
 
-    /// Runs prompts of some lengths up to `tokens_max`, and chooses the algorithms of all others,
-    /// so that no first prompt waits for kernels to be loaded. Blocks from 0 on are overwritten:
-    /// none may be in use.
+    /// Runs prompts of representative lengths up to `tokens_max` and chooses the algorithms for all
+    /// other lengths, so that the first requests don't wait for kernels to load. Overwrites KV blocks
+    /// from 0 on: none may be in use.
     ///
     /// # Errors
-    /// Anything from the device.
+    /// When the device fails.
     pub fn warm_up_prompts(&mut self, tokens_max: usize, queue: &mut DeviceQueue) -> Result<(), CudaError> {
         let room = self.model.blocks() as usize * BLOCK_TOKENS as usize;
         let longest = tokens_max.min(room).min(self.model.spec().context_tokens_max);
@@ -198,7 +200,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Padded sizes of the step at hand.
+    /// Padded sizes of the current step.
     fn key(&self, chooses: Chooses, captured: Option<usize>) -> StepKey {
         let plan = &self.step.plan;
         let rows = captured.unwrap_or_else(|| eager_rows(plan.rows()));
@@ -225,14 +227,14 @@ impl Runner {
         self.inputs.send(&queue.stream)?;
         self.last = Some(key);
         if let Some(graph) = self.graphs.get(key).filter(|_| capture) {
-            // What was captured belongs to `self` or `queue`; should the inputs have moved, the
-            // graphs were dropped above.
+            // All captured addresses belong to `self` or `queue`, and graphs were dropped above if
+            // the inputs have moved.
             return graph.launch(&queue.stream);
         }
         self.model.prepare(key.step, capture && self.options.tune, &mut queue.gemm, &queue.stream)?;
         self.enqueue(key, queue)?;
         if capture && self.graphs.has_room() {
-            // This step has loaded every kernel: loading is not allowed during a capture.
+            // Kernels can't be loaded during a capture: the run above has loaded all of them.
             queue.stream.synchronize()?;
             let graph = Graph::capture(&queue.stream, || self.enqueue(key, queue))?;
             self.graphs.insert(key, graph);
@@ -240,19 +242,20 @@ impl Runner {
         Ok(())
     }
 
-    /// Forward pass, sampling, results to the host.
+    /// Enqueues forward pass, sampling and the copy of the results to the host.
     fn enqueue(&mut self, key: StepKey, queue: &DeviceQueue) -> Result<(), CudaError> {
         let step = self.inputs.addresses(key.inputs());
-        // SAFETY: `upload` has laid out a step of these sizes; the executor has checked that
-        // its blocks are the pool's.
+        // SAFETY: `submit` has written and sent a step of these sizes, and the executor has checked
+        // that its positions and blocks are within context and pool. Everything belongs to `self` or
+        // `queue`, which outlive the stream's work, and `queue` has one stream.
         unsafe { self.model.run(&step, key.step, &queue.gemm, &queue.stream)? };
         let words = match key.chooses {
             Chooses::Nothing => return Ok(()),
             Chooses::Proposals => self.propose(key, &queue.stream)?,
-            Chooses::Verdicts => self.judge(key, &queue.stream)?,
+            Chooses::Verdicts => self.verify(key, &queue.stream)?,
         };
-        // SAFETY: the pinned memory lives as long as the graph, and is read only after the
-        // stream was synchronised.
+        // SAFETY: the pinned memory lives as long as the graph, and is read only after the stream
+        // has been synchronized.
         unsafe { self.results.download_async(0, &mut self.results_host[..words], &queue.stream) }
     }
 
@@ -271,7 +274,7 @@ impl Runner {
         }
     }
 
-    /// Returns how many words of results there are.
+    /// Enqueues the sampling of draft tokens; returns the number of result words.
     fn propose(&mut self, key: StepKey, stream: &Stream) -> Result<usize, CudaError> {
         let words = key.step.logit_rows * PROPOSAL_WORDS;
         let params = DraftSampleParams {
@@ -279,14 +282,16 @@ impl Runner {
             proposals: self.results.mut_ptr().cast(),
             tokens: self.results.mut_ptr().wrapping_add(words).cast(),
         };
-        // SAFETY: results have room for `logit_rows_max` rows; inputs as laid out by `upload`.
+        // SAFETY: logits, scratch memory and results have room for `logit_rows_max` rows; the
+        // sampling inputs were laid out for this key by `submit`.
         check_launch(unsafe { kernels::specserve_draft_sample(&params, stream.raw()) }, "draft_sample")?;
         Ok(words)
     }
 
-    fn judge(&mut self, key: StepKey, stream: &Stream) -> Result<usize, CudaError> {
+    /// Enqueues the verification of drafts; returns the number of result words.
+    fn verify(&mut self, key: StepKey, stream: &Stream) -> Result<usize, CudaError> {
         let addresses = self.inputs.sampling_addresses(key.inputs());
-        let places = key.verdicts();
+        let layout = key.verdicts();
         let results = self.results.mut_ptr();
         let params = VerifyParams {
             sample: self.sample_params(key),
@@ -295,34 +300,35 @@ impl Runner {
             drafts: addresses.drafts,
             parents: addresses.parents,
             outcomes: results.cast(),
-            tokens: results.wrapping_add(places.tokens).cast(),
-            path: results.wrapping_add(places.path).cast(),
+            tokens: results.wrapping_add(layout.tokens).cast(),
+            path: results.wrapping_add(layout.path).cast(),
             sequence_count: key.sequences as i32,
         };
-        // SAFETY: as in `propose`.
+        // SAFETY: logits, scratch memory and results have room for `logit_rows_max` rows; the
+        // sampling inputs were laid out for this key by `submit`.
         check_launch(unsafe { kernels::specserve_verify(&params, stream.raw()) }, "verify")?;
-        Ok(places.end)
+        Ok(layout.end)
     }
 
-    /// The words of the last step's results, which were waited for.
+    /// Results of the last step as words. Valid after [`run`](Self::run).
     pub fn results(&self) -> &[u32] {
         &self.results_host
     }
 
-    /// What the last step's verification brought, whose results were waited for.
+    /// Results of the last verification. Valid after [`run`](Self::run).
     pub fn verdicts(&self) -> VerdictResults<'_> {
-        let places = self.last.map_or(VerdictWords::of(0, 0), |key| key.verdicts());
-        VerdictResults::new(&self.results_host, places)
+        let layout = self.last.map_or(VerdictWords::of(0, 0), |key| key.verdicts());
+        VerdictResults::new(&self.results_host, layout)
     }
 
-    /// Graphs captured so far.
+    /// Number of graphs captured so far.
     pub fn graph_count(&self) -> usize {
         self.graphs.len()
     }
 }
 
-/// Prompts to warm up with: what runs them changes with their length, but not from one length to
-/// its double.
+/// Prompt lengths to warm up with. The kernels that run a prompt depend on its length, but powers of
+/// two times the smallest length and the longest one cover them.
 fn prompt_lengths(longest: usize) -> impl Iterator<Item = usize> {
     let doubled = std::iter::successors(Some(2 * EAGER_ROWS), |tokens| Some(2 * tokens));
     doubled.take_while(move |&tokens| tokens < longest).chain(Some(longest))

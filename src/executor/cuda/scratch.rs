@@ -1,4 +1,4 @@
-//! A forward pass's scratch memory.
+//! Scratch memory of a forward pass: one set of buffers per model, reused by every step.
 #![forbid(unsafe_code)]
 
 use super::attention_plan::AttentionRoom;
@@ -8,18 +8,19 @@ use super::ffi::kernels::{SKINNY_ROWS_MAX, SKINNY_SQUARES_WIDTH};
 use super::stream::Stream;
 use crate::model::ModelSpec;
 
-/// Largest sizes that a model's scratch memory is made for.
+/// The largest step that the scratch memory of a model has room for.
 #[derive(Clone, Copy, Debug)]
 pub struct ScratchSizes {
     /// Input rows of a step, padding included.
     pub rows: usize,
     /// Rows of logits of a step.
     pub logit_rows: usize,
-    /// Rows of segments short enough for the decode kernel.
+    /// Rows of segments that are short enough for the decode attention kernel.
     pub masked_rows: usize,
 }
 
-/// Intermediate results of a forward pass; contents matter only within one.
+/// Intermediate results of a forward pass; nothing is kept from one pass to the next. Heads and
+/// `intermediate` are those of this rank.
 pub struct Scratch {
     /// The residual stream, `[rows][hidden]`.
     pub residual: DeviceBuffer<f32>,
@@ -27,31 +28,31 @@ pub struct Scratch {
     pub normed: DeviceBuffer<u16>,
     /// One over the root mean square of each row of the residual stream, `[rows]`.
     pub scales: DeviceBuffer<f32>,
-    /// The residual stream's sums of squares, of steps whose norms are part of the products
-    /// around them: `[rows][hidden / SKINNY_SQUARES_WIDTH]`.
+    /// Partial sums of squares of the residual stream, for steps whose products do the work of the
+    /// norms: `[rows][hidden / SKINNY_SQUARES_WIDTH]`.
     pub squares: DeviceBuffer<f32>,
     /// Queries, keys, values, `[rows][qkv width]`.
     pub qkv: DeviceBuffer<u16>,
-    /// What attention gathers, `[rows][heads * head_dim]`.
+    /// Output of the attention heads, `[rows][heads * head_dim]`.
     pub attended: DeviceBuffer<u16>,
-    /// What a block adds to the residual stream, `[rows][hidden]`.
+    /// Output of the attention or MLP block, to be added to the residual stream: `[rows][hidden]`.
     pub delta: DeviceBuffer<u16>,
     /// Gate, then up, `[rows][2 * intermediate]`.
     pub gate_up: DeviceBuffer<u16>,
-    /// After the activation, `[rows][intermediate]`.
+    /// Output of SwiGLU, `[rows][intermediate]`.
     pub activated: DeviceBuffer<u16>,
     /// After the last norm, `[logit rows][hidden]`.
     pub head_input: DeviceBuffer<u16>,
     /// `[logit rows][vocab]`.
     pub logits: DeviceBuffer<f32>,
-    /// Attention's partial results.
+    /// Split-KV partial outputs of the decode attention, `[partial rows][head_dim]`.
     pub partial_out: DeviceBuffer<f32>,
-    /// Their maxima and sums.
+    /// Their softmax maxima and sums, `[partial rows][2]`.
     pub partial_stats: DeviceBuffer<f32>,
 }
 
 impl Scratch {
-    /// Allocates it for a model.
+    /// Allocates all buffers.
     ///
     /// # Errors
     /// When memory runs out.
@@ -62,7 +63,7 @@ impl Scratch {
         stream: &Stream,
     ) -> Result<Scratch, CudaError> {
         let rows = sizes.rows;
-        // Rows of padding are computed, too: zeros at first, so that they stay finite.
+        // Padding rows are computed, too: they start as zeros so that they stay finite.
         let bf16 = |numbers: usize| DeviceBuffer::filled(0, numbers, stream);
         let squares = SKINNY_ROWS_MAX as usize * spec.hidden_size.div_ceil(SKINNY_SQUARES_WIDTH as usize);
         Ok(Scratch {
@@ -83,7 +84,7 @@ impl Scratch {
     }
 }
 
-/// Columns of the fused projection.
+/// Width of the fused query, key and value projection.
 pub fn qkv_width(spec: &ModelSpec) -> usize {
     (spec.heads + 2 * spec.kv_heads) * spec.head_dim
 }

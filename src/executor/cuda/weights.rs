@@ -1,42 +1,45 @@
-//! A model's weights on the device: bf16, projections that share an input fused into one
-//! matrix, uploaded through double-buffered page-locked memory.
+//! A rank's part of a model's weights on the device: projections that share an input are stacked
+//! into one matrix. Uploads go through double-buffered page-locked memory.
 
+use std::sync::Arc;
 use std::thread;
-
-use half::{bf16, f16};
 
 use super::buffer::{DeviceBuffer, PinnedBuffer};
 use super::error::CudaError;
+use super::linear::Linear;
+use super::product::{fuses, fuses_swiglu};
+use super::scratch::qkv_width;
+use super::shard::Shard;
 use super::stream::{Event, Stream};
-use crate::model::{Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, Tensor};
+use super::tensor_part::TensorPart;
+use crate::model::{LayerTensor, LayerWeights, LoadedModel, ModelSpec, Projection, Tensor};
 use crate::protocol::ExecutorError;
 
 /// Numbers in one of the two staging buffers.
 const STAGING_NUMBERS: usize = 16 << 20;
-/// Most threads that fill a staging buffer: copying out of a mapped file takes several to
-/// outrun the bus.
+/// Most threads that fill a staging buffer: one alone copies out of a mapped file more slowly than
+/// the bus.
 const COPY_THREADS_MAX: usize = 8;
-/// Fewest numbers that are worth a thread.
-const THREAD_NUMBERS_MIN: usize = 256 << 10;
 
-/// Weights of one model in device memory. Matrices are `[outputs][inputs]`.
+/// One rank's weights of a model in device memory. Vectors and the embedding are bf16; matrices carry
+/// their format and shape `[outputs][inputs]`.
 pub struct DeviceWeights {
     /// `[vocab][hidden]`.
-    pub embedding: DeviceBuffer<u16>,
-    /// `[vocab][hidden]`; `None` when the embedding is also the head.
-    pub head: Option<DeviceBuffer<u16>>,
+    pub embedding: Arc<DeviceBuffer<u16>>,
+    /// `[vocab / world][hidden]`; shares the storage of the embedding when tied.
+    pub head: Linear,
     /// `[hidden]`.
     pub final_norm: DeviceBuffer<u16>,
     /// The layers in order.
     pub layers: Vec<DeviceLayer>,
 }
 
-/// One layer's weights.
+/// One layer's weights. `heads`, `kv_heads` and `intermediate` are the rank's.
 pub struct DeviceLayer {
     /// `[hidden]`.
     pub attention_norm: DeviceBuffer<u16>,
     /// Queries, keys, values: `[(heads + 2 kv_heads) * head_dim][hidden]`.
-    pub qkv: DeviceBuffer<u16>,
+    pub qkv: Linear,
     /// `[(heads + 2 kv_heads) * head_dim]`.
     pub qkv_bias: Option<DeviceBuffer<u16>>,
     /// `[head_dim]`.
@@ -44,46 +47,64 @@ pub struct DeviceLayer {
     /// `[head_dim]`.
     pub key_norm: Option<DeviceBuffer<u16>>,
     /// `[hidden][heads * head_dim]`.
-    pub output: DeviceBuffer<u16>,
+    pub output: Linear,
     /// `[hidden]`.
     pub mlp_norm: DeviceBuffer<u16>,
     /// Gate, then up: `[2 * intermediate][hidden]`.
-    pub gate_up: DeviceBuffer<u16>,
+    pub gate_up: Linear,
     /// `[hidden][intermediate]`.
-    pub down: DeviceBuffer<u16>,
+    pub down: Linear,
+}
+
+impl DeviceLayer {
+    /// Whether the products of `rows` rows can do the row-wise work around them, all of it.
+    pub fn fuses(&self, rows: usize) -> bool {
+        fuses(&self.qkv, rows)
+            && fuses(&self.output, rows)
+            && fuses_swiglu(&self.gate_up, rows)
+            && fuses(&self.down, rows)
+    }
+
+    /// Whether the matrices of two layers have the same shapes.
+    pub fn has_shapes_of(&self, other: &DeviceLayer) -> bool {
+        let shapes = |layer: &DeviceLayer| {
+            [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]
+                .map(|linear| (linear.outputs(), linear.inputs()))
+        };
+        shapes(self) == shapes(other)
+    }
 }
 
 impl DeviceWeights {
-    /// Copies a model to the device; returns when everything is there.
+    /// Copies this rank's part of a model to the device; returns when everything is there.
     ///
     /// # Errors
-    /// [`ExecutorError::Malformed`] for a model with biases that no kernel adds;
-    /// [`ExecutorError::Device`] when memory runs out or the device fails.
-    pub fn upload(model: &LoadedModel, stream: &Stream) -> Result<DeviceWeights, ExecutorError> {
+    /// [`ExecutorError::Malformed`] for a model with biases that no kernel adds, or that can't be
+    /// split evenly; [`ExecutorError::Device`] when memory runs out or the device fails.
+    pub fn upload(
+        model: &LoadedModel,
+        shard: Shard,
+        stream: &Stream,
+    ) -> Result<DeviceWeights, ExecutorError> {
         check_biases(model)?;
-        let mut uploader = Uploader::new(stream)?;
+        let mut uploader = Uploader::new(shard, stream)?;
         let weights = uploader.model(model)?;
         stream.synchronize()?;
         Ok(weights)
     }
-
-    /// The matrix that makes logits.
-    pub fn head(&self) -> *const u16 {
-        self.head.as_ref().unwrap_or(&self.embedding).ptr()
-    }
 }
 
-/// Bytes of a model's weights on the device.
+/// Bytes of a whole model's matrices on the device.
 pub fn weight_bytes(spec: &ModelSpec, tied_head: bool) -> usize {
     let embedding = spec.vocab_size * spec.hidden_size * if tied_head { 1 } else { 2 };
-    let attention = spec.hidden_size * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads);
-    let mlp = 3 * spec.hidden_size * spec.intermediate_size;
-    2 * (embedding + spec.layers * (attention + mlp))
+    let layer: usize =
+        Projection::ALL.into_iter().map(|projection| projection.shape(spec).iter().product::<usize>()).sum();
+    2 * (embedding + spec.layers * layer)
 }
 
 fn check_biases(model: &LoadedModel) -> Result<(), ExecutorError> {
     let unsupported = |layer: &LayerWeights| {
-        [&layer.output, &layer.gate, &layer.up, &layer.down].iter().any(|linear| linear.bias.is_some())
+        layer.tensors().any(|(role, _)| matches!(role, LayerTensor::Bias(projection) if !projection.is_qkv()))
     };
     match model.weights.layers.iter().position(unsupported) {
         Some(layer) => Err(ExecutorError::Malformed(format!(
@@ -93,8 +114,10 @@ fn check_biases(model: &LoadedModel) -> Result<(), ExecutorError> {
     }
 }
 
-/// Two staging buffers: one is filled while the other is on the bus.
+/// Copies tensors to the device through two staging buffers: one is filled while the other is
+/// on the bus.
 struct Uploader<'a> {
+    shard: Shard,
     stream: &'a Stream,
     staging: [PinnedBuffer<u16>; 2],
     on_bus: [Event; 2],
@@ -103,9 +126,10 @@ struct Uploader<'a> {
 }
 
 impl<'a> Uploader<'a> {
-    fn new(stream: &'a Stream) -> Result<Uploader<'a>, CudaError> {
+    fn new(shard: Shard, stream: &'a Stream) -> Result<Uploader<'a>, CudaError> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(COPY_THREADS_MAX);
         Ok(Uploader {
+            shard,
             stream,
             staging: [PinnedBuffer::zeroed(STAGING_NUMBERS)?, PinnedBuffer::zeroed(STAGING_NUMBERS)?],
             on_bus: [Event::untimed()?, Event::untimed()?],
@@ -114,37 +138,38 @@ impl<'a> Uploader<'a> {
         })
     }
 
-    fn model(&mut self, model: &LoadedModel) -> Result<DeviceWeights, CudaError> {
+    fn model(&mut self, model: &LoadedModel) -> Result<DeviceWeights, ExecutorError> {
         let weights = &model.weights;
-        let head = if weights.tied_head { None } else { Some(self.fused(&[&weights.head])?) };
-        Ok(DeviceWeights {
-            embedding: self.fused(&[&weights.embedding])?,
-            head,
-            final_norm: self.fused(&[&weights.final_norm])?,
-            layers: weights
-                .layers
-                .iter()
-                .map(|layer| self.layer(layer, &model.spec))
-                .collect::<Result<_, CudaError>>()?,
-        })
+        let embedding = Arc::new(self.whole(&weights.embedding)?);
+        let rows = self.shard.vocabulary(&model.spec)?;
+        let head = if weights.tied_head {
+            Linear::rows_of(&embedding, rows.start, rows.len(), model.spec.hidden_size)
+        } else {
+            self.linear(&[TensorPart::whole(&weights.head).with_rows(rows)])?
+        };
+        let layers = weights.layers.iter().map(|layer| self.layer(layer, &model.spec));
+        let layers = layers.collect::<Result<_, ExecutorError>>()?;
+        Ok(DeviceWeights { embedding, head, final_norm: self.whole(&weights.final_norm)?, layers })
     }
 
-    fn layer(&mut self, layer: &LayerWeights, spec: &ModelSpec) -> Result<DeviceLayer, CudaError> {
+    fn layer(&mut self, layer: &LayerWeights, spec: &ModelSpec) -> Result<DeviceLayer, ExecutorError> {
+        use Projection::{Down, Gate, Key, Output, Query, Up, Value};
+        let shard = self.shard;
+        let weight = |projection: Projection| {
+            let tensor = &layer.projection(projection).weight;
+            shard.layer_tensor(LayerTensor::Weight(projection), tensor, spec)
+        };
         Ok(DeviceLayer {
-            attention_norm: self.fused(&[&layer.attention_norm])?,
-            qkv: self.fused(&[&layer.query.weight, &layer.key.weight, &layer.value.weight])?,
+            attention_norm: self.whole(&layer.attention_norm)?,
+            qkv: self.linear(&[weight(Query)?, weight(Key)?, weight(Value)?])?,
             qkv_bias: self.qkv_bias(layer, spec)?,
-            query_norm: self.optional(layer.query_norm.as_ref())?,
-            key_norm: self.optional(layer.key_norm.as_ref())?,
-            output: self.fused(&[&layer.output.weight])?,
-            mlp_norm: self.fused(&[&layer.mlp_norm])?,
-            gate_up: self.fused(&[&layer.gate.weight, &layer.up.weight])?,
-            down: self.fused(&[&layer.down.weight])?,
+            query_norm: layer.query_norm.as_ref().map(|norm| self.whole(norm)).transpose()?,
+            key_norm: layer.key_norm.as_ref().map(|norm| self.whole(norm)).transpose()?,
+            output: self.linear(&[weight(Output)?])?,
+            mlp_norm: self.whole(&layer.mlp_norm)?,
+            gate_up: self.linear(&[weight(Gate)?, weight(Up)?])?,
+            down: self.linear(&[weight(Down)?])?,
         })
-    }
-
-    fn optional(&mut self, tensor: Option<&Tensor>) -> Result<Option<DeviceBuffer<u16>>, CudaError> {
-        tensor.map(|tensor| self.fused(&[tensor])).transpose()
     }
 
     /// The three biases in one vector, zeros where a projection has none.
@@ -152,48 +177,62 @@ impl<'a> Uploader<'a> {
         &mut self,
         layer: &LayerWeights,
         spec: &ModelSpec,
-    ) -> Result<Option<DeviceBuffer<u16>>, CudaError> {
-        let parts: [(&Linear, usize); 3] =
-            [(&layer.query, spec.heads), (&layer.key, spec.kv_heads), (&layer.value, spec.kv_heads)];
-        if parts.iter().all(|(linear, _)| linear.bias.is_none()) {
+    ) -> Result<Option<DeviceBuffer<u16>>, ExecutorError> {
+        if layer.qkv().iter().all(|linear| linear.bias.is_none()) {
             return Ok(None);
         }
-        let width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
-        let mut buffer = DeviceBuffer::filled(0, width, self.stream)?;
+        let local = self.shard.spec(spec)?;
+        let mut buffer = DeviceBuffer::filled(0, qkv_width(&local), self.stream)?;
         let mut offset = 0;
-        for (linear, heads) in parts {
-            if let Some(bias) = &linear.bias {
-                self.copy(bias, &mut buffer, offset)?;
+        for projection in [Projection::Query, Projection::Key, Projection::Value] {
+            if let Some(bias) = &layer.projection(projection).bias {
+                let part = self.shard.layer_tensor(LayerTensor::Bias(projection), bias, spec)?;
+                self.copy(&part, &mut buffer, offset)?;
             }
-            offset += heads * spec.head_dim;
+            offset += projection.shape(&local)[0];
         }
         Ok(Some(buffer))
     }
 
-    /// Tensors one behind the other in one buffer.
-    fn fused(&mut self, tensors: &[&Tensor]) -> Result<DeviceBuffer<u16>, CudaError> {
-        let total = tensors.iter().map(|tensor| tensor.elements()).sum();
+    /// One matrix from the rows of several that have the same inputs.
+    fn linear(&mut self, parts: &[TensorPart<'_>]) -> Result<Linear, CudaError> {
+        let outputs = parts.iter().map(TensorPart::rows).sum();
+        Ok(Linear::bf16(self.stacked(parts)?, outputs, parts[0].columns()))
+    }
+
+    /// A tensor that every rank holds.
+    fn whole(&mut self, tensor: &Tensor) -> Result<DeviceBuffer<u16>, CudaError> {
+        self.stacked(&[TensorPart::whole(tensor)])
+    }
+
+    /// Parts of tensors in one buffer, one after the other.
+    fn stacked(&mut self, parts: &[TensorPart<'_>]) -> Result<DeviceBuffer<u16>, CudaError> {
+        let total = parts.iter().map(TensorPart::elements).sum();
         let mut buffer = DeviceBuffer::uninitialized(total)?;
         let mut offset = 0;
-        for tensor in tensors {
-            self.copy(tensor, &mut buffer, offset)?;
-            offset += tensor.elements();
+        for part in parts {
+            self.copy(part, &mut buffer, offset)?;
+            offset += part.elements();
         }
         Ok(buffer)
     }
 
-    fn copy(&mut self, from: &Tensor, to: &mut DeviceBuffer<u16>, offset: usize) -> Result<(), CudaError> {
-        let width = from.dtype.bytes();
-        for (index, bytes) in from.bytes().chunks(STAGING_NUMBERS * width).enumerate() {
+    fn copy(
+        &mut self,
+        from: &TensorPart<'_>,
+        to: &mut DeviceBuffer<u16>,
+        offset: usize,
+    ) -> Result<(), CudaError> {
+        let total = from.elements();
+        for first in (0..total).step_by(STAGING_NUMBERS) {
             let turn = self.turn;
             self.turn = 1 - turn;
             self.on_bus[turn].synchronize()?;
-            let numbers = bytes.len() / width;
-            let staged = &mut self.staging[turn][..numbers];
-            convert(from.dtype, bytes, staged, self.threads);
+            let staged = &mut self.staging[turn][..STAGING_NUMBERS.min(total - first)];
+            from.read(first, staged, self.threads);
             // SAFETY: this buffer is not written again before `on_bus` has passed, and both
             // live until the stream is synchronised at the end of the upload.
-            unsafe { to.upload_async(offset + index * STAGING_NUMBERS, staged, self.stream)? };
+            unsafe { to.upload_async(offset + first, staged, self.stream)? };
             self.on_bus[turn].record(self.stream)?;
         }
         Ok(())
@@ -205,67 +244,5 @@ impl Drop for Uploader<'_> {
         // After an error, copies may still read the staging buffers. Should the wait fail,
         // the context is lost and nothing reads them any more.
         let _ = self.stream.synchronize();
-    }
-}
-
-/// Little-endian numbers of any format and alignment to bf16, rounded to nearest even.
-fn convert(dtype: Dtype, from: &[u8], to: &mut [u16], threads: usize) {
-    let per_thread = to.len().div_ceil(threads.max(1)).max(THREAD_NUMBERS_MIN);
-    let width = dtype.bytes();
-    thread::scope(|scope| {
-        let mut parts = to.chunks_mut(per_thread).zip(from.chunks(per_thread * width));
-        let own = parts.next();
-        for (to, from) in parts {
-            scope.spawn(move || convert_part(dtype, from, to));
-        }
-        if let Some((to, from)) = own {
-            convert_part(dtype, from, to);
-        }
-    });
-}
-
-fn convert_part(dtype: Dtype, from: &[u8], to: &mut [u16]) {
-    match dtype {
-        Dtype::Bf16 => bytemuck::cast_slice_mut::<u16, u8>(to).copy_from_slice(from),
-        Dtype::F16 => {
-            for (to, from) in to.iter_mut().zip(from.chunks_exact(2)) {
-                let value = f16::from_le_bytes([from[0], from[1]]);
-                *to = bf16::from_f32(value.to_f32()).to_bits();
-            }
-        }
-        Dtype::F32 => {
-            for (to, from) in to.iter_mut().zip(from.chunks_exact(4)) {
-                let value = f32::from_le_bytes([from[0], from[1], from[2], from[3]]);
-                *to = bf16::from_f32(value).to_bits();
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_formats_become_the_same_bf16_at_any_alignment_and_thread_count() {
-        let values: Vec<f32> = (0..600_000).map(|i| (i % 251) as f32 * 0.25 - 20.0).collect();
-        let want: Vec<u16> = values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect();
-        let bytes = |encode: &dyn Fn(f32) -> Vec<u8>| {
-            let mut bytes = vec![0xffu8];
-            bytes.extend(values.iter().flat_map(|&v| encode(v)));
-            bytes
-        };
-        let bf16_bytes = bytes(&|v| bf16::from_f32(v).to_le_bytes().to_vec());
-        let f16_bytes = bytes(&|v| f16::from_f32(v).to_le_bytes().to_vec());
-        let f32_bytes = bytes(&|v| v.to_le_bytes().to_vec());
-        for threads in [1, 3] {
-            for (dtype, bytes) in
-                [(Dtype::Bf16, &bf16_bytes), (Dtype::F16, &f16_bytes), (Dtype::F32, &f32_bytes)]
-            {
-                let mut got = vec![0; values.len()];
-                convert(dtype, &bytes[1..], &mut got, threads);
-                assert!(got == want, "{dtype:?} with {threads} threads");
-            }
-        }
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 use serde_json::{Value, json};
 
 use super::super::files::ModelFiles;
-use super::super::{Model, ModelError, ModelSpec};
+use super::super::{LayerTensor, LayerWeights, Model, ModelError, ModelSpec};
 use super::shape::InflateShape;
 
 /// The share of ε·h that the constant channel's square may take.
@@ -117,15 +117,13 @@ impl Grown {
 /// Parts whose growth is not defined here.
 fn refuse_unusual_parts(model: &Model) -> Result<(), String> {
     let layers = &model.loaded.weights.layers;
-    if layers.iter().any(|layer| layer.query_norm.is_some() || layer.key_norm.is_some()) {
+    let any = |unusual: fn(LayerTensor) -> bool| {
+        layers.iter().flat_map(LayerWeights::tensors).any(|(role, _)| unusual(role))
+    };
+    if any(LayerTensor::is_head_norm) {
         return Err("normalised query and key heads (qwen3) can't be inflated".to_owned());
     }
-    let biases = |layer: &super::super::LayerWeights| {
-        let projections =
-            [&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down];
-        projections.iter().any(|linear| linear.bias.is_some())
-    };
-    if layers.iter().any(biases) {
+    if any(LayerTensor::is_bias) {
         return Err("projections with biases can't be inflated".to_owned());
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! All tensors of the inflated model, by their Hugging Face names.
 
-use super::super::{LayerWeights, Linear, LoadedModel, ModelWeights, Tensor};
+use super::super::{LayerTensor, LayerWeights, LoadedModel, ModelWeights, Projection, Tensor};
 use super::grown::{Grown, HeadPlace, to_bf16};
 use super::matrix::{ColumnRun, Fill, Matrix, RowSource, number_at};
 
@@ -45,18 +45,12 @@ impl PlannedTensor {
     }
 }
 
-/// Parameters of a model.
+/// Parameters of a model; a tied head counts once.
 pub(super) fn parameters(model: &LoadedModel) -> u64 {
     let weights = &model.weights;
-    let linear = |l: &Linear| l.weight.elements() + l.bias.as_ref().map_or(0, Tensor::elements);
-    let layer = |l: &LayerWeights| {
-        let projections = [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down];
-        projections.into_iter().map(linear).sum::<usize>()
-            + l.attention_norm.elements()
-            + l.mlp_norm.elements()
-    };
+    let layers = weights.layers.iter().flat_map(LayerWeights::tensors);
+    let layers: usize = layers.map(|(_, tensor)| tensor.elements()).sum();
     let head = if weights.tied_head { 0 } else { weights.head.elements() };
-    let layers: usize = weights.layers.iter().map(layer).sum();
     (weights.embedding.elements() + head + weights.final_norm.elements() + layers) as u64
 }
 
@@ -124,29 +118,62 @@ impl Planner<'_> {
         self.matrix(Some(source), rows.collect(), to.hidden_size, self.residual_columns(), fill)
     }
 
+    /// A layer's tensors: norms, weights, biases. Seeds derive from the index of a tensor, so
+    /// the order decides the bytes that are written.
     fn layer(&self, index: usize, source: Option<&LayerWeights>) -> Vec<PlannedTensor> {
-        let to = &self.grown.to;
-        let norm = |pick: fn(&LayerWeights) -> &Tensor| self.norm(source.map(pick), 0.0);
-        let weight = |pick: fn(&LayerWeights) -> &Linear| source.map(|layer| &pick(layer).weight);
-        let mut parts = vec![
-            ("input_layernorm.weight", norm(|l| &l.attention_norm)),
-            ("post_attention_layernorm.weight", norm(|l| &l.mlp_norm)),
-            ("self_attn.q_proj.weight", Contents::Matrix(self.query(weight(|l| &l.query)))),
-            ("self_attn.k_proj.weight", Contents::Matrix(self.key(weight(|l| &l.key)))),
-            ("self_attn.v_proj.weight", Contents::Matrix(self.value(weight(|l| &l.value)))),
-            ("self_attn.o_proj.weight", Contents::Matrix(self.output(weight(|l| &l.output)))),
-            ("mlp.gate_proj.weight", Contents::Matrix(self.widened(weight(|l| &l.gate)))),
-            ("mlp.up_proj.weight", Contents::Matrix(self.widened(weight(|l| &l.up)))),
-            ("mlp.down_proj.weight", Contents::Matrix(self.down(weight(|l| &l.down)))),
-        ];
-        if to.qkv_bias {
-            parts.push(("self_attn.q_proj.bias", Contents::Zeros(to.heads * to.head_dim)));
-            parts.push(("self_attn.k_proj.bias", Contents::Zeros(to.kv_heads * to.head_dim)));
-            parts.push(("self_attn.v_proj.bias", Contents::Zeros(to.kv_heads * to.head_dim)));
+        let mut roles: Vec<LayerTensor> =
+            LayerTensor::ALL.into_iter().filter(|&role| self.has(role)).collect();
+        roles.sort_by_key(|role| match role {
+            LayerTensor::Weight(_) => 1,
+            LayerTensor::Bias(_) => 2,
+            _ => 0,
+        });
+        let planned = roles.into_iter().map(|role| PlannedTensor {
+            name: format!("model.layers.{index}.{}", role.name()),
+            contents: self.contents(role, source.and_then(|layer| layer.tensor(role))),
+        });
+        planned.collect()
+    }
+
+    /// Whether the layers of the result have a tensor of this role.
+    fn has(&self, role: LayerTensor) -> bool {
+        match role {
+            LayerTensor::Bias(projection) => self.grown.to.qkv_bias && projection.is_qkv(),
+            _ => !role.is_optional(),
         }
-        let named =
-            |(name, contents)| PlannedTensor { name: format!("model.layers.{index}.{name}"), contents };
-        parts.into_iter().map(named).collect()
+    }
+
+    fn contents(&self, role: LayerTensor, source: Option<&Tensor>) -> Contents {
+        match role {
+            LayerTensor::Weight(projection) => Contents::Matrix(self.projection(projection, source)),
+            LayerTensor::Bias(projection) => Contents::Zeros(self.outputs(projection)),
+            LayerTensor::AttentionNorm
+            | LayerTensor::MlpNorm
+            | LayerTensor::QueryNorm
+            | LayerTensor::KeyNorm => self.norm(source, 0.0),
+        }
+    }
+
+    fn projection(&self, projection: Projection, source: Option<&Tensor>) -> Matrix {
+        match projection {
+            Projection::Query => self.query(source),
+            Projection::Key => self.key(source),
+            Projection::Value => self.value(source),
+            Projection::Output => self.output(source),
+            Projection::Gate | Projection::Up => self.widened(source),
+            Projection::Down => self.down(source),
+        }
+    }
+
+    /// Rows of a projection of the result, and so the length of its bias.
+    fn outputs(&self, projection: Projection) -> usize {
+        let to = &self.grown.to;
+        match projection {
+            Projection::Query => to.heads * to.head_dim,
+            Projection::Key | Projection::Value => to.kv_heads * to.head_dim,
+            Projection::Output | Projection::Down => to.hidden_size,
+            Projection::Gate | Projection::Up => to.intermediate_size,
+        }
     }
 
     /// Norm weights; `constant` is that of the constant channel, which only the head reads.

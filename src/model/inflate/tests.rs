@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::model::random::{RandomOptions, random_model, small_spec};
 use crate::model::{Linear, LoadedModel, Tensor};
 
 /// Logits may differ by the rounding of fp32 norm weights, or of bf16 query weights.
@@ -161,6 +162,56 @@ fn two_runs_write_the_same_bytes() {
         shards.iter().map(|path| std::fs::read(path).expect("readable")).collect::<Vec<_>>()
     };
     assert!(read("a") == read("b"));
+}
+
+#[test]
+fn the_order_of_tensors_and_their_seeds_is_fixed() {
+    let source = load(&ModelSource::EmbeddedTiny, ModelRole::Draft).expect("loads");
+    let shape = InflateShape { layers: 4, qkv_bias: true, ..SMALL };
+    let grown = Grown::new(&source, &shape, None).expect("fits");
+    let tensors = plan::tensors(&source.loaded.weights, &grown);
+    let second = "model.layers.1.";
+    let first = tensors.iter().position(|tensor| tensor.name.starts_with(second)).expect("layer 1");
+    assert_eq!(first, 13, "the embedding, then the 12 tensors of layer 0");
+    let want = [
+        ("input_layernorm.weight", None),
+        ("post_attention_layernorm.weight", None),
+        ("self_attn.q_proj.weight", Some(16)),
+        ("self_attn.k_proj.weight", Some(17)),
+        ("self_attn.v_proj.weight", Some(18)),
+        ("self_attn.o_proj.weight", Some(19)),
+        ("mlp.gate_proj.weight", Some(20)),
+        ("mlp.up_proj.weight", Some(21)),
+        ("mlp.down_proj.weight", Some(22)),
+        ("self_attn.q_proj.bias", None),
+        ("self_attn.k_proj.bias", None),
+        ("self_attn.v_proj.bias", None),
+    ];
+    for (tensor, (name, seed)) in tensors[first..].iter().zip(want) {
+        let plan::Contents::Matrix(matrix) = &tensor.contents else {
+            assert_eq!((tensor.name.as_str(), seed), (&*format!("{second}{name}"), None));
+            continue;
+        };
+        assert_eq!((tensor.name.as_str(), Some(matrix.seed >> 44)), (&*format!("{second}{name}"), seed));
+    }
+}
+
+#[test]
+fn every_tensor_of_a_model_counts_as_parameters() {
+    let options = RandomOptions {
+        qkv_bias: true,
+        other_bias: true,
+        head_norms: true,
+        tied_head: false,
+        ..RandomOptions::default()
+    };
+    let model = random_model(&small_spec(32), 1, options);
+    // 64 wide, MLP of 120, four query and two key heads of 16.
+    let attention = 64 * 64 + 2 * 32 * 64 + 64 * 64;
+    let biases = 64 + 2 * 32 + 64 + 2 * 120 + 64;
+    let norms = 2 * 64 + 2 * 16;
+    let layer = attention + 3 * 64 * 120 + biases + norms;
+    assert_eq!(plan::parameters(&model), 2 * layer + 2 * 32 * 64 + 64);
 }
 
 fn refusal(shape: InflateShape) -> String {
