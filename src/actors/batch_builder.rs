@@ -18,7 +18,7 @@ use super::messages::{
 };
 use crate::policy::{Fixed, Policy};
 use crate::protocol::{
-    Clock, DeviceIdle, Ending, Micros, RequestFailure, RequestId, Slo, StepReport, TokenEvent,
+    Clock, DeviceIdle, Micros, RequestFailure, RequestId, Slo, StepReport, Termination, TokenEvent,
 };
 use crate::scheduler::{Scheduler, SchedulerGauges};
 use crate::step::{Delivery, Drafted, StepPlan, Stepped};
@@ -147,7 +147,7 @@ impl BatchBuilderState {
         self.arguments.scheduler.enqueue(request);
     }
 
-    fn end(&mut self, id: RequestId, ending: Ending) {
+    fn end(&mut self, id: RequestId, ending: Termination) {
         let delivery = self.arguments.scheduler.end(id, ending);
         self.deliver(delivery.into_iter().collect());
     }
@@ -201,7 +201,7 @@ impl BatchBuilderState {
             }
         }
         for id in abandoned {
-            self.end(id, Ending::Failed(RequestFailure::Cancelled));
+            self.end(id, Termination::Failed(RequestFailure::Cancelled));
         }
     }
 

@@ -23,7 +23,8 @@ use super::supervisor::{Doors, Supervisor, SupervisorArguments};
 use crate::executor::Executor;
 use crate::policy::Policy;
 use crate::protocol::{
-    AdmissionError, Clock, Ending, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission,
+    AdmissionError, Clock, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission,
+    Termination,
 };
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::{MetricsConfig, RejectionReason};
@@ -192,7 +193,7 @@ impl EngineHandle {
     }
 
     /// Ends a request at the next step boundary; unknown ids are ignored.
-    pub fn end(&self, id: RequestId, ending: Ending) {
+    pub fn end(&self, id: RequestId, ending: Termination) {
         // an engine that is gone has ended all its requests
         let _ = self.doors.intake.cast(IntakeMessage::End(id, ending));
     }

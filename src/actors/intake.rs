@@ -10,7 +10,8 @@ use super::admission::{Admission, Permit};
 use super::messages::{Admitted, BatchBuilderMessage, IntakeMessage, SloMonitorMessage};
 use crate::policy::Policy;
 use crate::protocol::{
-    AdmissionError, Ending, Generation, GenerationRequest, RequestFailure, RequestId, Submission, blocks_for,
+    AdmissionError, Generation, GenerationRequest, RequestFailure, RequestId, Submission, Termination,
+    blocks_for,
 };
 use crate::telemetry::RejectionReason;
 
@@ -105,7 +106,7 @@ impl IntakeState {
         self.arguments.monitor.cast(SloMonitorMessage::Admitted { prompt_tokens, best_effort })?;
         if reply.send(Ok(Generation { id, events: receiver })).is_err() {
             // the caller left while it was admitted: nobody else will end the request
-            let ending = Ending::Failed(RequestFailure::Cancelled);
+            let ending = Termination::Failed(RequestFailure::Cancelled);
             batch_builder.cast(BatchBuilderMessage::End(id, ending))?;
         }
         Ok(())

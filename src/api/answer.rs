@@ -17,17 +17,17 @@ pub enum Progress {
     /// More text, never empty.
     Text(String),
     /// The answer is complete; nothing follows.
-    Done(Ending),
+    Done(Completion),
     /// The answer is not complete and there is no more of it.
     Failed(ApiError),
 }
 
-/// How an answer ended.
+/// The end of a complete answer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Ending {
+pub struct Completion {
     /// The last text, possibly empty.
     pub text: String,
-    /// Why.
+    /// Why the output ended, as the API reports it.
     pub reason: FinishReason,
     /// Tokens of the output as the caller counts them.
     pub output_tokens: u32,
@@ -99,7 +99,7 @@ impl<E: Engine> Answer<E> {
     fn done(&mut self, reason: FinishReason, summary: Option<RequestSummary>) -> Progress {
         let text = self.output.finish();
         let (reason, output_tokens) = (self.output.finish_reason(reason), self.output.tokens());
-        Progress::Done(Ending { text, reason, output_tokens, summary })
+        Progress::Done(Completion { text, reason, output_tokens, summary })
     }
 
     /// A failure after the answer's last token takes nothing from the caller.

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::answer::Ending;
+use super::answer::Completion;
 use super::request::Endpoint;
 use crate::protocol::{FinishReason, RequestId, RequestSummary};
 
@@ -34,7 +34,7 @@ impl Envelope {
     }
 
     /// The body of an answer in one piece; `text` is all of its text.
-    pub fn whole(&self, text: &str, ending: &Ending) -> Value {
+    pub fn whole(&self, text: &str, completion: &Completion) -> Value {
         let choice = match self.endpoint {
             Endpoint::Completions => json!({"index": 0, "text": text}),
             Endpoint::Chat => json!({
@@ -46,9 +46,9 @@ impl Envelope {
             Endpoint::Completions => "text_completion",
             Endpoint::Chat => "chat.completion",
         };
-        let mut body = self.body(object, json!([closed(choice, Some(ending.reason))]));
-        body["usage"] = self.usage(ending.output_tokens);
-        body["metrics"] = self.metrics(ending.summary.as_ref());
+        let mut body = self.body(object, json!([closed(choice, Some(completion.reason))]));
+        body["usage"] = self.usage(completion.output_tokens);
+        body["metrics"] = self.metrics(completion.summary.as_ref());
         body
     }
 
@@ -64,9 +64,9 @@ impl Envelope {
     }
 
     /// The streamed chunk without text that carries the usage.
-    pub fn usage_chunk(&self, ending: &Ending) -> Value {
+    pub fn usage_chunk(&self, completion: &Completion) -> Value {
         let mut body = self.body(self.chunk_object(), json!([]));
-        body["usage"] = self.usage(ending.output_tokens);
+        body["usage"] = self.usage(completion.output_tokens);
         body
     }
 

@@ -103,9 +103,9 @@ async fn whole<E: Engine>(
     loop {
         match progress {
             Progress::Text(more) => text += &more,
-            Progress::Done(ending) => {
-                text += &ending.text;
-                return Ok(Json(envelope.whole(&text, &ending)).into_response());
+            Progress::Done(completion) => {
+                text += &completion.text;
+                return Ok(Json(envelope.whole(&text, &completion)).into_response());
             }
             Progress::Failed(error) => return Err(error),
         }

@@ -7,7 +7,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
-use super::answer::{Answer, Ending, Progress};
+use super::answer::{Answer, Completion, Progress};
 use super::engine::Engine;
 use super::request::StreamOptions;
 use super::response::Envelope;
@@ -56,7 +56,7 @@ impl<E: Engine> EventStream<E> {
         };
         let events = match progress {
             Progress::Text(text) => self.text(&text),
-            Progress::Done(ending) => self.ending(&ending),
+            Progress::Done(completion) => self.final_events(&completion),
             Progress::Failed(error) => {
                 self.closed = true;
                 event(&error.body())
@@ -72,18 +72,18 @@ impl<E: Engine> EventStream<E> {
 
     /// The last text with the finish reason, the usage if asked for, and the end mark.
     /// The last chunk carries the metrics.
-    fn ending(&mut self, ending: &Ending) -> String {
+    fn final_events(&mut self, completion: &Completion) -> String {
         self.closed = true;
         let mut events = String::new();
-        if !ending.text.is_empty() || !self.opened {
-            events += &self.text(&ending.text);
+        if !completion.text.is_empty() || !self.opened {
+            events += &self.text(&completion.text);
         }
-        let mut last = self.open_usage(self.envelope.chunk("", false, Some(ending.reason)));
+        let mut last = self.open_usage(self.envelope.chunk("", false, Some(completion.reason)));
         if self.options.include_usage {
             events += &event(&last);
-            last = self.envelope.usage_chunk(ending);
+            last = self.envelope.usage_chunk(completion);
         }
-        last["metrics"] = self.envelope.metrics(ending.summary.as_ref());
+        last["metrics"] = self.envelope.metrics(completion.summary.as_ref());
         events + &event(&last) + DONE
     }
 

@@ -7,7 +7,9 @@ use crate::actors::{Condition, EngineHandle};
 use crate::api::{ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextModel};
 use crate::config::Config;
 use crate::model::Model;
-use crate::protocol::{AdmissionError, Ending, Generation, Micros, RequestFailure, RequestId, Submission};
+use crate::protocol::{
+    AdmissionError, Generation, Micros, RequestFailure, RequestId, Submission, Termination,
+};
 
 /// The engine, its facts and its tokenizer.
 pub(super) struct ServedEngine {
@@ -45,11 +47,11 @@ impl Engine for ServedEngine {
     }
 
     fn cancel(&self, id: RequestId) {
-        self.handle.end(id, Ending::Failed(RequestFailure::Cancelled));
+        self.handle.end(id, Termination::Failed(RequestFailure::Cancelled));
     }
 
     fn finish(&self, id: RequestId) {
-        self.handle.end(id, Ending::Stopped);
+        self.handle.end(id, Termination::Stopped);
     }
 
     fn now(&self) -> Micros {

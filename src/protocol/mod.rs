@@ -19,8 +19,8 @@ pub use batch::{
 };
 pub use ids::{BLOCK_TOKENS, BlockId, RequestId, TokenId, blocks_for};
 pub use request::{
-    Ending, FinishReason, GenerationRequest, RequestFailure, RequestSummary, RequestTimes, Slo,
-    SpeculationStats, TokenEvent,
+    FinishReason, GenerationRequest, RequestFailure, RequestSummary, RequestTimes, Slo, SpeculationStats,
+    Termination, TokenEvent,
 };
 pub use sampling_params::SamplingParams;
 pub use step::{DecodeView, DeviceIdle, DraftedRow, PrefillView, Step, StepDecision, StepReport, StepView};

@@ -73,12 +73,12 @@ pub enum RequestFailure {
     Engine(String),
 }
 
-/// Why a request is ended from outside, before its output is complete.
+/// Why a request is ended early, from outside the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The caller has all it wants: a stop string is complete. Counts as a success.
+pub enum Termination {
+    /// The output completed a stop string. Counts as a success.
     Stopped,
-    /// There is nobody to answer, or no way to.
+    /// The caller is gone or the engine cannot continue.
     Failed(RequestFailure),
 }
 

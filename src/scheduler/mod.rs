@@ -26,7 +26,7 @@ use self::sequence::Sequence;
 use crate::drafting::NgramOptions;
 use crate::kv::{BlockPool, PoolUsage};
 use crate::protocol::{
-    Ending, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, TokenEvent, blocks_for,
+    ExecutorInfo, GenerationRequest, RequestFailure, RequestId, Termination, TokenEvent, blocks_for,
 };
 use crate::step::{Delivery, StepPlan};
 
@@ -164,7 +164,7 @@ impl Scheduler {
 
     /// Ends a request. If it runs in the step in flight it ends at that step's commit;
     /// else at once, and the terminal event is returned. Unknown ids (already ended) are ignored.
-    pub fn end(&mut self, id: RequestId, ending: Ending) -> Option<Delivery> {
+    pub fn end(&mut self, id: RequestId, ending: Termination) -> Option<Delivery> {
         self.publish_computed();
         if let Some(mut sequence) = self.waiting.remove(id) {
             self.release(&mut sequence);

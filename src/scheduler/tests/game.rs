@@ -120,7 +120,7 @@ impl Game {
     }
 
     pub(super) fn cancel(&mut self, id: RequestId) {
-        let delivery = self.scheduler.end(id, Ending::Failed(RequestFailure::Cancelled));
+        let delivery = self.scheduler.end(id, Termination::Failed(RequestFailure::Cancelled));
         self.record(delivery.into_iter().collect());
     }
 
