@@ -1,8 +1,8 @@
-//! Random variates without state, for simulation.
+//! Stateless random variates for simulation.
 //!
 //! A [`Draw`] is a pure function of a seed, a stream and two counters (Philox 4x32-10), so
-//! that what is drawn for a request or a position does not depend on when it is asked for,
-//! nor on what else was drawn.
+//! the variate of a request or position does not depend on when it is drawn or on what
+//! else is drawn.
 
 use crate::sampling::philox::philox4x32_10;
 
@@ -33,7 +33,7 @@ impl Draw {
 /// (Marsaglia and Tsang, "A simple method for generating gamma variables", 2000).
 pub fn gamma(seed: u64, stream: u32, major: u64, shape: f64) -> f64 {
     if shape < 1.0 {
-        // the last block is far beyond what rejection ever reaches
+        // rejection never gets as far as the last block
         let boost = Draw::new(seed, stream, major, u32::MAX).uniform(0).powf(1.0 / shape);
         return gamma(seed, stream, major, shape + 1.0) * boost;
     }

@@ -1,4 +1,4 @@
-//! Small statistics that several rooms need.
+//! Statistics shared by several modules.
 
 pub mod isotonic;
 pub mod quantile;
