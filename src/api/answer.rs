@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
-use super::engine::Engine;
+use super::backend::Backend;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::output::{Output, OutputEnd};
@@ -38,8 +38,8 @@ pub struct Completion {
 /// An admitted request. Dropping it before its end cancels the request, whichever way
 /// it is dropped: a client that left, a deadline, a failed write.
 #[derive(Debug)]
-pub struct Answer<E: Engine> {
-    engine: Arc<E>,
+pub struct Answer<B: Backend> {
+    backend: Arc<B>,
     id: RequestId,
     events: UnboundedReceiver<TokenEvent>,
     output: Output,
@@ -49,11 +49,11 @@ pub struct Answer<E: Engine> {
     terminal: bool,
 }
 
-impl<E: Engine> Answer<E> {
+impl<B: Backend> Answer<B> {
     /// Takes charge of an admitted request.
-    pub fn new(engine: Arc<E>, generation: Generation, output: Output, deadline: Instant) -> Answer<E> {
+    pub fn new(backend: Arc<B>, generation: Generation, output: Output, deadline: Instant) -> Answer<B> {
         let Generation { id, events } = generation;
-        Answer { engine, id, events, output, deadline, terminal: false }
+        Answer { backend, id, events, output, deadline, terminal: false }
     }
 
     /// The request's name.
@@ -91,7 +91,7 @@ impl<E: Engine> Answer<E> {
         let was_open = self.output.end().is_none();
         let text = self.output.push(tokens);
         if was_open && self.output.end() == Some(OutputEnd::StopString) {
-            self.engine.finish(self.id);
+            self.backend.finish(self.id);
         }
         text
     }
@@ -111,10 +111,10 @@ impl<E: Engine> Answer<E> {
     }
 }
 
-impl<E: Engine> Drop for Answer<E> {
+impl<B: Backend> Drop for Answer<B> {
     fn drop(&mut self) {
         if !self.terminal {
-            self.engine.cancel(self.id);
+            self.backend.cancel(self.id);
         }
     }
 }

@@ -9,9 +9,9 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use super::backend::Backend;
 use super::body;
 use super::counters::ApiCounters;
-use super::engine::Engine;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use crate::telemetry::PROMETHEUS_CONTENT_TYPE;
@@ -44,19 +44,19 @@ impl Default for ApiLimits {
 const INLINE_BODY_BYTES_MAX: usize = 16 << 10;
 
 /// What the handlers share.
-pub struct App<E: Engine> {
-    pub engine: Arc<E>,
+pub struct App<B: Backend> {
+    pub backend: Arc<B>,
     pub limits: ApiLimits,
     pub counters: Arc<ApiCounters>,
 }
 
 /// Reads a body and runs `work` on it; on a thread of its own where the body is long,
 /// so that one long prompt does not delay the tokens of others.
-pub async fn off_the_workers<E: Engine, T: Send + 'static>(
-    app: &Arc<App<E>>,
+pub async fn off_the_workers<B: Backend, T: Send + 'static>(
+    app: &Arc<App<B>>,
     body: axum::body::Body,
     headers: HeaderMap,
-    work: impl FnOnce(&App<E>, &[u8], &HeaderMap) -> Result<T, ApiError> + Send + 'static,
+    work: impl FnOnce(&App<B>, &[u8], &HeaderMap) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let body = body::read(&headers, body, app.limits.body_bytes_max).await?;
     if body.len() <= INLINE_BODY_BYTES_MAX {

@@ -1,15 +1,15 @@
 //! The OpenAI-compatible HTTP API, on a Unix socket and optionally on TCP.
 //!
 //! A request is read and bounded ([`body`]), parsed field by field so that nothing is
-//! ever ignored ([`fields`], [`params`], [`prompt`]), handed to the [`Engine`], and its
+//! ever ignored ([`fields`], [`params`], [`prompt`]), handed to the [`Backend`], and its
 //! tokens become text ([`output`]) in one answer or in a stream of server-sent events.
 //! An answer that is dropped, because its client has left, cancels the request ([`answer`]).
 
 pub mod answer;
 mod app;
+pub mod backend;
 pub mod body;
 pub mod counters;
-pub mod engine;
 pub mod error;
 pub mod error_code;
 pub mod fields;
@@ -29,10 +29,10 @@ mod text_routes;
 mod write_stall;
 
 pub use app::ApiLimits;
-pub use counters::ApiCounters;
-pub use engine::{
-    ChatMessage, ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextDecoder, TextModel,
+pub use backend::{
+    Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextModel,
 };
+pub use counters::ApiCounters;
 pub use error::ApiError;
 pub use error_code::ErrorCode;
 pub use routes::router;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::engine::TextDecoder;
+use super::backend::TextDecoder;
 use super::stop::{Scan, StopMatcher};
 use crate::protocol::{FinishReason, TokenId};
 

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Value, json};
 
-use super::engine::EngineFacts;
+use super::backend::BackendInfo;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use crate::protocol::{SamplingParams, TokenId};
@@ -121,8 +121,8 @@ fn brief(value: &Value) -> String {
 ///
 /// # Errors
 /// 400, naming the field, its bounds and its value.
-pub fn sampling(fields: &mut Fields, facts: &EngineFacts) -> Result<SamplingParams, ApiError> {
-    let defaults = &facts.sampling;
+pub fn sampling(fields: &mut Fields, info: &BackendInfo) -> Result<SamplingParams, ApiError> {
+    let defaults = &info.sampling;
     let number = |value: Option<f64>, default: f32| value.map_or(default, |value| value as f32);
     Ok(SamplingParams {
         temperature: number(fields.number("temperature", TEMPERATURE_BOUNDS)?, defaults.temperature),
@@ -139,7 +139,7 @@ pub fn sampling(fields: &mut Fields, facts: &EngineFacts) -> Result<SamplingPara
         ),
         presence_penalty: number(fields.number("presence_penalty", PENALTY_BOUNDS)?, 0.0),
         frequency_penalty: number(fields.number("frequency_penalty", PENALTY_BOUNDS)?, 0.0),
-        logit_bias: logit_bias(fields, facts.vocab_size)?,
+        logit_bias: logit_bias(fields, info.vocab_size)?,
     })
 }
 
@@ -211,13 +211,13 @@ pub fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
 ///
 /// # Errors
 /// 400: another type, too many, or a token outside of the vocabulary.
-pub fn stop_tokens(fields: &mut Fields, facts: &EngineFacts) -> Result<Vec<TokenId>, ApiError> {
+pub fn stop_tokens(fields: &mut Fields, info: &BackendInfo) -> Result<Vec<TokenId>, ApiError> {
     let mut tokens = match fields.boolean("ignore_eos")? {
         Some(true) => Vec::new(),
-        _ => facts.end_tokens.clone(),
+        _ => info.end_tokens.clone(),
     };
     if let Some(value) = fields.take("stop_token_ids") {
-        let ids = token_ids("stop_token_ids", &value, facts.vocab_size)?;
+        let ids = token_ids("stop_token_ids", &value, info.vocab_size)?;
         bounded("stop_token_ids", "tokens", ids.len(), STOP_TOKENS_MAX)?;
         tokens.extend(ids);
         tokens.sort_unstable();

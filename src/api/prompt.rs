@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::engine::{ChatMessage, EngineFacts, TextModel};
+use super::backend::{BackendInfo, ChatMessage, TextModel};
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::{Fields, wrong_type};
@@ -32,7 +32,7 @@ impl Prompt {
     ///
     /// # Errors
     /// 400: absent, of another type, several prompts, a token outside of the vocabulary.
-    pub fn from_prompt(fields: &mut Fields, facts: &EngineFacts) -> Result<Prompt, ApiError> {
+    pub fn from_prompt(fields: &mut Fields, info: &BackendInfo) -> Result<Prompt, ApiError> {
         let mut value = fields.required("prompt")?;
         if let Value::Array(items) = &mut value
             && items.first().is_some_and(|item| !item.is_number())
@@ -45,7 +45,7 @@ impl Prompt {
         }
         match value {
             Value::String(text) => Ok(Prompt::Text(text)),
-            Value::Array(_) => token_ids("prompt", &value, facts.vocab_size).map(Prompt::Tokens),
+            Value::Array(_) => token_ids("prompt", &value, info.vocab_size).map(Prompt::Tokens),
             other => Err(wrong_type("prompt", "a string or an array of token ids", &other)),
         }
     }
@@ -63,7 +63,7 @@ impl Prompt {
     ///
     /// # Errors
     /// 400: none, too many, or what the tokenizer or template says.
-    pub fn encode(&self, text: &dyn TextModel, facts: &EngineFacts) -> Result<Vec<TokenId>, ApiError> {
+    pub fn encode(&self, text: &dyn TextModel, info: &BackendInfo) -> Result<Vec<TokenId>, ApiError> {
         let param = if matches!(self, Prompt::Chat(_)) { "messages" } else { "prompt" };
         let invalid = |message| ApiError::invalid(param, message);
         let tokens = match self {
@@ -77,7 +77,7 @@ impl Prompt {
         if tokens.is_empty() {
             return Err(invalid(format!("{param} holds no tokens")));
         }
-        let (count, context) = (tokens.len(), facts.context_tokens_max);
+        let (count, context) = (tokens.len(), info.context_tokens_max);
         if count >= context as usize {
             let message = format!(
                 "{param} is {count} tokens long; the context holds {context} tokens, the output's included"

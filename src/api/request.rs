@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 
-use super::engine::EngineFacts;
+use super::backend::BackendInfo;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::Fields;
@@ -48,21 +48,21 @@ impl ParsedRequest {
         endpoint: Endpoint,
         body: &[u8],
         headers: &HeaderMap,
-        facts: &EngineFacts,
+        info: &BackendInfo,
     ) -> Result<ParsedRequest, ApiError> {
         let mut fields = Fields::from_body(body)?;
-        check_model(&mut fields, facts)?;
+        check_model(&mut fields, info)?;
         let prompt = match endpoint {
-            Endpoint::Completions => Prompt::from_prompt(&mut fields, facts)?,
+            Endpoint::Completions => Prompt::from_prompt(&mut fields, info)?,
             Endpoint::Chat => Prompt::from_messages(&mut fields)?,
         };
-        let (class, slo) = slo::parse(&mut fields, headers, facts)?;
+        let (class, slo) = slo::parse(&mut fields, headers, info)?;
         let request = ParsedRequest {
             prompt,
-            sampling: params::sampling(&mut fields, facts)?,
+            sampling: params::sampling(&mut fields, info)?,
             max_tokens: max_tokens(&mut fields)?,
             stop_strings: params::stop_strings(&mut fields)?,
-            stop_tokens: params::stop_tokens(&mut fields, facts)?,
+            stop_tokens: params::stop_tokens(&mut fields, info)?,
             class,
             slo,
             stream: stream_options(&mut fields)?,
@@ -78,11 +78,11 @@ impl ParsedRequest {
         &self,
         prompt: Vec<TokenId>,
         arrival: Micros,
-        facts: &EngineFacts,
+        info: &BackendInfo,
     ) -> Result<Submission, ApiError> {
-        let (prompt_tokens, context) = (prompt.len() as u64, u64::from(facts.context_tokens_max));
+        let (prompt_tokens, context) = (prompt.len() as u64, u64::from(info.context_tokens_max));
         let left = context.saturating_sub(prompt_tokens) as u32;
-        let max_tokens = self.max_tokens.unwrap_or(left.min(facts.max_tokens_default));
+        let max_tokens = self.max_tokens.unwrap_or(left.min(info.max_tokens_default));
         if max_tokens > left {
             let message = format!(
                 "the prompt's {prompt_tokens} tokens and max_tokens {max_tokens} exceed the context of \
@@ -104,17 +104,17 @@ impl ParsedRequest {
 }
 
 /// Takes `model` and compares it with what is served.
-pub fn check_model(fields: &mut Fields, facts: &EngineFacts) -> Result<(), ApiError> {
+pub fn check_model(fields: &mut Fields, info: &BackendInfo) -> Result<(), ApiError> {
     let value = fields.required("model")?;
-    if value == facts.model.as_str() {
+    if value == info.model.as_str() {
         return Ok(());
     }
-    Err(unknown_model(&value.to_string(), facts))
+    Err(unknown_model(&value.to_string(), info))
 }
 
 /// 404: the server has one model, and it is not that one.
-pub fn unknown_model(shown: &str, facts: &EngineFacts) -> ApiError {
-    let message = format!("the model {shown} does not exist; this server has {:?}", facts.model);
+pub fn unknown_model(shown: &str, info: &BackendInfo) -> ApiError {
+    let message = format!("the model {shown} does not exist; this server has {:?}", info.model);
     ApiError::new(ErrorCode::ModelNotFound, message).with_param("model")
 }
 

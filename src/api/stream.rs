@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
 use super::answer::{Answer, Completion, Progress};
-use super::engine::Engine;
+use super::backend::Backend;
 use super::request::StreamOptions;
 use super::response::Envelope;
 
@@ -16,8 +16,8 @@ use super::response::Envelope;
 const DONE: &str = "data: [DONE]\n\n";
 
 /// An answer on its way to the client, one write for each step of the engine.
-struct EventStream<E: Engine> {
-    answer: Answer<E>,
+struct EventStream<B: Backend> {
+    answer: Answer<B>,
     envelope: Envelope,
     options: StreamOptions,
     /// What [`respond`] was given, to be written before asking for more.
@@ -30,8 +30,8 @@ struct EventStream<E: Engine> {
 
 /// The response that streams `answer`, whose first progress has been awaited already:
 /// so that a request that fails before its first token gets an error status.
-pub fn respond<E: Engine>(
-    answer: Answer<E>,
+pub fn respond<B: Backend>(
+    answer: Answer<B>,
     first: Progress,
     envelope: Envelope,
     options: StreamOptions,
@@ -45,7 +45,7 @@ pub fn respond<E: Engine>(
     (headers, Body::from_stream(events)).into_response()
 }
 
-impl<E: Engine> EventStream<E> {
+impl<B: Backend> EventStream<B> {
     async fn next(&mut self) -> Option<Bytes> {
         if self.closed {
             return None;

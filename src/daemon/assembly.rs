@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::executor_plan::ExecutorPlan;
 use super::opening::{Assembled, OnPhase};
-use super::served::ServedEngine;
+use super::served::EngineBackend;
 use super::{DaemonError, profiling};
 use crate::actors::{DoorPolicy, Engine, EngineOptions, Polling};
 use crate::config::{Config, DraftConfig, Infeasible, Late};
@@ -57,7 +57,7 @@ where
         policy = %config.speculation.policy,
         "the engine runs"
     );
-    let served = ServedEngine::new(engine.handle().clone(), config, target);
+    let served = EngineBackend::new(engine.handle().clone(), config, target);
     Ok((engine, served))
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::served::ServedEngine;
+use super::served::EngineBackend;
 use super::{Daemon, DaemonError};
 use crate::actors::Engine;
 use crate::api::{ApiCounters, ApiLimits, BoundSocket, Server, SocketOptions, router, starting_router};
@@ -17,7 +17,7 @@ use crate::config::Config;
 pub(super) type OnPhase<'a> = &'a dyn Fn(&'static str);
 
 /// What a start brings about.
-pub(super) type Assembled = Result<(Engine, ServedEngine), DaemonError>;
+pub(super) type Assembled = Result<(Engine, EngineBackend), DaemonError>;
 
 /// A daemon that answers, with refusals until its engine is there.
 pub(super) struct Opening {

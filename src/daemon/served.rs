@@ -4,24 +4,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::text::ServedText;
 use crate::actors::{Condition, EngineHandle};
-use crate::api::{ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextModel};
+use crate::api::{Backend, BackendInfo, ClassInfo, Health, SamplingDefaults, TextModel};
 use crate::config::Config;
 use crate::model::Model;
 use crate::protocol::{
     AdmissionError, Generation, Micros, RequestFailure, RequestId, Submission, Termination,
 };
 
-/// The engine, its facts and its tokenizer.
-pub(super) struct ServedEngine {
+/// The engine, its info and its tokenizer.
+pub(super) struct EngineBackend {
     handle: EngineHandle,
-    facts: EngineFacts,
+    info: BackendInfo,
     text: ServedText,
 }
 
-impl ServedEngine {
-    pub(super) fn new(handle: EngineHandle, config: &Config, target: Model) -> ServedEngine {
+impl EngineBackend {
+    pub(super) fn new(handle: EngineHandle, config: &Config, target: Model) -> EngineBackend {
         let context_tokens_max = handle.info().context_tokens_max;
-        let facts = EngineFacts {
+        let info = BackendInfo {
             model: config.target.name.clone(),
             loaded_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
             context_tokens_max,
@@ -33,15 +33,15 @@ impl ServedEngine {
                 .slo
                 .classes
                 .iter()
-                .map(|class| ClassFacts { name: class.name.clone(), slo: class.slo })
+                .map(|class| ClassInfo { name: class.name.clone(), slo: class.slo })
                 .collect(),
             default_class: config.slo.default_class,
         };
-        ServedEngine { handle, facts, text: ServedText::new(target.tokenizer, target.chat_template) }
+        EngineBackend { handle, info, text: ServedText::new(target.tokenizer, target.chat_template) }
     }
 }
 
-impl Engine for ServedEngine {
+impl Backend for EngineBackend {
     async fn submit(&self, submission: Submission) -> Result<Generation, AdmissionError> {
         self.handle.submit(submission).await
     }
@@ -58,8 +58,8 @@ impl Engine for ServedEngine {
         self.handle.now()
     }
 
-    fn facts(&self) -> &EngineFacts {
-        &self.facts
+    fn info(&self) -> &BackendInfo {
+        &self.info
     }
 
     fn text(&self) -> &dyn TextModel {

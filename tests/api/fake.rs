@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use specserve::api::{
-    ApiCounters, ApiLimits, BoundSocket, ChatMessage, ClassFacts, Engine, EngineFacts, Health,
+    ApiCounters, ApiLimits, Backend, BackendInfo, BoundSocket, ChatMessage, ClassInfo, Health,
     SamplingDefaults, Server, SocketOptions, TextDecoder, TextModel, router,
 };
 use specserve::protocol::{
@@ -49,8 +49,8 @@ pub enum Told {
     Finished(RequestId),
 }
 
-pub struct FakeEngine {
-    facts: EngineFacts,
+pub struct FakeBackend {
+    info: BackendInfo,
     clock: MonotonicClock,
     text: ByteText,
     script: Mutex<Script>,
@@ -60,7 +60,7 @@ pub struct FakeEngine {
     told: UnboundedSender<Told>,
 }
 
-impl FakeEngine {
+impl FakeBackend {
     pub fn play(&self, script: Script) {
         *self.script.lock().unwrap() = script;
     }
@@ -140,7 +140,7 @@ pub fn finished(reason: FinishReason) -> TokenEvent {
     TokenEvent::Finished { reason, summary }
 }
 
-impl Engine for FakeEngine {
+impl Backend for FakeBackend {
     async fn submit(&self, submission: Submission) -> Result<Generation, AdmissionError> {
         if let Script::Refuse(refusal) = self.script.lock().unwrap().clone() {
             return Err(refusal);
@@ -167,8 +167,8 @@ impl Engine for FakeEngine {
         self.clock.now()
     }
 
-    fn facts(&self) -> &EngineFacts {
-        &self.facts
+    fn info(&self) -> &BackendInfo {
+        &self.info
     }
 
     fn text(&self) -> &dyn TextModel {
@@ -228,7 +228,7 @@ impl TextDecoder for ByteDecoder {
 
 /// The API at work.
 pub struct Fixture {
-    pub engine: Arc<FakeEngine>,
+    pub engine: Arc<FakeBackend>,
     pub server: Server,
     pub socket: PathBuf,
     told: UnboundedReceiver<Told>,
@@ -253,8 +253,8 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let (told, listener) = unbounded_channel();
-        let engine = Arc::new(FakeEngine {
-            facts: facts(),
+        let engine = Arc::new(FakeBackend {
+            info: info(),
             clock: MonotonicClock::start(),
             text: ByteText,
             script: Mutex::new(script),
@@ -278,10 +278,10 @@ impl Fixture {
     }
 }
 
-fn facts() -> EngineFacts {
+fn info() -> BackendInfo {
     let millis =
         |ttft, tpot| Slo { ttft: Some(Micros::from_millis(ttft)), tpot: Some(Micros::from_millis(tpot)) };
-    EngineFacts {
+    BackendInfo {
         model: MODEL.to_owned(),
         loaded_unix_s: 1_700_000_000,
         context_tokens_max: CONTEXT,
@@ -290,8 +290,8 @@ fn facts() -> EngineFacts {
         sampling: SamplingDefaults { temperature: 0.7, ..SamplingDefaults::default() },
         max_tokens_default: 100,
         classes: vec![
-            ClassFacts { name: "interactive".to_owned(), slo: millis(500, 50) },
-            ClassFacts { name: "batch".to_owned(), slo: Slo::default() },
+            ClassInfo { name: "interactive".to_owned(), slo: millis(500, 50) },
+            ClassInfo { name: "batch".to_owned(), slo: Slo::default() },
         ],
         default_class: 0,
     }

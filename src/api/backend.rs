@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::protocol::{AdmissionError, Generation, Micros, RequestId, Slo, Submission, TokenId};
 
 /// The engine as the API sees it: the actors in the daemon, a script in tests.
-pub trait Engine: Send + Sync + 'static {
+pub trait Backend: Send + Sync + 'static {
     /// Admits a request or refuses it.
     ///
     /// If the returned future is dropped, or the receiver in the [`Generation`], the
@@ -30,7 +30,7 @@ pub trait Engine: Send + Sync + 'static {
     fn now(&self) -> Micros;
 
     /// What does not change while the engine runs.
-    fn facts(&self) -> &EngineFacts;
+    fn info(&self) -> &BackendInfo;
 
     /// Text to tokens and back.
     fn text(&self) -> &dyn TextModel;
@@ -47,7 +47,7 @@ pub trait Engine: Send + Sync + 'static {
 
 /// What does not change while the engine runs.
 #[derive(Clone, Debug, PartialEq)]
-pub struct EngineFacts {
+pub struct BackendInfo {
     /// The name that requests give as `model`.
     pub model: String,
     /// When the daemon loaded it, in seconds of Unix time.
@@ -64,7 +64,7 @@ pub struct EngineFacts {
     /// the context.
     pub max_tokens_default: u32,
     /// Request classes, most urgent first; at least one, at most 256.
-    pub classes: Vec<ClassFacts>,
+    pub classes: Vec<ClassInfo>,
     /// Index of the class of requests that name none.
     pub default_class: u8,
 }
@@ -92,7 +92,7 @@ impl Default for SamplingDefaults {
 
 /// One request class of the config.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ClassFacts {
+pub struct ClassInfo {
     /// Its name.
     pub name: String,
     /// Objectives of its requests where they carry none.
