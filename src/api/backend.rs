@@ -110,37 +110,50 @@ pub struct Health {
 
 /// Tokenizer and chat template of the served model.
 pub trait TextModel: Send + Sync {
-    /// Tokens of a text; `add_special`: with the tokens that the tokenizer puts around a
-    /// text (a beginning-of-text token, for some models).
+    /// Encodes a text. `add_special` adds the tokens that the tokenizer puts around a text,
+    /// such as a beginning-of-text token.
     ///
     /// # Errors
-    /// A message for the caller.
-    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, String>;
+    /// [`TextError::Tokenizer`].
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError>;
 
-    /// Text of tokens below the vocabulary's size, special tokens written out.
+    /// Decodes tokens below the vocabulary size; special tokens are written out.
     ///
     /// # Errors
-    /// A message for the caller.
-    fn decode(&self, tokens: &[TokenId]) -> Result<String, String>;
+    /// [`TextError::Tokenizer`].
+    fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError>;
 
-    /// A decoder for one output.
+    /// Creates a streaming decoder for one output.
     fn decoder(&self) -> Box<dyn TextDecoder>;
 
-    /// The prompt of a conversation, ready for [`encode`](Self::encode) without
-    /// special tokens, ending where the assistant's answer begins.
+    /// Renders a conversation into a prompt that ends where the assistant's reply begins.
+    /// To be [encoded](Self::encode) without special tokens.
     ///
     /// # Errors
-    /// A message for the caller: the model has no template, or the template refuses the
-    /// conversation.
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, String>;
+    /// [`TextError::NoChatTemplate`], [`TextError::ChatTemplate`].
+    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError>;
 }
 
-/// Turns one output's tokens into text as they come.
+/// Why a text cannot be tokenized or rendered, for the caller.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    /// The tokenizer failed.
+    #[error("{0}")]
+    Tokenizer(String),
+    /// The model comes without a chat template.
+    #[error("this model has no chat template; use /v1/completions")]
+    NoChatTemplate,
+    /// The template rejected the conversation.
+    #[error("{0}")]
+    ChatTemplate(String),
+}
+
+/// Incremental detokenizer of one output.
 pub trait TextDecoder: Send {
-    /// The text that became certain with this token; empty while a character is incomplete.
+    /// Returns the text completed by this token; empty while a character is incomplete.
     fn push(&mut self, token: TokenId) -> String;
 
-    /// What is left at the end, an incomplete character as U+FFFD.
+    /// Returns the remaining text, with an incomplete character as U+FFFD.
     fn finish(&mut self) -> String;
 }
 

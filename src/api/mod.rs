@@ -30,7 +30,7 @@ mod write_stall;
 
 pub use app::ApiLimits;
 pub use backend::{
-    Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextModel,
+    Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
 };
 pub use counters::ApiCounters;
 pub use error::ApiError;

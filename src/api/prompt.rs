@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::backend::{BackendInfo, ChatMessage, TextModel};
+use super::backend::{BackendInfo, ChatMessage, TextError, TextModel};
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::{Fields, wrong_type};
@@ -65,13 +65,14 @@ impl Prompt {
     /// 400: none, too many, or what the tokenizer or template says.
     pub fn encode(&self, text: &dyn TextModel, info: &BackendInfo) -> Result<Vec<TokenId>, ApiError> {
         let param = if matches!(self, Prompt::Chat(_)) { "messages" } else { "prompt" };
-        let invalid = |message| ApiError::invalid(param, message);
+        let invalid = |message: String| ApiError::invalid(param, message);
+        let rejected = |error: TextError| ApiError::invalid(param, error.to_string());
         let tokens = match self {
             Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Text(prompt) => text.encode(prompt, true).map_err(invalid)?,
+            Prompt::Text(prompt) => text.encode(prompt, true).map_err(rejected)?,
             Prompt::Chat(messages) => {
-                let prompt = text.render_chat(messages).map_err(invalid)?;
-                text.encode(&prompt, false).map_err(invalid)?
+                let prompt = text.render_chat(messages).map_err(rejected)?;
+                text.encode(&prompt, false).map_err(rejected)?
             }
         };
         if tokens.is_empty() {

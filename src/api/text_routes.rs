@@ -33,7 +33,7 @@ pub async fn tokenize<B: Backend>(
             }
         };
         fields.finish()?;
-        let tokens = tokens.map_err(|message| ApiError::invalid(param, message))?;
+        let tokens = tokens.map_err(|error| ApiError::invalid(param, error.to_string()))?;
         let context = app.backend.info().context_tokens_max;
         Ok(Json(json!({"count": tokens.len(), "max_model_len": context, "tokens": tokens})))
     })
@@ -51,7 +51,7 @@ pub async fn detokenize<B: Backend>(
         let tokens = token_ids("tokens", &fields.required("tokens")?, app.backend.info().vocab_size)?;
         fields.finish()?;
         let text = app.backend.text().decode(&tokens);
-        let text = text.map_err(|message| ApiError::invalid("tokens", message))?;
+        let text = text.map_err(|error| ApiError::invalid("tokens", error.to_string()))?;
         Ok(Json(json!({"prompt": text})))
     })
     .await

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use specserve::api::{
     ApiCounters, ApiLimits, Backend, BackendInfo, BoundSocket, ChatMessage, ClassInfo, Health,
-    SamplingDefaults, Server, SocketOptions, TextDecoder, TextModel, router,
+    SamplingDefaults, Server, SocketOptions, TextDecoder, TextError, TextModel, router,
 };
 use specserve::protocol::{
     AdmissionError, Clock, FinishReason, Generation, Micros, MonotonicClock, RequestFailure, RequestId,
@@ -191,11 +191,11 @@ impl Backend for FakeBackend {
 struct ByteText;
 
 impl TextModel for ByteText {
-    fn encode(&self, text: &str, _add_special: bool) -> Result<Vec<TokenId>, String> {
+    fn encode(&self, text: &str, _add_special: bool) -> Result<Vec<TokenId>, TextError> {
         Ok(text.bytes().map(TokenId::from).collect())
     }
 
-    fn decode(&self, tokens: &[TokenId]) -> Result<String, String> {
+    fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
         let bytes: Vec<u8> = tokens.iter().filter_map(|&token| u8::try_from(token).ok()).collect();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -204,7 +204,7 @@ impl TextModel for ByteText {
         Box::new(ByteDecoder(Vec::new()))
     }
 
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, String> {
+    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
         let lines = messages.iter().map(|message| format!("{}: {}\n", message.role, message.content));
         Ok(lines.collect::<String>() + "assistant: ")
     }
