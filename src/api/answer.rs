@@ -1,4 +1,4 @@
-//! One request in flight: engine events in, pieces of text out, cancelled when dropped.
+//! One request in flight: engine events in, text deltas out, cancelled on drop.
 
 use std::sync::Arc;
 
@@ -11,57 +11,58 @@ use super::error_code::ErrorCode;
 use super::output::{Output, OutputEnd};
 use crate::protocol::{FinishReason, Generation, RequestFailure, RequestId, RequestSummary, TokenEvent};
 
-/// The next thing that happened to an answer.
+/// Progress of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Progress {
     /// More text, never empty.
     Text(String),
-    /// The answer is complete; nothing follows.
+    /// The answer is complete. Terminal.
     Done(Completion),
-    /// The answer is not complete and there is no more of it.
+    /// The answer failed before it was complete. Terminal.
     Failed(ApiError),
 }
 
 /// The end of a complete answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
-    /// The last text, possibly empty.
+    /// The remaining text, possibly empty.
     pub text: String,
     /// Why the output ended, as the API reports it.
     pub reason: FinishReason,
-    /// Tokens of the output as the caller counts them.
+    /// Output tokens up to the API's own end of the output, such as a stop string.
     pub output_tokens: u32,
-    /// The engine's figures; `None` if it failed between the last token and its report.
+    /// The engine's statistics; `None` if it failed after the last token.
     pub summary: Option<RequestSummary>,
 }
 
-/// An admitted request. Dropping it before its end cancels the request, whichever way
-/// it is dropped: a client that left, a deadline, a failed write.
+/// An admitted request. Dropping it before its terminal event cancels the request, whether
+/// because of a disconnect, a deadline or a failed write.
 #[derive(Debug)]
 pub struct Answer<B: Backend> {
     backend: Arc<B>,
     id: RequestId,
     events: UnboundedReceiver<TokenEvent>,
     output: Output,
-    /// When to give up.
+    /// When the request times out.
     deadline: Instant,
-    /// Whether the engine has sent its last event.
+    /// Whether the engine has sent the terminal event.
     terminal: bool,
 }
 
 impl<B: Backend> Answer<B> {
-    /// Takes charge of an admitted request.
+    /// Wraps an admitted request.
     pub fn new(backend: Arc<B>, generation: Generation, output: Output, deadline: Instant) -> Answer<B> {
         let Generation { id, events } = generation;
         Answer { backend, id, events, output, deadline, terminal: false }
     }
 
-    /// The request's name.
+    /// The request's id.
     pub fn id(&self) -> RequestId {
         self.id
     }
 
-    /// Waits for more. After [`Progress::Done`] or [`Progress::Failed`] it must not be called.
+    /// Waits for the next progress. Must not be called after [`Progress::Done`] or
+    /// [`Progress::Failed`].
     pub async fn next(&mut self) -> Progress {
         loop {
             let Ok(event) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
@@ -82,7 +83,11 @@ impl<B: Backend> Answer<B> {
                     self.terminal = true;
                     return self.failed(failure);
                 }
-                None => return self.failed(RequestFailure::Engine("it dropped the request".to_owned())),
+                None => {
+                    return self.failed(RequestFailure::Engine(
+                        "the request was dropped without a terminal event".to_owned(),
+                    ));
+                }
             }
         }
     }
@@ -102,7 +107,8 @@ impl<B: Backend> Answer<B> {
         Progress::Done(Completion { text, reason, output_tokens, summary })
     }
 
-    /// A failure after the answer's last token takes nothing from the caller.
+    /// Ends the answer after an engine failure. If the output was already complete, the
+    /// caller has lost nothing and the answer counts as done.
     fn failed(&mut self, failure: RequestFailure) -> Progress {
         match self.output.end() {
             Some(_) => self.done(FinishReason::Stop, None),
@@ -120,6 +126,6 @@ impl<B: Backend> Drop for Answer<B> {
 }
 
 fn timeout() -> ApiError {
-    let message = "the answer was not complete when the server's request timeout passed";
+    let message = "the response was not complete within the server's request timeout";
     ApiError::new(ErrorCode::RequestTimeout, message)
 }

@@ -1,4 +1,4 @@
-//! What the API needs of the rest of the daemon.
+//! The interface between the API and the rest of the daemon.
 
 use std::future::Future;
 
@@ -6,36 +6,35 @@ use serde::Serialize;
 
 use crate::protocol::{AdmissionError, Generation, Micros, RequestId, Slo, Submission, TokenId};
 
-/// The engine as the API sees it: the actors in the daemon, a script in tests.
+/// What the API serves: the engine's actors in the daemon, a script in tests.
 pub trait Backend: Send + Sync + 'static {
-    /// Admits a request or refuses it.
+    /// Submits a request for admission.
     ///
-    /// If the returned future is dropped, or the receiver in the [`Generation`], the
-    /// request must be cancelled: then nobody is left to call [`cancel`](Self::cancel).
+    /// Dropping the returned future, or the receiver in the [`Generation`], must cancel the
+    /// request: no caller is left to call [`cancel`](Self::cancel).
     fn submit(
         &self,
         submission: Submission,
     ) -> impl Future<Output = Result<Generation, AdmissionError>> + Send;
 
-    /// The client has left: the request ends as `Failed(Cancelled)` at the next step
-    /// boundary and its KV is freed. Unknown and finished requests are ignored.
+    /// Cancels a request after its client disconnected. It ends as `Failed(Cancelled)` at the
+    /// next step boundary and its KV blocks are freed. Unknown and finished ids are ignored.
     fn cancel(&self, id: RequestId);
 
-    /// The client has all it wants (a stop string is complete): the request ends as
-    /// `Finished(Stop)` at the next step boundary and counts as a success. Unknown and
-    /// finished requests are ignored.
+    /// Ends a request whose output completed a stop string. It ends as `Finished(Stop)` at
+    /// the next step boundary and counts as a success. Unknown and finished ids are ignored.
     fn finish(&self, id: RequestId);
 
-    /// Now, on the clock of [`Submission::arrival`].
+    /// Current time on the clock of [`Submission::arrival`].
     fn now(&self) -> Micros;
 
-    /// What does not change while the engine runs.
+    /// Static properties of the backend.
     fn info(&self) -> &BackendInfo;
 
-    /// Text to tokens and back.
+    /// Tokenizer and chat template.
     fn text(&self) -> &dyn TextModel;
 
-    /// Whether the engine lives and takes requests.
+    /// Liveness and readiness.
     fn health(&self) -> Health;
 
     /// The body of `/v1/engine/state`.
@@ -45,42 +44,43 @@ pub trait Backend: Send + Sync + 'static {
     fn metrics(&self) -> impl Future<Output = String> + Send;
 }
 
-/// What does not change while the engine runs.
+/// Properties that stay the same for the lifetime of the backend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackendInfo {
-    /// The name that requests give as `model`.
+    /// Model name as requests give it in `model`.
     pub model: String,
-    /// When the daemon loaded it, in seconds of Unix time.
+    /// Load time, in Unix seconds.
     pub loaded_unix_s: u64,
-    /// Prompt and output together, in tokens.
+    /// Context length: prompt plus output, in tokens.
     pub context_tokens_max: u32,
-    /// Tokens in the vocabulary.
+    /// Vocabulary size, in tokens.
     pub vocab_size: u32,
-    /// Tokens that end an output unless `ignore_eos` is set.
+    /// End-of-sequence tokens; they end an output unless `ignore_eos` is set.
     pub end_tokens: Vec<TokenId>,
-    /// Sampling where a request says nothing.
+    /// Sampling parameters of requests that set none.
     pub sampling: SamplingDefaults,
-    /// Output bound where a request gives none, in tokens; also cut to what is left of
-    /// the context.
+    /// Output limit of requests without `max_tokens`, in tokens; further limited by the
+    /// remaining context.
     pub max_tokens_default: u32,
-    /// Request classes, most urgent first; at least one, at most 256.
+    /// Request classes, most urgent first; 1 to 256.
     pub classes: Vec<ClassInfo>,
-    /// Index of the class of requests that name none.
+    /// Index of the class of requests that do not name one.
     pub default_class: u8,
 }
 
-/// Sampling where a request says nothing: from generation_config.json, else neutral.
+/// Default sampling parameters, with the meaning of
+/// [`SamplingParams`](crate::protocol::SamplingParams).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingDefaults {
-    /// See [`SamplingParams`](crate::protocol::SamplingParams).
+    /// 0 is greedy.
     pub temperature: f32,
-    /// 0: all.
+    /// 0 disables the filter.
     pub top_k: u32,
-    /// 1: all.
+    /// 1 disables the filter.
     pub top_p: f32,
-    /// 0: all.
+    /// 0 disables the filter.
     pub min_p: f32,
-    /// 1: off.
+    /// 1 disables the penalty.
     pub repetition_penalty: f32,
 }
 
@@ -90,21 +90,21 @@ impl Default for SamplingDefaults {
     }
 }
 
-/// One request class of the config.
+/// A request class from the config.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassInfo {
-    /// Its name.
+    /// Class name, as requests give it in `slo.class`.
     pub name: String,
-    /// Objectives of its requests where they carry none.
+    /// Objectives of requests that carry none of their own.
     pub slo: Slo,
 }
 
-/// The engine's condition.
+/// Liveness and readiness of the backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Why the process should be restarted; `None`: it is live.
+    /// Why the process should be restarted; `None` if live.
     pub not_live: Option<String>,
-    /// Why no request should be sent now; `None`: it is ready.
+    /// Why no requests should be sent now; `None` if ready.
     pub not_ready: Option<String>,
 }
 
@@ -162,6 +162,6 @@ pub trait TextDecoder: Send {
 pub struct ChatMessage {
     /// `system`, `user` or `assistant`.
     pub role: &'static str,
-    /// Its text.
+    /// Text of the message.
     pub content: String,
 }

@@ -1,9 +1,10 @@
 //! The OpenAI-compatible HTTP API, on a Unix socket and optionally on TCP.
 //!
-//! A request is read and bounded ([`body`]), parsed field by field so that nothing is
-//! ever ignored ([`fields`], [`params`], [`prompt`]), handed to the [`Backend`], and its
-//! tokens become text ([`output`]) in one answer or in a stream of server-sent events.
-//! An answer that is dropped, because its client has left, cancels the request ([`answer`]).
+//! A request's body is read within limits ([`body`]) and parsed field by field, so that no
+//! field is silently ignored ([`fields`], [`params`], [`prompt`]). The request is submitted
+//! to the [`Backend`], and its tokens are detokenized ([`output`]) into one response or a
+//! stream of server-sent events. Dropping the answer, as on a client disconnect, cancels
+//! the request ([`answer`]).
 
 pub mod answer;
 mod app;

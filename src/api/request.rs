@@ -1,4 +1,4 @@
-//! A generation request, from body and headers to a [`Submission`].
+//! Parsing of generation requests: body and headers to a [`Submission`].
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::prompt::Prompt;
 use super::{params, slo};
 use crate::protocol::{Micros, SamplingParams, Slo, Submission, TokenId};
 
-/// Which of the two generation routes.
+/// The generation routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/v1/completions`.
@@ -21,7 +21,7 @@ pub enum Endpoint {
     Chat,
 }
 
-/// A request whose every field has been read.
+/// A fully parsed request.
 #[derive(Debug)]
 pub struct ParsedRequest {
     pub prompt: Prompt,
@@ -31,19 +31,19 @@ pub struct ParsedRequest {
     pub stop_tokens: Vec<TokenId>,
     pub class: u8,
     pub slo: Slo,
-    /// `None`: answer in one piece.
+    /// `None` for a response in one piece.
     pub stream: Option<StreamOptions>,
 }
 
-/// How a streamed answer is written.
+/// Options of a streamed response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// Whether a last chunk carries the usage.
+    /// Whether a final chunk carries the token usage.
     pub include_usage: bool,
 }
 
 impl ParsedRequest {
-    /// Reads a request; every field is used, known to have no effect, or refused.
+    /// Parses a request. Every field is used, known to have no effect, or rejected.
     pub fn parse(
         endpoint: Endpoint,
         body: &[u8],
@@ -72,8 +72,8 @@ impl ParsedRequest {
         Ok(request)
     }
 
-    /// The submission for this request's encoded prompt. Without `max_tokens` the output
-    /// may fill the context, up to the configured bound.
+    /// Builds the submission for the encoded prompt. Without `max_tokens`, the output is
+    /// limited by the remaining context and [`BackendInfo::max_tokens_default`].
     pub fn submission(
         &self,
         prompt: Vec<TokenId>,
@@ -103,7 +103,7 @@ impl ParsedRequest {
     }
 }
 
-/// Takes `model` and compares it with what is served.
+/// Takes `model` and compares it with the served model.
 pub fn check_model(fields: &mut Fields, info: &BackendInfo) -> Result<(), ApiError> {
     let value = fields.required("model")?;
     if value == info.model.as_str() {
@@ -112,9 +112,9 @@ pub fn check_model(fields: &mut Fields, info: &BackendInfo) -> Result<(), ApiErr
     Err(unknown_model(&value.to_string(), info))
 }
 
-/// 404: the server has one model, and it is not that one.
+/// 404: the requested model is not the served one.
 pub fn unknown_model(shown: &str, info: &BackendInfo) -> ApiError {
-    let message = format!("the model {shown} does not exist; this server has {:?}", info.model);
+    let message = format!("the model {shown} does not exist; this server serves {:?}", info.model);
     ApiError::new(ErrorCode::ModelNotFound, message).with_param("model")
 }
 
@@ -125,13 +125,13 @@ fn max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
     if let (Some(old), Some(new)) = (old, new)
         && old != new
     {
-        let message = format!("max_completion_tokens is {new} and max_tokens is {old}; give one of them");
+        let message = format!("max_completion_tokens is {new} and max_tokens is {old}; set only one of them");
         return Err(ApiError::invalid("max_completion_tokens", message));
     }
     Ok(new.or(old).map(|tokens| tokens as u32))
 }
 
-/// `stream_options` is checked, and has no effect, where nothing is streamed.
+/// Without `stream`, `stream_options` is validated but has no effect.
 fn stream_options(fields: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
     let stream = fields.boolean("stream")?.unwrap_or(false);
     let mut include_usage = false;

@@ -8,7 +8,7 @@ use super::answer::Completion;
 use super::request::Endpoint;
 use crate::protocol::{FinishReason, RequestId, RequestSummary};
 
-/// What all bodies of one answer have in common.
+/// Fields common to all bodies of one response.
 #[derive(Clone, Debug)]
 pub struct Envelope {
     pub endpoint: Endpoint,
@@ -20,20 +20,20 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// The envelope of a request that was just admitted.
+    /// Creates the envelope of a newly admitted request.
     pub fn new(endpoint: Endpoint, id: RequestId, model: &str, prompt_tokens: u32, seed: u64) -> Envelope {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let prefix = match endpoint {
             Endpoint::Completions => "cmpl",
             Endpoint::Chat => "chatcmpl",
         };
-        // Request numbers start anew with the process; the time keeps ids apart across restarts.
+        // Request numbers restart with the process; the time keeps ids unique across restarts.
         let id = format!("{prefix}-{:x}-{id}", since_epoch.as_micros());
         let (model, created_unix_s) = (model.to_owned(), since_epoch.as_secs());
         Envelope { endpoint, id, created_unix_s, model, prompt_tokens, seed }
     }
 
-    /// The body of an answer in one piece; `text` is all of its text.
+    /// The body of a response in one piece; `text` is the complete text.
     pub fn whole(&self, text: &str, completion: &Completion) -> Value {
         let choice = match self.endpoint {
             Endpoint::Completions => json!({"index": 0, "text": text}),
@@ -52,7 +52,7 @@ impl Envelope {
         body
     }
 
-    /// A streamed chunk with the answer's next text; the first of a chat names the role.
+    /// A streamed chunk with the next text delta; the first chunk of a chat carries the role.
     pub fn chunk(&self, text: &str, first: bool, reason: Option<FinishReason>) -> Value {
         let choice = match self.endpoint {
             Endpoint::Completions => json!({"index": 0, "text": text}),
@@ -63,7 +63,7 @@ impl Envelope {
         self.body(self.chunk_object(), json!([closed(choice, reason)]))
     }
 
-    /// The streamed chunk without text that carries the usage.
+    /// The final chunk of a stream, which carries the usage and no text.
     pub fn usage_chunk(&self, completion: &Completion) -> Value {
         let mut body = self.body(self.chunk_object(), json!([]));
         body["usage"] = self.usage(completion.output_tokens);
@@ -95,7 +95,7 @@ impl Envelope {
         })
     }
 
-    /// Times and speculation as the engine saw them, and the seed that repeats the answer.
+    /// The engine's timings and speculation counts, and the seed that reproduces the output.
     pub fn metrics(&self, summary: Option<&RequestSummary>) -> Value {
         let Some(summary) = summary else { return json!({"seed": self.seed}) };
         let speculation = &summary.speculation;

@@ -1,4 +1,4 @@
-//! The routes.
+//! The router and the handlers of the generation, model, health and metrics routes.
 
 use std::sync::Arc;
 
@@ -25,8 +25,8 @@ use crate::protocol::{Micros, Submission};
 
 type Shared<B> = State<Arc<App<B>>>;
 
-/// All routes, answered by `engine`. `counters` are those of the server: `/metrics` shows them
-/// behind the engine's.
+/// Builds the router over `backend`. `counters` are those of the server; `/metrics` appends
+/// them to the engine's metrics.
 pub fn router<B: Backend>(backend: Arc<B>, limits: ApiLimits, counters: Arc<ApiCounters>) -> Router {
     Router::new()
         .route("/v1/completions", post(completions::<B>))
@@ -52,8 +52,8 @@ async fn chat_completions<B: Backend>(State(app): Shared<B>, request: Request) -
     generate(app, Endpoint::Chat, request).await
 }
 
-/// Reads, admits and answers one request. If the client leaves, the server drops this
-/// future and with it the [`Answer`], which cancels the request.
+/// Handles one generation request. On a disconnect the server drops this future and with
+/// it the [`Answer`], which cancels the request.
 async fn generate<B: Backend>(
     app: Arc<App<B>>,
     endpoint: Endpoint,
@@ -79,7 +79,7 @@ async fn generate<B: Backend>(
     }
 }
 
-/// Everything about a request that needs no waiting.
+/// The synchronous part of a request: parsing, rendering and tokenization.
 fn prepare<B: Backend>(
     app: &App<B>,
     endpoint: Endpoint,
@@ -140,7 +140,7 @@ async fn live<B: Backend>(State(app): Shared<B>) -> Response {
     health("live", app.backend.health().not_live)
 }
 
-/// Ready implies live.
+/// Reports ready only if also live.
 async fn ready<B: Backend>(State(app): Shared<B>) -> Response {
     let health_now = app.backend.health();
     health("ready", health_now.not_live.or(health_now.not_ready))
@@ -155,5 +155,5 @@ async fn metrics<B: Backend>(State(app): Shared<B>) -> Response {
 }
 
 async fn no_route(uri: Uri) -> ApiError {
-    ApiError::new(ErrorCode::UnknownUrl, format!("there is nothing at {}", uri.path()))
+    ApiError::new(ErrorCode::UnknownUrl, format!("no route matches {}", uri.path()))
 }

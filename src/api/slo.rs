@@ -1,4 +1,4 @@
-//! A request's latency objectives, from its body, its headers or its class.
+//! Latency objectives of a request, from its body, headers or class.
 
 use std::ops::RangeInclusive;
 
@@ -9,20 +9,20 @@ use super::error::ApiError;
 use super::fields::Fields;
 use crate::protocol::{Micros, Slo};
 
-/// Objectives that a request may set, in milliseconds.
+/// Range of objectives that a request may set, in milliseconds.
 pub const SLO_MS_BOUNDS: RangeInclusive<f64> = 0.001..=3_600_000.0;
 
-/// Headers for the first-token objective, the first one present counts.
+/// Headers of the TTFT objective, in order of precedence.
 const TTFT_HEADERS: [&str; 2] = ["x-slo-ttft-ms", "x-llm-d-slo-ttft-ms"];
 
-/// Headers for the per-token objective, the first one present counts.
+/// Headers of the TPOT objective, in order of precedence.
 const TPOT_HEADERS: [&str; 2] = ["x-slo-tpot-ms", "x-llm-d-slo-tpot-ms"];
 
-/// Class and objectives of a request. Each objective comes from the body's `slo`, else
-/// from a header, else from the class.
+/// Parses class and objectives of a request. Each objective comes from the body's `slo`,
+/// else from a header, else from the class.
 ///
 /// # Errors
-/// 400: an unknown class, or a value out of bounds.
+/// 400 for an unknown class or a value out of bounds.
 pub fn parse(fields: &mut Fields, headers: &HeaderMap, info: &BackendInfo) -> Result<(u8, Slo), ApiError> {
     let (mut class, mut body) = (info.default_class, Slo::default());
     if let Some(value) = fields.take("slo") {

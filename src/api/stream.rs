@@ -1,4 +1,4 @@
-//! Answers as server-sent events.
+//! Responses as server-sent events.
 
 use std::convert::Infallible;
 
@@ -12,15 +12,15 @@ use super::backend::Backend;
 use super::request::StreamOptions;
 use super::response::Envelope;
 
-/// What closes a complete stream.
+/// Terminates a complete stream.
 const DONE: &str = "data: [DONE]\n\n";
 
-/// An answer on its way to the client, one write for each step of the engine.
+/// A streamed answer; writes once per engine step.
 struct EventStream<B: Backend> {
     answer: Answer<B>,
     envelope: Envelope,
     options: StreamOptions,
-    /// What [`respond`] was given, to be written before asking for more.
+    /// The first progress, already awaited by the caller of [`respond`].
     ready: Option<Progress>,
     /// Whether a chunk has been written.
     opened: bool,
@@ -28,8 +28,8 @@ struct EventStream<B: Backend> {
     closed: bool,
 }
 
-/// The response that streams `answer`, whose first progress has been awaited already:
-/// so that a request that fails before its first token gets an error status.
+/// Streams `answer`. Its first progress has already been awaited, so that a request that
+/// fails before its first token gets an error status.
 pub fn respond<B: Backend>(
     answer: Answer<B>,
     first: Progress,
@@ -70,7 +70,7 @@ impl<B: Backend> EventStream<B> {
         event(&self.open_usage(self.envelope.chunk(text, first, None)))
     }
 
-    /// The last text with the finish reason, the usage if asked for, and the end mark.
+    /// The last text with the finish reason, the usage if requested, and the end marker.
     /// The last chunk carries the metrics.
     fn final_events(&mut self, completion: &Completion) -> String {
         self.closed = true;
@@ -87,7 +87,7 @@ impl<B: Backend> EventStream<B> {
         events + &event(&last) + DONE
     }
 
-    /// With the usage asked for, all chunks but the last say that it is still open.
+    /// If usage was requested, sets it to null on all chunks but the last.
     fn open_usage(&self, mut chunk: Value) -> Value {
         if self.options.include_usage {
             chunk["usage"] = Value::Null;

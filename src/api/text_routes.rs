@@ -14,8 +14,8 @@ use super::params::token_ids;
 use super::prompt::conversation;
 use super::request::check_model;
 
-/// Tokens of `prompt`, or of `messages` after the chat template; `add_special_tokens`
-/// (default true) applies to `prompt`. `model` may be left out.
+/// Tokenizes `prompt`, or `messages` rendered by the chat template. `add_special_tokens`
+/// (default true) applies to `prompt`. `model` is optional.
 pub async fn tokenize<B: Backend>(
     State(app): State<Arc<App<B>>>,
     request: Request,
@@ -40,7 +40,7 @@ pub async fn tokenize<B: Backend>(
     .await
 }
 
-/// The text of `tokens`, special tokens written out. `model` may be left out.
+/// Decodes `tokens`, with special tokens written out. `model` is optional.
 pub async fn detokenize<B: Backend>(
     State(app): State<Arc<App<B>>>,
     request: Request,

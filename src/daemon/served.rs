@@ -1,4 +1,4 @@
-//! The engine behind the API's seam.
+//! The engine as the API's [`Backend`].
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use crate::protocol::{
     AdmissionError, Generation, Micros, RequestFailure, RequestId, Submission, Termination,
 };
 
-/// The engine, its info and its tokenizer.
+/// Handle to the engine, with its static properties and tokenizer.
 pub(super) struct EngineBackend {
     handle: EngineHandle,
     info: BackendInfo,
