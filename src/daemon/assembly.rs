@@ -7,7 +7,7 @@ use super::opening::{Assembled, OnPhase};
 use super::served::EngineBackend;
 use super::{DaemonError, profiling};
 use crate::actors::{DoorPolicy, Engine, EngineOptions, Polling};
-use crate::config::{Config, DraftConfig, Infeasible, Late};
+use crate::config::{Config, DraftConfig, InfeasibleAction, LateAction};
 use crate::drafting::NgramOptions;
 use crate::executor::Executor;
 use crate::model::{LoadedModel, ModelPair, load_pair};
@@ -81,8 +81,8 @@ fn engine_options(
         queue_requests_max: config.scheduler.queue_requests_max,
         queue_prompt_tokens_max: u32::try_from(config.scheduler.queue_prompt_tokens_max).unwrap_or(u32::MAX),
         door: DoorPolicy {
-            refuse_infeasible: config.slo.infeasible == Infeasible::Reject,
-            refuse_late: config.slo.late == Late::Reject,
+            refuse_infeasible: config.slo.infeasible == InfeasibleAction::Reject,
+            refuse_late: config.slo.late == LateAction::Reject,
         },
         policy,
         metrics: MetricsConfig {
