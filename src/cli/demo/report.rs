@@ -29,7 +29,7 @@ pub struct Percentiles {
 
 /// One side.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Figures {
+pub struct SideStats {
     /// Median over rounds.
     pub tokens_per_second: f64,
     /// Of one round.
@@ -58,9 +58,9 @@ pub struct Report {
     /// How often each side answered every prompt.
     pub rounds: usize,
     /// Without speculation.
-    pub plain: Figures,
+    pub plain: SideStats,
     /// With it.
-    pub speculative: Figures,
+    pub speculative: SideStats,
     /// Speculative over plain tokens per second.
     pub speedup: f64,
     /// Whether every answer to a prompt was the same, over sides and rounds.
@@ -73,8 +73,8 @@ impl Report {
     /// Sums up the rounds of both sides; each has at least one.
     pub fn new(setting: Setting, plain: &[Round], speculative: &[Round]) -> Report {
         let different_prompts = different_prompts(plain, speculative);
-        let (plain, rounds) = (Figures::new(plain), plain.len());
-        let speculative = Figures::new(speculative);
+        let (plain, rounds) = (SideStats::new(plain), plain.len());
+        let speculative = SideStats::new(speculative);
         Report {
             version: env!("CARGO_PKG_VERSION"),
             policy: setting.policy.to_string(),
@@ -90,8 +90,8 @@ impl Report {
     }
 }
 
-impl Figures {
-    fn new(rounds: &[Round]) -> Figures {
+impl SideStats {
+    fn new(rounds: &[Round]) -> SideStats {
         let answers = || rounds.iter().flat_map(|round| &round.0).map(|sample| &sample.answer);
         let sum = |field: fn(&SpeculativeDecoding) -> u64| -> u64 {
             answers().map(|answer| field(&answer.metrics.speculative_decoding)).sum()
@@ -99,7 +99,7 @@ impl Figures {
         let (steps, drafted, accepted) =
             (sum(|one| one.steps), sum(|one| one.drafted), sum(|one| one.accepted));
         let count = rounds.len().max(1) as u64;
-        Figures {
+        SideStats {
             tokens_per_second: median(rounds.iter().map(Round::tokens_per_second).collect()).unwrap_or(0.0),
             output_tokens: rounds.iter().map(Round::output_tokens).sum::<u64>() / count,
             acceptance_length: (steps > 0).then(|| 1.0 + accepted as f64 / steps as f64),
@@ -135,7 +135,7 @@ fn different_prompts(plain: &[Round], speculative: &[Round]) -> Vec<&'static str
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut table = Table::new(["", "plain", &self.policy]);
-        let mut row = |name: &str, cell: &dyn Fn(&Figures) -> String| {
+        let mut row = |name: &str, cell: &dyn Fn(&SideStats) -> String| {
             table.row([name.to_owned(), cell(&self.plain), cell(&self.speculative)]);
         };
         row("tokens/s", &|side| format!("{:.1}", side.tokens_per_second));

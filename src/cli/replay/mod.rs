@@ -6,9 +6,9 @@
 //! machine favours none.
 
 mod args;
-mod figures;
 pub(super) mod prompts;
 mod report;
+mod run_stats;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -30,9 +30,9 @@ use crate::config::Config;
 use crate::policy::registry::PolicyName;
 use crate::protocol::Slo;
 use crate::replay::{Arrival, load};
-use figures::{Figures, Setting};
 use prompts::Prompts;
 use report::Report;
+use run_stats::{RunStats, Setting};
 use session::{Session, warm_up};
 
 /// What measuring the machine may take when a policy needs a profile and there is none.
@@ -88,7 +88,7 @@ impl Replay<'_> {
         &self,
         client: &Client,
         workloads: &[(f64, Vec<Arrival>)],
-    ) -> Result<Vec<Figures>, CliError> {
+    ) -> Result<Vec<RunStats>, CliError> {
         let state = client.get_json_once_started("/v1/engine/state").await?;
         let policy = state.pointer("/policy/policy").and_then(serde_json::Value::as_str).unwrap_or("unknown");
         let mut runs = Vec::new();
@@ -107,7 +107,7 @@ impl Replay<'_> {
         host: &H,
         config: Config,
         workloads: &[(f64, Vec<Arrival>)],
-    ) -> Result<Vec<Figures>, CliError> {
+    ) -> Result<Vec<RunStats>, CliError> {
         let policies = match self.args.policies.as_slice() {
             [] => vec![config.speculation.policy],
             policies => policies.to_vec(),
@@ -154,7 +154,7 @@ impl Replay<'_> {
         client: &Client,
         setting: Setting,
         arrivals: &[Arrival],
-    ) -> Result<Figures, CliError> {
+    ) -> Result<RunStats, CliError> {
         let model = client.model().await?;
         warm_up(client, &model, self.prompts).await?;
         let bar = progress_bar(&setting, arrivals.len());
@@ -170,7 +170,7 @@ impl Replay<'_> {
         let played = session.play(arrivals, &bar).await;
         bar.finish_and_clear();
         let state = client.get_json_once_started("/v1/engine/state").await?;
-        Ok(Figures::new(setting, &self.slo, &played, &state))
+        Ok(RunStats::new(setting, &self.slo, &played, &state))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::figures::Figures;
+use super::run_stats::RunStats;
 use crate::cli::table::{Table, or_dash};
 use crate::stats::quantile::median;
 
@@ -53,12 +53,12 @@ pub struct Report {
     /// Medians, in the order in which they were asked for.
     pub summary: Vec<Summary>,
     /// Every run, in the order in which they were made.
-    pub runs: Vec<Figures>,
+    pub runs: Vec<RunStats>,
 }
 
 impl Report {
     /// Sums up the runs.
-    pub fn new(runs: Vec<Figures>) -> Report {
+    pub fn new(runs: Vec<RunStats>) -> Report {
         let mut keys: Vec<(String, f64)> = Vec::new();
         for run in &runs {
             let key = (run.setting.policy.clone(), run.setting.rate_scale);
@@ -71,7 +71,7 @@ impl Report {
     }
 }
 
-fn summarise(runs: &[Figures], policy: &str, rate_scale: f64) -> Summary {
+fn summarise(runs: &[RunStats], policy: &str, rate_scale: f64) -> Summary {
     let of = |policy: &str, repeat: Option<u32>| {
         let policy = policy.to_owned();
         runs.iter().filter(move |run| {
@@ -81,11 +81,11 @@ fn summarise(runs: &[Figures], policy: &str, rate_scale: f64) -> Summary {
         })
     };
     let middle =
-        |figure: &dyn Fn(&Figures) -> Option<f64>| median(of(policy, None).filter_map(figure).collect());
-    let over_none = |figure: &dyn Fn(&Figures, &Figures) -> Option<f64>| {
+        |metric: &dyn Fn(&RunStats) -> Option<f64>| median(of(policy, None).filter_map(metric).collect());
+    let over_none = |metric: &dyn Fn(&RunStats, &RunStats) -> Option<f64>| {
         let ratios = of(policy, None).filter_map(|run| {
             let plain = of(PLAIN, Some(run.setting.repeat)).next()?;
-            figure(run, plain)
+            metric(run, plain)
         });
         median(ratios.filter(|ratio| ratio.is_finite()).collect())
     };

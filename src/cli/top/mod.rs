@@ -1,7 +1,7 @@
 //! `specserve top`: a dashboard of a running daemon.
 
-mod figures;
 mod page;
+mod stats;
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write, stdout};
@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::client::{Client, ClientError};
 use super::error::CliError;
-use figures::Figures;
 use page::Page;
+use stats::DashboardStats;
 
 /// Latencies are over this many polls.
 const WINDOW_POLLS: usize = 60;
@@ -58,12 +58,12 @@ pub async fn run(args: &TopArgs, out: &mut impl Write) -> Result<(), CliError> {
     loop {
         tokio::time::sleep(Duration::from_millis(args.interval_ms)).await;
         polls.push_back(poll(&client).await?);
-        let figures = summarise(&polls, args.once);
+        let stats = summarise(&polls, args.once);
         if args.json {
             let state = client.get_json("/v1/engine/state").await?;
-            writeln!(out, "{}", json!({ "figures": figures, "state": state }))?;
+            writeln!(out, "{}", json!({ "figures": stats, "state": state }))?;
         } else {
-            write!(out, "{}{figures}", if clear { REDRAW } else { "" })?;
+            write!(out, "{}{stats}", if clear { REDRAW } else { "" })?;
         }
         out.flush()?;
         if args.once {
@@ -80,12 +80,12 @@ async fn poll(client: &Client) -> Result<Poll, ClientError> {
     Ok(Poll { at: Instant::now(), page: Page::parse(&text) })
 }
 
-/// Figures of the last poll; there are at least two.
-fn summarise(polls: &VecDeque<Poll>, since_start: bool) -> Figures {
+/// DashboardStats of the last poll; there are at least two.
+fn summarise(polls: &VecDeque<Poll>, since_start: bool) -> DashboardStats {
     let (before, now) = (&polls[polls.len() - 2], &polls[polls.len() - 1]);
     let nothing = Page::default();
     let window_start = if since_start { &nothing } else { &polls[0].page };
-    Figures::new(window_start, &before.page, &now.page, (now.at - before.at).as_secs_f64())
+    DashboardStats::new(window_start, &before.page, &now.page, (now.at - before.at).as_secs_f64())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::session::{Fate, Outcome, Played};
 use crate::cli::answer::{Answer, SpeculativeDecoding};
 use crate::protocol::Slo;
-use crate::telemetry::LatencyFigures;
+use crate::telemetry::LatencyStats;
 
 /// What was run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -30,7 +30,7 @@ pub struct TimeModelError {
 
 /// One run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Figures {
+pub struct RunStats {
     /// What was run.
     #[serde(flatten)]
     pub setting: Setting,
@@ -51,11 +51,11 @@ pub struct Figures {
     /// First arrival to the end of the last answer.
     pub wall_seconds: f64,
     /// Arrival to first token, as the daemon measures it.
-    pub ttft_ms: LatencyFigures,
+    pub ttft_ms: LatencyStats,
     /// Time per token after the first, as the daemon measures it.
-    pub tpot_ms: LatencyFigures,
+    pub tpot_ms: LatencyStats,
     /// Gaps between pieces of text, as the client sees them.
-    pub itl_ms: LatencyFigures,
+    pub itl_ms: LatencyStats,
     /// Draft tokens proposed per request and step.
     pub mean_draft_tokens: Option<f64>,
     /// Tokens that a target step yields for one request.
@@ -74,9 +74,9 @@ pub struct Figures {
 /// Most reasons that are kept.
 const FAILURES_MAX: usize = 5;
 
-impl Figures {
+impl RunStats {
     /// Sums up a session; `state` is what the engine said of itself after it.
-    pub fn new(setting: Setting, slo: &Slo, played: &Played, state: &Value) -> Figures {
+    pub fn new(setting: Setting, slo: &Slo, played: &Played, state: &Value) -> RunStats {
         let outcomes = &played.outcomes;
         let answers: Vec<&Answer> = outcomes.iter().filter_map(answer).collect();
         let seconds = played.elapsed.as_secs_f64().max(1e-9);
@@ -91,7 +91,7 @@ impl Figures {
         let failures: Vec<String> = outcomes.iter().filter_map(failure).cloned().collect();
         let error =
             |key: &str| state.pointer(&format!("/policy/time/relative_error_{key}")).and_then(Value::as_f64);
-        Figures {
+        RunStats {
             setting,
             requests: outcomes.len(),
             finished: answers.len(),
@@ -101,13 +101,13 @@ impl Figures {
             goodput_rps: attained as f64 / seconds,
             tokens_per_second: tokens as f64 / seconds,
             wall_seconds: seconds,
-            ttft_ms: LatencyFigures::of_sample(
+            ttft_ms: LatencyStats::of_sample(
                 answers.iter().filter_map(|answer| answer.metrics.ttft_ms).collect(),
             ),
-            tpot_ms: LatencyFigures::of_sample(
+            tpot_ms: LatencyStats::of_sample(
                 answers.iter().filter_map(|answer| answer.metrics.tpot_ms).collect(),
             ),
-            itl_ms: LatencyFigures::of_sample(
+            itl_ms: LatencyStats::of_sample(
                 outcomes.iter().flat_map(|outcome| &outcome.gaps_ms).copied().collect(),
             ),
             mean_draft_tokens: ratio(sum(|one| one.drafted), steps),

@@ -14,9 +14,9 @@ pub struct Latency {
     pub p99: Option<f64>,
 }
 
-/// The figures of one screen.
+/// Statistics of one screen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Figures {
+pub struct DashboardStats {
     /// The served model.
     pub model: String,
     /// The speculation policy.
@@ -57,10 +57,10 @@ pub struct Figures {
     pub step_ms: Latency,
 }
 
-impl Figures {
-    /// Figures of `now`. Rates are against the page of `seconds` ago, latencies count
+impl DashboardStats {
+    /// Computes the statistics of `now`. Rates are against the page of `seconds` ago, latencies count
     /// what came after `window_start`.
-    pub fn new(window_start: &Page, before: &Page, now: &Page, seconds: f64) -> Figures {
+    pub fn new(window_start: &Page, before: &Page, now: &Page, seconds: f64) -> DashboardStats {
         let grown = |name: &str| (now.sum(name) - before.sum(name)).max(0.0);
         let rate = |name: &str| grown(name) / seconds.max(1e-9);
         let latency = |histogram: &str| Latency::between(window_start, now, histogram);
@@ -68,7 +68,7 @@ impl Figures {
         let attained = |page: &Page| request(page, "specserve_slo_attained_total");
         let violated = |page: &Page| request(page, "specserve_slo_violated_total");
         let accepted = grown("specserve_spec_decode_accepted_tokens_total");
-        Figures {
+        DashboardStats {
             model: now.label("specserve_engine_info", "model").unwrap_or("?").to_owned(),
             policy: now.label("specserve_engine_info", "policy").unwrap_or("?").to_owned(),
             requests_running: now.sum("specserve_requests_running") as u64,
@@ -126,7 +126,7 @@ fn quantile(buckets: &[(f64, f64)], q: f64) -> Option<f64> {
     Some(lower_edge + (edge - lower_edge) * (rank - lower_count) / (count - lower_count).max(1e-9))
 }
 
-impl std::fmt::Display for Figures {
+impl std::fmt::Display for DashboardStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "specserve: {}, policy {}", self.model, self.policy)?;
         writeln!(
@@ -194,23 +194,28 @@ mod tests {
 
     #[test]
     fn rates_are_over_the_interval_and_totals_since_the_start() {
-        let figures =
-            Figures::new(&Page::default(), &page(100, 10, 10, [0, 0, 0]), &page(300, 40, 20, [4, 8, 8]), 2.0);
-        assert_eq!((figures.model.as_str(), figures.policy.as_str()), ("tiny", "fixed:4"));
-        assert_eq!(figures.requests_running, 2);
-        assert_eq!(figures.tokens_per_second, 100.0);
-        assert_eq!(figures.acceptance_length, Some(4.0));
-        assert_eq!(figures.acceptance_rate, Some(0.5));
-        assert_eq!(figures.attainment, Some(0.75));
-        assert_eq!(figures.kv_usage_target, Some(0.5));
-        assert_eq!(figures.kv_usage_draft, None);
+        let stats = DashboardStats::new(
+            &Page::default(),
+            &page(100, 10, 10, [0, 0, 0]),
+            &page(300, 40, 20, [4, 8, 8]),
+            2.0,
+        );
+        assert_eq!((stats.model.as_str(), stats.policy.as_str()), ("tiny", "fixed:4"));
+        assert_eq!(stats.requests_running, 2);
+        assert_eq!(stats.tokens_per_second, 100.0);
+        assert_eq!(stats.acceptance_length, Some(4.0));
+        assert_eq!(stats.acceptance_rate, Some(0.5));
+        assert_eq!(stats.attainment, Some(0.75));
+        assert_eq!(stats.kv_usage_target, Some(0.5));
+        assert_eq!(stats.kv_usage_draft, None);
     }
 
     #[test]
     fn latencies_count_the_window_only() {
         let now = page(0, 0, 0, [4, 8, 8]);
-        let p50 =
-            |window_start: &Page| Figures::new(window_start, &now, &now, 1.0).ttft_ms.p50.map(f64::round);
+        let p50 = |window_start: &Page| {
+            DashboardStats::new(window_start, &now, &now, 1.0).ttft_ms.p50.map(f64::round)
+        };
         assert_eq!(p50(&Page::default()), Some(100.0));
         assert_eq!(p50(&page(0, 0, 0, [4, 4, 4])), Some(150.0));
         assert_eq!(p50(&now), None);
@@ -224,7 +229,7 @@ mod tests {
     #[test]
     fn an_idle_daemon_shows_dashes_in_place_of_ratios() {
         let idle = Page::default();
-        let text = Figures::new(&idle, &idle, &idle, 1.0).to_string();
+        let text = DashboardStats::new(&idle, &idle, &idle, 1.0).to_string();
         assert!(text.contains("speculation  - tokens per step"), "{text}");
         assert!(text.contains("TTFT        -        -"), "{text}");
     }
