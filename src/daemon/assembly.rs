@@ -1,10 +1,10 @@
-//! From a config to a running engine.
+//! Builds the running engine from a config.
 
 use std::sync::Arc;
 
 use super::executor_plan::ExecutorPlan;
-use super::opening::{Assembled, OnPhase};
 use super::served::EngineBackend;
+use super::startup::{Assembled, OnPhase};
 use super::{DaemonError, profiling};
 use crate::actors::{DoorPolicy, Engine, EngineOptions, Polling};
 use crate::config::{Config, DraftConfig, InfeasibleAction, LateAction};
@@ -32,12 +32,12 @@ where
         + Send
         + 'static,
 {
-    on_phase("the models are being loaded");
+    on_phase("loading the models");
     let draft = config.draft.as_ref().and_then(DraftConfig::model);
     let pair = load_pair(&config.target.model, draft)?;
     let plan = ExecutorPlan::of(config, &pair)?;
     if config.speculation.policy.needs_profile() {
-        on_phase("the machine's times are being read or measured");
+        on_phase("loading or measuring the profile");
     }
     let profile = profiling::for_policy(config, &plan, &pair)?;
     let policy = build_policy(config.speculation.policy, profile.as_ref(), &policy_options(config))?;
@@ -45,7 +45,7 @@ where
     let options = engine_options(config, policy, plan.polling(), clock);
     let ModelPair { target, draft } = pair;
     let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
-    on_phase("the executor is being built");
+    on_phase("building the executor");
     let engine =
         Engine::start(move || build(plan, weights.0, weights.1), options).map_err(DaemonError::Start)?;
     let info = engine.handle().info();
@@ -55,7 +55,7 @@ where
         target_blocks = info.target_blocks,
         draft_blocks = info.draft_blocks,
         policy = %config.speculation.policy,
-        "the engine runs"
+        "engine started"
     );
     let served = EngineBackend::new(engine.handle().clone(), config, target);
     Ok((engine, served))
@@ -73,7 +73,7 @@ fn engine_options(
             prefill_chunk_tokens_max: config.scheduler.prefill_chunk_tokens_max,
             batch_tokens_max: config.executor.batch_tokens_max,
             draft_tokens_max: config.speculation.draft_tokens_max,
-            // the executor says how many blocks there are
+            // the executor determines the number of blocks
             target_blocks: u32::MAX,
             draft_blocks: u32::MAX,
             lookup: lookup(config),
@@ -97,12 +97,12 @@ fn engine_options(
     }
 }
 
-/// Drafting by prompt lookup, if that is where drafts come from.
+/// Options of prompt lookup, if it is the drafting method.
 fn lookup(config: &Config) -> Option<NgramOptions> {
     matches!(config.draft, Some(DraftConfig::Ngram)).then(NgramOptions::default)
 }
 
-/// The config's bounds, as far as policies plan.
+/// The config's limits that concern policies.
 fn policy_options(config: &Config) -> PolicyOptions {
     PolicyOptions {
         specserve: SpecServeOptions {

@@ -83,14 +83,14 @@ fn measured(config: &Config, plan: &ExecutorPlan, pair: &ModelPair) -> Result<Op
         Some(Err(error)) if !(speculation.profile_at_start && error.is_cured_by_measuring()) => {
             return Err(error);
         }
-        Some(Err(error)) => tracing::warn!(%error, "the profile is not used"),
+        Some(Err(error)) => tracing::warn!(%error, "ignoring the profile; measuring instead"),
         None => {}
     }
     at_start(plan, pair).map(Some)
 }
 
 fn at_start(plan: &ExecutorPlan, pair: &ModelPair) -> Result<Profile, DaemonError> {
-    tracing::info!(budget_s = AT_START_BUDGET.as_secs_f64(), "measuring how long steps take here");
+    tracing::info!(budget_s = AT_START_BUDGET.as_secs_f64(), "measuring the time model");
     let start = Instant::now();
     let profile = measure(plan, pair, AT_START_BUDGET, &mut |_| {})?;
     let mape = |error: Option<FitError>| error.map(|error| error.mape);
