@@ -1,4 +1,4 @@
-//! A daemon of one's own: on a socket that nobody else can reach.
+//! Private daemons, on a socket that no other user can reach.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -11,26 +11,26 @@ use super::host::{DaemonHost, RunningDaemon};
 use super::logging;
 use crate::config::{Config, LogLevel};
 
-/// A daemon in a directory of its own, which goes when the daemon does.
+/// A daemon whose socket is in a private directory; the directory is removed on drop.
 #[derive(Debug)]
 pub struct PrivateDaemon<D> {
     daemon: D,
-    /// Held for its `Drop`.
+    /// Removes the directory on drop.
     _directory: PrivateDirectory,
 }
 
 impl<D: RunningDaemon> PrivateDaemon<D> {
-    /// Starts a daemon as `config` says, but on a private socket and quiet.
+    /// Starts a daemon with `config`, but on a private socket and without logging.
     ///
     /// # Errors
-    /// When the directory can't be made, the daemon can't start, or it is not ready in time.
+    /// If the directory cannot be created, or the daemon fails to start or is not ready in time.
     pub async fn start<H>(host: &H, mut config: Config) -> Result<PrivateDaemon<D>, CliError>
     where
         H: DaemonHost<Daemon = D>,
     {
         let directory = PrivateDirectory::create()?;
         config.server.socket = directory.path.join("socket");
-        // its directory lets in nobody else, and the list may leave this user out
+        // the directory's permissions suffice, and the list might exclude this user
         config.server.socket_uids = None;
         config.server.http = None;
         config.telemetry.log_level = config.telemetry.log_level.min(LogLevel::Warn);
@@ -40,30 +40,30 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
         Ok(PrivateDaemon { daemon, _directory: directory })
     }
 
-    /// A client of this daemon.
+    /// Returns a client of this daemon.
     pub fn client(&self) -> Client {
         Client::new(self.daemon.socket())
     }
 
-    /// Ends the daemon and removes its directory.
+    /// Shuts the daemon down and removes its directory.
     pub async fn shutdown(self) {
         self.daemon.shutdown().await;
     }
 }
 
-/// A directory that only this user can enter; removed on drop.
+/// A directory with mode 0700; removed on drop.
 #[derive(Debug)]
 pub struct PrivateDirectory {
     path: PathBuf,
 }
 
 impl PrivateDirectory {
-    /// Its place.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A new one under the system's directory for temporary files.
+    /// Creates a directory under the system's temporary directory.
     ///
     /// # Errors
     /// [`CliError::File`].
@@ -72,7 +72,7 @@ impl PrivateDirectory {
         let number = CREATED.fetch_add(1, Ordering::Relaxed);
         let name = format!("specserve-{}-{number}", std::process::id());
         let path = std::env::temp_dir().join(name);
-        // `create` fails when the path exists: nobody can have prepared it.
+        // `create` fails if the path exists, so another user cannot have planted it.
         match DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => Ok(PrivateDirectory { path }),
             Err(source) => Err(CliError::File { path, source }),
@@ -86,9 +86,9 @@ impl Drop for PrivateDirectory {
     }
 }
 
-/// Removes the directory; a failure leaves an empty directory behind and harms nobody.
+/// Removes the directory. A failure only leaves an empty directory behind.
 fn remove(path: &Path) {
     if let Err(error) = std::fs::remove_dir_all(path) {
-        tracing::debug!(path = %path.display(), %error, "the private directory stays");
+        tracing::debug!(path = %path.display(), %error, "failed to remove the private directory");
     }
 }

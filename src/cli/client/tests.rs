@@ -15,7 +15,7 @@ async fn a_socket_that_nobody_listens_on_is_told_from_a_missing_one() {
     assert!(matches!(missing, ClientError::NoSocket { .. }), "{missing}");
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("bound"));
     let stale = Client::new(&socket).get("/").await.expect_err("stale");
-    assert!(matches!(stale, ClientError::NobodyListens { .. }), "{stale}");
+    assert!(matches!(stale, ClientError::NotListening { .. }), "{stale}");
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
-//! `specserve replay`: real requests at a trace's times, and what became of them.
+//! `specserve replay`: replays a trace against a daemon.
 //!
-//! The client is open-loop: a request is sent when the trace says so, whether or not earlier
-//! ones are answered. Several policies and rates can be compared in one run; each then has a
-//! private daemon of its own, and they take turns over the repeats, so that a drifting
-//! machine favours none.
+//! The client is open-loop: requests are sent at their trace times, regardless of whether
+//! earlier ones have completed. A run can compare several policies and rates, each on its
+//! own private daemon. They are interleaved over the repeats, so that a drifting machine
+//! favours none.
 
 mod args;
 pub(super) mod prompts;
@@ -35,16 +35,16 @@ use report::Report;
 use run_stats::{RunStats, Setting};
 use session::{Session, warm_up};
 
-/// What measuring the machine may take when a policy needs a profile and there is none.
+/// Time budget for profiling, if a policy needs a profile and none is configured.
 const PROFILE_BUDGET: Duration = Duration::from_secs(5);
-/// Connections of a private daemon beside those of the trace's requests.
+/// Connections of a private daemon in addition to those of the trace's requests.
 const SPARE_CONNECTIONS: usize = 16;
 
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]: arguments that don't go together, a trace, prompts, configuration or profile
-/// that can't be used, a daemon that can't be asked. Requests that fail are figures, no errors.
+/// [`CliError`]: conflicting arguments, an invalid trace, prompt file, configuration or
+/// profile, or an unreachable daemon. Failed requests are reported as statistics instead.
 pub async fn run<H: DaemonHost>(args: &ReplayArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
     let prompts = args.prompts.as_deref().map_or_else(|| Ok(Prompts::built_in()), Prompts::read)?;
     let workloads = args.rate_scales.iter().map(|&rate| Ok((rate, workload(args, rate)?)));
@@ -61,7 +61,7 @@ pub async fn run<H: DaemonHost>(args: &ReplayArgs, host: &H, out: &mut impl Writ
             let replay = Replay { args, prompts: &prompts, slo };
             replay.compare(host, config, &workloads).await?
         }
-        (None, None) => unreachable!("clap asks for one of them"),
+        (None, None) => unreachable!("clap requires one of them"),
     };
     let report = Report::new(runs);
     match args.json {
@@ -83,7 +83,7 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    /// Every rate against a daemon that runs already, as it is configured.
+    /// Runs every rate against an already running daemon.
     async fn against(
         &self,
         client: &Client,
@@ -101,7 +101,7 @@ impl Replay<'_> {
         Ok(runs)
     }
 
-    /// Every policy at every rate, each against a daemon of its own.
+    /// Runs every policy at every rate, each against its own daemon.
     async fn compare<H: DaemonHost>(
         &self,
         host: &H,
@@ -175,7 +175,7 @@ impl Replay<'_> {
 }
 
 fn progress_bar(setting: &Setting, requests: usize) -> ProgressBar {
-    let template = "{msg} {bar:40} {pos} of {len} requests, {elapsed} gone";
+    let template = "{msg} {bar:40} {pos}/{len} requests, {elapsed} elapsed";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let message = format!("{} at {} ×, repeat {}", setting.policy, setting.rate_scale, setting.repeat + 1);
     ProgressBar::new(requests as u64).with_style(style).with_message(message)

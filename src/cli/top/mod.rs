@@ -1,4 +1,4 @@
-//! `specserve top`: a dashboard of a running daemon.
+//! `specserve top`: live dashboard of a running daemon.
 
 mod page;
 mod stats;
@@ -16,43 +16,43 @@ use super::error::CliError;
 use page::Page;
 use stats::DashboardStats;
 
-/// Latencies are over this many polls.
+/// Window of the latencies, in polls.
 const WINDOW_POLLS: usize = 60;
 /// Cursor home, clear to the end of the screen.
 const REDRAW: &str = "\x1b[H\x1b[J";
 
-/// Shows load, speed, speculation and latencies, again each interval.
+/// Shows load, throughput, speculation and latencies, refreshed each interval.
 #[derive(Args, Debug)]
 pub struct TopArgs {
-    /// The daemon's socket.
+    /// Socket of the daemon.
     #[arg(long, value_name = "PATH", default_value = super::SOCKET_DEFAULT)]
     socket: PathBuf,
-    /// Print one screen, measured over one interval, and end. Latencies are then since
-    /// the daemon's start.
+    /// Print one screen measured over one interval and exit. Latencies are then cumulative
+    /// since the daemon's start.
     #[arg(long)]
     once: bool,
-    /// Time between screens, in milliseconds.
+    /// Refresh interval, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     interval_ms: u64,
-    /// Print each screen as one JSON document on a line, with the engine's state.
+    /// Print each screen as one line of JSON, including the engine's state.
     #[arg(long)]
     json: bool,
 }
 
-/// A page and when it came.
+/// A metrics page and its time.
 struct Poll {
     at: Instant,
     page: Page,
 }
 
-/// Runs the command, until the daemon goes away or, with `--once`, for one screen.
+/// Runs the command until the daemon is gone or, with `--once`, for one screen.
 ///
 /// # Errors
-/// [`CliError`]: the daemon can't be asked, or the output can't be written.
+/// [`CliError`]: the daemon is unreachable, or the output cannot be written.
 pub async fn run(args: &TopArgs, out: &mut impl Write) -> Result<(), CliError> {
     let client = Client::new(&args.socket);
     let clear = !args.once && !args.json && stdout().is_terminal();
-    // a daemon that is starting has nothing to show yet
+    // a starting daemon has nothing to show yet
     client.get_json_once_started("/v1/engine/state").await?;
     let mut polls = VecDeque::from([poll(&client).await?]);
     loop {
@@ -80,7 +80,7 @@ async fn poll(client: &Client) -> Result<Poll, ClientError> {
     Ok(Poll { at: Instant::now(), page: Page::parse(&text) })
 }
 
-/// DashboardStats of the last poll; there are at least two.
+/// Computes the statistics of the last poll; requires at least two polls.
 fn summarise(polls: &VecDeque<Poll>, since_start: bool) -> DashboardStats {
     let (before, now) = (&polls[polls.len() - 2], &polls[polls.len() - 1]);
     let nothing = Page::default();

@@ -1,16 +1,16 @@
-//! What a dashboard shows, from two metrics pages.
+//! Statistics of the dashboard, from two metrics pages.
 
 use serde::Serialize;
 
 use super::page::Page;
 use crate::cli::table::{Table, or_dash};
 
-/// Two percentiles in milliseconds, estimated within histogram buckets; none without a sample.
+/// Percentiles in milliseconds, interpolated within histogram buckets; `None` without samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Latency {
-    /// Half are at most this.
+    /// 50th percentile.
     pub p50: Option<f64>,
-    /// 99 of 100 are at most this.
+    /// 99th percentile.
     pub p99: Option<f64>,
 }
 
@@ -21,13 +21,13 @@ pub struct DashboardStats {
     pub model: String,
     /// The speculation policy.
     pub policy: String,
-    /// Requests that compute.
+    /// Running requests.
     pub requests_running: u64,
-    /// Requests that wait.
+    /// Waiting requests.
     pub requests_waiting: u64,
-    /// Requests with a whole answer, since the daemon's start.
+    /// Requests with a complete output, since the daemon's start.
     pub requests_finished: u64,
-    /// Requests without one, since the daemon's start.
+    /// Failed requests, since the daemon's start.
     pub requests_failed: u64,
     /// Output tokens per second, over the last interval.
     pub tokens_per_second: f64,
@@ -35,13 +35,13 @@ pub struct DashboardStats {
     pub prompt_tokens_per_second: f64,
     /// Finished requests per second, over the last interval.
     pub requests_per_second: f64,
-    /// Requests per second that met their objectives, over the last interval.
+    /// Goodput: requests per second that met their objectives, over the last interval.
     pub goodput_rps: f64,
-    /// Requests that met their objectives over finished ones, since the daemon's start.
+    /// Attainment: share of finished requests that met their objectives, since the daemon's start.
     pub attainment: Option<f64>,
-    /// Tokens that a target step yields for one request, over the last interval.
+    /// Acceptance length: mean tokens per target step and request, over the last interval.
     pub acceptance_length: Option<f64>,
-    /// Accepted over verified draft tokens, over the last interval.
+    /// Acceptance rate: accepted over verified draft tokens, over the last interval.
     pub acceptance_rate: Option<f64>,
     /// Draft tokens per second, over the last interval.
     pub draft_tokens_per_second: f64,
@@ -49,17 +49,17 @@ pub struct DashboardStats {
     pub kv_usage_target: Option<f64>,
     /// Share of the draft's KV blocks in use.
     pub kv_usage_draft: Option<f64>,
-    /// Arrival to first token, since the window's start.
+    /// TTFT, since the window's start.
     pub ttft_ms: Latency,
-    /// Mean time per token after the first, since the window's start.
+    /// TPOT, since the window's start.
     pub tpot_ms: Latency,
     /// Engine steps, since the window's start.
     pub step_ms: Latency,
 }
 
 impl DashboardStats {
-    /// Computes the statistics of `now`. Rates are against the page of `seconds` ago, latencies count
-    /// what came after `window_start`.
+    /// Computes the statistics of `now`. Rates are relative to the page of `seconds` ago; latencies cover
+    /// everything after `window_start`.
     pub fn new(window_start: &Page, before: &Page, now: &Page, seconds: f64) -> DashboardStats {
         let grown = |name: &str| (now.sum(name) - before.sum(name)).max(0.0);
         let rate = |name: &str| grown(name) / seconds.max(1e-9);
@@ -109,8 +109,8 @@ impl Latency {
     }
 }
 
-/// The value below which the share `q` lies, linear within its bucket. In the last,
-/// open bucket it is that bucket's lower edge: all that is known.
+/// The `q`-quantile, interpolated linearly within its bucket. In the last, unbounded bucket
+/// it is the lower edge.
 fn quantile(buckets: &[(f64, f64)], q: f64) -> Option<f64> {
     let total = buckets.last()?.1;
     if total <= 0.0 {
@@ -141,7 +141,7 @@ impl std::fmt::Display for DashboardStats {
         )?;
         writeln!(
             f,
-            "objectives   {} attained since the start, goodput {:.2} requests/s",
+            "objectives   {} attained since start, goodput {:.2} requests/s",
             percent(self.attainment),
             self.goodput_rps
         )?;
