@@ -1,13 +1,13 @@
-// What the attention kernels share: asynchronous copies, swizzled shared memory, and one
-// step of flash attention on the matrix units (mma.sync m16n8k16, bf16 in, fp32 out).
+// Shared parts of the attention kernels: asynchronous copies, swizzled shared memory, and one
+// flash-attention step on the tensor cores (mma.sync m16n8k16, bf16 in, fp32 out).
 //
 // Query rows are packed: row r of a tile is query r / group, head r % group of the group
-// that reads one KV head. So keys and values are read once for all heads of a group and
-// all queries of a segment.
+// that shares one KV head. So keys and values are read once for all heads of a group and all
+// queries of a segment.
 //
-// Every result of a row is a function of that row's query and of the positions it sees,
-// in an order fixed by position: other rows of the tile and positions behind a mask leave
-// no trace (a masked position multiplies by exactly 0, an unchanged maximum by exactly 1).
+// A row's result depends only on its query and the positions it attends to, in an order
+// fixed by position. Other rows of the tile and masked positions do not affect its bits: a
+// masked position multiplies by exactly 0, an unchanged maximum by exactly 1.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -33,9 +33,9 @@ __device__ __forceinline__ uint32_t shared_address(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
-// Copies 16 bytes, or writes 16 zero bytes where `valid` is false. The second-level cache fetches
-// 256 bytes: all callers stream, and longer bursts suit the memory (products of few rows gain 5 to
-// 10 % on an H100; attention, whose blocks are contiguous anyway, nothing).
+// Copies 16 bytes, or writes 16 zero bytes if `valid` is false. L2 prefetches 256 bytes, since
+// all callers stream and longer bursts suit the memory (skinny products gain 5 to 10 % on an
+// H100; attention gains nothing, as its blocks are contiguous anyway).
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool valid) {
     int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
@@ -69,9 +69,9 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     return *reinterpret_cast<uint32_t *>(&v);
 }
 
-// Byte offset of a 16-byte piece in a tile of rows of HD bf16. The low three bits of the
-// piece are exclusive-ored with the row, so that the eight rows of one 8x8 matrix lie in
-// eight different groups of banks.
+// Byte offset of a 16-byte piece in a tile of rows of HD bf16. The low three bits of the piece
+// are XORed with the row, so that the eight rows of an 8x8 matrix fall into eight different
+// bank groups.
 template <int HD> __device__ __forceinline__ uint32_t swizzled(int row, int piece) {
     return (uint32_t)(row * HD * 2 + ((piece ^ (row & 7)) << 4));
 }
@@ -80,7 +80,7 @@ template <int HD> __device__ __forceinline__ uint32_t swizzled(int row, int piec
 // lane / 4 and lane / 4 + 8 of each 16, columns (lane % 4) * 2 and + 1 of each 8.
 template <int HD, int R> struct Accumulator {
     float out[R][HD / 8][4];
-    float maximum[R][2]; // of the scaled scores, in powers of two
+    float maximum[R][2]; // of the scaled scores, base 2
     float sum[R][2];     // this thread's columns only, until `finish_sums`
 
     __device__ __forceinline__ void clear() {
@@ -135,7 +135,7 @@ __device__ __forceinline__ void scores(float (&s)[R][2 * B][4], uint32_t q, uint
     }
 }
 
-// Turns scores into weights, in place, and rescales what was gathered before.
+// Turns scores into weights in place and rescales the accumulated output.
 template <int HD, int R, int B>
 __device__ __forceinline__ void soften(Accumulator<HD, R> &acc, float (&s)[R][2 * B][4], float scale_log2) {
 #pragma unroll
@@ -149,7 +149,7 @@ __device__ __forceinline__ void soften(Accumulator<HD, R> &acc, float (&s)[R][2 
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
             const float maximum = fmaxf(acc.maximum[r][h], top * scale_log2);
-            // Nothing visible yet: any finite reference gives weights of exactly 0.
+            // No visible position yet: any finite reference yields weights of exactly 0.
             const float reference = maximum == -INFINITY ? 0.f : maximum;
             shrink[h] = power_of_two(acc.maximum[r][h] - reference);
             acc.maximum[r][h] = maximum;
@@ -175,7 +175,7 @@ __device__ __forceinline__ void soften(Accumulator<HD, R> &acc, float (&s)[R][2 
     }
 }
 
-// Adds the weighted values (rows at `v`).
+// Accumulates the weighted values (rows at `v`).
 template <int HD, int R, int B>
 __device__ __forceinline__ void gather(Accumulator<HD, R> &acc, const float (&s)[R][2 * B][4], uint32_t v, int lane) {
     const int v_row = lane & 15, v_piece = lane >> 4;
@@ -202,8 +202,8 @@ __device__ __forceinline__ void gather(Accumulator<HD, R> &acc, const float (&s)
     }
 }
 
-// One step: 16 * B positions from `position` on. `visible(r, h, position)` says whether the
-// thread's row h of row tile r sees a position; it is asked only where `masked`.
+// One step over 16 * B positions starting at `position`. `visible(r, h, position)` tells whether
+// the thread's row h of row tile r attends to a position; called only if `masked`.
 template <int HD, int R, int B, class Visible>
 __device__ __forceinline__ void attend(Accumulator<HD, R> &acc, uint32_t q, uint32_t k, uint32_t v, float scale_log2,
                                        bool masked, int position, const Visible &visible, int lane) {
@@ -253,7 +253,7 @@ __device__ __forceinline__ AttentionItem load_item(const AttentionItem *from) {
     return loaded.item;
 }
 
-// Where packed row `row` of a segment goes in the output.
+// Output address of packed row `row` of a segment.
 template <int HD>
 __device__ __forceinline__ uint16_t *output_row(const AttentionParams &p, const AttentionSegment &segment, int kv_head,
                                                 int group, int row) {
@@ -262,7 +262,7 @@ __device__ __forceinline__ uint16_t *output_row(const AttentionParams &p, const 
 }
 
 __device__ __forceinline__ float reference_of(float maximum) {
-    // Nothing visible: any finite reference gives weights of exactly 0.
+    // No visible position: any finite reference yields weights of exactly 0.
     return maximum == -INFINITY ? 0.f : maximum;
 }
 
