@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_found_at_its_own_place() {
+    fn codes_are_ordered_by_discriminant() {
         for (place, &code) in ErrorCode::ALL.iter().enumerate() {
             assert_eq!(code as usize, place);
         }

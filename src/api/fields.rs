@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_refused_by_its_full_name_unless_null() {
+    fn remaining_fields_are_rejected_by_full_name_unless_null() {
         assert_eq!(fields(r#"{"a": null}"#).finish(), Ok(()));
         let nested = Fields::from_value("slo", fields(r#"{"slo": {"x": 1}}"#).take("slo").unwrap()).unwrap();
         let error = nested.finish().unwrap_err();

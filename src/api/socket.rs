@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_goes_with_its_socket_but_not_when_another_took_its_place() {
+    fn the_file_is_removed_with_its_socket_unless_it_was_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         drop(BoundSocket::bind(&options(&path)).unwrap());

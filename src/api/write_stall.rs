@@ -84,7 +84,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
-    async fn a_write_that_nobody_reads_fails_and_one_that_is_read_does_not() {
+    async fn a_stalled_write_fails_and_a_progressing_one_does_not() {
         let (near, mut far) = tokio::io::duplex(16);
         let mut near = WriteStall::new(near, Duration::from_millis(20));
         let reader = tokio::spawn(async move {

@@ -265,7 +265,7 @@ mod tests {
             }
         }
         let host = ScriptedHost::new(|_, _| chat_answer(&["Hel", "lo"]));
-        let error = run(&args("Hi"), &host, &mut Gone).await.expect_err("nobody reads");
+        let error = run(&args("Hi"), &host, &mut Gone).await.expect_err("no reader");
         assert!(error.is_broken_pipe());
         assert_eq!(error.exit_code(), 0);
     }

@@ -78,7 +78,7 @@ pub async fn run<H: DaemonHost>(args: &ProfileArgs, host: &H, out: &mut impl Wri
 fn to_file(profile: &Profile) -> Result<String, crate::timing::ProfileError> {
     let mut text = String::from(
         "# A time model, measured by `specserve profile`; docs/analyzer.md describes every key.\n\
-         # Valid only for the fingerprint below. Times are microseconds unless a key says otherwise.\n\n",
+         # Valid only for the fingerprint below. Times are in microseconds unless a key states another unit.\n\n",
     );
     text.push_str(&profile.to_toml()?);
     Ok(text)
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn json_holds_terms_errors_and_places() {
+    async fn json_holds_terms_errors_and_paths() {
         let directory = ScratchDirectory::new();
         let args = args(directory.path(), "here.toml", true);
         let mut out = Vec::new();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_names_than_toml_and_bad_configs_are_refused_before_measuring() {
+    async fn bad_file_names_and_configs_are_rejected_before_measuring() {
         let directory = ScratchDirectory::new();
         let error = run(&args(directory.path(), "here.json", false), &host(), &mut Vec::new()).await;
         assert!(error.expect_err("no .toml").to_string().contains("must end in .toml"));

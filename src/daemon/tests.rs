@@ -29,7 +29,7 @@ fn slow(
     move |config, on_phase| {
         assemble_with(config, on_phase, move |plan, target, draft| {
             building.send(()).expect("the test waits for this");
-            go.recv().expect("the test says how it goes on")?;
+            go.recv().expect("the test sends the result")?;
             ExecutorPlan::build(plan, target, draft)
         })
     }
@@ -56,7 +56,7 @@ async fn a_daemon_that_starts_is_live_not_ready_and_refuses_at_once_then_serves(
     assert_eq!(client.get("/health/live").await.expect("live"), "{\"status\":\"live\"}");
     let Err(ClientError::Refused { status: 503, body: Some(body), .. }) = client.get("/health/ready").await
     else {
-        panic!("it can't be ready")
+        panic!("it cannot be ready")
     };
     let reason = "the daemon is starting: building the executor";
     assert_eq!(body, json!({ "status": "not ready", "reason": reason }));
@@ -102,7 +102,7 @@ async fn a_client_that_asks_for_the_model_waits_for_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_fails_says_why_and_removes_the_socket() {
+async fn a_failed_start_reports_the_error_and_removes_the_socket() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let (starting, go) = starting(directory.path()).await;
     go.send(Err("no memory for the weights".to_owned())).expect("it waits");
@@ -132,7 +132,7 @@ async fn a_signal_during_the_start_ends_it_and_removes_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn users_who_are_not_listed_are_not_answered() {
+async fn unlisted_users_are_disconnected() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let own = rustix::process::geteuid().as_raw();
     for (uid, answered) in [(own, true), (own ^ 1, false)] {

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_followed_the_last_occurrence_is_proposed() {
+    fn the_continuation_of_the_last_occurrence_is_proposed() {
         assert_eq!(drafts(&[1, 2, 3, 4, 5, 9, 1, 2], 3), [3, 4, 5]);
     }
 

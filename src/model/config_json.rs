@@ -57,7 +57,7 @@ pub(super) fn parse_config(file: &str, json: &Value) -> Result<ModelConfig, Mode
     if !matches!(model_type, "llama" | "mistral" | "qwen2" | "qwen3") {
         return Err(config.bad("model_type", "not supported; `llama`, `mistral`, `qwen2` and `qwen3` are"));
     }
-    refuse_what_is_not_implemented(&config)?;
+    reject_unimplemented(&config)?;
     let spec = spec(&config, model_type)?;
     refuse_sliding_window(&config, &spec)?;
     Ok(ModelConfig { parts: parts(&config, model_type)?, eos: eos(&config, spec.vocab_size)?, spec })
@@ -157,7 +157,7 @@ fn parts(config: &JsonObject, model_type: &str) -> Result<OptionalParts, ModelEr
     })
 }
 
-fn refuse_what_is_not_implemented(config: &JsonObject) -> Result<(), ModelError> {
+fn reject_unimplemented(config: &JsonObject) -> Result<(), ModelError> {
     if let Some(act) = config.string("hidden_act")?
         && act != "silu"
     {

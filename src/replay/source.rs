@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formulas_and_files_are_told_apart() {
+    fn generators_and_files_are_distinguished() {
         let poisson = TraceSource::Gamma { rps: 2.5, cv: 1.0, seconds: 60.0 };
         assert_eq!("poisson:2.5,60".parse(), Ok(poisson));
         let gamma = TraceSource::Gamma { rps: 5.0, cv: 2.0, seconds: 60.0 };

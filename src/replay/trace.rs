@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_with_what_is_wrong() {
+    fn a_bad_line_is_reported_with_its_problem() {
         let csv = |rows: &str| problem(parse_csv(&format!("arrival_s,prompt_tokens,output_tokens\n{rows}")));
         assert_eq!(csv("0,1,1\nx,1,1"), "line 3: arrival_s is \"x\", not a number");
         assert_eq!(csv("0,1.5,1"), "line 2: prompt_tokens is \"1.5\", not a whole number");

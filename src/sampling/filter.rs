@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn partitioning_keeps_what_sorting_keeps() {
+    fn partitioning_keeps_the_same_tokens_as_sorting() {
         for len in [1u32, 2, 31, 64, 65, 500, 3000] {
             for logits in rows(len) {
                 for top_k in [None, Some(1), Some(2), Some(40), Some(400)] {

@@ -1,4 +1,4 @@
-//! A scripted engine behind the real API on a real Unix socket.
+//! A scripted backend behind the real API on a real Unix socket.
 //!
 //! Its tokens are bytes; token 256 ends an output.
 
@@ -20,16 +20,16 @@ pub const MODEL: &str = "fake/bytes";
 pub const END: TokenId = 256;
 pub const CONTEXT: u32 = 256;
 
-/// What the engine does with every request.
+/// What the backend does with every request.
 #[derive(Clone, Debug)]
 pub enum Script {
-    /// Sends these bursts, then the end that follows from them.
+    /// Sends these bursts, then the terminal event that they imply.
     Answer(Vec<Vec<TokenId>>),
     /// Sends these bursts, then waits to be cancelled, finished or failed.
     Hang(Vec<Vec<TokenId>>),
     /// Sends these bursts, then fails.
     Fail(Vec<Vec<TokenId>>, RequestFailure),
-    /// Refuses.
+    /// Rejects the request.
     Refuse(AdmissionError),
 }
 
@@ -41,9 +41,9 @@ impl Script {
     }
 }
 
-/// What the API told the engine.
+/// A call of the API to the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum BackendCall {
     Submitted(RequestId),
     Cancelled(RequestId),
     Finished(RequestId),
@@ -57,7 +57,7 @@ pub struct FakeBackend {
     health: Mutex<Health>,
     submissions: Mutex<Vec<Submission>>,
     open: Mutex<Vec<(RequestId, UnboundedSender<TokenEvent>)>>,
-    told: UnboundedSender<Told>,
+    told: UnboundedSender<BackendCall>,
 }
 
 impl FakeBackend {
@@ -77,7 +77,7 @@ impl FakeBackend {
         self.submissions.lock().unwrap().len()
     }
 
-    /// Ends every request that hangs.
+    /// Ends every hanging request.
     pub fn end_all(&self, event: TokenEvent) {
         for (_, events) in self.open.lock().unwrap().drain(..) {
             let _ = events.send(event.clone());
@@ -123,7 +123,7 @@ impl FakeBackend {
     }
 }
 
-/// A terminal event with figures that tests compare.
+/// A terminal event with statistics that tests compare.
 pub fn finished(reason: FinishReason) -> TokenEvent {
     let summary = RequestSummary {
         prompt_tokens: 3,
@@ -149,18 +149,18 @@ impl Backend for FakeBackend {
         let id = RequestId(self.submissions() as u64);
         self.submissions.lock().unwrap().push(submission.clone());
         self.run(id, &submission, sender);
-        let _ = self.told.send(Told::Submitted(id));
+        let _ = self.told.send(BackendCall::Submitted(id));
         Ok(Generation { id, events })
     }
 
     fn cancel(&self, id: RequestId) {
         self.end(id, TokenEvent::Failed(RequestFailure::Cancelled));
-        let _ = self.told.send(Told::Cancelled(id));
+        let _ = self.told.send(BackendCall::Cancelled(id));
     }
 
     fn finish(&self, id: RequestId) {
         self.end(id, finished(FinishReason::Stop));
-        let _ = self.told.send(Told::Finished(id));
+        let _ = self.told.send(BackendCall::Finished(id));
     }
 
     fn now(&self) -> Micros {
@@ -226,12 +226,12 @@ impl TextDecoder for ByteDecoder {
     }
 }
 
-/// The API at work.
+/// A running API server over a scripted backend.
 pub struct Fixture {
     pub engine: Arc<FakeBackend>,
     pub server: Server,
     pub socket: PathBuf,
-    told: UnboundedReceiver<Told>,
+    told: UnboundedReceiver<BackendCall>,
     _directory: tempfile::TempDir,
 }
 
@@ -271,10 +271,10 @@ impl Fixture {
         Fixture { engine, server, socket, told: listener, _directory: directory }
     }
 
-    /// What the API tells the engine next.
-    pub async fn told(&mut self) -> Told {
+    /// Waits for the API's next call to the backend.
+    pub async fn told(&mut self) -> BackendCall {
         let next = tokio::time::timeout(Duration::from_secs(30), self.told.recv());
-        next.await.expect("the engine was told nothing").expect("the engine is there")
+        next.await.expect("the backend was not called").expect("the backend is alive")
     }
 }
 

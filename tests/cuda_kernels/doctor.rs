@@ -1,4 +1,4 @@
-//! The doctor on a machine that has what it looks for.
+//! The doctor on a machine with a GPU.
 
 use specserve::doctor;
 

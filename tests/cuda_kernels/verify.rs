@@ -30,8 +30,8 @@ impl Sequence {
     fn random(random: &mut Random, vocab: usize, tree: bool) -> Sequence {
         let count = [0, 1, 3, 8, 64][random.below(5)];
         let mut params = random_params(random, vocab);
-        // Penalties make a node's sample depend on its path; a path is unique in a tree, so
-        // that works there, too, but one row can then serve one path only.
+        // Penalties make a node's sample depend on its path. Paths are unique in a tree, so each
+        // row serves one path.
         params.seed = random.word();
         let mut sequence = Sequence {
             params,
@@ -141,7 +141,7 @@ impl Inputs {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn verification_accepts_what_the_cpu_accepts() {
+fn verification_matches_the_cpu() {
     let mut bench = Bench::new();
     for (count, vocab) in [(1, 4_096), (8, 4_096), (64, 4_099), (8, 32_000), (6, 152_064)] {
         if bench.leaves_out(count * vocab) {

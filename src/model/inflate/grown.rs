@@ -45,7 +45,7 @@ impl Grown {
     pub fn new(model: &Model, shape: &InflateShape, vocab_size: Option<usize>) -> Result<Grown, String> {
         let from = model.loaded.spec.clone();
         let to = InflateShape { vocab_size: vocab_size.unwrap_or(shape.vocab_size), ..*shape };
-        refuse_unusual_parts(model)?;
+        reject_unsupported_parts(model)?;
         let grows = to.vocab_size > from.vocab_size;
         for (what, old, new) in [
             ("vocabulary", from.vocab_size, to.vocab_size),
@@ -115,7 +115,7 @@ impl Grown {
 }
 
 /// Rejects parts whose inflation is not implemented.
-fn refuse_unusual_parts(model: &Model) -> Result<(), String> {
+fn reject_unsupported_parts(model: &Model) -> Result<(), String> {
     let layers = &model.loaded.weights.layers;
     if layers.iter().any(|layer| layer.query_norm.is_some() || layer.key_norm.is_some()) {
         return Err("normalised query and key heads (qwen3) cannot be inflated".to_owned());

@@ -40,7 +40,7 @@ fn a_missing_directory_or_file_is_named() {
 }
 
 #[test]
-fn a_file_in_the_directorys_place_is_refused() {
+fn a_file_instead_of_a_directory_is_rejected() {
     let made = Directory::new("llama");
     made.write_all();
     let source = ModelSource::Directory(made.path("config.json"));
@@ -145,13 +145,16 @@ fn a_number_format_that_is_not_read_is_named() {
 }
 
 #[test]
-fn a_tensor_without_a_place_is_refused_but_derived_ones_are_not() {
+fn unused_tensors_are_rejected_but_derived_ones_are_not() {
     let mut made = Directory::new("llama");
     made.add("model.layers.0.self_attn.rotary_emb.inv_freq", &[2]);
     made.load().expect("early checkpoints carry the frequencies");
     made.add("model.layers.0.self_attn.q_proj.bias", &[8]);
     let error = made.error();
-    assert!(error.contains("tensor `model.layers.0.self_attn.q_proj.bias` is not part of the model"), "{error}");
+    assert!(
+        error.contains("tensor `model.layers.0.self_attn.q_proj.bias` is not part of the model"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn changed(model_type: &str, changes: Json) -> Directory {
 }
 
 #[test]
-fn what_is_not_implemented_is_refused_by_key_and_value() {
+fn unimplemented_settings_are_rejected_by_key_and_value() {
     let window = json!({"sliding_window": 32});
     let qwen_window = json!({"sliding_window": 32, "use_sliding_window": true, "max_window_layers": 1});
     let layer_types = json!({"sliding_window": 32, "layer_types": ["full_attention", "sliding_attention"]});
