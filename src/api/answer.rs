@@ -11,9 +11,9 @@ use super::error_code::ErrorCode;
 use super::output::{Output, OutputEnd};
 use crate::protocol::{FinishReason, Generation, RequestFailure, RequestId, RequestSummary, TokenEvent};
 
-/// Progress of an answer.
+/// The next event of an answer.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Progress {
+pub enum AnswerProgress {
     /// More text, never empty.
     Text(String),
     /// The answer is complete. Terminal.
@@ -61,18 +61,18 @@ impl<B: Backend> Answer<B> {
         self.id
     }
 
-    /// Waits for the next progress. Must not be called after [`Progress::Done`] or
-    /// [`Progress::Failed`].
-    pub async fn next(&mut self) -> Progress {
+    /// Waits for the next progress. Must not be called after [`AnswerProgress::Done`] or
+    /// [`AnswerProgress::Failed`].
+    pub async fn next(&mut self) -> AnswerProgress {
         loop {
             let Ok(event) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
-                return Progress::Failed(timeout());
+                return AnswerProgress::Failed(timeout());
             };
             match event {
                 Some(TokenEvent::Tokens(tokens)) => {
                     let text = self.push(&tokens);
                     if !text.is_empty() {
-                        return Progress::Text(text);
+                        return AnswerProgress::Text(text);
                     }
                 }
                 Some(TokenEvent::Finished { reason, summary }) => {
@@ -101,18 +101,18 @@ impl<B: Backend> Answer<B> {
         text
     }
 
-    fn done(&mut self, reason: FinishReason, summary: Option<RequestSummary>) -> Progress {
+    fn done(&mut self, reason: FinishReason, summary: Option<RequestSummary>) -> AnswerProgress {
         let text = self.output.finish();
         let (reason, output_tokens) = (self.output.finish_reason(reason), self.output.tokens());
-        Progress::Done(Completion { text, reason, output_tokens, summary })
+        AnswerProgress::Done(Completion { text, reason, output_tokens, summary })
     }
 
     /// Ends the answer after an engine failure. If the output was already complete, the
     /// caller has lost nothing and the answer counts as done.
-    fn failed(&mut self, failure: RequestFailure) -> Progress {
+    fn failed(&mut self, failure: RequestFailure) -> AnswerProgress {
         match self.output.end() {
             Some(_) => self.done(FinishReason::Stop, None),
-            None => Progress::Failed(failure.into()),
+            None => AnswerProgress::Failed(failure.into()),
         }
     }
 }

@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::answer::{Answer, Progress};
+use super::answer::{Answer, AnswerProgress};
 use super::app::{ApiLimits, App, health, metrics_page, off_the_workers, wrong_method};
 use super::backend::{Backend, BackendInfo};
 use super::counters::ApiCounters;
@@ -73,7 +73,7 @@ async fn generate<B: Backend>(
     let mut answer = Answer::new(app.backend.clone(), generation, output, deadline);
     let envelope = Envelope::new(endpoint, answer.id(), &info.model, prompt_tokens, seed);
     match (answer.next().await, parsed.stream) {
-        (Progress::Failed(error), _) => Err(error),
+        (AnswerProgress::Failed(error), _) => Err(error),
         (first, Some(options)) => Ok(stream::respond(answer, first, envelope, options)),
         (first, None) => whole(answer, first, &envelope).await,
     }
@@ -96,18 +96,18 @@ fn prepare<B: Backend>(
 
 async fn whole<B: Backend>(
     mut answer: Answer<B>,
-    first: Progress,
+    first: AnswerProgress,
     envelope: &Envelope,
 ) -> Result<Response, ApiError> {
     let (mut text, mut progress) = (String::new(), first);
     loop {
         match progress {
-            Progress::Text(more) => text += &more,
-            Progress::Done(completion) => {
+            AnswerProgress::Text(more) => text += &more,
+            AnswerProgress::Done(completion) => {
                 text += &completion.text;
                 return Ok(Json(envelope.whole(&text, &completion)).into_response());
             }
-            Progress::Failed(error) => return Err(error),
+            AnswerProgress::Failed(error) => return Err(error),
         }
         progress = answer.next().await;
     }

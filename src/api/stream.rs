@@ -7,7 +7,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
-use super::answer::{Answer, Completion, Progress};
+use super::answer::{Answer, AnswerProgress, Completion};
 use super::backend::Backend;
 use super::request::StreamOptions;
 use super::response::Envelope;
@@ -21,7 +21,7 @@ struct EventStream<B: Backend> {
     envelope: Envelope,
     options: StreamOptions,
     /// The first progress, already awaited by the caller of [`respond`].
-    ready: Option<Progress>,
+    ready: Option<AnswerProgress>,
     /// Whether a chunk has been written.
     opened: bool,
     /// Whether the last event has been written.
@@ -32,7 +32,7 @@ struct EventStream<B: Backend> {
 /// fails before its first token gets an error status.
 pub fn respond<B: Backend>(
     answer: Answer<B>,
-    first: Progress,
+    first: AnswerProgress,
     envelope: Envelope,
     options: StreamOptions,
 ) -> Response {
@@ -55,9 +55,9 @@ impl<B: Backend> EventStream<B> {
             None => self.answer.next().await,
         };
         let events = match progress {
-            Progress::Text(text) => self.text(&text),
-            Progress::Done(completion) => self.final_events(&completion),
-            Progress::Failed(error) => {
+            AnswerProgress::Text(text) => self.text(&text),
+            AnswerProgress::Done(completion) => self.final_events(&completion),
+            AnswerProgress::Failed(error) => {
                 self.closed = true;
                 event(&error.body())
             }

@@ -22,7 +22,7 @@ use super::measured_profile::MeasuredProfile;
 use super::private::PrivateDaemon;
 use crate::config::Config;
 use crate::policy::registry::PolicyName;
-use report::{Report, Setting};
+use report::{DemoReport, Setting};
 use round::{Round, warm_up};
 
 /// Time budget for profiling, if the policy needs a profile.
@@ -89,7 +89,7 @@ pub async fn run<H: DaemonHost>(args: &DemoArgs, host: &H, out: &mut impl Write)
     }
     progress.finish_and_clear();
     let setting = Setting { policy: args.policy, tokens_max: args.tokens };
-    let report = Report::new(setting, &plain, &speculative);
+    let report = DemoReport::new(setting, &plain, &speculative);
     if args.json {
         writeln!(out, "{:#}", serde_json::json!(report))?;
     } else {

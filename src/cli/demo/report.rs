@@ -46,7 +46,7 @@ pub struct SideStats {
 
 /// The complete report; the `--json` document.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct DemoReport {
     /// Version of this program.
     pub version: &'static str,
     /// Policy of the speculative side.
@@ -69,13 +69,13 @@ pub struct Report {
     pub different_prompts: Vec<&'static str>,
 }
 
-impl Report {
+impl DemoReport {
     /// Summarises the rounds of both sides; each has at least one.
-    pub fn new(setting: Setting, plain: &[Round], speculative: &[Round]) -> Report {
+    pub fn new(setting: Setting, plain: &[Round], speculative: &[Round]) -> DemoReport {
         let different_prompts = different_prompts(plain, speculative);
         let (plain, rounds) = (SideStats::new(plain), plain.len());
         let speculative = SideStats::new(speculative);
-        Report {
+        DemoReport {
             version: env!("CARGO_PKG_VERSION"),
             policy: setting.policy.to_string(),
             prompts: PROMPTS.len(),
@@ -132,7 +132,7 @@ fn different_prompts(plain: &[Round], speculative: &[Round]) -> Vec<&'static str
     PROMPTS.iter().enumerate().filter(|(index, _)| differs(*index)).map(|(_, prompt)| *prompt).collect()
 }
 
-impl std::fmt::Display for Report {
+impl std::fmt::Display for DemoReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut table = Table::new(["", "plain", &self.policy]);
         let mut row = |name: &str, cell: &dyn Fn(&SideStats) -> String| {

@@ -31,7 +31,7 @@ use crate::policy::registry::PolicyName;
 use crate::protocol::Slo;
 use crate::replay::{Arrival, load};
 use prompts::Prompts;
-use report::Report;
+use report::ReplayReport;
 use run_stats::{RunStats, Setting};
 use session::{Session, warm_up};
 
@@ -63,7 +63,7 @@ pub async fn run<H: DaemonHost>(args: &ReplayArgs, host: &H, out: &mut impl Writ
         }
         (None, None) => unreachable!("clap requires one of them"),
     };
-    let report = Report::new(runs);
+    let report = ReplayReport::new(runs);
     match args.json {
         true => writeln!(out, "{:#}", json!(report))?,
         false => write!(out, "{report}")?,

@@ -46,7 +46,7 @@ pub struct Summary {
 
 /// The complete report; the `--json` document.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct ReplayReport {
     /// Version of this program.
     pub version: &'static str,
     /// Medians, in the order of the arguments.
@@ -55,9 +55,9 @@ pub struct Report {
     pub runs: Vec<RunStats>,
 }
 
-impl Report {
+impl ReplayReport {
     /// Summarises the runs.
-    pub fn new(runs: Vec<RunStats>) -> Report {
+    pub fn new(runs: Vec<RunStats>) -> ReplayReport {
         let mut keys: Vec<(String, f64)> = Vec::new();
         for run in &runs {
             let key = (run.setting.policy.clone(), run.setting.rate_scale);
@@ -66,7 +66,7 @@ impl Report {
             }
         }
         let summary = keys.iter().map(|(policy, rate_scale)| summarise(&runs, policy, *rate_scale)).collect();
-        Report { version: env!("CARGO_PKG_VERSION"), summary, runs }
+        ReplayReport { version: env!("CARGO_PKG_VERSION"), summary, runs }
     }
 }
 
@@ -107,7 +107,7 @@ fn summarise(runs: &[RunStats], policy: &str, rate_scale: f64) -> Summary {
     }
 }
 
-impl std::fmt::Display for Report {
+impl std::fmt::Display for ReplayReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut table = Table::new([
             "policy",
