@@ -52,7 +52,7 @@ fn sampling(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new("choose", name), |bencher| {
                 bencher.iter(|| {
                     position += 1;
-                    sampler.choose(black_box(&row), &params, position, &history)
+                    sampler.sample(black_box(&row), &params, position, &history)
                 });
             });
             group.bench_function(BenchmarkId::new("propose", name), |bencher| {

@@ -1,13 +1,13 @@
-/* Paged attention: C ABI and the plan that one step shares between all layers.
+/* Paged attention: C ABI and the plan that all layers of a step share.
  *
  * A *segment* is a run of consecutive query rows of one sequence. Query `i` of a segment
- * stands in slot position `start + i`. It sees every position before `start`, and of the
+ * is at slot position `start + i`. It sees every position before `start`, and of the
  * segment's own positions those whose bit is set in its mask: bit `j` is position
  * `start + j`. Masks make chains (bits 0..=i) and trees alike; they hold 64 positions, so
  * longer runs are causal and go to the prefill kernel.
  *
- * Work is cut by position only: into query tiles and KV chunks whose borders do not depend
- * on what else is in the batch, so a row's result does not either.
+ * Work is split by position only, into query tiles and KV chunks whose boundaries do not
+ * depend on the rest of the batch. So a row's result does not depend on it either.
  */
 #ifndef SPECSERVE_ATTENTION_H
 #define SPECSERVE_ATTENTION_H
@@ -24,7 +24,7 @@ struct CUstream_st;
  * by variant: small and large. */
 #define ATTENTION_TILE_ROWS_SMALL 16
 #define ATTENTION_TILE_ROWS_LARGE 32
-/* Query rows of one tile of the prefill kernel. */
+/* Query rows per tile of the prefill kernel. */
 #define ATTENTION_PREFILL_TILE_ROWS 128
 /* Most items of one prefill launch. */
 #define ATTENTION_PREFILL_ITEMS_MAX 32767
@@ -41,25 +41,25 @@ typedef struct {
 
 /* One query tile against one chunk of positions, for every KV head. */
 typedef struct {
-    AttentionSegment segment; /* a copy: one load less before keys can be fetched */
+    AttentionSegment segment; /* a copy; saves a dependent load before keys can be fetched */
     int32_t tile;     /* query tile: its first packed row is tile * tile rows */
     int32_t kv_begin; /* first position; a multiple of 64 */
     int32_t kv_end;   /* one past the last position */
-    int32_t chunk;    /* number of the chunk */
-    int32_t chunks;   /* chunks of this segment */
+    int32_t chunk;    /* index of the chunk */
+    int32_t chunks;   /* number of chunks of this segment */
     int32_t partial;  /* first row of this tile's partial results; unused when chunks == 1 */
     int32_t unused[2];
 } AttentionItem;
 
-/* Everything on the device. The plan part is the same for all layers of a step. */
+/* All pointers are device pointers. The plan is the same for all layers of a step. */
 typedef struct {
     const uint16_t *q;       /* bf16 [rows][q_stride], heads * head_dim used */
     uint16_t *out;           /* bf16 [rows][heads * head_dim] */
     const uint16_t *kv;      /* this layer's part of the pool, see kv_layout.cuh */
-    const AttentionSegment *segments; /* only the plain version reads them */
+    const AttentionSegment *segments; /* read only by the naive version */
     const AttentionItem *items; /* 16-byte aligned; readable up to one past the grid's CTAs */
-    const int32_t *item_count;  /* how many items and merges, on the device: two numbers */
-    const AttentionItem *merges; /* one item of each tile with more than one chunk */
+    const int32_t *item_count;  /* [2]: number of items and of merges */
+    const AttentionItem *merges; /* one item per tile with more than one chunk */
     const uint64_t *masks;      /* one per query row of `q`; not read by the prefill kernel */
     const int32_t *tables;      /* block tables of all sequences */
     float *partial_out;         /* [partial rows][head_dim], unnormalised */
@@ -71,28 +71,27 @@ typedef struct {
     int32_t head_dim;           /* 64 or 128 */
 } AttentionParams;
 
-/* Stages of a ring in the decode kernel's variant for chips with little shared memory. */
+/* Ring stages of the decode kernel's variant for devices with little shared memory. */
 #define ATTENTION_STAGES_FEW 2
 
-/* Decode and verification. `large` picks the tile; the plan must have been made for it.
- * `ctas`: thread blocks; they share the items. `stages`: of the ring in shared memory, 0 for
- * the most that the device has room for; the result does not depend on it. Returns a
- * cudaError_t. */
+/* Decode and verification. `large` selects the tile; the plan must have been made for it.
+* `ctas`: thread blocks that share the items. `stages`: ring stages in shared memory, 0 for
+* the most that fit; the result does not depend on it. Returns a cudaError_t. */
 int specserve_attention_decode(const AttentionParams *params, int large, int ctas, int stages,
                                struct CUstream_st *stream);
 
-/* Merges the chunks of tiles with more than one; to follow the decode kernel. */
+/* Merges the chunks of tiles with more than one; launched after the decode kernel. */
 int specserve_attention_merge(const AttentionParams *params, int large, struct CUstream_st *stream);
 
-/* Thread blocks of the decode kernel that fit on the device at once; negative: -cudaError_t. */
+/* Thread blocks of the decode kernel that are resident at once; negative: -cudaError_t. */
 int specserve_attention_decode_ctas(int head_dim, int large, int stages);
 
 /* Causal attention of long segments. One item per query tile; kv_begin, kv_end, chunk and
- * partial are not read. `items`: how many. Returns a cudaError_t. */
+ * partial are not read. `items`: number of items. Returns a cudaError_t. */
 int specserve_attention_prefill(const AttentionParams *params, int items, struct CUstream_st *stream);
 
-/* The plain version of both, for comparison: one thread block per query row and head.
- * `causal`: take masks as causal and do not read them. `segments`: how many. */
+/* Naive reference of both: one thread block per query row and head. `causal`: treat masks as
+* causal and do not read them. `segments`: number of segments. */
 int specserve_attention_naive(const AttentionParams *params, int segments, int queries_max, int causal,
                               struct CUstream_st *stream);
 

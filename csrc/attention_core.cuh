@@ -1,13 +1,13 @@
-// Shared code of the attention kernels: swizzled shared memory, and one step of flash
-// attention on the matrix units.
+// Shared parts of the attention kernels: asynchronous copies, swizzled shared memory, and one
+// flash-attention step on the tensor cores (mma.sync m16n8k16, bf16 in, fp32 out).
 //
 // Query rows are packed: row r of a tile is query r / group, head r % group of the group
-// that reads one KV head. So keys and values are read once for all heads of a group and
-// all queries of a segment.
+// that shares one KV head. So keys and values are read once for all heads of a group and all
+// queries of a segment.
 //
-// Every result of a row is a function of that row's query and of the positions it sees,
-// in an order fixed by position: other rows of the tile and positions behind a mask leave
-// no trace (a masked position multiplies by exactly 0, an unchanged maximum by exactly 1).
+// A row's result depends only on its query and the positions it attends to, in an order
+// fixed by position. Other rows of the tile and masked positions do not affect its bits: a
+// masked position multiplies by exactly 0, an unchanged maximum by exactly 1.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -50,7 +50,7 @@ template <int HD> __device__ __forceinline__ uint32_t swizzled(int row, int piec
 // lane / 4 and lane / 4 + 8 of each 16, columns (lane % 4) * 2 and + 1 of each 8.
 template <int HD, int R> struct Accumulator {
     float out[R][HD / 8][4];
-    float maximum[R][2]; // of the scaled scores, in powers of two
+    float maximum[R][2]; // of the scaled scores, base 2
     float sum[R][2];     // this thread's columns only, until `finish_sums`
 
     __device__ __forceinline__ void clear() {
@@ -105,7 +105,7 @@ __device__ __forceinline__ void scores(float (&s)[R][2 * B][4], uint32_t q, uint
     }
 }
 
-// Turns scores into weights, in place, and rescales what was gathered before.
+// Turns scores into weights in place and rescales the accumulated output.
 template <int HD, int R, int B>
 __device__ __forceinline__ void soften(Accumulator<HD, R> &acc, float (&s)[R][2 * B][4], float scale_log2) {
 #pragma unroll
@@ -119,7 +119,7 @@ __device__ __forceinline__ void soften(Accumulator<HD, R> &acc, float (&s)[R][2 
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
             const float maximum = fmaxf(acc.maximum[r][h], top * scale_log2);
-            // Nothing visible yet: any finite reference gives weights of exactly 0.
+            // No visible position yet: any finite reference yields weights of exactly 0.
             const float reference = maximum == -INFINITY ? 0.f : maximum;
             shrink[h] = power_of_two(acc.maximum[r][h] - reference);
             acc.maximum[r][h] = maximum;
@@ -145,7 +145,7 @@ __device__ __forceinline__ void soften(Accumulator<HD, R> &acc, float (&s)[R][2 
     }
 }
 
-// Adds the weighted values (rows at `v`).
+// Accumulates the weighted values (rows at `v`).
 template <int HD, int R, int B>
 __device__ __forceinline__ void gather(Accumulator<HD, R> &acc, const float (&s)[R][2 * B][4], uint32_t v, int lane) {
     const int v_row = lane & 15, v_piece = lane >> 4;
@@ -172,8 +172,8 @@ __device__ __forceinline__ void gather(Accumulator<HD, R> &acc, const float (&s)
     }
 }
 
-// One step: 16 * B positions from `position` on. `visible(r, h, position)` says whether the
-// thread's row h of row tile r sees a position; it is asked only where `masked`.
+// One step over 16 * B positions starting at `position`. `visible(r, h, position)` tells whether
+// the thread's row h of row tile r attends to a position; called only if `masked`.
 template <int HD, int R, int B, class Visible>
 __device__ __forceinline__ void attend(Accumulator<HD, R> &acc, uint32_t q, uint32_t k, uint32_t v, float scale_log2,
                                        bool masked, int position, const Visible &visible, int lane) {
@@ -223,7 +223,7 @@ __device__ __forceinline__ AttentionItem load_item(const AttentionItem *from) {
     return loaded.item;
 }
 
-// Where packed row `row` of a segment goes in the output.
+// Output address of packed row `row` of a segment.
 template <int HD>
 __device__ __forceinline__ uint16_t *output_row(const AttentionParams &p, const AttentionSegment &segment, int kv_head,
                                                 int group, int row) {
@@ -232,7 +232,7 @@ __device__ __forceinline__ uint16_t *output_row(const AttentionParams &p, const 
 }
 
 __device__ __forceinline__ float reference_of(float maximum) {
-    // Nothing visible: any finite reference gives weights of exactly 0.
+    // No visible position: any finite reference yields weights of exactly 0.
     return maximum == -INFINITY ? 0.f : maximum;
 }
 

@@ -1,39 +1,38 @@
-// Paged attention for decode and verification: split over positions, one plan for all layers.
+// Paged attention for decode and verification: split-KV, with one plan for all layers.
 //
 // Design. A work item is (query tile of 16 or 32 packed rows, chunk of positions, KV head).
 // The four warps of a CTA each own every fourth KV block of the chunk and a private ring of
-// cp.async stages, so they never wait for each other while they stream: block b goes to
-// warp b % 4, by position. At the end of the item the warps' softmax states are merged in
-// warp order. A tile with one chunk is done then; the others' chunks are merged, in chunk
-// order, by a second kernel (attention_merge.cu). A persistent grid walks the items, so a
-// captured launch serves any number of them; the next item's first blocks are on their way
-// while the warps merge.
+// cp.async stages, so they never synchronise while streaming: block b goes to warp b % 4, by
+// position. At the end of the item the warps' softmax states are merged in warp order. A tile
+// with a single chunk is then complete; chunks of other tiles are merged, in chunk order, by a
+// second kernel (attention_merge.cu). A persistent grid walks the items, so a captured launch
+// serves any number of them. The next item's first blocks are prefetched during the merge.
 //
 // Bytes: keys and values once per query tile (2 * positions * kv_heads * head_dim * 2), the
 // queries and the output; partial results are rows * chunks * head_dim * 8 and stay in L2.
-// The ceiling is the copy bandwidth. Figures: docs/kernels.md.
+// The roofline is the copy bandwidth. Measurements: docs/kernels.md.
 #include "attention_core.cuh"
 #include "common.cuh"
 
 namespace attention {
 namespace {
 
-// Stages of a warp's ring: as many as pay, and fewer for chips with less shared memory (100 KB
-// a multiprocessor on compute capability 8.9). Results do not depend on it.
+// Stages of a warp's ring: as many as help, and fewer on devices with less shared memory (100 KB
+// per SM on compute capability 8.9). Results do not depend on it.
 template <int HD> constexpr int STAGES_MANY = HD == 128 ? 3 : 4;
 constexpr int STAGES_FEW = 2;
 
 template <int HD> constexpr int BLOCK_BYTES = 2 * BLOCK * HD * 2;
-// Bytes of a warp's ring, and of all that a CTA has beside it.
+// Bytes of a warp's ring, and of the CTA's remaining shared memory.
 template <int HD, int S> constexpr int RING_BYTES = S * BLOCK_BYTES<HD>;
 template <int HD, int R, int S> constexpr int shared_bytes() { return R * 16 * HD * 2 + WARPS * RING_BYTES<HD, S>; }
 
 // At the end of an item a warp's output goes to the last R stages of its ring, where it fits
-// exactly; meanwhile the first stages, if there are more, already receive the next item's blocks.
+// exactly. Meanwhile the remaining first stages already receive the next item's blocks.
 template <int R, int S> constexpr int MERGE_STAGE = S - R;
 static_assert(16 * 128 * 4 == BLOCK_BYTES<128> && 16 * 64 * 4 == BLOCK_BYTES<64>, "one row tile is one stage");
 
-// Place of a column in a row of the merge buffer: rows start in different banks.
+// Index of a column in a row of the merge buffer; rows start in different banks.
 __device__ __forceinline__ int merge_column(int row, int column) { return column ^ ((row & 7) * 8); }
 
 struct Work {
@@ -41,14 +40,14 @@ struct Work {
     int kv_head, group, row0, rows;
 };
 
-// A warp's blocks of an item.
+// The blocks of an item that a warp owns.
 struct Feed {
     int first, count;
-    int id; // lane i holds the number of block i: a chunk has at most 32 * 4 blocks
+    int id; // lane i holds the id of block i: a chunk has at most 32 * 4 blocks
 };
 
-// Copies one KV block to a stage of the warp's ring; tokens from `tokens` on become zero,
-// because what an unused slot holds may be a NaN.
+// Copies one KV block to a stage of the warp's ring. Tokens from `tokens` on are zeroed,
+// because unused slots may hold NaNs.
 template <int HD>
 __device__ __forceinline__ void load_block(uint32_t stage, const uint16_t *from, int tokens, int lane) {
     constexpr int PIECES = HD / 8;
@@ -68,7 +67,7 @@ __device__ __forceinline__ Feed open_feed(const AttentionParams &p, const Attent
     return feed;
 }
 
-// Fetches the feed's block `i`, if it has so many; always one group of copies.
+// Fetches the feed's block `i`, if it exists; always commits one copy group.
 template <int HD, int S>
 __device__ __forceinline__ void fetch(const AttentionParams &p, const Feed &feed, int kv_end, int kv_head, uint32_t ring,
                                       int i, int lane) {
@@ -81,12 +80,12 @@ __device__ __forceinline__ void fetch(const AttentionParams &p, const Feed &feed
     copies_commit();
 }
 
-// Whether the first stages' blocks hold only tokens of earlier steps.
+// Whether the blocks of the first stages hold only tokens of earlier steps.
 template <int S> __device__ __forceinline__ bool starts_old(const Feed &feed, const AttentionSegment &segment) {
     return (feed.first + (min(feed.count, S - 1) - 1) * WARPS + 1) * BLOCK <= segment.start;
 }
 
-// Streams the warp's share of the chunk through its ring, whose first stages are on their way.
+// Streams the warp's share of the chunk through its ring; the first stages are already in flight.
 template <int HD, int R, int S>
 __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionParams &p, const Work &work,
                                        const Feed &feed, uint8_t *q, uint32_t ring, int lane) {
@@ -120,13 +119,13 @@ __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionP
     __syncwarp();
 }
 
-// Where a warp's row of output lies between `publish` and the merge.
+// Address of a warp's output row between `publish` and the merge.
 template <int HD, int R, int S> __device__ __forceinline__ float *merge_row(uint8_t *rings, int warp, int row) {
     uint8_t *buffer = rings + warp * RING_BYTES<HD, S> + MERGE_STAGE<R, S> * BLOCK_BYTES<HD>;
     return reinterpret_cast<float *>(buffer) + row * HD;
 }
 
-// Puts each warp's state where all threads can read it.
+// Writes each warp's state to shared memory.
 template <int HD, int R, int S>
 __device__ __forceinline__ void publish(const Accumulator<HD, R> &acc, uint8_t *rings, float2 (*stats)[R * 16], int warp,
                                         int lane) {
@@ -188,7 +187,7 @@ __device__ __forceinline__ void merge_warps(const AttentionParams &p, const Work
     }
 }
 
-// The item with number `w` of all items and KV heads.
+// Work item `w` over all items and KV heads.
 template <int R> __device__ __forceinline__ Work work_of(const AttentionParams &p, const AttentionItem &item, int w) {
     Work work;
     work.item = item;
@@ -209,7 +208,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ Att
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const uint32_t ring = shared_address(rings) + warp * RING_BYTES<HD, S>;
     ss::let_next_start();
-    // Before it is known whether there is one: its load overlaps that of the count.
+    // Speculative, before the count is known, so that the two loads overlap.
     int w = blockIdx.x;
     AttentionItem next = load_item(p.items + w / p.kv_heads);
     const int total = *p.item_count * p.kv_heads;
@@ -250,8 +249,8 @@ __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ Att
     }
 }
 
-// Runs `use(kernel, shared bytes)` with the kernel of these stages; 0: the most that fit.
-// Returns its result, or a negative cudaError_t.
+// Calls `use(kernel, shared bytes)` with the kernel for `stages`; 0 selects the most that fit.
+// Returns the result, or a negative cudaError_t.
 template <int HD, int R, class Use> int with_kernel(int stages, const Use &use) {
     constexpr int MANY = STAGES_MANY<HD>, BYTES_MANY = shared_bytes<HD, R, MANY>();
     constexpr int BYTES_FEW = shared_bytes<HD, R, STAGES_FEW>();

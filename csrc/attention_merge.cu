@@ -1,11 +1,11 @@
-// Merges what the decode kernel found in the chunks of one query tile.
+// Merges the decode kernel's partial results of a query tile's chunks (split-KV).
 //
-// Design. One warp per row and head: a lane reads one chunk's maximum and sum, the warp finds
-// the weights, then every lane adds up its columns in chunk order, eight chunks in flight.
-// Merging in the decode kernel, by the CTA that comes last, was tried first: one CTA then
-// reads up to 0.6 MB alone while the others are done, 25 us of 50 at 8 queries x 8k.
+// Design. One warp per row and head: each lane reads one chunk's maximum and sum, the warp
+// computes the weights, then every lane sums its columns in chunk order, eight chunks in flight.
+// Merging in the decode kernel, by the last CTA to arrive, was tried first: that CTA reads up to
+// 0.6 MB alone while the others are idle, 25 us of 50 at 8 queries x 8k.
 //
-// Bytes: rows * heads * chunks * head_dim * 4, out of L2. Figures: docs/kernels.md.
+// Bytes: rows * heads * chunks * head_dim * 4, from L2. Measurements: docs/kernels.md.
 #include "attention_core.cuh"
 #include "common.cuh"
 

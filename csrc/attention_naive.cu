@@ -1,8 +1,8 @@
-// The plain version of paged attention, kept to compare the fast ones with: one CTA per
+// Naive reference of paged attention, for comparison with the fast kernels: one CTA per
 // query row and head, scores in two passes over the keys, no reuse between the heads of a
-// group, no matrix units.
+// group, no tensor cores.
 //
-// Bytes: keys twice and values once per query row and *query* head. Figures: docs/kernels.md.
+// Bytes: keys twice and values once per query row and *query* head. Measurements: docs/kernels.md.
 #include <cuda_bf16.h>
 #include <math.h>
 

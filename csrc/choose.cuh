@@ -1,11 +1,11 @@
-// Chooses one token per row of logits: the largest score plus Gumbel noise over the tokens
-// that the row's filters keep, exactly as src/sampling/sampler.rs does.
+// Samples one token per row of logits: the argmax of score plus Gumbel noise over the tokens
+// that the row's filters keep, bit for bit as in src/sampling/sampler.rs.
 //
-// One pass over the logits (scan.cuh); rows with filters take a second one (filter.cuh), whose
-// last CTA selects what is kept (select.cuh). choose_naive.cuh is the plain version.
+// One pass over the logits (scan.cuh). Rows with filters take a second pass (filter.cuh), whose
+// last CTA selects the kept tokens (select.cuh). choose_naive.cuh is the naive reference.
 //
-// The includer's `Sink` says what happens to a row's result; its functions are called by all
-// lanes of one warp.
+// The including file's `Sink` consumes the results of the rows; its functions are called by
+// all lanes of one warp.
 #pragma once
 
 #include "choose_naive.cuh"

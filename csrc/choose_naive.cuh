@@ -1,12 +1,11 @@
-// The plain version of choosing a token.
+// Naive reference of token sampling.
 #pragma once
 
 #include "select.cuh"
 
 namespace ss {
 
-// One CTA per row, a pass over the logits for every question, a binary
-// search for every cut.
+// One CTA per row, one pass over the logits per quantity, one binary search per cut.
 template <typename Sink>
 __global__ void __launch_bounds__(kSampleThreads) choose_naive_kernel(const SampleParams p, const Sink sink)
 {

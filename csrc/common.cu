@@ -1,4 +1,4 @@
-// Facts about the linked CUDA runtime, for error messages and `specserve doctor`.
+// Properties of the linked CUDA runtime, for error messages and `specserve doctor`.
 #include "common.cuh"
 
 extern "C" const char *specserve_error_string(int status)

@@ -1,4 +1,4 @@
-// Building blocks that every kernel shares: 16-byte vectors of bf16, warp and block
+// Building blocks shared by all kernels: 16-byte vectors of bf16, warp and block
 // reductions with a fixed order, launch checks.
 #pragma once
 
@@ -15,7 +15,7 @@ constexpr unsigned kFullMask = 0xffffffffu;
 
 using bf16 = __nv_bfloat16;
 
-// Eight bf16 numbers: the widest access of one thread.
+// Eight bf16 values, the widest access of one thread.
 struct alignas(16) Bf16x8 {
     __nv_bfloat162 pair[4];
 };
@@ -38,7 +38,7 @@ __device__ __forceinline__ Bf16x8 pack(const float (&in)[8])
     return packed;
 }
 
-// Reads that pass over data once: keep it out of L1.
+// Streaming loads: the data is read once, so they bypass L1.
 __device__ __forceinline__ uint4 load_streaming(const uint4 *from)
 {
     uint4 value;
@@ -63,7 +63,7 @@ __device__ __forceinline__ float warp_max(float value)
     return value;
 }
 
-// 2^x to 2 units of the last place; 0 where the result would be denormal.
+// 2^x to 2 ulp; 0 where the result would be denormal.
 __device__ __forceinline__ float power_of_two(float x)
 {
     float y;
@@ -71,11 +71,11 @@ __device__ __forceinline__ float power_of_two(float x)
     return y;
 }
 
-// To 2 units of the last place of fp32; the result is rounded to bf16.
+// SiLU to 2 ulp of fp32; callers round the result to bf16.
 __device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
 
-// Sum over a CTA of `warps` warps, the same bits in every thread. `scratch` holds `warps`
-// floats of shared memory; the caller does not reuse it before the next barrier.
+// Sum over a CTA of `warps` warps, bitwise equal in every thread. `scratch` holds `warps`
+// floats of shared memory and must not be reused before the next barrier.
 __device__ __forceinline__ float block_sum(float value, float *scratch, int warps)
 {
     value = warp_sum(value);
@@ -87,8 +87,8 @@ __device__ __forceinline__ float block_sum(float value, float *scratch, int warp
     return total;
 }
 
-// Programmatic dependent launch: a kernel launched with ss::launch may start while the one
-// before it in the stream drains. It reads nothing of that kernel's before wait_for_previous.
+// Programmatic dependent launch: a kernel launched with ss::launch may start while its
+// predecessor drains. It must not read the predecessor's output before wait_for_previous.
 __device__ __forceinline__ void wait_for_previous()
 {
 #if __CUDA_ARCH__ >= 900
@@ -105,7 +105,7 @@ __device__ __forceinline__ void let_next_start()
 
 inline int ceil_div(int value, int by) { return (value + by - 1) / by; }
 
-// Multiprocessors of the current device; asked once.
+// Number of SMs of the current device; cached.
 inline int multiprocessors()
 {
     static const int count = [] {
@@ -117,7 +117,7 @@ inline int multiprocessors()
     return count;
 }
 
-// Compute capability of the current device times ten (90 for Hopper); asked once.
+// Compute capability of the current device times ten (90 for Hopper); cached.
 inline int compute_capability()
 {
     static const int value = [] {
@@ -130,7 +130,7 @@ inline int compute_capability()
     return value;
 }
 
-// Most shared memory of one CTA on the current device, in bytes; asked once.
+// Shared memory limit of a CTA on the current device, in bytes; cached.
 inline int shared_bytes_max()
 {
     static const int value = [] {
@@ -142,7 +142,7 @@ inline int shared_bytes_max()
     return value;
 }
 
-// Whether a kernel can have this much dynamic shared memory beside its static one.
+// Whether a kernel can have this much dynamic shared memory in addition to its static use.
 template <typename... Parameters> bool fits_shared(void (*kernel)(Parameters...), int dynamic_bytes)
 {
     cudaFuncAttributes attributes = {};
@@ -155,7 +155,7 @@ template <typename... Parameters> cudaError_t allow_shared(void (*kernel)(Parame
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes);
 }
 
-// Launches with programmatic dependent launch where the chip has it. The kernel must call
+// Launches with programmatic dependent launch where the device supports it. The kernel must call
 // wait_for_previous before it touches memory that an earlier kernel wrote.
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, CUstream_st *stream,
@@ -177,7 +177,7 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_b
 
 }  // namespace ss
 
-// For launchers: returns cudaErrorInvalidValue to the host when an argument breaks the contract.
+// For launchers: returns cudaErrorInvalidValue if an argument violates the contract.
 #define SS_REQUIRE(condition)                                             \
     do {                                                                  \
         if (!(condition)) return static_cast<int>(cudaErrorInvalidValue); \

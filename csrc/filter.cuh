@@ -1,7 +1,7 @@
-// The second pass, only for rows with top-k, top-p or min-p: slices add up the integer mass and
-// gather the tokens within a window of the best; the last CTA of a row finds the cut by sorting
-// these (or by radix selection in the whole row, should the window be too small or too full)
-// and lets the kept tokens race.
+// Second pass, for rows with top-k, top-p or min-p only. Slices sum the integer mass and gather
+// the tokens within a window of the best. The last CTA of a row finds the cut by sorting these
+// (or by radix selection over the whole row, if the window is too small or too full) and takes
+// the Gumbel argmax of the kept tokens.
 #pragma once
 
 #include "scan.cuh"
@@ -47,7 +47,7 @@ __device__ __forceinline__ void gather_slice(const SampleParams &p, const Scratc
             if (near && place < SAMPLE_CANDIDATES_MAX) candidates[place] = rank_key(score[i], at + i);
         }
     };
-    // Two loads ahead of the one that is looked at.
+    // Loads run two iterations ahead.
     const int end = min(p.vocab, slice.end);
     int at = slice.begin + 4 * threadIdx.x;
     float4 next = load_logits(logits, at, end), after_next = load_logits(logits, at + kSweep, end);
@@ -64,8 +64,8 @@ __device__ __forceinline__ void gather_slice(const SampleParams &p, const Scratc
 
 constexpr int kNotEnough = -1;
 
-// Copies candidates to `list`: those in the narrowest of a few windows that holds every cut,
-// because sorting is what takes the time. Returns how many, or kNotEnough. By the whole CTA.
+// Copies candidates to `list`: those in the narrowest of a few windows that contains every cut,
+// because sorting dominates the time. Returns the count, or kNotEnough. Called by the whole CTA.
 inline __device__ int narrow(const u64 *candidates, int gathered, const SamplingRow &row, int vocab, u64 mass_of_all,
                              float max_score, u64 *list, SelectSpace &space)
 {

@@ -1,8 +1,8 @@
-/* The C interface of the CUDA kernels: the only header that bindgen reads.
+/* C interface of the CUDA kernels; the only header that bindgen reads.
  *
- * Every launcher enqueues work on the stream, never waits, and returns 0 or a cudaError_t.
- * Pointers in parameter structs are device pointers unless said otherwise; the struct itself
- * lies on the host and is copied. bf16 numbers travel as uint16_t. */
+ * Every launcher enqueues work on the stream without blocking and returns 0 or a cudaError_t.
+ * Pointers in parameter structs are device pointers unless stated otherwise; the structs
+ * themselves are in host memory and are copied. bf16 values are passed as uint16_t. */
 #ifndef SPECSERVE_KERNELS_H
 #define SPECSERVE_KERNELS_H
 
@@ -21,9 +21,9 @@ extern "C" {
 
 struct CUstream_st;
 
-/* Text of a launcher's status; static storage. */
+/* Message of a launcher's status; static storage. */
 const char *specserve_error_string(int status);
-/* Version of the CUDA runtime that is linked in, 13000 for 13.0. */
+/* Version of the linked CUDA runtime, for example 13000 for 13.0. */
 int specserve_runtime_version(void);
 
 #ifdef __cplusplus

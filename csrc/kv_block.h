@@ -1,5 +1,5 @@
-/* Tokens in one KV block. Kernels are compiled for it; the host's constant of the same name is
- * checked against it when the crate is compiled (src/executor/cuda/ffi.rs). */
+/* Tokens per KV block, a compile-time constant of the kernels. The host's constant of this name
+ * is checked against it at compile time (src/executor/cuda/ffi.rs). */
 #ifndef SPECSERVE_KV_BLOCK_H
 #define SPECSERVE_KV_BLOCK_H
 

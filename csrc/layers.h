@@ -1,7 +1,7 @@
-/* What a transformer layer does besides matrix products and attention: C ABI.
+/* Transformer layer kernels other than matrix products and attention: C ABI.
  *
- * The residual stream is fp32: rounding it to bf16 after every layer would cost more
- * accuracy than all other roundings together, and it is small beside the weights. */
+ * The residual stream is fp32. Rounding it to bf16 after every layer would cost more accuracy
+ * than all other roundings together, and it is small compared to the weights. */
 #ifndef SPECSERVE_LAYERS_H
 #define SPECSERVE_LAYERS_H
 
@@ -13,10 +13,10 @@ extern "C" {
 
 struct CUstream_st;
 
-/* Widest residual stream. A multiple of 8 everywhere. */
+/* Widest residual stream. All widths are multiples of 8. */
 #define LAYER_HIDDEN_MAX 16384
 
-/* residual[row] = table[token]. A token outside the vocabulary (padding: -1) gives zeros. */
+/* residual[row] = table[token]. A token outside the vocabulary (padding: -1) yields zeros. */
 typedef struct {
     const uint16_t *table; /* bf16 [vocab][hidden] */
     const int32_t *tokens; /* [rows] */
@@ -28,12 +28,12 @@ typedef struct {
 
 /* residual += delta; out = residual * scale * weight with scale = 1 / sqrt(mean(residual^2) + eps).
  *
- * With `scales`, out is residual * weight, and the scale goes there: it commutes with the product
- * behind the norm, so whoever reads that product multiplies. Products of few rows can't have it any
- * other way (skinny_gemm.h), and all paths round at the same places. */
+ * With `scales`, out is residual * weight and the scale is written there. It commutes with the
+ * following matrix product, so the consumer of that product applies it. Skinny products require
+ * this form (skinny_gemm.h), and all paths round at the same points. */
 typedef struct {
     float *residual;        /* [rows][hidden] */
-    const uint16_t *delta;  /* bf16 [rows][hidden], or null: nothing is added or written back */
+    const uint16_t *delta;  /* bf16 [rows][hidden], or null: nothing is added, residual is not written */
     const uint16_t *weight; /* bf16 [hidden] */
     uint16_t *out;          /* bf16 [out rows][hidden] */
     /* Null: row i of the result is row i. Else the result has one row per entry, of the row
@@ -46,11 +46,11 @@ typedef struct {
     int32_t hidden;
 } RmsNormParams;
 
-/* The fused projection's output: multiplies it by the row's scale, adds the bias, normalises query and key heads (qwen3),
- * rotates both, leaves the queries in place and writes keys and values to the paged cache.
- * Rows with slot -1 are padding and left alone. */
+/* Postprocesses the output of the fused QKV projection: multiplies it by the row's scale, adds
+* the bias, normalises query and key heads (qwen3), rotates both, writes queries in place and
+* keys and values to the paged cache. Rows with slot -1 are padding and are skipped. */
 typedef struct {
-    const float *scales;       /* [rows], of the norm before; null: 1 */
+    const float *scales;       /* [rows], of the preceding norm; null: 1 */
     uint16_t *qkv;             /* bf16 [rows][(heads + 2 * kv_heads) * head_dim] */
     const uint16_t *bias;      /* bf16 [(heads + 2 * kv_heads) * head_dim], or null */
     const uint16_t *q_norm;    /* bf16 [head_dim], or null */
@@ -68,7 +68,7 @@ typedef struct {
 
 /* out = silu(gate * scale) * (up * scale). */
 typedef struct {
-    const float *scales;     /* [rows], of the norm before; null: 1 */
+    const float *scales;     /* [rows], of the preceding norm; null: 1 */
     const uint16_t *gate_up; /* bf16 [rows][2 * width]: gate, then up */
     uint16_t *out;           /* bf16 [rows][width] */
     int32_t rows;
@@ -100,7 +100,7 @@ int specserve_qkv(const QkvParams *params, struct CUstream_st *stream);
 int specserve_swiglu(const SwigluParams *params, struct CUstream_st *stream);
 int specserve_compact(const CompactParams *params, struct CUstream_st *stream);
 
-/* The plain versions: one thread per number or row. For tests and for comparison. */
+/* Naive references for tests: one thread per number or row. */
 int specserve_embedding_naive(const EmbeddingParams *params, struct CUstream_st *stream);
 int specserve_rmsnorm_naive(const RmsNormParams *params, struct CUstream_st *stream);
 int specserve_qkv_naive(const QkvParams *params, struct CUstream_st *stream);

@@ -1,14 +1,14 @@
-// The noise of src/sampling/noise.rs and the logarithm and exponential of
-// src/sampling/float.rs, to the bit: every operation is rounded to nearest by itself, so the
-// compiler must not fuse any (hence the intrinsics).
+// Bit-exact port of the noise in src/sampling/noise.rs and of the logarithm and exponential
+// in src/sampling/float.rs. Every operation is rounded to nearest individually, so the
+// compiler must not fuse any; hence the intrinsics.
 #pragma once
 
 #include <stdint.h>
 
 namespace ss {
 
-// Both halves of a product; written out, because from a shift of the 64-bit product the
-// compiler makes an addition too many.
+// Both halves of a product. Written out, because the compiler emits an extra addition for a
+// shift of the 64-bit product.
 __device__ __forceinline__ void multiply_wide(uint32_t a, uint32_t b, uint32_t &high, uint32_t &low)
 {
     asm("{ .reg .u64 product; mul.wide.u32 product, %2, %3; mov.b64 {%0, %1}, product; }"
@@ -16,7 +16,7 @@ __device__ __forceinline__ void multiply_wide(uint32_t a, uint32_t b, uint32_t &
         : "r"(a), "r"(b));
 }
 
-// The keys of the ten rounds.
+// Keys of the ten rounds.
 struct PhiloxKeys {
     uint32_t low[10], high[10];
 
@@ -29,7 +29,7 @@ struct PhiloxKeys {
         }
     }
 
-    // Keeps the compiler from computing them anew for every block.
+    // Keeps the compiler from recomputing them for every block.
     __device__ __forceinline__ void hold()
     {
 #pragma unroll
@@ -37,11 +37,11 @@ struct PhiloxKeys {
     }
 };
 
-// One Philox 4x32-10 block, of the counter (block, position, 0, 0).
+// One Philox 4x32-10 block with counter (block, position, 0, 0).
 __device__ __forceinline__ uint4 philox(uint32_t block, uint32_t position, const PhiloxKeys &keys)
 {
     constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-    // The first round, where the counter's second product is 0.
+    // First round; the second product is 0 because the counter word is.
     uint32_t high, low;
     multiply_wide(kMultiplier0, block, high, low);
     uint32_t c0 = position ^ keys.low[0], c1 = 0, c2 = high ^ keys.high[0], c3 = low;
@@ -128,18 +128,18 @@ __device__ __forceinline__ float uniform(uint32_t word)
 
 __device__ __forceinline__ float gumbel(uint32_t word) { return -exact_ln(minus_ln_one_minus(uniform(word))); }
 
-// Not below gumbel(word), in a few instructions: w >= 2^-(zeros + 1), where `zeros` counts the
-// word's leading zeros, so G < -ln w <= (zeros + 1) ln 2. The factor is a little more than ln 2.
+// Upper bound of gumbel(word) in a few instructions: w >= 2^-(zeros + 1), where `zeros` counts
+// the word's leading zeros, so G < -ln w <= (zeros + 1) ln 2. The factor slightly exceeds ln 2.
 __device__ __forceinline__ float gumbel_bound(uint32_t word)
 {
     return static_cast<float>(__clz(word) + 1) * 0.6932f;
 }
 
-// gumbel(word) is above gumbel_bound(word) less this: where w < 1/2, E < 1.3863 w and
-// w <= 2^-zeros; elsewhere G > -2.82.
+// gumbel(word) exceeds gumbel_bound(word) minus this: for w < 1/2, E < 1.3863 w and
+// w <= 2^-zeros; otherwise G > -2.82.
 __device__ __forceinline__ float gumbel_bound_slack(uint32_t word) { return word >> 31 ? 3.52f : 1.03f; }
 
-// A token's mass in units of 2^-30 of the most probable one's, rounded to nearest.
+// Mass of a token in units of 2^-30 of the most probable token's, rounded to nearest.
 __device__ __forceinline__ uint32_t weight_of(float score, float max_score)
 {
     return static_cast<uint32_t>(__float2int_rn(__fmul_rn(exact_exp(__fsub_rn(score, max_score)), 1073741824.0f)));

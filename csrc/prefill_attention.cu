@@ -1,16 +1,16 @@
 // Paged causal attention for long runs of queries (prefill).
 //
-// Design. FlashAttention-2 in shape: a CTA takes 128 packed query rows of one KV head, four
-// warps of 32 rows each, and walks the positions from 0 in tiles of 64 that all warps share,
-// double-buffered by cp.async. Each warp holds its two 16-row tiles' outputs in registers, so
-// that every key and value fragment read from shared memory feeds two matrix products. Packing
-// the heads of a group keeps tiles short in queries: little is wasted above the diagonal. Tiles
-// with most positions start first, of all heads, so that short ones fill the end. Where all
-// would run at once, and the longest would decide, a CTA takes 64 rows. A row's order of
-// summation is by position only, whatever the tile.
+// Design. Structured like FlashAttention-2: a CTA takes 128 packed query rows of one KV head,
+// four warps of 32 rows each, and walks the positions from 0 in tiles of 64 shared by all
+// warps, double-buffered with cp.async. Each warp keeps the outputs of its two 16-row tiles in
+// registers, so that every key and value fragment read from shared memory feeds two matrix
+// products. Packing the heads of a group keeps tiles short in queries, which wastes little
+// above the diagonal. Tiles with the most positions start first, across all heads, so that
+// short ones fill the tail. If all tiles fit in one wave, where the longest would dominate, a
+// CTA takes 64 rows. A row sums in order of position, independent of the tile.
 //
-// Work: 4 * head_dim * heads * (positions seen) floating-point operations; the ceiling is the
-// matrix rate, of which mma.sync reaches about 60 % on Hopper. Figures: docs/kernels.md.
+// Work: 4 * head_dim * heads * (visible positions) FLOP. The roofline is the tensor core rate,
+// of which mma.sync reaches about 60 % on Hopper. Measurements: docs/kernels.md.
 #include "attention_core.cuh"
 #include "common.cuh"
 
@@ -23,11 +23,11 @@ constexpr int TILE_TOKENS = WARPS * BLOCK; // each warp copies one KV block
 constexpr int STAGE_COUNT = 2;
 static_assert(TILE_ROWS<ROW_TILES_MOST> == ATTENTION_PREFILL_TILE_ROWS, "the plan is made for this tile");
 
-// KV blocks of one softmax step: what registers allow.
+// KV blocks per softmax step, limited by registers.
 template <int HD> constexpr int STEP_BLOCKS = HD == 128 ? 2 : 4;
 template <int HD> constexpr int TILE_BYTES = 2 * TILE_TOKENS * HD * 2;
 template <int HD, int R> constexpr int shared_bytes() { return TILE_ROWS<R> * HD * 2 + STAGE_COUNT * TILE_BYTES<HD>; }
-constexpr int RESIDENT = 2; // CTAs on a processor
+constexpr int RESIDENT = 2; // CTAs per SM
 
 // Copies this warp's block of a tile: keys to rows 16 * warp, values 64 rows further.
 template <int HD>
@@ -43,7 +43,7 @@ __device__ __forceinline__ void load_tile(uint32_t stage, const AttentionParams 
     }
 }
 
-// `R`: row tiles of 16 a warp; the items' tiles are cut in ROW_TILES_MOST / R pieces.
+// `R`: 16-row tiles per warp; the items' tiles are split into ROW_TILES_MOST / R pieces.
 template <int HD, int R>
 __global__ void __launch_bounds__(THREADS, RESIDENT) prefill(const __grid_constant__ AttentionParams p) {
     constexpr int PIECES = ROW_TILES_MOST / R;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT) prefill(const __grid_consta
     const int piece = blockIdx.y, kv_head = blockIdx.x, group = p.heads / p.kv_heads;
     const AttentionItem &item = p.items[piece / PIECES];
     const AttentionSegment segment = item.segment;
-    // An item's last piece sees most positions.
+    // The last piece of an item sees the most positions.
     const int row0 = (item.tile * PIECES + PIECES - 1 - piece % PIECES) * TILE_ROWS<R>;
     const int rows = min(TILE_ROWS<R>, segment.queries * group - row0);
     if (rows <= 0) return;
@@ -94,11 +94,11 @@ __global__ void __launch_bounds__(THREADS, RESIDENT) prefill(const __grid_consta
     const float scale_log2 = p.scale * LOG2_E;
     for (int tile = 0; tile < tiles; ++tile) {
         copies_wait<0>();
-        __syncthreads(); // tile is there for all warps, and all are done with the one before
+        __syncthreads(); // the tile is visible to all warps, and all have finished the previous one
         fetch(tile + 1, next_block);
         next_block = block_of(tile + 2);
         const uint32_t keys = ring + (tile % STAGE_COUNT) * TILE_BYTES<HD>;
-#pragma unroll 1 // one copy of the step: more would spill
+#pragma unroll 1 // a single copy of the step; unrolling would spill
         for (int b = 0; b < WARPS; b += STEP_BLOCKS<HD>) {
             const int position = tile * TILE_TOKENS + b * BLOCK;
             attend<HD, R, STEP_BLOCKS<HD>>(acc, queries, keys + b * BLOCK * HD * 2,

@@ -1,11 +1,12 @@
-// Behind the fused QKV projection, in one launch: the scale of the norm before it, bias, RMSNorm of query and key heads (where
-// the model has it), rotary embedding, and keys and values into the paged cache.
+// Epilogue of the fused QKV projection in one launch: scale of the preceding norm, bias,
+// RMSNorm of query and key heads (if the model has it), rotary embedding, and the write of
+// keys and values to the paged cache.
 //
 // Design: head_dim / 16 threads per (row, head). A thread owns eight numbers of the first
 // half of the head and their partners in the second (half-split rotation), so the rotation
 // needs no exchange, every access is 16 bytes, and the norm is a shuffle among the head's
 // threads. Queries go back in place; keys and values go to the row's slot; slot -1 is
-// padding. Cosines and sines come from an fp32 table that the host computed in fp64: at
+// padding. Cosines and sines come from an fp32 table that the host computes in fp64: at
 // position 100,000 an fp32 angle would be off by up to 0.006.
 //
 // Bytes moved per row: 2 * 2 * (heads + 2 kv_heads) * head_dim, and 4 * head_dim of the
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(const QkvParams p)
     const int at = threadIdx.x % kLanes * kPiece;
     uint16_t *from = p.qkv + (static_cast<int64_t>(row) * heads_all + head_index) * kHeadDim + at;
 
-    // All loads that do not wait for another one, also of padding rows.
+    // All independent loads first, including those of padding rows.
     const Bf16x8 low_bits = *reinterpret_cast<const Bf16x8 *>(from);
     const Bf16x8 high_bits = *reinterpret_cast<const Bf16x8 *>(from + kHalf);
     const int slot = p.slots[row], position = p.positions[row];

@@ -1,13 +1,12 @@
-// RMSNorm with the residual addition in front of it, and the embedding lookup that starts
+// RMSNorm fused with the preceding residual addition, and the embedding lookup that starts
 // the residual stream.
 //
 // Design: one CTA per row. A thread owns one to four pieces of eight numbers, reads the delta
 // (16 bytes) and the residual (2 x 16 bytes) of each once, keeps the sum in fp32 registers
-// over the reduction and writes residual and result from there: nothing is read twice. The
+// across the reduction and writes residual and result from there: nothing is read twice. The
 // weight stays in L1. The sum of squares has a fixed order (thread, warp tree, warps in
-// turn), and the number of threads depends on the width alone, so a row's result does not
-// depend on the batch. Where the scale goes to whoever reads the product behind the norm, the
-// row is written before the sum is known.
+// sequence), and the number of threads depends on the width alone, so a row's result does not
+// depend on the batch. With deferred scales, the row is written before the sum is known.
 //
 // Bytes moved per row of width h: delta 2h + residual 4h read, residual 4h + result 2h
 // written = 12h (6h without delta).
@@ -55,7 +54,7 @@ __global__ void __launch_bounds__(kThreadsMax) rmsnorm_kernel(const RmsNormParam
 {
     __shared__ float scratch[kWarp];
     let_next_start();
-    // Weights are no earlier kernel's output: fetch them while that one drains.
+    // Weights do not depend on earlier kernels: fetch them while the predecessor drains.
     Bf16x8 weight[kPieces];
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
@@ -146,8 +145,8 @@ __global__ void rmsnorm_naive_kernel(const RmsNormParams p)
     }
 }
 
-// Does not let the next kernel start early: a pass begins when all before it has ended, which
-// kernels further on count on when they fetch an earlier pass's KV blocks ahead of time.
+// Does not allow the next kernel to start early. A pass begins only after everything before
+// it has completed; later kernels rely on this when they prefetch KV blocks of earlier passes.
 __global__ void embedding_kernel(const EmbeddingParams p)
 {
     wait_for_previous();
@@ -186,8 +185,8 @@ extern "C" int specserve_rmsnorm(const RmsNormParams *p, CUstream_st *stream)
     using namespace ss;
     SS_REQUIRE(valid(p));
     if (p->rows == 0) return 0;
-    // Four pieces a thread where the row is wide: their loads are on their way together, and
-    // the fewer warps meet in the sum.
+    // Four pieces per thread for wide rows: their loads overlap, and fewer warps take part in the
+    // reduction.
     constexpr int kWanted = 128;
     const int pieces = threads_for(p->hidden, 1) <= kWanted ? 1 : threads_for(p->hidden, 2) <= kWanted ? 2 : 4;
     const int threads = threads_for(p->hidden, pieces);

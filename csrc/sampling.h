@@ -1,7 +1,7 @@
-/* Choosing tokens from logits, for the draft and for the target, and walking drafts: C ABI.
- *
- * The arithmetic is that of src/sampling (philox, noise, float, distribution), bit for bit:
- * a token chosen here is the token that the CPU would choose from the same logits. */
+/* Token sampling for draft and target, and verification of drafts: C ABI.
+*
+* The arithmetic equals that of src/sampling (philox, noise, float, distribution) bit for bit:
+* both sample the same token from the same logits. */
 #ifndef SPECSERVE_SAMPLING_H
 #define SPECSERVE_SAMPLING_H
 
@@ -15,14 +15,14 @@ struct CUstream_st;
 
 /* Most rows of one call. */
 #define SAMPLE_ROWS_MAX 4096
-/* Most CTAs that share one row. */
+/* Most CTAs per row. */
 #define SAMPLE_SPLITS_MAX 256
-/* Tokens of one row that the filters gather before they fall back to the whole row. */
+/* Most tokens of a row that the filters gather before they fall back to the whole row. */
 #define SAMPLE_CANDIDATES_MAX 4096
-/* Most drafts of one sequence. */
+/* Most drafts per sequence. */
 #define VERIFY_DRAFTS_MAX 64
 
-/* How one row chooses. */
+/* Sampling parameters of one row. */
 typedef struct {
     uint64_t seed;
     float scale;     /* 1 / max(temperature, 1e-6); 1 when greedy */
@@ -30,7 +30,7 @@ typedef struct {
     float min_score; /* ln(min_p); -infinity: off */
     int32_t top_k;   /* 0: off */
     int32_t greedy;  /* 1: the largest logit */
-    int32_t position; /* absolute position of the token to be chosen; negative: padding */
+    int32_t position; /* absolute position of the token to be sampled; negative: padding */
     int32_t first_adjustment;
     int32_t adjustments;
 } SamplingRow;
@@ -41,12 +41,12 @@ typedef struct {
 typedef struct {
     int32_t token;
     float repetition; /* 1: off */
-    float presence;   /* 0 for a token that is not in the output */
+    float presence;   /* 0 if the token is not in the output */
     float frequency;  /* the penalty times the count in the output */
     float bias;
 } LogitAdjustment;
 
-/* What the draft proposes; fields as in the executor's Proposal. */
+/* The draft's proposal; fields as in the executor's Proposal. */
 typedef struct {
     int32_t token;
     int32_t runner_up;
@@ -55,23 +55,23 @@ typedef struct {
     int32_t finite;
 } DraftProposal;
 
-/* What all CTAs of a call share. */
+/* Parameters of a call. */
 typedef struct {
     float *logits;       /* [rows][stride]; adjusted in place */
-    int64_t stride;      /* numbers from row to row; a multiple of 4 */
+    int64_t stride;      /* elements from row to row; a multiple of 4 */
     const SamplingRow *rows;
     const LogitAdjustment *adjustments;
-    void *scratch;       /* specserve_sample_scratch_bytes; zero before the first call, left so */
+    void *scratch;       /* specserve_sample_scratch_bytes; zeroed before the first call, and again after each */
     int32_t row_count;
     int32_t vocab;
     int32_t filtered;    /* whether any row uses top-k, top-p or min-p */
 } SampleParams;
 
-/* The draft's sampling. */
+/* Draft sampling. */
 typedef struct {
     SampleParams sample;
     DraftProposal *proposals; /* [rows]; all zero for padding and where a logit is not finite */
-    int32_t *tokens;          /* [rows], the proposals' tokens again: input of the next step */
+    int32_t *tokens;          /* [rows], the proposals' tokens again, as input of the next step */
 } DraftSampleParams;
 
 /* One sequence of a verification. Place 0 is behind the last committed token, place j
@@ -82,17 +82,17 @@ typedef struct {
     int32_t tree;   /* whether `parents` is read; else a chain */
 } VerifySequence;
 
-/* What became of a sequence. */
+/* Outcome of one sequence. */
 typedef struct {
     int32_t accepted; /* drafts; the tokens are one more */
     int32_t finite;   /* 0: a logit on the path was not finite, there are no tokens */
 } VerifyOutcome;
 
-/* The target's sampling and the walk. */
+/* Target sampling and verification. */
 typedef struct {
     SampleParams sample;
     const VerifySequence *sequences;
-    const int32_t *sequence_of; /* [rows]: which sequence a row belongs to */
+    const int32_t *sequence_of; /* [rows]: the row's sequence */
     const int32_t *drafts;      /* [rows]: at first_row + j the token of draft j - 1; not read at j = 0 */
     const int32_t *parents;     /* [rows]: at first_row + j the parent's place of draft j - 1 */
     VerifyOutcome *outcomes;    /* [sequences] */
@@ -101,17 +101,17 @@ typedef struct {
     int32_t sequence_count;
 } VerifyParams;
 
-/* Bytes of scratch memory for calls of up to `rows` rows. */
+/* Scratch memory for calls of up to `rows` rows, in bytes. */
 size_t specserve_sample_scratch_bytes(int rows);
 
 int specserve_draft_sample(const DraftSampleParams *params, struct CUstream_st *stream);
 int specserve_verify(const VerifyParams *params, struct CUstream_st *stream);
 
-/* The plain versions: one CTA per row, a pass for every question. */
+/* Naive references: one CTA per row, one pass per quantity. */
 int specserve_draft_sample_naive(const DraftSampleParams *params, struct CUstream_st *stream);
 int specserve_verify_naive(const VerifyParams *params, struct CUstream_st *stream);
 
-/* Noise of `count` tokens from 0 on, for comparison with the CPU's bits. */
+/* Noise of tokens 0 to `count` - 1, for comparison with the CPU's bits. */
 int specserve_noise(uint64_t seed, uint32_t position, int count, float *out, struct CUstream_st *stream);
 
 #ifdef __cplusplus

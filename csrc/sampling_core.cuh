@@ -1,5 +1,5 @@
-// What the sampling kernels share: the ranking of tokens as integers, the best two of a set,
-// the way a call's rows are cut into slices, and its scratch memory.
+// Shared parts of the sampling kernels: integer ranking keys of tokens, the best two of a set,
+// the split of rows into slices, and scratch memory.
 #pragma once
 
 #include <float.h>
@@ -14,12 +14,12 @@ using u64 = unsigned long long;
 
 constexpr int kSampleThreads = 256;
 constexpr int kSampleWarps = kSampleThreads / kWarp;
-// Tokens that a CTA takes in one sweep: four a thread, one Philox block.
+// Tokens per CTA and sweep: four per thread, one Philox block.
 constexpr int kSweep = 4 * kSampleThreads;
-// CTAs per multiprocessor that a call aims for.
+// Target number of CTAs per SM.
 constexpr int kWaves = 4;
 
-// A number's bits, mapped so that they sort as the numbers do.
+// Maps a float's bits to an integer with the same order.
 __device__ __forceinline__ uint32_t ascending_bits(float number)
 {
     const uint32_t bits = __float_as_uint(number);
@@ -31,8 +31,8 @@ __device__ __forceinline__ float from_ascending_bits(uint32_t bits)
     return __uint_as_float(bits >> 31 ? bits & 0x7fffffffu : ~bits);
 }
 
-// A token's place in the ranking, smaller is better: larger scores first, then lower ids.
-// High half: the score's bits, mapped to descend; low half: the id.
+// Ranking key of a token, smaller is better: larger scores first, then lower ids. High half:
+// the score's bits, mapped to descending order; low half: the id.
 __device__ __forceinline__ u64 rank_key(float score, int token)
 {
     const uint32_t ascending = ascending_bits(__fadd_rn(score, 0.0f));  // -0 and 0 tie
@@ -90,17 +90,17 @@ __device__ __forceinline__ u64 warp_sum_u64(u64 value)
     return value;
 }
 
-// What one CTA found in its slice of a row.
+// Result of one CTA for its slice of a row.
 struct alignas(16) SlicePart {
     Best tops;  // of the scores
     Best race;  // of the scores with noise
     float sum;  // of 2^(score * log2 e - offset)
     float offset;
-    int bad;  // a score was not finite
+    int bad;  // whether a score was not finite
     int unused;
 };
 
-// Around L1, which may hold an older state of what another CTA wrote.
+// Bypasses L1, which may hold stale data of other CTAs.
 __device__ __forceinline__ SlicePart load_part(const SlicePart *from)
 {
     SlicePart part;
@@ -111,7 +111,7 @@ __device__ __forceinline__ SlicePart load_part(const SlicePart *from)
     return part;
 }
 
-// What a row's choice came to.
+// Result of one row.
 struct Result {
     int token, runner_up;
     float probability, margin;
@@ -123,27 +123,27 @@ __device__ __forceinline__ Result result_of(const Best &podium)
     return {token, podium.second == kNoKey ? token : key_token(podium.second), 0.f, 0.f};
 }
 
-// What the first pass leaves for the filters.
+// State that the first pass leaves for the filters.
 struct RowScan {
     u64 top, second;
     int bad;
 };
 
-struct Choice {
+struct SampledToken {
     int token;
     int finite;
 };
 
-// Scratch memory. Counters lie first, at places that do not depend on the call, because they
-// stay zero from call to call.
+// Scratch memory. Counters come first, at offsets that do not depend on the call, because they
+// are zero between calls.
 struct Scratch {
-    uint32_t *scanned;     // [SAMPLE_ROWS_MAX] CTAs that are done with a row's first pass
-    uint32_t *filtered;    // [SAMPLE_ROWS_MAX] the same for the second
-    uint32_t *chosen;      // [SAMPLE_ROWS_MAX] rows of a sequence that are done
+    uint32_t *scanned;     // [SAMPLE_ROWS_MAX] CTAs that have finished a row's first pass
+    uint32_t *filtered;    // [SAMPLE_ROWS_MAX] the same for the second pass
+    uint32_t *chosen;      // [SAMPLE_ROWS_MAX] finished rows of a sequence
     uint32_t *gathered;    // [SAMPLE_ROWS_MAX] candidates of a row
     u64 *mass;             // [SAMPLE_ROWS_MAX] of a row
     RowScan *scans;        // [rows]
-    Choice *choices;       // [rows]
+    SampledToken *samples; // [rows]
     SlicePart *parts;      // [rows][splits]
     u64 *candidates;       // [rows][SAMPLE_CANDIDATES_MAX]
 
@@ -161,7 +161,7 @@ struct Scratch {
         gathered = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
         mass = reinterpret_cast<u64 *>(take(sizeof(u64) * SAMPLE_ROWS_MAX));
         scans = reinterpret_cast<RowScan *>(take(sizeof(RowScan) * rows));
-        choices = reinterpret_cast<Choice *>(take(sizeof(Choice) * rows));
+        samples = reinterpret_cast<SampledToken *>(take(sizeof(SampledToken) * rows));
         parts = reinterpret_cast<SlicePart *>(take(sizeof(SlicePart) * rows * splits));
         candidates = reinterpret_cast<u64 *>(take(sizeof(u64) * rows * SAMPLE_CANDIDATES_MAX));
         bytes = static_cast<size_t>(at - static_cast<char *>(base));
@@ -171,7 +171,7 @@ struct Scratch {
 };
 
 struct Slice {
-    int begin, end;  // multiples of kSweep; the end may lie behind the vocabulary
+    int begin, end;  // multiples of kSweep; the end may exceed the vocabulary
 };
 
 __device__ __forceinline__ Slice slice_of(int vocab, int split, int splits)
@@ -182,8 +182,8 @@ __device__ __forceinline__ Slice slice_of(int vocab, int split, int splits)
     return {begin * kSweep, end * kSweep};
 }
 
-// How many CTAs share a row: whatever takes the fewest sweeps one after another, when
-// kWaves CTAs a multiprocessor run at a time. A CTA's start and merge cost a few sweeps.
+// Number of CTAs per row: minimises the sequential sweeps with kWaves CTAs per SM at a time,
+// counting a few sweeps for a CTA's start and merge.
 inline int splits_for(int rows, int vocab)
 {
     constexpr int kOverheadSweeps = 4;
@@ -211,7 +211,7 @@ __device__ __forceinline__ float adjusted(float logit, const LogitAdjustment &by
     return __fadd_rn(__fsub_rn(__fsub_rn(logit, by.presence), by.frequency), by.bias);
 }
 
-// Applies a row's adjustments to tokens of [begin, end), by the whole CTA.
+// Applies a row's adjustments to tokens of [begin, end). Called by the whole CTA.
 __device__ __forceinline__ void adjust(const SampleParams &p, const SamplingRow &row, float *logits, int begin, int end)
 {
     if (row.adjustments <= 0) return;
@@ -222,8 +222,9 @@ __device__ __forceinline__ void adjust(const SampleParams &p, const SamplingRow 
     __syncthreads();
 }
 
-// Counts this CTA's arrival; true in all lanes of the first warp of the last of `expected`,
-// which then sees what the others wrote. Called by the first warp, after thread 0 wrote.
+// Counts this CTA's arrival; true in all lanes of the first warp of the last of `expected` CTAs,
+// to which the writes of the others are then visible. Called by the first warp, after thread 0
+// has written.
 __device__ __forceinline__ bool arrive_last(uint32_t *counter, uint32_t expected)
 {
     bool last = false;

@@ -1,9 +1,9 @@
-// The first pass over a row of logits: the best two scores, the sum of exponentials, and the
-// best two scores with Gumbel noise, each only where it is wanted.
+// First pass over a row of logits: the best two scores, the sum of exponentials, and the best
+// two scores with Gumbel noise, each only if needed.
 //
-// A row is cut into slices for several CTAs, so that one row still fills the chip. Each warp
-// scans its share of a slice (scanner.cuh), 16 bytes a thread and load, the next batch on its
-// way; the last CTA of a row merges the slices.
+// A row is split into slices for several CTAs, so that a single row fills the device. Each warp
+// scans its share of a slice (scanner.cuh) with 16-byte loads, prefetching the next batch; the
+// last CTA of a row merges the slices.
 #pragma once
 
 #include "scanner.cuh"
@@ -34,7 +34,7 @@ __device__ __forceinline__ void merge_warp(SlicePart &part)
     part.bad = __any_sync(kFullMask, part.bad);
 }
 
-// From the merged row to its result; the row has no filters. `logits` is the row.
+// Result of a merged row without filters. `logits` is the row.
 template <bool kProposes>
 __device__ __forceinline__ Result unfiltered_result(const SlicePart &all, const SamplingRow &row, const float *logits)
 {
@@ -47,7 +47,7 @@ __device__ __forceinline__ Result unfiltered_result(const SlicePart &all, const 
     return result;
 }
 
-// Scans a slice for what the row's parameters ask for.
+// Scans a slice for what the row's parameters need.
 template <bool kProposes>
 __device__ __forceinline__ Tally scan_slice(const SampleParams &p, const SamplingRow &row, const float *logits,
                                             const Slice &slice, Leaders &leaders)

@@ -1,20 +1,22 @@
 // One warp's share of the first pass over a row of logits.
 //
-// A CTA keeps the leaders of its slice in shared memory, as ranking keys; entering one takes
-// two atomic minima, which give the same result in any order. A token that cannot be among the
-// leaders is passed over without more than the arithmetic below, and a warp looks closely at
-// its batch of eight tokens a lane only after a vote: a few times per slice.
+// A CTA keeps the leaders of its slice in shared memory as ranking keys; entering one takes two
+// atomic minima, whose result does not depend on the order. A token that cannot be a leader
+// costs only the arithmetic below. A warp examines its batch of eight tokens per lane exactly
+// only after a vote, a few times per slice.
 //
-// Scores: the sum of a batch's exponentials bounds the largest of them, so the sum that is
-// wanted anyway says whether a score may reach the second best.
+// Scores: the sum of a batch's exponentials bounds the largest of them, so the sum, which is
+// needed anyway, tells whether a score can reach the second best.
 //
-// Noise: with G = -ln E and E > w, w the token's uniform number, score + G can reach the bar
-// only if w < exp(score - bar). That takes the exponential that the sum needs, and w from the
-// random word's upper bits; the logarithms are left to the close look. And because w is at
-// least 2^-32, a batch whose exponentials are all small against the bar needs no random words.
+// Noise: with G = -ln E and E > w, where w is the token's uniform variate, score + G can reach
+// the bar only if w < exp(score - bar). This reuses the exponential of the sum and takes w from
+// the random word's upper bits; logarithms are left to the exact examination. Since w is at
+// least 2^-32, a batch whose exponentials are all small relative to the bar needs no random
+// words.
 //
-// The close look matters most at a slice's start, where all warps take it at once: it raises
-// the bar to what the batch itself is sure to reach, so that only a few tokens need exact keys.
+// The exact examination matters most at the start of a slice, where all warps perform it at
+// once. It raises the bar to what the batch is certain to reach, so that few tokens need exact
+// keys.
 #pragma once
 
 #include "sampling_core.cuh"
@@ -23,20 +25,20 @@ namespace ss {
 
 constexpr float kLog2E = 1.44269504f;
 
-// What a pass looks for; flags.
+// Quantities that a pass computes; flags.
 enum Wanted { kWantTops = 1, kWantSum = 2, kWantRace = 4 };
 
-// The best keys that a CTA has met so far; in shared memory.
+// The best keys of a CTA so far; in shared memory.
 struct Leaders {
     Best tops;  // of the scores
     Best race;  // of the scores with noise
 };
 
-// What a warp found besides leaders; the same in all lanes.
+// Result of a warp besides leaders; the same in all lanes.
 struct Tally {
     float sum;     // of 2^(score * log2 e - offset)
     float offset;
-    bool bad;  // a score was not finite
+    bool bad;  // whether a score was not finite
 };
 
 __device__ __forceinline__ float4 load_logits(const float *logits, int at, int vocab)
@@ -49,8 +51,8 @@ __device__ __forceinline__ float4 load_logits(const float *logits, int at, int v
     return value;
 }
 
-// Enters a key; by any number of threads at a time. What `first` does not keep goes on to
-// `second`, so that in the end both are the best of all that were entered.
+// Enters a key; safe for any number of concurrent threads. The key displaced from `first`
+// continues to `second`, so that both end up as the best of all entered keys.
 __device__ __forceinline__ void enter(Best &shared, u64 key, bool two)
 {
     if (key == kNoKey) return;
@@ -58,7 +60,7 @@ __device__ __forceinline__ void enter(Best &shared, u64 key, bool two)
     if (two) atomicMin(&shared.second, max(before, key));
 }
 
-// The score in the high half of a key that other warps may be changing; first lane's view.
+// The score in the high half of a key that other warps may be changing, as seen by the first lane.
 __device__ __forceinline__ float watched_score(const u64 &key)
 {
     const volatile uint32_t *high = reinterpret_cast<const volatile uint32_t *>(&key) + 1;
@@ -66,14 +68,14 @@ __device__ __forceinline__ float watched_score(const u64 &key)
     return bits == 0xffffffffu ? -INFINITY : key_score(static_cast<u64>(bits) << 32);
 }
 
-// One warp's share of a slice. `kWants` are the wanted flags; `kTwo`: whether second places
-// count, or first ones only.
+// One warp's share of a slice. `kWants`: flags of the needed quantities; `kTwo`: whether the
+// second best is needed as well.
 template <int kWants, bool kTwo>
 class Scanner
 {
     static constexpr bool kTops = kWants & kWantTops, kSum = kWants & kWantSum, kRace = kWants & kWantRace;
     static constexpr bool kExponentials = kSum || kRace;
-    // Groups of four tokens a lane that are looked at together.
+    // Groups of four tokens per lane that are processed together.
     static constexpr int kGroups = kExponentials ? 2 : 4;
     static constexpr int kStride = kGroups * kSweep;
 
@@ -83,15 +85,15 @@ class Scanner
     Leaders &leaders;
     PhiloxKeys keys;
 
-    // Scores that a token must reach.
+    // Bars: scores that a token must reach.
     float top_bar = -INFINITY, race_bar = -INFINITY;
-    // Exponentials are 2^(score * log2 e - offset). The offset is a number of its own, taken as
-    // exact: sums with different offsets combine without error.
+    // Exponentials are 2^(score * log2 e - offset). The offset is treated as exact, so that sums
+    // with different offsets combine without error.
     float offset = 0.f;
-    // What an exponential is multiplied by to bound w.
+    // Factor from an exponential to a bound of w.
     float chance = INFINITY;
-    // Sums of a batch's exponentials below which there is no new leader among the scores, and
-    // none at all.
+    // Thresholds on the sum of a batch's exponentials: below the first there is no new leader
+    // among the scores, below the second none at all.
     float top_look = 0.f, look = 0.f;
     float sum = 0.f;
     float products = 0.f;  // of neighbouring scores: not finite if a score is not
@@ -121,12 +123,12 @@ class Scanner
 #pragma unroll
                 for (int i = 0; i < 4; ++i) score[4 * g + i] = __fmul_rn(logit[i], row.scale);
             }
-            // The last batch loads itself again: a condition would cost copies of registers.
+            // The last batch is loaded again; a condition would cost register copies.
             from += batch + 1 < batches ? kStride : 0;
             load(ahead, from);
             scan_batch(score, at);
         }
-        // What is left: less than a batch, and the vocabulary's ragged end.
+        // The remainder: less than a batch, and the unaligned end of the vocabulary.
 #pragma unroll 1
         for (; at - 4 * static_cast<int>(threadIdx.x) < slice.end; at += kSweep) {
             const float4 four = load_logits(logits, at, vocab);
@@ -160,7 +162,7 @@ class Scanner
         return philox(static_cast<uint32_t>(at) / 4, static_cast<uint32_t>(row.position), keys);
     }
 
-    // A lane's scores of one batch, all inside the vocabulary.
+    // A lane's scores of one batch, all within the vocabulary.
     __device__ __forceinline__ void scan_batch(const float (&score)[4 * kGroups], int at)
     {
 #pragma unroll
@@ -205,14 +207,14 @@ class Scanner
         return most;
     }
 
-    // Whether a token with this exponential may reach the bar; also when a factor is NaN. The
-    // word's upper 23 bits are w or a little less, put behind 1 as a float.
+    // Whether a token with this exponential may reach the bar; true if a factor is NaN. The word's
+    // upper 23 bits, as the fraction of a float in [1, 2), are w or slightly less.
     __device__ __forceinline__ bool has_chance(float e, uint32_t word) const
     {
         return !(__uint_as_float(__funnelshift_r(word, 0x7fu, 9)) > fmaf(e, chance, 1.f));
     }
 
-    // Exactly: which of these tokens are leaders. Places behind the vocabulary have -infinity.
+    // Determines exactly which of these tokens are leaders. Entries past the vocabulary hold -infinity.
     template <int kTokens> __device__ __forceinline__ void look_closely(const float (&score)[kTokens], int at)
     {
         follow();
@@ -225,7 +227,7 @@ class Scanner
             for (int i = 0; i < kTokens; ++i) sum += exponential(score[i]);
     }
 
-    // The token of a lane's number `i` among those from `at` on.
+    // Token id of a lane's element `i`, counted from `at`.
     static __device__ __forceinline__ int token(int at, int i) { return at + i / 4 * kSweep + i % 4; }
 
     template <int kTokens> static __device__ __forceinline__ float pick(const float (&from)[kTokens], int i)
@@ -236,7 +238,7 @@ class Scanner
         return value;
     }
 
-    // What the best of the warp's lanes reaches, or the second best lane.
+    // Best value over the warp's lanes, or that of the second best lane.
     static __device__ __forceinline__ float reached(float lane_best)
     {
         const uint32_t place = ascending_bits(lane_best), most = __reduce_max_sync(kFullMask, place);
@@ -280,7 +282,7 @@ class Scanner
         }
         const float most = largest(above);
         if (!__any_sync(kFullMask, most > -INFINITY && most >= race_bar)) return false;
-        // Less a little for the roundings of large scores.
+        // Minus a margin for the rounding of large scores.
         const float sure = reached(least), bar = fmaxf(race_bar, sure - fabsf(sure) * (4.f / 16777216.f));
         unsigned runners = 0;
 #pragma unroll
@@ -306,8 +308,8 @@ class Scanner
         __syncwarp();
     }
 
-    // Takes over the CTA's leaders and derives the bounds from them. All margins cover the
-    // roundings of scores, offsets and exponentials, and of score + G.
+    // Reads the CTA's leaders and derives the bounds from them. The margins cover the rounding of
+    // scores, offsets, exponentials and score + G.
     __device__ __forceinline__ void follow()
     {
         constexpr float kSlack = 8.f / 16777216.f, kTiny = 7.9e-31f;  // 2^-100
@@ -315,8 +317,8 @@ class Scanner
         if (kTops) {
             const float first = watched_score(leaders.tops.first);
             top_bar = kTwo ? watched_score(leaders.tops.second) : first;
-            // Not the first: what is far below it still has an exponential above 0, and the
-            // first's does not overflow.
+            // Not the first: exponentials far below the reference stay above 0, and that of the first
+            // does not overflow.
             reference = fmaxf(top_bar * kLog2E, first * kLog2E - 100.f);
         }
         if (kRace) {
@@ -332,20 +334,20 @@ class Scanner
         if (kTops) {
             const float slack = (size + fabsf(top_bar)) * kSlack;
             top_look = power_of_two(fmaf(top_bar, kLog2E, -offset) - slack) * 0.999f;
-            if (!(top_look > kTiny)) top_look = 0.f;  // too far below to tell
+            if (!(top_look > kTiny)) top_look = 0.f;  // too small to decide
             look = top_look;
         }
         if (kRace) {
             constexpr float kLargest = 1e27f, kLeast = 1.16e-10f;  // less than 2^-33
             const float slack = (size + fabsf(race_bar)) * kSlack;
             chance = power_of_two(offset - race_bar * kLog2E + slack) * 1.001f;
-            // So large that an exponential of 0 may stand for a token with a chance.
+            // So large that even an exponential of 0 may belong to a contender.
             if (!(chance < kLargest)) chance = INFINITY;
             look = fminf(look, __fdividef(kLeast, chance));
         }
     }
 
-    // Whether a score of this lane's, or of another's, is NaN or infinite.
+    // Whether a score of any lane is NaN or infinite.
     __device__ bool any_not_finite(const Slice &slice) const
     {
         bool found = false;

@@ -1,13 +1,13 @@
-// Which tokens a row's filters keep, and the race among these: by one CTA, in a list in shared
-// memory or in the whole row. Mass is counted in integers, so no result depends on the order
-// of a sum.
+// Selects the tokens that a row's filters keep and takes their Gumbel argmax: by one CTA, on a
+// list in shared memory or on the whole row. Mass is summed in integers, so results do not
+// depend on the order of summation.
 #pragma once
 
 #include "sampling_core.cuh"
 
 namespace ss {
 
-// The keys that the last CTA of a row selects from: the gathered ones, or the whole row.
+// Keys that the last CTA of a row selects from: the gathered candidates, or the whole row.
 struct KeySource {
     const u64 *list;  // shared memory, or null
     int count;        // of the list, or the vocabulary
@@ -44,7 +44,7 @@ inline __device__ u64 block_sum_u64(u64 value, SelectSpace &space)
     return total;
 }
 
-// By the first warp: the first bucket at which the running mass reaches `wanted`.
+// Finds the first bucket at which the running mass reaches `wanted`. Called by the first warp.
 inline __device__ void choose_bucket(SelectSpace &space, u64 wanted)
 {
     constexpr int kEach = 256 / kWarp;
@@ -68,8 +68,8 @@ inline __device__ void choose_bucket(SelectSpace &space, u64 wanted)
     space.inside = space.count[bucket];
 }
 
-// The smallest key such that keys up to it, none above `limit`, have at least `wanted` mass;
-// with `counting` each key's mass is 1. By the whole CTA.
+// Returns the smallest key such that keys up to it, none above `limit`, have at least `wanted`
+// mass; with `counting`, each key has mass 1. Called by the whole CTA.
 inline __device__ u64 select_cut(const KeySource &source, u64 limit, u64 wanted, bool counting, float max_score,
                           SelectSpace &space)
 {
@@ -102,7 +102,7 @@ __device__ __forceinline__ u64 top_p_target(float top_p, u64 mass)
     return target < 1.0 ? 1 : static_cast<u64>(target);
 }
 
-// Which keys the filters keep.
+// The set of keys that the filters keep.
 struct Kept {
     u64 cut;
     float min_score;
@@ -114,7 +114,7 @@ struct Kept {
     }
 };
 
-// By radix selection in the whole row; by the whole CTA.
+// Radix selection on the whole row. Called by the whole CTA.
 inline __device__ Kept find_kept_in_row(const KeySource &source, const SamplingRow &row, int vocab, u64 mass_of_all,
                                         float max_score, SelectSpace &space)
 {
@@ -133,8 +133,8 @@ inline __device__ Kept find_kept_in_row(const KeySource &source, const SamplingR
     return kept;
 }
 
-// Bitonic sort of a list in shared memory, ascending, padded to a power of two; by the whole
-// CTA. Returns the padded length.
+// Ascending bitonic sort of a list in shared memory, padded to a power of two. Returns the
+// padded length. Called by the whole CTA.
 inline __device__ int sort_list(u64 *list, int count)
 {
     int padded = kSampleThreads;
@@ -158,7 +158,7 @@ inline __device__ int sort_list(u64 *list, int count)
     return padded;
 }
 
-// The same by sorting a list that holds a prefix of the ranking behind every cut.
+// The same by sorting, for a list that is a prefix of the ranking and contains every cut.
 inline __device__ Kept find_kept_in_list(u64 *list, int count, const SamplingRow &row, int vocab, u64 mass_of_all,
                                          float max_score, SelectSpace &space)
 {
@@ -173,7 +173,7 @@ inline __device__ Kept find_kept_in_list(u64 *list, int count, const SamplingRow
     }
     if (row.top_p >= 1.f) return kept;
 
-    // Each thread owns a run of neighbours; the running mass before it decides who has the cut.
+    // Each thread owns a run of keys; the mass before the run determines which one holds the cut.
     const int each = padded / kSampleThreads, begin = threadIdx.x * each;
     u64 own = 0;
     for (int i = begin; i < begin + each && i < length; ++i) own += weight_of(key_score(list[i]), max_score);
@@ -203,7 +203,7 @@ inline __device__ Kept find_kept_in_list(u64 *list, int count, const SamplingRow
     return kept;
 }
 
-// The kept tokens race; the result is the same in every thread of the first warp.
+// Gumbel top 2 of the kept tokens; the same result in every thread of the first warp.
 inline __device__ Best race_kept(const KeySource &source, const SamplingRow &row, const Kept &kept, SlicePart *warps)
 {
     Best own = Best::none();

@@ -1,6 +1,5 @@
-// What becomes of the products of skinny_gemm.cu: one element of a tile a thread, or two of
-// them where the kind pairs outputs. What an element's end needs from memory is fetched before
-// or while the products are computed.
+// Epilogues of skinny_gemm.cu: one element of a tile per thread, or two if the kind pairs
+// outputs. Memory operands of the epilogue are fetched before or during the products.
 #pragma once
 
 #include "common.cuh"
@@ -12,12 +11,12 @@ namespace skinny {
 constexpr int kTileOutputs = SKINNY_OUTPUTS_MULTIPLE;
 constexpr int kHalfTile = kTileOutputs / 2;
 
-// Whether a thread takes two of a tile's outputs, half a tile apart.
+// Whether a thread handles two outputs of a tile, half a tile apart.
 template <int KIND> constexpr bool kPairs = KIND == SKINNY_SWIGLU || KIND == SKINNY_QKV;
-// Whether its products may be multiplied by the scale of the norm before. The others do not pay for
-// the possibility.
+// Whether products may be multiplied by the scale of the preceding norm. Other kinds do not pay
+// for the option.
 template <int KIND> constexpr bool kScales = KIND == SKINNY_SWIGLU || KIND == SKINNY_QKV;
-// Threads for one row of a tile.
+// Threads per row of a tile.
 template <int KIND> constexpr int kElements = kPairs<KIND> ? kHalfTile : kTileOutputs;
 
 template <int KIND> int tiles_of(const SkinnyParams &p)
@@ -25,7 +24,7 @@ template <int KIND> int tiles_of(const SkinnyParams &p)
     return p.outputs / (KIND == SKINNY_SWIGLU ? kHalfTile : kTileOutputs);
 }
 
-// Where the pair of a QKV tile lies: the numbers `column` and `column + head_dim / 2` of a head
+// Location of a pair of a QKV tile: elements `column` and `column + head_dim / 2` of a head
 // rotate together.
 struct HeadPair {
     int head, column;
@@ -37,7 +36,7 @@ __device__ __forceinline__ HeadPair head_pair(const SkinnyParams &p, int tile, i
     return {tile / tiles, tile % tiles * kHalfTile + element};
 }
 
-// The weight row behind row `row` of a tile.
+// Weight row of row `row` of a tile.
 template <int KIND> __device__ __forceinline__ int64_t weight_row(const SkinnyParams &p, int tile, int row)
 {
     const int low = row % kHalfTile;
@@ -50,7 +49,7 @@ template <int KIND> __device__ __forceinline__ int64_t weight_row(const SkinnyPa
     return static_cast<int64_t>(tile) * kTileOutputs + row;
 }
 
-// A sum of products as it would be in memory.
+// A sum of products, rounded as if stored to memory.
 template <int KIND> __device__ __forceinline__ float rounded(float sum)
 {
     return KIND == SKINNY_F32 ? sum : __bfloat162float(__float2bfloat16(sum));
@@ -58,9 +57,9 @@ template <int KIND> __device__ __forceinline__ float rounded(float sum)
 
 __device__ __forceinline__ float bf16_of(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 
-// What ends a thread's element of a row. The constructor asks for what no kernel of the pass
-// writes, `fetch` for what earlier ones wrote, `resolve`, a little later, for what lies where a
-// fetched number says; nothing waits for an answer before. All threads of a warp call each.
+// Epilogue of a thread's element. The constructor loads what no kernel of the pass writes,
+// `fetch` loads what earlier kernels wrote, and `resolve`, a little later, loads through
+// fetched indices; no load blocks an earlier one. Each is called by all threads of a warp.
 template <int KIND> class Finish
 {
     int64_t at;
@@ -85,7 +84,7 @@ template <int KIND> class Finish
     }
 };
 
-// Adds to the residual stream; the next norm's weight and sum of squares.
+// Adds to the residual stream; applies the next norm's weight and sums the squares.
 template <> class Finish<SKINNY_RESIDUAL>
 {
     int64_t at, square_at;
@@ -113,7 +112,7 @@ template <> class Finish<SKINNY_RESIDUAL>
     {
         const float residual = active ? before + first : 0.f;
         float square = residual * residual;
-        // Among the 16 neighbours that hold a tile's row, in a fixed order.
+        // Reduces over the 16 neighbouring lanes that hold a tile's row, in a fixed order.
 #pragma unroll
         for (int step = kTileOutputs / 2; step > 0; step /= 2) square += __shfl_xor_sync(ss::kFullMask, square, step);
         if (!active) return;
@@ -123,7 +122,7 @@ template <> class Finish<SKINNY_RESIDUAL>
     }
 };
 
-// Bias and rotation of a pair; queries to y, keys and values to their slot.
+// Adds bias and rotates a pair; writes queries to y, keys and values to their slot.
 template <> class Finish<SKINNY_QKV>
 {
     HeadPair pair;
@@ -175,8 +174,8 @@ template <> class Finish<SKINNY_QKV>
     }
 };
 
-// What the products of each row are multiplied by: 1, or the scale of the norm before. A warp
-// sums a row's squares, in an order fixed by the row's length.
+// Factor on the products of each row: 1, or the scale of the preceding norm. A warp sums a
+// row's squares, in an order fixed by the row's length.
 template <int ROWS, int WARPS>
 __device__ __forceinline__ void put_scales(const SkinnyParams &p, int warp, int lane, float (&scales)[ROWS])
 {

@@ -1,24 +1,24 @@
-// Matrix products of 1 to 16 rows: weights are streamed once, whatever the number of rows.
+// Matrix products of 1 to 16 rows: weights are streamed once for any number of rows.
 //
 // Design. A CTA computes 16 outputs for all rows; its warps split the inputs. A warp
 // multiplies 16 weight rows by 8 or 16 rows of x with mma.sync m16n8k16. The order of the
 // inputs within a product is free as long as both sides agree, so each thread reads 16
-// contiguous bytes of a row and no fragment needs a shuffle. Weights come by cp.async into
-// slots that the same thread reads back: no barrier, a constant number of bytes in flight.
-// They don't depend on the kernel before, so the first stages are on their way before it ends.
+// contiguous bytes of a row and no fragment needs a shuffle. Weights are copied by cp.async into
+// slots that the same thread reads back: no barrier, and a constant number of bytes in flight.
+// They do not depend on the preceding kernel, so the first stages are issued before it ends.
 //
-// The work around a product that needs no other row is done with it: its finish
-// (skinny_finish.cuh), and the division by a row's root mean square, which commutes with the
-// product: it is found while the product is computed, and no norm is launched in between.
+// Row-local work around the product is fused: the epilogue (skinny_finish.cuh), and the division
+// by a row's root mean square, which commutes with the product. It is computed during the
+// product, so no norm is launched in between.
 //
-// Rows never meet: a column of the product depends on its own row of x, in an order fixed by
-// the number of inputs. The same row gives the same bits in a batch of 1 and of 16.
+// Rows do not interact: a column of the product depends on its own row of x only, in an order
+// fixed by the number of inputs. A row has the same bits in a batch of 1 and of 16.
 //
-// Tried and dropped: a persistent grid with one stream of stages over all tiles (28672 x 4096:
-// 92 us instead of 82; it keeps the next kernel's first stages out), and clusters of CTAs that
-// split the inputs of small matrices (1536 x 8960: 15.3 us instead of 13.3).
+// Tried and rejected: a persistent grid with one stream of stages over all tiles (28672 x 4096:
+// 92 us instead of 82; it delays the next kernel's first stages), and CTA clusters that split
+// the inputs of small matrices (1536 x 8960: 15.3 us instead of 13.3).
 //
-// Bytes: weights once, x from L1 and L2. The ceiling is the copy bandwidth, of which an H100 80GB
+// Bytes: weights once, x from L1 and L2. The roofline is the copy bandwidth, of which an H100 80GB
 // HBM3 reaches 97 to 105 % for the large matrices of an 8B at one row, 90 to 100 % at 16, 75 % for
 // 1536 x 8960 (docs/kernels.md).
 #include "async_copy.cuh"
@@ -29,20 +29,20 @@
 namespace skinny {
 namespace {
 
-// Warps of a CTA: more where there are so few tiles that most processors get only one.
+// Warps per CTA: more if there are so few tiles that most SMs get only one.
 constexpr int kWarpsMany = 8, kWarpsFew = 16;
 constexpr int kStageInputs = SKINNY_INPUTS_MULTIPLE;
 // A thread's pieces of one stage: two rows, two 16-byte pieces each.
 constexpr int kPieces = 4;
 constexpr int kStageBytes = kPieces * 16 * ss::kWarp;
-// Stages of a warp's ring: few leave L1 to x, many keep more bytes in flight where x would
-// not fit there anyway. The smallest number is for chips with little shared memory. Results do
-// not depend on it.
+// Stages of a warp's ring: few leave L1 to x, many keep more bytes in flight if x would not fit
+// there anyway. The smallest number is for devices with little shared memory. Results do not
+// depend on it.
 constexpr int kStagesFew = SKINNY_STAGES_FEW, kStagesShort = 4, kStagesLong = 6;
 constexpr int kInputsShort = 4096;
-// Tiles that leave most processors of a large chip with one or none.
+// Number of tiles that leaves most SMs of a large device with at most one.
 constexpr int kTilesFew = 132;
-// Numbers between two rows of sums: neither writing nor reading them meets a bank twice.
+// Stride between two rows of sums; avoids bank conflicts of writes and reads.
 constexpr int kSumStride = kTileOutputs + 4;
 constexpr int shared_bytes(int warps, int stages) { return warps * stages * kStageBytes; }
 
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kWarps * ss::kWarp, kWarps == kWarpsMany ? 2 :
     ss::wait_for_previous();
     finish.fetch(p);
 
-    // Of x, the next stage is on its way while one is multiplied.
+    // The next stage of x is prefetched while one is multiplied.
     const auto load = [&](uint4(&x)[TILES][2], int stage) {
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
@@ -166,7 +166,7 @@ template <int TILES, int KIND, int WARPS, int STAGES> int launch_shape(const Ski
     return ss::launch(kernel, dim3(tiles_of<KIND>(p)), dim3(WARPS * ss::kWarp), kBytes, stream, p);
 }
 
-// The choice of warps looks at the matrix only, so that rows keep their bits in any batch.
+// The number of warps depends on the matrix only, so that rows have the same bits in any batch.
 template <int TILES, int KIND> int launch(const SkinnyParams &p, CUstream_st *stream)
 {
     if (tiles_of<KIND>(p) <= kTilesFew && p.inputs >= kWarpsFew * kStageInputs)

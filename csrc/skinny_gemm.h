@@ -1,4 +1,4 @@
-/* Matrix products with few rows, where the time is that of reading the weights once: C ABI. */
+/* Matrix products with few rows, bound by reading the weights once: C ABI. */
 #ifndef SPECSERVE_SKINNY_GEMM_H
 #define SPECSERVE_SKINNY_GEMM_H
 
@@ -14,26 +14,26 @@ struct CUstream_st;
 
 /* Most rows of x. */
 #define SKINNY_ROWS_MAX 16
-/* `outputs` is a multiple of the first, `inputs` of the second. */
+/* `outputs` must be a multiple of the first, `inputs` of the second. */
 #define SKINNY_OUTPUTS_MULTIPLE 16
 #define SKINNY_INPUTS_MULTIPLE 64
 
-/* Stages of a ring in the variant for chips with little shared memory. */
+/* Ring stages of the variant for devices with little shared memory. */
 #define SKINNY_STAGES_FEW 2
 
-/* Of each row, sums of squares come as one number per so many values of the row. */
+/* Values of a row per partial sum of squares. */
 #define SKINNY_SQUARES_WIDTH SKINNY_OUTPUTS_MULTIPLE
 
-/* What becomes of the products. All but SKINNY_F32 round them to bf16 first, as a product that
- * is written does, so that a step of many rows rounds at the same places. */
+/* Epilogues. All but SKINNY_F32 first round the products to bf16, as a stored product is, so
+* that steps with many rows round at the same points. */
 #define SKINNY_BF16 0     /* y = x Wᵀ, bf16 [rows][outputs] */
 #define SKINNY_F32 1      /* the same in fp32 */
 #define SKINNY_SWIGLU 2   /* W is gate, then up, [2 * outputs][inputs]; y = silu(gate) * up, bf16 */
-/* residual += x Wᵀ, and the next norm's work but for its division: y = residual * norm_weight,
- * bf16; y_squares has what the division needs. */
+/* residual += x Wᵀ, and the next norm except for its division: y = residual * norm_weight, bf16;
+* y_squares holds the sums of squares that the division needs. */
 #define SKINNY_RESIDUAL 3
-/* W is the fused projection: what specserve_qkv does to its output, without norms of heads.
- * Queries go to y, keys and values to the cache alone. */
+/* W is the fused QKV projection; does what specserve_qkv does, without norms of heads. Queries
+* go to y, keys and values only to the cache. */
 #define SKINNY_QKV 4
 
 typedef struct {
@@ -44,23 +44,23 @@ typedef struct {
     int32_t inputs;
     int32_t rows;
     int32_t kind;
-    int32_t few_stages; /* 1: as on chips with little shared memory; the result is the same */
-    /* Of SKINNY_SWIGLU and SKINNY_QKV. Null: x is used as it is. Else x is what SKINNY_RESIDUAL made, these are its sums of
+    int32_t few_stages; /* 1: as on devices with little shared memory; the result is the same */
+    /* For SKINNY_SWIGLU and SKINNY_QKV. Null: x is used as it is. Else x is what SKINNY_RESIDUAL made, these are its sums of
      * squares, [rows][inputs / SKINNY_SQUARES_WIDTH], and every product is multiplied by the
      * norm's scale, 1 / sqrt(sum / inputs + x_eps). */
     const float *x_squares;
     float x_eps;
-    /* Of SKINNY_RESIDUAL. */
+    /* For SKINNY_RESIDUAL. */
     float *residual;             /* [rows][outputs] */
     const uint16_t *norm_weight; /* bf16 [outputs] */
     float *y_squares;            /* [rows][outputs / SKINNY_SQUARES_WIDTH] */
-    /* Of SKINNY_QKV, where outputs = (heads + 2 * kv_heads) * head_dim; `qkv.qkv`, the norms,
+    /* For SKINNY_QKV, where outputs = (heads + 2 * kv_heads) * head_dim; `qkv.qkv`, the norms,
      * `eps` and `rows` are not used. */
     QkvParams qkv;
 } SkinnyParams;
 
 int specserve_skinny_gemm(const SkinnyParams *params, struct CUstream_st *stream);
-/* The plain version: one thread per output, pair of outputs, or sum of squares. */
+/* Naive reference: one thread per output, pair of outputs, or sum of squares. */
 int specserve_skinny_gemm_naive(const SkinnyParams *params, struct CUstream_st *stream);
 
 #ifdef __cplusplus

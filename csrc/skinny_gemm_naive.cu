@@ -1,5 +1,5 @@
-// The plain version of skinny_gemm.cu: a thread computes whole products, one weight after the
-// other, and what becomes of them.
+// Naive reference of skinny_gemm.cu: a thread computes whole products, one weight after the
+// other, and their epilogues.
 #include "skinny_finish.cuh"
 
 namespace skinny {
@@ -50,7 +50,7 @@ struct Naive {
     }
 };
 
-// Threads for one row.
+// Threads per row.
 __host__ __device__ int per_row(const SkinnyParams &p)
 {
     if (p.kind == SKINNY_RESIDUAL) return p.outputs / kTileOutputs;

@@ -1,7 +1,7 @@
-// SwiGLU: silu(gate) * up, both times the row's scale of the norm before.
+// SwiGLU: silu(gate) * up, both multiplied by the row's scale of the preceding norm.
 //
-// Design: 2-D grid, rows by pieces of a row, so that a single row still fills the
-// multiprocessors. A thread reads 16 bytes of gate and of up and writes 16 bytes.
+// Design: 2-D grid, rows by pieces of a row, so that even a single row fills the SMs. A thread
+// reads 16 bytes of gate and of up and writes 16 bytes.
 //
 // Bytes moved per row of width w: 4w read, 2w written.
 // Measured on an H100 80GB HBM3: 99 % of copy bandwidth at 4096 x 14336, 82 % at 256 rows
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kPiece = 8;
-// CTAs of a multiprocessor: all its threads, of which chips of capability 8.6 to 8.9 and 12 have fewer.
+// CTAs per SM, by its number of threads; devices of capability 8.6 to 8.9 and 12 have fewer.
 #if defined(__CUDA_ARCH__) && ((__CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900) || __CUDA_ARCH__ >= 1200)
 constexpr int kThreadsResident = 1536;
 #else

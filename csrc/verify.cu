@@ -1,9 +1,9 @@
-// Verification: the target's choice at every place of every sequence (choose.cuh), then the
-// walk from the last committed token to the draft that equals the choice, as long as there is
-// one (src/sampling/verify.rs). One launch (two with filters), no host round trip: the CTA
+// Verification: samples the target's token at every node of every sequence (choose.cuh), then
+// walks from the last committed token to the draft that equals the sample, for as long as there
+// is one (src/sampling/verify.rs). One launch (two with filters), no host round trip: the CTA
 // that finishes a sequence's last row walks it.
 //
-// Bytes moved: the logits once, 4 * vocab per row; rows with filters a second time, mostly
+// Bytes moved: the logits once, 4 * vocab per row; with filters a second time, mostly
 // out of L2.
 // Measured on an H100 80GB HBM3, 320 x 128,256: 89 % of copy bandwidth greedy, 78 % with noise
 // (docs/kernels.md).
@@ -16,12 +16,12 @@ constexpr int kPlacesMax = VERIFY_DRAFTS_MAX + 1;
 
 // A sequence's places, in shared memory.
 struct Places {
-    Choice choice[kPlacesMax];
+    SampledToken sampled[kPlacesMax];
     int draft[kPlacesMax];   // at j: token of draft j - 1
     int parent[kPlacesMax];  // at j: place that draft j - 1 hangs on
 };
 
-// Notes each row's choice; walks a sequence when its last row is done.
+// Records each row's sample; walks a sequence once its last row is finished.
 struct VerdictSink {
     static constexpr bool kProposes = false;
     const VerifySequence *sequences;
@@ -41,11 +41,11 @@ struct VerdictSink {
         note(scratch, row, {result.token, 1});
     }
 
-    __device__ void note(const Scratch &scratch, int row, const Choice &choice) const
+    __device__ void note(const Scratch &scratch, int row, const SampledToken &sampled) const
     {
         const int sequence = sequence_of[row];
         if (sequence < 0) return;  // a padding row
-        if (threadIdx.x == 0) scratch.choices[row] = choice;
+        if (threadIdx.x == 0) scratch.samples[row] = sampled;
         VerifySequence places = sequences[sequence];
         places.drafts = min(places.drafts, VERIFY_DRAFTS_MAX);
         if (arrive_last(scratch.chosen + sequence, places.drafts + 1)) walk(scratch, sequence, places);
@@ -55,15 +55,15 @@ struct VerdictSink {
     {
         for (int j = threadIdx.x; j <= sequence.drafts; j += kWarp) {
             const int row = sequence.first_row + j;
-            const int2 choice = __ldcg(reinterpret_cast<const int2 *>(scratch.choices + row));
-            places.choice[j] = {choice.x, choice.y};
+            const int2 sampled = __ldcg(reinterpret_cast<const int2 *>(scratch.samples + row));
+            places.sampled[j] = {sampled.x, sampled.y};
             places.draft[j] = j > 0 ? drafts[row] : -1;
             places.parent[j] = j == 0 ? -1 : sequence.tree ? parents[row] : j - 1;
         }
         __syncwarp();
     }
 
-    // By one warp.
+    // Called by one warp.
     __device__ void walk(const Scratch &scratch, int index, const VerifySequence &sequence) const
     {
         __shared__ Places places;
@@ -71,11 +71,11 @@ struct VerdictSink {
         int place = 0, accepted = 0;
         bool finite = true;
         while (true) {
-            const Choice choice = places.choice[place];
-            finite = choice.finite;
+            const SampledToken sampled = places.sampled[place];
+            finite = sampled.finite;
             if (!finite) break;
-            if (threadIdx.x == 0) tokens[sequence.first_row + accepted] = choice.token;
-            const int child = find_child(places, sequence.drafts, place, choice.token);
+            if (threadIdx.x == 0) tokens[sequence.first_row + accepted] = sampled.token;
+            const int child = find_child(places, sequence.drafts, place, sampled.token);
             if (child < 0) break;
             if (threadIdx.x == 0) path[sequence.first_row + accepted] = child - 1;
             ++accepted;

@@ -11,8 +11,8 @@ use specserve::config::Config;
 use specserve::daemon::{self, Daemon};
 use specserve::timing::profile::Profile;
 
-/// What a step is made of is allocated on the engine's thread and freed on the device's, which
-/// the system's allocator is slow at (docs/benchmarks.md).
+/// Steps are allocated on the engine thread and freed on the device thread, which the system
+/// allocator handles slowly (docs/benchmarks.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -57,7 +57,7 @@ impl DaemonHost for Host {
     }
 }
 
-/// A daemon beside a command.
+/// A daemon running beside a command.
 struct Local(Daemon);
 
 impl RunningDaemon for Local {

@@ -39,7 +39,7 @@ impl Draw {
 /// (Marsaglia and Tsang, "A simple method for generating gamma variables", 2000).
 pub fn gamma(seed: u64, stream: u32, major: u64, shape: f64) -> f64 {
     if shape < 1.0 {
-        // the last block is far beyond what rejection ever reaches
+        // rejection never gets as far as the last block
         let boost = Draw::new(seed, stream, major, u32::MAX).uniform(0).powf(1.0 / shape);
         return gamma(seed, stream, major, shape + 1.0) * boost;
     }

@@ -1,4 +1,4 @@
-//! The program's exit codes and outputs, without a daemon.
+//! Exit codes and outputs of the binary, without a daemon.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -114,7 +114,7 @@ fn a_reader_that_has_left_is_no_failure() {
     assert_eq!(errors, "");
 }
 
-/// The writing end of a pipe that nobody reads.
+/// The write end of a pipe without a reader.
 fn closed_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
@@ -122,7 +122,7 @@ fn closed_pipe() -> Stdio {
 }
 
 #[test]
-fn a_signal_ends_a_command_with_its_number_and_without_a_word() {
+fn a_signal_ends_a_command_silently_with_its_number() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let socket = directory.path().join("socket");
     let silent = std::os::unix::net::UnixListener::bind(&socket).expect("bound");

@@ -1,4 +1,4 @@
-//! The program as its users run it: a daemon process, its socket, its clients.
+//! End-to-end tests: a daemon process, its socket and its clients.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,7 @@ fn specserve() -> Command {
     command
 }
 
-/// A daemon process on a socket of its own; killed when a test fails.
+/// A daemon process on its own socket; killed on drop.
 struct Daemon {
     child: Child,
     socket: PathBuf,
@@ -26,7 +26,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the embedded pair with a policy that needs no measuring, and waits until it is ready.
+    /// Starts the embedded pair with a policy that needs no profile, and waits until it is ready.
     fn start() -> Daemon {
         Daemon::start_as("fixed:4")
     }
@@ -37,7 +37,7 @@ impl Daemon {
         daemon
     }
 
-    /// Starts what `change` makes of the tiny configuration, and waits for nothing.
+    /// Starts the tiny configuration, modified by `change`, without waiting.
     fn spawn(change: impl FnOnce(String) -> String) -> Daemon {
         let directory = tempfile::tempdir().expect("a directory for the test");
         let socket = directory.path().join("socket");
@@ -51,7 +51,7 @@ impl Daemon {
         Daemon { child, socket, _directory: directory }
     }
 
-    /// Its exit code and all that it said on stderr, once it has ended.
+    /// Waits for the process; returns its exit code and stderr.
     fn ended(&mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         let stderr = self.child.stderr.as_mut().expect("piped");
@@ -83,13 +83,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Fails when the daemon has ended, which is what it should do.
+        // Fails if the daemon has already exited, as it should have.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The whole answer to a GET, or none when nobody listens.
+/// The raw response to a GET; `None` if no process is listening.
 fn get(socket: &Path, path: &str) -> Option<String> {
     let mut stream = UnixStream::connect(socket).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
@@ -105,7 +105,7 @@ fn json_of(output: &Output) -> Value {
 }
 
 #[test]
-fn a_daemon_serves_until_it_is_told_to_end_and_leaves_no_socket() {
+fn a_daemon_serves_until_a_signal_and_removes_its_socket() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut daemon = Daemon::start();
         let mode = std::fs::metadata(&daemon.socket).expect("a socket").permissions().mode();
@@ -133,7 +133,7 @@ fn a_signal_as_soon_as_there_is_a_socket_ends_the_start_well() {
 }
 
 #[test]
-fn a_start_that_fails_says_why_in_the_log_and_at_the_end_and_leaves_no_socket() {
+fn a_failed_start_is_logged_and_reported_and_leaves_no_socket() {
     let mut daemon = Daemon::spawn(|config| {
         let config = config.replacen("model = \"embedded:tiny\"", "model = \"/nonexistent/model\"", 1);
         config.replace("log_format = \"text\"", "log_format = \"json\"")

@@ -1,6 +1,5 @@
-//! What goes wrong with adaptive speculation elsewhere, played in the simulator with the
-//! daemon's own scheduler and policy: a time model that is wrong, confidences that are noise,
-//! a draft that is of no use.
+//! Known failure modes of adaptive speculation, in the simulator with the daemon's own
+//! scheduler and policy: a wrong time model, uninformative confidences, a useless draft.
 
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
 use specserve::protocol::{DrafterNeeds, Micros, Slo};

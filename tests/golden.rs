@@ -7,7 +7,7 @@ use specserve::executor::{Executor, Target};
 use specserve::model::{ModelSource, load};
 use specserve::protocol::{ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, TokenId, VerifyRow};
 
-/// How far a logit may be from the reference's.
+/// Tolerance of a logit against the reference.
 const TOLERANCE: f32 = 0.01;
 
 #[derive(serde::Deserialize)]
@@ -77,7 +77,7 @@ fn the_logits_after_each_prompt_are_the_references() {
 }
 
 #[test]
-fn greedy_decoding_says_what_the_reference_says() {
+fn greedy_decoding_matches_the_reference() {
     let mut executor = executor();
     for case in golden().cases {
         let mut said: Vec<TokenId> = Vec::new();

@@ -4,7 +4,7 @@
 //! The test reads the sources. An import is any path that names an item of another module, in a
 //! `use` or in an expression; it is followed through re-exports to the module that defines the
 //! item. A module and its descendants count as one node for its siblings, and a module may use
-//! what its ancestors declare. Code under `#[cfg(test)]` may import whatever it likes.
+//! what its ancestors declare. Code under `#[cfg(test)]` may import anything.
 
 mod layers;
 

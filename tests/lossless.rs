@@ -1,4 +1,4 @@
-//! Invariant 1 on the CPU executor and a real model pair: speculation never changes a word.
+//! Losslessness on the CPU executor with a real model pair: speculation never changes a token.
 
 mod common;
 
@@ -13,7 +13,7 @@ use specserve::protocol::{GenerationRequest, ModelRole, RequestId, SamplingParam
 use specserve::timing::profile::Profile;
 
 const OUTPUT_TOKENS: u32 = 32;
-/// Room for every request of a test at once.
+/// Enough blocks for all requests of a test at once.
 const AMPLE_BLOCKS: u32 = 512;
 
 fn temperature(temperature: f32) -> SamplingParams {
@@ -29,7 +29,7 @@ fn plain(requests: &[GenerationRequest]) -> BTreeMap<RequestId, Played> {
     play(&mut executor, Box::new(Static::new(Fixed::NONE)), 1, requests)
 }
 
-fn assert_same_words(
+fn assert_same_output(
     ours: &BTreeMap<RequestId, Played>,
     plain: &BTreeMap<RequestId, Played>,
     requests: &[GenerationRequest],
@@ -42,18 +42,18 @@ fn assert_same_words(
 }
 
 #[test]
-fn every_draft_length_and_batch_size_says_what_plain_decoding_says() {
+fn every_draft_length_and_batch_size_emits_what_plain_decoding_emits() {
     for sampling in [temperature(0.0), temperature(0.8)] {
         let all = requests(32, &sampling);
         let plain = plain(&all);
         let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
         for batch in [1, 2, 7, 32] {
-            // few requests where few run at a time: the same number of steps for each size
+            // fewer requests for smaller batches, so that each size takes about as many steps
             let some = &all[..(batch as usize).clamp(3, 32)];
             for draft_tokens in 1..=8 {
                 let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), batch, some);
                 let how = format!("at t {}, batch {batch}, k {draft_tokens}", sampling.temperature);
-                assert_same_words(&ours, &plain, some, &how);
+                assert_same_output(&ours, &plain, some, &how);
                 let accepted: u32 = ours.values().map(|one| one.summary.speculation.accepted).sum();
                 assert!(accepted > 0, "a trained draft is right now and then, {how}");
             }
@@ -80,7 +80,7 @@ fn filters_penalties_and_bias_are_applied_inside_verification() {
     let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
     for draft_tokens in [1, 4, 8] {
         let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), 4, &all);
-        assert_same_words(&ours, &plain, &all, &format!("with every parameter, k {draft_tokens}"));
+        assert_same_output(&ours, &plain, &all, &format!("with every parameter, k {draft_tokens}"));
     }
 }
 
@@ -91,21 +91,21 @@ fn preemption_in_mid_flight_changes_nothing() {
         let plain = plain(&all);
         let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), 16);
         let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 8, &all);
-        assert_same_words(&ours, &plain, &all, "under preemption");
+        assert_same_output(&ours, &plain, &all, "under preemption");
         let preemptions: u32 = ours.values().map(|one| one.summary.preemptions).sum();
         assert!(preemptions > 0, "sixteen blocks were meant to be too few");
     }
 }
 
 #[test]
-fn a_draft_of_noise_costs_time_and_not_a_word() {
+fn a_random_draft_costs_time_but_changes_no_token() {
     let draft = random_model(&embedded(ModelRole::Draft).spec, 7, RandomOptions::default());
     for sampling in [temperature(0.0), temperature(0.8)] {
         let all = requests(7, &sampling);
         let plain = plain(&all);
         let mut executor = cpu(embedded(ModelRole::Target), Some(draft.clone()), AMPLE_BLOCKS);
         let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 7, &all);
-        assert_same_words(&ours, &plain, &all, "with a random draft");
+        assert_same_output(&ours, &plain, &all, "with a random draft");
     }
 }
 
@@ -116,10 +116,10 @@ fn a_draft_equal_to_the_target_is_always_accepted() {
         let plain = plain(&all);
         let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Target)), AMPLE_BLOCKS);
         let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 3 })), 7, &all);
-        assert_same_words(&ours, &plain, &all, "with the target as its own draft");
+        assert_same_output(&ours, &plain, &all, "with the target as its own draft");
         for one in ours.values() {
             let stats = one.summary.speculation;
-            // an output that ends among its accepted drafts leaves the rest of them unused
+            // an output that ends within its accepted drafts discards the rest of them
             assert_eq!(stats.accepted, stats.verified, "{stats:?}");
             assert!(stats.verified > 0);
         }
@@ -127,7 +127,7 @@ fn a_draft_equal_to_the_target_is_always_accepted() {
 }
 
 #[test]
-fn every_policy_says_what_plain_decoding_says() {
+fn every_policy_emits_what_plain_decoding_emits() {
     let profile =
         Profile::from_toml(include_str!("../profiles/h100-8b-160m.toml")).expect("the profile parses");
     let names = ["none", "fixed:3", "threshold:0.6", "smartspec", "adaspec", "adaspec-verifier", "specserve"];
@@ -139,7 +139,7 @@ fn every_policy_says_what_plain_decoding_says() {
             let policy_name: PolicyName = name.parse().expect("a policy's name");
             let policy = build(policy_name, Some(&profile), &PolicyOptions::default()).expect("builds");
             let ours = play(&mut executor, policy, 4, &all);
-            assert_same_words(&ours, &plain, &all, &format!("under {name}, t {}", sampling.temperature));
+            assert_same_output(&ours, &plain, &all, &format!("under {name}, t {}", sampling.temperature));
             let drafted: u32 = ours.values().map(|one| one.summary.speculation.drafted).sum();
             assert_eq!(drafted > 0, name != "none", "{name} drafted {drafted} tokens");
         }
@@ -154,7 +154,7 @@ fn drafts_that_were_looked_up_change_nothing() {
         let executor = cpu(embedded(ModelRole::Target), None, AMPLE_BLOCKS);
         let mut executor = WithPromptLookup::new(Box::new(executor), NgramOptions::default());
         let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 4, &all);
-        assert_same_words(&ours, &plain, &all, "with prompt lookup");
+        assert_same_output(&ours, &plain, &all, "with prompt lookup");
         let drafted: u32 = ours.values().map(|one| one.summary.speculation.drafted).sum();
         assert!(drafted > 0, "stories repeat themselves");
     }

@@ -23,12 +23,12 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes unchanged to the system allocator, which upholds the contract;
-// counting touches a thread-local that needs no allocation and no destructor.
+// SAFETY: every call is forwarded unchanged to the system allocator, which upholds the contract;
+// counting uses a thread-local that needs no allocation and no destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller keeps the contract of `alloc`.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 

@@ -20,7 +20,7 @@ use super::messages::{
 };
 use crate::engine::{EngineCore, Finished};
 use crate::policy::Policy;
-use crate::protocol::{Clock, Ending, Micros, RequestFailure, RequestId, Slo, TokenEvent};
+use crate::protocol::{Clock, Micros, RequestFailure, RequestId, Slo, Termination, TokenEvent};
 use crate::step::{Delivery, SpeculationFault, StepPlan, StepResult};
 
 /// How often the step in flight is checked.
@@ -136,7 +136,7 @@ impl BatchBuilderState {
         self.arguments.core.enqueue(request);
     }
 
-    fn end(&mut self, id: RequestId, ending: Ending) {
+    fn end(&mut self, id: RequestId, ending: Termination) {
         let delivery = self.arguments.core.end(id, ending);
         self.deliver(delivery.into_iter().collect());
     }
@@ -194,7 +194,7 @@ impl BatchBuilderState {
             }
         }
         for id in abandoned {
-            self.end(id, Ending::Failed(RequestFailure::Cancelled));
+            self.end(id, Termination::Failed(RequestFailure::Cancelled));
         }
     }
 

@@ -25,7 +25,8 @@ use super::supervisor::{ActorRefs, Supervisor, SupervisorArguments};
 use crate::executor::Executor;
 use crate::policy::Learner;
 use crate::protocol::{
-    AdmissionError, Clock, Ending, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission,
+    AdmissionError, Clock, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission,
+    Termination,
 };
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::{MetricsConfig, RejectionReason};
@@ -207,7 +208,7 @@ impl EngineHandle {
     }
 
     /// Ends a request at the next step boundary; unknown ids are ignored.
-    pub fn end(&self, id: RequestId, ending: Ending) {
+    pub fn end(&self, id: RequestId, ending: Termination) {
         // an engine that is gone has ended all its requests
         let _ = self.actors.intake.cast(IntakeMessage::End(id, ending));
     }

@@ -10,7 +10,7 @@ use super::admission::{Admission, Permit};
 use super::messages::{Admitted, BatchBuilderMessage, IntakeMessage, SloMonitorMessage};
 use crate::policy::Policy;
 use crate::protocol::{
-    AdmissionError, Ending, Generation, GenerationRequest, RequestFailure, RequestId, Submission,
+    AdmissionError, Generation, GenerationRequest, RequestFailure, RequestId, Submission, Termination,
 };
 use crate::scheduler::{SchedulerLimits, TooLarge};
 use crate::telemetry::RejectionReason;
@@ -104,7 +104,7 @@ impl IntakeState {
         self.arguments.monitor.cast(SloMonitorMessage::Admitted { prompt_tokens, best_effort })?;
         if reply.send(Ok(Generation { id, events: receiver })).is_err() {
             // the caller left while it was admitted: nobody else will end the request
-            let ending = Ending::Failed(RequestFailure::Cancelled);
+            let ending = Termination::Failed(RequestFailure::Cancelled);
             batch_builder.cast(BatchBuilderMessage::End(id, ending))?;
         }
         Ok(())

@@ -7,8 +7,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::admission::Permit;
 use super::device::StepTicket;
 use crate::protocol::{
-    AdmissionError, Ending, Generation, GenerationRequest, Micros, RequestFailure, RequestId, Slo,
-    StepReport, Submission, TokenEvent,
+    AdmissionError, Generation, GenerationRequest, Micros, RequestFailure, RequestId, Slo, StepReport,
+    Submission, Termination, TokenEvent,
 };
 use crate::scheduler::SchedulerGauges;
 use crate::step::{SpeculationFault, StepPlan, StepResult};
@@ -20,7 +20,7 @@ pub enum IntakeMessage {
     /// A request, with the permit that bounds the queue.
     Submit(Box<Submission>, Permit, RpcReplyPort<Result<Generation, AdmissionError>>),
     /// A request's caller has gone, or has all it wants.
-    End(RequestId, Ending),
+    End(RequestId, Termination),
 }
 
 /// A request on its way from intake to the batch builder.
@@ -42,7 +42,7 @@ pub enum BatchBuilderMessage {
     /// A new request.
     Admit(Box<Admitted>),
     /// Ends a request.
-    End(RequestId, Ending),
+    End(RequestId, Termination),
     /// The step in flight has finished and was checked.
     StepDone(Box<StepResult>),
     /// Whether to plan with drafts.

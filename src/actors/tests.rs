@@ -9,9 +9,10 @@ use crate::executor::{Drafter, Executor, ShadowExecutor, ShadowOptions, Target};
 use crate::policy::slo::Infeasible;
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{
-    AdmissionError, Compaction, DraftForest, DraftSeed, DrafterNeeds, Ending, ExecutorError, ExecutorInfo,
+    AdmissionError, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo,
     FinishReason, Generation, Micros, ModelRole, MonotonicClock, NodeId, RequestFailure, SamplingParams,
-    SequenceInput, Slo, StepDecision, StepView, Submission, TokenEvent, TokenId, Verdict, VerifyRow,
+    SequenceInput, Slo, StepDecision, StepView, Submission, Termination, TokenEvent, TokenId, Verdict,
+    VerifyRow,
 };
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::MetricsConfig;
@@ -130,9 +131,10 @@ async fn a_caller_that_drops_its_stream_frees_its_blocks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ending_a_request_from_outside_gives_it_its_terminal_event() {
     let engine = start(shadow(), options());
-    for (ending, wanted) in
-        [(Ending::Failed(RequestFailure::Cancelled), None), (Ending::Stopped, Some(FinishReason::Stop))]
-    {
+    for (ending, wanted) in [
+        (Termination::Failed(RequestFailure::Cancelled), None),
+        (Termination::Stopped, Some(FinishReason::Stop)),
+    ] {
         let generation = engine.handle().submit(submission(1, 30, 900)).await.expect("admitted");
         engine.handle().end(generation.id, ending);
         let (_, end) = listen(generation).await;

@@ -1,77 +1,78 @@
-//! One request in flight: engine events in, pieces of text out, cancelled when dropped.
+//! One request in flight: engine events in, text deltas out, cancelled on drop.
 
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
-use super::engine::Engine;
+use super::backend::Backend;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::output::{Output, OutputEnd};
 use crate::protocol::{FinishReason, Generation, RequestFailure, RequestId, RequestSummary, TokenEvent};
 
-/// The next thing that happened to an answer.
+/// The next event of an answer.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Progress {
+pub enum AnswerProgress {
     /// More text, never empty.
     Text(String),
-    /// The answer is complete; nothing follows.
-    Done(Ending),
-    /// The answer is not complete and there is no more of it.
+    /// The answer is complete. Terminal.
+    Done(Completion),
+    /// The answer failed before it was complete. Terminal.
     Failed(ApiError),
 }
 
-/// How an answer ended.
+/// The end of a complete answer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Ending {
-    /// The last text, possibly empty.
+pub struct Completion {
+    /// The remaining text, possibly empty.
     pub text: String,
-    /// Why.
+    /// Why the output ended, as the API reports it.
     pub reason: FinishReason,
-    /// Tokens of the output as the caller counts them.
+    /// Output tokens up to the API's own end of the output, such as a stop string.
     pub output_tokens: u32,
-    /// The engine's figures; `None` if it failed between the last token and its report.
+    /// The engine's statistics; `None` if it failed after the last token.
     pub summary: Option<RequestSummary>,
 }
 
-/// An admitted request. Dropping it before its end cancels the request, whichever way
-/// it is dropped: a client that left, a deadline, a failed write.
+/// An admitted request. Dropping it before its terminal event cancels the request, whether
+/// because of a disconnect, a deadline or a failed write.
 #[derive(Debug)]
-pub struct Answer<E: Engine> {
-    engine: Arc<E>,
+pub struct Answer<B: Backend> {
+    backend: Arc<B>,
     id: RequestId,
     events: UnboundedReceiver<TokenEvent>,
     output: Output,
-    /// When to give up.
+    /// When the request times out.
     deadline: Instant,
-    /// Whether the engine has sent its last event.
+    /// Whether the engine has sent the terminal event.
     terminal: bool,
 }
 
-impl<E: Engine> Answer<E> {
-    /// Takes charge of an admitted request.
-    pub fn new(engine: Arc<E>, generation: Generation, output: Output, deadline: Instant) -> Answer<E> {
+impl<B: Backend> Answer<B> {
+    /// Wraps an admitted request.
+    pub fn new(backend: Arc<B>, generation: Generation, output: Output, deadline: Instant) -> Answer<B> {
         let Generation { id, events } = generation;
-        Answer { engine, id, events, output, deadline, terminal: false }
+        Answer { backend, id, events, output, deadline, terminal: false }
     }
 
-    /// The request's name.
+    /// The request's id.
     pub fn id(&self) -> RequestId {
         self.id
     }
 
-    /// Waits for more. After [`Progress::Done`] or [`Progress::Failed`] it must not be called.
-    pub async fn next(&mut self) -> Progress {
+    /// Waits for the next progress. Must not be called after [`AnswerProgress::Done`] or
+    /// [`AnswerProgress::Failed`].
+    pub async fn next(&mut self) -> AnswerProgress {
         loop {
             let Ok(event) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
-                return Progress::Failed(timeout());
+                return AnswerProgress::Failed(timeout());
             };
             match event {
                 Some(TokenEvent::Tokens(tokens)) => {
                     let text = self.push(&tokens);
                     if !text.is_empty() {
-                        return Progress::Text(text);
+                        return AnswerProgress::Text(text);
                     }
                 }
                 Some(TokenEvent::Finished { reason, summary }) => {
@@ -82,7 +83,11 @@ impl<E: Engine> Answer<E> {
                     self.terminal = true;
                     return self.failed(failure);
                 }
-                None => return self.failed(RequestFailure::Engine("it dropped the request".to_owned())),
+                None => {
+                    return self.failed(RequestFailure::Engine(
+                        "the request was dropped without a terminal event".to_owned(),
+                    ));
+                }
             }
         }
     }
@@ -91,35 +96,36 @@ impl<E: Engine> Answer<E> {
         let was_open = self.output.end().is_none();
         let text = self.output.push(tokens);
         if was_open && self.output.end() == Some(OutputEnd::StopString) {
-            self.engine.finish(self.id);
+            self.backend.finish(self.id);
         }
         text
     }
 
-    fn done(&mut self, reason: FinishReason, summary: Option<RequestSummary>) -> Progress {
+    fn done(&mut self, reason: FinishReason, summary: Option<RequestSummary>) -> AnswerProgress {
         let text = self.output.finish();
         let (reason, output_tokens) = (self.output.finish_reason(reason), self.output.tokens());
-        Progress::Done(Ending { text, reason, output_tokens, summary })
+        AnswerProgress::Done(Completion { text, reason, output_tokens, summary })
     }
 
-    /// A failure after the answer's last token takes nothing from the caller.
-    fn failed(&mut self, failure: RequestFailure) -> Progress {
+    /// Ends the answer after an engine failure. If the output was already complete, the
+    /// caller has lost nothing and the answer counts as done.
+    fn failed(&mut self, failure: RequestFailure) -> AnswerProgress {
         match self.output.end() {
             Some(_) => self.done(FinishReason::Stop, None),
-            None => Progress::Failed(failure.into()),
+            None => AnswerProgress::Failed(failure.into()),
         }
     }
 }
 
-impl<E: Engine> Drop for Answer<E> {
+impl<B: Backend> Drop for Answer<B> {
     fn drop(&mut self) {
         if !self.terminal {
-            self.engine.cancel(self.id);
+            self.backend.cancel(self.id);
         }
     }
 }
 
 fn timeout() -> ApiError {
-    let message = "the answer was not complete when the server's request timeout passed";
+    let message = "the response was not complete within the server's request timeout";
     ApiError::new(ErrorCode::RequestTimeout, message)
 }

@@ -1,4 +1,4 @@
-//! What all routes share: the engine, its bounds, and the answers that more than one gives.
+//! State shared by all routes, and responses that several of them give.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,23 +9,23 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use super::backend::Backend;
 use super::body;
 use super::counters::ApiCounters;
-use super::engine::Engine;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use crate::telemetry::PROMETHEUS_CONTENT_TYPE;
 
-/// Bounds on what one client can cost.
+/// Limits on the resources a client can take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiLimits {
     /// Longest request body, in bytes.
     pub body_bytes_max: usize,
-    /// Longest time to send a request's head; also how long an idle connection is kept.
+    /// Longest time to receive a request's head; also the keep-alive timeout of idle connections.
     pub header_timeout: Duration,
-    /// Longest time from a request's head to the end of its answer.
+    /// Longest time from a request's head to the end of its response.
     pub request_timeout: Duration,
-    /// Most connections at a time on each listener; later ones wait to be accepted.
+    /// Most concurrent connections per listener; further ones wait to be accepted.
     pub connections_max: usize,
 }
 
@@ -40,23 +40,23 @@ impl Default for ApiLimits {
     }
 }
 
-/// Bodies longer than this are parsed and encoded off the async workers, in bytes.
+/// Bodies longer than this, in bytes, are parsed and tokenized off the async workers.
 const INLINE_BODY_BYTES_MAX: usize = 16 << 10;
 
-/// What the handlers share.
-pub struct App<E: Engine> {
-    pub engine: Arc<E>,
+/// State of the request handlers.
+pub struct App<B: Backend> {
+    pub backend: Arc<B>,
     pub limits: ApiLimits,
     pub counters: Arc<ApiCounters>,
 }
 
-/// Reads a body and runs `work` on it; on a thread of its own where the body is long,
-/// so that one long prompt does not delay the tokens of others.
-pub async fn off_the_workers<E: Engine, T: Send + 'static>(
-    app: &Arc<App<E>>,
+/// Reads a body and runs `work` on it. Long bodies are handled on a blocking thread, so
+/// that one long prompt does not delay the token streams of others.
+pub async fn off_the_workers<B: Backend, T: Send + 'static>(
+    app: &Arc<App<B>>,
     body: axum::body::Body,
     headers: HeaderMap,
-    work: impl FnOnce(&App<E>, &[u8], &HeaderMap) -> Result<T, ApiError> + Send + 'static,
+    work: impl FnOnce(&App<B>, &[u8], &HeaderMap) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let body = body::read(&headers, body, app.limits.body_bytes_max).await?;
     if body.len() <= INLINE_BODY_BYTES_MAX {
@@ -64,13 +64,13 @@ pub async fn off_the_workers<E: Engine, T: Send + 'static>(
     }
     let app = app.clone();
     tokio::task::spawn_blocking(move || work(&app, &body, &headers)).await.unwrap_or_else(|failure| {
-        tracing::error!("reading a request failed: {failure}");
+        tracing::error!("handler panicked while reading a request: {failure}");
         let message = "the server failed to read this request";
         Err(ApiError::new(ErrorCode::InternalError, message))
     })
 }
 
-/// An answer to a health route.
+/// Response of a health route.
 pub fn health(what: &str, reason: Option<String>) -> Response {
     match reason {
         None => Json(json!({"status": what})).into_response(),
@@ -82,13 +82,13 @@ pub fn health(what: &str, reason: Option<String>) -> Response {
     }
 }
 
-/// An answer to `/metrics`.
+/// Response of `/metrics`.
 pub fn metrics_page(text: String) -> Response {
     ([(CONTENT_TYPE, PROMETHEUS_CONTENT_TYPE)], text).into_response()
 }
 
-/// 405.
+/// Rejects a method that the route does not support, with 405.
 pub async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    let message = format!("{} does not take {method}", uri.path());
+    let message = format!("{} does not support {method}", uri.path());
     ApiError::new(ErrorCode::MethodNotAllowed, message)
 }

@@ -1,4 +1,4 @@
-//! Request bodies, bounded in size and time before anything looks at them.
+//! Reading request bodies within limits of size and time.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use super::error_code::ErrorCode;
 /// Longest time from a request's headers to the end of its body.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reads a body of at most `bytes_max` bytes. A longer one is not buffered: it is
-/// refused by its declared length, or as soon as the bound is passed.
+/// Reads a body of at most `bytes_max` bytes. Longer bodies are not buffered: they are
+/// rejected by their declared length, or as soon as the limit is exceeded.
 ///
 /// # Errors
-/// 413 too long, 415 compressed, 408 too slow, 400 cut off.
+/// 413 if too long, 415 if compressed, 408 if too slow, 400 if truncated.
 pub async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
         let message = format!("content-encoding {encoding:?} is not supported; send plain JSON");
@@ -30,7 +30,9 @@ pub async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<B
     match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_long(bytes_max, "more")),
-        Ok(Err(_)) => Err(ApiError::new(ErrorCode::IncompleteBody, "the body ended before its declared end")),
+        Ok(Err(_)) => {
+            Err(ApiError::new(ErrorCode::IncompleteBody, "the body ended before its declared length"))
+        }
         Err(_) => {
             let message = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
             Err(ApiError::new(ErrorCode::BodyTimeout, message))

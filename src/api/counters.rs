@@ -1,21 +1,21 @@
-//! What the API itself turns away, counted where it happens.
+//! Counters of errors and refused connections.
 //!
-//! The engine counts what reaches it; it never hears of the rest, and before it is there
-//! nobody else could count.
+//! The engine's metrics cover only requests that reach it, and only once it runs. These
+//! counters cover the rest.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error_code::ErrorCode;
 use crate::telemetry::{MetricKind, PrometheusText};
 
-/// Counters of the API since the daemon's start; one value for server and routes.
+/// Counters since the daemon's start, shared by server and routes.
 #[derive(Debug)]
 pub struct ApiCounters {
-    /// Answers that were errors, by [`ErrorCode`].
+    /// Error responses by [`ErrorCode`].
     errors: [AtomicU64; ErrorCode::ALL.len()],
-    /// Connections of users who may not connect.
-    strangers: AtomicU64,
-    /// Connections whose bytes were no HTTP.
+    /// Connections from users that are not allowed to connect.
+    unauthorized: AtomicU64,
+    /// Connections that sent no valid HTTP request head.
     bad_heads: AtomicU64,
 }
 
@@ -23,29 +23,29 @@ impl Default for ApiCounters {
     fn default() -> ApiCounters {
         ApiCounters {
             errors: std::array::from_fn(|_| AtomicU64::new(0)),
-            strangers: AtomicU64::new(0),
+            unauthorized: AtomicU64::new(0),
             bad_heads: AtomicU64::new(0),
         }
     }
 }
 
 impl ApiCounters {
-    /// Counts a request that was answered with this error.
+    /// Counts an error response.
     pub fn count_error(&self, code: ErrorCode) {
         self.errors[code as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a connection that was closed because its user may not connect; how many these are.
-    pub fn count_stranger(&self) -> u64 {
-        self.strangers.fetch_add(1, Ordering::Relaxed) + 1
+    /// Counts a connection closed because its user is not allowed; returns the new total.
+    pub fn count_unauthorized(&self) -> u64 {
+        self.unauthorized.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Counts a connection that was closed because a request's head could not be read.
+    /// Counts a connection closed because of a malformed request head.
     pub fn count_bad_head(&self) {
         self.bad_heads.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The API's part of the page that `/metrics` answers with.
+    /// Renders the API's part of the `/metrics` page.
     pub fn render(&self) -> String {
         let mut page = PrometheusText::new();
         page.family(
@@ -64,7 +64,7 @@ impl ApiCounters {
             "Connections closed by the server. uid: the user is not one of server.socket_uids; \
              bad_head: a request's head was malformed or too long.",
         )
-        .sample(&[("reason", "uid")], self.strangers.load(Ordering::Relaxed))
+        .sample(&[("reason", "uid")], self.unauthorized.load(Ordering::Relaxed))
         .sample(&[("reason", "bad_head")], self.bad_heads.load(Ordering::Relaxed));
         page.finish()
     }
@@ -83,7 +83,7 @@ mod tests {
         counters.count_error(ErrorCode::InvalidJson);
         counters.count_error(ErrorCode::InvalidJson);
         counters.count_bad_head();
-        assert_eq!((counters.count_stranger(), counters.count_stranger()), (1, 2));
+        assert_eq!((counters.count_unauthorized(), counters.count_unauthorized()), (1, 2));
         let page = counters.render();
         for line in [
             "specserve_http_errors_total{status=\"400\",code=\"invalid_json\"} 2",

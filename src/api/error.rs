@@ -1,4 +1,4 @@
-//! Errors as OpenAI clients expect them.
+//! Errors in the format of the OpenAI API.
 
 use axum::Json;
 use axum::http::header::RETRY_AFTER;
@@ -9,50 +9,50 @@ use serde_json::{Value, json};
 use super::error_code::ErrorCode;
 use crate::protocol::{AdmissionError, RequestFailure};
 
-/// What `Retry-After` tells a client that meets a full, starting or draining server, in seconds.
+/// `Retry-After` of 503 responses, in seconds.
 pub const RETRY_AFTER_S: u16 = 1;
 
-/// Longest message, in characters: it may quote what the caller sent.
+/// Longest message, in characters; messages may quote the request.
 const MESSAGE_CHARACTERS_MAX: usize = 600;
 
 /// Longest field name, in characters.
 const PARAM_CHARACTERS_MAX: usize = 120;
 
-/// An error for the caller: a status and `{"error": {message, type, param, code}}`.
+/// An error response: a status and `{"error": {message, type, param, code}}`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    /// For people: the limit and the actual value where there is one.
+    /// Human-readable message, with the limit and the actual value where there is one.
     pub message: String,
-    /// The request field at fault.
+    /// Request field that caused the error.
     pub param: Option<String>,
-    /// For programs; decides the status.
+    /// Machine-readable code; determines the status.
     pub code: ErrorCode,
 }
 
 impl ApiError {
-    /// An error without a field.
+    /// Creates an error that is not about a field.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
         ApiError { message: cut(message.into(), MESSAGE_CHARACTERS_MAX), param: None, code }
     }
 
-    /// 400: a field has a wrong type or value.
+    /// 400: a field has the wrong type or an invalid value.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> ApiError {
         ApiError::new(ErrorCode::InvalidValue, message).with_param(param)
     }
 
-    /// 400: the server does not do this.
+    /// 400: the requested feature is not supported.
     pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> ApiError {
         ApiError::new(ErrorCode::UnsupportedParameter, message).with_param(param)
     }
 
-    /// The same error, about a field.
+    /// Sets the field that caused the error.
     pub fn with_param(mut self, param: impl Into<String>) -> ApiError {
         self.param = Some(cut(param.into(), PARAM_CHARACTERS_MAX));
         self
     }
 
-    /// OpenAI's coarse error type.
+    /// The `type` of the error body, as in the OpenAI API.
     fn kind(&self) -> &'static str {
         match self.code.status() {
             StatusCode::NOT_FOUND => "not_found_error",
@@ -61,7 +61,7 @@ impl ApiError {
         }
     }
 
-    /// The body; also the last event of a stream that fails.
+    /// The response body; also the last event of a failed stream.
     pub fn body(&self) -> Value {
         json!({"error": {
             "message": self.message,
@@ -87,7 +87,7 @@ impl IntoResponse for ApiError {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
         }
-        // for whoever counts errors
+        // read by the error counters
         response.extensions_mut().insert(self.code);
         response
     }

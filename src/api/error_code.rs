@@ -1,29 +1,29 @@
-//! The closed list of what an error can be, for programs and for the counters.
+//! The closed set of error codes.
 
 use axum::http::StatusCode;
 
 /// Defines [`ErrorCode`] from one table: code, status, name.
 macro_rules! error_codes {
     ($($(#[$doc:meta])* $code:ident = $status:ident, $name:literal;)*) => {
-        /// What went wrong, as the `code` of an error's body says it. docs/api.md describes
-        /// each; a name never changes once released.
+        /// The `code` of an error body; also the label of the error counter. Documented in
+        /// docs/api.md. Released names never change.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum ErrorCode {
             $($(#[$doc])* $code,)*
         }
 
         impl ErrorCode {
-            /// Every code, in the order of their discriminants.
+            /// All codes in discriminant order.
             pub const ALL: &[ErrorCode] = &[$(ErrorCode::$code,)*];
 
-            /// Its name on the wire.
+            /// Name on the wire.
             pub fn name(self) -> &'static str {
                 match self {
                     $(ErrorCode::$code => $name,)*
                 }
             }
 
-            /// The HTTP status that goes with it.
+            /// HTTP status of the response.
             pub fn status(self) -> StatusCode {
                 match self {
                     $(ErrorCode::$code => StatusCode::$status,)*
@@ -36,31 +36,31 @@ macro_rules! error_codes {
 error_codes! {
     /// The body is not a JSON object.
     InvalidJson = BAD_REQUEST, "invalid_json";
-    /// The body was cut off.
+    /// The body was truncated.
     IncompleteBody = BAD_REQUEST, "incomplete_body";
-    /// A field that has to be there is not.
+    /// A required field is missing.
     MissingParameter = BAD_REQUEST, "missing_parameter";
-    /// A field has a wrong type or value.
+    /// A field has the wrong type or an invalid value.
     InvalidValue = BAD_REQUEST, "invalid_value";
-    /// The server does not do this.
+    /// The requested feature is not supported.
     UnsupportedParameter = BAD_REQUEST, "unsupported_parameter";
-    /// No field has this name.
+    /// A field of this name does not exist.
     UnknownParameter = BAD_REQUEST, "unknown_parameter";
-    /// The context can't hold prompt and output.
+    /// Prompt and output exceed the context length.
     ContextLengthExceeded = BAD_REQUEST, "context_length_exceeded";
-    /// The whole KV pool can't hold prompt and output.
+    /// Prompt and output exceed the whole KV pool.
     KvPoolTooSmall = BAD_REQUEST, "kv_pool_too_small";
-    /// The objective can't be met on an empty machine.
+    /// The objective cannot be met even on an idle machine.
     SloInfeasible = BAD_REQUEST, "slo_infeasible";
-    /// Another model is served.
+    /// The requested model is not the served one.
     ModelNotFound = NOT_FOUND, "model_not_found";
-    /// There is no such route.
+    /// The route does not exist.
     UnknownUrl = NOT_FOUND, "unknown_url";
-    /// The route takes other methods.
+    /// The route does not support the method.
     MethodNotAllowed = METHOD_NOT_ALLOWED, "method_not_allowed";
-    /// The body came too slowly.
+    /// The body was not received in time.
     BodyTimeout = REQUEST_TIMEOUT, "body_timeout";
-    /// The body is longer than its bound.
+    /// The body exceeds the size limit.
     BodyTooLarge = PAYLOAD_TOO_LARGE, "body_too_large";
     /// The body is compressed.
     UnsupportedEncoding = UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding";
@@ -68,21 +68,21 @@ error_codes! {
     NumericalError = INTERNAL_SERVER_ERROR, "numerical_error";
     /// The engine failed.
     EngineError = INTERNAL_SERVER_ERROR, "engine_error";
-    /// The API failed.
+    /// The API failed internally.
     InternalError = INTERNAL_SERVER_ERROR, "internal_error";
     /// The request was cancelled.
     Cancelled = INTERNAL_SERVER_ERROR, "cancelled";
-    /// The queue is at its bound.
+    /// The request queue is full.
     QueueFull = SERVICE_UNAVAILABLE, "queue_full";
-    /// There is no engine yet.
+    /// The engine has not started yet.
     Starting = SERVICE_UNAVAILABLE, "starting";
-    /// The engine takes no requests.
+    /// The engine does not accept requests.
     Unavailable = SERVICE_UNAVAILABLE, "unavailable";
-    /// The requests before it would make its first token too late.
+    /// Queueing would push the first token past its objective.
     SloTooLate = SERVICE_UNAVAILABLE, "slo_too_late";
-    /// The daemon ends.
+    /// The daemon is shutting down.
     ShuttingDown = SERVICE_UNAVAILABLE, "shutting_down";
-    /// The answer was not complete in time.
+    /// The response was not complete within the request timeout.
     RequestTimeout = GATEWAY_TIMEOUT, "request_timeout";
 }
 
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_found_at_its_own_place() {
+    fn codes_are_ordered_by_discriminant() {
         for (place, &code) in ErrorCode::ALL.iter().enumerate() {
             assert_eq!(code as usize, place);
         }

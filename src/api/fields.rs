@@ -1,4 +1,4 @@
-//! JSON objects read field by field, so that none is ever ignored.
+//! Strict JSON objects: every field must be read, so that none is silently ignored.
 
 use std::ops::RangeInclusive;
 
@@ -7,19 +7,19 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 
-/// The fields of an object that nobody has taken yet. `null` is the same as absent.
+/// The remaining fields of an object. `null` is the same as absent.
 #[derive(Debug)]
 pub struct Fields {
     fields: Map<String, Value>,
-    /// What error messages put before a field's name: empty, or `slo.` for example.
+    /// Path prefix of field names in error messages, for example `slo.`; may be empty.
     prefix: String,
 }
 
 impl Fields {
-    /// Reads a request body.
+    /// Parses a request body.
     ///
     /// # Errors
-    /// 400: not UTF-8, not JSON, not an object.
+    /// 400 if it is not UTF-8, not JSON, or not an object.
     pub fn from_body(body: &[u8]) -> Result<Fields, ApiError> {
         let refuse = |message: String| ApiError::new(ErrorCode::InvalidJson, message);
         let text = std::str::from_utf8(body).map_err(|error| {
@@ -32,10 +32,10 @@ impl Fields {
         }
     }
 
-    /// Reads the object in the field called `path`.
+    /// Opens the nested object of field `path`.
     ///
     /// # Errors
-    /// 400: not an object.
+    /// 400 if it is not an object.
     pub fn from_value(path: &str, value: Value) -> Result<Fields, ApiError> {
         match value {
             Value::Object(fields) => Ok(Fields { fields, prefix: format!("{path}.") }),
@@ -43,25 +43,25 @@ impl Fields {
         }
     }
 
-    /// A field's full name in messages.
+    /// Full name of a field for error messages.
     pub fn path(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    /// Whether a field is still there.
+    /// Whether a field is present and not yet taken.
     pub fn has(&self, name: &str) -> bool {
         self.fields.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// Takes a field as it is.
+    /// Takes a field of any type.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.fields.remove(name).filter(|value| !value.is_null())
     }
 
-    /// Takes a field that must be there.
+    /// Takes a required field.
     ///
     /// # Errors
-    /// 400: absent.
+    /// 400 if absent.
     pub fn required(&mut self, name: &str) -> Result<Value, ApiError> {
         self.take(name).ok_or_else(|| {
             let path = self.path(name);
@@ -73,7 +73,7 @@ impl Fields {
     /// Takes `true` or `false`.
     ///
     /// # Errors
-    /// 400: something else.
+    /// 400 for any other type or value.
     pub fn boolean(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
         self.typed(name, "true or false", |value| value.as_bool())
     }
@@ -81,15 +81,15 @@ impl Fields {
     /// Takes a string.
     ///
     /// # Errors
-    /// 400: something else.
+    /// 400 for any other type or value.
     pub fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
     }
 
-    /// Takes a whole number within bounds.
+    /// Takes an integer within bounds.
     ///
     /// # Errors
-    /// 400: something else.
+    /// 400 for any other type or value.
     pub fn integer(&mut self, name: &str, bounds: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         match value.as_i64() {
@@ -102,7 +102,7 @@ impl Fields {
     /// Takes a number within bounds.
     ///
     /// # Errors
-    /// 400: something else.
+    /// 400 for any other type or value.
     pub fn number(&mut self, name: &str, bounds: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         match value.as_f64() {
@@ -122,10 +122,10 @@ impl Fields {
         read(&value).map(Some).ok_or_else(|| wrong_type(&self.path(name), expected, &value))
     }
 
-    /// Refuses what nobody has taken.
+    /// Rejects unrecognized fields.
     ///
     /// # Errors
-    /// 400: a field is left.
+    /// 400 if a field remains.
     pub fn finish(self) -> Result<(), ApiError> {
         match self.fields.iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
@@ -138,7 +138,7 @@ impl Fields {
     }
 }
 
-/// A field has the wrong JSON type.
+/// Error for a field of the wrong JSON type.
 pub fn wrong_type(path: &str, expected: &str, value: &Value) -> ApiError {
     ApiError::invalid(path, format!("{path} must be {expected} and is {}", kind(value)))
 }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_refused_by_its_full_name_unless_null() {
+    fn remaining_fields_are_rejected_by_full_name_unless_null() {
         assert_eq!(fields(r#"{"a": null}"#).finish(), Ok(()));
         let nested = Fields::from_value("slo", fields(r#"{"slo": {"x": 1}}"#).take("slo").unwrap()).unwrap();
         let error = nested.finish().unwrap_err();

@@ -1,16 +1,17 @@
 //! The OpenAI-compatible HTTP API, on a Unix socket and optionally on TCP.
 //!
-//! A request is read and bounded ([`body`]), parsed field by field so that nothing is
-//! ever ignored ([`fields`], [`params`], [`prompt`]), handed to the [`Engine`], and its
-//! tokens become text ([`output`]) in one answer or in a stream of server-sent events.
-//! An answer that is dropped, because its client has left, cancels the request ([`answer`]).
+//! A request's body is read within limits ([`body`]) and parsed field by field, so that no
+//! field is silently ignored ([`fields`], [`params`], [`prompt`]). The request is submitted
+//! to the [`Backend`], and its tokens are detokenized ([`output`]) into one response or a
+//! stream of server-sent events. Dropping the answer, as on a client disconnect, cancels
+//! the request ([`answer`]).
 #![forbid(unsafe_code)]
 
 pub mod answer;
 mod app;
+pub mod backend;
 pub mod body;
 pub mod counters;
-pub mod engine;
 pub mod error;
 pub mod error_code;
 pub mod fields;
@@ -30,10 +31,10 @@ mod text_routes;
 mod write_stall;
 
 pub use app::ApiLimits;
-pub use counters::ApiCounters;
-pub use engine::{
-    ChatMessage, ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextDecoder, TextModel,
+pub use backend::{
+    Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
 };
+pub use counters::ApiCounters;
 pub use error::ApiError;
 pub use error_code::ErrorCode;
 pub use routes::router;

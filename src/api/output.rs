@@ -1,40 +1,40 @@
-//! One output: tokens in, text and finish reason out. Pure.
+//! Detokenization of one output: tokens in, text and finish reason out. Pure.
 
 use std::sync::Arc;
 
-use super::engine::TextDecoder;
+use super::backend::TextDecoder;
 use super::stop::{Scan, StopMatcher};
 use crate::protocol::{FinishReason, TokenId};
 
 /// Assembles the text of one output.
 ///
-/// Each token is treated alone, so that the text, the count and the end are the same
-/// whether tokens come one at a time or in the bursts of speculative decoding.
+/// Tokens are processed one by one, so that text, count and end are the same whether they
+/// arrive singly or in the bursts of speculative decoding.
 pub struct Output {
     decoder: Box<dyn TextDecoder>,
-    /// Tokens that end the output and are no part of its text.
+    /// Tokens that end the output and do not appear in its text.
     end_tokens: Arc<[TokenId]>,
     stops: StopMatcher,
     tokens: u32,
     end: Option<OutputEnd>,
 }
 
-/// What closed an output before the engine did.
+/// What ended an output on the API's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputEnd {
-    /// An end token: the engine stops by itself.
+    /// An end token; the engine stops at it as well.
     Token,
-    /// A stop string: the engine has to be told.
+    /// A stop string; the engine must be told to stop.
     StopString,
 }
 
 impl Output {
-    /// An empty output.
+    /// Creates an empty output.
     pub fn new(decoder: Box<dyn TextDecoder>, end_tokens: Arc<[TokenId]>, stops: Vec<String>) -> Output {
         Output { decoder, end_tokens, stops: StopMatcher::new(stops), tokens: 0, end: None }
     }
 
-    /// Takes tokens and returns the text that may be shown; empty if there is none yet.
+    /// Appends tokens and returns the text that may be released; possibly empty.
     /// Tokens after the end of the output are dropped.
     pub fn push(&mut self, tokens: &[TokenId]) -> String {
         let mut text = String::new();
@@ -54,7 +54,7 @@ impl Output {
         text
     }
 
-    /// The engine has sent its last token: returns the text that was held back.
+    /// Returns the held-back text after the engine's last token.
     pub fn finish(&mut self) -> String {
         let mut text = String::new();
         if self.end.is_none() {
@@ -79,17 +79,17 @@ impl Output {
         }
     }
 
-    /// What has closed the output, if anything.
+    /// What ended the output; `None` while it is open.
     pub fn end(&self) -> Option<OutputEnd> {
         self.end
     }
 
-    /// Tokens so far, up to and including the one that ended the output.
+    /// Output tokens so far, including the one that ended the output.
     pub fn tokens(&self) -> u32 {
         self.tokens
     }
 
-    /// Why the output ended, given the engine's own reason.
+    /// The finish reason to report, given the engine's own reason.
     pub fn finish_reason(&self, engine: FinishReason) -> FinishReason {
         if self.end.is_some() { FinishReason::Stop } else { engine }
     }
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn held_text_is_shown_when_the_output_ends_without_the_rest() {
+    fn held_back_text_is_released_when_the_output_ends() {
         let mut at_length = output(&["END"]);
         assert_eq!(at_length.push(&tokens("a EN")), "a ");
         assert_eq!(at_length.finish(), "EN");

@@ -1,42 +1,42 @@
-//! Sampling parameters, stop conditions and the fields that are refused.
+//! Sampling parameters, stop conditions and unsupported fields.
 
 use std::hash::{BuildHasher, Hasher};
 use std::ops::RangeInclusive;
 
 use serde_json::{Value, json};
 
-use super::engine::EngineFacts;
+use super::backend::BackendInfo;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use crate::protocol::{SamplingParams, TokenId};
 
-/// Allowed temperatures.
+/// Accepted range of `temperature`.
 pub const TEMPERATURE_BOUNDS: RangeInclusive<f64> = 0.0..=2.0;
-/// Allowed nucleus masses.
+/// Accepted range of `top_p`.
 pub const TOP_P_BOUNDS: RangeInclusive<f64> = 1e-6..=1.0;
-/// Allowed `min_p`.
+/// Accepted range of `min_p`.
 pub const MIN_P_BOUNDS: RangeInclusive<f64> = 0.0..=1.0;
-/// Allowed `top_k`; 0 and -1 mean all, so does any value of at least the vocabulary's size.
+/// Accepted range of `top_k`; 0, -1 and any value of at least the vocabulary size disable it.
 pub const TOP_K_BOUNDS: RangeInclusive<i64> = -1..=i32::MAX as i64;
-/// Allowed repetition penalties.
+/// Accepted range of `repetition_penalty`.
 pub const REPETITION_PENALTY_BOUNDS: RangeInclusive<f64> = 0.01..=10.0;
-/// Allowed presence and frequency penalties.
+/// Accepted range of presence and frequency penalties.
 pub const PENALTY_BOUNDS: RangeInclusive<f64> = -2.0..=2.0;
-/// Allowed logit biases.
+/// Accepted range of a logit bias.
 pub const LOGIT_BIAS_BOUNDS: RangeInclusive<f64> = -100.0..=100.0;
-/// Most tokens with a bias.
+/// Most entries of `logit_bias`.
 pub const LOGIT_BIAS_TOKENS_MAX: usize = 1024;
-/// Most stop strings.
+/// Most stop strings of a request.
 pub const STOP_STRINGS_MAX: usize = 4;
 /// Longest stop string, in bytes.
 pub const STOP_STRING_BYTES_MAX: usize = 256;
 /// Most stop tokens of a request.
 pub const STOP_TOKENS_MAX: usize = 64;
 
-/// Seeds that the server draws stay below this, so that every JSON reader keeps them exact.
+/// Bound of server-drawn seeds; below it every JSON reader keeps them exact.
 const DRAWN_SEED_BITS: u32 = 53;
 
-/// Fields that are accepted and have no effect: they don't concern the output.
+/// Fields that are accepted without effect, because they do not concern the output.
 const WITHOUT_EFFECT: [&str; 7] = [
     "user",
     "metadata",
@@ -47,7 +47,7 @@ const WITHOUT_EFFECT: [&str; 7] = [
     "parallel_tool_calls",
 ];
 
-/// Fields that would change the output in a way that this server does not offer.
+/// Fields that would change the output in an unsupported way.
 const UNSUPPORTED: [&str; 24] = [
     "audio",
     "best_of",
@@ -75,8 +75,8 @@ const UNSUPPORTED: [&str; 24] = [
     "length_penalty",
 ];
 
-/// Refuses unsupported fields unless their value asks for nothing, and drops those
-/// without effect.
+/// Rejects unsupported fields unless they hold their neutral value, and drops those without
+/// effect.
 ///
 /// # Errors
 /// 400, naming the field.
@@ -85,14 +85,14 @@ pub fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
         fields.take(name);
     }
     for name in UNSUPPORTED {
-        if let Some(value) = fields.take(name).filter(|value| !asks_for_nothing(name, value)) {
+        if let Some(value) = fields.take(name).filter(|value| !is_neutral(name, value)) {
             return Err(ApiError::unsupported(name, format!("{name} = {} is not supported", brief(&value))));
         }
     }
     Ok(())
 }
 
-fn asks_for_nothing(name: &str, value: &Value) -> bool {
+fn is_neutral(name: &str, value: &Value) -> bool {
     match name {
         "n" | "best_of" => *value == json!(1),
         "length_penalty" => value.as_f64() == Some(1.0),
@@ -107,7 +107,7 @@ fn asks_for_nothing(name: &str, value: &Value) -> bool {
     }
 }
 
-/// A value as a message shows it, cut where it is long.
+/// Formats a value for a message, truncated if long.
 fn brief(value: &Value) -> String {
     const CHARACTERS_MAX: usize = 60;
     let text = value.to_string();
@@ -117,12 +117,12 @@ fn brief(value: &Value) -> String {
     }
 }
 
-/// Reads the sampling parameters.
+/// Parses the sampling parameters.
 ///
 /// # Errors
 /// 400, naming the field, its bounds and its value.
-pub fn sampling(fields: &mut Fields, facts: &EngineFacts) -> Result<SamplingParams, ApiError> {
-    let defaults = &facts.sampling;
+pub fn sampling(fields: &mut Fields, info: &BackendInfo) -> Result<SamplingParams, ApiError> {
+    let defaults = &info.sampling;
     let number = |value: Option<f64>, default: f32| value.map_or(default, |value| value as f32);
     Ok(SamplingParams {
         temperature: number(fields.number("temperature", TEMPERATURE_BOUNDS)?, defaults.temperature),
@@ -139,11 +139,11 @@ pub fn sampling(fields: &mut Fields, facts: &EngineFacts) -> Result<SamplingPara
         ),
         presence_penalty: number(fields.number("presence_penalty", PENALTY_BOUNDS)?, 0.0),
         frequency_penalty: number(fields.number("frequency_penalty", PENALTY_BOUNDS)?, 0.0),
-        logit_bias: logit_bias(fields, facts.vocab_size)?,
+        logit_bias: logit_bias(fields, info.vocab_size)?,
     })
 }
 
-/// The given seed, or a fresh one. Negative seeds count as their two's complement.
+/// The given seed or a random one. Negative seeds are taken as two's complement.
 fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
     let Some(value) = fields.take("seed") else { return Ok(fresh_seed()) };
     value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64)).ok_or_else(|| {
@@ -151,7 +151,7 @@ fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
     })
 }
 
-/// A seed that nobody can foresee: the standard library keys its hashers at random.
+/// An unpredictable seed, from the random keys of the standard library's hasher.
 fn fresh_seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish() >> (u64::BITS - DRAWN_SEED_BITS)
 }
@@ -183,10 +183,10 @@ fn logit_bias(fields: &mut Fields, vocab_size: u32) -> Result<Vec<(TokenId, f32)
     Ok(biases)
 }
 
-/// Reads `stop`: a string or a few of them.
+/// Parses `stop`: a string or an array of strings.
 ///
 /// # Errors
-/// 400: another type, too many, too long, or empty.
+/// 400 for another type, too many strings, or one that is too long or empty.
 pub fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     let expected = "a string or an array of strings";
     let values = match fields.take("stop") {
@@ -199,7 +199,7 @@ pub fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     for value in values {
         let Value::String(stop) = value else { return Err(wrong_type("stop", expected, &value)) };
         if stop.is_empty() {
-            return Err(ApiError::invalid("stop", "stop must not hold an empty string"));
+            return Err(ApiError::invalid("stop", "stop must not contain an empty string"));
         }
         bounded("stop", "bytes in a string", stop.len(), STOP_STRING_BYTES_MAX)?;
         stops.push(stop);
@@ -207,17 +207,17 @@ pub fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     Ok(stops)
 }
 
-/// Reads `stop_token_ids` and `ignore_eos`: all tokens that end the output.
+/// Parses `stop_token_ids` and `ignore_eos` into the set of tokens that end the output.
 ///
 /// # Errors
-/// 400: another type, too many, or a token outside of the vocabulary.
-pub fn stop_tokens(fields: &mut Fields, facts: &EngineFacts) -> Result<Vec<TokenId>, ApiError> {
+/// 400 for another type, too many tokens, or a token id out of range.
+pub fn stop_tokens(fields: &mut Fields, info: &BackendInfo) -> Result<Vec<TokenId>, ApiError> {
     let mut tokens = match fields.boolean("ignore_eos")? {
         Some(true) => Vec::new(),
-        _ => facts.end_tokens.clone(),
+        _ => info.end_tokens.clone(),
     };
     if let Some(value) = fields.take("stop_token_ids") {
-        let ids = token_ids("stop_token_ids", &value, facts.vocab_size)?;
+        let ids = token_ids("stop_token_ids", &value, info.vocab_size)?;
         bounded("stop_token_ids", "tokens", ids.len(), STOP_TOKENS_MAX)?;
         tokens.extend(ids);
         tokens.sort_unstable();
@@ -226,10 +226,10 @@ pub fn stop_tokens(fields: &mut Fields, facts: &EngineFacts) -> Result<Vec<Token
     Ok(tokens)
 }
 
-/// Reads an array of token ids.
+/// Parses an array of token ids.
 ///
 /// # Errors
-/// 400: another type, or a token outside of the vocabulary.
+/// 400 for another type or a token id out of range.
 pub fn token_ids(path: &str, value: &Value, vocab_size: u32) -> Result<Vec<TokenId>, ApiError> {
     let Value::Array(values) = value else { return Err(wrong_type(path, "an array of token ids", value)) };
     let token = |(at, value): (usize, &Value)| {

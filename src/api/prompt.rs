@@ -1,8 +1,8 @@
-//! What a request asks about: a text, tokens, or a conversation.
+//! Prompts: a text, tokens, or a conversation.
 
 use serde_json::Value;
 
-use super::engine::{ChatMessage, EngineFacts, TextModel};
+use super::backend::{BackendInfo, ChatMessage, TextError, TextModel};
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::{Fields, wrong_type};
@@ -12,75 +12,79 @@ use crate::protocol::TokenId;
 /// Most messages in a conversation.
 pub const MESSAGES_MAX: usize = 4096;
 
-/// Roles that a message may have, and the role that the template sees.
+/// Accepted message roles, with the role passed to the chat template.
 const ROLES: [(&str, &str); 4] =
     [("system", "system"), ("developer", "system"), ("user", "user"), ("assistant", "assistant")];
 
-/// A prompt as it came.
+/// A prompt as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// Text, encoded with the tokenizer's special tokens.
+    /// Text, to be encoded with special tokens.
     Text(String),
-    /// Tokens, taken as they are.
+    /// Token ids, used as they are.
     Tokens(Vec<TokenId>),
     /// A conversation for the chat template.
     Chat(Vec<ChatMessage>),
 }
 
 impl Prompt {
-    /// Reads `prompt`: a string, an array of token ids, or an array of one such.
+    /// Parses `prompt`: a string, an array of token ids, or an array with one of these.
     ///
     /// # Errors
-    /// 400: absent, of another type, several prompts, a token outside of the vocabulary.
-    pub fn from_prompt(fields: &mut Fields, facts: &EngineFacts) -> Result<Prompt, ApiError> {
+    /// 400 if missing, of another type, more than one prompt, or a token id out of range.
+    pub fn from_prompt(fields: &mut Fields, info: &BackendInfo) -> Result<Prompt, ApiError> {
         let mut value = fields.required("prompt")?;
         if let Value::Array(items) = &mut value
             && items.first().is_some_and(|item| !item.is_number())
         {
             if items.len() > 1 {
-                let message = format!("prompt may hold one prompt and holds {}", items.len());
+                let message = format!(
+                    "prompt must hold one prompt and holds {}; send one request per prompt",
+                    items.len()
+                );
                 return Err(ApiError::unsupported("prompt", message));
             }
             value = items.swap_remove(0);
         }
         match value {
             Value::String(text) => Ok(Prompt::Text(text)),
-            Value::Array(_) => token_ids("prompt", &value, facts.vocab_size).map(Prompt::Tokens),
+            Value::Array(_) => token_ids("prompt", &value, info.vocab_size).map(Prompt::Tokens),
             other => Err(wrong_type("prompt", "a string or an array of token ids", &other)),
         }
     }
 
-    /// Reads `messages`.
+    /// Parses `messages`.
     ///
     /// # Errors
-    /// 400: absent or empty, an unknown role, a part that is no text, a field that would
-    /// have to be ignored.
+    /// 400 if missing or empty, or for an unknown role, a part that is not text, or a field
+    /// that is not supported.
     pub fn from_messages(fields: &mut Fields) -> Result<Prompt, ApiError> {
         conversation(fields).map(Prompt::Chat)
     }
 
-    /// The prompt's tokens: at least one, and fewer than the context holds.
+    /// Tokenizes the prompt: at least one token, and fewer than the context length.
     ///
     /// # Errors
-    /// 400: none, too many, or what the tokenizer or template says.
-    pub fn encode(&self, text: &dyn TextModel, facts: &EngineFacts) -> Result<Vec<TokenId>, ApiError> {
+    /// 400 if empty or too long, or if the tokenizer or chat template rejects it.
+    pub fn encode(&self, text: &dyn TextModel, info: &BackendInfo) -> Result<Vec<TokenId>, ApiError> {
         let param = if matches!(self, Prompt::Chat(_)) { "messages" } else { "prompt" };
-        let invalid = |message| ApiError::invalid(param, message);
+        let invalid = |message: String| ApiError::invalid(param, message);
+        let rejected = |error: TextError| ApiError::invalid(param, error.to_string());
         let tokens = match self {
             Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Text(prompt) => text.encode(prompt, true).map_err(invalid)?,
+            Prompt::Text(prompt) => text.encode(prompt, true).map_err(rejected)?,
             Prompt::Chat(messages) => {
-                let prompt = text.render_chat(messages).map_err(invalid)?;
-                text.encode(&prompt, false).map_err(invalid)?
+                let prompt = text.render_chat(messages).map_err(rejected)?;
+                text.encode(&prompt, false).map_err(rejected)?
             }
         };
         if tokens.is_empty() {
-            return Err(invalid(format!("{param} holds no tokens")));
+            return Err(invalid(format!("{param} is empty after tokenization")));
         }
-        let (count, context) = (tokens.len(), facts.context_tokens_max);
+        let (count, context) = (tokens.len(), info.context_tokens_max);
         if count >= context as usize {
             let message = format!(
-                "{param} is {count} tokens long; the context holds {context} tokens, the output's included"
+                "{param} is {count} tokens long; the context length is {context} tokens, output included"
             );
             return Err(ApiError { code: ErrorCode::ContextLengthExceeded, ..invalid(message) });
         }
@@ -88,7 +92,7 @@ impl Prompt {
     }
 }
 
-/// Reads `messages`.
+/// Parses `messages`.
 ///
 /// # Errors
 /// As [`Prompt::from_messages`].
@@ -115,7 +119,7 @@ fn message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
         ApiError::unsupported(path.clone(), format!("{path} must be one of {names:?} and is {role}"))
     })?;
     let content = content(&fields.path("content"), fields.required("content")?)?;
-    // Clients send an assistant's message back as they got it, with empty extras.
+    // Clients send assistant messages back as received, including empty optional fields.
     for name in ["annotations", "tool_calls"] {
         if let Some(value) =
             fields.take(name).filter(|value| value.as_array().is_none_or(|list| !list.is_empty()))
@@ -128,7 +132,7 @@ fn message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
     Ok(ChatMessage { role, content })
 }
 
-/// A message's text: a string, or text parts that are joined.
+/// Parses a message's content: a string, or text parts that are concatenated.
 fn content(path: &str, value: Value) -> Result<String, ApiError> {
     let parts = match value {
         Value::String(text) => return Ok(text),

@@ -1,10 +1,10 @@
-//! A generation request, from body and headers to a [`Submission`].
+//! Parsing of generation requests: body and headers to a [`Submission`].
 
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
 
-use super::engine::EngineFacts;
+use super::backend::BackendInfo;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::Fields;
@@ -12,7 +12,7 @@ use super::prompt::Prompt;
 use super::{params, slo};
 use crate::protocol::{Micros, SamplingParams, Slo, Submission, TokenId};
 
-/// Which of the two generation routes.
+/// The generation routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/v1/completions`.
@@ -21,7 +21,7 @@ pub enum Endpoint {
     Chat,
 }
 
-/// A request whose every field has been read.
+/// A fully parsed request.
 #[derive(Debug)]
 pub struct ParsedRequest {
     pub prompt: Prompt,
@@ -31,38 +31,38 @@ pub struct ParsedRequest {
     pub stop_tokens: Vec<TokenId>,
     pub class: u8,
     pub slo: Slo,
-    /// `None`: answer in one piece.
+    /// `None` for a response in one piece.
     pub stream: Option<StreamOptions>,
 }
 
-/// How a streamed answer is written.
+/// Options of a streamed response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// Whether a last chunk carries the usage.
+    /// Whether a final chunk carries the token usage.
     pub include_usage: bool,
 }
 
 impl ParsedRequest {
-    /// Reads a request; every field is used, known to have no effect, or refused.
+    /// Parses a request. Every field is used, known to have no effect, or rejected.
     pub fn parse(
         endpoint: Endpoint,
         body: &[u8],
         headers: &HeaderMap,
-        facts: &EngineFacts,
+        info: &BackendInfo,
     ) -> Result<ParsedRequest, ApiError> {
         let mut fields = Fields::from_body(body)?;
-        check_model(&mut fields, facts)?;
+        check_model(&mut fields, info)?;
         let prompt = match endpoint {
-            Endpoint::Completions => Prompt::from_prompt(&mut fields, facts)?,
+            Endpoint::Completions => Prompt::from_prompt(&mut fields, info)?,
             Endpoint::Chat => Prompt::from_messages(&mut fields)?,
         };
-        let (class, slo) = slo::parse(&mut fields, headers, facts)?;
+        let (class, slo) = slo::parse(&mut fields, headers, info)?;
         let request = ParsedRequest {
             prompt,
-            sampling: params::sampling(&mut fields, facts)?,
+            sampling: params::sampling(&mut fields, info)?,
             max_tokens: max_tokens(&mut fields)?,
             stop_strings: params::stop_strings(&mut fields)?,
-            stop_tokens: params::stop_tokens(&mut fields, facts)?,
+            stop_tokens: params::stop_tokens(&mut fields, info)?,
             class,
             slo,
             stream: stream_options(&mut fields)?,
@@ -72,17 +72,17 @@ impl ParsedRequest {
         Ok(request)
     }
 
-    /// The submission for this request's encoded prompt. Without `max_tokens` the output
-    /// may fill the context, up to the configured bound.
+    /// Builds the submission for the encoded prompt. Without `max_tokens`, the output is
+    /// limited by the remaining context and [`BackendInfo::max_tokens_default`].
     pub fn submission(
         &self,
         prompt: Vec<TokenId>,
         arrival: Micros,
-        facts: &EngineFacts,
+        info: &BackendInfo,
     ) -> Result<Submission, ApiError> {
-        let (prompt_tokens, context) = (prompt.len() as u64, u64::from(facts.context_tokens_max));
+        let (prompt_tokens, context) = (prompt.len() as u64, u64::from(info.context_tokens_max));
         let left = context.saturating_sub(prompt_tokens) as u32;
-        let max_tokens = self.max_tokens.unwrap_or(left.min(facts.max_tokens_default));
+        let max_tokens = self.max_tokens.unwrap_or(left.min(info.max_tokens_default));
         if max_tokens > left {
             let message = format!(
                 "the prompt's {prompt_tokens} tokens and max_tokens {max_tokens} exceed the context of \
@@ -103,18 +103,18 @@ impl ParsedRequest {
     }
 }
 
-/// Takes `model` and compares it with what is served.
-pub fn check_model(fields: &mut Fields, facts: &EngineFacts) -> Result<(), ApiError> {
+/// Takes `model` and compares it with the served model.
+pub fn check_model(fields: &mut Fields, info: &BackendInfo) -> Result<(), ApiError> {
     let value = fields.required("model")?;
-    if value == facts.model.as_str() {
+    if value == info.model.as_str() {
         return Ok(());
     }
-    Err(unknown_model(&value.to_string(), facts))
+    Err(unknown_model(&value.to_string(), info))
 }
 
-/// 404: the server has one model, and it is not that one.
-pub fn unknown_model(shown: &str, facts: &EngineFacts) -> ApiError {
-    let message = format!("the model {shown} does not exist; this server has {:?}", facts.model);
+/// 404: the requested model is not the served one.
+pub fn unknown_model(shown: &str, info: &BackendInfo) -> ApiError {
+    let message = format!("the model {shown} does not exist; this server serves {:?}", info.model);
     ApiError::new(ErrorCode::ModelNotFound, message).with_param("model")
 }
 
@@ -125,13 +125,13 @@ fn max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
     if let (Some(old), Some(new)) = (old, new)
         && old != new
     {
-        let message = format!("max_completion_tokens is {new} and max_tokens is {old}; give one of them");
+        let message = format!("max_completion_tokens is {new} and max_tokens is {old}; set only one of them");
         return Err(ApiError::invalid("max_completion_tokens", message));
     }
     Ok(new.or(old).map(|tokens| tokens as u32))
 }
 
-/// `stream_options` is checked, and has no effect, where nothing is streamed.
+/// Without `stream`, `stream_options` is validated but has no effect.
 fn stream_options(fields: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
     let stream = fields.boolean("stream")?.unwrap_or(false);
     let mut include_usage = false;

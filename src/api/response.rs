@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::answer::Ending;
+use super::answer::Completion;
 use super::request::Endpoint;
 use crate::protocol::{FinishReason, RequestId, RequestSummary, unix_time};
 
-/// What all bodies of one answer have in common.
+/// Fields common to all bodies of one response.
 #[derive(Clone, Debug)]
 pub struct Envelope {
     pub endpoint: Endpoint,
@@ -18,21 +18,21 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// The envelope of a request that was just admitted.
+    /// Creates the envelope of a newly admitted request.
     pub fn new(endpoint: Endpoint, id: RequestId, model: &str, prompt_tokens: u32, seed: u64) -> Envelope {
         let since_epoch = unix_time();
         let prefix = match endpoint {
             Endpoint::Completions => "cmpl",
             Endpoint::Chat => "chatcmpl",
         };
-        // Request numbers start anew with the process; the time keeps ids apart across restarts.
+        // Request numbers restart with the process; the time keeps ids unique across restarts.
         let id = format!("{prefix}-{:x}-{id}", since_epoch.as_micros());
         let (model, created_unix_s) = (model.to_owned(), since_epoch.as_secs());
         Envelope { endpoint, id, created_unix_s, model, prompt_tokens, seed }
     }
 
-    /// The body of an answer in one piece; `text` is all of its text.
-    pub fn whole(&self, text: &str, ending: &Ending) -> Value {
+    /// The body of a response in one piece; `text` is the complete text.
+    pub fn whole(&self, text: &str, completion: &Completion) -> Value {
         let choice = match self.endpoint {
             Endpoint::Completions => json!({"index": 0, "text": text}),
             Endpoint::Chat => json!({
@@ -44,13 +44,13 @@ impl Envelope {
             Endpoint::Completions => "text_completion",
             Endpoint::Chat => "chat.completion",
         };
-        let mut body = self.body(object, json!([closed(choice, Some(ending.reason))]));
-        body["usage"] = self.usage(ending.output_tokens);
-        body["metrics"] = self.metrics(ending.summary.as_ref());
+        let mut body = self.body(object, json!([closed(choice, Some(completion.reason))]));
+        body["usage"] = self.usage(completion.output_tokens);
+        body["metrics"] = self.metrics(completion.summary.as_ref());
         body
     }
 
-    /// A streamed chunk with the answer's next text; the first of a chat names the role.
+    /// A streamed chunk with the next text delta; the first chunk of a chat carries the role.
     pub fn chunk(&self, text: &str, first: bool, reason: Option<FinishReason>) -> Value {
         let choice = match self.endpoint {
             Endpoint::Completions => json!({"index": 0, "text": text}),
@@ -61,10 +61,10 @@ impl Envelope {
         self.body(self.chunk_object(), json!([closed(choice, reason)]))
     }
 
-    /// The streamed chunk without text that carries the usage.
-    pub fn usage_chunk(&self, ending: &Ending) -> Value {
+    /// The final chunk of a stream, which carries the usage and no text.
+    pub fn usage_chunk(&self, completion: &Completion) -> Value {
         let mut body = self.body(self.chunk_object(), json!([]));
-        body["usage"] = self.usage(ending.output_tokens);
+        body["usage"] = self.usage(completion.output_tokens);
         body
     }
 
@@ -93,7 +93,7 @@ impl Envelope {
         })
     }
 
-    /// Times and speculation as the engine saw them, and the seed that repeats the answer.
+    /// The engine's timings and speculation counts, and the seed that reproduces the output.
     pub fn metrics(&self, summary: Option<&RequestSummary>) -> Value {
         let Some(summary) = summary else { return json!({"seed": self.seed}) };
         let speculation = &summary.speculation;

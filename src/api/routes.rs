@@ -1,4 +1,4 @@
-//! The routes.
+//! The router and the handlers of the generation, model, health and metrics routes.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::answer::{Answer, Progress};
+use super::answer::{Answer, AnswerProgress};
 use super::app::{ApiLimits, App, health, metrics_page, off_the_workers, wrong_method};
+use super::backend::{Backend, BackendInfo};
 use super::counters::ApiCounters;
-use super::engine::{Engine, EngineFacts};
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::output::Output;
@@ -23,141 +23,137 @@ use super::response::Envelope;
 use super::{stream, text_routes};
 use crate::protocol::{Micros, Submission};
 
-type Shared<E> = State<Arc<App<E>>>;
+type Shared<B> = State<Arc<App<B>>>;
 
-/// All routes, answered by `engine`. `counters` are those of the server: `/metrics` shows them
-/// behind the engine's.
-pub fn router<E: Engine>(engine: Arc<E>, limits: ApiLimits, counters: Arc<ApiCounters>) -> Router {
+/// Builds the router over `backend`. `counters` are those of the server; `/metrics` appends
+/// them to the engine's metrics.
+pub fn router<B: Backend>(backend: Arc<B>, limits: ApiLimits, counters: Arc<ApiCounters>) -> Router {
     Router::new()
-        .route("/v1/completions", post(completions::<E>))
-        .route("/v1/chat/completions", post(chat_completions::<E>))
-        .route("/v1/models", get(models::<E>))
-        .route("/v1/models/{*id}", get(model::<E>))
-        .route("/v1/engine/state", get(engine_state::<E>))
-        .route("/tokenize", post(text_routes::tokenize::<E>))
-        .route("/detokenize", post(text_routes::detokenize::<E>))
-        .route("/health/live", get(live::<E>))
-        .route("/health/ready", get(ready::<E>))
-        .route("/metrics", get(metrics::<E>))
+        .route("/v1/completions", post(completions::<B>))
+        .route("/v1/chat/completions", post(chat_completions::<B>))
+        .route("/v1/models", get(models::<B>))
+        .route("/v1/models/{*id}", get(model::<B>))
+        .route("/v1/engine/state", get(engine_state::<B>))
+        .route("/tokenize", post(text_routes::tokenize::<B>))
+        .route("/detokenize", post(text_routes::detokenize::<B>))
+        .route("/health/live", get(live::<B>))
+        .route("/health/ready", get(ready::<B>))
+        .route("/metrics", get(metrics::<B>))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(App { engine, limits, counters }))
+        .with_state(Arc::new(App { backend, limits, counters }))
 }
 
-async fn completions<E: Engine>(State(app): Shared<E>, request: Request) -> Result<Response, ApiError> {
+async fn completions<B: Backend>(State(app): Shared<B>, request: Request) -> Result<Response, ApiError> {
     generate(app, Endpoint::Completions, request).await
 }
 
-async fn chat_completions<E: Engine>(State(app): Shared<E>, request: Request) -> Result<Response, ApiError> {
+async fn chat_completions<B: Backend>(State(app): Shared<B>, request: Request) -> Result<Response, ApiError> {
     generate(app, Endpoint::Chat, request).await
 }
 
-/// Reads, admits and answers one request. If the client leaves, the server drops this
-/// future and with it the [`Answer`], which cancels the request.
-async fn generate<E: Engine>(
-    app: Arc<App<E>>,
+/// Handles one generation request. On a disconnect the server drops this future and with
+/// it the [`Answer`], which cancels the request.
+async fn generate<B: Backend>(
+    app: Arc<App<B>>,
     endpoint: Endpoint,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (arrival, deadline) = (app.engine.now(), Instant::now() + app.limits.request_timeout);
+    let (arrival, deadline) = (app.backend.now(), Instant::now() + app.limits.request_timeout);
     let (parts, body) = request.into_parts();
     let (parsed, submission) = off_the_workers(&app, body, parts.headers, move |app, body, headers| {
         prepare(app, endpoint, body, headers, arrival)
     })
     .await?;
-    let facts = app.engine.facts();
+    let info = app.backend.info();
     let (prompt_tokens, seed) = (submission.prompt.len() as u32, submission.sampling.seed);
-    let decoder = app.engine.text().decoder();
+    let decoder = app.backend.text().decoder();
     let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings);
-    let generation = app.engine.submit(submission).await?;
-    let mut answer = Answer::new(app.engine.clone(), generation, output, deadline);
-    let envelope = Envelope::new(endpoint, answer.id(), &facts.model, prompt_tokens, seed);
+    let generation = app.backend.submit(submission).await?;
+    let mut answer = Answer::new(app.backend.clone(), generation, output, deadline);
+    let envelope = Envelope::new(endpoint, answer.id(), &info.model, prompt_tokens, seed);
     match (answer.next().await, parsed.stream) {
-        (Progress::Failed(error), _) => Err(error),
+        (AnswerProgress::Failed(error), _) => Err(error),
         (first, Some(options)) => Ok(stream::respond(answer, first, envelope, options)),
         (first, None) => whole(answer, first, &envelope).await,
     }
 }
 
-/// Everything about a request that needs no waiting.
-fn prepare<E: Engine>(
-    app: &App<E>,
+/// The synchronous part of a request: parsing, rendering and tokenization.
+fn prepare<B: Backend>(
+    app: &App<B>,
     endpoint: Endpoint,
     body: &[u8],
     headers: &HeaderMap,
     arrival: Micros,
 ) -> Result<(ParsedRequest, Submission), ApiError> {
-    let facts = app.engine.facts();
-    let parsed = ParsedRequest::parse(endpoint, body, headers, facts)?;
-    let prompt = parsed.prompt.encode(app.engine.text(), facts)?;
-    let submission = parsed.submission(prompt, arrival, facts)?;
+    let info = app.backend.info();
+    let parsed = ParsedRequest::parse(endpoint, body, headers, info)?;
+    let prompt = parsed.prompt.encode(app.backend.text(), info)?;
+    let submission = parsed.submission(prompt, arrival, info)?;
     Ok((parsed, submission))
 }
 
-async fn whole<E: Engine>(
-    mut answer: Answer<E>,
-    first: Progress,
+async fn whole<B: Backend>(
+    mut answer: Answer<B>,
+    first: AnswerProgress,
     envelope: &Envelope,
 ) -> Result<Response, ApiError> {
     let (mut text, mut progress) = (String::new(), first);
     loop {
         match progress {
-            Progress::Text(more) => text += &more,
-            Progress::Done(ending) => {
-                text += &ending.text;
-                return Ok(Json(envelope.whole(&text, &ending)).into_response());
+            AnswerProgress::Text(more) => text += &more,
+            AnswerProgress::Done(completion) => {
+                text += &completion.text;
+                return Ok(Json(envelope.whole(&text, &completion)).into_response());
             }
-            Progress::Failed(error) => return Err(error),
+            AnswerProgress::Failed(error) => return Err(error),
         }
         progress = answer.next().await;
     }
 }
 
-async fn models<E: Engine>(State(app): Shared<E>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [model_card(app.engine.facts())]}))
+async fn models<B: Backend>(State(app): Shared<B>) -> Json<Value> {
+    Json(json!({"object": "list", "data": [model_card(app.backend.info())]}))
 }
 
-async fn model<E: Engine>(
-    State(app): Shared<E>,
+async fn model<B: Backend>(
+    State(app): Shared<B>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    let facts = app.engine.facts();
+    let info = app.backend.info();
     let Path(id) = id.map_err(|rejection| ApiError::new(ErrorCode::UnknownUrl, rejection.body_text()))?;
-    if id == facts.model {
-        Ok(Json(model_card(facts)))
-    } else {
-        Err(unknown_model(&format!("{id:?}"), facts))
-    }
+    if id == info.model { Ok(Json(model_card(info))) } else { Err(unknown_model(&format!("{id:?}"), info)) }
 }
 
-fn model_card(facts: &EngineFacts) -> Value {
+fn model_card(info: &BackendInfo) -> Value {
     json!({
-        "id": facts.model,
+        "id": info.model,
         "object": "model",
-        "created": facts.loaded_unix_s,
+        "created": info.loaded_unix_s,
         "owned_by": "specserve",
-        "max_model_len": facts.context_tokens_max,
+        "max_model_len": info.context_tokens_max,
     })
 }
 
-async fn live<E: Engine>(State(app): Shared<E>) -> Response {
-    health("live", app.engine.health().not_live)
+async fn live<B: Backend>(State(app): Shared<B>) -> Response {
+    health("live", app.backend.health().not_live)
 }
 
-/// Ready implies live.
-async fn ready<E: Engine>(State(app): Shared<E>) -> Response {
-    let health_now = app.engine.health();
+/// Reports ready only if also live.
+async fn ready<B: Backend>(State(app): Shared<B>) -> Response {
+    let health_now = app.backend.health();
     health("ready", health_now.not_live.or(health_now.not_ready))
 }
 
-async fn engine_state<E: Engine>(State(app): Shared<E>) -> Json<Value> {
-    Json(app.engine.state().await)
+async fn engine_state<B: Backend>(State(app): Shared<B>) -> Json<Value> {
+    Json(app.backend.state().await)
 }
 
-async fn metrics<E: Engine>(State(app): Shared<E>) -> Response {
-    metrics_page(app.engine.metrics().await + &app.counters.render())
+async fn metrics<B: Backend>(State(app): Shared<B>) -> Response {
+    metrics_page(app.backend.metrics().await + &app.counters.render())
 }
 
 async fn no_route(uri: Uri) -> ApiError {
-    ApiError::new(ErrorCode::UnknownUrl, format!("there is nothing at {}", uri.path()))
+    ApiError::new(ErrorCode::UnknownUrl, format!("no route matches {}", uri.path()))
 }

@@ -1,4 +1,4 @@
-//! Serves the routes on a Unix socket and optionally on TCP, and stops in stages.
+//! HTTP server on a Unix socket and optionally on TCP, with graceful shutdown.
 
 use std::convert::Infallible;
 use std::io;
@@ -29,43 +29,43 @@ use super::write_stall::WriteStall;
 /// Longest request head (line and headers), in bytes.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
 
-/// How long a client may leave written bytes unread before its connection is given up.
+/// How long a write may stall on an unread socket before the connection is closed.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Pause after a failed accept, which means that descriptors or memory ran out.
+/// Pause after a failed accept, usually caused by a lack of descriptors or memory.
 const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Why the server does not serve, for the operator.
+/// Startup errors of the server, for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The bound Unix socket could not be given to the runtime.
-    #[error("the Unix socket can't be served: {0}")]
+    /// The bound Unix socket could not be registered with the runtime.
+    #[error("registering the Unix socket with the runtime failed: {0}")]
     Unix(#[source] io::Error),
     /// The TCP address could not be bound.
     #[error("listening on {address} failed: {source}")]
     Tcp {
-        /// The address.
+        /// The configured address.
         address: SocketAddr,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// How far a stop has gone; only ever moves forward.
+/// Shutdown stage; only ever advances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
-    /// Serving.
+    /// Accepting and serving.
     Open,
-    /// No new connections; those that are idle are closed, answers are finished.
+    /// No new connections; idle ones are closed and responses in flight complete.
     Draining,
     /// Connections are dropped.
     Closed,
 }
 
-/// A running server. Dropping it drops its connections.
+/// A running server. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Server {
-    /// What answers; may be replaced while connections are open.
+    /// The current router; may be replaced while connections are open.
     routes: watch::Sender<Router>,
     stage: watch::Sender<Stage>,
     tasks: Vec<JoinHandle<()>>,
@@ -110,12 +110,12 @@ impl Server {
         Ok(Server { routes, stage, tasks, tcp_address })
     }
 
-    /// The TCP address that is listened on; tells the port where 0 was asked for.
+    /// The bound TCP address, with the actual port if 0 was configured.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp_address
     }
 
-    /// Answers requests with these routes from now on, also those of open connections.
+    /// Replaces the router, including for open connections.
     pub fn route_to(&self, routes: Router) {
         drop(self.routes.send_replace(routes));
     }
@@ -130,14 +130,14 @@ impl Server {
         });
     }
 
-    /// Waits until all connections have finished; `false` if some had not when
-    /// `patience` was over. To be called after [`drain`](Self::drain), and again after
-    /// the engine was told to fail what is left.
+    /// Waits up to `patience` for all connections to finish and returns whether they did.
+    /// Called after [`drain`](Self::drain), and again after the engine was told to fail the
+    /// remaining requests.
     pub async fn drained(&mut self, patience: Duration) -> bool {
         let tasks = &mut self.tasks;
         let all = async {
             while let Some(task) = tasks.last_mut() {
-                // A panic in the accept loop ends its connections, which is what is waited for.
+                // A panic in the accept loop closes its connections as well, so it counts as drained.
                 let _ = task.await;
                 tasks.pop();
             }
@@ -145,7 +145,7 @@ impl Server {
         tokio::time::timeout(patience, all).await.is_ok()
     }
 
-    /// Drops the connections that are left and waits until they are gone.
+    /// Closes the remaining connections and waits for their tasks.
     pub async fn close(&mut self) {
         self.stage.send_replace(Stage::Closed);
         for task in self.tasks.drain(..) {
@@ -163,17 +163,17 @@ impl Drop for Server {
 }
 
 enum Listener {
-    /// With the user ids that may connect, if not all may.
+    /// With the user ids that may connect; `None` admits all.
     Unix(UnixListener, Option<Vec<u32>>),
     Tcp(TcpListener),
 }
 
-/// Who connected.
+/// The peer of an accepted connection.
 enum Peer {
-    /// A client.
+    /// An authorized client.
     Client(Box<dyn Stream>),
-    /// A process whose user may not connect; its connection is closed by now.
-    Stranger(UCred),
+    /// A process whose user may not connect. Its connection is already closed.
+    Unauthorized(UCred),
 }
 
 /// A client's byte stream.
@@ -188,14 +188,14 @@ impl Listener {
                 if let Some(users) = users {
                     let peer = stream.peer_cred()?;
                     if !users.contains(&peer.uid()) {
-                        return Ok(Peer::Stranger(peer));
+                        return Ok(Peer::Unauthorized(peer));
                     }
                 }
                 Ok(Peer::Client(Box::new(stream)))
             }
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Small events must not wait for acknowledgements.
+                // Nagle's algorithm would delay small events.
                 stream.set_nodelay(true)?;
                 Ok(Peer::Client(Box::new(stream)))
             }
@@ -205,18 +205,18 @@ impl Listener {
 
 #[derive(Clone)]
 struct Acceptor {
-    /// The routes now; asked for each request.
+    /// The current router, read for each request.
     routes: watch::Receiver<Router>,
     counters: Arc<ApiCounters>,
     stages: watch::Receiver<Stage>,
     header_timeout: Duration,
-    /// One for each connection. Each listener has its own: waiting to accept takes one.
+    /// One permit per connection. Per listener, because a pending accept holds one.
     permits: Arc<Semaphore>,
 }
 
 impl Acceptor {
-    /// Accepts until the drain begins, then waits for its connections. `file` is removed
-    /// when nobody accepts any more.
+    /// Accepts until the drain begins, then waits for its connections. `file` is removed as
+    /// soon as it stops accepting.
     async fn run(mut self, listener: Listener, file: Option<SocketFile>) {
         let mut connections = JoinSet::new();
         let mut stages = self.stages.clone();
@@ -224,7 +224,7 @@ impl Acceptor {
             tokio::select! {
                 biased;
                 () = reached(&mut stages, Stage::Draining) => break,
-                // Finished ones are collected as they end; a panic is the connection's own.
+                // Reaps finished connections. A panic affects only its own connection.
                 Some(_) = connections.join_next() => {}
                 (stream, permit) = self.accept(&listener) => {
                     connections.spawn(self.clone().serve(stream, permit));
@@ -243,21 +243,21 @@ impl Acceptor {
         loop {
             match listener.accept().await {
                 Ok(Peer::Client(stream)) => return (stream, permit),
-                Ok(Peer::Stranger(peer)) => self.note_stranger(peer),
+                Ok(Peer::Unauthorized(peer)) => self.note_unauthorized(peer),
                 Err(error) => {
-                    tracing::warn!("accepting a connection failed: {error}");
+                    tracing::warn!("failed to accept a connection: {error}");
                     tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Counts every stranger and logs ever fewer of them: they must not fill the disk.
-    fn note_stranger(&self, peer: UCred) {
-        let strangers = self.counters.count_stranger();
-        if strangers.is_power_of_two() {
+    /// Counts an unauthorized peer. Logs at powers of two only, so that peers cannot flood the log.
+    fn note_unauthorized(&self, peer: UCred) {
+        let refused = self.counters.count_unauthorized();
+        if refused.is_power_of_two() {
             let (uid, pid) = (peer.uid(), peer.pid());
-            tracing::warn!(uid, pid, strangers, "refused a user who is not one of server.socket_uids");
+            tracing::warn!(uid, pid, refused, "connection refused: the user is not in server.socket_uids");
         }
     }
 
@@ -284,13 +284,13 @@ impl Acceptor {
             if error.is_parse() {
                 self.counters.count_bad_head();
             }
-            tracing::debug!("a connection ended early: {error}");
+            tracing::debug!("connection closed early: {error}");
         }
         drop(permit);
     }
 }
 
-/// One answer, counted if it is an error.
+/// Routes one request and counts error responses.
 async fn answer(
     router: Router,
     counters: Arc<ApiCounters>,
@@ -303,7 +303,7 @@ async fn answer(
     Ok(response)
 }
 
-/// Waits until the stop has gone at least as far as `stage`, or the server is gone.
+/// Waits until shutdown has reached `stage` or the server is dropped.
 async fn reached(stages: &mut watch::Receiver<Stage>, stage: Stage) {
     let _ = stages.wait_for(|now| *now >= stage).await;
 }

@@ -1,4 +1,4 @@
-//! The Unix socket: bound without a permission gap, removed only while it is ours.
+//! The Unix socket: bound without a window of wrong permissions, removed only while ours.
 
 use std::fs;
 use std::io;
@@ -14,71 +14,73 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 /// Longest path that fits a Unix socket address, in bytes.
 pub const PATH_BYTES_MAX: usize = 107;
 
-/// Connections that may wait to be accepted.
+/// Listen backlog, in connections.
 const BACKLOG: i32 = 1024;
 
-/// How often, and how far apart, the directory lock is tried while another daemon binds.
+/// Attempts at the directory lock, and the pause between them, while another daemon binds.
 const LOCK_ATTEMPTS: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where to listen and who may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketOptions {
-    /// The socket's path.
+    /// Path of the socket.
     pub path: PathBuf,
-    /// Its permission bits, 0o600 for example.
+    /// Permission bits, 0o600 for example.
     pub mode: u32,
-    /// User ids that may connect, of those that the mode lets in; `None`: all.
+    /// User ids that may connect, among those that the mode admits; `None` for all.
     pub users: Option<Vec<u32>>,
 }
 
-/// Why there is no socket, for the operator.
+/// Why the socket could not be set up, for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The path does not fit a socket address.
+    /// The path exceeds the length of a socket address.
     #[error("socket path {path:?} is {actual} bytes long; at most {PATH_BYTES_MAX} fit a socket address")]
     PathTooLong {
-        /// The path.
+        /// The socket's path.
         path: PathBuf,
-        /// Its length in bytes.
+        /// Length of the path, in bytes.
         actual: usize,
     },
-    /// The directory is missing, or not one.
-    #[error("the socket's directory {path:?} can't be used: {source}")]
+    /// The directory is missing, not a directory, or locked.
+    #[error("the socket's directory {path:?} cannot be used: {source}")]
     Directory {
-        /// The directory.
+        /// The socket's directory.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
-    /// Anyone could replace the socket.
-    #[error("the socket's directory {path:?} is writable by everyone and not sticky")]
+    /// Any user could replace the socket.
+    #[error(
+        "the socket's directory {path:?} is world-writable without the sticky bit; use a private directory"
+    )]
     DirectoryUnsafe {
-        /// The directory.
+        /// The socket's directory.
         path: PathBuf,
     },
-    /// A daemon listens there.
-    #[error("another process listens on {path:?}")]
+    /// Another process is listening on the path.
+    #[error("another process is listening on {path:?}")]
     InUse {
-        /// The path.
+        /// The socket's path.
         path: PathBuf,
     },
-    /// Something stands there that is not ours to remove.
-    #[error("{path:?} is {what}, not a socket; it was left alone")]
+    /// The path holds something other than a socket.
+    #[error("{path:?} is {what}, not a socket; remove it or choose another path")]
     NotASocket {
-        /// The path.
+        /// The socket's path.
         path: PathBuf,
-        /// What it is.
+        /// Kind of file found at the path.
         what: &'static str,
     },
     /// A system call failed.
     #[error("{action} socket {path:?} failed: {source}")]
     System {
-        /// What was tried.
+        /// The attempted operation.
         action: &'static str,
-        /// The path.
+        /// The socket's path.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -91,8 +93,7 @@ pub struct BoundSocket {
     users: Option<Vec<u32>>,
 }
 
-/// The socket's place in the file system. Dropping it removes the socket, unless
-/// another one has taken the place.
+/// The socket's file. Dropping it removes the file, unless another socket has replaced it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -101,11 +102,11 @@ pub struct SocketFile {
 }
 
 impl BoundSocket {
-    /// Binds and listens. A socket that is left over from a process that died is
-    /// replaced; anything else at the path is an error.
+    /// Binds and listens. A stale socket of a dead process is replaced; anything else at the
+    /// path is an error.
     ///
-    /// The socket has no more rights than 0600 when it appears, gets its mode next, and
-    /// only then starts to listen: before that nobody can connect.
+    /// The file is created with at most mode 0600, then gets its final mode, and only then
+    /// starts to listen: no client can connect before the mode is final.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -115,8 +116,8 @@ impl BoundSocket {
         if actual > PATH_BYTES_MAX {
             return Err(SocketError::PathTooLong { path: path.clone(), actual });
         }
-        // Held until the socket listens: two daemons that start at once can't both take
-        // a stale socket for theirs to replace.
+        // Held until the socket listens, so that of two daemons starting at once only one
+        // replaces a stale socket.
         let _lock = lock_directory(path)?;
         remove_stale(path)?;
         let socket = bind_closed(path).map_err(|source| system("binding", path, source))?;
@@ -127,7 +128,7 @@ impl BoundSocket {
         Ok(BoundSocket { listener: UnixListener::from(socket), file, users: options.users.clone() })
     }
 
-    /// The listener (non-blocking), the guard of its file, and the user ids that may connect.
+    /// Splits into the non-blocking listener, the guard of its file and the allowed user ids.
     pub fn into_parts(self) -> (UnixListener, SocketFile, Option<Vec<u32>>) {
         (self.listener, self.file, self.users)
     }
@@ -139,7 +140,7 @@ impl SocketFile {
         Ok(SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
     }
 
-    /// The socket's path.
+    /// Path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -150,13 +151,13 @@ impl Drop for SocketFile {
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode));
         if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!("removing socket {:?} failed: {error}", self.path);
+            tracing::warn!("failed to remove socket {:?}: {error}", self.path);
         }
     }
 }
 
-/// A socket bound to `path` that does not listen yet. On Linux the mode of the
-/// descriptor, less the umask, is the mode with which the file is created.
+/// Binds a socket to `path` without listening. On Linux the mode of the
+/// descriptor, less the umask, becomes the mode of the file.
 fn bind_closed(path: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -183,10 +184,10 @@ fn lock_directory(path: &Path) -> Result<OwnedFd, SocketError> {
             Err(error) => return Err(unusable(error.into())),
         }
     }
-    Err(unusable(io::Error::new(io::ErrorKind::WouldBlock, "another process keeps it locked")))
+    Err(unusable(io::Error::new(io::ErrorKind::WouldBlock, "another process holds its lock")))
 }
 
-/// Makes room at `path`: removes a socket that refuses connections, nothing else.
+/// Removes a stale socket at `path`, that is, one that refuses connections.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let kind = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type(),
@@ -208,7 +209,7 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|source| system("removing stale", path, source))
         }
-        // A full backlog: somebody listens and is busy.
+        // A full backlog means that a busy process is listening.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             Err(SocketError::InUse { path: path.to_owned() })
         }
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_goes_with_its_socket_but_not_when_another_took_its_place() {
+    fn the_file_is_removed_with_its_socket_unless_it_was_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         drop(BoundSocket::bind(&options(&path)).unwrap());
@@ -327,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn of_daemons_that_race_for_a_stale_socket_one_wins() {
+    fn one_of_several_racing_daemons_takes_a_stale_socket() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         drop(UnixListener::bind(&path).unwrap());

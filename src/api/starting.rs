@@ -1,7 +1,7 @@
-//! What is answered while there is no engine yet.
+//! Routes served until the engine has started.
 //!
-//! The door is open before the models are loaded: a client that comes early is told so at
-//! once, instead of waiting for nobody knows what.
+//! The socket accepts before the models are loaded: early clients get an immediate 503
+//! instead of hanging until startup finishes.
 
 use std::sync::Arc;
 
@@ -16,17 +16,17 @@ use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 
-/// What the handlers share.
+/// State of the request handlers.
 struct Starting {
-    /// What the start is busy with, for people.
+    /// Current startup phase, human-readable.
     phase: watch::Receiver<&'static str>,
     counters: Arc<ApiCounters>,
 }
 
 type Shared = State<Arc<Starting>>;
 
-/// The routes of a daemon that starts: it is live, it is not ready, it has counters of its own,
-/// and everything else is refused with 503 until [`router`](super::router) takes over.
+/// Builds the router of a starting daemon: live, not ready, with its own metrics. All other
+/// routes return 503 until [`router`](super::router) replaces this one.
 pub fn starting_router(phase: watch::Receiver<&'static str>, counters: Arc<ApiCounters>) -> Router {
     Router::new()
         .route("/health/live", get(async || health("live", None)))

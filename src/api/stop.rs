@@ -1,34 +1,34 @@
-//! Stop strings in text that arrives in pieces.
+//! Stop string matching on streamed text.
 
-/// Finds the first stop string in a text that arrives in pieces, and holds back only
-/// what could still turn out to belong to one.
+/// Finds the first stop string in streamed text. Holds back only text that could still be
+/// part of one.
 ///
-/// The match that *ends* first wins; of those with the same end, the longest. So the
-/// outcome depends on the text alone, not on how it was cut into pieces.
+/// The match that *ends* first wins; among matches with the same end, the longest. So the
+/// result depends on the text alone, not on how it was split.
 #[derive(Clone, Debug)]
 pub struct StopMatcher {
     stops: Vec<String>,
-    /// Text not released yet: the longest suffix of the text so far that begins a stop string.
+    /// Held-back text: the longest suffix of the text so far that is a prefix of a stop string.
     held: String,
 }
 
-/// What a piece of text led to.
+/// Result of scanning a piece of text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scan {
-    /// No stop string yet; this much more may be released.
+    /// No stop string yet; this text may be released.
     Clear(String),
-    /// A stop string is complete; this is the last text before it.
+    /// A stop string is complete; this is the remaining text before it.
     Stopped(String),
 }
 
 impl StopMatcher {
-    /// A matcher for these strings, none of them empty.
+    /// Creates a matcher; none of the strings may be empty.
     pub fn new(stops: Vec<String>) -> StopMatcher {
         debug_assert!(stops.iter().all(|stop| !stop.is_empty()), "an empty stop string matches everything");
         StopMatcher { stops, held: String::new() }
     }
 
-    /// Takes the next piece. After [`Scan::Stopped`] the matcher must not be used.
+    /// Scans the next piece. Must not be called after [`Scan::Stopped`].
     pub fn push(&mut self, piece: &str) -> Scan {
         if self.stops.is_empty() {
             return Scan::Clear(piece.to_owned());
@@ -43,12 +43,12 @@ impl StopMatcher {
         Scan::Clear(std::mem::replace(&mut self.held, held))
     }
 
-    /// The text still held back, at the end of the output.
+    /// Returns the held-back text at the end of the output.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// Where the winning match begins.
+    /// Byte offset of the first match.
     fn first_match(&self) -> Option<usize> {
         let matches = self.stops.iter().filter_map(|stop| {
             let start = self.held.find(stop.as_str())?;
@@ -64,7 +64,7 @@ impl StopMatcher {
             (1..=most).rev().find(|&bytes| self.held.as_bytes().ends_with(&stop.as_bytes()[..bytes]))
         };
         let bytes = self.stops.iter().filter_map(longest).max().unwrap_or(0);
-        // A suffix that begins inside a character cannot match: stop strings are whole characters.
+        // Stop strings are whole characters, so a suffix that starts inside one cannot match.
         debug_assert!(self.held.is_char_boundary(self.held.len() - bytes));
         bytes
     }
@@ -79,7 +79,7 @@ mod tests {
         StopMatcher::new(stops.iter().map(|&stop| stop.to_owned()).collect())
     }
 
-    /// Feeds the pieces; the text released and whether a stop string was met.
+    /// Feeds the pieces; returns the released text and whether a stop string matched.
     fn run(stops: &[&str], pieces: &[&str]) -> (String, bool) {
         let mut matcher = matcher(stops);
         let mut text = String::new();

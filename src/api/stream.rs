@@ -1,4 +1,4 @@
-//! Answers as server-sent events.
+//! Responses as server-sent events.
 
 use std::convert::Infallible;
 
@@ -7,32 +7,32 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
-use super::answer::{Answer, Ending, Progress};
-use super::engine::Engine;
+use super::answer::{Answer, AnswerProgress, Completion};
+use super::backend::Backend;
 use super::request::StreamOptions;
 use super::response::Envelope;
 
-/// What closes a complete stream.
+/// Terminates a complete stream.
 const DONE: &str = "data: [DONE]\n\n";
 
-/// An answer on its way to the client, one write for each step of the engine.
-struct EventStream<E: Engine> {
-    answer: Answer<E>,
+/// A streamed answer; writes once per engine step.
+struct EventStream<B: Backend> {
+    answer: Answer<B>,
     envelope: Envelope,
     options: StreamOptions,
-    /// What [`respond`] was given, to be written before asking for more.
-    ready: Option<Progress>,
+    /// The first progress, already awaited by the caller of [`respond`].
+    ready: Option<AnswerProgress>,
     /// Whether a chunk has been written.
     opened: bool,
     /// Whether the last event has been written.
     closed: bool,
 }
 
-/// The response that streams `answer`, whose first progress has been awaited already:
-/// so that a request that fails before its first token gets an error status.
-pub fn respond<E: Engine>(
-    answer: Answer<E>,
-    first: Progress,
+/// Streams `answer`. Its first progress has already been awaited, so that a request that
+/// fails before its first token gets an error status.
+pub fn respond<B: Backend>(
+    answer: Answer<B>,
+    first: AnswerProgress,
     envelope: Envelope,
     options: StreamOptions,
 ) -> Response {
@@ -45,7 +45,7 @@ pub fn respond<E: Engine>(
     (headers, Body::from_stream(events)).into_response()
 }
 
-impl<E: Engine> EventStream<E> {
+impl<B: Backend> EventStream<B> {
     async fn next(&mut self) -> Option<Bytes> {
         if self.closed {
             return None;
@@ -55,9 +55,9 @@ impl<E: Engine> EventStream<E> {
             None => self.answer.next().await,
         };
         let events = match progress {
-            Progress::Text(text) => self.text(&text),
-            Progress::Done(ending) => self.ending(&ending),
-            Progress::Failed(error) => {
+            AnswerProgress::Text(text) => self.text(&text),
+            AnswerProgress::Done(completion) => self.final_events(&completion),
+            AnswerProgress::Failed(error) => {
                 self.closed = true;
                 event(&error.body())
             }
@@ -70,24 +70,24 @@ impl<E: Engine> EventStream<E> {
         event(&self.open_usage(self.envelope.chunk(text, first, None)))
     }
 
-    /// The last text with the finish reason, the usage if asked for, and the end mark.
+    /// The last text with the finish reason, the usage if requested, and the end marker.
     /// The last chunk carries the metrics.
-    fn ending(&mut self, ending: &Ending) -> String {
+    fn final_events(&mut self, completion: &Completion) -> String {
         self.closed = true;
         let mut events = String::new();
-        if !ending.text.is_empty() || !self.opened {
-            events += &self.text(&ending.text);
+        if !completion.text.is_empty() || !self.opened {
+            events += &self.text(&completion.text);
         }
-        let mut last = self.open_usage(self.envelope.chunk("", false, Some(ending.reason)));
+        let mut last = self.open_usage(self.envelope.chunk("", false, Some(completion.reason)));
         if self.options.include_usage {
             events += &event(&last);
-            last = self.envelope.usage_chunk(ending);
+            last = self.envelope.usage_chunk(completion);
         }
-        last["metrics"] = self.envelope.metrics(ending.summary.as_ref());
+        last["metrics"] = self.envelope.metrics(completion.summary.as_ref());
         events + &event(&last) + DONE
     }
 
-    /// With the usage asked for, all chunks but the last say that it is still open.
+    /// If usage was requested, sets it to null on all chunks but the last.
     fn open_usage(&self, mut chunk: Value) -> Value {
         if self.options.include_usage {
             chunk["usage"] = Value::Null;

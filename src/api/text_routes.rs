@@ -7,23 +7,23 @@ use axum::extract::{Request, State};
 use serde_json::{Value, json};
 
 use super::app::{App, off_the_workers};
-use super::engine::Engine;
+use super::backend::Backend;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::params::token_ids;
 use super::prompt::conversation;
 use super::request::check_model;
 
-/// Tokens of `prompt`, or of `messages` after the chat template; `add_special_tokens`
-/// (default true) applies to `prompt`. `model` may be left out.
-pub async fn tokenize<E: Engine>(
-    State(app): State<Arc<App<E>>>,
+/// Tokenizes `prompt`, or `messages` rendered by the chat template. `add_special_tokens`
+/// (default true) applies to `prompt`. `model` is optional.
+pub async fn tokenize<B: Backend>(
+    State(app): State<Arc<App<B>>>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let (parts, body) = request.into_parts();
     off_the_workers(&app, body, parts.headers, |app, body, _| {
         let mut fields = open(app, body)?;
-        let text = app.engine.text();
+        let text = app.backend.text();
         let add_special = fields.boolean("add_special_tokens")?;
         let (param, tokens) = match fields.string("prompt")? {
             Some(prompt) => ("prompt", text.encode(&prompt, add_special.unwrap_or(true))),
@@ -33,34 +33,34 @@ pub async fn tokenize<E: Engine>(
             }
         };
         fields.finish()?;
-        let tokens = tokens.map_err(|message| ApiError::invalid(param, message))?;
-        let context = app.engine.facts().context_tokens_max;
+        let tokens = tokens.map_err(|error| ApiError::invalid(param, error.to_string()))?;
+        let context = app.backend.info().context_tokens_max;
         Ok(Json(json!({"count": tokens.len(), "max_model_len": context, "tokens": tokens})))
     })
     .await
 }
 
-/// The text of `tokens`, special tokens written out. `model` may be left out.
-pub async fn detokenize<E: Engine>(
-    State(app): State<Arc<App<E>>>,
+/// Decodes `tokens`, with special tokens written out. `model` is optional.
+pub async fn detokenize<B: Backend>(
+    State(app): State<Arc<App<B>>>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let (parts, body) = request.into_parts();
     off_the_workers(&app, body, parts.headers, |app, body, _| {
         let mut fields = open(app, body)?;
-        let tokens = token_ids("tokens", &fields.required("tokens")?, app.engine.facts().vocab_size)?;
+        let tokens = token_ids("tokens", &fields.required("tokens")?, app.backend.info().vocab_size)?;
         fields.finish()?;
-        let text = app.engine.text().decode(&tokens);
-        let text = text.map_err(|message| ApiError::invalid("tokens", message))?;
+        let text = app.backend.text().decode(&tokens);
+        let text = text.map_err(|error| ApiError::invalid("tokens", error.to_string()))?;
         Ok(Json(json!({"prompt": text})))
     })
     .await
 }
 
-fn open<E: Engine>(app: &App<E>, body: &[u8]) -> Result<Fields, ApiError> {
+fn open<B: Backend>(app: &App<B>, body: &[u8]) -> Result<Fields, ApiError> {
     let mut fields = Fields::from_body(body)?;
     if fields.has("model") {
-        check_model(&mut fields, app.engine.facts())?;
+        check_model(&mut fields, app.backend.info())?;
     }
     Ok(fields)
 }

@@ -1,4 +1,4 @@
-//! A connection that is given up when its client stops reading.
+//! Write timeout for clients that stop reading.
 
 use std::future::Future;
 use std::io;
@@ -9,20 +9,19 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// An I/O object whose writes fail once none has made progress for a while.
+/// An I/O wrapper whose writes fail after a period without progress.
 ///
-/// Without it a client that stops reading in the middle of a stream would keep its
-/// connection, and its request, for ever: the server waits for room in the socket and
-/// looks at no deadline.
+/// Without it, a client that stops reading mid-stream would hold its connection and
+/// request forever: hyper waits for room in the socket without a deadline.
 pub struct WriteStall<Io> {
     io: Io,
     patience: Duration,
-    /// Runs while a write waits.
+    /// Armed while a write is pending.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl<Io> WriteStall<Io> {
-    /// Gives writes `patience` to make progress.
+    /// Wraps `io`; writes fail after `patience` without progress.
     pub fn new(io: Io, patience: Duration) -> WriteStall<Io> {
         WriteStall { io, patience, waiting: None }
     }
@@ -35,7 +34,7 @@ impl<Io> WriteStall<Io> {
         let deadline = Instant::now() + self.patience;
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         ready!(waiting.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client has stopped reading")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading")))
     }
 }
 
@@ -85,7 +84,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
-    async fn a_write_that_nobody_reads_fails_and_one_that_is_read_does_not() {
+    async fn a_stalled_write_fails_and_a_progressing_one_does_not() {
         let (near, mut far) = tokio::io::duplex(16);
         let mut near = WriteStall::new(near, Duration::from_millis(20));
         let reader = tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! A streamed chat answer, put together.
+//! Collects a streamed chat completion.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -9,72 +9,72 @@ use super::error::CliError;
 /// Token counts of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// Prompt tokens.
     pub prompt_tokens: u64,
-    /// Tokens generated.
+    /// Output tokens.
     pub completion_tokens: u64,
 }
 
-/// What speculation did for a request.
+/// Speculation statistics of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SpeculativeDecoding {
     /// Target steps after the prefill.
     pub steps: u64,
     /// Draft tokens proposed.
     pub drafted: u64,
-    /// Of those, given to the target.
+    /// Draft tokens verified by the target.
     pub verified: u64,
-    /// Of those, equal to the target's own.
+    /// Draft tokens accepted by the target.
     pub accepted: u64,
-    /// Tokens that one of these steps yields.
+    /// Mean tokens per target step.
     pub mean_acceptance_length: Option<f64>,
 }
 
-/// The daemon's own figures about a request.
+/// Server-side metrics of a request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestMetrics {
     /// Arrival to the first step, in milliseconds.
     pub queue_ms: Option<f64>,
     /// Arrival to the first token, in milliseconds.
     pub ttft_ms: Option<f64>,
-    /// Mean time per token after the first, in milliseconds; none for a single token.
+    /// Mean time per token after the first, in milliseconds; `None` for a single token.
     pub tpot_ms: Option<f64>,
-    /// Speculation.
+    /// Speculation statistics.
     #[serde(default)]
     pub speculative_decoding: SpeculativeDecoding,
-    /// How often it was preempted.
+    /// Number of preemptions.
     #[serde(default)]
     pub preemptions: u64,
-    /// The seed that repeats the answer.
+    /// Seed that reproduces the output.
     pub seed: Option<u64>,
 }
 
-/// A whole answer.
+/// A complete reply.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Answer {
-    /// Its text.
+pub struct ChatReply {
+    /// Text of the reply.
     pub text: String,
-    /// Why it ended.
+    /// Finish reason.
     pub finish_reason: Option<String>,
-    /// Tokens.
+    /// Token counts.
     pub usage: Usage,
-    /// The daemon's figures.
+    /// Server-side metrics.
     pub metrics: RequestMetrics,
 }
 
-/// Streams the answer to a chat request; `on_text` gets each piece as it comes.
+/// Sends a chat request and collects the streamed reply; `on_text` receives each text delta.
 ///
 /// # Errors
-/// [`CliError::Client`], and what `on_text` fails with; the request is cancelled then.
+/// [`CliError::Client`], and any error of `on_text`. On error the request is cancelled.
 pub async fn chat(
     client: &Client,
     mut body: Value,
     mut on_text: impl FnMut(&str) -> std::io::Result<()>,
-) -> Result<Answer, CliError> {
+) -> Result<ChatReply, CliError> {
     body["stream"] = json!(true);
     body["stream_options"] = json!({ "include_usage": true });
     let mut events = client.stream("/v1/chat/completions", &body).await?;
-    let mut answer = Answer::default();
+    let mut answer = ChatReply::default();
     while let Some(event) = events.next().await? {
         if let Some(piece) = answer.take(event)? {
             on_text(&piece)?;
@@ -84,8 +84,8 @@ pub async fn chat(
     Ok(answer)
 }
 
-impl Answer {
-    /// Takes one event; the text in it, if there is any.
+impl ChatReply {
+    /// Applies one event; returns its text delta, if any.
     fn take(&mut self, mut event: Value) -> Result<Option<String>, ClientError> {
         if let Some(reason) = event.pointer("/choices/0/finish_reason").and_then(Value::as_str) {
             self.finish_reason = Some(reason.to_owned());

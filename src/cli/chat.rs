@@ -1,4 +1,4 @@
-//! `specserve chat`: talk to the model.
+//! `specserve chat`: chat with the model.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
-use super::answer::{Answer, chat};
+use super::answer::{ChatReply, chat};
 use super::client::Client;
 use super::error::CliError;
 use super::host::DaemonHost;
@@ -17,29 +17,29 @@ use crate::config::Config;
 /// Longest message read from standard input, in bytes.
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 
-/// Sends one message, or holds a conversation when there is none on the command line
-/// and standard input is a terminal.
+/// Sends one message, or starts an interactive conversation if no message is given and
+/// standard input is a terminal.
 #[derive(Args, Debug)]
 pub struct ChatArgs {
-    /// The message; read from standard input when it is left out.
+    /// The message; read from standard input if omitted.
     #[arg(value_name = "TEXT")]
     text: Option<String>,
-    /// Socket of a running daemon. Without it, the embedded pair is started for this chat.
+    /// Socket of a running daemon. If omitted, the embedded pair is started for this chat.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Sampling temperature; 0 takes the most probable token.
+    /// Sampling temperature; 0 is greedy.
     #[arg(long, value_name = "NUMBER")]
     temperature: Option<f64>,
-    /// Seed of the sampling: same seed, same answer.
+    /// Sampling seed; the same seed reproduces the reply.
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
-    /// Most tokens of an answer.
+    /// Maximum output tokens per reply.
     #[arg(long, value_name = "TOKENS")]
     max_tokens: Option<u32>,
     /// System message.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Print one JSON document instead of streaming; needs a single message.
+    /// Print one JSON document instead of streaming; requires a single message.
     #[arg(long)]
     json: bool,
 }
@@ -47,7 +47,7 @@ pub struct ChatArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]; in a conversation a refused request is reported and the conversation goes on.
+/// [`CliError`]. In a conversation, a rejected request is reported and the conversation continues.
 pub async fn run<H: DaemonHost>(args: &ChatArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
     if let Some(socket) = &args.socket {
         return talk(args, &Client::new(socket), out).await;
@@ -89,7 +89,7 @@ async fn interact(
     conversation: &mut Conversation,
     out: &mut impl Write,
 ) -> Result<(), CliError> {
-    writeln!(out, "Talking to {}. /clear forgets the conversation, /quit ends it.", conversation.model)?;
+    writeln!(out, "Chatting with {}. /clear resets the conversation, /quit exits.", conversation.model)?;
     let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
     loop {
         write!(out, "> ")?;
@@ -131,20 +131,20 @@ async fn read_message() -> Result<String, CliError> {
     let mut input = tokio::io::stdin().take(MESSAGE_BYTES_MAX + 1);
     input.read_to_string(&mut text).await.map_err(input_failed)?;
     match text.len() as u64 {
-        bytes if bytes > MESSAGE_BYTES_MAX => {
-            Err(CliError::Failed(format!("the message is longer than {MESSAGE_BYTES_MAX} bytes")))
-        }
+        bytes if bytes > MESSAGE_BYTES_MAX => Err(CliError::Failed(format!(
+            "the message is longer than the limit of {MESSAGE_BYTES_MAX} bytes"
+        ))),
         _ if text.trim().is_empty() => Err(CliError::Failed("the message is empty".to_owned())),
         _ => Ok(text),
     }
 }
 
-/// What was said so far, and how to ask.
+/// An interactive conversation.
 struct Conversation {
     model: String,
     settings: Value,
     messages: Vec<Value>,
-    /// Messages that `/clear` keeps: the system message, if there is one.
+    /// Number of leading messages that `/clear` keeps: the system message, if any.
     kept: usize,
 }
 
@@ -170,13 +170,13 @@ impl Conversation {
         self.messages.truncate(self.kept);
     }
 
-    /// Says `text` and takes the answer into the conversation; a failed exchange leaves no trace.
+    /// Sends `text` and appends the exchange to the conversation; a failed one is discarded.
     async fn say(
         &mut self,
         client: &Client,
         text: &str,
         on_text: impl FnMut(&str) -> std::io::Result<()>,
-    ) -> Result<Answer, CliError> {
+    ) -> Result<ChatReply, CliError> {
         let before = self.messages.len();
         self.messages.push(json!({ "role": "user", "content": text }));
         let mut body = self.settings.clone();
@@ -265,7 +265,7 @@ mod tests {
             }
         }
         let host = ScriptedHost::new(|_, _| chat_answer(&["Hel", "lo"]));
-        let error = run(&args("Hi"), &host, &mut Gone).await.expect_err("nobody reads");
+        let error = run(&args("Hi"), &host, &mut Gone).await.expect_err("no reader");
         assert!(error.is_broken_pipe());
         assert_eq!(error.exit_code(), 0);
     }

@@ -1,4 +1,4 @@
-//! `specserve check-config`: is this file good, and what does it amount to?
+//! `specserve check-config`: validates a configuration and prints the effective values.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use serde_json::json;
 use super::error::CliError;
 use crate::config::{Config, ConfigError};
 
-/// Checks a configuration and prints its effective values with every bound.
+/// Validates a configuration and prints its effective values with their bounds.
 #[derive(Args, Debug)]
 pub struct CheckConfigArgs {
     /// The configuration file.
     #[arg(value_name = "FILE", required_unless_present = "config", conflicts_with = "config")]
     file: Option<PathBuf>,
-    /// The configuration file, as `serve` takes it.
+    /// The configuration file, as for `serve`.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print one JSON document.
@@ -26,7 +26,7 @@ pub struct CheckConfigArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError::Config`] when the file is bad.
+/// [`CliError::Config`] if the configuration is invalid.
 pub fn run(args: &CheckConfigArgs, out: &mut impl Write) -> Result<(), CliError> {
     let path = args.file.as_deref().or(args.config.as_deref()).unwrap_or(Path::new(""));
     match (Config::read(path), args.json) {
@@ -45,7 +45,7 @@ pub fn run(args: &CheckConfigArgs, out: &mut impl Write) -> Result<(), CliError>
 
 fn problems(error: &ConfigError) -> serde_json::Value {
     if let ConfigError::Unreadable { path, source } = error {
-        let advice = "give a file that can be read";
+        let advice = "check the path and its permissions";
         return json!([{ "path": path, "value": null, "what": source.to_string(), "advice": advice }]);
     }
     let problems = error.problems().iter();

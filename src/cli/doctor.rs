@@ -1,4 +1,4 @@
-//! `specserve doctor`: what this machine offers, what is missing, what to do about it.
+//! `specserve doctor`: diagnoses the machine.
 
 use std::io::Write;
 
@@ -7,9 +7,9 @@ use clap::Args;
 use super::error::CliError;
 use crate::doctor;
 
-/// Looks at the machine: processor, GPU, driver, libraries, memory, limits.
+/// Diagnoses the machine: CPU, GPU, driver, libraries, memory, limits.
 ///
-/// With a GPU it measures copy bandwidth and matrix rate, which takes some seconds.
+/// With a GPU, also measures copy bandwidth and matrix rate, which takes some seconds.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
     /// Print one JSON document.
@@ -20,7 +20,7 @@ pub struct DoctorArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError::Output`].
+/// [`CliError::Output`] if the report cannot be written.
 pub fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<(), CliError> {
     let report = doctor::report();
     if args.json {

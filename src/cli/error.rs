@@ -1,4 +1,4 @@
-//! Why a command failed, and the exit code that says so.
+//! Errors of the commands and their exit codes.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,57 +8,57 @@ use super::host::HostError;
 use super::signals::Received;
 use crate::config::ConfigError;
 
-/// The command did what it was asked to.
+/// The command succeeded.
 pub const EXIT_OK: u8 = 0;
-/// The command failed, or a request in it did.
+/// The command or one of its requests failed.
 pub const EXIT_FAILED: u8 = 1;
-/// The configuration is bad (`EX_USAGE`). Bad arguments exit with 2, clap's code.
+/// The configuration is invalid (`EX_USAGE`). Invalid arguments exit with 2, clap's code.
 pub const EXIT_CONFIG: u8 = 64;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// The configuration is bad.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The daemon could not be asked, or refused.
+    /// A request to the daemon failed.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The daemon could not start or did not end well.
+    /// The daemon failed to start, run or shut down.
     #[error("the daemon failed: {0}")]
     Daemon(#[source] HostError),
-    /// A file could not be used.
+    /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// The result could not be written; a reader that has left is no failure.
-    #[error("can't write the output: {0}")]
+    /// The result could not be written. A closed pipe is not a failure.
+    #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
-    /// Plain and speculative decoding gave different texts.
-    #[error("plain and speculative decoding gave different texts for {0} of the prompts")]
+    /// Plain and speculative decoding produced different outputs.
+    #[error("plain and speculative decoding produced different outputs for {0} of the prompts")]
     TextsDiffer(usize),
     /// Some requests of a batch failed.
     #[error("{failed} of {requests} requests failed")]
     RequestsFailed {
-        /// How many.
+        /// Failed requests.
         failed: u64,
-        /// Of how many.
+        /// All requests of the batch.
         requests: u64,
     },
-    /// A signal ended the command.
-    #[error("ended by {}", .0.name)]
+    /// The command was interrupted by a signal.
+    #[error("interrupted by {}", .0.name)]
     Interrupted(Received),
-    /// Anything else that ends a command, in words.
+    /// Any other failure, as a message for the operator.
     #[error("{0}")]
     Failed(String),
 }
 
 impl CliError {
-    /// The process's exit code.
+    /// Exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Config(_) => EXIT_CONFIG,
@@ -68,12 +68,12 @@ impl CliError {
         }
     }
 
-    /// Whether there is nothing to tell: who asked has ended the command or has left.
+    /// Whether no message should be printed: the user interrupted the command or closed the pipe.
     pub fn is_silent(&self) -> bool {
         matches!(self, CliError::Interrupted(_)) || self.is_broken_pipe()
     }
 
-    /// Whether the reader of the output has left, as `head` does.
+    /// Whether the output's reader closed the pipe, as `head` does.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, CliError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }

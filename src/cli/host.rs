@@ -1,4 +1,4 @@
-//! What the commands need of the daemon: to run it here, or beside a command.
+//! The commands' interface to the daemon: run it in the foreground or beside a command.
 
 use std::future::Future;
 use std::path::Path;
@@ -9,34 +9,34 @@ use crate::config::Config;
 use crate::replay::RecordedSequence;
 use crate::timing::profile::Profile;
 
-/// Why a daemon could not start or ended badly, as it says itself.
+/// Why a daemon failed to start, run or shut down.
 pub type HostError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Starts daemons: the engine in the program, a script in tests.
+/// Starts daemons: real ones in the program, scripted ones in tests.
 pub trait DaemonHost {
     /// A daemon in this process.
     type Daemon: RunningDaemon;
 
-    /// Starts a daemon that answers on its socket once this returns.
+    /// Starts a daemon; it listens on its socket when this returns.
     ///
     /// # Errors
-    /// When models can't be loaded or the socket can't be bound.
+    /// If models cannot be loaded or the socket cannot be bound.
     fn start(&self, config: Config) -> impl Future<Output = Result<Self::Daemon, HostError>>;
 
     /// Serves until `shutdown` resolves and requests in flight are drained.
     ///
     /// # Errors
-    /// As [`start`](Self::start), and when the engine fails later.
+    /// As [`start`](Self::start), and if the engine fails later.
     fn run(
         &self,
         config: Config,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> impl Future<Output = Result<(), HostError>>;
 
-    /// Measures the machine and the models of a configuration, in about `budget`.
+    /// Profiles a configuration's models on this machine within about `budget`.
     ///
     /// # Errors
-    /// When models can't be loaded or a pass fails.
+    /// If models cannot be loaded or a forward pass fails.
     fn profile(
         &self,
         config: Config,
@@ -44,10 +44,10 @@ pub trait DaemonHost {
         on_progress: OnProgress,
     ) -> impl Future<Output = Result<Profile, HostError>>;
 
-    /// Records what a configuration's draft model would have proposed.
+    /// Records the acceptance of a configuration's draft model.
     ///
     /// # Errors
-    /// When models can't be loaded, a conversation can't be rendered, or a pass fails.
+    /// If models cannot be loaded, a conversation cannot be rendered, or a forward pass fails.
     fn record(
         &self,
         config: Config,
@@ -56,17 +56,17 @@ pub trait DaemonHost {
     ) -> impl Future<Output = Result<(), HostError>>;
 }
 
-/// Hears each output that was recorded; called from the recording thread.
+/// Called with each recorded output, from the recording thread.
 pub type OnSequence = Box<dyn FnMut(RecordedSequence) + Send>;
 
-/// Hears how far the analyzer is; called from its thread.
+/// Called with the analyzer's progress, from its thread.
 pub type OnProgress = Box<dyn FnMut(Progress) + Send>;
 
-/// A daemon that runs beside a command.
+/// A daemon running beside a command.
 pub trait RunningDaemon {
-    /// Its socket.
+    /// Path of its socket.
     fn socket(&self) -> &Path;
 
-    /// Ends it; the socket is gone afterwards.
+    /// Shuts the daemon down and removes its socket.
     fn shutdown(self) -> impl Future<Output = ()>;
 }

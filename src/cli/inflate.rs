@@ -1,4 +1,4 @@
-//! `specserve inflate`: a small model at the cost of a large one.
+//! `specserve inflate`: gives a small model the cost of a large one.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,21 +10,21 @@ use crate::model::ModelSource;
 use crate::model::inflate::{InflateOptions, InflateShape, SHAPES, inflate};
 use crate::protocol::{Clock, ModelRole, MonotonicClock};
 
-/// Writes a model that computes exactly the same function with the dimensions of a large one:
-/// real text and real acceptance at large-model cost, with nothing to download.
+/// Writes a model with the dimensions of a large one that computes exactly the same function
+/// as the small one: real text and acceptance at large-model cost, without a download.
 #[derive(Args, Debug)]
 pub struct InflateArgs {
     /// "embedded:tiny" or a Hugging Face directory.
     model: String,
-    /// A new directory.
+    /// Output directory; must not exist.
     out: PathBuf,
-    /// The dimensions to grow to.
+    /// Target dimensions.
     #[arg(long)]
     shape: String,
-    /// Which model of the embedded pair.
+    /// Model of the embedded pair.
     #[arg(long, value_enum, default_value_t = Role::Target)]
     role: Role,
-    /// Tokens in the new vocabulary, where a pair must agree on it; the shape's when left out.
+    /// Vocabulary size, where a pair must agree on it; by default that of the shape.
     #[arg(long, value_name = "TOKENS")]
     vocab: Option<usize>,
     /// Print one JSON document.
@@ -32,19 +32,19 @@ pub struct InflateArgs {
     json: bool,
 }
 
-/// A model's part in a pair.
+/// Role of a model in a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Role {
-    /// The model that is served.
+    /// The target model.
     Target,
-    /// The model that guesses.
+    /// The draft model.
     Draft,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError::Failed`]: an unknown shape, a model that does not fit it, a directory in use.
+/// [`CliError::Failed`]: an unknown shape, a model that does not fit it, an existing directory.
 pub fn run(args: &InflateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
     let source = ModelSource::parse(&args.model).map_err(|error| failed(&error))?;
@@ -75,5 +75,5 @@ pub fn run(args: &InflateArgs, out: &mut impl Write) -> Result<(), CliError> {
 
 fn unknown_shape(name: &str) -> CliError {
     let known: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
-    CliError::Failed(format!("{name:?} is no shape that is known; known are {}", known.join(", ")))
+    CliError::Failed(format!("unknown shape {name:?}; known shapes are {}", known.join(", ")))
 }

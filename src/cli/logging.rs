@@ -1,4 +1,4 @@
-//! Log lines on stderr.
+//! Logging to stderr.
 
 use std::io::{IsTerminal, stderr};
 
@@ -8,14 +8,14 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, LogLevel, TelemetryConfig};
 
-/// Starts logging for the rest of the process. A second call changes nothing.
+/// Installs the process's log subscriber. Further calls have no effect.
 pub fn start(config: &TelemetryConfig) {
     let subscriber = subscriber(config, stderr, stderr().is_terminal());
-    // Only fails when logging has started already.
+    // Fails only if a subscriber is already installed.
     drop(tracing::subscriber::set_global_default(subscriber));
 }
 
-/// Writes events to `writer` as `config` says; `colours`: where the format has any.
+/// Builds a subscriber that writes to `writer`; `colours` applies to formats that have any.
 fn subscriber<W>(config: &TelemetryConfig, writer: W, colours: bool) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// The lines that two events make, one of them beneath the level.
+    /// The lines of two events, one of them below the level.
     fn logged(log_format: LogFormat) -> String {
         let mut file = tempfile::tempfile().expect("a file for the test");
         let config = TelemetryConfig { log_level: LogLevel::Warn, log_format };

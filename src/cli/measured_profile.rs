@@ -1,4 +1,4 @@
-//! A profile for private daemons, measured once.
+//! A temporary profile for private daemons.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::private::private_directory;
 use crate::config::Config;
 use crate::policy::registry::PolicyName;
 
-/// A profile that several daemons of one command share, and that goes with the command.
+/// A profile shared by the daemons of one command; removed on drop.
 pub struct MeasuredProfile {
     path: PathBuf,
     /// Held for its `Drop`.
@@ -19,16 +19,15 @@ pub struct MeasuredProfile {
 }
 
 impl MeasuredProfile {
-    /// Its file.
+    /// Path of the profile.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Measures once for all daemons, if one of the policies needs a profile that the
-    /// configuration does not name.
+    /// Profiles once for all daemons, if a policy needs a profile and the configuration has none.
     ///
     /// # Errors
-    /// [`CliError`]: measuring fails, or the file can't be written.
+    /// [`CliError`]: profiling fails, or the file cannot be written.
     pub async fn prepare<H: DaemonHost>(
         host: &H,
         config: &Config,

@@ -1,4 +1,4 @@
-//! The command line: parse, then call. docs/cli.md describes every command.
+//! The command-line interface. docs/cli.md describes every command.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -37,7 +37,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 pub use error::{CliError, EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
 pub use host::{DaemonHost, HostError, OnProgress, OnSequence, RunningDaemon};
 
-/// Where a daemon listens unless its config says otherwise.
+/// Default socket of a daemon.
 const SOCKET_DEFAULT: &str = "/tmp/specserve.sock";
 
 /// Serves a large language model with speculative decoding.
@@ -65,12 +65,12 @@ enum Command {
     Completions(completions::CompletionsArgs),
 }
 
-/// Parses the process's arguments, runs the command, reports its failure on stderr.
+/// Parses the arguments, runs the command and reports failures on stderr.
 pub fn main<H: DaemonHost>(host: &H) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Nothing is left to say when the message itself can't be printed.
+            // If the message itself cannot be printed, there is no way to report that.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_FAILED));
         }
@@ -88,9 +88,10 @@ pub fn main<H: DaemonHost>(host: &H) -> ExitCode {
 
 fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
     let mut out = stdout();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
-        CliError::Failed(format!("can't start the threads that serve connections: {error}"))
-    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::Failed(format!("cannot start the async runtime: {error}")))?;
     let result = runtime.block_on(async {
         match &command {
             Command::Serve(args) => serve::run(args, host).await,
@@ -108,13 +109,13 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Completions(args) => completions::run(args, Cli::command(), &mut out),
         }
     });
-    // A thread that reads a terminal can't be stopped, and nobody waits for it.
+    // A blocked read from a terminal cannot be cancelled, so do not wait for it.
     runtime.shutdown_background();
     result
 }
 
-/// Runs a command until a signal comes. The command is then dropped, and with it what
-/// the default action would leave behind: a private daemon's directory.
+/// Runs a command until it finishes or a signal arrives. Dropping the command on a signal
+/// cleans up what the default action would leave behind, such as private directories.
 async fn interruptible(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
     let mut signals = signals::Signals::install()?;
     tokio::select! {

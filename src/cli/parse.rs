@@ -1,35 +1,35 @@
-//! Values of arguments that several commands take.
+//! Parsers of argument values shared by several commands.
 
 use crate::protocol::{Micros, Slo};
 use crate::replay::Lengths;
 
-/// A number.
+/// Parses a number.
 pub fn number(text: &str) -> Result<f64, String> {
     text.trim().parse().map_err(|_| format!("{text:?} is not a number"))
 }
 
-/// A number above 0.
+/// Parses a finite number above 0.
 pub fn positive(text: &str) -> Result<f64, String> {
     let number = number(text)?;
     if number.is_finite() && number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) }
 }
 
-/// A number of at most `max`, and not below 0.
+/// Parses a number from 0 to `max`.
 pub fn within(text: &str, max: f64) -> Result<f64, String> {
     let number = number(text)?;
     if (0.0..=max).contains(&number) { Ok(number) } else { Err(format!("must be within 0 and {max}")) }
 }
 
-/// Where output lengths come from.
+/// Parses the source of output lengths.
 pub fn lengths(text: &str) -> Result<Lengths, String> {
     match text {
         "trace" => Ok(Lengths::Trace),
         "spec-bench" => Ok(Lengths::SpecBench),
-        _ => Err("give trace or spec-bench".to_owned()),
+        _ => Err("must be trace or spec-bench".to_owned()),
     }
 }
 
-/// Objectives, as `ttft_ms=N,tpot_ms=N` in any order; each may be left out.
+/// Parses objectives as `ttft_ms=N,tpot_ms=N`, in any order; both are optional.
 pub fn slo(text: &str) -> Result<Slo, String> {
     let mut slo = Slo::default();
     for part in text.split(',').filter(|part| !part.is_empty()) {

@@ -1,4 +1,4 @@
-//! A daemon of one's own: on a socket that nobody else can reach.
+//! Private daemons, on a socket that no other user can reach.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -23,10 +23,10 @@ pub struct PrivateDaemon<D> {
 }
 
 impl<D: RunningDaemon> PrivateDaemon<D> {
-    /// Starts a daemon as `config` says, but on a private socket and quiet.
+    /// Starts a daemon with `config`, but on a private socket and without logging.
     ///
     /// # Errors
-    /// When the directory can't be made, the daemon can't start, or it is not ready in time.
+    /// If the directory cannot be created, or the daemon fails to start or is not ready in time.
     pub async fn start<H>(host: &H, mut config: Config) -> Result<PrivateDaemon<D>, CliError>
     where
         H: DaemonHost<Daemon = D>,
@@ -43,12 +43,12 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
         Ok(PrivateDaemon { daemon, _directory: directory })
     }
 
-    /// A client of this daemon.
+    /// Returns a client of this daemon.
     pub fn client(&self) -> Client {
         Client::new(self.daemon.socket())
     }
 
-    /// Ends the daemon and removes its directory.
+    /// Shuts the daemon down and removes its directory.
     pub async fn shutdown(self) {
         self.daemon.shutdown().await;
     }

@@ -1,4 +1,4 @@
-//! `specserve profile`: measures the machine, writes what policies plan with.
+//! `specserve profile`: measures the time model that policies plan with.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -23,17 +23,17 @@ use crate::timing::profile::Profile;
 /// Steps of the progress bar.
 const BAR_STEPS: u64 = 1000;
 
-/// Measures how long the configured models take on this machine, and writes it as a profile
-/// with a picture beside it. Let nothing else run meanwhile.
+/// Measures the configured models on this machine and writes a profile with a plot next to
+/// it. The machine should be otherwise idle.
 #[derive(Args, Debug)]
 pub struct ProfileArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Where the profile goes, a .toml file; the picture has the same name with .svg.
+    /// Output file, .toml; the plot is written next to it as .svg.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Time for everything, in seconds.
+    /// Total time budget, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     budget_s: u32,
     /// Print one JSON document.
@@ -44,12 +44,12 @@ pub struct ProfileArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]: a bad configuration, an executor that fails, files that can't be written.
+/// [`CliError`]: an invalid configuration, a failing executor, or files that cannot be written.
 pub async fn run<H: DaemonHost>(args: &ProfileArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
     let config = Config::read(&args.config)?;
     logging::start(&config.telemetry);
     if args.out.extension().is_none_or(|extension| extension != "toml") {
-        return Err(CliError::Failed(format!("{}: the profile is a .toml file", args.out.display())));
+        return Err(CliError::Failed(format!("{}: the output file must end in .toml", args.out.display())));
     }
     let bar = progress_bar();
     let shown = bar.clone();
@@ -74,11 +74,11 @@ pub async fn run<H: DaemonHost>(args: &ProfileArgs, host: &H, out: &mut impl Wri
     Ok(())
 }
 
-/// The profile's text, with a head that says how to read it.
+/// The profile as TOML, with an explanatory header.
 fn to_file(profile: &Profile) -> Result<String, crate::timing::ProfileError> {
     let mut text = String::from(
         "# A time model, measured by `specserve profile`; docs/analyzer.md describes every key.\n\
-         # Valid only for the fingerprint below. Times are microseconds unless a key says otherwise.\n\n",
+         # Valid only for the fingerprint below. Times are in microseconds unless a key states another unit.\n\n",
     );
     text.push_str(&profile.to_toml()?);
     Ok(text)
@@ -92,7 +92,7 @@ fn write_file(path: &Path, text: &str) -> Result<(), CliError> {
     std::fs::write(path, text).map_err(failed)
 }
 
-/// The models of a profile with their terms and errors.
+/// The profile's models with their fitted terms and errors.
 fn models(profile: &Profile) -> Vec<(ModelRole, &LatencyTerms, Option<FitError>)> {
     let target = (ModelRole::Target, &profile.target, profile.target_error);
     let draft = profile.draft.as_ref().map(|draft| (ModelRole::Draft, draft, profile.draft_error));
@@ -139,13 +139,13 @@ fn table(profile: &Profile) -> String {
             percent(|error| error.p99),
         ]);
     }
-    // writing to a string can't fail
+    // writing to a string cannot fail
     let _ = write!(text, "{table}");
     text
 }
 
 fn progress_bar() -> ProgressBar {
-    let template = "measuring {bar:40} {percent:>3} % of the time, {msg}";
+    let template = "measuring {bar:40} {percent:>3} % of the budget, {msg}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(BAR_STEPS).with_style(style)
 }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn json_holds_terms_errors_and_places() {
+    async fn json_holds_terms_errors_and_paths() {
         let directory = ScratchDirectory::new();
         let args = args(directory.path(), "here.toml", true);
         let mut out = Vec::new();
@@ -192,10 +192,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_names_than_toml_and_bad_configs_are_refused_before_measuring() {
+    async fn bad_file_names_and_configs_are_rejected_before_measuring() {
         let directory = ScratchDirectory::new();
         let error = run(&args(directory.path(), "here.json", false), &host(), &mut Vec::new()).await;
-        assert!(error.expect_err("no .toml").to_string().contains("a .toml file"));
+        assert!(error.expect_err("no .toml").to_string().contains("must end in .toml"));
         let args = args(directory.path(), "here.toml", false);
         std::fs::write(&args.config, "[target]\n").expect("written");
         let error = run(&args, &host(), &mut Vec::new()).await.expect_err("a bad config");

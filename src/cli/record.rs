@@ -1,4 +1,4 @@
-//! `specserve record`: what a draft model would have proposed, for the simulator to play back.
+//! `specserve record`: records draft acceptance for playback in the simulator.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,25 +15,25 @@ use crate::analyzer::RecordOptions;
 use crate::config::Config;
 use crate::replay::RecordedSequence;
 
-/// Probabilities are written to this many parts: four decimals.
+/// Resolution of written probabilities: four decimals.
 const PARTS: f64 = 10_000.0;
-/// Highest temperature.
+/// Highest accepted temperature.
 const TEMPERATURE_MAX: f64 = 2.0;
 
-/// Decodes prompts with the configured models, one after the other, and writes down for every
-/// position what the draft model would have proposed: for `simulate --recording`.
+/// Decodes prompts with the configured models, one after the other, and records for each
+/// position what the draft model would have proposed, for `simulate --recording`.
 #[derive(Args, Debug)]
 pub struct RecordArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Where the recording goes, a .jsonl file.
+    /// Output file, .jsonl.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// A .jsonl file of objects with prompt, messages or turns; built-in prompts by default.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Most output tokens of a prompt.
+    /// Maximum output tokens per prompt.
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=65_536))]
     max_tokens: u32,
     /// Sampling temperature.
@@ -47,7 +47,7 @@ pub struct RecordArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]: a bad configuration or prompt, an executor that fails, a file that can't be written.
+/// [`CliError`]: an invalid configuration or prompt, a failing executor, or a file that cannot be written.
 pub async fn run<H: DaemonHost>(args: &RecordArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
     let config = Config::read(&args.config)?;
     logging::start(&config.telemetry);
@@ -58,17 +58,17 @@ pub async fn run<H: DaemonHost>(args: &RecordArgs, host: &H, out: &mut impl Writ
         temperature: args.temperature as f32,
     };
     let recorded = Arc::new(Mutex::new(Vec::new()));
-    let heard = Arc::clone(&recorded);
+    let sink = Arc::clone(&recorded);
     let on_sequence = Box::new(move |sequence| {
-        heard.lock().expect("nothing panics with the lock").push(sequence);
+        sink.lock().expect("nothing panics with the lock").push(sequence);
     });
     host.record(config, options, on_sequence).await.map_err(|error| CliError::Failed(error.to_string()))?;
     let mut sequences = std::mem::take(&mut *recorded.lock().expect("nothing panics with the lock"));
-    // An output of one token has no position that is ever drafted.
+    // An output of one token has no drafted position.
     sequences.retain(|sequence: &RecordedSequence| !sequence.accepted.is_empty());
     if sequences.is_empty() {
         return Err(CliError::Failed(
-            "every output ended with its first token: nothing was recorded".to_owned(),
+            "every output ended with its first token, so nothing was recorded".to_owned(),
         ));
     }
     write_file(&args.out, &sequences)?;

@@ -1,4 +1,4 @@
-//! `specserve serve`: the daemon.
+//! `specserve serve`: runs the daemon.
 
 use std::future::Future;
 use std::io;
@@ -12,8 +12,8 @@ use super::logging;
 use super::signals::Signals;
 use crate::config::{Config, LogFormat};
 
-/// Serves until SIGTERM or SIGINT. The first signal lets requests in flight finish
-/// within server.drain_timeout_ms; a second one ends the process at once.
+/// Serves until SIGTERM or SIGINT. The first signal drains requests in flight for up to
+/// server.drain_timeout_ms; a second one exits immediately.
 #[derive(Args, Debug)]
 pub struct ServeArgs {
     /// The configuration file.
@@ -24,7 +24,7 @@ pub struct ServeArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError::Config`] and [`CliError::Daemon`].
+/// [`CliError::Config`] for the configuration, [`CliError::Daemon`] for everything after it.
 pub async fn run<H: DaemonHost>(args: &ServeArgs, host: &H) -> Result<(), CliError> {
     let config = Config::read(&args.config)?;
     logging::start(&config.telemetry);
@@ -32,24 +32,24 @@ pub async fn run<H: DaemonHost>(args: &ServeArgs, host: &H) -> Result<(), CliErr
     let shutdown = shutdown_signal()?;
     host.run(config, shutdown).await.map_err(|error| {
         if format == LogFormat::Json {
-            // who collects JSON lines has no use for the line of text that the process ends with
+            // log collectors do not see the plain-text message printed on exit
             tracing::error!(%error, "the daemon failed");
         }
         CliError::Daemon(error)
     })
 }
 
-/// Resolves at the first signal, and ends the process at the second.
+/// Resolves at the first signal and exits the process at the second.
 ///
-/// Handlers are in place when this returns, before the daemon loads anything.
+/// Handlers are installed when this returns, before the daemon loads anything.
 fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut signals = Signals::install()?;
     Ok(async move {
         let first = signals.next().await;
-        tracing::info!(signal = first.name, "shutting down; a second signal ends the process at once");
+        tracing::info!(signal = first.name, "shutting down; send the signal again to exit immediately");
         tokio::spawn(async move {
             let second = signals.next().await;
-            tracing::warn!(signal = second.name, "ending at once");
+            tracing::warn!(signal = second.name, "exiting immediately");
             #[expect(clippy::exit, reason = "a second signal skips every destructor on purpose")]
             std::process::exit(i32::from(second.exit_code));
         });

@@ -1,29 +1,29 @@
-//! SIGINT and SIGTERM.
+//! Handling of SIGINT and SIGTERM.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Handlers that are in place from [`Signals::install`] on.
+/// Signal handlers, active from [`Signals::install`] on.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
-/// A signal that came.
+/// A received signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Its name.
+    /// Name of the signal.
     pub name: &'static str,
-    /// 128 and its number, as shells count.
+    /// 128 plus the signal number, as in shells.
     pub exit_code: u8,
 }
 
 impl Signals {
-    /// Takes the signals from their default, which ends the process on the spot.
+    /// Replaces the default action, which terminates the process.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the handlers cannot be installed.
     pub fn install() -> io::Result<Signals> {
         Ok(Signals {
             interrupt: signal(SignalKind::interrupt())?,
@@ -31,7 +31,7 @@ impl Signals {
         })
     }
 
-    /// The next signal.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> Received {
         tokio::select! {
             _ = self.interrupt.recv() => Received { name: "SIGINT", exit_code: 130 },

@@ -1,13 +1,13 @@
 //! Plain-text tables.
 
-/// Rows under headers; the first column is aligned left, the others right.
+/// A table with headers; the first column is left-aligned, the others right-aligned.
 #[derive(Debug)]
 pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// A table with these headers.
+    /// Creates a table with these headers.
     pub fn new<const N: usize>(headers: [&str; N]) -> Table {
         Table { rows: vec![headers.map(str::to_owned).to_vec()] }
     }
@@ -15,14 +15,14 @@ impl Table {
     /// Adds a row.
     ///
     /// # Panics
-    /// If it has another number of cells than the headers.
+    /// If the number of cells differs from the number of headers.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         assert_eq!(self.rows[0].len(), N, "a row has a cell under each header");
         self.rows.push(cells.to_vec());
     }
 }
 
-/// A cell for a figure with so many decimals; a dash where there is none.
+/// Formats a number with `decimals` decimals; a dash for `None`.
 pub fn or_dash(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
 }

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::replay::RecordedSequence;
 use crate::timing::profile::Profile;
 
-/// Serves until it is dropped.
+/// An HTTP server that runs until dropped.
 pub struct Server(JoinHandle<()>);
 
 impl Drop for Server {
@@ -32,7 +32,7 @@ pub fn serve_router(socket: &Path, router: Router) -> Server {
     Server(tokio::spawn(async move { axum::serve(listener, router).await.expect("serves until aborted") }))
 }
 
-/// A directory that goes with the test.
+/// A temporary directory of a test.
 pub struct ScratchDirectory(tempfile::TempDir);
 
 impl ScratchDirectory {
@@ -47,7 +47,7 @@ impl ScratchDirectory {
 
 type Script = Arc<dyn Fn(&Config, &Value) -> String + Send + Sync>;
 
-/// Starts scripted daemons: each chat request is answered with the script's text,
+/// Starts scripted daemons: each chat request gets the script's text,
 /// which is an event stream.
 pub struct ScriptedHost {
     script: Script,
@@ -122,7 +122,7 @@ impl DaemonHost for ScriptedHost {
         Ok(crate::timing::profile::tests::gpu_like())
     }
 
-    /// Every draft is right, and the draft model is a little surer of each.
+    /// Every draft is accepted, with increasing probability.
     async fn record(
         &self,
         _config: Config,
@@ -147,7 +147,7 @@ impl RunningDaemon for ScriptedDaemon {
     async fn shutdown(self) {}
 }
 
-/// The event stream of a chat answer: `pieces`, one token each, then plain decoding's figures.
+/// The event stream of a chat reply: `pieces`, one token each, then the metrics of plain decoding.
 pub fn chat_answer(pieces: &[&str]) -> String {
     let metrics = json!({
         "queue_ms": 0.1,
@@ -158,7 +158,7 @@ pub fn chat_answer(pieces: &[&str]) -> String {
     chat_answer_with(pieces, &metrics)
 }
 
-/// As [`chat_answer`], with these figures.
+/// As [`chat_answer`], with these metrics.
 pub fn chat_answer_with(pieces: &[&str], metrics: &Value) -> String {
     let mut events: Vec<Value> =
         pieces.iter().map(|piece| json!({ "choices": [{ "delta": { "content": piece } }] })).collect();

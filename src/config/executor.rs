@@ -1,4 +1,4 @@
-//! `[executor]`: what computes, and how much in one call.
+//! `[executor]`: the backend and its batch limits.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ const STEP_TIMEOUT_MS: Integer = Integer::new("step_timeout_ms", 30_000, 100, 60
 const GPU: Integer = Integer::new("gpu", 0, 0, 63);
 const BACKEND_BOUND: &str = "\"cpu\" or \"cuda\"";
 
-/// What computes.
+/// The executor's backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// The processor's own vector units.
+    /// The CPU's vector units.
     Cpu,
-    /// An NVIDIA GPU; needs a build with the feature `cuda`.
+    /// An NVIDIA GPU; requires a build with the feature `cuda`.
     Cuda,
 }
 
 impl Backend {
-    /// As the config spells it.
+    /// Name in the config.
     pub fn name(self) -> &'static str {
         match self {
             Backend::Cpu => "cpu",
@@ -39,20 +39,20 @@ impl Backend {
     }
 }
 
-/// The executor and the size of its calls.
+/// Backend and batch limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecutorConfig {
-    /// What computes.
+    /// Device that runs the models.
     pub backend: Backend,
-    /// Threads of the CPU backend; 0: one for each core.
+    /// Threads of the CPU backend; 0 means one per core.
     pub threads: usize,
-    /// Which GPU the CUDA backend takes, as CUDA_VISIBLE_DEVICES leaves them.
+    /// Index of the CUDA backend's GPU, among those that CUDA_VISIBLE_DEVICES exposes.
     pub gpu: u32,
-    /// Most input tokens in one call, over all sequences.
+    /// Most input tokens of one forward pass, over all sequences.
     pub batch_tokens_max: u32,
-    /// Most sequences in one call.
+    /// Most sequences of one forward pass.
     pub batch_sequences_max: u32,
-    /// A step that takes longer than this means that the device hangs.
+    /// A step that takes longer counts as a device hang.
     pub step_timeout: Duration,
 }
 

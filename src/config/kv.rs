@@ -1,4 +1,4 @@
-//! `[kv]`: how much memory the key-value caches take.
+//! `[kv]`: size of the KV caches.
 
 use super::reader::{Integer, Section};
 use super::render::{Entry, number};
@@ -8,16 +8,16 @@ const TARGET_BLOCKS: Integer = Integer::new("target_blocks", 1024, 1, 1 << 24);
 const GPU_MEMORY_PERCENT: Integer = Integer::new("gpu_memory_percent", 90, 1, 100);
 const DRAFT_BLOCKS: Integer = Integer::new("draft_blocks", 1024, 1, 1 << 24);
 
-/// The pools' size.
+/// How the size of the KV pools is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvSize {
-    /// At most so many MiB for both pools together, split so that both hold the
-    /// same number of tokens.
+    /// At most this many MiB for both pools together, split so that both hold the same number
+    /// of tokens.
     MemoryMib(u64),
-    /// So many percent of the GPU memory that is free once weights and scratch memory are in
-    /// place, split likewise. CUDA only.
+    /// Percent of the GPU memory that is free after weights and scratch memory are allocated,
+    /// split the same way. CUDA only.
     GpuMemoryPercent(u32),
-    /// So many blocks each; as many for the draft as for the target where the config names one.
+    /// An explicit number of blocks; `draft_blocks` defaults to `target_blocks`.
     Blocks {
         /// Blocks of the target's pool.
         target: u32,
@@ -26,19 +26,19 @@ pub enum KvSize {
     },
 }
 
-/// The paged caches.
+/// The paged KV caches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvConfig {
-    /// Size of the pools.
+    /// Size of the KV pools.
     pub size: KvSize,
 }
 
-/// Blocks of each pool.
+/// Number of blocks in each pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolBlocks {
-    /// The target's.
+    /// Blocks of the target's pool.
     pub target: u32,
-    /// The draft's; 0 without a draft model.
+    /// Blocks of the draft's pool; 0 without a draft model.
     pub draft: u32,
 }
 
@@ -54,11 +54,11 @@ impl KvConfig {
                 (None, memory) => (MEMORY_MIB_MAX.name, memory.unwrap_or_default()),
             };
             let advice = "keep one of gpu_memory_percent, memory_mib_max and target_blocks";
-            section.reject(key, &number(value), "contradicts another size", advice);
+            section.reject(key, &number(value), "conflicts with another size", advice);
         }
         if let (Some(draft), None) = (draft, target) {
-            let advice = "add target_blocks, or give another size in their place";
-            section.reject("draft_blocks", &number(draft), "stands without target_blocks", advice);
+            let advice = "add target_blocks, or set another size instead";
+            section.reject("draft_blocks", &number(draft), "requires target_blocks", advice);
         }
         let size = match (percent, memory, target) {
             (Some(percent), _, _) => KvSize::GpuMemoryPercent(percent as u32),
@@ -82,10 +82,9 @@ impl KvConfig {
         }
     }
 
-    /// Blocks of each pool, for models whose blocks have these sizes in bytes
-    /// (`None`: no draft model). A pool may come out with 0 blocks when the memory
-    /// does not hold one; the caller refuses that. `None` for a share of a GPU's memory,
-    /// which only the GPU can tell.
+    /// Blocks of each pool, for models with these block sizes in bytes (`None` without a draft
+    /// model). A pool may get 0 blocks if the memory does not hold one; the caller must reject
+    /// that. Returns `None` for a share of GPU memory, which is known only on the device.
     pub fn pool_blocks(&self, target_block_bytes: u64, draft_block_bytes: Option<u64>) -> Option<PoolBlocks> {
         Some(match self.size {
             KvSize::GpuMemoryPercent(_) => return None,

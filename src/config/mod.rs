@@ -1,8 +1,8 @@
-//! The configuration of one deployment: a TOML file, checked as a whole.
+//! The deployment's configuration: one TOML file, validated as a whole.
 //!
-//! In stages: text, then sections of raw values (`reader`), then the validated types
-//! here, with units. Checking opens no file and no socket, so `check-config` is safe to run
-//! anywhere; the daemon builds itself from a [`Config`] later. docs/config.md lists every key.
+//! Parsing goes from text to sections of raw values (`reader`) to the validated types here,
+//! with units. Validation opens no files or sockets, so `check-config` is safe to run
+//! anywhere. docs/config.md lists every key.
 #![forbid(unsafe_code)]
 
 mod executor;
@@ -25,10 +25,10 @@ use std::path::Path;
 pub use executor::{Backend, ExecutorConfig};
 pub use kv::{KvConfig, KvSize, PoolBlocks};
 pub use models::{DraftConfig, TargetConfig};
-pub use problem::{ConfigError, Problem};
+pub use problem::{ConfigError, ConfigProblem};
 pub use scheduler::SchedulerConfig;
 pub use server::{SOCKET_PATH_BYTES_MAX, ServerConfig};
-pub use slo::{CLASSES_MAX, Infeasible, Late, SloClass, SloConfig};
+pub use slo::{CLASSES_MAX, InfeasibleAction, LateAction, SloClass, SloConfig};
 pub use speculation::SpeculationConfig;
 pub use telemetry::{LogFormat, LogLevel, TelemetryConfig};
 
@@ -38,50 +38,50 @@ use render::Rendered;
 /// The commented configuration of the embedded pair, config/tiny-cpu.toml.
 pub const TINY_CPU_TOML: &str = include_str!("../../config/tiny-cpu.toml");
 
-/// A checked configuration.
+/// A validated configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where requests come in.
+    /// Sockets and request limits.
     pub server: ServerConfig,
-    /// The model that is served.
+    /// The served model.
     pub target: TargetConfig,
-    /// The model that guesses, if there is one.
+    /// The draft model or drafting method, if any.
     pub draft: Option<DraftConfig>,
-    /// What computes.
+    /// Backend and batch limits.
     pub executor: ExecutorConfig,
-    /// The paged caches.
+    /// The paged KV caches.
     pub kv: KvConfig,
-    /// The running set and the queue.
+    /// Limits of the running set and the queue.
     pub scheduler: SchedulerConfig,
-    /// Latency objectives.
+    /// Request classes with their latency objectives.
     pub slo: SloConfig,
-    /// How far to draft.
+    /// Speculation policy and time model.
     pub speculation: SpeculationConfig,
-    /// Logs.
+    /// Logging.
     pub telemetry: TelemetryConfig,
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and validates a file.
     ///
     /// # Errors
-    /// [`ConfigError::Unreadable`] when the file can't be read, else as [`Config::parse`].
+    /// [`ConfigError::Unreadable`] if the file cannot be read, else as [`Config::parse`].
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
         Config::parse(&text)
     }
 
-    /// Checks a configuration.
+    /// Parses and validates a configuration.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] with every problem; a text that is not TOML is one problem.
+    /// [`ConfigError::Invalid`] with every problem; a TOML syntax error is a single problem.
     pub fn parse(text: &str) -> Result<Config, ConfigError> {
         let mut problems = Problems::default();
         let config = match text.parse::<toml::Table>() {
             Ok(file) => Some(Config::from_table(file, &mut problems)),
             Err(error) => {
-                let advice = "mend the syntax; the rest is checked after that";
+                let advice = "fix the syntax; the rest is checked once it parses";
                 problems.add("the file", None, error.to_string().trim().to_owned(), advice);
                 None
             }
@@ -93,7 +93,7 @@ impl Config {
         }
     }
 
-    /// The embedded pair on the CPU: what config/tiny-cpu.toml says.
+    /// The configuration of config/tiny-cpu.toml: the embedded pair on the CPU.
     pub fn default_tiny() -> Config {
         match Config::parse(TINY_CPU_TOML) {
             Ok(config) => config,
@@ -123,13 +123,13 @@ impl Config {
         config
     }
 
-    /// The effective configuration as TOML: every key with its value and its bound.
-    /// Parses back to the same configuration.
+    /// The effective configuration as TOML: every key with its value and bound. Round-trips
+    /// through [`Config::parse`].
     pub fn to_toml(&self) -> String {
         self.rendered().into_text()
     }
 
-    /// The effective configuration as values, section by section.
+    /// The effective configuration as TOML values.
     pub fn to_table(&self) -> toml::Table {
         self.rendered().into_table()
     }

@@ -1,16 +1,16 @@
-//! `[target]` and `[draft]`: which models.
+//! `[target]` and `[draft]`: the models.
 
 use super::reader::Section;
 use super::render::Entry;
 use crate::model::ModelSource;
 
 const MODEL_BOUND: &str = "\"embedded:tiny\" or a Hugging Face directory";
-/// Drafting by prompt lookup, in the place of a draft model.
+/// Value of `draft.model` that selects prompt lookup instead of a draft model.
 const NGRAM: &str = "ngram";
 const NAME_BYTES_MAX: usize = 128;
 const NAME_BOUND: &str = "1 to 128 bytes";
 
-/// The name under which a model is served when the config gives none.
+/// Served model name if the config sets none.
 fn default_name(source: &ModelSource) -> String {
     match source {
         ModelSource::EmbeddedTiny => "tiny".to_owned(),
@@ -20,26 +20,26 @@ fn default_name(source: &ModelSource) -> String {
     }
 }
 
-/// The model that is served.
+/// The served model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetConfig {
-    /// Where it comes from.
+    /// Source of the weights and tokenizer.
     pub model: ModelSource,
-    /// What callers call it.
+    /// Model name in the API.
     pub name: String,
 }
 
-/// Where drafts come from.
+/// Source of the drafts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DraftConfig {
-    /// A small model guesses.
+    /// A small draft model.
     Model(ModelSource),
-    /// `ngram`: what followed the last tokens when they last occurred.
+    /// `ngram`: prompt lookup, without a draft model.
     Ngram,
 }
 
 impl DraftConfig {
-    /// The model that guesses, if one does.
+    /// The draft model's source; `None` for prompt lookup.
     pub fn model(&self) -> Option<&ModelSource> {
         match self {
             DraftConfig::Model(source) => Some(source),
@@ -86,7 +86,7 @@ fn model_entry(model: &ModelSource) -> Entry {
     Entry::text("model", model.to_string(), MODEL_BOUND)
 }
 
-/// Reads `model`; stands in the embedded pair when it is missing, which is a problem.
+/// Reads `model`. If missing, reports a problem and substitutes the embedded pair.
 fn read_model(section: &mut Section<'_>, given: Option<toml::Value>) -> ModelSource {
     match given {
         Some(toml::Value::String(text)) => match parse_model(&text) {

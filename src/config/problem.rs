@@ -1,21 +1,21 @@
-//! What is wrong with a configuration, for the operator who has to mend it.
+//! Configuration errors, for the operator.
 
 use std::path::PathBuf;
 
-/// One thing to mend.
+/// One problem of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Where: `section.key`, or the section's name.
+pub struct ConfigProblem {
+    /// Location: `section.key`, or the section's name.
     pub path: String,
-    /// The value as the file spells it; `None` when the trouble is that there is none.
+    /// The offending value as written in the file; `None` if it is missing.
     pub value: Option<String>,
-    /// What is wrong, with the bound.
+    /// What is wrong, including the bound.
     pub what: String,
-    /// What to do about it.
+    /// How to fix it.
     pub advice: String,
 }
 
-impl std::fmt::Display for Problem {
+impl std::fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.path)?;
         if let Some(value) = &self.value {
@@ -25,28 +25,28 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// Why there is no configuration.
+/// Why a configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file can't be read.
-    #[error("can't read the configuration {}: {source}", path.display())]
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}: {source}", path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The text is not a valid configuration; all problems are listed.
+    /// The configuration is invalid.
     #[error("{}", list(problems))]
     Invalid {
-        /// At least one.
-        problems: Vec<Problem>,
+        /// All problems found; at least one.
+        problems: Vec<ConfigProblem>,
     },
 }
 
 impl ConfigError {
-    /// The problems, empty when the file could not be read at all.
-    pub fn problems(&self) -> &[Problem] {
+    /// The problems; empty if the file could not be read.
+    pub fn problems(&self) -> &[ConfigProblem] {
         match self {
             ConfigError::Unreadable { .. } => &[],
             ConfigError::Invalid { problems } => problems,
@@ -54,7 +54,7 @@ impl ConfigError {
     }
 }
 
-fn list(problems: &[Problem]) -> String {
+fn list(problems: &[ConfigProblem]) -> String {
     let noun = if problems.len() == 1 { "problem" } else { "problems" };
     let lines: Vec<String> = problems.iter().map(|problem| format!("  {problem}")).collect();
     format!("{} {noun} in the configuration:\n{}", problems.len(), lines.join("\n"))

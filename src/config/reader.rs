@@ -1,15 +1,15 @@
-//! The raw stage: a section of the TOML file, taken apart key by key.
+//! Reads the sections of the TOML file key by key.
 //!
-//! Serde's derived readers stop at the first mistake. This one goes on: a key with
-//! the wrong type or an impossible value is noted and its default is used in its
-//! place, and keys that nobody asked for are noted when the section is finished.
-//! So an operator sees every problem in one run.
+//! Serde's derived deserializers stop at the first error. This reader continues: a key
+//! with a wrong type or an invalid value is reported and replaced by its default, and
+//! unknown keys are reported at the end of the section. So operators see every problem
+//! in one run.
 
 use toml::{Table, Value};
 
-use super::problem::Problem;
+use super::problem::ConfigProblem;
 
-/// A key that holds a whole number.
+/// Specification of an integer key.
 pub(super) struct Integer {
     pub name: &'static str,
     pub default: u64,
@@ -23,31 +23,31 @@ impl Integer {
         Integer { name, default, min, max }
     }
 
-    /// The bound in words.
+    /// Human-readable bound.
     pub fn bound(&self) -> String {
         format!("{} to {}", self.min, self.max)
     }
 }
 
-/// A key that holds a list of whole numbers.
+/// Specification of a key with a list of integers.
 pub(super) struct IntegerList {
     pub name: &'static str,
-    /// What they are, in words.
+    /// What the entries are, in the plural.
     pub what: &'static str,
     pub entries_max: usize,
     pub max: u64,
 }
 
 impl IntegerList {
-    /// The bound in words.
+    /// Human-readable bound.
     pub fn bound(&self) -> String {
         format!("1 to {} {}, each 0 to {}", self.entries_max, self.what, self.max)
     }
 }
 
-/// All that was found so far.
+/// Problems found so far.
 #[derive(Default)]
-pub(super) struct Problems(Vec<Problem>);
+pub(super) struct Problems(Vec<ConfigProblem>);
 
 impl Problems {
     pub fn add(
@@ -57,21 +57,21 @@ impl Problems {
         what: impl Into<String>,
         advice: impl Into<String>,
     ) {
-        self.0.push(Problem { path: path.to_owned(), value, what: what.into(), advice: advice.into() });
+        self.0.push(ConfigProblem { path: path.to_owned(), value, what: what.into(), advice: advice.into() });
     }
 
-    /// Whether one of the keys is already reported: rules over several keys are
-    /// only checked between values that are good by themselves.
+    /// Whether one of the keys has been reported. Rules across keys are checked only between
+    /// values that are valid on their own.
     pub fn mention(&self, paths: &[&str]) -> bool {
         self.0.iter().any(|problem| paths.contains(&problem.path.as_str()))
     }
 
-    pub fn into_vec(self) -> Vec<Problem> {
+    pub fn into_vec(self) -> Vec<ConfigProblem> {
         self.0
     }
 }
 
-/// One section; keys leave it as they are read.
+/// One section; reading a key removes it.
 pub(super) struct Section<'a> {
     path: String,
     table: Table,
@@ -84,7 +84,7 @@ impl<'a> Section<'a> {
         Section { path: path.into(), table, known: Vec::new(), problems }
     }
 
-    /// Takes the section `name` out of the file; a missing one reads as empty.
+    /// Takes section `name` from the file; a missing section reads as empty.
     pub fn take(file: &mut Table, name: &str, problems: &'a mut Problems) -> Section<'a> {
         let table = match file.remove(name) {
             None => Table::new(),
@@ -107,24 +107,24 @@ impl<'a> Section<'a> {
         self.table.remove(key)
     }
 
-    /// Notes a problem with the value of `key`.
+    /// Reports a problem with the value of `key`.
     pub fn reject(&mut self, key: &str, value: &Value, what: impl Into<String>, advice: impl Into<String>) {
         let path = self.key_path(key);
         self.problems.add(&path, Some(value.to_string()), what, advice);
     }
 
-    /// Notes that `key` has to be given.
+    /// Reports that the required `key` is missing.
     pub fn missing(&mut self, key: &str, advice: impl Into<String>) {
         let path = self.key_path(key);
         self.problems.add(&path, None, "is missing", advice);
     }
 
-    /// A whole number within its bound, or its default.
+    /// Reads an integer within its bound; the default if absent or invalid.
     pub fn integer(&mut self, key: &Integer) -> u64 {
         self.optional_integer(key).unwrap_or(key.default)
     }
 
-    /// A whole number within its bound, if it is there and good.
+    /// Reads an integer within its bound; `None` if absent or invalid.
     pub fn optional_integer(&mut self, key: &Integer) -> Option<u64> {
         let value = self.take_value(key.name)?;
         let advice = format!("give a whole number, {}", key.bound());
@@ -141,7 +141,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A list of whole numbers within its bounds, if it is there and good.
+    /// Reads a list of integers within their bounds; `None` if absent or invalid.
     pub fn integer_list(&mut self, key: &IntegerList) -> Option<Vec<u64>> {
         let value = self.take_value(key.name)?;
         let advice = format!("give {} in brackets, or leave it out", key.bound());
@@ -159,8 +159,8 @@ impl<'a> Section<'a> {
         Some(numbers)
     }
 
-    /// A string, turned into a value by `parse`, whose error says what is wrong;
-    /// `advice` says what can be written.
+    /// Reads a string and parses it. The error of `parse` states what is wrong; `advice` lists
+    /// what is accepted.
     pub fn parsed<T>(
         &mut self,
         key: &'static str,
@@ -181,7 +181,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// `true` or `false`, if it is there and good.
+    /// Reads a boolean; `None` if absent or invalid.
     pub fn boolean(&mut self, key: &'static str) -> Option<bool> {
         let value = self.take_value(key)?;
         let boolean = value.as_bool();
@@ -191,7 +191,7 @@ impl<'a> Section<'a> {
         boolean
     }
 
-    /// Notes every key that nobody read.
+    /// Reports unknown keys.
     pub fn finish(self) {
         let known = self.known.join(", ");
         for (key, value) in &self.table {

@@ -1,4 +1,4 @@
-//! The effective configuration as text: every key, its value and its bound.
+//! Renders the effective configuration: every key with its value and bound.
 
 use toml::{Table, Value};
 
@@ -32,12 +32,12 @@ impl Entry {
     }
 }
 
-/// A number that a checked key holds, as TOML has it.
+/// A validated number as a TOML value.
 pub(super) fn number(value: u64) -> Value {
     Value::Integer(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-/// Sections in the order of the file.
+/// Rendered sections, in file order.
 #[derive(Default)]
 pub(super) struct Rendered {
     text: String,
@@ -45,14 +45,14 @@ pub(super) struct Rendered {
 }
 
 impl Rendered {
-    /// Adds `[name]`.
+    /// Adds the section `[name]`.
     pub fn section(&mut self, name: &str, entries: &[Entry]) {
         self.header(&format!("[{name}]"));
         let values = self.lines(entries);
         self.table.insert(name.to_owned(), Value::Table(values));
     }
 
-    /// Adds one element of the array of tables `[[section.key]]`.
+    /// Adds an element to the array of tables `[[section.key]]`.
     pub fn element(&mut self, section: &str, key: &str, entries: &[Entry]) {
         self.header(&format!("[[{section}.{key}]]"));
         let element = Value::Table(self.lines(entries));

@@ -1,9 +1,9 @@
-//! Rules that span several keys.
+//! Rules across several keys.
 
 use super::Config;
 use super::reader::Problems;
 
-/// Notes every rule between keys that the configuration breaks.
+/// Reports every violated rule across keys.
 pub(super) fn check(config: &Config, problems: &mut Problems) {
     let executor = &config.executor;
     let scheduler = &config.scheduler;
@@ -12,7 +12,7 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
         ("scheduler.running_requests_max", scheduler.running_requests_max),
         ("executor.batch_sequences_max", executor.batch_sequences_max),
     );
-    // Every running request decodes at least one token in each step, and a prompt needs room, too.
+    // Each running request decodes at least one token per step, and prompts need room as well.
     let (running, tokens) = (scheduler.running_requests_max, executor.batch_tokens_max);
     if running >= tokens
         && !problems.mention(&["scheduler.running_requests_max", "executor.batch_tokens_max"])
@@ -29,7 +29,7 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
     check_policy(config, problems);
 }
 
-/// Notes when `left` is larger than `right`, unless one of them is reported already.
+/// Reports `left > right`, unless one of the two has been reported already.
 fn at_most(problems: &mut Problems, left: (&str, u32), right: (&str, u32)) {
     if left.1 <= right.1 || problems.mention(&[left.0, right.0]) {
         return;
@@ -48,13 +48,13 @@ fn check_policy(config: &Config, problems: &mut Problems) {
     }
     if policy.needs_draft_model() && config.draft.is_none() && !problems.mention(&["draft"]) {
         let advice = "add a [draft] section with its model, or set the policy to \"none\"";
-        problems.add(POLICY, value(), "needs a draft model", advice);
+        problems.add(POLICY, value(), "requires a draft model", advice);
     }
     let speculation = &config.speculation;
     let planless = speculation.profile.is_none() && !speculation.profile_at_start;
     if policy.needs_profile() && planless && !problems.mention(&PROFILE_KEYS) {
-        let advice = "give speculation.profile, or leave out speculation.profile_at_start";
-        problems.add(POLICY, value(), "plans with measured times and there are none", advice);
+        let advice = "set speculation.profile, or remove speculation.profile_at_start";
+        problems.add(POLICY, value(), "requires a profile and none is configured", advice);
     }
     let max = speculation.draft_tokens_max;
     let tokens = policy.draft_tokens().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! `[scheduler]`: how many requests run and wait.
+//! `[scheduler]`: limits of the running set and the queue.
 
 use super::reader::{Integer, Section};
 use super::render::Entry;
@@ -8,16 +8,16 @@ const QUEUE_REQUESTS_MAX: Integer = Integer::new("queue_requests_max", 256, 1, 1
 const QUEUE_PROMPT_TOKENS_MAX: Integer = Integer::new("queue_prompt_tokens_max", 65_536, 1, 1 << 32);
 const PREFILL_CHUNK_TOKENS_MAX: Integer = Integer::new("prefill_chunk_tokens_max", 256, 1, 65_536);
 
-/// Bounds of the running set and of the queue before it.
+/// Limits of the running set and the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchedulerConfig {
-    /// Most requests that compute at a time.
+    /// Most running requests.
     pub running_requests_max: u32,
-    /// Most requests that wait.
+    /// Most waiting requests.
     pub queue_requests_max: u32,
-    /// Most prompt tokens that wait, over all requests in the queue.
+    /// Most prompt tokens of all waiting requests together.
     pub queue_prompt_tokens_max: u64,
-    /// Most prompt tokens that one step computes, over all requests.
+    /// Most prefill tokens per step, over all requests.
     pub prefill_chunk_tokens_max: u32,
 }
 

@@ -1,4 +1,4 @@
-//! `[server]`: where requests come in, and how much of them.
+//! `[server]`: sockets, timeouts and request limits.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,12 +9,12 @@ use toml::Value;
 use super::reader::{Integer, IntegerList, Section};
 use super::render::{Entry, number};
 
-/// Longest socket path in bytes: `sun_path` holds 108 with its closing zero.
+/// Longest socket path in bytes: `sun_path` holds 108, including the NUL terminator.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 const SOCKET_DEFAULT: &str = "/tmp/specserve.sock";
 const SOCKET_MODE_DEFAULT: u32 = 0o600;
-/// The largest number stands for no user.
+/// `u32::MAX` is reserved for "no user".
 const SOCKET_UIDS: IntegerList =
     IntegerList { name: "socket_uids", what: "user ids", entries_max: 64, max: u32::MAX as u64 - 1 };
 const BODY_BYTES_MAX: Integer = Integer::new("body_bytes_max", 1 << 20, 1 << 10, 64 << 20);
@@ -27,26 +27,26 @@ const SOCKET_BOUND: &str = "a path of 1 to 107 bytes";
 const SOCKET_MODE_BOUND: &str = "octal, \"0000\" to \"0777\"";
 const HTTP_BOUND: &str = "an address and a port, such as \"127.0.0.1:8000\"";
 
-/// The listening side.
+/// The server's sockets and limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// The Unix socket.
+    /// Path of the Unix socket.
     pub socket: PathBuf,
     /// Permission bits of the socket.
     pub socket_mode: u32,
-    /// User ids that may connect to the socket, of those that its mode lets in; `None`: all.
+    /// User ids that may connect, among those that the socket's mode admits; `None` for all.
     pub socket_uids: Option<Vec<u32>>,
-    /// A TCP address to listen on as well.
+    /// Additional TCP address to listen on.
     pub http: Option<SocketAddr>,
-    /// Longest request body in bytes.
+    /// Longest request body, in bytes.
     pub body_bytes_max: usize,
-    /// Most open connections.
+    /// Most open connections per listener.
     pub connections_max: usize,
-    /// How long a client may take to send a request's head.
+    /// Time limit for receiving a request's head.
     pub header_timeout: Duration,
-    /// How long a request may take from its arrival to its last byte.
+    /// Time limit from a request's arrival to its last byte.
     pub request_timeout: Duration,
-    /// How long requests in flight may go on after the first signal.
+    /// Time that requests in flight get after the first signal.
     pub drain_timeout: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! `[slo]`: classes of latency objectives, the most urgent first.
+//! `[slo]`: request classes with latency objectives, most urgent first.
 
 use toml::Value;
 
@@ -6,7 +6,7 @@ use super::reader::{Integer, Problems, Section};
 use super::render::{Entry, Rendered, number};
 use crate::protocol::{Micros, Slo};
 
-/// Most classes; a class is a small index in every request.
+/// Most classes; requests refer to a class by a small index.
 pub const CLASSES_MAX: usize = 16;
 
 const TTFT_MS: Integer = Integer::new("ttft_ms", 1_000, 1, 3_600_000);
@@ -15,56 +15,56 @@ const NAME_BOUND: &str = "1 to 32 of a-z, 0-9, - and _";
 const NAME_BYTES_MAX: usize = 32;
 const INFEASIBLE_BOUND: &str = "\"best_effort\" or \"reject\"";
 const LATE_BOUND: &str = "\"queue\" or \"reject\"";
-const CLASSES_ADVICE: &str = "write each class as [[slo.classes]], 1 to 16 of them, the most urgent first";
+const CLASSES_ADVICE: &str = "write each class as [[slo.classes]], 1 to 16 of them, most urgent first";
 
-/// What happens to a request whose objective can't be met even on an empty machine.
+/// Treatment of requests whose objective cannot be met even on an idle machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Infeasible {
-    /// It is served as well as may be, and counted.
+pub enum InfeasibleAction {
+    /// Serve them best-effort, and count them.
     BestEffort,
-    /// It is refused with 400.
+    /// Reject them with 400.
     Reject,
 }
 
-impl Infeasible {
+impl InfeasibleAction {
     fn name(self) -> &'static str {
         match self {
-            Infeasible::BestEffort => "best_effort",
-            Infeasible::Reject => "reject",
+            InfeasibleAction::BestEffort => "best_effort",
+            InfeasibleAction::Reject => "reject",
         }
     }
 
-    fn parse(text: &str) -> Result<Infeasible, String> {
+    fn parse(text: &str) -> Result<InfeasibleAction, String> {
         match text {
-            "best_effort" => Ok(Infeasible::BestEffort),
-            "reject" => Ok(Infeasible::Reject),
-            _ => Err("is not a choice".to_owned()),
+            "best_effort" => Ok(InfeasibleAction::BestEffort),
+            "reject" => Ok(InfeasibleAction::Reject),
+            _ => Err("is not a known action".to_owned()),
         }
     }
 }
 
-/// What happens to a request whose first token would come too late because of those before it.
+/// Treatment of requests whose first token the queue would delay past the objective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Late {
-    /// It waits its turn.
+pub enum LateAction {
+    /// Queue them anyway.
     Queue,
-    /// It is refused with 503, so that the caller can go elsewhere.
+    /// Reject them with 503, so that the caller can try another server.
     Reject,
 }
 
-impl Late {
+impl LateAction {
     fn name(self) -> &'static str {
         match self {
-            Late::Queue => "queue",
-            Late::Reject => "reject",
+            LateAction::Queue => "queue",
+            LateAction::Reject => "reject",
         }
     }
 
-    fn parse(text: &str) -> Result<Late, String> {
+    fn parse(text: &str) -> Result<LateAction, String> {
         match text {
-            "queue" => Ok(Late::Queue),
-            "reject" => Ok(Late::Reject),
-            _ => Err("is not a choice".to_owned()),
+            "queue" => Ok(LateAction::Queue),
+            "reject" => Ok(LateAction::Reject),
+            _ => Err("is not a known action".to_owned()),
         }
     }
 }
@@ -72,23 +72,23 @@ impl Late {
 /// A named pair of objectives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SloClass {
-    /// What requests call it.
+    /// Class name in requests.
     pub name: String,
-    /// Its objectives; `None` leaves a side unbounded.
+    /// Objectives; `None` leaves one unbounded.
     pub slo: Slo,
 }
 
-/// Classes and what to do with the impossible.
+/// Request classes and admission rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SloConfig {
-    /// At least one; the place is the priority, 0 the most urgent.
+    /// At least one; the index is the priority, 0 the most urgent.
     pub classes: Vec<SloClass>,
-    /// Index of the class of requests that name none.
+    /// Index of the class of requests that do not name one.
     pub default_class: u8,
-    /// What happens to impossible objectives.
-    pub infeasible: Infeasible,
-    /// What happens to requests whose first token the queue would make too late.
-    pub late: Late,
+    /// Treatment of infeasible objectives.
+    pub infeasible: InfeasibleAction,
+    /// Treatment of requests that the queue would delay past their TTFT objective.
+    pub late: LateAction,
 }
 
 impl SloConfig {
@@ -101,8 +101,9 @@ impl SloConfig {
         let mut section = Section::take(file, "slo", problems);
         let default_name =
             section.parsed("default_class", "give the name of a class", |text| Ok(text.to_owned()));
-        let infeasible = section.parsed("infeasible", &format!("give {INFEASIBLE_BOUND}"), Infeasible::parse);
-        let late = section.parsed("late", &format!("give {LATE_BOUND}"), Late::parse);
+        let infeasible =
+            section.parsed("infeasible", &format!("give {INFEASIBLE_BOUND}"), InfeasibleAction::parse);
+        let late = section.parsed("late", &format!("give {LATE_BOUND}"), LateAction::parse);
         let tables = read_class_tables(&mut section);
         section.finish();
 
@@ -115,8 +116,8 @@ impl SloConfig {
                 })
                 .collect(),
             default_class: 0,
-            infeasible: infeasible.unwrap_or(Infeasible::BestEffort),
-            late: late.unwrap_or(Late::Queue),
+            infeasible: infeasible.unwrap_or(InfeasibleAction::BestEffort),
+            late: late.unwrap_or(LateAction::Queue),
         };
         if config.classes.is_empty() {
             config.classes.push(SloClass { name: "default".to_owned(), slo: Slo::default() });
@@ -137,7 +138,7 @@ impl SloConfig {
                     &path,
                     Some(value),
                     "is the name of an earlier class",
-                    "give each class its own name",
+                    "give each class a unique name",
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! `[speculation]`: which policy decides how far to draft, and with which time model.
+//! `[speculation]`: the policy and its time model.
 
 use std::path::PathBuf;
 
@@ -9,25 +9,25 @@ use super::render::Entry;
 use crate::policy::registry::{POLICY_NAMES, PolicyName};
 
 const DRAFT_TOKENS_MAX: Integer = Integer::new("draft_tokens_max", 8, 1, 32);
-const PROFILE_BOUND: &str = "a file that `specserve profile` wrote";
+const PROFILE_BOUND: &str = "a file written by `specserve profile`";
 const PROFILE_AT_START_BOUND: &str = "true or false";
 
-/// How the daemon speculates.
+/// Speculation policy and time model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpeculationConfig {
-    /// Who decides.
+    /// Policy that sets the draft lengths.
     pub policy: PolicyName,
-    /// Most draft tokens of one sequence in one step.
+    /// Most draft tokens per sequence and step.
     pub draft_tokens_max: u32,
-    /// The time model that policies plan with.
+    /// Profile file with the time model.
     pub profile: Option<PathBuf>,
-    /// Whether to measure at the start when there is no profile, or one that is stale. By
-    /// default when none is named: who names one wants to know that it is out of date.
+    /// Whether to profile at startup if the profile is missing or stale. Defaults to true iff
+    /// no profile is configured: operators who configure one want an error if it is stale.
     pub profile_at_start: bool,
 }
 
 impl SpeculationConfig {
-    /// `drafts`: whether there is anything to draft with.
+    /// Reads the section. `drafts` tells whether a draft model or method is configured.
     pub(super) fn read(mut section: Section<'_>, drafts: bool) -> SpeculationConfig {
         let default_policy = if drafts { PolicyName::default() } else { PolicyName::None };
         let policy = |text: &str| text.parse::<PolicyName>().map_err(|_| "is not a policy".to_owned());

@@ -1,4 +1,4 @@
-//! `[telemetry]`: what the daemon says about itself.
+//! `[telemetry]`: logging.
 
 use super::reader::Section;
 use super::render::Entry;
@@ -6,25 +6,25 @@ use super::render::Entry;
 const LOG_LEVEL_BOUND: &str = "\"off\", \"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
 const LOG_FORMAT_BOUND: &str = "\"text\", \"compact\" or \"json\"";
 
-/// The least severe event that is logged; quieter levels compare as smaller.
+/// Log level; quieter levels compare as smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
-    /// Nothing.
+    /// Logs nothing.
     Off,
-    /// What failed.
+    /// Failures.
     Error,
-    /// And what looks wrong.
+    /// Plus suspicious conditions.
     Warn,
-    /// And what changes: start, readiness, shutdown.
+    /// Plus lifecycle events: startup, readiness, shutdown.
     Info,
-    /// And each request.
+    /// Plus each request.
     Debug,
-    /// And each step.
+    /// Plus each step.
     Trace,
 }
 
 impl LogLevel {
-    /// As the config spells it, which is how `tracing` does.
+    /// Name in the config, which is also that of `tracing`.
     pub fn name(self) -> &'static str {
         match self {
             LogLevel::Off => "off",
@@ -45,14 +45,14 @@ impl LogLevel {
     }
 }
 
-/// How a log line looks.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// Time, level, module, message, fields.
     Text,
-    /// The same without the time and the module, for a supervisor that adds its own.
+    /// Like text, without time and module, for supervisors that add their own.
     Compact,
-    /// One JSON object a line, for a log collector.
+    /// One JSON object per line, for log collectors.
     Json,
 }
 
@@ -75,12 +75,12 @@ impl LogFormat {
     }
 }
 
-/// Logs.
+/// Logging options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TelemetryConfig {
-    /// How much is logged.
+    /// Least severe level that is logged.
     pub log_level: LogLevel,
-    /// How a line looks.
+    /// Format of log lines.
     pub log_format: LogFormat,
 }
 

@@ -108,7 +108,7 @@ fn the_effective_configuration_parses_back_to_itself() {
 }
 
 #[test]
-fn left_out_keys_take_the_values_of_the_tiny_file() {
+fn omitted_keys_take_the_values_of_the_tiny_file() {
     let mut expected = Config::default_tiny();
     expected.draft = None;
     expected.speculation.policy = PolicyName::None;
@@ -153,7 +153,7 @@ fn a_file_with_ten_mistakes_lists_ten_problems() {
 }
 
 #[test]
-fn a_problem_names_its_place_value_bound_and_remedy() {
+fn a_problem_names_key_value_bound_and_remedy() {
     let error =
         Config::parse(&tiny_with("connections_max = 256", "connections_max = 70000")).expect_err("too many");
     assert_eq!(
@@ -178,7 +178,7 @@ fn a_section_of_the_wrong_kind_is_a_problem() {
 }
 
 #[test]
-fn text_that_is_not_toml_is_one_problem_with_its_place() {
+fn a_syntax_error_is_one_problem_with_its_location() {
     let error = Config::parse("[server\nsocket = 1").expect_err("not TOML");
     assert_eq!(error.problems().len(), 1);
     assert!(error.to_string().contains("line 1"), "{error}");

@@ -1,14 +1,14 @@
-//! From a config to a running engine.
+//! Builds the running engine from a config.
 
 use std::sync::Arc;
 
 use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
-use super::opening::{Assembled, OnPhase};
 use super::profiling::{TimeSource, for_drafter};
-use super::served::ServedEngine;
+use super::served::EngineBackend;
+use super::startup::{Assembled, OnPhase};
 use crate::actors::{AdmissionPolicy, Engine, EngineOptions, Polling};
-use crate::config::{Config, DraftConfig, Infeasible, Late};
+use crate::config::{Config, DraftConfig, InfeasibleAction, LateAction};
 use crate::drafting::{NgramOptions, WithPromptLookup};
 use crate::executor::Executor;
 use crate::model::{LoadedModel, ModelPair, load_pair};
@@ -32,7 +32,7 @@ where
         + Send
         + 'static,
 {
-    on_phase("the models are being loaded");
+    on_phase("loading the models");
     let draft = config.draft.as_ref().and_then(DraftConfig::model);
     let pair = load_pair(&config.target.model, draft)?;
     let plan = ExecutorPlan::of(config, &pair)?;
@@ -67,7 +67,7 @@ where
         policy = %config.speculation.policy,
         "engine started"
     );
-    let served = ServedEngine::new(engine.handle().clone(), config, target);
+    let served = EngineBackend::new(engine.handle().clone(), config, target);
     Ok((engine, served))
 }
 
@@ -85,8 +85,8 @@ fn engine_options(config: &Config, polling: Polling, clock: Arc<dyn Clock>) -> E
         queue_requests_max: config.scheduler.queue_requests_max,
         queue_prompt_tokens_max: u32::try_from(config.scheduler.queue_prompt_tokens_max).unwrap_or(u32::MAX),
         refusals: AdmissionPolicy {
-            refuse_infeasible: config.slo.infeasible == Infeasible::Reject,
-            refuse_late: config.slo.late == Late::Reject,
+            refuse_infeasible: config.slo.infeasible == InfeasibleAction::Reject,
+            refuse_late: config.slo.late == LateAction::Reject,
         },
         metrics: MetricsConfig {
             model: config.target.name.clone(),
@@ -108,7 +108,7 @@ fn with_drafter(executor: Box<dyn Executor>, draft: Option<&DraftConfig>) -> Box
     }
 }
 
-/// The config's bounds, as far as policies plan.
+/// The config's limits that concern policies.
 fn policy_options(config: &Config) -> PolicyOptions {
     PolicyOptions {
         specserve: SpecServeOptions {

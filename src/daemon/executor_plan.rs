@@ -1,4 +1,4 @@
-//! How the executor is to be built, worked out before its thread exists.
+//! Plans the executor before its thread exists.
 
 #[cfg(feature = "cuda")]
 use std::time::Duration;
@@ -12,24 +12,24 @@ use crate::executor::cpu::{CpuExecutor, CpuOptions, device_description, kv_block
 use crate::model::{LoadedModel, ModelPair};
 use crate::protocol::BLOCK_TOKENS;
 
-/// The host's threads around a GPU poll for each other: for a job longer than the actors take
-/// between two steps, for an answer longer than steps usually take. A CPU executor needs the
-/// cores that polling would cost.
+/// With a GPU, the host's threads poll for each other: for jobs longer than the actors take
+/// between two steps, for results longer than steps usually take. A CPU executor needs the
+/// cores that polling would occupy.
 #[cfg(feature = "cuda")]
 const GPU_POLLING: Polling = Polling { job: Duration::from_micros(500), answer: Duration::from_millis(50) };
 
-/// An executor to be.
+/// A planned executor.
 #[derive(Clone, Debug)]
 pub(super) enum ExecutorPlan {
-    /// On the processor.
+    /// The CPU backend.
     Cpu(CpuOptions),
-    /// On a GPU.
+    /// The CUDA backend.
     #[cfg(feature = "cuda")]
     Cuda(crate::executor::cuda::CudaOptions),
 }
 
 impl ExecutorPlan {
-    /// What the config asks for, for these models.
+    /// Plans the configured executor for these models.
     pub(super) fn of(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
         match config.executor.backend {
             Backend::Cpu => cpu(config, pair),
@@ -37,13 +37,13 @@ impl ExecutorPlan {
             Backend::Cuda => cuda(config, pair),
             #[cfg(not(feature = "cuda"))]
             Backend::Cuda => Err(DaemonError::Start(
-                "executor.backend is \"cuda\" and this program was built without it: build with --features cuda"
+                "executor.backend is \"cuda\" but this binary was built without CUDA; build with --features cuda"
                     .to_owned(),
             )),
         }
     }
 
-    /// How long the engine's and the device's threads poll for each other.
+    /// How long the engine and device threads poll for each other.
     pub(super) fn polling(&self) -> Polling {
         match self {
             ExecutorPlan::Cpu(_) => Polling::NONE,
@@ -52,7 +52,7 @@ impl ExecutorPlan {
         }
     }
 
-    /// The machine that it will run on; known before it is built.
+    /// The machine that the executor will run on.
     pub(super) fn machine(&self) -> Result<Machine, DaemonError> {
         match self {
             ExecutorPlan::Cpu(options) => Ok(Machine {
@@ -75,7 +75,7 @@ impl ExecutorPlan {
         }
     }
 
-    /// Builds the executor. To be called on the device thread.
+    /// Builds the executor. Must be called on the device thread.
     pub(super) fn build(
         self,
         target: LoadedModel,
@@ -85,7 +85,7 @@ impl ExecutorPlan {
             ExecutorPlan::Cpu(options) => {
                 let executor = CpuExecutor::new(options, target, draft);
                 let mut executor = executor.map_err(|error| error.to_string())?;
-                // this thread computes, too: unpinned it may share a core with its own helpers
+                // this thread computes as well; unpinned it may share a core with a compute thread
                 executor.pin_caller();
                 executor.warm_up().map_err(|error| error.to_string())?;
                 Ok(Box::new(executor))
@@ -108,11 +108,11 @@ fn cpu(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
         draft.map(|draft| kv_block_bytes(draft, BLOCK_TOKENS)),
     );
     let Some(blocks) = blocks else {
-        let advice = "kv.gpu_memory_percent is for the CUDA backend: give kv.memory_mib_max";
+        let advice = "kv.gpu_memory_percent requires the CUDA backend; set kv.memory_mib_max instead";
         return Err(DaemonError::Start(advice.to_owned()));
     };
     if blocks.target == 0 || (draft.is_some() && blocks.draft == 0) {
-        let advice = "the KV caches' memory does not hold one block of each model: raise kv.memory_mib_max";
+        let advice = "the KV memory does not hold one block of each model; raise kv.memory_mib_max";
         return Err(DaemonError::Start(advice.to_owned()));
     }
     let threads = match config.executor.threads {
@@ -137,7 +137,7 @@ fn cuda(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> 
     use crate::executor::cuda::{CudaOptions, KvBudget};
     use crate::model::ModelSpec;
 
-    // bf16 in the cache
+    // the cache holds bf16
     let kv_block_bytes = |spec: &ModelSpec| 2 * kv_block_elements(spec) as u64;
     let draft = pair.draft.as_ref().map(|model| &model.loaded.spec);
     let kv = match config.kv.size {
@@ -146,7 +146,9 @@ fn cuda(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> 
             let blocks = config
                 .kv
                 .pool_blocks(kv_block_bytes(&pair.target.loaded.spec), draft.map(kv_block_bytes))
-                .ok_or_else(|| DaemonError::Start("the KV caches have no size".to_owned()))?;
+                .ok_or_else(|| {
+                    DaemonError::Start("the size of the KV caches is not configured".to_owned())
+                })?;
             KvBudget::Blocks { target: blocks.target, draft: blocks.draft }
         }
     };

@@ -1,12 +1,12 @@
-//! The daemon: one deployment, from its config to its socket and back down.
+//! The daemon: startup, serving and shutdown of one deployment.
 #![forbid(unsafe_code)]
 
 mod assembly;
 mod executor_plan;
-mod opening;
 mod profiling;
 mod recording;
 mod served;
+mod startup;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -16,9 +16,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use opening::Opening;
 pub use profiling::{OnProgress, profile};
 pub use recording::{OnSequence, record};
+use startup::StartingDaemon;
 
 use crate::actors::{Engine, HealthWatch};
 use crate::analyzer::AnalyzerError;
@@ -28,38 +28,38 @@ use crate::model::ModelError;
 use crate::policy::registry::BuildError;
 use crate::timing::ProfileError;
 
-/// How long answers may take to reach their clients once the engine has ended.
+/// Time that responses get to reach their clients after the engine has shut down.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why a daemon does not serve, for the operator.
+/// Why a daemon failed to start or serve, for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// A model could not be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The executor or the actors could not be started.
-    #[error("the engine could not be started: {0}")]
+    #[error("starting the engine failed: {0}")]
     Start(String),
-    /// The profile can't be read.
-    #[error("can't read the profile {}: {source}", path.display())]
+    /// The profile cannot be read.
+    #[error("cannot read the profile {}: {source}", path.display())]
     ProfileFile {
-        /// The file.
+        /// Path of the profile.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
-    /// The profile can't be used here.
+    /// The profile is invalid, or stale for this machine and these models.
     #[error("{}: {source}", path.display())]
     Profile {
-        /// The file.
+        /// Path of the profile.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: ProfileError,
     },
-    /// Measuring failed.
+    /// Profiling failed.
     #[error(transparent)]
     Analyzer(#[from] AnalyzerError),
-    /// The policy can't be built.
+    /// The policy cannot be built.
     #[error(transparent)]
     Policy(#[from] BuildError),
     /// The Unix socket could not be bound.
@@ -83,36 +83,36 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Opens the door, loads the models and starts the engine; returns once it serves. Must be
-    /// called within a multi-threaded tokio runtime.
+    /// Binds the socket, loads the models and starts the engine; returns once it serves. Must
+    /// be called within a multi-threaded tokio runtime.
     ///
     /// # Errors
     /// See [`DaemonError`].
     pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
-        let mut opening = Opening::begin(config, assembly::assemble).await?;
-        let assembled = opening.assembled().await;
-        opening.finish(assembled).await
+        let mut starting = StartingDaemon::begin(config, assembly::assemble).await?;
+        let assembled = starting.assembled().await;
+        starting.finish(assembled).await
     }
 
-    /// Its socket.
+    /// Path of the Unix socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Stops accepting, finishes what runs within the drain time, fails the rest, and removes
-    /// the socket.
+    /// Shuts down gracefully: stops accepting, drains running requests within the drain
+    /// timeout, fails the rest, and removes the socket.
     pub async fn shutdown(self) {
         let Daemon { engine, mut server, drain_timeout, .. } = self;
         engine.handle().health().drain();
         server.drain();
         if !engine.shutdown(drain_timeout).await {
-            tracing::warn!("some requests were not finished within the drain time");
+            tracing::warn!("drain timeout exceeded; remaining requests were aborted");
         }
         if !server.drained(FLUSH_TIMEOUT).await {
-            tracing::warn!("some answers were not read in time");
+            tracing::warn!("some clients did not read their responses in time");
         }
         server.close().await;
-        tracing::info!("ended");
+        tracing::info!("shutdown complete");
     }
 
     fn condition(&self) -> HealthWatch {
@@ -120,27 +120,30 @@ impl Daemon {
     }
 }
 
-/// Serves until `shutdown` resolves, then shuts down in stages. A daemon that is still starting
-/// by then gives up its start.
+/// Serves until `shutdown` resolves, then shuts down gracefully. If startup has not finished
+/// by then, it is aborted.
 ///
 /// # Errors
-/// As [`Daemon::start`]; and [`DaemonError::Failed`] as soon as the engine can't go on, after
-/// every request has had its terminal error: the process should exit, a device error is sticky.
+/// As [`Daemon::start`]; and [`DaemonError::Failed`] if the engine fails, after every request
+/// has received a terminal error. The process should then exit: device errors are sticky.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), DaemonError> {
-    serve(Opening::begin(config, assembly::assemble).await?, shutdown).await
+    serve(StartingDaemon::begin(config, assembly::assemble).await?, shutdown).await
 }
 
-async fn serve(mut opening: Opening, shutdown: impl Future<Output = ()> + Send) -> Result<(), DaemonError> {
+async fn serve(
+    mut starting: StartingDaemon,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), DaemonError> {
     let mut shutdown = std::pin::pin!(shutdown);
     let assembled = tokio::select! {
-        assembled = opening.assembled() => assembled,
+        assembled = starting.assembled() => assembled,
         () = shutdown.as_mut() => {
-            opening.close().await;
-            tracing::info!("ended before the engine ran");
+            starting.close().await;
+            tracing::info!("startup aborted by signal");
             return Ok(());
         }
     };
-    let daemon = opening.finish(assembled).await?;
+    let daemon = starting.finish(assembled).await?;
     let condition = daemon.condition();
     tokio::select! {
         () = shutdown => {

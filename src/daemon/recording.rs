@@ -1,4 +1,4 @@
-//! What the draft model of a configuration would have proposed, for the simulator.
+//! Records draft acceptance of a configuration, for the simulator.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use crate::model::{ChatInput, Model, load_pair};
 use crate::protocol::{SamplingParams, TokenId};
 use crate::replay::RecordedSequence;
 
-/// Hears each output, in the order of the prompts.
+/// Called with each recorded output, in the order of the prompts.
 pub type OnSequence<'a> = &'a mut (dyn FnMut(RecordedSequence) + Send);
 
 /// Decodes conversations with the models of `config`, one after the other, and records what
-/// the draft model would have proposed at every position. Blocks.
+/// the draft model would have proposed at each position. Blocks.
 ///
 /// # Errors
-/// [`DaemonError`]: the models can't be loaded, a conversation can't be rendered, the executor
-/// can't be built or fails.
+/// [`DaemonError`]: the models cannot be loaded, a conversation cannot be rendered, or the
+/// executor fails.
 pub fn record(
     config: &Config,
     options: &RecordOptions,
@@ -47,7 +47,7 @@ pub fn record(
     Ok(())
 }
 
-/// The tokens of a conversation, up to where the answer begins.
+/// Tokens of a conversation, up to where the assistant's reply begins.
 fn prompt(model: &Model, messages: &Value) -> Result<Vec<TokenId>, String> {
     let messages = messages.as_array().map(Vec::as_slice).unwrap_or_default();
     let (text, is_chat) = match &model.chat_template {
@@ -55,7 +55,7 @@ fn prompt(model: &Model, messages: &Value) -> Result<Vec<TokenId>, String> {
             let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
             (template.render(&input).map_err(|error| error.to_string())?, true)
         }
-        // A model that can't chat goes on from the text itself.
+        // Without a chat template, the model continues the raw text.
         None => {
             let contents = messages.iter().filter_map(|message| message["content"].as_str());
             (contents.collect::<Vec<&str>>().join("\n"), false)

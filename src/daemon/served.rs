@@ -1,25 +1,25 @@
-//! The engine behind the API's seam.
+//! The engine as the API's [`Backend`].
 
 use super::text::ServedText;
 use crate::actors::{Condition, EngineHandle};
-use crate::api::{ClassFacts, Engine, EngineFacts, Health, SamplingDefaults, TextModel};
+use crate::api::{Backend, BackendInfo, ClassInfo, Health, SamplingDefaults, TextModel};
 use crate::config::Config;
 use crate::model::Model;
 use crate::protocol::{
-    AdmissionError, Ending, Generation, Micros, RequestFailure, RequestId, Submission, unix_time,
+    AdmissionError, Generation, Micros, RequestFailure, RequestId, Submission, Termination, unix_time,
 };
 
-/// The engine, its facts and its tokenizer.
-pub(super) struct ServedEngine {
+/// Handle to the engine, with its static properties and tokenizer.
+pub(super) struct EngineBackend {
     handle: EngineHandle,
-    facts: EngineFacts,
+    info: BackendInfo,
     text: ServedText,
 }
 
-impl ServedEngine {
-    pub(super) fn new(handle: EngineHandle, config: &Config, target: Model) -> ServedEngine {
+impl EngineBackend {
+    pub(super) fn new(handle: EngineHandle, config: &Config, target: Model) -> EngineBackend {
         let context_tokens_max = handle.info().context_tokens_max;
-        let facts = EngineFacts {
+        let info = BackendInfo {
             model: config.target.name.clone(),
             loaded_unix_s: unix_time().as_secs(),
             context_tokens_max,
@@ -31,33 +31,33 @@ impl ServedEngine {
                 .slo
                 .classes
                 .iter()
-                .map(|class| ClassFacts { name: class.name.clone(), slo: class.slo })
+                .map(|class| ClassInfo { name: class.name.clone(), slo: class.slo })
                 .collect(),
             default_class: config.slo.default_class,
         };
-        ServedEngine { handle, facts, text: ServedText::new(target.tokenizer, target.chat_template) }
+        EngineBackend { handle, info, text: ServedText::new(target.tokenizer, target.chat_template) }
     }
 }
 
-impl Engine for ServedEngine {
+impl Backend for EngineBackend {
     async fn submit(&self, submission: Submission) -> Result<Generation, AdmissionError> {
         self.handle.submit(submission).await
     }
 
     fn cancel(&self, id: RequestId) {
-        self.handle.end(id, Ending::Failed(RequestFailure::Cancelled));
+        self.handle.end(id, Termination::Failed(RequestFailure::Cancelled));
     }
 
     fn finish(&self, id: RequestId) {
-        self.handle.end(id, Ending::Stopped);
+        self.handle.end(id, Termination::Stopped);
     }
 
     fn now(&self) -> Micros {
         self.handle.now()
     }
 
-    fn facts(&self) -> &EngineFacts {
-        &self.facts
+    fn info(&self) -> &BackendInfo {
+        &self.info
     }
 
     fn text(&self) -> &dyn TextModel {

@@ -1,4 +1,4 @@
-//! A daemon whose executor takes its time, and what its clients see meanwhile.
+//! Client-visible behaviour of a daemon whose executor is slow to build.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::assembly::assemble_with;
 use super::executor_plan::ExecutorPlan;
-use super::opening::{Assembled, OnPhase, Opening};
+use super::startup::{Assembled, OnPhase, StartingDaemon};
 use super::*;
 use crate::cli::client::{Client, ClientError};
 use crate::policy::registry::PolicyName;
 
-/// The embedded pair on a socket in `directory`, with a policy that measures nothing.
+/// The embedded pair on a socket in `directory`, with a policy that needs no profile.
 fn config(directory: &Path) -> Config {
     let mut config = Config::default_tiny();
     config.server.socket = directory.join("s");
@@ -20,8 +20,8 @@ fn config(directory: &Path) -> Config {
     config
 }
 
-/// Assembles like a daemon, but its executor is only built once `go` says whether it works. Tells
-/// `building` when it has come that far.
+/// Assembles like a daemon, but builds the executor only after `go` sends its result. Signals
+/// on `building` when it gets there.
 fn slow(
     building: Sender<()>,
     go: Receiver<Result<(), String>>,
@@ -29,18 +29,19 @@ fn slow(
     move |config, on_phase| {
         assemble_with(config, on_phase, move |plan, target, draft| {
             building.send(()).expect("the test waits for this");
-            go.recv().expect("the test says how it goes on")?;
+            go.recv().expect("the test sends the result")?;
             ExecutorPlan::build(plan, target, draft)
         })
     }
 }
 
-/// A daemon that has come as far as its executor, and the switch that lets it go on.
-async fn opening(directory: &Path) -> (Opening, Sender<Result<(), String>>) {
+/// A daemon that waits in front of its executor, and the sender that lets it continue.
+async fn starting(directory: &Path) -> (StartingDaemon, Sender<Result<(), String>>) {
     let ((building, begun), (go, gone)) = (bounded(1), bounded(1));
-    let opening = Opening::begin(config(directory), slow(building, gone)).await.expect("the door opens");
+    let starting =
+        StartingDaemon::begin(config(directory), slow(building, gone)).await.expect("the socket is bound");
     tokio::task::spawn_blocking(move || begun.recv()).await.expect("waits").expect("comes to the executor");
-    (opening, go)
+    (starting, go)
 }
 
 fn request() -> Value {
@@ -50,14 +51,14 @@ fn request() -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_starts_is_live_not_ready_and_refuses_at_once_then_serves() {
     let directory = tempfile::tempdir().expect("a directory for the test");
-    let (mut opening, go) = opening(directory.path()).await;
+    let (mut starting, go) = starting(directory.path()).await;
     let client = Client::new(&directory.path().join("s"));
     assert_eq!(client.get("/health/live").await.expect("live"), "{\"status\":\"live\"}");
     let Err(ClientError::Refused { status: 503, body: Some(body), .. }) = client.get("/health/ready").await
     else {
-        panic!("it can't be ready")
+        panic!("it cannot be ready")
     };
-    let reason = "the daemon is starting: the executor is being built";
+    let reason = "the daemon is starting: building the executor";
     assert_eq!(body, json!({ "status": "not ready", "reason": reason }));
     for path in ["/v1/completions", "/v1/chat/completions", "/tokenize"] {
         let error = client.post(path, &request()).await.expect_err("there is no engine");
@@ -69,8 +70,8 @@ async fn a_daemon_that_starts_is_live_not_ready_and_refuses_at_once_then_serves(
     assert!(page.contains("{status=\"503\",code=\"starting\"} 3"), "{page}");
 
     go.send(Ok(())).expect("it waits");
-    let assembled = opening.assembled().await;
-    let daemon = opening.finish(assembled).await.expect("it starts");
+    let assembled = starting.assembled().await;
+    let daemon = starting.finish(assembled).await.expect("it starts");
     client.wait_until_ready().await.expect("ready");
     let answer = client.post("/v1/completions", &request()).await.expect("served");
     assert_eq!(answer["usage"]["completion_tokens"], 2);
@@ -85,7 +86,7 @@ async fn a_daemon_that_starts_is_live_not_ready_and_refuses_at_once_then_serves(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_asks_for_the_model_waits_for_the_start() {
     let directory = tempfile::tempdir().expect("a directory for the test");
-    let (mut opening, go) = opening(directory.path()).await;
+    let (mut starting, go) = starting(directory.path()).await;
     let client = Client::new(&directory.path().join("s"));
     let mut asking = std::pin::pin!(client.model());
     while client.get("/metrics").await.is_ok_and(|page| page.contains("code=\"starting\"} 0")) {
@@ -93,20 +94,20 @@ async fn a_client_that_asks_for_the_model_waits_for_the_start() {
     }
     go.send(Ok(())).expect("it waits");
     let (name, daemon) = tokio::join!(asking, async {
-        let assembled = opening.assembled().await;
-        opening.finish(assembled).await.expect("it starts")
+        let assembled = starting.assembled().await;
+        starting.finish(assembled).await.expect("it starts")
     });
     assert_eq!(name.expect("it has a model"), "tiny");
     daemon.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_fails_says_why_and_removes_the_socket() {
+async fn a_failed_start_reports_the_error_and_removes_the_socket() {
     let directory = tempfile::tempdir().expect("a directory for the test");
-    let (opening, go) = opening(directory.path()).await;
+    let (starting, go) = starting(directory.path()).await;
     go.send(Err("no memory for the weights".to_owned())).expect("it waits");
-    let error = serve(opening, std::future::pending()).await.expect_err("there is no executor");
-    assert_eq!(error.to_string(), "the engine could not be started: no memory for the weights");
+    let error = serve(starting, std::future::pending()).await.expect_err("there is no executor");
+    assert_eq!(error.to_string(), "starting the engine failed: no memory for the weights");
     assert!(!directory.path().join("s").exists());
 }
 
@@ -114,36 +115,37 @@ async fn a_start_that_fails_says_why_and_removes_the_socket() {
 async fn a_start_that_panics_is_an_error_too() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let panics = |_: &Config, _: OnPhase<'_>| -> Assembled { panic!("a fault in the assembly") };
-    let opening = Opening::begin(config(directory.path()), panics).await.expect("the door opens");
-    let error = serve(opening, std::future::pending()).await.expect_err("nothing was assembled");
-    assert!(error.to_string().contains("start-up panicked"), "{error}");
+    let starting =
+        StartingDaemon::begin(config(directory.path()), panics).await.expect("the socket is bound");
+    let error = serve(starting, std::future::pending()).await.expect_err("nothing was assembled");
+    assert!(error.to_string().contains("startup panicked"), "{error}");
     assert!(!directory.path().join("s").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_during_the_start_ends_it_and_removes_the_socket() {
     let directory = tempfile::tempdir().expect("a directory for the test");
-    let (opening, go) = opening(directory.path()).await;
-    serve(opening, std::future::ready(())).await.expect("a start may be given up");
+    let (starting, go) = starting(directory.path()).await;
+    serve(starting, std::future::ready(())).await.expect("a start may be given up");
     assert!(!directory.path().join("s").exists());
     go.send(Err("given up".to_owned())).expect("it still waits");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn users_who_are_not_listed_are_not_answered() {
+async fn unlisted_users_are_disconnected() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let own = rustix::process::geteuid().as_raw();
     for (uid, answered) in [(own, true), (own ^ 1, false)] {
         let mut config = config(directory.path());
         config.server.socket_uids = Some(vec![uid]);
         let idle = |_: &Config, _: OnPhase<'_>| -> Assembled { Err(DaemonError::Start("idle".into())) };
-        let opening = Opening::begin(config, idle).await.expect("the door opens");
+        let starting = StartingDaemon::begin(config, idle).await.expect("the socket is bound");
         let live = Client::new(&directory.path().join("s")).get("/health/live").await;
         match answered {
             true => assert!(live.is_ok(), "{live:?}"),
             false => assert!(matches!(live, Err(ClientError::HungUp { .. })), "{live:?}"),
         }
-        opening.close().await;
+        starting.close().await;
     }
 }
 
@@ -151,8 +153,8 @@ async fn users_who_are_not_listed_are_not_answered() {
 async fn a_socket_in_use_is_reported_before_anything_is_assembled() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let _other = std::os::unix::net::UnixListener::bind(directory.path().join("s")).expect("free");
-    let never = |_: &Config, _: OnPhase<'_>| -> Assembled { unreachable!("the door is taken") };
-    let error = Opening::begin(config(directory.path()), never).await.err().expect("in use");
+    let never = |_: &Config, _: OnPhase<'_>| -> Assembled { unreachable!("the socket is taken") };
+    let error = StartingDaemon::begin(config(directory.path()), never).await.err().expect("in use");
     assert!(matches!(error, DaemonError::Socket(SocketError::InUse { .. })), "{error}");
     assert!(directory.path().join("s").exists());
 }

@@ -1,10 +1,10 @@
-//! Tokenizer and chat template behind the API's seam.
+//! Tokenizer and chat template of the served model, as the API's [`TextModel`].
 
-use crate::api::{ChatMessage, TextDecoder, TextModel};
+use crate::api::{ChatMessage, TextDecoder, TextError, TextModel};
 use crate::model::{ChatInput, ChatTemplate, StreamDecoder, Tokenizer};
 use crate::protocol::{TokenId, unix_time};
 
-/// Text of the served model.
+/// The served model's tokenizer and chat template.
 pub(super) struct ServedText {
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
@@ -17,21 +17,21 @@ impl ServedText {
 }
 
 impl TextModel for ServedText {
-    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, String> {
-        self.tokenizer.encode(text, add_special).map_err(|error| error.to_string())
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
+        self.tokenizer.encode(text, add_special).map_err(|error| TextError::Tokenizer(error.to_string()))
     }
 
-    fn decode(&self, tokens: &[TokenId]) -> Result<String, String> {
-        self.tokenizer.decode(tokens, false).map_err(|error| error.to_string())
+    fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
+        self.tokenizer.decode(tokens, false).map_err(|error| TextError::Tokenizer(error.to_string()))
     }
 
     fn decoder(&self) -> Box<dyn TextDecoder> {
         Box::new(Decoder(self.tokenizer.stream_decoder(true)))
     }
 
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, String> {
+    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
         let Some(template) = &self.chat_template else {
-            return Err("this model has no chat template: use /v1/completions".to_owned());
+            return Err(TextError::NoChatTemplate);
         };
         let messages: Vec<serde_json::Value> = messages
             .iter()
@@ -43,7 +43,7 @@ impl TextModel for ServedText {
             unix_seconds: unix_time().as_secs(),
             ..ChatInput::default()
         };
-        template.render(&input).map_err(|error| error.to_string())
+        template.render(&input).map_err(|error| TextError::ChatTemplate(error.to_string()))
     }
 }
 

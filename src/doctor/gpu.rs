@@ -13,20 +13,20 @@ use crate::executor::cuda::library::cublaslt_path;
 use crate::executor::cuda::measure::{copy_bytes_per_second, median_microseconds};
 use crate::executor::cuda::stream::Stream;
 
-/// Oldest compute capability, times ten, that the kernels are compiled for.
+/// Lowest supported compute capability, times ten.
 const COMPUTE_CAPABILITY_MIN: u32 = 80;
-/// Share of the device memory below which something else seems to be using it.
+/// Free share of device memory below which another process is probably using it.
 const MEMORY_FREE_SHARE: f64 = 0.9;
-/// Edge of the square matrices that are multiplied.
+/// Edge of the square matrices in the matmul benchmark.
 const MATRIX_EDGE: usize = 8192;
-/// Bytes copied from page-locked memory.
+/// Bytes copied from page-locked memory in the upload benchmark.
 const UPLOAD_BYTES: usize = 256 << 20;
-/// Timed runs; the median counts.
+/// Timed runs per benchmark; the median is reported.
 const RUNS: usize = 9;
 
-/// Adds what there is to say about the GPU.
+/// Adds the GPU's findings and problems.
 pub(crate) fn examine(report: &mut DoctorReport) {
-    report.fact("CUDA compiler", env!("SPECSERVE_NVCC"));
+    report.finding("CUDA compiler", env!("SPECSERVE_NVCC"));
     let gpu = match Gpu::open(0) {
         Ok(gpu) => gpu,
         Err(error) => return report.problem(Severity::NoCuda, &error, remedy(&error)),
@@ -50,19 +50,19 @@ fn remedy(error: &CudaError) -> &'static str {
             "install cuBLAS 13 (`pip install nvidia-cublas`, or a CUDA 13 toolkit), or name its libcublasLt.so.13 \
              in SPECSERVE_CUBLASLT"
         }
-        CudaError::OutOfMemory { .. } => "see what else uses the GPU with `nvidia-smi`, and end it",
-        CudaError::Call { .. } => "see the kernel's log (`dmesg | grep -i nvrm`); the GPU may need a reset",
+        CudaError::OutOfMemory { .. } => "find other processes on the GPU with `nvidia-smi`, and stop them",
+        CudaError::Call { .. } => "see the kernel log (`dmesg | grep -i nvrm`); the GPU may need a reset",
     }
 }
 
 fn describe(report: &mut DoctorReport, info: &GpuInfo) {
     let GpuInfo { compute_capability, multiprocessors, .. } = info;
-    report.fact("GPU", &info.name);
+    report.finding("GPU", &info.name);
     let (major, minor) = (compute_capability / 10, compute_capability % 10);
     let gib = info.memory_bytes as f64 / f64::from(1 << 30);
-    report.fact("compute capability", format!("{major}.{minor}, {multiprocessors} multiprocessors"));
-    report.fact("device memory", format!("{gib:.1} GiB, {} MiB of L2 cache", info.l2_bytes >> 20));
-    report.fact("CUDA", format!("driver supports {}, built with {}", info.driver_api, info.runtime));
+    report.finding("compute capability", format!("{major}.{minor}, {multiprocessors} multiprocessors"));
+    report.finding("device memory", format!("{gib:.1} GiB, {} MiB of L2 cache", info.l2_bytes >> 20));
+    report.finding("CUDA", format!("driver supports {}, built with {}", info.driver_api, info.runtime));
     if *compute_capability < COMPUTE_CAPABILITY_MIN {
         let what = format!("compute capability {major}.{minor} is older than 8.0");
         report.problem(Severity::NoCuda, what, "use an Ampere, Ada, Hopper or newer GPU");
@@ -70,11 +70,11 @@ fn describe(report: &mut DoctorReport, info: &GpuInfo) {
     numa(report, &info.pci_address);
 }
 
-/// On which node the GPU is, and whether this process may run there.
+/// Checks whether this process may run on the GPU's NUMA node.
 fn numa(report: &mut DoctorReport, pci_address: &str) {
     let device = PathBuf::from("/sys/bus/pci/devices").join(pci_address);
     let node = read(device.join("numa_node")).filter(|node| !node.starts_with('-'));
-    report.fact("GPU's NUMA node", node.as_deref().unwrap_or("not known"));
+    report.finding("GPU's NUMA node", node.as_deref().unwrap_or("unknown"));
     let near = read(device.join("local_cpulist")).map(|list| cpus_of(&list));
     let mine = read("/proc/self/status").and_then(|status| {
         let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
@@ -84,12 +84,12 @@ fn numa(report: &mut DoctorReport, pci_address: &str) {
         && !near.is_empty()
         && !mine.iter().any(|cpu| near.contains(cpu))
     {
-        let what = "this process runs on no processor of the GPU's NUMA node; every launch crosses nodes";
+        let what = "this process may not run on the GPU's NUMA node; every kernel launch crosses nodes";
         report.problem(Severity::Warning, what, "start it with `numactl --cpunodebind` on the GPU's node");
     }
 }
 
-/// Reads a list such as `0-3,8`.
+/// Parses a CPU list such as `0-3,8`.
 fn cpus_of(list: &str) -> Vec<u32> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -100,10 +100,10 @@ fn cpus_of(list: &str) -> Vec<u32> {
 
 fn memory(report: &mut DoctorReport, gpu: &Gpu) -> Result<(), CudaError> {
     let (free, all) = (gpu.memory_free_bytes()? as f64, gpu.info().memory_bytes as f64);
-    report.fact("device memory free", format!("{:.1} GiB", free / f64::from(1 << 30)));
+    report.finding("device memory free", format!("{:.1} GiB", free / f64::from(1 << 30)));
     if free < MEMORY_FREE_SHARE * all {
         let what = format!("only {:.0} % of the device memory is free", 100.0 * free / all);
-        report.problem(Severity::Warning, what, "see what else uses the GPU with `nvidia-smi`");
+        report.problem(Severity::Warning, what, "find other processes on the GPU with `nvidia-smi`");
     }
     Ok(())
 }
@@ -112,12 +112,12 @@ fn memory(report: &mut DoctorReport, gpu: &Gpu) -> Result<(), CudaError> {
 fn bandwidth(report: &mut DoctorReport) -> Result<(), CudaError> {
     let stream = Stream::new()?;
     let copy = copy_bytes_per_second(&stream)?;
-    report.fact("copy bandwidth", format!("{:.0} GB/s on the device, read and written", copy / 1e9));
+    report.finding("copy bandwidth", format!("{:.0} GB/s on the device, read and written", copy / 1e9));
     let host = PinnedBuffer::<u8>::zeroed(UPLOAD_BYTES)?;
     let mut device = DeviceBuffer::<u8>::uninitialized(UPLOAD_BYTES)?;
     // SAFETY: `host` outlives the timed runs, which end synchronised.
     let time = median_microseconds(&stream, RUNS, || unsafe { device.upload_async(0, &host, &stream) })?;
-    report.fact(
+    report.finding(
         "host to device",
         format!("{:.1} GB/s from page-locked memory", UPLOAD_BYTES as f64 / time / 1e3),
     );
@@ -129,11 +129,11 @@ fn matrix_rate(report: &mut DoctorReport) -> Result<(), CudaError> {
     let stream = Stream::new()?;
     let mut gemm = Gemm::new()?;
     let path = cublaslt_path().map_or("path unknown".to_owned(), |path| path.display().to_string());
-    report.fact("cuBLASLt", path);
+    report.finding("cuBLASLt", path);
     let shape =
         GemmShape { outputs: MATRIX_EDGE, inputs: MATRIX_EDGE, rows: MATRIX_EDGE, output: GemmOutput::Bf16 };
     gemm.prepare(shape)?;
-    // Not zeros, on which the chip draws less power and runs faster.
+    // Random data: on zeros the chip draws less power and clocks higher.
     let numbers: Vec<u16> = (0..MATRIX_EDGE * MATRIX_EDGE).map(pseudo_random_bf16).collect();
     let (weights, x) =
         (DeviceBuffer::from_slice(&numbers, &stream)?, DeviceBuffer::from_slice(&numbers, &stream)?);
@@ -142,7 +142,10 @@ fn matrix_rate(report: &mut DoctorReport) -> Result<(), CudaError> {
     // SAFETY: three matrices of MATRIX_EDGE squared numbers, which outlive the timed runs.
     let time = median_microseconds(&stream, RUNS, || unsafe { gemm.run(shape, operands, &stream) })?;
     let operations = 2.0 * (MATRIX_EDGE as f64).powi(3);
-    report.fact("bf16 matrix rate", format!("{:.0} TFLOP/s at {MATRIX_EDGE} cubed", operations / time / 1e6));
+    report.finding(
+        "bf16 matrix rate",
+        format!("{:.0} TFLOP/s at {MATRIX_EDGE} cubed", operations / time / 1e6),
+    );
     Ok(())
 }
 
@@ -165,7 +168,7 @@ mod tests {
     fn a_missing_driver_is_a_problem_with_a_remedy() {
         let mut report = DoctorReport::default();
         examine(&mut report);
-        assert!(!report.facts.is_empty());
+        assert!(!report.findings.is_empty());
         assert!(report.problems.iter().all(|problem| !problem.remedy.is_empty()));
     }
 }

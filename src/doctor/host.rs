@@ -1,4 +1,4 @@
-//! The machine itself: processor, memory, limits.
+//! Checks of the host: CPU, memory, limits.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -8,18 +8,18 @@ use rustix::process::{Resource, getrlimit};
 
 use super::report::{DoctorReport, Severity};
 
-/// Open files that a busy daemon needs: one per connection, and some.
+/// Open files that a busy daemon needs: one per connection, plus a reserve.
 const OPEN_FILES_MIN: u64 = 4096;
 
 pub(super) fn build(report: &mut DoctorReport) {
-    report.fact("specserve", env!("CARGO_PKG_VERSION"));
+    report.finding("specserve", env!("CARGO_PKG_VERSION"));
     let driver = read("/sys/module/nvidia/version");
-    report.fact("NVIDIA kernel driver", driver.as_deref().unwrap_or("not loaded"));
+    report.finding("NVIDIA kernel driver", driver.as_deref().unwrap_or("not loaded"));
     if cfg!(feature = "cuda") {
         return;
     }
-    report.fact("CUDA executor", "not in this build");
-    let remedy = "build with `--features cuda` (scripts/get-cuda.sh brings the toolkit)";
+    report.finding("CUDA executor", "not in this build");
+    let remedy = "build with `--features cuda` (scripts/get-cuda.sh installs the toolkit)";
     report.problem(Severity::NoCuda, "this binary was built without CUDA", remedy);
 }
 
@@ -30,17 +30,17 @@ pub(super) fn host(report: &mut DoctorReport) {
         let line = cpuinfo.lines().find(|line| line.starts_with(name));
         line.and_then(|line| line.split_once(':')).map_or("", |(_, value)| value.trim())
     };
-    report.fact("processor", format!("{}, {cpus} usable threads", field("model name")));
+    report.finding("processor", format!("{}, {cpus} usable threads", field("model name")));
     let wanted = ["avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16"];
     let flags: Vec<&str> = field("flags").split_whitespace().filter(|flag| wanted.contains(flag)).collect();
-    report.fact("vector instructions", flags.join(" "));
+    report.finding("vector instructions", flags.join(" "));
     let meminfo = read("/proc/meminfo").unwrap_or_default();
     for (subject, key) in [("memory", "MemTotal:"), ("memory available", "MemAvailable:")] {
         if let Some(kib) = kib_of(&meminfo, key) {
-            report.fact(subject, format!("{:.1} GiB", kib as f64 / f64::from(1 << 20)));
+            report.finding(subject, format!("{:.1} GiB", kib as f64 / f64::from(1 << 20)));
         }
     }
-    report.fact("NUMA nodes", numa_nodes());
+    report.finding("NUMA nodes", numa_nodes());
 }
 
 fn kib_of(meminfo: &str, key: &str) -> Option<u64> {
@@ -60,14 +60,15 @@ fn numa_nodes() -> usize {
 pub(super) fn limits(report: &mut DoctorReport) {
     let files = getrlimit(Resource::Nofile);
     let shown = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |n| n.to_string());
-    report.fact("open files", format!("{} (at most {})", shown(files.current), shown(files.maximum)));
+    report.finding("open files", format!("{} (at most {})", shown(files.current), shown(files.maximum)));
     if files.current.is_some_and(|limit| limit < OPEN_FILES_MIN) {
-        let what = format!("at most {} files may be open, and every connection is one", shown(files.current));
+        let what =
+            format!("at most {} open files are allowed, and each connection takes one", shown(files.current));
         report.problem(Severity::Warning, what, "raise it: `ulimit -n 65536`, or LimitNOFILE= in the unit");
     }
 }
 
-/// A small text file of the system, without the white space around it.
+/// Reads a small system file, trimmed.
 pub(super) fn read(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
@@ -83,7 +84,7 @@ mod tests {
         host(&mut report);
         limits(&mut report);
         let found =
-            |subject: &str| report.facts.iter().any(|f| f.subject == subject && !f.finding.is_empty());
+            |subject: &str| report.findings.iter().any(|f| f.subject == subject && !f.value.is_empty());
         assert!(["specserve", "processor", "NUMA nodes", "open files"].into_iter().all(found));
         assert_eq!(report.cuda_works(), cfg!(feature = "cuda"));
     }

@@ -1,15 +1,15 @@
-//! What this machine offers to the executors, what is missing, and what to do about it.
+//! Diagnoses the machine for the executors: capabilities, problems and remedies.
 //!
-//! Works on every machine and in every build: what cannot be looked at is reported as such.
+//! Runs on any machine and in any build. Checks that cannot run are reported as such.
 
 #[cfg(feature = "cuda")]
 mod gpu;
 mod host;
 mod report;
 
-pub use report::{DoctorReport, Fact, Problem, Severity};
+pub use report::{DoctorReport, Finding, Problem, Severity};
 
-/// Looks at everything. With a GPU this takes some seconds, since bandwidth and matrix rate
+/// Runs all checks. With a GPU this takes some seconds, since bandwidth and matrix rate
 /// are measured, and needs 3 GiB of free device memory.
 pub fn report() -> DoctorReport {
     let mut report = DoctorReport::default();

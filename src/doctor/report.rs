@@ -1,54 +1,56 @@
-//! What `specserve doctor` reports, as data.
+//! The report of `specserve doctor`, as data.
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
-/// One line of the report.
+/// One property of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Fact {
-    /// What was looked at.
+pub struct Finding {
+    /// Name of the property.
     pub subject: String,
-    /// What was found, with units.
-    pub finding: String,
+    /// Its value, with units.
+    #[serde(rename = "finding")]
+    pub value: String,
 }
 
-/// How much a problem matters.
+/// Severity of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// The CUDA executor does not work.
+    /// The CUDA executor cannot run.
     NoCuda,
-    /// Everything works, but less well than it could.
+    /// Everything works, but not at full performance.
     Warning,
 }
 
-/// Something to be put right.
+/// A problem of the machine or the build.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
-    /// How much it matters.
+    /// How serious the problem is.
     pub severity: Severity,
     /// What is wrong.
     pub what: String,
-    /// What to do about it.
+    /// How to fix it.
     pub remedy: String,
 }
 
-/// The whole report; `Display` writes it for people.
+/// The complete report; `Display` is the human-readable form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct DoctorReport {
-    /// What was found.
-    pub facts: Vec<Fact>,
-    /// What is wrong; empty on a healthy machine.
+    /// Properties of the machine. `facts` in JSON.
+    #[serde(rename = "facts")]
+    pub findings: Vec<Finding>,
+    /// Problems; empty on a healthy machine.
     pub problems: Vec<Problem>,
 }
 
 impl DoctorReport {
-    /// Notes a finding.
-    pub(crate) fn fact(&mut self, subject: &str, finding: impl fmt::Display) {
-        self.facts.push(Fact { subject: subject.to_owned(), finding: finding.to_string() });
+    /// Adds a finding.
+    pub(crate) fn finding(&mut self, subject: &str, value: impl fmt::Display) {
+        self.findings.push(Finding { subject: subject.to_owned(), value: value.to_string() });
     }
 
-    /// Notes a problem.
+    /// Adds a problem.
     pub(crate) fn problem(&mut self, severity: Severity, what: impl fmt::Display, remedy: &str) {
         self.problems.push(Problem { severity, what: what.to_string(), remedy: remedy.to_owned() });
     }
@@ -61,9 +63,9 @@ impl DoctorReport {
 
 impl fmt::Display for DoctorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self.facts.iter().map(|fact| fact.subject.chars().count()).max().unwrap_or(0);
-        for fact in &self.facts {
-            writeln!(f, "{:width$}  {}", fact.subject, fact.finding)?;
+        let width = self.findings.iter().map(|finding| finding.subject.chars().count()).max().unwrap_or(0);
+        for finding in &self.findings {
+            writeln!(f, "{:width$}  {}", finding.subject, finding.value)?;
         }
         writeln!(f)?;
         for problem in &self.problems {
@@ -87,7 +89,7 @@ mod tests {
     #[test]
     fn every_problem_comes_with_a_remedy_and_is_shown() {
         let mut report = DoctorReport::default();
-        report.fact("GPU", "none");
+        report.finding("GPU", "none");
         report.problem(Severity::Warning, "slow", "hurry");
         assert!(report.cuda_works());
         report.problem(Severity::NoCuda, "no driver", "install it");

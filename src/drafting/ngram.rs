@@ -1,19 +1,19 @@
-//! Prompt lookup: what followed the last few tokens the last time they occurred.
+//! Prompt lookup: drafts what followed the last few tokens at their previous occurrence.
 //!
-//! A pure function of the sequence so far. It costs microseconds and no device time, and
-//! does well where the output repeats its input (summaries, edits, code). Verification is
-//! lossless whatever it proposes.
+//! A pure function of the sequence so far (Saxena, "Prompt Lookup Decoding", 2023). It
+//! costs microseconds and no device time, and works well where the output repeats its
+//! input: summaries, edits, code. Verification is lossless for any proposal.
 
 use crate::protocol::{Proposal, TokenId};
 
-/// Settings of prompt lookup.
+/// Parameters of prompt lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct NgramOptions {
-    /// Fewest tokens at the end of the sequence that must recur; at least 1.
+    /// Shortest suffix of the sequence that must recur, in tokens; at least 1.
     pub match_tokens_min: u32,
-    /// Longest match that is told apart from longer ones; at least `match_tokens_min`.
+    /// Longest suffix that is matched, in tokens; at least `match_tokens_min`.
     pub match_tokens_max: u32,
-    /// Tokens that are searched, counted back from the end: bounds the time of a look-up.
+    /// Search window, in tokens back from the end; bounds the time of a lookup.
     pub lookback_tokens_max: u32,
 }
 
@@ -23,19 +23,18 @@ impl Default for NgramOptions {
     }
 }
 
-/// Writes at most `drafts_max` proposals for the tokens that follow `tokens` to `out`, which
-/// is cleared first. The longest match wins, the latest of equals. None are proposed when
-/// nothing recurs.
+/// Clears `out` and writes at most `drafts_max` proposals for the continuation of `tokens`.
+/// The longest match wins; ties go to the latest. Proposes nothing if no suffix recurs.
 ///
-/// The probability that comes with a proposal only ranks matches by length, `m / (m + 1)`;
-/// calibration turns it into an acceptance.
+/// The probability of a proposal only ranks matches by their length m, as `m / (m + 1)`;
+/// calibration maps it to an acceptance probability.
 pub fn propose(tokens: &[TokenId], drafts_max: u32, options: &NgramOptions, out: &mut Vec<Proposal>) {
     out.clear();
     let lookback = options.lookback_tokens_max as usize;
     let tokens = &tokens[tokens.len().saturating_sub(lookback)..];
     let Some((end, matched)) = best_match(tokens, options) else { return };
     let probability = matched as f32 / (matched + 1) as f32;
-    // A match that overlaps the end repeats itself: reading on past the end follows it round.
+    // A match that overlaps the end is periodic: reading past the end continues the period.
     let period = tokens.len() - end;
     let continuation = |place: usize| tokens[end + place % period];
     out.extend((0..drafts_max as usize).map(continuation).map(|token| Proposal {
@@ -47,7 +46,7 @@ pub fn propose(tokens: &[TokenId], drafts_max: u32, options: &NgramOptions, out:
     }));
 }
 
-/// Where the best earlier occurrence of the sequence's end ends (exclusive), and its length.
+/// Exclusive end and length of the best earlier occurrence of the sequence's suffix.
 fn best_match(tokens: &[TokenId], options: &NgramOptions) -> Option<(usize, usize)> {
     let longest = options.match_tokens_max as usize;
     let mut best: Option<(usize, usize)> = None;
@@ -79,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_followed_the_last_occurrence_is_proposed() {
+    fn the_continuation_of_the_last_occurrence_is_proposed() {
         assert_eq!(drafts(&[1, 2, 3, 4, 5, 9, 1, 2], 3), [3, 4, 5]);
     }
 

@@ -15,7 +15,9 @@
 use std::sync::Arc;
 
 use crate::policy::{Fixed, Learner, Policy};
-use crate::protocol::{DeviceIdle, Ending, GenerationRequest, Micros, RequestFailure, RequestId, StepReport};
+use crate::protocol::{
+    DeviceIdle, GenerationRequest, Micros, RequestFailure, RequestId, StepReport, Termination,
+};
 use crate::scheduler::{Scheduler, SchedulerGauges};
 use crate::step::{Delivery, SpeculationFault, StepPlan, StepResult};
 
@@ -139,7 +141,7 @@ impl EngineCore {
     }
 
     /// Ends a request. See [`Scheduler::end`].
-    pub fn end(&mut self, id: RequestId, ending: Ending) -> Option<Delivery> {
+    pub fn end(&mut self, id: RequestId, ending: Termination) -> Option<Delivery> {
         self.scheduler.end(id, ending)
     }
 

@@ -1,39 +1,39 @@
-//! Reference-counted blocks, and the prefix cache over those that nobody holds.
+//! Reference-counted KV blocks and the prefix cache over them.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::protocol::{BLOCK_TOKENS, BlockId, TokenId};
 
-/// Names a cached block together with everything before it. Never reused, so a chain
-/// of links is an exact key: no hash collision can hand out another prompt's cache.
+/// Identifies a cached block together with its whole prefix. Links are never reused, so
+/// a chain of them is an exact key: no hash collision can return another prompt's cache.
 pub(super) type Link = u64;
 
-/// The link before a sequence's first block.
+/// The parent link of a sequence's first block.
 pub(super) const ROOT: Link = 0;
 
-/// How a pool's blocks are used. `free + cached + held = total` at all times.
+/// Usage of a pool's blocks. `free + cached + held = total` at all times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PoolUsage {
-    /// Blocks in the pool.
+    /// Total number of blocks.
     pub total: u32,
-    /// Blocks with no content worth keeping.
+    /// Blocks with no reusable content.
     pub free: u32,
-    /// Blocks that nobody holds, kept for a prompt with the same beginning; given up
-    /// when a block is wanted and none is free.
+    /// Unreferenced blocks kept for prompts with the same prefix; evicted when a block is
+    /// needed and none is free.
     pub cached: u32,
-    /// Blocks that sequences hold; a shared block counts once.
+    /// Blocks referenced by sequences; a shared block counts once.
     pub held: u32,
 }
 
-/// One model's blocks.
+/// The KV blocks of one model.
 #[derive(Debug)]
 pub struct BlockPool {
     blocks: Vec<BlockState>,
     free: Vec<BlockId>,
     held: u32,
-    /// Published blocks by what stands before them and their own tokens.
+    /// Published blocks, keyed by their parent link and their own tokens.
     index: HashMap<(Link, Box<[TokenId]>), BlockId>,
-    /// Unheld published blocks by the time of their release: eviction takes the first.
+    /// Unreferenced published blocks in order of release; eviction takes the first (LRU).
     evictable: BTreeMap<u64, BlockId>,
     next_link: Link,
     next_release: u64,
@@ -43,7 +43,7 @@ pub struct BlockPool {
 struct BlockState {
     references: u32,
     published: Option<Published>,
-    /// Key in `evictable` while unheld and published.
+    /// Key in `evictable` while unreferenced and published.
     released: u64,
 }
 
@@ -55,7 +55,7 @@ struct Published {
 }
 
 impl BlockPool {
-    /// A pool of `total` free blocks.
+    /// Creates a pool of `total` free blocks.
     pub fn new(total: u32) -> BlockPool {
         BlockPool {
             blocks: (0..total).map(|_| BlockState::default()).collect(),
@@ -69,17 +69,17 @@ impl BlockPool {
         }
     }
 
-    /// Blocks that `allocate` could hand out now.
+    /// Blocks that `allocate` could return now: free and evictable ones.
     pub fn available(&self) -> u32 {
         (self.free.len() + self.evictable.len()) as u32
     }
 
-    /// Blocks in the pool.
+    /// Total number of blocks.
     pub fn total(&self) -> u32 {
         self.blocks.len() as u32
     }
 
-    /// How the blocks are used.
+    /// Current usage.
     pub fn usage(&self) -> PoolUsage {
         PoolUsage {
             total: self.total(),
@@ -89,12 +89,12 @@ impl BlockPool {
         }
     }
 
-    /// One block with one reference, or `None` when every block is held. The least
-    /// recently released cached block is given up when none is free.
+    /// Allocates a block with one reference, evicting the least recently released cached
+    /// block if none is free. `None` if every block is held.
     pub(super) fn allocate(&mut self) -> Option<BlockId> {
         let block = self.free.pop().or_else(|| self.evict())?;
         let state = &mut self.blocks[block as usize];
-        assert_eq!(state.references, 0, "a held block was handed out");
+        assert_eq!(state.references, 0, "a held block was allocated");
         state.references = 1;
         self.held += 1;
         Some(block)
@@ -107,8 +107,8 @@ impl BlockPool {
         Some(block)
     }
 
-    /// The published block that holds `tokens` right after the chain `before`, with one
-    /// more reference, and the link that it ends.
+    /// Looks up the published block that holds `tokens` right after the chain `before` and
+    /// adds a reference. Returns it with the link of the extended chain.
     pub(super) fn find(&mut self, before: Link, tokens: &[TokenId]) -> Option<(BlockId, Link)> {
         let block = self.lookup(before, tokens)?;
         let state = &mut self.blocks[block as usize];
@@ -121,8 +121,8 @@ impl BlockPool {
         Some((block, link))
     }
 
-    /// How many of the leading full blocks of `tokens` are cached, without taking them,
-    /// and how many of those nobody holds.
+    /// Returns how many leading full blocks of `tokens` are cached, and how many of those are
+    /// unreferenced. Takes no references.
     pub fn peek_prefix(&self, tokens: &[TokenId]) -> (u32, u32) {
         let mut before = ROOT;
         let (mut found, mut unheld) = (0, 0);
@@ -137,12 +137,12 @@ impl BlockPool {
     }
 
     fn lookup(&self, before: Link, tokens: &[TokenId]) -> Option<BlockId> {
-        // the key type owns its tokens; one short-lived copy per looked-up block
+        // the key type owns its tokens, hence one short-lived copy per lookup
         self.index.get(&(before, tokens.into())).copied()
     }
 
-    /// Makes a held block, whose `tokens` are all in the cache, findable. Returns the link
-    /// that it ends: the existing one when another block already holds the same.
+    /// Publishes a held block whose `tokens` are all computed to the prefix cache. Returns the
+    /// link of the chain it ends; the existing one if another block already holds the same.
     pub(super) fn publish(&mut self, block: BlockId, before: Link, tokens: &[TokenId]) -> Link {
         debug_assert_eq!(tokens.len(), BLOCK_TOKENS as usize);
         if let Some(twin) = self.lookup(before, tokens) {
@@ -160,8 +160,8 @@ impl BlockPool {
         link
     }
 
-    /// Gives one reference back. A block that nobody holds any more is cached if it was
-    /// published, else free.
+    /// Drops one reference. An unreferenced block stays cached if it was published and is
+    /// freed otherwise.
     pub(super) fn release(&mut self, block: BlockId) {
         let state = &mut self.blocks[block as usize];
         assert!(state.references > 0, "block {block} was released twice");
@@ -179,10 +179,10 @@ impl BlockPool {
         }
     }
 
-    /// Checks the pool's own books (invariant 3); `tables` are the blocks of all tables that draw on it.
+    /// Asserts the pool's invariants; `tables` are the blocks of all tables that draw on it.
     ///
     /// # Panics
-    /// When a block leaked, is counted wrongly, or is held and free at once.
+    /// If a block leaked, is miscounted, or is held and free at once.
     pub fn assert_conserved<T: AsRef<[BlockId]>>(&self, tables: impl IntoIterator<Item = T>) {
         let usage = self.usage();
         assert_eq!(usage.free + usage.cached + usage.held, usage.total, "blocks leaked: {usage:?}");
@@ -193,10 +193,7 @@ impl BlockPool {
             }
         }
         for (block, state) in self.blocks.iter().enumerate() {
-            assert_eq!(
-                state.references, references[block],
-                "block {block} is held by nobody or counted twice"
-            );
+            assert_eq!(state.references, references[block], "block {block} is unreferenced or counted twice");
         }
     }
 }

@@ -1,17 +1,18 @@
-//! One sequence's blocks.
+//! The block table of one sequence.
 
 use super::BlockPool;
 use super::pool::{Link, ROOT};
 use crate::protocol::{BLOCK_TOKENS, BlockId, TokenId, blocks_for};
 
-/// The blocks of one sequence in one model's cache, in order. Must be given back with
-/// [`release`](Self::release): dropping it leaks its blocks, which the pool's books show.
+/// The blocks of one sequence in one model's cache, in order. Must be returned with
+/// [`release`](Self::release): dropping a table leaks its blocks, which
+/// the pool's invariant check reports.
 #[derive(Debug)]
 pub struct BlockTable {
     blocks: Vec<BlockId>,
-    /// Leading blocks that are known to the prefix cache.
+    /// Leading blocks that are in the prefix cache.
     published: u32,
-    /// The chain that those blocks form.
+    /// Link of the chain that those blocks form.
     chain: Link,
 }
 
@@ -33,15 +34,15 @@ impl BlockTable {
         &self.blocks
     }
 
-    /// Tokens that the blocks can hold.
+    /// Capacity of the blocks, in tokens.
     pub fn capacity_tokens(&self) -> u32 {
         self.blocks.len() as u32 * BLOCK_TOKENS
     }
 
-    /// Takes the cached blocks with which `tokens` begins into an empty table; returns the
-    /// tokens covered. At least one token is always left to compute, because its logits are wanted.
+    /// Fills an empty table with the longest cached prefix of `tokens`; returns the tokens
+    /// covered. Leaves at least one token to compute, because its logits are needed.
     pub fn adopt_prefix(&mut self, pool: &mut BlockPool, tokens: &[TokenId]) -> u32 {
-        assert!(self.blocks.is_empty(), "a prefix is adopted before anything else");
+        assert!(self.blocks.is_empty(), "a prefix is adopted into an empty table");
         let usable = tokens.len().saturating_sub(1);
         for chunk in tokens[..usable].chunks_exact(BLOCK_TOKENS as usize) {
             let Some((block, link)) = pool.find(self.chain, chunk) else { break };
@@ -52,7 +53,7 @@ impl BlockTable {
         self.capacity_tokens()
     }
 
-    /// Grows to hold `tokens` tokens; takes what there is and returns whether that was enough.
+    /// Grows to hold `tokens` tokens, as far as blocks are available; returns whether they sufficed.
     pub fn grow(&mut self, pool: &mut BlockPool, tokens: u32) -> bool {
         while self.capacity_tokens() < tokens {
             let Some(block) = pool.allocate() else { return false };
@@ -61,7 +62,7 @@ impl BlockTable {
         true
     }
 
-    /// Gives back blocks that `tokens` tokens do not need.
+    /// Releases blocks beyond those that `tokens` tokens need.
     pub fn shrink(&mut self, pool: &mut BlockPool, tokens: u32) {
         let keep = blocks_for(tokens).max(self.published);
         while self.blocks.len() as u32 > keep {
@@ -69,7 +70,7 @@ impl BlockTable {
         }
     }
 
-    /// Makes full blocks findable: `tokens[..computed]` are in the cache for good.
+    /// Inserts full blocks into the prefix cache. `tokens[..computed]` must be computed and committed.
     pub fn publish(&mut self, pool: &mut BlockPool, tokens: &[TokenId], computed: u32) {
         while (self.published + 1) * BLOCK_TOKENS <= computed {
             let first = (self.published * BLOCK_TOKENS) as usize;
@@ -79,7 +80,7 @@ impl BlockTable {
         }
     }
 
-    /// Gives all blocks back, the last first, so that long prefixes lose their ends first.
+    /// Releases all blocks, last first, so that eviction trims long prefixes from the end.
     pub fn release(&mut self, pool: &mut BlockPool) {
         while let Some(block) = self.blocks.pop() {
             pool.release(block);
@@ -131,7 +132,7 @@ mod tests {
         table.publish(&mut pool, &tokens(32), 32);
         let mut other = tokens(40);
         other[3] = 99;
-        assert_eq!(pool.peek_prefix(&other), (0, 0), "the second block alone is another text");
+        assert_eq!(pool.peek_prefix(&other), (0, 0), "the second block alone is a different prefix");
         assert_eq!(pool.peek_prefix(&tokens(40)), (2, 0));
     }
 
@@ -179,14 +180,14 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "held by nobody")]
+    #[should_panic(expected = "unreferenced")]
     fn a_leaked_block_is_noticed() {
         let mut pool = BlockPool::new(4);
         BlockTable::default().grow(&mut pool, 16);
         pool.assert_conserved([] as [BlockTable; 0]);
     }
 
-    /// One move in a random game over a few tables.
+    /// One operation of a random sequence over a few tables.
     #[derive(Clone, Debug)]
     enum Move {
         Adopt(usize, u8),
@@ -219,7 +220,7 @@ mod tests {
                     Move::Adopt(t, text) => {
                         let (table, own) = &mut tables[t];
                         table.release(&mut pool);
-                        // texts share their first block and differ in the second
+                        // the texts share their first block and differ in the second
                         *own = tokens(90);
                         own[20] = 1000 + TokenId::from(text);
                         table.adopt_prefix(&mut pool, own);

@@ -1,6 +1,6 @@
-//! config.json and generation_config.json of the Llama family, as transformers writes
-//! them. Anything that would change what the model computes and is not implemented is
-//! refused, never ignored.
+//! Parses config.json and generation_config.json of the Llama family, as written by
+//! transformers. Settings that would change the computation and are not implemented are
+//! rejected, never ignored.
 #![forbid(unsafe_code)]
 
 use serde_json::Value;
@@ -9,34 +9,34 @@ use super::json_file::JsonObject;
 use super::{LayerTensor, ModelError, ModelSpec, Projection, rope_config};
 use crate::protocol::TokenId;
 
-/// Largest vocabulary, hidden size, head count and so on: far above any real model, and
-/// small enough that products of three fit 64 bits.
+/// Upper bound of vocabulary, hidden size, head count and so on: far above any real model,
+/// and small enough that products of three fit in 64 bits.
 const DIMENSION_MAX: usize = 1 << 21;
 
-/// Most layers.
+/// Upper bound of the layer count.
 const LAYERS_MAX: usize = 1 << 12;
 
-/// Longest context in tokens; positions are 32-bit.
+/// Longest context, in tokens; positions are 32-bit.
 const CONTEXT_TOKENS_MAX: usize = 1 << 28;
 
-/// Epsilon when config.json names none, as in transformers.
+/// Default RMSNorm epsilon, as in transformers.
 const RMS_NORM_EPS_DEFAULT: f64 = 1e-6;
 
-/// Head width of a qwen3 that names none, as in transformers.
+/// Default head width of qwen3, as in transformers.
 const QWEN3_HEAD_DIM_DEFAULT: usize = 128;
 
-/// What config.json says about a model.
+/// Parsed config.json.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ModelConfig {
-    /// Shape.
+    /// Shape of the model.
     pub(super) spec: ModelSpec,
-    /// Which optional tensors there are.
+    /// Optional tensors that the model has.
     pub(super) parts: OptionalParts,
-    /// `eos_token_id`; empty when absent.
+    /// `eos_token_id`; empty if absent.
     pub(super) eos: Vec<TokenId>,
 }
 
-/// Tensors that some models of the family have and others don't.
+/// Tensors that only some models of the family have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct OptionalParts {
     /// Query, key and value projections have biases.
@@ -71,13 +71,13 @@ pub(super) fn parse_config(file: &str, json: &Value) -> Result<ModelConfig, Mode
     if !matches!(model_type, "llama" | "mistral" | "qwen2" | "qwen3") {
         return Err(config.bad("model_type", "not supported; `llama`, `mistral`, `qwen2` and `qwen3` are"));
     }
-    refuse_what_is_not_implemented(&config)?;
+    reject_unimplemented(&config)?;
     let spec = spec(&config, model_type)?;
     refuse_sliding_window(&config, &spec)?;
     Ok(ModelConfig { parts: parts(&config, model_type)?, eos: eos(&config, spec.vocab_size)?, spec })
 }
 
-/// Reads `eos_token_id` of generation_config.json; empty when absent.
+/// Parses `eos_token_id` of generation_config.json; empty if absent.
 pub(super) fn parse_generation_config(
     file: &str,
     json: &Value,
@@ -114,8 +114,8 @@ fn rms_norm_eps(config: &JsonObject) -> Result<f32, ModelError> {
     }
 }
 
-/// `null` means one key head per query head; only llama may leave the key out, since the
-/// others' defaults in transformers are numbers that rarely fit.
+/// `null` means one key head per query head. Only llama may omit the key: the defaults of
+/// the other types in transformers are fixed numbers that rarely fit.
 fn kv_heads(config: &JsonObject, model_type: &str, heads: usize) -> Result<usize, ModelError> {
     let key = "num_key_value_heads";
     let kv_heads = match config.size(key, DIMENSION_MAX)? {
@@ -145,7 +145,7 @@ fn head_dim(
         }
     };
     if !head_dim.is_multiple_of(2) {
-        return Err(config.bad(key, "gives heads of odd width, which can't be rotated"));
+        return Err(config.bad(key, "results in heads of odd width, which cannot be rotated"));
     }
     Ok(head_dim)
 }
@@ -153,25 +153,25 @@ fn head_dim(
 fn parts(config: &JsonObject, model_type: &str) -> Result<OptionalParts, ModelError> {
     let attention_bias = config.flag("attention_bias", false)?;
     let mlp_bias = config.flag("mlp_bias", false)?;
-    // llama and qwen3 put the bias on all four projections; qwen2 always has three, whatever
-    // the flag says, and mistral knows none.
-    let obeys_flag = matches!(model_type, "llama" | "qwen3");
-    if !obeys_flag && attention_bias && model_type != "qwen2" {
+    // llama and qwen3 put the bias on all four projections; qwen2 always has it on three,
+    // regardless of the flag; mistral has none.
+    let has_flag = matches!(model_type, "llama" | "qwen3");
+    if !has_flag && attention_bias && model_type != "qwen2" {
         return Err(config.bad("attention_bias", format!("{model_type} has no attention bias")));
     }
     if mlp_bias && model_type != "llama" {
         return Err(config.bad("mlp_bias", format!("{model_type} has no MLP bias")));
     }
     Ok(OptionalParts {
-        qkv_bias: model_type == "qwen2" || (obeys_flag && attention_bias),
-        output_bias: obeys_flag && attention_bias,
+        qkv_bias: model_type == "qwen2" || (has_flag && attention_bias),
+        output_bias: has_flag && attention_bias,
         mlp_bias,
         query_key_norm: model_type == "qwen3",
         tied_head: config.flag("tie_word_embeddings", false)?,
     })
 }
 
-fn refuse_what_is_not_implemented(config: &JsonObject) -> Result<(), ModelError> {
+fn reject_unimplemented(config: &JsonObject) -> Result<(), ModelError> {
     if let Some(act) = config.string("hidden_act")?
         && act != "silu"
     {
@@ -191,7 +191,7 @@ fn refuse_what_is_not_implemented(config: &JsonObject) -> Result<(), ModelError>
     Ok(())
 }
 
-/// A window at least as long as the context never hides a token.
+/// Accepts sliding windows that are at least as long as the context, since they hide no token.
 fn refuse_sliding_window(config: &JsonObject, spec: &ModelSpec) -> Result<(), ModelError> {
     let in_use = match spec.model_type.as_str() {
         "mistral" => true,
@@ -211,8 +211,8 @@ fn refuse_sliding_window(config: &JsonObject, spec: &ModelSpec) -> Result<(), Mo
     Ok(())
 }
 
-/// `layer_types` names each layer's attention; before it there was `max_window_layers`,
-/// the first layer that slides.
+/// `layer_types` lists the attention of each layer; older files have `max_window_layers`,
+/// the index of the first sliding layer.
 fn some_layer_slides(config: &JsonObject, spec: &ModelSpec) -> Result<bool, ModelError> {
     match config.get("layer_types") {
         Some(Value::Array(types)) => Ok(types.iter().any(|kind| kind != "full_attention")),

@@ -1,14 +1,14 @@
-//! The pair of small models that is compiled into the program.
+//! The pair of small models embedded in the binary.
 #![forbid(unsafe_code)]
 
 use crate::protocol::ModelRole;
 
-/// A file of assets/.
+/// An embedded file of assets/.
 #[derive(Debug)]
 pub(super) struct EmbeddedFile {
-    /// Its name in the directory.
+    /// File name.
     pub(super) name: &'static str,
-    /// Its contents.
+    /// File contents.
     pub(super) bytes: &'static [u8],
 }
 
@@ -34,7 +34,7 @@ macro_rules! embedded_model {
 static TINY_TARGET: &[EmbeddedFile] = embedded_model!("tiny/target");
 static TINY_DRAFT: &[EmbeddedFile] = embedded_model!("tiny/draft");
 
-/// The part of the pair for a role, with its name.
+/// Files of the pair's model for a role, with its name.
 pub(super) fn tiny(role: ModelRole) -> (&'static str, &'static [EmbeddedFile]) {
     match role {
         ModelRole::Target => ("target", TINY_TARGET),

@@ -1,119 +1,119 @@
-//! Why a model could not be loaded: written for the operator who named it.
+//! Errors of loading models, for the operator.
 #![forbid(unsafe_code)]
 
 use super::mismatch::Mismatch;
 
-/// A model that can't be served. Every variant names the file, and in it the key,
-/// tensor or token, that has to change.
+/// Why a model cannot be loaded. Each variant names the file and the key, tensor or token
+/// at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The source is neither a path nor a model compiled into the program.
-    #[error("unknown model source `{given}`: give a directory or `embedded:tiny`")]
+    /// The source is neither a path nor an embedded model.
+    #[error("unknown model source `{given}`; use a directory or `embedded:tiny`")]
     Source {
-        /// What the operator wrote.
+        /// The source as configured.
         given: String,
     },
-    /// A file or the directory can't be read.
+    /// A file or the directory cannot be read.
     #[error("cannot read {file}: {source}")]
     Io {
-        /// Its path.
+        /// Path of the file.
         file: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is larger than anything of its kind.
-    #[error("{file} has {found_bytes} bytes; at most {bytes_max} are read")]
+    /// A file is implausibly large.
+    #[error("{file} has {found_bytes} bytes; the limit is {bytes_max}")]
     TooLarge {
-        /// Its path.
+        /// Path of the file.
         file: String,
-        /// Its size in bytes.
+        /// Size in bytes.
         found_bytes: u64,
-        /// The bound in bytes.
+        /// Limit in bytes.
         bytes_max: u64,
     },
     /// A file is not JSON.
     #[error("{file} is not valid JSON: {source}")]
     Json {
-        /// Its path.
+        /// Path of the file.
         file: String,
-        /// Where the parser stopped.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// A JSON file lacks a key that must be there.
+    /// A JSON file lacks a required key.
     #[error("{file} has no `{key}`")]
     MissingKey {
-        /// Its path.
+        /// Path of the file.
         file: String,
-        /// The key, with dots between levels.
+        /// Dotted path of the key.
         key: String,
     },
-    /// A key holds something of the wrong kind, out of bounds, or not supported.
+    /// The value of a key has the wrong type, is out of bounds, or is not supported.
     #[error("{file}: `{key}` is {value}: {problem}")]
     Value {
-        /// Its path.
+        /// Path of the file.
         file: String,
-        /// The key, with dots between levels.
+        /// Dotted path of the key.
         key: String,
-        /// What stands there, as JSON, cut when long.
+        /// The value as JSON, truncated if long.
         value: String,
-        /// What would be right.
+        /// What is wrong, or what is expected.
         problem: String,
     },
-    /// The directory holds no weights that can be read.
+    /// The directory holds no safetensors weights.
     #[error("{directory} holds neither model.safetensors nor model.safetensors.index.json{hint}")]
     NoWeights {
-        /// The directory.
+        /// Path of the directory.
         directory: String,
-        /// What was found instead.
+        /// A hint about other weight files found; may be empty.
         hint: &'static str,
     },
     /// A safetensors file is damaged.
     #[error("{file} is not a complete safetensors file: {problem}")]
     Safetensors {
-        /// Its path.
+        /// Path of the file.
         file: String,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         problem: String,
     },
-    /// A tensor that config.json promises is not there.
+    /// A tensor that config.json implies is missing.
     #[error("{file} has no tensor `{tensor}` {expected:?}")]
     MissingTensor {
-        /// The weight file, or the index of a sharded model.
+        /// Path of the weight file, or of the index of a sharded model.
         file: String,
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
-        /// The shape it should have.
+        /// Expected shape.
         expected: Vec<usize>,
     },
-    /// A tensor's shape is not what config.json says.
-    #[error("{file}: tensor `{tensor}` has shape {found:?}, config.json asks for {expected:?}")]
+    /// A tensor's shape contradicts config.json.
+    #[error("{file}: tensor `{tensor}` has shape {found:?}, but config.json implies {expected:?}")]
     Shape {
-        /// The weight file.
+        /// Path of the weight file.
         file: String,
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
-        /// The shape by config.json.
+        /// Shape implied by config.json.
         expected: Vec<usize>,
-        /// The shape in the file.
+        /// Shape in the file.
         found: Vec<usize>,
     },
-    /// A tensor's numbers are stored in a format that can't be computed with.
-    #[error("{file}: tensor `{tensor}` is stored as {found}; BF16, F16 or F32 are read")]
+    /// A tensor is stored in an unsupported number format.
+    #[error("{file}: tensor `{tensor}` is stored as {found}; supported are BF16, F16 and F32")]
     Dtype {
-        /// The weight file.
+        /// Path of the weight file.
         file: String,
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
-        /// The format's name in safetensors.
+        /// Name of the format in safetensors.
         found: String,
     },
-    /// A tensor would be ignored, and so the model would compute something else
-    /// than its weights say.
-    #[error("{file}: tensor `{tensor}` has no place in the model that config.json describes")]
+    /// A tensor is not used by the configured architecture. Ignoring it could compute another
+    /// function than the checkpoint's.
+    #[error("{file}: tensor `{tensor}` is not part of the model that config.json describes")]
     UnexpectedTensor {
-        /// The weight file.
+        /// Path of the weight file.
         file: String,
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
     },
     /// config.json ties the output head to the embedding, but both are stored and differ.
@@ -122,33 +122,33 @@ pub enum ModelError {
          `tie_word_embeddings`; set it to false to use the stored head"
     )]
     TiedHeadDiffers {
-        /// The weight file of the head.
+        /// Path of the head's weight file.
         file: String,
     },
-    /// tokenizer.json can't be used.
+    /// tokenizer.json is invalid.
     #[error("{file}: {problem}")]
     Tokenizer {
-        /// Its path.
+        /// Path of the file.
         file: String,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         problem: String,
     },
     /// The chat template has an error.
     #[error("{file}: the chat template has an error: {problem}")]
     ChatTemplate {
-        /// The file that holds it.
+        /// Path of the file with the template.
         file: String,
-        /// The template engine's message, with the line.
+        /// Message of the template engine, with the line.
         problem: String,
     },
-    /// Target and draft don't fit together.
+    /// Target and draft have different token lists.
     #[error("draft {draft} does not fit target {target}: {mismatch}")]
     Pair {
-        /// The target's source.
+        /// Source of the target.
         target: String,
-        /// The draft's source.
+        /// Source of the draft.
         draft: String,
-        /// The first difference.
+        /// First difference.
         mismatch: Mismatch,
     },
 }

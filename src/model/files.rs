@@ -13,28 +13,28 @@ use super::{ModelError, ModelSource, TensorBytes};
 use crate::protocol::ModelRole;
 
 /// Largest configuration, tokenizer or template file, in bytes. The largest tokenizers in
-/// use have about 35 MB.
+/// use are about 35 MB.
 const TEXT_FILE_BYTES_MAX: u64 = 256 << 20;
 
-/// One model's files, by name.
+/// The files of one model.
 #[derive(Debug)]
 pub(super) enum ModelFiles {
     /// A Hugging Face directory.
     Directory(PathBuf),
-    /// Compiled in.
+    /// Embedded in the binary.
     Embedded {
-        /// How errors call the place.
+        /// Name of the source in errors.
         name: String,
-        /// The files.
+        /// The embedded files.
         files: &'static [EmbeddedFile],
     },
 }
 
 impl ModelFiles {
-    /// The files that `source` means for `role`.
+    /// Opens the files of `source` for `role`.
     ///
     /// # Errors
-    /// The directory can't be read, or is something else.
+    /// If the directory cannot be read or is not a directory.
     pub(super) fn open(source: &ModelSource, role: ModelRole) -> Result<Self, ModelError> {
         match source {
             ModelSource::EmbeddedTiny => {
@@ -48,7 +48,7 @@ impl ModelFiles {
         }
     }
 
-    /// The place, for errors.
+    /// Name of the source, for errors.
     pub(super) fn place(&self) -> String {
         match self {
             Self::Directory(path) => path.display().to_string(),
@@ -56,7 +56,7 @@ impl ModelFiles {
         }
     }
 
-    /// The path of a file, for errors.
+    /// Path of a file, for errors.
     pub(super) fn path_of(&self, name: &str) -> String {
         match self {
             Self::Directory(path) => path.join(name).display().to_string(),
@@ -64,7 +64,7 @@ impl ModelFiles {
         }
     }
 
-    /// Whether there is such a file.
+    /// Whether the file exists.
     pub(super) fn has(&self, name: &str) -> bool {
         match self {
             Self::Directory(path) => path.join(name).is_file(),
@@ -72,7 +72,7 @@ impl ModelFiles {
         }
     }
 
-    /// The names of the files in a subdirectory; empty when there is none.
+    /// Names of the files in a subdirectory; empty if it does not exist.
     pub(super) fn list(&self, subdirectory: &str) -> Result<Vec<String>, ModelError> {
         let Self::Directory(path) = self else { return Ok(Vec::new()) };
         let path = path.join(subdirectory);
@@ -89,7 +89,7 @@ impl ModelFiles {
         Ok(names)
     }
 
-    /// A whole configuration or text file.
+    /// Reads a configuration or text file.
     pub(super) fn read(&self, name: &str) -> Result<Cow<'static, [u8]>, ModelError> {
         match self {
             Self::Embedded { files, .. } => {
@@ -108,18 +108,18 @@ impl ModelFiles {
         }
     }
 
-    /// A JSON file.
+    /// Reads a JSON file.
     pub(super) fn read_json(&self, name: &str) -> Result<Value, ModelError> {
         serde_json::from_slice(&self.read(name)?)
             .map_err(|source| ModelError::Json { file: self.path_of(name), source })
     }
 
-    /// A JSON file that may be absent.
+    /// Reads a JSON file that may be absent.
     pub(super) fn read_json_if_there(&self, name: &str) -> Result<Option<Value>, ModelError> {
         if self.has(name) { self.read_json(name).map(Some) } else { Ok(None) }
     }
 
-    /// A text file.
+    /// Reads a text file.
     pub(super) fn read_text(&self, name: &str) -> Result<String, ModelError> {
         String::from_utf8(self.read(name)?.into_owned()).map_err(|error| ModelError::Io {
             file: self.path_of(name),
@@ -127,8 +127,8 @@ impl ModelFiles {
         })
     }
 
-    /// A weight file, not read but mapped: its pages are loaded as they are touched, and
-    /// shared with other processes.
+    /// Maps a weight file into memory. Pages are loaded on access and shared with other
+    /// processes.
     pub(super) fn map(&self, name: &str) -> Result<TensorBytes, ModelError> {
         match self {
             Self::Embedded { files, .. } => {
@@ -147,9 +147,9 @@ impl ModelFiles {
 #[expect(unsafe_code, reason = "memory maps are unsafe by nature; the only one is here")]
 fn map_file(path: &Path) -> Result<TensorBytes, ModelError> {
     let file = File::open(path).map_err(|source| io_error(path, source))?;
-    // SAFETY: the map is private and read-only, and only ever read as plain bytes. Another
-    // process that changes the file changes the numbers; one that cuts it short makes a read
-    // end this process with SIGBUS. Both are the operator's to avoid, as `load` documents.
+    // SAFETY: the mapping is private, read-only, and only read as plain bytes. If another
+    // process modifies the file, the weights change; if it truncates the file, a read
+    // raises SIGBUS. `load` documents that operators must do neither.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
     Ok(Arc::new(map))
 }

@@ -1,4 +1,4 @@
-//! Typed access to the JSON objects that describe a model; every error names file,
+//! Typed access to the JSON objects that describe a model. Every error names file,
 //! key and value.
 #![forbid(unsafe_code)]
 
@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 
 use super::ModelError;
 
-/// Longest piece of a JSON value that an error repeats, in characters.
+/// Longest excerpt of a JSON value in an error, in characters.
 const SHOWN_CHARS_MAX: usize = 120;
 
-/// An object of a JSON file. A key that holds `null` counts as absent.
+/// An object of a JSON file. `null` counts as absent.
 #[derive(Clone, Debug)]
 pub(super) struct JsonObject<'a> {
     file: &'a str,
@@ -18,7 +18,7 @@ pub(super) struct JsonObject<'a> {
 }
 
 impl<'a> JsonObject<'a> {
-    /// The root of `file`.
+    /// The root object of `file`.
     pub(super) fn root(file: &'a str, value: &'a Value) -> Result<Self, ModelError> {
         match value {
             Value::Object(map) => Ok(Self { file, prefix: String::new(), map }),
@@ -31,17 +31,17 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// What stands at `key`, unless it is absent or `null`.
+    /// The value at `key`; `None` if absent or `null`.
     pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether the key is written, even as `null`.
+    /// Whether the key is present, even as `null`.
     pub(super) fn is_written(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
 
-    /// The keys with their values, in the file's order.
+    /// The keys with their values, in file order.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
         self.map.iter().map(|(key, value)| (key.as_str(), value))
     }
@@ -66,12 +66,12 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// As [`size`](Self::size), for a key that must be there.
+    /// As [`size`](Self::size), for a required key.
     pub(super) fn required_size(&self, key: &str, max: usize) -> Result<usize, ModelError> {
         self.size(key, max)?.ok_or_else(|| self.missing(key))
     }
 
-    /// The finite number above zero at `key`.
+    /// The positive finite number at `key`.
     pub(super) fn positive(&self, key: &str) -> Result<Option<f64>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_f64() {
@@ -80,7 +80,7 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// The finite number at `key`, not below `min`.
+    /// The finite number at `key`, at least `min`.
     pub(super) fn at_least(&self, key: &str, min: f64) -> Result<Option<f64>, ModelError> {
         match self.positive(key)? {
             Some(number) if number < min => {
@@ -90,12 +90,12 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// As [`positive`](Self::positive), for a key that must be there.
+    /// As [`positive`](Self::positive), for a required key.
     pub(super) fn required_positive(&self, key: &str) -> Result<f64, ModelError> {
         self.positive(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// The truth value at `key`; `absent` when there is none.
+    /// The boolean at `key`; `absent` if there is none.
     pub(super) fn flag(&self, key: &str, absent: bool) -> Result<bool, ModelError> {
         match self.get(key) {
             None => Ok(absent),
@@ -113,7 +113,7 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// The error for what stands at `key`.
+    /// An error about the value at `key`.
     pub(super) fn bad(&self, key: &str, problem: impl Into<String>) -> ModelError {
         ModelError::Value {
             file: self.file.to_owned(),
@@ -123,7 +123,7 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// The error for a key that must be there.
+    /// An error about a missing key.
     pub(super) fn missing(&self, key: &str) -> ModelError {
         ModelError::MissingKey { file: self.file.to_owned(), key: format!("{}{key}", self.prefix) }
     }

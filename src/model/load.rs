@@ -1,5 +1,5 @@
-//! Loads a model, or a pair of models: reads what describes it, maps its weights, checks
-//! one against the other.
+//! Loads a model or a pair of models: parses the configuration, maps the weights and checks
+//! that the pair is compatible.
 #![forbid(unsafe_code)]
 
 use super::files::ModelFiles;
@@ -12,35 +12,35 @@ use crate::protocol::{ModelRole, TokenId};
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
-/// A model and all that is needed to talk to it.
+/// A loaded model with its tokenizer and chat template.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// The name under which the API offers it.
+    /// Name in the API.
     pub name: String,
-    /// Shape and weights.
+    /// Shape and mapped weights.
     pub loaded: LoadedModel,
-    /// Text to tokens and back.
+    /// Tokenizer.
     pub tokenizer: Tokenizer,
-    /// Conversations to text; `None` for a model without a template, which can't chat.
+    /// Chat template; models without one do not support chat.
     pub chat_template: Option<ChatTemplate>,
-    /// Tokens that end an output, in the order of the file; empty when the model names none.
+    /// End-of-sequence tokens, in file order; empty if the model defines none.
     pub eos: Vec<TokenId>,
 }
 
-/// A target with the draft that guesses for it.
+/// A target model with its optional draft model.
 #[derive(Clone, Debug)]
 pub struct ModelPair {
-    /// The model that is served.
+    /// The target model.
     pub target: Model,
-    /// The model that guesses; it shares the target's tokenizer.
+    /// The draft model; it shares the target's tokenizer.
     pub draft: Option<Model>,
 }
 
-/// Loads the model that `source` means for `role`. Weights are mapped, not copied: the files
-/// must not be changed or cut while the model is in use (replace them by renaming).
+/// Loads the model of `source` for `role`. Weights are mapped, not copied: the files must not
+/// be modified or truncated while the model is in use (replace them by renaming).
 ///
 /// # Errors
-/// Anything that [`ModelError`] names but `Pair`.
+/// Any [`ModelError`] except `Pair`.
 pub fn load(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> {
     let files = ModelFiles::open(source, role)?;
     let config = config_json::parse_config(&files.path_of(CONFIG), &files.read_json(CONFIG)?)?;
@@ -62,14 +62,14 @@ pub fn load(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> 
     Ok(Model { name: source.name(), loaded, tokenizer, chat_template, eos })
 }
 
-/// Loads a target and perhaps a draft, which must have the target's token list.
+/// Loads a target and an optional draft, which must have the target's token list.
 ///
-/// Embeddings are often padded with rows that belong to no token, differently in models of
-/// one family. Where the two differ, the longer one is cut to the shorter: a row without a
-/// token can't be meant.
+/// Embeddings are often padded with rows that have no token, by different amounts within
+/// a model family. If the two differ, the longer one is truncated to the shorter: a row
+/// without a token is never sampled on purpose.
 ///
 /// # Errors
-/// Anything that [`ModelError`] names.
+/// Any [`ModelError`].
 pub fn load_pair(target: &ModelSource, draft: Option<&ModelSource>) -> Result<ModelPair, ModelError> {
     let mut pair = ModelPair {
         target: load(target, ModelRole::Target)?,
@@ -90,7 +90,7 @@ pub fn load_pair(target: &ModelSource, draft: Option<&ModelSource>) -> Result<Mo
 }
 
 impl LoadedModel {
-    /// Drops the embedding's and the head's rows from `rows` on.
+    /// Truncates embedding and head to `rows` rows.
     fn cut_vocabulary(&mut self, rows: usize) {
         self.spec.vocab_size = rows;
         for matrix in [&mut self.weights.embedding, &mut self.weights.head] {

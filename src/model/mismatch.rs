@@ -1,25 +1,25 @@
-//! How the token lists of a target and a draft differ.
+//! Differences between the token lists of target and draft.
 #![forbid(unsafe_code)]
 
 use crate::protocol::TokenId;
 
-/// The first difference between the token lists of a target and a draft.
+/// The first difference between the token lists of target and draft.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mismatch {
-    /// An id stands for different strings.
+    /// An id maps to different strings.
     Token {
-        /// The lowest such id.
+        /// Lowest such id.
         id: TokenId,
-        /// The target's string; `None` where the id is no token.
+        /// The target's string; `None` if the id is not a token.
         target: Option<String>,
-        /// The draft's string.
+        /// The draft's string; `None` if the id is not a token.
         draft: Option<String>,
     },
-    /// One list is the beginning of the other.
+    /// One list is a prefix of the other.
     Size {
-        /// Tokens of the target.
+        /// Size of the target's list.
         target: usize,
-        /// Tokens of the draft.
+        /// Size of the draft's list.
         draft: usize,
     },
 }

@@ -1,4 +1,4 @@
-//! Models as files: what they are, where they lie, how they are read.
+//! Model files: configuration, weights, tokenizer and chat template.
 
 mod chat_template;
 mod config_json;

@@ -1,11 +1,11 @@
-//! Whether a draft model can guess for a target: both must mean the same by every token.
+//! Compatibility of target and draft: every token id must map to the same string in both.
 #![forbid(unsafe_code)]
 
 use super::Tokenizer;
 use super::mismatch::Mismatch;
 use crate::protocol::TokenId;
 
-/// Compares two tokenizers' lists, id by id.
+/// Compares the token lists of two tokenizers, id by id.
 ///
 /// # Errors
 /// The first difference.

@@ -1,5 +1,5 @@
-//! Rotary embeddings in config.json: `rope_theta` with `rope_scaling`, and the newer
-//! `rope_parameters` that holds both. Files carry either, or both with the same meaning.
+//! Rotary embeddings in config.json: `rope_theta` with `rope_scaling`, or the newer
+//! `rope_parameters`, which holds both. Files have either, or both with equal values.
 #![forbid(unsafe_code)]
 
 use serde_json::Value;
@@ -7,10 +7,10 @@ use serde_json::Value;
 use super::json_file::JsonObject;
 use super::{ModelError, Rope, RopeScaling};
 
-/// Base of the frequencies when config.json names none, as in transformers.
+/// Default base of the frequencies, as in transformers.
 const THETA_DEFAULT: f64 = 10_000.0;
 
-/// Reads the rotary embedding from the root of config.json.
+/// Parses the rotary embedding from the root of config.json.
 pub(super) fn read(config: &JsonObject) -> Result<Rope, ModelError> {
     refuse_partial_rotation(config)?;
     let parameters = config.object("rope_parameters")?;
@@ -47,7 +47,7 @@ fn scaling(object: &JsonObject) -> Result<RopeScaling, ModelError> {
     if let Some((key, _)) = object.entries().find(|(_, value)| value.is_object()) {
         return Err(object.bad(key, "rotary parameters per kind of layer are not supported"));
     }
-    // `type` is what `rope_type` was called at first.
+    // `type` is the old name of `rope_type`.
     let key = if object.get("rope_type").is_some() { "rope_type" } else { "type" };
     match object.string(key)?.unwrap_or("default") {
         "default" => Ok(RopeScaling::Default),
@@ -73,7 +73,7 @@ fn llama3(object: &JsonObject) -> Result<RopeScaling, ModelError> {
     })
 }
 
-/// Scaling stretches contexts; it never shortens them.
+/// Scaling factors are at least 1: scaling only extends contexts.
 fn factor(object: &JsonObject) -> Result<f64, ModelError> {
     object.at_least("factor", 1.0)?.ok_or_else(|| object.missing("factor"))
 }
@@ -82,6 +82,6 @@ fn refuse_partial_rotation(object: &JsonObject) -> Result<(), ModelError> {
     match object.get("partial_rotary_factor") {
         None => Ok(()),
         Some(Value::Number(number)) if number.as_f64() == Some(1.0) => Ok(()),
-        Some(_) => Err(object.bad("partial_rotary_factor", "rotating a part of each head is not supported")),
+        Some(_) => Err(object.bad("partial_rotary_factor", "partial rotation of heads is not supported")),
     }
 }

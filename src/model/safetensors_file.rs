@@ -1,4 +1,4 @@
-//! The safetensors files of one model: a single one, or shards with an index.
+//! The safetensors files of a model: a single file, or shards with an index.
 //! Format: <https://github.com/huggingface/safetensors#format>.
 #![forbid(unsafe_code)]
 
@@ -15,12 +15,12 @@ use super::{Dtype, ModelError, Tensor, TensorBytes};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Most shards of one model.
+/// Most shards of a model.
 const SHARDS_MAX: usize = 4096;
 
-/// All tensors of a model by name, not read yet.
+/// All tensors of a model by name, mapped but not read.
 pub(super) struct TensorFiles {
-    /// The path that stands for the whole in errors: the single file, or the index.
+    /// Path used in errors about the model as a whole: the single file, or the index.
     path: String,
     tensors: BTreeMap<String, StoredTensor>,
 }
@@ -33,8 +33,8 @@ struct StoredTensor {
 }
 
 impl TensorFiles {
-    /// Maps the weight files and reads their headers. As transformers, prefers the single
-    /// file to the shards when both are there.
+    /// Maps the weight files and parses their headers. Like transformers, prefers the single
+    /// file over shards if both exist.
     pub(super) fn open(files: &ModelFiles) -> Result<Self, ModelError> {
         if files.has(SINGLE) {
             let mut tensors = BTreeMap::new();
@@ -47,7 +47,7 @@ impl TensorFiles {
             return Self::open_shards(files);
         }
         let hint = if files.has("pytorch_model.bin") || files.has("pytorch_model.bin.index.json") {
-            "; its pytorch_model.bin must first be converted to safetensors"
+            "; convert its pytorch_model.bin to safetensors first"
         } else {
             ""
         };
@@ -79,7 +79,7 @@ impl TensorFiles {
             for name in names {
                 let tensor = stored.remove(name).ok_or_else(|| ModelError::Safetensors {
                     file: files.path_of(shard),
-                    problem: format!("{INDEX} says that it holds `{name}`, but it does not"),
+                    problem: format!("{INDEX} lists `{name}` in this file, but it is missing"),
                 })?;
                 tensors.insert(name.to_owned(), tensor);
             }
@@ -87,22 +87,22 @@ impl TensorFiles {
         Ok(Self { path, tensors })
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether a tensor of this name exists.
     pub(super) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// The names with the files they lie in.
+    /// Tensor names with the paths of their files.
     pub(super) fn names(&self) -> impl Iterator<Item = (&str, &str)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.path.as_str()))
     }
 
-    /// The path of the file that holds `name`, or of the whole when none does.
+    /// Path of the file that holds `name`, or of the whole model if none does.
     pub(super) fn path_of(&self, name: &str) -> &str {
         self.tensors.get(name).map_or(&self.path, |tensor| &tensor.path)
     }
 
-    /// The tensor `name`, which must have the shape `expected`.
+    /// Returns the tensor `name`, which must have the shape `expected`.
     pub(super) fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
         let stored = self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor {
             file: self.path.clone(),
@@ -124,7 +124,7 @@ impl TensorFiles {
         })?;
         let (start, end) = stored.info.data_offsets;
         let range = stored.data_start + start..stored.data_start + end;
-        // The crate has checked offsets against the file's length and the shape.
+        // The safetensors crate has validated offsets against shape and file length.
         debug_assert_eq!(range.len(), expected.iter().product::<usize>() * dtype.bytes());
         Ok(Tensor { dtype, shape: stored.info.shape.clone(), file: stored.file.clone(), range })
     }

@@ -1,23 +1,23 @@
-//! What `model = "…"` in the configuration may say.
+//! Values of `model = "…"` in the configuration.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 
 use super::ModelError;
 
-/// Where a model lies.
+/// Location of a model.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(into = "String")]
 pub enum ModelSource {
     /// A Hugging Face directory.
     Directory(PathBuf),
-    /// `embedded:tiny`: the pair compiled into the program. As target it means the larger
-    /// of the two, as draft the smaller.
+    /// `embedded:tiny`: the pair embedded in the binary. As target it refers to the larger
+    /// model, as draft to the smaller one.
     EmbeddedTiny,
 }
 
 impl ModelSource {
-    /// Reads `embedded:tiny` or a path. Opens nothing.
+    /// Parses `embedded:tiny` or a path. Does not access the file system.
     ///
     /// # Errors
     /// [`ModelError::Source`] for an empty text or an `embedded:` name that does not exist.
@@ -32,7 +32,7 @@ impl ModelSource {
         }
     }
 
-    /// The name under which the API offers the model: the last part of the path.
+    /// Default model name in the API: the last component of the path.
     pub fn name(&self) -> String {
         match self {
             Self::EmbeddedTiny => "embedded:tiny".to_owned(),

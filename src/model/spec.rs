@@ -1,4 +1,4 @@
-//! A model's shape and weights, as executors take them.
+//! Shape and weights of a model, the input of an executor.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub struct ModelSpec {
     /// `model_type` of config.json.
     pub model_type: String,
-    /// Tokens in the vocabulary: rows of the embedding.
+    /// Vocabulary size: rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -25,11 +25,11 @@ pub struct ModelSpec {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Longest sequence in tokens.
+    /// Context length, in tokens.
     pub context_tokens_max: usize,
     /// Epsilon of every RMSNorm.
     pub rms_norm_eps: f32,
-    /// Rotary embedding.
+    /// Rotary position embedding.
     pub rope: Rope,
 }
 
@@ -38,35 +38,35 @@ pub struct ModelSpec {
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
-    /// How frequencies are changed for long contexts.
+    /// Frequency scaling for long contexts.
     pub scaling: RopeScaling,
 }
 
-/// Rotary scaling, as config.json's `rope_scaling` or `rope_parameters` names it.
+/// Rotary scaling, named as in `rope_scaling` and `rope_parameters` of config.json.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub enum RopeScaling {
-    /// `default`.
+    /// `default`: no scaling.
     Default,
-    /// `linear`: positions divided by `factor`.
+    /// `linear`: positions are divided by `factor`.
     Linear {
-        /// The divisor.
+        /// Divisor of the positions.
         factor: f64,
     },
-    /// `llama3`: low frequencies divided by `factor`, high ones kept, a ramp between.
+    /// `llama3`: low frequencies are divided by `factor`, high ones kept, with a ramp between.
     Llama3 {
-        /// The divisor of low frequencies.
+        /// Divisor of the low frequencies.
         factor: f64,
         /// Wavelengths above `original_context / low_freq_factor` are scaled.
         low_freq_factor: f64,
         /// Wavelengths below `original_context / high_freq_factor` are kept.
         high_freq_factor: f64,
-        /// Context of the first training phase.
+        /// Context length of the original pre-training, in tokens.
         original_context: f64,
     },
 }
 
 impl Rope {
-    /// Inverse frequencies, one per pair: `head_dim / 2` of them, in radians per position.
+    /// Inverse frequencies `[head_dim / 2]`, in radians per position.
     pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f64> {
         (0..head_dim / 2)
             .map(|pair| {
@@ -93,19 +93,19 @@ impl RopeScaling {
     }
 }
 
-/// How a tensor's numbers are stored, little-endian.
+/// Number format of a tensor, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum Dtype {
-    /// bfloat16.
+    /// bfloat16, 2 bytes.
     Bf16,
-    /// IEEE half.
+    /// IEEE binary16, 2 bytes.
     F16,
-    /// IEEE single.
+    /// IEEE binary32, 4 bytes.
     F32,
 }
 
 impl Dtype {
-    /// Bytes of one number.
+    /// Size of one number, in bytes.
     pub fn bytes(self) -> usize {
         match self {
             Dtype::Bf16 | Dtype::F16 => 2,
@@ -114,30 +114,29 @@ impl Dtype {
     }
 }
 
-/// Bytes that tensors point into: a mapped file or the program's own image.
+/// Backing bytes of tensors: a mapped file or embedded data.
 pub type TensorBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// A matrix or vector in row-major order, not copied out of its file. The bytes may
-/// stand at any alignment.
+/// A row-major matrix or vector, borrowed from its file. The bytes may be unaligned.
 #[derive(Clone)]
 pub struct Tensor {
     /// Number format.
     pub dtype: Dtype,
     /// `[rows, columns]`, or `[length]`.
     pub shape: Vec<usize>,
-    /// The file.
+    /// Bytes of the whole file.
     pub file: TensorBytes,
-    /// Where in the file.
+    /// Byte range within the file.
     pub range: Range<usize>,
 }
 
 impl Tensor {
-    /// The numbers, as stored.
+    /// The stored bytes.
     pub fn bytes(&self) -> &[u8] {
         &(*self.file).as_ref()[self.range.clone()]
     }
 
-    /// How many numbers.
+    /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -149,28 +148,28 @@ impl std::fmt::Debug for Tensor {
     }
 }
 
-/// All weights of one model; shapes are checked against the [`ModelSpec`] by the loader.
+/// All weights of a model; the loader checks shapes against the [`ModelSpec`].
 /// Linear layers are `[outputs, inputs]`, applied as `y = W x (+ b)`.
 #[derive(Clone, Debug)]
 pub struct ModelWeights {
-    /// `[vocab_size, hidden_size]`.
+    /// Token embedding, `[vocab_size, hidden_size]`.
     pub embedding: Tensor,
     /// The layers in order.
     pub layers: Vec<LayerWeights>,
-    /// `[hidden_size]`.
+    /// Final RMSNorm, `[hidden_size]`.
     pub final_norm: Tensor,
-    /// `[vocab_size, hidden_size]`; the embedding itself when tied.
+    /// Output head, `[vocab_size, hidden_size]`; the embedding itself if tied.
     pub head: Tensor,
-    /// Whether `head` is the embedding.
+    /// Whether `head` is tied to the embedding.
     pub tied_head: bool,
 }
 
 /// One transformer layer's weights.
 #[derive(Clone, Debug)]
 pub struct LayerWeights {
-    /// Before attention, `[hidden_size]`.
+    /// RMSNorm before attention, `[hidden_size]`.
     pub attention_norm: Tensor,
-    /// `[heads * head_dim, hidden_size]`.
+    /// Query projection, `[heads * head_dim, hidden_size]`.
     pub query: Linear,
     /// `[kv_heads * head_dim, hidden_size]`.
     pub key: Linear,
@@ -180,32 +179,32 @@ pub struct LayerWeights {
     pub query_norm: Option<Tensor>,
     /// RMSNorm of each key head before the rotation, `[head_dim]` (qwen3).
     pub key_norm: Option<Tensor>,
-    /// `[hidden_size, heads * head_dim]`.
+    /// Attention output projection, `[hidden_size, heads * head_dim]`.
     pub output: Linear,
-    /// Before the MLP, `[hidden_size]`.
+    /// RMSNorm before the MLP, `[hidden_size]`.
     pub mlp_norm: Tensor,
     /// `[intermediate_size, hidden_size]`.
     pub gate: Linear,
     /// `[intermediate_size, hidden_size]`.
     pub up: Linear,
-    /// `[hidden_size, intermediate_size]`.
+    /// Down projection, `[hidden_size, intermediate_size]`.
     pub down: Linear,
 }
 
-/// A linear layer.
+/// A linear layer with optional bias.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    /// `[outputs, inputs]`.
+    /// Weight, `[outputs, inputs]`.
     pub weight: Tensor,
-    /// `[outputs]`.
+    /// Bias, `[outputs]`.
     pub bias: Option<Tensor>,
 }
 
 /// A model ready for an executor.
 #[derive(Clone, Debug)]
 pub struct LoadedModel {
-    /// Shape.
+    /// Shape of the model.
     pub spec: ModelSpec,
-    /// Weights.
+    /// Weights of the model.
     pub weights: ModelWeights,
 }

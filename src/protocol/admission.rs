@@ -1,4 +1,4 @@
-//! What the API holds of the engine.
+//! Submission and admission of requests: the API's side of the engine.
 
 use std::sync::Arc;
 
@@ -6,42 +6,42 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{RequestId, SamplingParams, Slo, TokenEvent, TokenId};
 
-/// A validated request on its way into the engine; intake gives it its name and arrival time.
+/// A validated request that the API submits; intake assigns its id.
 #[derive(Clone, Debug)]
 pub struct Submission {
-    /// The prompt; at least one token, fits the context together with `max_tokens`.
+    /// Prompt tokens; at least one, and within the context together with `max_tokens`.
     pub prompt: Arc<[TokenId]>,
-    /// Most tokens to generate; at least one.
+    /// Most output tokens; at least one.
     pub max_tokens: u32,
-    /// Sampling.
+    /// Sampling parameters.
     pub sampling: Arc<SamplingParams>,
-    /// Tokens that end the output.
+    /// Stop tokens.
     pub stop_tokens: Arc<[TokenId]>,
-    /// Objectives.
+    /// Latency objectives.
     pub slo: Slo,
-    /// Index of the class in the config.
+    /// Index of the request's class in the config.
     pub class: u8,
-    /// When the request reached the socket, on the engine's clock.
+    /// Arrival at the socket, on the engine's clock.
     pub arrival: super::Micros,
 }
 
-/// Why a submission was not taken.
+/// Why a submission was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdmissionError {
-    /// The queue is at its bound.
+    /// The queue is full.
     #[error("the queue is full: {actual} {what} of at most {limit}")]
     QueueFull {
         /// `requests` or `prompt tokens`.
         what: &'static str,
-        /// The bound.
+        /// Limit of the queue.
         limit: u64,
-        /// What it would have become.
+        /// Size that the queue would have reached.
         actual: u64,
     },
-    /// The daemon drains or has failed.
+    /// The daemon is draining or has failed.
     #[error("the server is shutting down")]
     Unavailable,
-    /// The request can never be served: KV pool smaller than prompt and output.
+    /// Prompt and output exceed the whole KV pool.
     #[error("prompt and output need {needed} KV blocks and the pool has {total}")]
     TooLarge {
         /// Blocks for prompt and `max_tokens`.
@@ -49,20 +49,20 @@ pub enum AdmissionError {
         /// Blocks in the pool.
         total: u64,
     },
-    /// The objective can't be met even on an empty machine, and the config says to refuse.
+    /// The objective cannot be met even on an idle machine, and the config rejects such requests.
     #[error("{0}")]
     Infeasible(String),
-    /// The requests before it would make its first token too late, and the config says to refuse.
+    /// The queue would delay the first token past its objective, and the config rejects such requests.
     #[error("with the requests before it, {0}")]
     TooLate(String),
 }
 
 /// An admitted request. Dropping its events cancels it at the next step that yields tokens;
-/// whoever wants that sooner ends it by its name.
+/// ending it by its id takes effect at the next step boundary.
 #[derive(Debug)]
 pub struct Generation {
-    /// Its name.
+    /// Id of the request.
     pub id: RequestId,
-    /// Its events. Bounded by construction: at most `max_tokens` non-empty events and a terminal one.
+    /// Event stream. Bounded by construction: at most `max_tokens` non-empty events and a terminal one.
     pub events: UnboundedReceiver<TokenEvent>,
 }

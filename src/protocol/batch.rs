@@ -1,24 +1,24 @@
-//! The data that crosses the executor seam: what a forward pass is given, and what comes back.
+//! Data of the executor interface: inputs and results of a forward pass.
 //!
-//! Everything is in tokens and block ids. No tensor appears here: sampling and verification happen
-//! behind the seam, because on a GPU they must not leave the device.
+//! Everything is in tokens and block ids. No tensors appear here: sampling and verification
+//! are part of the executor, because on a GPU they must stay on the device.
 
 use std::sync::Arc;
 
 use super::{BlockId, RequestId, SamplingParams, TokenId};
 
-/// Fixed facts about an executor, known once it is built.
+/// Static properties of an executor.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct ExecutorInfo {
-    /// `cpu`, `cuda` or `virtual`, for people and for the profile's fingerprint.
+    /// `cpu`, `cuda` or `virtual`; part of the profile's fingerprint.
     pub backend: String,
-    /// The device, in words.
+    /// Human-readable device name.
     pub device: String,
-    /// Tokens in the vocabulary.
+    /// Vocabulary size, in tokens.
     pub vocab_size: u32,
-    /// Longest sequence, prompt and output together, in tokens.
+    /// Context length: prompt plus output, in tokens.
     pub context_tokens_max: u32,
-    /// Tokens in one KV block, both models.
+    /// Tokens per KV block, for both models.
     pub block_tokens: u32,
     /// Blocks in the target's KV pool.
     pub target_blocks: u32,
@@ -26,9 +26,9 @@ pub struct ExecutorInfo {
     pub drafter: Option<DrafterNeeds>,
     /// Most input tokens in one call, over all sequences.
     pub batch_tokens_max: u32,
-    /// Most sequences in one call.
+    /// Most sequences per call.
     pub batch_sequences_max: u32,
-    /// Most draft tokens that one sequence may have verified in one call.
+    /// Most draft tokens per sequence that one call verifies.
     pub draft_tokens_max: u32,
 }
 
@@ -68,16 +68,16 @@ impl DrafterNeeds {
     }
 }
 
-/// One sequence's part of a forward pass: its input tokens and where their keys
-/// and values go.
+/// One sequence's part of a forward pass: its input tokens and the blocks for their keys and
+/// values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceInput {
-    /// Whose it is.
+    /// Id of the request.
     pub request: RequestId,
-    /// Input tokens; at least one. `tokens[i]` stands at absolute position `start + i`
+    /// Input tokens; at least one. `tokens[i]` is at absolute position `start + i`
     /// (for a tree see [`VerifyRow::tree`]).
     pub tokens: Vec<TokenId>,
-    /// Absolute position of `tokens[0]`; everything before it is in the cache already.
+    /// Absolute position of `tokens[0]`; all earlier positions are in the cache.
     pub start: u32,
     /// The sequence's blocks, in order; cover at least `start + tokens.len()` positions.
     pub blocks: Vec<BlockId>,
@@ -88,12 +88,12 @@ pub struct SequenceInput {
     pub history: Option<History>,
 }
 
-/// Tokens that penalties look at.
+/// Tokens that penalties count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct History {
     /// Prompt and committed output.
     pub tokens: Vec<TokenId>,
-    /// How many of them are the prompt.
+    /// Number of leading tokens that belong to the prompt.
     pub prompt_tokens: u32,
 }
 
@@ -178,7 +178,7 @@ impl DraftForest {
     }
 }
 
-/// What the draft model proposes for one position of one sequence.
+/// The draft model's proposal for one position of one sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Proposal {
     /// The draft's choice under the request's noise, which the target samples with, too.
@@ -186,9 +186,9 @@ pub struct Proposal {
     /// Draft probability of `token` after the request's sampling parameters; at
     /// temperature 0 the plain softmax at temperature 1.
     pub probability: f32,
-    /// Probability of the draft's most probable token less that of its second, same distribution.
+    /// Difference between the draft's two largest probabilities, in the same distribution.
     pub margin: f32,
-    /// The draft's second choice under the same noise, for trees.
+    /// The draft's runner-up under the same noise, for trees.
     pub runner_up: TokenId,
     /// Whether the logits were all finite; if not, the proposal must not be used.
     pub finite: bool,
@@ -209,7 +209,7 @@ pub struct VerifyRow {
     /// A node's position is its parent's plus one; its KV slot is that of its
     /// place in the input, until the cache is compacted ([`Compaction`]).
     pub tree: Option<Vec<u32>>,
-    /// Whether to choose tokens; `false` for a prefill chunk that does not reach the
+    /// Whether to sample; `false` for a prefill chunk that does not reach the
     /// end of the committed tokens.
     pub sample: bool,
 }
@@ -226,14 +226,14 @@ pub enum RowRole {
 /// What the target decided for one row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
-    /// The next tokens of the sequence: the accepted drafts, then one token of the
-    /// target's own. Empty iff the row did not sample or is not finite.
+    /// The next tokens of the sequence: the accepted drafts, then the bonus token. Empty iff
+    /// the row did not sample or is not finite.
     pub tokens: Vec<TokenId>,
-    /// How many drafts were accepted: `tokens.len() - 1`.
+    /// Accepted drafts: `tokens.len() - 1`.
     pub accepted: u32,
     /// For a tree, the accepted drafts' places (0-based, ascending); empty for chains.
     pub path: Vec<u32>,
-    /// False when a logit that matters was NaN or infinite.
+    /// False if a relevant logit was NaN or infinite.
     pub finite: bool,
 }
 
@@ -248,24 +248,23 @@ pub struct Compaction {
     pub path: Vec<u32>,
 }
 
-/// What an executor could not do. All of these are programmer or device errors:
-/// nothing a caller sends may cause one.
+/// Errors of an executor. All are programmer or device errors; no request may cause one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExecutorError {
-    /// The device failed; the executor can't be used again (CUDA errors are sticky).
+    /// The device failed. The executor must not be used again: CUDA errors are sticky.
     #[error("the device failed: {0}")]
     Device(String),
-    /// The batch breaks a rule of this module.
+    /// The batch violates an invariant of this module.
     #[error("malformed batch: {0}")]
     Malformed(String),
 }
 
-/// Which model of the pair.
+/// Role of a model in the pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelRole {
-    /// The model that is served.
+    /// The target model.
     Target,
-    /// The small model that guesses.
+    /// The draft model.
     Draft,
 }

@@ -1,9 +1,9 @@
-//! Names of things: tokens, requests, KV blocks.
+//! Ids of tokens, requests and KV blocks.
 
-/// A token's number in the vocabulary shared by target and draft.
+/// Token id in the vocabulary shared by target and draft.
 pub type TokenId = u32;
 
-/// Names a request for its whole life; never reused within a process.
+/// Id of a request; never reused within a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(transparent)]
 pub struct RequestId(pub u64);
@@ -14,13 +14,13 @@ impl std::fmt::Display for RequestId {
     }
 }
 
-/// A block's index in its KV pool.
+/// Index of a block in its KV pool.
 pub type BlockId = u32;
 
-/// Tokens in one KV block. A constant, because kernels are compiled for it.
+/// Tokens per KV block. A constant, because kernels are compiled for it.
 pub const BLOCK_TOKENS: u32 = 16;
 
-/// KV blocks that hold `tokens` tokens.
+/// Number of KV blocks that hold `tokens` tokens.
 pub fn blocks_for(tokens: u32) -> u32 {
     tokens.div_ceil(BLOCK_TOKENS)
 }

@@ -1,8 +1,8 @@
-//! The vocabulary that all rooms share: ids, time, requests and their events, sampling
-//! parameters, the data of the executor seam, and the data of a step.
+//! Data types shared by all rooms: ids, time, requests and their events, sampling parameters,
+//! the data of the executor interface, and the data of a step.
 //!
-//! The ground floor of the crate. Nothing here computes more than an accessor does, and nothing
-//! here imports another room (docs/ARCHITECTURE.md, "Layers").
+//! The bottom layer of the crate: plain data with accessors, and no imports from other rooms
+//! (docs/ARCHITECTURE.md, "Layers").
 #![forbid(unsafe_code)]
 
 mod admission;
@@ -20,8 +20,8 @@ pub use batch::{
 };
 pub use ids::{BLOCK_TOKENS, BlockId, RequestId, TokenId, blocks_for};
 pub use request::{
-    Ending, FinishReason, GenerationRequest, RequestFailure, RequestSummary, RequestTimes, Slo,
-    SpeculationStats, TokenEvent,
+    FinishReason, GenerationRequest, RequestFailure, RequestSummary, RequestTimes, Slo, SpeculationStats,
+    Termination, TokenEvent,
 };
 pub use sampling_params::SamplingParams;
 pub use step::{

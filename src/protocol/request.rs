@@ -1,48 +1,47 @@
-//! What a caller asks for and what it gets back, in tokens.
+//! Requests and their events, in tokens.
 
 use std::sync::Arc;
 
 use super::{Micros, RequestId, SamplingParams, TokenId};
 
-/// A request's latency objectives (docs/slo.md). `None`: no bound.
+/// Latency objectives of a request (docs/slo.md). `None` is unbounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Slo {
-    /// Arrival at the socket to first token.
+    /// TTFT: arrival at the socket to first token.
     pub ttft: Option<Micros>,
-    /// Mean time per output token after the first.
+    /// TPOT: mean time per output token after the first.
     pub tpot: Option<Micros>,
 }
 
 impl Slo {
-    /// Whether a finished request met all its objectives (docs/slo.md). A single token has
-    /// no time per token, and meets that objective.
+    /// Whether a finished request attained its objectives (docs/slo.md). A single-token output
+    /// has no TPOT and attains any.
     pub fn is_attained_by(&self, summary: &RequestSummary) -> bool {
         self.ttft.is_none_or(|bound| summary.ttft() <= bound)
             && self.tpot.is_none_or(|bound| summary.tpot().is_none_or(|seen| seen <= bound))
     }
 }
 
-/// A validated request as the scheduler takes it.
+/// A validated request, the scheduler's input.
 #[derive(Clone, Debug)]
 pub struct GenerationRequest {
-    /// Its name.
+    /// Id of the request.
     pub id: RequestId,
-    /// The prompt; at least one token.
+    /// Prompt tokens; at least one.
     pub prompt: Arc<[TokenId]>,
-    /// At most this many tokens are generated; at least one. Prompt and output
-    /// together fit the context.
+    /// Most output tokens; at least one. Prompt plus output fit in the context.
     pub max_tokens: u32,
-    /// How each token is chosen.
+    /// Sampling parameters.
     pub sampling: Arc<SamplingParams>,
-    /// Tokens that end the output: the model's end tokens (unless `ignore_eos`)
-    /// and the caller's stop ids. The ending token itself is part of the output
-    /// stream and is dropped where text is made.
+    /// Stop tokens: the model's end-of-sequence tokens (unless `ignore_eos`) and the caller's
+    /// stop ids. The stop token itself is part of the output stream; the API drops it from
+    /// the text.
     pub stop_tokens: Arc<[TokenId]>,
     /// Latency objectives.
     pub slo: Slo,
     /// Index of the request's class in the config; lower is more urgent.
     pub class: u8,
-    /// When it arrived at the socket.
+    /// Arrival at the socket.
     pub arrival: Micros,
 }
 
@@ -52,17 +51,17 @@ pub struct GenerationRequest {
 pub enum FinishReason {
     /// A stop token, an end token or a stop string.
     Stop,
-    /// `max_tokens` or the context's end.
+    /// `max_tokens` or the context length.
     Length,
 }
 
-/// Why a request ended without an answer.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestFailure {
-    /// The caller went away or asked for it.
+    /// The client disconnected or cancelled.
     #[error("the request was cancelled")]
     Cancelled,
-    /// The daemon is going down and the drain time is over.
+    /// The drain timeout of a shutdown has passed.
     #[error("the server is shutting down")]
     ShuttingDown,
     /// The model returned NaN or infinity for this request.
@@ -73,25 +72,25 @@ pub enum RequestFailure {
     Engine(String),
 }
 
-/// Why a request is ended from outside, before its output is complete.
+/// Why a request is ended early, from outside the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The caller has all it wants: a stop string is complete. Counts as a success.
+pub enum Termination {
+    /// The output completed a stop string. Counts as a success.
     Stopped,
-    /// There is nobody to answer, or no way to.
+    /// The caller is gone or the engine cannot continue.
     Failed(RequestFailure),
 }
 
-/// What speculation did for one request.
+/// Speculation statistics of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct SpeculationStats {
     /// Verification steps: target steps that yielded tokens after the prefill.
     pub steps: u32,
     /// Draft tokens proposed by the draft model.
     pub drafted: u32,
-    /// Draft tokens given to the target.
+    /// Draft tokens verified by the target.
     pub verified: u32,
-    /// Draft tokens that equalled the target's own.
+    /// Draft tokens accepted: equal to the target's own samples.
     pub accepted: u32,
 }
 
@@ -100,31 +99,31 @@ pub struct SpeculationStats {
 pub struct RequestTimes {
     /// Arrival at the socket.
     pub arrival: Micros,
-    /// First time that the request was part of a step.
+    /// Start of the first step that included the request.
     pub scheduled: Micros,
-    /// First token.
+    /// Time of the first token.
     pub first_token: Micros,
-    /// Last token.
+    /// Time of the last token.
     pub last_token: Micros,
 }
 
-/// Closing figures of one request.
+/// Final statistics of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct RequestSummary {
-    /// Tokens of the prompt.
+    /// Prompt length in tokens.
     pub prompt_tokens: u32,
-    /// Tokens generated, the ending token included.
+    /// Output tokens, including the stop token.
     pub output_tokens: u32,
-    /// Times.
+    /// Timestamps.
     pub times: RequestTimes,
-    /// Speculation.
+    /// Speculation statistics.
     pub speculation: SpeculationStats,
-    /// How often the request was preempted and recomputed.
+    /// Number of preemptions, each followed by recompute.
     pub preemptions: u32,
 }
 
 impl RequestSummary {
-    /// Arrival to the first step that the request was part of.
+    /// Queue time: arrival to the first step that included the request.
     pub fn queue_time(&self) -> Micros {
         self.times.scheduled.saturating_sub(self.times.arrival)
     }
@@ -141,25 +140,25 @@ impl RequestSummary {
     }
 }
 
-/// What the engine sends about one request: any number of `Tokens`, then exactly
-/// one of the other two, then nothing (invariant 2).
+/// Events of one request: any number of `Tokens`, then exactly one terminal event
+/// (`Finished` or `Failed`).
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenEvent {
     /// The next tokens, in order, each once; never empty.
     Tokens(Vec<TokenId>),
     /// The output is complete.
     Finished {
-        /// Why.
+        /// Why the output ended.
         reason: FinishReason,
-        /// Closing figures.
+        /// Final statistics.
         summary: RequestSummary,
     },
-    /// There is no more output, and it is not complete.
+    /// The request failed before its output was complete.
     Failed(RequestFailure),
 }
 
 impl TokenEvent {
-    /// Whether nothing may follow.
+    /// Whether this is the last event.
     pub fn is_terminal(&self) -> bool {
         !matches!(self, TokenEvent::Tokens(_))
     }

@@ -2,14 +2,14 @@
 
 use super::TokenId;
 
-/// How the next token is chosen from the target's logits.
+/// Parameters of sampling the next token from the logits.
 ///
 /// Applied in this order, as in the OpenAI and Hugging Face conventions:
 /// repetition penalty, presence and frequency penalty, bias, temperature,
 /// top-k, top-p, min-p, noise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// 0: the largest logit, lowest id on a tie. Else logits are divided by it.
+    /// 0 is greedy: the largest logit, lowest id on a tie. Otherwise logits are divided by it.
     pub temperature: f32,
     /// Keep the `top_k` most probable tokens; 0: all.
     pub top_k: u32,
@@ -17,7 +17,7 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Keep tokens at least `min_p` times as probable as the best; 0: all.
     pub min_p: f32,
-    /// Keys the noise: same seed, same prompt, same output.
+    /// Seed of the noise. The same seed and prompt yield the same output.
     pub seed: u64,
     /// Logits of tokens seen in prompt or output are divided (if positive) or
     /// multiplied (if negative) by it; 1: off.
@@ -31,7 +31,7 @@ pub struct SamplingParams {
 }
 
 impl SamplingParams {
-    /// Temperature 0 and nothing else.
+    /// Greedy sampling without penalties or bias.
     pub fn greedy() -> SamplingParams {
         SamplingParams {
             temperature: 0.0,
@@ -46,7 +46,7 @@ impl SamplingParams {
         }
     }
 
-    /// Whether a token's logit depends on the tokens before it other than through the model.
+    /// Whether logits depend on earlier tokens other than through the model, by penalties.
     pub fn needs_history(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }

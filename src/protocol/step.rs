@@ -1,37 +1,37 @@
-//! One step as policies, the scheduler and telemetry see it: the view that is planned from, the
-//! decision, the drafts, and the report that is learned from.
+//! Data of one step for policies, scheduler and telemetry: the view it is planned from, the
+//! decision, the drafts, and the report that policies learn from.
 
 use super::{Micros, Proposal, RequestId};
 
-/// A sequence that decodes in this step, as a policy sees it.
+/// A decoding sequence, as shown to policies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodeView {
-    /// Whose it is.
+    /// Id of the request.
     pub request: RequestId,
     /// Committed tokens of prompt and output; the last one is this step's input.
     pub context_tokens: u32,
-    /// Output tokens so far, including the first: `n_r + 1` in docs/policy.md.
+    /// Output tokens so far, including the first one: `n_r + 1` in docs/policy.md.
     pub output_tokens: u32,
-    /// Time since the first token, `a_r`.
+    /// Time since the first token, `a_r` in docs/policy.md.
     pub since_first_token: Micros,
     /// TPOT objective, if any.
     pub tpot: Option<Micros>,
-    /// Committed tokens that the draft model has not seen; at least 1 (the last token).
+    /// Catch-up: committed tokens that the draft model has not seen; at least 1, the last token.
     pub draft_lag_tokens: u32,
-    /// Most draft tokens that make sense: bounded by KV blocks, context, output left, executor.
+    /// Most useful draft tokens, limited by KV blocks, context, remaining output and executor.
     pub drafts_max: u32,
     /// Sampling temperature.
     pub temperature: f32,
 }
 
-/// A sequence whose prompt (or recomputed prefix) is not fully in the cache yet.
+/// A prefilling sequence, whose prompt or recomputed prefix is not fully in the cache.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrefillView {
-    /// Whose it is.
+    /// Id of the request.
     pub request: RequestId,
     /// Tokens in the cache.
     pub done_tokens: u32,
-    /// Tokens to go.
+    /// Tokens left to prefill.
     pub remaining_tokens: u32,
     /// Time since arrival.
     pub since_arrival: Micros,
@@ -39,7 +39,7 @@ pub struct PrefillView {
     pub ttft: Option<Micros>,
 }
 
-/// All that a policy may look at when it plans a step.
+/// The input of a policy's plan.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepView {
     /// When the step is planned.
@@ -48,9 +48,9 @@ pub struct StepView {
     pub decoding: Vec<DecodeView>,
     /// Sequences that prefill, most urgent first.
     pub prefilling: Vec<PrefillView>,
-    /// Requests that wait for a place in the running set.
+    /// Requests waiting for admission to the running set.
     pub waiting: u32,
-    /// Most prefill tokens that the scheduler would put into this step.
+    /// Most prefill tokens that the scheduler allows in this step.
     pub prefill_tokens_max: u32,
 }
 
@@ -72,24 +72,23 @@ pub struct StepDecision {
     pub intent: Intent,
     /// Most draft tokens for each decoding sequence, in the view's order; 0: don't draft.
     pub drafts: Vec<u32>,
-    /// Most prefill tokens in this step, at most the view's bound.
+    /// Most prefill tokens in this step, up to the view's limit.
     pub prefill_tokens: u32,
-    /// Whether the draft model sees prefill chunks, too, so that it can propose from the
-    /// first decode step on. Costs draft time now; later catch-up costs the same or more.
+    /// Whether the draft model prefills as well, so that it can propose from the first decode
+    /// step on. Costs draft time now; later catch-up costs the same or more.
     pub warm_draft: bool,
 }
 
-/// A step under way: what was shown and what was granted.
+/// A step in progress: the view and the granted decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {
-    /// What the plan saw.
+    /// The view that was planned from.
     pub view: &'a StepView,
-    /// The decision as carried out: the scheduler may have granted fewer drafts or prefill
-    /// tokens than the policy asked for. The intent is the policy's.
+    /// The decision as granted: the scheduler may reduce drafts and prefill tokens.
     pub granted: &'a StepDecision,
 }
 
-/// Drafts of one decoding sequence so far in this step.
+/// Proposals of one decoding sequence so far in this step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DraftedRow {
     /// Index into [`StepView::decoding`].
@@ -98,18 +97,18 @@ pub struct DraftedRow {
     pub proposals: Vec<Proposal>,
 }
 
-/// What one step did, for learning.
+/// Outcome of a step, which policies learn from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
-    /// What the plan saw.
+    /// The view that was planned from.
     pub view: StepView,
     /// The decision as carried out.
     pub granted: StepDecision,
     /// Every row that drafted, with all its proposals.
     pub drafted: Vec<DraftedRow>,
-    /// For each decoding sequence: drafts that the target verified.
+    /// Verified drafts per decoding sequence.
     pub verified: Vec<u32>,
-    /// For each decoding sequence: drafts accepted.
+    /// Accepted drafts per decoding sequence.
     pub accepted: Vec<u32>,
     /// Rows and catch-up tokens of each draft call, in order: `(rows, input tokens)`.
     pub draft_calls: Vec<(u32, u32)>,
@@ -121,24 +120,24 @@ pub struct StepReport {
     pub draft_time: Micros,
     /// Time on the target model.
     pub target_time: Micros,
-    /// End of one step to the end of the next, when the engine was busy: what a caller feels.
+    /// Step period while busy: end of one step to the end of the next, as clients experience it.
     pub step_time: Micros,
-    /// How long the device had nothing to do; `None` where the backend can't tell.
+    /// Device idle time; `None` if the backend does not report it.
     pub device_idle: Option<DeviceIdle>,
 }
 
-/// Times at which a device that serves a step had nothing to do.
+/// Idle times of the device around and within a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceIdle {
-    /// Between the last work of the step before and the first of this one; zero when the
-    /// engine had nothing to do either.
+    /// Between the last work of the previous step and the first of this one; zero if the engine
+    /// was idle as well.
     pub before: Micros,
-    /// Between the works of this step: after each draft call.
+    /// Within this step, after each draft call.
     pub within: Micros,
 }
 
 impl DeviceIdle {
-    /// A step whose first work came after so long.
+    /// Creates the idle times of a step whose first work started after `before`.
     pub fn starting_with(before: Micros) -> DeviceIdle {
         DeviceIdle { before, within: Micros::ZERO }
     }

@@ -1,12 +1,13 @@
-//! Time as the pure parts see it: a number that is handed in.
+//! Time as plain data.
 //!
-//! Scheduler and policy never read a clock, so that the simulator can run them. Their callers pass
-//! [`Micros`]: from the daemon's [`MonotonicClock`] or from the simulator's virtual one.
+//! Scheduler and policies never read a clock, so that the simulator can run the same code.
+//! Their callers pass [`Micros`] from the daemon's [`MonotonicClock`] or the simulator's
+//! virtual clock.
 
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
 
-/// Microseconds since an arbitrary start; also used for spans of time.
+/// Microseconds since an arbitrary start, or a duration.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
@@ -14,30 +15,30 @@ use std::time::Duration;
 pub struct Micros(pub u64);
 
 impl Micros {
-    /// The start of time.
+    /// Time zero.
     pub const ZERO: Micros = Micros(0);
 
-    /// From a span in milliseconds.
+    /// Converts from milliseconds.
     pub const fn from_millis(millis: u64) -> Micros {
         Micros(millis * 1000)
     }
 
-    /// From a span in seconds; negative and non-finite values become zero.
+    /// Converts from seconds; negative and non-finite values become zero.
     pub fn from_secs_f64(seconds: f64) -> Micros {
         Micros((seconds.max(0.0) * 1e6) as u64)
     }
 
-    /// The span in seconds.
+    /// Converts to seconds.
     pub fn as_secs_f64(self) -> f64 {
         self.0 as f64 / 1e6
     }
 
-    /// The span in milliseconds.
+    /// Converts to milliseconds.
     pub fn as_millis_f64(self) -> f64 {
         self.0 as f64 / 1e3
     }
 
-    /// `self - earlier`, or zero when `earlier` is later.
+    /// `self - earlier`, or zero if `earlier` is later.
     pub fn saturating_sub(self, earlier: Micros) -> Micros {
         Micros(self.0.saturating_sub(earlier.0))
     }
@@ -75,13 +76,13 @@ impl From<Micros> for Duration {
     }
 }
 
-/// Where the edges read the time.
+/// A clock, read at the edges of the system.
 pub trait Clock: Send + Sync {
-    /// Now, in microseconds since this clock's start; never goes back.
+    /// Current time since the clock's start; monotonic.
     fn now(&self) -> Micros;
 }
 
-/// The machine's monotonic clock, counted from its creation.
+/// The machine's monotonic clock, relative to its creation.
 #[derive(Clone, Debug)]
 pub struct MonotonicClock {
     start: std::time::Instant,

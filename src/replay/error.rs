@@ -1,47 +1,47 @@
-//! Why a workload could not be made.
+//! Errors of traces and their sources.
 
 use std::io;
 use std::path::PathBuf;
 
-/// A trace can't be used.
+/// Why a trace could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// The file can't be read.
+    /// The file cannot be read.
     #[error("{}: {source}", path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// A line is not what it should be.
+    /// A line is malformed.
     #[error("line {line}: {problem}")]
     Line {
-        /// Counted from 1, header included.
+        /// Line number from 1, including the header.
         line: usize,
-        /// What is wrong, in words.
+        /// What is wrong with the line.
         problem: String,
     },
-    /// The file's name ends in neither .csv nor .jsonl.
-    #[error("{}: a trace is a .csv or a .jsonl file", .0.display())]
+    /// The file name ends in neither .csv nor .jsonl.
+    #[error("{}: unknown trace format, expected .csv or .jsonl", .0.display())]
     Extension(PathBuf),
     /// A request has no lengths.
-    #[error("line {line}: no {column}, and no other source of lengths was given")]
+    #[error("line {line}: no {column}; add it, or draw lengths with --lengths spec-bench")]
     NoLength {
-        /// Counted from 1, header included.
+        /// Line number from 1, including the header.
         line: usize,
         /// The empty column.
         column: &'static str,
     },
-    /// Nothing is left.
+    /// No requests are left after filtering.
     #[error("the trace has no requests")]
     Empty,
 }
 
-/// A text names no source of arrivals.
+/// A string is not a valid source of arrivals.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceParseError {
-    /// A formula with wrong arguments.
+    /// A generator with invalid arguments.
     #[error("{0:?} is not of the form {1}")]
     Formula(String, &'static str),
 }

@@ -1,7 +1,7 @@
-//! Workloads: when requests arrive, and how long they are.
+//! Workloads: arrival times and lengths of requests.
 //!
-//! A [`TraceSource`] names where arrivals come from, a file or a formula; a
-//! [`WorkloadOptions`] says what is made of them; the result is a list of [`Arrival`]s.
+//! A [`TraceSource`] is a trace file or a generator, [`WorkloadOptions`] scales and filters
+//! it, and the result is a list of [`Arrival`]s.
 #![forbid(unsafe_code)]
 
 mod error;

@@ -1,30 +1,30 @@
-//! Acceptance as a real pair of models had it, to be played back.
+//! Recorded acceptance of a real model pair, for playback in the simulator.
 //!
-//! A recording is a text file with one JSON object a line, one line for each output:
+//! A recording is a JSON Lines file with one object per output:
 //!
 //! ```text
 //! {"probabilities":[0.91,0.34,…],"accepted":[true,false,…]}
 //! ```
 //!
-//! Place `i` of both lists is the output's token `i + 2` (the first comes with the prompt and
-//! is never drafted): the probability that the draft model gave its own choice there, behind
-//! the target's true tokens, and whether that choice was the target's.
+//! Entry `i` of both lists is about the output's token `i + 2` (the first token comes with
+//! the prompt and is never drafted): the draft model's probability of its own sample after
+//! the target's true tokens, and whether that sample equals the target's.
 
 use serde::{Deserialize, Serialize};
 
-/// What is wrong with a recording.
+/// Why a recording is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordingError {
-    /// A line that can't be used.
+    /// A malformed line.
     #[error("line {line}: {reason}")]
     Line {
-        /// Counted from 1.
+        /// Line number from 1.
         line: usize,
-        /// What is wrong with it.
+        /// What is wrong with the line.
         reason: String,
     },
-    /// There is no line.
-    #[error("there is no sequence in it")]
+    /// The file holds no sequence.
+    #[error("the recording holds no sequences")]
     Empty,
 }
 
@@ -32,9 +32,9 @@ pub enum RecordingError {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecordedSequence {
-    /// Draft probability of the draft's own choice, 0 to 1.
+    /// Draft probability of the draft's own sample, 0 to 1.
     pub probabilities: Vec<f32>,
-    /// Whether that was the target's choice, too.
+    /// Whether that sample equals the target's.
     pub accepted: Vec<bool>,
 }
 
@@ -42,7 +42,7 @@ impl RecordedSequence {
     fn check(&self) -> Result<(), String> {
         let (probabilities, accepted) = (self.probabilities.len(), self.accepted.len());
         if probabilities != accepted {
-            return Err(format!("{probabilities} probabilities, but {accepted} times accepted or not"));
+            return Err(format!("{probabilities} probabilities but {accepted} acceptance flags"));
         }
         if probabilities == 0 {
             return Err("the lists are empty".to_owned());
@@ -54,15 +54,15 @@ impl RecordedSequence {
     }
 }
 
-/// A recording that can be played back: at least one sequence, none of them empty.
+/// A valid recording: at least one sequence, none of them empty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recording(Vec<RecordedSequence>);
 
 impl Recording {
-    /// Reads a file's text; empty lines count but say nothing.
+    /// Parses a recording; empty lines are skipped but counted.
     ///
     /// # Errors
-    /// The first line that can't be used, or that there is none.
+    /// The first malformed line, or that there are no sequences.
     pub fn parse(text: &str) -> Result<Recording, RecordingError> {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let read = |(index, line): (usize, &str)| {
@@ -74,7 +74,7 @@ impl Recording {
         if sequences.is_empty() { Err(RecordingError::Empty) } else { Ok(Recording(sequences)) }
     }
 
-    /// The sequences, in the order of the file.
+    /// The sequences, in file order.
     pub fn sequences(&self) -> &[RecordedSequence] {
         &self.0
     }
@@ -100,7 +100,7 @@ mod tests {
         let problem = |line: &str| Recording::parse(&format!("{TEXT}{line}\n")).expect_err("bad").to_string();
         assert!(problem("nonsense").starts_with("line 4: "));
         for (line, reason) in [
-            ("{\"probabilities\":[0.5],\"accepted\":[]}", "1 probabilities, but 0 times accepted or not"),
+            ("{\"probabilities\":[0.5],\"accepted\":[]}", "1 probabilities but 0 acceptance flags"),
             ("{\"probabilities\":[],\"accepted\":[]}", "the lists are empty"),
             ("{\"probabilities\":[1.5],\"accepted\":[true]}", "1.5 is not a probability"),
         ] {

@@ -1,4 +1,4 @@
-//! Where arrivals come from.
+//! Sources of arrivals: trace files and generators.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -7,34 +7,33 @@ use super::trace::{TRACE_ROWS_MAX, TraceRow, parse_csv, parse_jsonl};
 use super::{SourceParseError, TraceError};
 use crate::random::gamma;
 
-/// Where the lengths of prompts and outputs come from.
+/// Source of prompt and output lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lengths {
-    /// From the trace.
+    /// The trace's own lengths.
     Trace,
-    /// Drawn from the statistics of [`spec_bench`](super::spec_bench), whatever the trace says.
+    /// Drawn from the statistics of [`spec_bench`](super::spec_bench); the trace's lengths are ignored.
     SpecBench,
 }
 
-/// Stream of inter-arrival times.
+/// Random stream of the inter-arrival times.
 const GAP_STREAM: u32 = 0x31;
-/// The forms of the formulas, for people.
+/// Syntax of the generators, for error messages.
 const POISSON_FORM: &str = "poisson:RPS,SECONDS";
 const GAMMA_FORM: &str = "gamma:RPS,CV,SECONDS";
 
-/// A file or a formula.
+/// A trace file or a generator.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TraceSource {
     /// A trace file, `.csv` or `.jsonl`.
     File(PathBuf),
-    /// Independent gaps with a gamma distribution; a coefficient of variation of 1 is a
-    /// Poisson process.
+    /// Independent gamma-distributed gaps; a coefficient of variation of 1 is a Poisson process.
     Gamma {
         /// Mean requests per second.
         rps: f64,
-        /// Standard deviation of the gaps over their mean.
+        /// Coefficient of variation of the gaps.
         cv: f64,
-        /// Length.
+        /// Duration of the trace, in seconds.
         seconds: f64,
     },
 }
@@ -72,10 +71,10 @@ fn bounded(source: TraceSource, requests: f64) -> Option<TraceSource> {
 }
 
 impl TraceSource {
-    /// The arrivals. A formula's are a function of `seed`.
+    /// Loads or generates the arrivals. Generated ones are a function of `seed`.
     ///
     /// # Errors
-    /// [`TraceError`].
+    /// Any [`TraceError`].
     pub fn rows(&self, seed: u64) -> Result<Vec<TraceRow>, TraceError> {
         match self {
             TraceSource::File(path) => read(path),
@@ -83,7 +82,7 @@ impl TraceSource {
         }
     }
 
-    /// Where lengths come from unless somebody says otherwise: a formula has none of its own.
+    /// Default source of lengths; generated traces have none of their own.
     pub fn lengths(&self) -> Lengths {
         match self {
             TraceSource::File(_) => Lengths::Trace,
@@ -104,7 +103,7 @@ fn read(path: &Path) -> Result<Vec<TraceRow>, TraceError> {
 }
 
 fn generate(seed: u64, rps: f64, cv: f64, seconds: f64) -> Vec<TraceRow> {
-    // of a gamma distribution, shape = 1/CV² and mean = shape · scale
+    // gamma distribution: shape = 1/CV², mean = shape · scale
     let shape = 1.0 / (cv * cv);
     let scale = 1.0 / (rps * shape);
     let mut rows = Vec::new();
@@ -124,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formulas_and_files_are_told_apart() {
+    fn generators_and_files_are_distinguished() {
         let poisson = TraceSource::Gamma { rps: 2.5, cv: 1.0, seconds: 60.0 };
         assert_eq!("poisson:2.5,60".parse(), Ok(poisson));
         let gamma = TraceSource::Gamma { rps: 5.0, cv: 2.0, seconds: 60.0 };
@@ -155,6 +154,6 @@ mod tests {
     fn files_that_are_not_there_or_not_traces_are_named() {
         let error = |path: &str| TraceSource::File(path.into()).rows(0).unwrap_err().to_string();
         assert!(error("no/such/trace.csv").starts_with("no/such/trace.csv: "));
-        assert_eq!(error("trace.txt"), "trace.txt: a trace is a .csv or a .jsonl file");
+        assert_eq!(error("trace.txt"), "trace.txt: unknown trace format, expected .csv or .jsonl");
     }
 }

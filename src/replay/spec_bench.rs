@@ -1,44 +1,44 @@
-//! Lengths like those of Spec-Bench, without its texts.
+//! Lengths with the statistics of Spec-Bench, without its texts.
 //!
 //! Spec-Bench (Xia et al., "Unlocking Efficiency in Large Language Model Inference", 2024)
-//! has six tasks of 80 questions. Kept here are the octiles of the number of words of each
-//! task's first turns, measured on the published file. It publishes no answers: output
-//! lengths are modelled as log-normal, with medians that are assumptions, and so are the
-//! medians of draft acceptance.
+//! has six tasks of 80 questions. The octiles of the word counts of each task's first turns
+//! are measured on the published file. It contains no answers, so output lengths are
+//! modelled as log-normal with assumed medians; the medians of draft acceptance are
+//! assumptions as well.
 
 use crate::random::Draw;
 
-/// Stream of tasks.
+/// Random stream of the tasks.
 const TASK_STREAM: u32 = 0x41;
-/// Stream of lengths.
+/// Random stream of the lengths.
 const LENGTH_STREAM: u32 = 0x42;
-/// Tokens of an English word in the vocabularies of Llama-like models, about.
+/// Approximate tokens per English word in Llama-like vocabularies.
 const TOKENS_PER_WORD: f64 = 4.0 / 3.0;
-/// Tokens of the chat template around a prompt.
+/// Tokens that the chat template adds to a prompt.
 const TEMPLATE_TOKENS: f64 = 16.0;
-/// Longest output, as AdaSpec's evaluation caps it.
+/// Longest output, as capped in AdaSpec's evaluation.
 const OUTPUT_TOKENS_MAX: f64 = 1024.0;
-/// Shortest output.
+/// Shortest output, in tokens.
 const OUTPUT_TOKENS_MIN: f64 = 4.0;
 
-/// One of the six tasks.
+/// The tasks of Spec-Bench.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// First turns of MT-bench.
+    /// Multi-turn conversation: first turns of MT-bench.
     Chat,
-    /// German to English.
+    /// Translation from German to English.
     Translation,
-    /// News to highlights.
+    /// Summarization of news articles.
     Summarization,
-    /// Short questions.
+    /// Question answering.
     QuestionAnswering,
-    /// Grade-school mathematics.
+    /// Mathematical reasoning: grade-school problems.
     Mathematics,
-    /// Questions behind retrieved passages.
+    /// Retrieval-augmented generation: questions after retrieved passages.
     Retrieval,
 }
 
-/// What is known, or assumed, about a task.
+/// Measured and assumed statistics of a task.
 struct Statistics {
     /// Words of the prompt: minimum, seven octiles, maximum.
     prompt_words: [f64; 9],
@@ -60,7 +60,7 @@ const fn statistics(
 }
 
 impl Task {
-    /// All six.
+    /// All six tasks.
     pub const ALL: [Task; 6] = [
         Task::Chat,
         Task::Translation,
@@ -70,13 +70,13 @@ impl Task {
         Task::Retrieval,
     ];
 
-    /// The task of request `request` under `seed`: each is as likely as the others.
+    /// The task of a request under `seed`, uniformly distributed.
     pub fn of(seed: u64, request: u64) -> Task {
         let place = Draw::new(seed, TASK_STREAM, request, 0).uniform(0) * Task::ALL.len() as f64;
         Task::ALL[place as usize]
     }
 
-    /// Prompt and output tokens of request `request` under `seed`.
+    /// Prompt and output tokens of a request under `seed`.
     pub fn lengths(self, seed: u64, request: u64) -> (u32, u32) {
         let draw = Draw::new(seed, LENGTH_STREAM, request, 0);
         let statistics = self.statistics();
@@ -114,7 +114,7 @@ impl Task {
     }
 }
 
-/// The `share` quantile of a distribution given by its octiles.
+/// The `share`-quantile of a distribution given by its octiles.
 fn quantile(octiles: &[f64; 9], share: f64) -> f64 {
     let place = (share * 8.0).clamp(0.0, 8.0);
     let left = (place as usize).min(7);

@@ -1,7 +1,7 @@
 //! Trace files: CSV with a header, or JSON Lines.
 //!
 //! Both have `arrival_s`, `prompt_tokens` and `output_tokens`; other columns and keys are
-//! ignored. Lengths may be empty (in JSON: absent or null) when they come from elsewhere.
+//! ignored. Lengths may be empty (in JSON: absent or null) if they are drawn instead.
 
 use serde::Deserialize;
 
@@ -12,16 +12,16 @@ pub const TRACE_ROWS_MAX: usize = 10_000_000;
 /// Latest arrival, in seconds: a year.
 const ARRIVAL_S_MAX: f64 = 31_536_000.0;
 
-/// One request of a trace, as it stands there.
+/// One request of a trace file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TraceRow {
-    /// Line of the file, from 1.
+    /// Line number from 1.
     pub line: usize,
     /// Seconds since the trace's start.
     pub arrival_s: f64,
-    /// Tokens of the prompt.
+    /// Prompt length in tokens.
     pub prompt_tokens: Option<u32>,
-    /// Tokens of the output.
+    /// Output length in tokens.
     pub output_tokens: Option<u32>,
 }
 
@@ -34,7 +34,7 @@ struct JsonRow {
     output_tokens: Option<u32>,
 }
 
-/// Reads CSV. Fields are not quoted.
+/// Parses CSV without quoting.
 ///
 /// # Errors
 /// [`TraceError::Line`].
@@ -71,7 +71,7 @@ pub fn parse_csv(text: &str) -> Result<Vec<TraceRow>, TraceError> {
     Ok(rows.0)
 }
 
-/// Reads JSON Lines.
+/// Parses JSON Lines.
 ///
 /// # Errors
 /// [`TraceError::Line`].
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_with_what_is_wrong() {
+    fn a_bad_line_is_reported_with_its_problem() {
         let csv = |rows: &str| problem(parse_csv(&format!("arrival_s,prompt_tokens,output_tokens\n{rows}")));
         assert_eq!(csv("0,1,1\nx,1,1"), "line 3: arrival_s is \"x\", not a number");
         assert_eq!(csv("0,1.5,1"), "line 2: prompt_tokens is \"1.5\", not a whole number");

@@ -1,4 +1,4 @@
-//! From trace rows to requests.
+//! Turns trace rows into requests.
 
 use super::spec_bench::Task;
 use super::trace::TraceRow;
@@ -6,43 +6,43 @@ use super::{Lengths, TraceError, TraceSource};
 use crate::protocol::Micros;
 use crate::random::Draw;
 
-/// Stream of thinning.
+/// Random stream of the thinning.
 const THIN_STREAM: u32 = 0x51;
 
-/// What is made of a trace.
+/// How a trace is scaled and filtered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkloadOptions {
-    /// Arrival times are divided by it: 2 is twice the rate, with shorter bursts.
+    /// Rate factor: arrival times are divided by it, so bursts get shorter.
     pub rate_scale: f64,
-    /// Share of the requests that are kept, 0 to 1: bursts keep their duration.
+    /// Share of the requests kept at random, 0 to 1; bursts keep their duration.
     pub thin: f64,
-    /// Most requests, the first ones.
+    /// Most requests; later ones are dropped.
     pub requests_max: Option<usize>,
     /// Requests with a longer prompt are dropped.
     pub prompt_tokens_max: Option<u32>,
-    /// Where lengths come from.
+    /// Source of prompt and output lengths.
     pub lengths: Lengths,
-    /// Of all that is drawn.
+    /// Seed of everything that is drawn.
     pub seed: u64,
 }
 
-/// One request to come.
+/// One request of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
-    /// When, since the start.
+    /// Arrival time since the start.
     pub at: Micros,
-    /// Tokens of the prompt.
+    /// Prompt length in tokens.
     pub prompt_tokens: u32,
-    /// Tokens of the output.
+    /// Output length in tokens.
     pub output_tokens: u32,
-    /// Kind of its task; decides how well drafts do in the simulator.
+    /// Task; determines draft acceptance in the simulator.
     pub task: Task,
 }
 
-/// The requests of `source` under `options`, in order of arrival.
+/// Loads the requests of `source` under `options`, in order of arrival.
 ///
 /// # Errors
-/// [`TraceError`].
+/// Any [`TraceError`].
 pub fn load(source: &TraceSource, options: &WorkloadOptions) -> Result<Vec<Arrival>, TraceError> {
     let mut arrivals = Vec::new();
     for (index, row) in source.rows(options.seed)?.iter().enumerate() {
@@ -61,7 +61,7 @@ pub fn load(source: &TraceSource, options: &WorkloadOptions) -> Result<Vec<Arriv
 }
 
 impl WorkloadOptions {
-    /// All of a trace, at its own times.
+    /// The whole trace at its original times.
     pub const fn whole(lengths: Lengths, seed: u64) -> WorkloadOptions {
         WorkloadOptions {
             rate_scale: 1.0,
@@ -135,7 +135,7 @@ mod tests {
     fn missing_lengths_name_their_row_unless_they_are_drawn() {
         let source = fixture("no_lengths.csv");
         let error = load(&source, &PLAIN).unwrap_err().to_string();
-        assert_eq!(error, "line 3: no output_tokens, and no other source of lengths was given");
+        assert_eq!(error, "line 3: no output_tokens; add it, or draw lengths with --lengths spec-bench");
         let drawn = load(&source, &WorkloadOptions { lengths: Lengths::SpecBench, ..PLAIN }).unwrap();
         assert!(drawn.iter().all(|one| one.prompt_tokens > 10 && one.output_tokens > 0));
         assert_eq!(drawn, load(&source, &WorkloadOptions { lengths: Lengths::SpecBench, ..PLAIN }).unwrap());

@@ -1,7 +1,6 @@
-//! The processed distribution: what penalties, bias, temperature and filters make of
-//! a row of logits.
+//! The processed distribution: logits after penalties, bias, temperature and filters.
 //!
-//! Order, each step on the result of the one before, in single precision:
+//! Order. Each step works on the result of the previous one, in single precision:
 //! 1. Repetition penalty, once for each token in prompt or output:
 //!    `l < 0 ? l * r : l / r` (as in Hugging Face transformers).
 //! 2. For each token in the output: `l = l - presence`, then `l = l - frequency * count`
@@ -16,23 +15,23 @@
 //!      `ceil(p · mass of what top-k keeps)`, the product in double precision.
 //!    - min-p keeps the tokens with `s - max(s) >= ln(min_p)`; always the first.
 //!
-//! Mass is counted in integers, [`weight`]: their sum does not depend on its order,
-//! so a parallel reduction cuts at the same token.
+//! Mass is summed in integers ([`weight`]), so the sum does not depend on the order and
+//! a parallel reduction cuts at the same token.
 
 use super::TokenHistory;
 use super::float::{ROUNDING_SHIFT, exp, ln};
 use super::scan::Scores;
 use crate::protocol::{SamplingParams, TokenId};
 
-/// Smaller temperatures count as this one; below it scores would overflow, and the noise has no effect.
+/// Lower temperatures are clamped to this one: scores would overflow, and noise has no effect there.
 pub const TEMPERATURE_MIN: f32 = 1e-6;
 
 /// Weight of the most probable token.
 pub const WEIGHT_ONE: u32 = 1 << 30;
 
-/// Lanes of the running sum.
+/// Accumulator lanes of the mass.
 const LANES: usize = 8;
-/// Tokens whose weights' halves sum to less than 2^32 in each lane.
+/// Most tokens whose half-weights sum to less than 2^32 in every lane.
 const SUM_TOKENS: usize = LANES << 15;
 
 /// A token's mass in units of 2^-30 of the most probable token's:
@@ -49,7 +48,7 @@ pub fn weight(score: f32, max_score: f32) -> u32 {
     (integer(high) << 8).wrapping_add(integer(low))
 }
 
-/// The weights' sum over the vocabulary.
+/// Total weight of the vocabulary.
 pub(super) fn total_mass(scores: Scores, max_score: f32) -> u64 {
     scores
         .logits
@@ -59,7 +58,7 @@ pub(super) fn total_mass(scores: Scores, max_score: f32) -> u64 {
 }
 
 /// [`total_mass`] of at most [`SUM_TOKENS`] tokens, in 32-bit lanes: the high and low
-/// halves of the weights are added apart, and neither sum can overflow.
+/// halves of the weights are summed separately, and neither sum can overflow.
 fn partial_mass(scores: Scores, max_score: f32) -> u64 {
     let (mut high, mut low) = ([0u32; LANES], [0u32; LANES]);
     let mut add = |lane: usize, logit: f32| {
@@ -80,7 +79,7 @@ fn partial_mass(scores: Scores, max_score: f32) -> u64 {
     (sum(high) << 16) + sum(low)
 }
 
-/// The factor from logits to scores.
+/// Factor from logits to scores.
 pub(super) fn inverse_temperature(temperature: f32) -> f32 {
     1.0 / temperature.max(TEMPERATURE_MIN)
 }
@@ -110,10 +109,10 @@ pub(super) fn adjust_logits(logits: &mut [f32], params: &SamplingParams, history
     }
 }
 
-/// The filters of step 5 that are on, at least one, for a vocabulary of a given size.
+/// The enabled filters of step 5, at least one, resolved for a vocabulary size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Filters {
-    /// Top-k, less than the vocabulary.
+    /// Top-k; less than the vocabulary size.
     pub top_k: Option<usize>,
     /// Top-p, below 1.
     pub top_p: Option<f32>,
@@ -122,7 +121,7 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    /// Those of a request; `None` if all tokens are kept.
+    /// The request's filters; `None` if all tokens are kept.
     pub fn of(params: &SamplingParams, vocab_size: usize) -> Option<Filters> {
         let k = params.top_k as usize;
         let filters = Filters {
@@ -134,30 +133,30 @@ impl Filters {
     }
 }
 
-/// A kept token: its place in the ranking, in one integer that sorts by it.
+/// A kept token as one integer that sorts by rank.
 ///
 /// High half: the score's bits, mapped so that larger scores come first; low half: the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ranked(u64);
 
 impl Ranked {
-    /// Of a finite score.
+    /// Packs a token with its finite score.
     #[inline]
     pub fn new(score: f32, token: TokenId) -> Ranked {
-        // Adding +0 turns -0 into +0: the two tie.
+        // Adding +0 turns -0 into +0, so that the two tie.
         let bits = (score + 0.0).to_bits();
         let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
         Ranked(u64::from(!ascending) << 32 | u64::from(token))
     }
 
-    /// The score.
+    /// The unpacked score.
     #[inline]
     pub fn score(self) -> f32 {
         let ascending = !((self.0 >> 32) as u32);
         f32::from_bits(if ascending >> 31 == 1 { ascending & !(1 << 31) } else { !ascending })
     }
 
-    /// The token.
+    /// The unpacked token id.
     #[inline]
     pub fn token(self) -> TokenId {
         self.0 as TokenId

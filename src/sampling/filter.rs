@@ -1,27 +1,27 @@
 //! Finding the tokens that top-k, top-p and min-p keep, in linear expected time.
 //!
-//! Few tokens matter as a rule, so the search first gathers those within a few nats
-//! of the best and widens that window only if they are not enough. Cuts are found by
-//! partitioning, never by sorting more than [`SORT_MAX`] tokens.
+//! Few tokens usually matter, so the search first gathers those within a few nats of
+//! the best and widens the window only if they do not suffice. Cuts are found by
+//! partitioning; at most [`SORT_MAX`] tokens are ever sorted.
 
 use super::distribution::{Filters, Ranked, total_mass, weight};
 use super::scan::Scores;
 
-/// How far below the best score the first search looks, in nats.
+/// Depth of the first window below the best score, in nats.
 const FIRST_WINDOW: f32 = 6.0;
-/// How much further each next search looks.
+/// Growth factor of each further window.
 const WINDOW_GROWTH: f32 = 1.5;
-/// From here on the search takes the whole vocabulary: e^-32 is below the unit of mass.
+/// Beyond this depth the whole vocabulary is gathered: e^-32 is below the unit of mass.
 const LAST_WINDOW: f32 = 32.0;
-/// Tokens tested together for being far from the best.
+/// Tokens tested at once for lying outside of the window.
 const TILE: usize = 64;
-/// Sets up to this size are sorted.
+/// Sets of at most this size are sorted.
 const SORT_MAX: usize = 32;
 
-/// Writes the kept tokens to `kept`, in no particular order. Scores are finite and
-/// `max_score` is their maximum.
+/// Writes the kept tokens to `kept`, in no particular order. Scores must be finite and
+/// `max_score` their maximum.
 pub(super) fn keep(scores: Scores, max_score: f32, filters: Filters, kept: &mut Vec<Ranked>) {
-    // What top-p refers to: all tokens, or those that top-k keeps.
+    // Top-p is relative to the mass of all tokens, or of those that top-k keeps.
     let mass_of_all = match (filters.top_k, filters.top_p) {
         (None, Some(_)) => Some(total_mass(scores, max_score)),
         _ => None,
@@ -39,17 +39,17 @@ pub(super) fn keep(scores: Scores, max_score: f32, filters: Filters, kept: &mut 
     }
 }
 
-/// The mass of a set of tokens.
+/// Total weight of a set of tokens.
 pub(super) fn mass_of(tokens: &[Ranked], max_score: f32) -> u64 {
     tokens.iter().map(|r| u64::from(weight(r.score(), max_score))).sum()
 }
 
-/// What top-p has to reach.
+/// The mass that top-p has to reach.
 fn target_mass(p: f32, mass: u64) -> u64 {
     (f64::from(p) * mass as f64).ceil() as u64
 }
 
-/// Gathers a prefix of the ranking (unordered) that no filter's cut lies behind.
+/// Gathers a prefix of the ranking (unordered) that contains every filter's cut.
 fn gather_enough(
     scores: Scores,
     max_score: f32,
@@ -73,7 +73,7 @@ fn gather_enough(
     }
 }
 
-/// All tokens with `score - max_score >= least`.
+/// Gathers all tokens with `score - max_score >= least`.
 fn gather(scores: Scores, max_score: f32, least: f32, out: &mut Vec<Ranked>) {
     out.clear();
     let inside = |logit: f32| logit * scores.scale - max_score >= least;
@@ -97,7 +97,7 @@ fn cut_count(tokens: &mut Vec<Ranked>, k: usize) {
 
 /// Cuts to the shortest non-empty prefix of the ranking with at least `target` mass.
 fn cut_mass(tokens: &mut Vec<Ranked>, max_score: f32, target: u64) {
-    // The cut lies in from..to; what is before `from` is kept and has mass `before`.
+    // The cut lies in from..to; tokens before `from` are kept and have mass `before`.
     let (mut from, mut to, mut before) = (0, tokens.len(), 0);
     while to - from > SORT_MAX {
         let middle = (to - from) / 2;
@@ -125,7 +125,7 @@ mod tests {
     use crate::protocol::TokenId;
     use crate::sampling::noise::Noise;
 
-    /// By the definition: rank everything, cut one after the other.
+    /// The definition: rank everything, then apply one cut after the other.
     fn by_sorting(scores: Scores, filters: Filters) -> Vec<TokenId> {
         let mut ids: Vec<TokenId> = (0..scores.logits.len() as u32).collect();
         ids.sort_by(|&a, &b| scores.at(b).total_cmp(&scores.at(a)).then(a.cmp(&b)));
@@ -147,7 +147,7 @@ mod tests {
         ids
     }
 
-    /// What [`keep`] keeps, in the order of the ranking.
+    /// The tokens that [`keep`] keeps, by rank.
     fn kept(scores: Scores, filters: Filters) -> Vec<TokenId> {
         let mut kept = Vec::new();
         let max = scores.logits.iter().fold(f32::NEG_INFINITY, |a, b| a.max(b * scores.scale));
@@ -158,7 +158,7 @@ mod tests {
 
     fn check(logits: &[f32], filters: Filters) {
         if filters.top_k.is_none() && filters.top_p.is_none() && filters.min_score.is_none() {
-            return; // Filters::of gives no such filters.
+            return; // Filters::of returns no such filters.
         }
         let scores = Scores { logits, scale: 1.25 };
         assert_eq!(
@@ -169,7 +169,7 @@ mod tests {
         );
     }
 
-    /// Flat, peaked, and with many exact ties.
+    /// Rows that are flat, peaked, and full of exact ties.
     fn rows(len: u32) -> [Vec<f32>; 4] {
         let gumbel = |token| Noise { seed: 3, position: len }.gumbel(token);
         [
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn partitioning_keeps_what_sorting_keeps() {
+    fn partitioning_keeps_the_same_tokens_as_sorting() {
         for len in [1u32, 2, 31, 64, 65, 500, 3000] {
             for logits in rows(len) {
                 for top_k in [None, Some(1), Some(2), Some(40), Some(400)] {

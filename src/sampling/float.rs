@@ -1,18 +1,18 @@
 //! `ln` and `exp` as fixed sequences of IEEE 754 single-precision operations.
 //!
 //! Every step is one addition, subtraction or multiplication rounded to nearest, or
-//! exact integer work on the bits; nothing is fused and nothing calls a maths library.
-//! So every machine gets the same bits. In CUDA write each `a * b` as
+//! exact integer arithmetic on the bits. Nothing is fused and no math library is called,
+//! so every machine produces the same bits. In CUDA, write each `a * b` as
 //! `__fmul_rn(a, b)` and each `a + b` as `__fadd_rn(a, b)` (`a - b`: `__fsub_rn`), in
-//! the association shown, and keep denormals: the compiler then contracts nothing.
-//! No branches: loops over slices vectorise.
+//! the association shown, and keep denormals, so that the compiler contracts nothing.
+//! There are no branches, so loops over slices vectorise.
 
 /// ln 2 in two parts; the first has 12 trailing zero bits, so `k * LN_2_HIGH` is exact for |k| < 2^12.
 const LN_2_HIGH: f32 = 0.693_115_23;
 const LN_2_LOW: f32 = 3.194_618_3e-5;
 /// Bits of the float just below the square root of one half.
 const SQRT_HALF_BITS: u32 = 0x3F35_04F3;
-/// Minimax for (ln(1 + f) - f + f²/2) / f³ on [√½ - 1, √2 - 1]; the lowest degree first.
+/// Minimax for (ln(1 + f) - f + f²/2) / f³ on [√½ - 1, √2 - 1], lowest degree first.
 const LN_COEFFICIENTS: [f32; 8] = [
     0.333_333_16,
     -0.250_007_96,
@@ -24,12 +24,12 @@ const LN_COEFFICIENTS: [f32; 8] = [
     -0.078_654_625,
 ];
 
-/// 1.5 · 2^23: adding it to a number of at most 2^22 either way leaves that number,
+/// 1.5 · 2^23: adding it to a number of magnitude at most 2^22 leaves that number,
 /// rounded to an integer, in the low bits of the sum.
 pub(super) const ROUNDING_SHIFT: f32 = 12_582_912.0;
-/// Minimax for (exp(r) - 1 - r) / r² on [-½ ln 2, ½ ln 2]; the lowest degree first.
+/// Minimax for (exp(r) - 1 - r) / r² on [-½ ln 2, ½ ln 2], lowest degree first.
 const EXP_COEFFICIENTS: [f32; 5] = [0.5, 0.166_665_2, 0.041_666_21, 0.008_368_822, 0.001_395_033_8];
-/// Below it [`exp`] stands still; e^-87 is the last whole power above the denormals.
+/// [`exp`] is constant below this argument; e^-87 is the smallest integer power above the denormals.
 const EXP_ARGUMENT_MIN: f32 = -87.0;
 
 /// x = 2^k · (1 + f) with 1 + f in [√½, √2): returns `(k, f)`. `x` is positive and normal.
@@ -61,9 +61,9 @@ pub fn ln(x: f32) -> f32 {
     assemble(k, f)
 }
 
-/// -ln(1 - w) for `w` in (0, 1 - 2^-24], exact to a few units in the last place also
-/// where `w` is tiny: there 1 - w would lose it, so `f = -w` replaces `(1 - w) - 1`
-/// wherever `k = 0`.
+/// -ln(1 - w) for `w` in (0, 1 - 2^-24], to a few units in the last place even for tiny
+/// `w`. There 1 - w would round it away, so `f = -w` replaces `(1 - w) - 1` wherever
+/// `k = 0`.
 #[inline]
 pub fn minus_ln_one_minus(w: f32) -> f32 {
     let (k, f) = decompose(1.0 - w);
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), exp(EXP_ARGUMENT_MIN));
     }
 
-    /// Pins the bits, for implementations elsewhere to compare with.
+    /// Pins the bits as a reference for other implementations.
     #[test]
     fn the_bits_are_those_of_the_specification() {
         let lns = [0.1f32, 0.7, 1.5, 10.0, 1e-9].map(|x| ln(x).to_bits());

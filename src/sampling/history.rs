@@ -1,22 +1,21 @@
-//! The tokens that penalties look at.
+//! Token counts for the penalties.
 
 use std::collections::HashMap;
 
 use crate::protocol::{SequenceInput, TokenId};
 
-/// How often a token stands in the prompt and in the output.
+/// How often a token occurs in the prompt and in the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Occurrences {
-    /// In the prompt.
+    /// Occurrences in the prompt.
     pub prompt: u32,
-    /// In the output.
+    /// Occurrences in the output.
     pub output: u32,
 }
 
-/// Prompt and output so far, with the number of occurrences of each token kept
-/// up to date as tokens come and go.
+/// Prompt and output so far, with incrementally maintained token counts.
 ///
-/// A token is part of the prompt iff its index is below the prompt's length, also
+/// A token belongs to the prompt iff its index is below the prompt's length, even
 /// after [`truncate`](Self::truncate) and [`push`](Self::push).
 #[derive(Clone, Debug, Default)]
 pub struct TokenHistory {
@@ -26,7 +25,7 @@ pub struct TokenHistory {
 }
 
 impl TokenHistory {
-    /// Of a sequence whose first `prompt_tokens` tokens are the prompt.
+    /// The history of a sequence whose first `prompt_tokens` tokens are the prompt.
     pub fn new(prompt_tokens: u32, tokens: Vec<TokenId>) -> TokenHistory {
         let mut history = TokenHistory { prompt_tokens: prompt_tokens as usize, ..TokenHistory::none() };
         for &token in &tokens {
@@ -35,7 +34,7 @@ impl TokenHistory {
         history
     }
 
-    /// Of a row's committed tokens; of nothing where its parameters do not look back.
+    /// The history of a row's committed tokens; empty if its parameters need none.
     pub fn of(input: &SequenceInput) -> TokenHistory {
         match &input.history {
             Some(history) if input.sampling.needs_history() => {
@@ -45,8 +44,8 @@ impl TokenHistory {
         }
     }
 
-    /// Of nothing, for parameters that do not look back
-    /// ([`SamplingParams::needs_history`](crate::protocol::SamplingParams::needs_history)).
+    /// An empty history, for parameters that need none
+    /// ([`SamplingParams::needs_history`](super::SamplingParams::needs_history)).
     pub fn none() -> TokenHistory {
         TokenHistory::default()
     }
@@ -78,7 +77,7 @@ impl TokenHistory {
         &self.tokens
     }
 
-    /// Each token that occurs, once, in no particular order.
+    /// Each distinct token with its counts, in no particular order.
     pub fn occurrences(&self) -> impl Iterator<Item = (TokenId, Occurrences)> + '_ {
         self.occurrences.iter().map(|(&token, &seen)| (token, seen))
     }
@@ -101,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pushed_and_truncated_leaves_no_trace() {
+    fn pushing_and_truncating_restores_the_counts() {
         let mut history = TokenHistory::new(2, vec![1, 2, 3]);
         let before = sorted(&history);
         for token in [3, 4, 1, 4] {

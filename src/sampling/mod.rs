@@ -1,24 +1,24 @@
-//! From logits to tokens, without changing what the target would have said.
+//! Lossless sampling: from logits to tokens.
 //!
-//! Target and draft choose by the same function under the same noise ([`Sampler`]),
-//! and a draft is accepted iff it is what the target chooses ([`walk_chain`],
-//! [`walk_tree`]). On a GPU the same happens in kernels; this code is their oracle,
-//! and the sections "specification" and "order" of the submodules bind both.
+//! Target and draft sample with the same function and the same noise ([`Sampler`]),
+//! and a draft token is accepted iff it equals the target's own sample ([`walk_chain`],
+//! [`walk_tree`]). The CUDA kernels implement the same specification. This code is
+//! their oracle: the sections "specification" and "order" of the submodules bind both.
 #![forbid(unsafe_code)]
 
 pub mod distribution;
 mod filter;
 pub mod float;
+mod gumbel;
 mod history;
 #[cfg(test)]
 mod losslessness;
 pub mod noise;
 pub mod philox;
-mod race;
 mod sampler;
 mod scan;
 mod verify;
 
 pub use history::{Occurrences, TokenHistory};
-pub use sampler::{Choice, Sampler};
+pub use sampler::{SampledToken, Sampler};
 pub use verify::{walk_chain, walk_tree};

@@ -1,17 +1,17 @@
-//! The Gumbel noise that target and draft share.
+//! The Gumbel noise shared by target and draft.
 //!
-//! Specification, to the bit, for every implementation:
+//! Bit-exact specification for every implementation:
 //! 1. Token `v` at absolute position `t` under `seed` takes word `v mod 4` of the Philox
 //!    block with counter `(v / 4, t, 0, 0)` and key `(seed mod 2^32, seed / 2^32)`. The third
-//!    counter word names the use ([`TOKEN_DOMAIN`]). A thread that handles four
+//!    counter word separates uses ([`TOKEN_DOMAIN`]). A thread that handles four
 //!    consecutive tokens computes one block.
 //! 2. w = min((float(word >> 1) + 0.5) · 2^-31, 1 - 2^-24), the conversion rounded to
 //!    nearest: uniform in (0, 1) and never 0 or 1; fine-grained near 0.
 //! 3. E = -ln(1 - w), a standard exponential; G = -ln(E), a standard Gumbel, by
 //!    [`float`](super::float). Large G come from small w, where w has all its 24 bits:
-//!    the tail that decides who wins in a large vocabulary is exact to 2^-32.
+//!    the tail that decides the argmax over a large vocabulary is exact to 2^-32.
 //!
-//! So G is in [-2.82, 22.19]; it misses a true Gumbel's tails by a probability of 2^-24
+//! So G is in [-2.82, 22.19]; it truncates the tails of a true Gumbel by a probability of 2^-24
 //! below and 2^-32 above.
 
 use crate::protocol::TokenId;
@@ -19,12 +19,12 @@ use crate::protocol::TokenId;
 use super::float::{ln, minus_ln_one_minus};
 use super::philox::philox4x32_10_lanes;
 
-/// Third word of the counter: noise for choosing tokens.
+/// Third counter word of the noise for sampling tokens.
 pub const TOKEN_DOMAIN: u32 = 0;
 
-/// A little more than ln 2, so that [`gumbel_bound`] holds through every rounding.
+/// Slightly more than ln 2, so that [`gumbel_bound`] survives every rounding.
 const LN_2_ABOVE: f32 = 0.6932;
-/// Largest w.
+/// Largest value of w.
 const W_MAX: f32 = 1.0 - 1.0 / 16_777_216.0;
 
 /// The noise of one position: a function from tokens to Gumbel variates.
@@ -32,7 +32,7 @@ const W_MAX: f32 = 1.0 - 1.0 / 16_777_216.0;
 pub struct Noise {
     /// The request's seed.
     pub seed: u64,
-    /// Absolute position of the token to be chosen.
+    /// Absolute position of the token to be sampled.
     pub position: u32,
 }
 
@@ -45,7 +45,7 @@ impl Noise {
         philox4x32_10_lanes(counters, [self.seed as u32, (self.seed >> 32) as u32])
     }
 
-    /// The random word of one token.
+    /// Returns the random word of one token.
     #[inline]
     pub fn word(self, token: TokenId) -> u32 {
         self.blocks::<1>(token / 4)[(token % 4) as usize][0]
@@ -58,10 +58,10 @@ impl Noise {
     }
 }
 
-/// Step 2 of the specification.
+/// Step 2 of the specification: a uniform variate in (0, 1).
 #[inline]
 fn uniform(word: u32) -> f32 {
-    // The shifted word fits an i32, which converts in one instruction everywhere.
+    // The shifted word fits an i32, which every target converts in one instruction.
     let w = ((word >> 1) as i32 as f32 + 0.5) * (1.0 / 2_147_483_648.0);
     if w < W_MAX { w } else { W_MAX }
 }
@@ -72,8 +72,8 @@ pub fn gumbel(word: u32) -> f32 {
     -ln(minus_ln_one_minus(uniform(word)))
 }
 
-/// A number not below [`gumbel`] of the same word, and cheap: E > w ≥ 2^e, where e is
-/// w's exponent, so G < -e · ln 2. Lets a search skip nearly all of the logarithms.
+/// A cheap upper bound of [`gumbel`] of the same word: E > w ≥ 2^e, where e is w's
+/// exponent, so G < -e · ln 2. Lets a search skip nearly all logarithms.
 #[inline]
 pub fn gumbel_bound(word: u32) -> f32 {
     let exponent = (uniform(word).to_bits() >> 23) as i32 - 127;
@@ -150,7 +150,7 @@ mod tests {
         }
     }
 
-    /// Pins the bits, for implementations elsewhere to compare with.
+    /// Pins the bits as a reference for other implementations.
     #[test]
     fn the_bits_are_those_of_the_specification() {
         let noise = Noise { seed: 0x0123_4567_89ab_cdef, position: 1000 };

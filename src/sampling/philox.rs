@@ -4,17 +4,17 @@
 //! A block of four 32-bit words is a pure function of a 128-bit counter and a 64-bit
 //! key: any thread on any machine can compute any block, in any order.
 
-/// Multipliers of the two halves.
+/// Multipliers of the two counter halves.
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-/// What is added to the key between rounds: the golden ratio and the square root of 3, less 1.
+/// Weyl constants added to the key between rounds: the fractional parts of the golden ratio and of √3.
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-/// Rounds.
+/// Rounds of the block function.
 const ROUNDS: u32 = 10;
 
-/// The four words of the block `counter` under `key`.
+/// Returns the four words of block `counter` under `key`.
 ///
 /// One round maps `(c0, c1, c2, c3)` to
-/// `(hi(M1·c2) ^ c1 ^ k0, lo(M1·c2), hi(M0·c0) ^ c3 ^ k1, lo(M0·c0))`; the key grows by
+/// `(hi(M1·c2) ^ c1 ^ k0, lo(M1·c2), hi(M0·c0) ^ c3 ^ k1, lo(M0·c0))`; the key advances by
 /// the Weyl constants between rounds.
 #[inline]
 pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
@@ -22,8 +22,8 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a[0], b[0], c[0], d[0]]
 }
 
-/// [`philox4x32_10`] of `N` counters at once, which vectorises: `counters[w][n]` is word
-/// `w` of counter `n`, and so with the result.
+/// [`philox4x32_10`] of `N` counters at once, which vectorises. `counters[w][n]` is word
+/// `w` of counter `n`; the result has the same layout.
 #[inline]
 pub fn philox4x32_10_lanes<const N: usize>(counters: [[u32; N]; 4], key: [u32; 2]) -> [[u32; N]; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = counters;

@@ -1,16 +1,16 @@
-//! Passes over a row of logits, written so that they vectorise.
+//! Passes over a row of logits, written to vectorise.
 
 use crate::protocol::TokenId;
 
-/// Lanes of the running results; several vector registers on any machine.
+/// Accumulator lanes: several vector registers on any target.
 const LANES: usize = 16;
 
 /// A row of scores: logits, each times `scale`.
 #[derive(Clone, Copy)]
 pub(super) struct Scores<'a> {
-    /// One per token.
+    /// One logit per vocabulary entry.
     pub logits: &'a [f32],
-    /// The inverse temperature.
+    /// Inverse temperature.
     pub scale: f32,
 }
 
@@ -22,7 +22,7 @@ impl Scores<'_> {
     }
 }
 
-/// The largest score; `None` for an empty row and when a score is NaN or infinite.
+/// The largest score; `None` if the row is empty or holds a NaN or infinite score.
 pub(super) fn finite_max(scores: Scores) -> Option<f32> {
     let mut max = [f32::NEG_INFINITY; LANES];
     // x * 0 is 0 where x is finite, else NaN, and a NaN stays in the sum.
@@ -45,7 +45,7 @@ pub(super) fn finite_max(scores: Scores) -> Option<f32> {
     finite.then(|| max.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)))
 }
 
-/// The lowest token with this score.
+/// The lowest token id with this score.
 pub(super) fn first_with(scores: Scores, score: f32) -> Option<TokenId> {
     let tile = scores.logits.chunks(LANES).position(|tile| {
         tile.iter().fold(0u32, |any, logit| any | u32::from(logit * scores.scale == score)) != 0
@@ -55,8 +55,8 @@ pub(super) fn first_with(scores: Scores, score: f32) -> Option<TokenId> {
     Some((first + inside) as TokenId)
 }
 
-/// The best token other than `best`: largest score, lowest id on a tie; `None` if there
-/// is no other. All scores are finite.
+/// The runner-up: the largest score among all tokens but `best`, lowest id on a tie;
+/// `None` if `best` is the only token. All scores must be finite.
 pub(super) fn best_besides(scores: Scores, best: TokenId) -> Option<TokenId> {
     let (before, behind) = (&scores.logits[..best as usize], &scores.logits[best as usize + 1..]);
     let find = |logits, first| {
@@ -77,7 +77,7 @@ mod tests {
         Scores { logits, scale: 1.0 }
     }
 
-    /// Values repeat, so that there are ties all over.
+    /// A row with many ties.
     fn tied_row(len: usize, salt: u32) -> Vec<f32> {
         (0..len as u32).map(|i| (i.wrapping_add(salt).wrapping_mul(0x9E37_79B9) >> 28) as f32 - 8.0).collect()
     }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn one_flaw_anywhere_is_seen() {
+    fn one_bad_logit_anywhere_is_detected() {
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for len in [1, 15, 16, 17, 50] {
                 for at in 0..len {

@@ -1,64 +1,64 @@
-//! Drafter-invariant verification: what of a draft the target would have said too.
+//! Drafter-invariant verification.
 //!
-//! The target's choice for the position after a prefix is a function of that prefix
-//! alone (parameters and seed given): the noise is fixed by seed and position. A
-//! draft token is accepted iff it equals that choice, and what is emitted is always
-//! the choice itself. So the output is the path of the target's choices, however
-//! the drafts came about; a draft only decides how much of the path one pass reveals.
+//! Given parameters and seed, the token that the target samples after a prefix is a
+//! function of that prefix alone, because the noise is fixed by seed and position. A
+//! draft token is accepted iff it equals the target's sample, and the emitted token is
+//! always the target's sample. So the output does not depend on the drafts; they only
+//! determine how many of its tokens one forward pass yields.
 
 use crate::protocol::{TokenId, Verdict};
 
-use super::Choice;
+use super::SampledToken;
 
-/// Walks a chain of drafts.
+/// Verifies a chain of drafts.
 ///
-/// `choose(i)` is the target's choice at place `i`: place 0 is behind the last
-/// committed token, place `i` is behind `drafts[i - 1]`. It is called for places in
-/// ascending order and for no place behind a rejected draft. A choice that is not
-/// finite ends the walk, and the verdict then has no tokens.
-pub fn walk_chain(drafts: &[TokenId], mut choose: impl FnMut(usize) -> Choice) -> Verdict {
+/// `sample(i)` returns the token that the target samples after the last committed token
+/// and the first `i` drafts. It is called with ascending `i` and never past a rejected
+/// draft. A sample that is not finite ends the walk with an empty verdict.
+pub fn walk_chain(drafts: &[TokenId], mut sample: impl FnMut(usize) -> SampledToken) -> Verdict {
     let mut tokens = Vec::with_capacity(drafts.len() + 1);
-    for place in 0..=drafts.len() {
-        let choice = choose(place);
-        if !choice.finite {
+    for index in 0..=drafts.len() {
+        let sampled = sample(index);
+        if !sampled.finite {
             return Verdict::default();
         }
-        tokens.push(choice.token);
-        if drafts.get(place) != Some(&choice.token) {
+        tokens.push(sampled.token);
+        if drafts.get(index) != Some(&sampled.token) {
             break;
         }
     }
     Verdict { accepted: tokens.len() as u32 - 1, tokens, path: Vec::new(), finite: true }
 }
 
-/// Walks a tree of drafts from its root to the child whose token is the target's
-/// choice, as long as there is one.
+/// Verifies a tree of drafts: descends from the root to the child that holds the
+/// target's sample, for as long as there is one.
 ///
 /// `parents[d]` is draft `d`'s parent as in [`VerifyRow::tree`](crate::protocol::VerifyRow::tree):
-/// 0 for the last committed token, `j > 0` for draft `j - 1`; parents stand before
-/// their children. Of siblings with the same token the first counts.
-/// `choose(place, path)` is the target's choice at `place`, where place 0 is the root
-/// and place `j` is behind draft `j - 1`; `path` lists the drafts (0-based, ascending)
-/// from the root down to that place. Not finite: as in [`walk_chain`].
+/// 0 for the last committed token, `j > 0` for draft `j - 1`; parents precede their
+/// children. Of siblings with the same token, the first is taken.
+/// `sample(node, path)` returns the target's sample after `node`, where node 0 is the
+/// root and node `j` is draft `j - 1`; `path` lists the drafts (0-based, ascending)
+/// from the root to that node. A sample that is not finite ends the walk as in
+/// [`walk_chain`].
 pub fn walk_tree(
     drafts: &[TokenId],
     parents: &[u32],
-    mut choose: impl FnMut(usize, &[usize]) -> Choice,
+    mut sample: impl FnMut(usize, &[usize]) -> SampledToken,
 ) -> Verdict {
     debug_assert!(parents.len() == drafts.len() && parents.iter().enumerate().all(|(d, &p)| p as usize <= d));
-    let (mut tokens, mut path, mut place) = (Vec::new(), Vec::new(), 0);
+    let (mut tokens, mut path, mut node) = (Vec::new(), Vec::new(), 0);
     loop {
-        let choice = choose(place, &path);
-        if !choice.finite {
+        let sampled = sample(node, &path);
+        if !sampled.finite {
             return Verdict::default();
         }
-        tokens.push(choice.token);
-        // A child stands behind its parent, so the search starts there and the walk ends.
-        let child = (place..drafts.len().min(parents.len()))
-            .find(|&d| parents[d] as usize == place && drafts[d] == choice.token);
+        tokens.push(sampled.token);
+        // Children follow their parents, so starting at the parent guarantees termination.
+        let child = (node..drafts.len().min(parents.len()))
+            .find(|&d| parents[d] as usize == node && drafts[d] == sampled.token);
         let Some(child) = child else { break };
         path.push(child);
-        place = child + 1;
+        node = child + 1;
     }
     let path = path.into_iter().map(|d| d as u32).collect();
     Verdict { accepted: tokens.len() as u32 - 1, tokens, path, finite: true }

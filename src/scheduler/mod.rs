@@ -29,7 +29,8 @@ use self::sequence::Sequence;
 use crate::kv::{BlockPool, PoolUsage};
 use crate::policy::Scratch;
 use crate::protocol::{
-    DrafterNeeds, Ending, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, TokenEvent, blocks_for,
+    DrafterNeeds, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, Termination, TokenEvent,
+    blocks_for,
 };
 use crate::step::{Delivery, StepPlan};
 
@@ -175,7 +176,7 @@ impl Scheduler {
 
     /// Ends a request. If it runs in the step in flight it ends at that step's commit;
     /// else at once, and the terminal event is returned. Unknown ids (already ended) are ignored.
-    pub fn end(&mut self, id: RequestId, ending: Ending) -> Option<Delivery> {
+    pub fn end(&mut self, id: RequestId, ending: Termination) -> Option<Delivery> {
         self.publish_computed();
         if let Some(mut sequence) = self.waiting.remove(id) {
             self.release(&mut sequence);

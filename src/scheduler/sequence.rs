@@ -3,8 +3,8 @@
 use super::rows::RowPool;
 use crate::kv::{BlockPool, BlockTable};
 use crate::protocol::{
-    BLOCK_TOKENS, DecodeView, Ending, FinishReason, GenerationRequest, History, Micros, PrefillView,
-    RequestSummary, RequestTimes, SequenceInput, SpeculationStats, TokenEvent, TokenId, blocks_for,
+    BLOCK_TOKENS, DecodeView, FinishReason, GenerationRequest, History, Micros, PrefillView, RequestSummary,
+    RequestTimes, SequenceInput, SpeculationStats, Termination, TokenEvent, TokenId, blocks_for,
 };
 
 /// One model's cache of one sequence.
@@ -45,7 +45,7 @@ pub(super) struct Sequence {
     pub target: Cache,
     pub draft: Cache,
     /// Set when the request was ended while a step was in flight.
-    pub pending_end: Option<Ending>,
+    pub pending_end: Option<Termination>,
     scheduled: Option<Micros>,
     first_token: Option<Micros>,
     last_token: Micros,
@@ -224,10 +224,12 @@ impl Sequence {
     }
 
     /// The terminal event of a request that was ended from outside.
-    pub fn ended(&self, ending: Ending) -> TokenEvent {
+    pub fn ended(&self, ending: Termination) -> TokenEvent {
         match ending {
-            Ending::Stopped => TokenEvent::Finished { reason: FinishReason::Stop, summary: self.summary() },
-            Ending::Failed(failure) => TokenEvent::Failed(failure),
+            Termination::Stopped => {
+                TokenEvent::Finished { reason: FinishReason::Stop, summary: self.summary() }
+            }
+            Termination::Failed(failure) => TokenEvent::Failed(failure),
         }
     }
 

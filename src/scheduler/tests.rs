@@ -150,7 +150,7 @@ fn a_caller_that_has_all_it_wants_ends_as_a_success() {
     let mut game = Game::new(64, 4);
     let id = game.arrive(request(1, 50, 100));
     game.step();
-    let delivery = game.core.end(id, Ending::Stopped);
+    let delivery = game.core.end(id, Termination::Stopped);
     game.record(delivery.into_iter().collect());
     assert_eq!(game.finish_reason(id), Some(FinishReason::Stop));
     assert_eq!(game.summary(id).output_tokens, 1);

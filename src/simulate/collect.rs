@@ -6,7 +6,7 @@ use crate::protocol::{Micros, RequestSummary, Slo, StepReport, TokenEvent};
 use crate::scheduler::SchedulerGauges;
 use crate::stats::quantile::nearest_rank;
 use crate::step::Delivery;
-use crate::telemetry::{LatencyFigures, LatencyHistogram};
+use crate::telemetry::{LatencyHistogram, LatencyStats};
 
 /// Intervals into which the time of the arrivals is divided.
 const BINS: u64 = 60;
@@ -166,9 +166,9 @@ impl Collector {
             attainment: per(self.attained, self.requests),
             goodput_rps: per_second(self.attained),
             tokens_per_second: per_second(self.output_tokens),
-            ttft_ms: LatencyFigures::of_histogram(&self.ttft),
-            tpot_ms: LatencyFigures::of_histogram(&self.tpot),
-            itl_ms: LatencyFigures::of_histogram(&self.itl),
+            ttft_ms: LatencyStats::of_histogram(&self.ttft),
+            tpot_ms: LatencyStats::of_histogram(&self.tpot),
+            itl_ms: LatencyStats::of_histogram(&self.itl),
             mean_draft_tokens: per(self.drafted, self.sequence_steps),
             mean_verified_tokens: per(self.verified, self.sequence_steps),
             mean_accepted_tokens: per(self.accepted, self.sequence_steps),

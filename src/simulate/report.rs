@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::telemetry::LatencyFigures;
+use crate::telemetry::LatencyStats;
 
 /// One interval of a run. Means are over its steps, or over sequences and steps; `None`
 /// when there were none.
@@ -51,11 +51,11 @@ pub struct Report {
     /// Output tokens per second of simulated time.
     pub tokens_per_second: f64,
     /// Arrival to first token. This one's and the next ones' quantiles are within 1 %.
-    pub ttft_ms: LatencyFigures,
+    pub ttft_ms: LatencyStats,
     /// Mean time per output token after the first, per request.
-    pub tpot_ms: LatencyFigures,
+    pub tpot_ms: LatencyStats,
     /// Gaps between the outputs of a request.
-    pub itl_ms: LatencyFigures,
+    pub itl_ms: LatencyStats,
     /// Drafts of a decoding sequence in a step.
     pub mean_draft_tokens: f64,
     /// Of those, verified.

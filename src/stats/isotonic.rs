@@ -1,7 +1,7 @@
 //! Isotonic regression by pooling adjacent violators.
 
-/// Replaces `values` by the non-decreasing sequence nearest to them in weighted least
-/// squares. Weights must be positive; both slices have the same length.
+/// Replaces `values` by the weighted least-squares fit that is non-decreasing. Weights
+/// must be positive; both slices have the same length.
 pub(crate) fn make_monotone(values: &mut [f64], weights: &[f64]) {
     debug_assert_eq!(values.len(), weights.len());
     let mut start = 0;

@@ -1,4 +1,4 @@
-//! Small statistics that several rooms need.
+//! Statistics shared by several modules.
 #![forbid(unsafe_code)]
 
 pub mod isotonic;

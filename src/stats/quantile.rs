@@ -1,9 +1,9 @@
-//! Quantiles of samples that are at hand as a whole.
+//! Exact quantiles of in-memory samples.
 
 use std::cmp::Ordering;
 
-/// The smallest value that at least the share `share` (0 to 1) of the values do not exceed, the
-/// nearest rank; `None` without values. Reorders them.
+/// The `share`-quantile (0 to 1) by the nearest-rank method: the smallest value that at
+/// least that share of the values do not exceed. `None` without values. Reorders them.
 pub(crate) fn nearest_rank<T: Copy>(
     values: &mut [T],
     share: f64,
@@ -17,7 +17,7 @@ pub(crate) fn nearest_rank<T: Copy>(
     Some(*value)
 }
 
-/// The median, the mean of the middle two where there are two; `None` without values.
+/// The median; the mean of the middle two for an even count. `None` without values.
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

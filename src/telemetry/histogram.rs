@@ -1,40 +1,40 @@
-//! Latency histograms: exact buckets for Prometheus, HDR for quantiles.
+//! Latency histograms: fixed buckets for Prometheus, an HDR histogram for quantiles.
 
 use hdrhistogram::Histogram;
 
 use crate::protocol::Micros;
 
-/// Longest latency told apart from longer ones; what exceeds it counts as this.
+/// Largest latency recorded for quantiles; longer ones are clamped to it.
 pub const LATENCY_MAX: Micros = Micros(3_600_000_000);
 
-/// Decimal digits kept by the HDR histogram: quantiles are within 1 %.
+/// Significant digits of the HDR histogram, for quantiles within 1 %.
 const SIGNIFICANT_DIGITS: u8 = 2;
 
-/// Latencies of one kind.
+/// Histogram of one latency.
 #[derive(Clone, Debug)]
 pub struct LatencyHistogram {
-    /// For quantiles, in microseconds.
+    /// Quantile histogram, in microseconds.
     values: Histogram<u64>,
-    /// Upper edges of the buckets, inclusive, ascending; the last bucket has none.
+    /// Inclusive upper bucket edges, ascending; the last bucket is unbounded.
     edges: Vec<Micros>,
-    /// Observations in each bucket, one more than there are edges.
+    /// Observations per bucket; one more entry than edges.
     counts: Vec<u64>,
-    /// Of all observations, not capped.
+    /// Sum of all observations, not clamped.
     sum: Micros,
 }
 
 impl LatencyHistogram {
-    /// An empty histogram whose buckets end at `edges`, in any order.
+    /// Creates an empty histogram with bucket edges in any order.
     pub fn new(edges: impl IntoIterator<Item = Micros>) -> LatencyHistogram {
         let mut edges: Vec<Micros> = edges.into_iter().collect();
         edges.sort_unstable();
         edges.dedup();
         let values = Histogram::new_with_bounds(1, LATENCY_MAX.0, SIGNIFICANT_DIGITS)
-            .expect("the bounds are constants that HDR histograms allow");
+            .expect("the bounds are valid constants");
         LatencyHistogram { values, counts: vec![0; edges.len() + 1], edges, sum: Micros::ZERO }
     }
 
-    /// Adds one observation.
+    /// Records one observation.
     pub fn record(&mut self, latency: Micros) {
         self.values.saturating_record(latency.0);
         let bucket = self.edges.partition_point(|edge| *edge < latency);
@@ -42,7 +42,7 @@ impl LatencyHistogram {
         self.sum = Micros(self.sum.0.saturating_add(latency.0));
     }
 
-    /// Observations so far.
+    /// Number of observations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -52,7 +52,7 @@ impl LatencyHistogram {
         self.sum
     }
 
-    /// `(upper edge, observations at or below it)`, ascending.
+    /// Cumulative buckets `(upper edge, observations at or below it)`, ascending.
     pub fn cumulative(&self) -> impl Iterator<Item = (Micros, u64)> + '_ {
         self.edges.iter().zip(&self.counts).scan(0, |below, (edge, count)| {
             *below += count;
@@ -60,7 +60,7 @@ impl LatencyHistogram {
         })
     }
 
-    /// The usual quantiles, `None` while empty.
+    /// Quantiles for reports; `None` while empty.
     pub fn quantiles(&self) -> Option<Quantiles> {
         if self.values.is_empty() {
             return None;
@@ -78,13 +78,13 @@ impl LatencyHistogram {
 /// Quantiles of a latency, in milliseconds, within 1 %.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Quantiles {
-    /// Median.
+    /// 50th percentile.
     pub p50_ms: f64,
     /// 90th percentile.
     pub p90_ms: f64,
     /// 99th percentile.
     pub p99_ms: f64,
-    /// Observations behind them.
+    /// Number of observations.
     pub count: u64,
 }
 

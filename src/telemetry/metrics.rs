@@ -7,13 +7,13 @@ use super::histogram::LatencyHistogram;
 use super::summary::{Counters, MetricsSummary, PredictionError};
 use crate::protocol::{FinishReason, Micros, RequestFailure, RequestSummary, Slo, StepReport};
 
-/// Draft positions counted one by one; deeper ones are counted with the last.
+/// Draft positions with a counter of their own; the last counter includes deeper ones.
 pub const DRAFT_POSITIONS_MAX: usize = 16;
 
-/// Parts of one in which relative errors are kept.
+/// Unit of relative errors: 1 / this (basis points).
 const BASIS_POINTS: f64 = 10_000.0;
 
-/// Largest relative error told apart from larger ones, in basis points: a hundredfold.
+/// Largest recorded relative error, in basis points (100x); larger ones are clamped.
 const PREDICTION_ERROR_BP_MAX: u64 = 1_000_000;
 
 /// Bucket edges of request latencies, in microseconds: 1 ms to 5 min.
@@ -44,35 +44,35 @@ const STEP_EDGES_US: [u64; 16] = [
     1_000_000, 2_500_000,
 ];
 
-/// What does not change while the daemon runs.
+/// Static properties shown in the metrics.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MetricsConfig {
-    /// The served model's name.
+    /// Name of the served model.
     pub model: String,
-    /// The policy's name, `fixed:4` for example.
+    /// Name of the policy, for example `fixed:4`.
     pub policy: String,
-    /// Tokens in one KV block.
+    /// Tokens per KV block.
     pub block_tokens: u32,
-    /// Objectives of the configured classes: their bounds become bucket edges.
+    /// Objectives of the configured classes; they become bucket edges.
     pub slos: Vec<Slo>,
 }
 
-/// Why a request was refused at the door.
+/// Why a request was rejected at admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectionReason {
-    /// The queue was at its bound.
+    /// The queue was full.
     QueueFull,
     /// The daemon was draining or not live.
     Unavailable,
     /// The KV pool is smaller than the request.
     TooLarge,
-    /// The objective can't be met on an empty machine.
+    /// The objective cannot be met even on an idle machine.
     Infeasible,
-    /// The requests before it would make its first token too late.
+    /// The queue would delay the first token past its objective.
     TooLate,
 }
 
-/// All that is counted. Owned by the SLO monitor.
+/// The engine's metrics. Owned by the SLO monitor.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     pub(super) config: MetricsConfig,
@@ -85,7 +85,7 @@ pub struct Metrics {
     pub(super) prediction_errors: Histogram<u64>,
 }
 
-/// Failed and refused requests by reason.
+/// Failed and rejected requests by reason.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Failures {
     pub(super) cancelled: u64,
@@ -99,7 +99,7 @@ pub(super) struct Failures {
     pub(super) too_late: u64,
 }
 
-/// Histograms.
+/// Latency histograms.
 #[derive(Clone, Debug)]
 pub(super) struct Latencies {
     pub(super) ttft: LatencyHistogram,
@@ -140,7 +140,7 @@ impl Latencies {
 }
 
 impl Metrics {
-    /// All zero.
+    /// Creates metrics with all counters at zero.
     pub fn new(config: MetricsConfig) -> Metrics {
         Metrics {
             latencies: Latencies::new(&config.slos),
@@ -150,20 +150,20 @@ impl Metrics {
             accepted_per_position: [0; DRAFT_POSITIONS_MAX],
             failures: Failures::default(),
             prediction_errors: Histogram::new_with_bounds(1, PREDICTION_ERROR_BP_MAX, 2)
-                .expect("the bounds are constants that HDR histograms allow"),
+                .expect("the bounds are valid constants"),
         }
     }
 
-    /// Replaces the momentary figures.
+    /// Replaces the gauges.
     pub fn set_gauges(&mut self, gauges: Gauges) {
         self.gauges = gauges;
     }
 
-    /// Counts one step.
+    /// Records one step.
     ///
     /// # Panics
-    /// If the report breaks `accepted <= verified <= drafted`, in total or for a
-    /// sequence: an engine that does so may have emitted wrong text.
+    /// If the report violates `accepted <= verified <= drafted`, in total or for a sequence:
+    /// such an engine may have emitted wrong text.
     pub fn record_step(&mut self, report: &StepReport) {
         let drafted: u64 = report.drafted.iter().map(|row| row.proposals.len() as u64).sum();
         let verified: u64 = report.verified.iter().map(|&tokens| u64::from(tokens)).sum();
@@ -204,25 +204,25 @@ impl Metrics {
         }
     }
 
-    /// Counts an admitted request whose objective can't be met even on an empty machine.
+    /// Counts an admitted request whose objective cannot be met even on an idle machine.
     pub fn record_best_effort(&mut self) {
         self.counters.best_effort += 1;
     }
 
-    /// Sets a policy's prediction of a step's time beside the time that it took.
+    /// Records the policy's prediction of a step's time against the observed time.
     pub fn record_prediction(&mut self, predicted: Micros, observed: Micros) {
         self.latencies.step_predicted.record(predicted);
         let error = observed.0.abs_diff(predicted.0) as f64 / observed.0.max(1) as f64;
         self.prediction_errors.saturating_record((error * BASIS_POINTS) as u64);
     }
 
-    /// Counts a request that was taken into the queue.
+    /// Counts an admitted request.
     pub fn record_admitted(&mut self, prompt_tokens: u32) {
         self.counters.admitted += 1;
         self.counters.prompt_tokens += u64::from(prompt_tokens);
     }
 
-    /// Counts a request that was refused.
+    /// Counts a rejected request.
     pub fn record_rejected(&mut self, reason: RejectionReason) {
         self.counters.rejected += 1;
         *match reason {
@@ -234,8 +234,8 @@ impl Metrics {
         } += 1;
     }
 
-    /// Counts one chunk of a request's output: its tokens and the time since the
-    /// chunk before (`None` for the first).
+    /// Records one chunk of a request's output: its tokens and the time since the previous
+    /// chunk (`None` for the first).
     pub fn record_output(&mut self, tokens: u32, since_previous: Option<Micros>) {
         self.counters.generation_tokens += u64::from(tokens);
         if let Some(gap) = since_previous {
@@ -248,7 +248,7 @@ impl Metrics {
         self.counters.preemptions += 1;
     }
 
-    /// Counts a request that ended with a whole answer.
+    /// Records a request with a complete output.
     pub fn record_finished(&mut self, summary: &RequestSummary, reason: FinishReason, slo: &Slo) {
         match reason {
             FinishReason::Stop => self.counters.finished_stop += 1,
@@ -275,7 +275,7 @@ impl Metrics {
         self.counters.slo_request.record(slo.is_attained_by(summary));
     }
 
-    /// Counts a request that ended without a whole answer.
+    /// Counts a request that failed or was cancelled after admission.
     pub fn record_failed(&mut self, failure: &RequestFailure) {
         self.counters.failed += 1;
         *match failure {
@@ -286,7 +286,7 @@ impl Metrics {
         } += 1;
     }
 
-    /// How far predictions were off; `None` before the first.
+    /// Relative errors of the predictions; `None` before the first.
     pub(super) fn prediction_error(&self) -> Option<PredictionError> {
         let errors = &self.prediction_errors;
         let quantile = |quantile| errors.value_at_quantile(quantile) as f64 / BASIS_POINTS;
@@ -297,7 +297,7 @@ impl Metrics {
         })
     }
 
-    /// A digest for people.
+    /// Summary for `/v1/engine/state`.
     pub fn summary(&self) -> MetricsSummary {
         let (latencies, counters) = (&self.latencies, self.counters);
         let ratio = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);

@@ -1,13 +1,13 @@
-//! What the daemon measures about itself: counters, latency histograms, their text form.
+//! Metrics: counters, latency histograms, and their Prometheus rendering.
 //!
-//! [`Metrics`] is a plain value with one owner, the SLO monitor. It holds no lock and
-//! reads no clock. Counters are `u64` and only grow; rates and ratios are left to the
-//! reader of `/metrics`, whose HELP lines state each definition.
+//! [`Metrics`] is a plain value owned by the SLO monitor. It takes no locks and reads no
+//! clock. Counters are monotonic `u64`s; rates and ratios are left to the reader of
+//! `/metrics`, whose HELP lines define each metric.
 #![forbid(unsafe_code)]
 
-mod figures;
 mod gauges;
 mod histogram;
+mod latency_stats;
 mod metrics;
 mod prometheus;
 mod render;
@@ -15,9 +15,9 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-pub use figures::LatencyFigures;
 pub use gauges::{Gauges, KvGauge};
 pub use histogram::{LATENCY_MAX, LatencyHistogram, Quantiles};
+pub use latency_stats::LatencyStats;
 pub use metrics::{DRAFT_POSITIONS_MAX, Metrics, MetricsConfig, RejectionReason};
 pub use prometheus::{CONTENT_TYPE as PROMETHEUS_CONTENT_TYPE, MetricKind, PrometheusText};
 pub use summary::{Counters, MetricsSummary, PredictionError, SloCounts};

@@ -4,13 +4,13 @@ use std::fmt::Write;
 
 use super::histogram::LatencyHistogram;
 
-/// The content type of what [`PrometheusText`] writes.
+/// Content type of the text format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A metric family's type.
+/// Type of a metric family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Only grows.
+    /// Monotonically increasing.
     Counter,
     /// Goes up and down.
     Gauge,
@@ -28,7 +28,7 @@ impl MetricKind {
     }
 }
 
-/// Metrics as text. Samples belong to the family that was opened last.
+/// Writer of a metrics page. Samples belong to the most recently opened family.
 #[derive(Debug, Default)]
 pub struct PrometheusText {
     text: String,
@@ -36,12 +36,12 @@ pub struct PrometheusText {
 }
 
 impl PrometheusText {
-    /// An empty page.
+    /// Creates an empty page.
     pub fn new() -> PrometheusText {
         PrometheusText::default()
     }
 
-    /// Opens a family.
+    /// Opens a metric family.
     pub fn family(&mut self, name: &str, kind: MetricKind, help: &str) -> &mut PrometheusText {
         let help = help.replace('\\', "\\\\").replace('\n', "\\n");
         self.line(format_args!("# HELP {name} {help}"));
@@ -50,7 +50,7 @@ impl PrometheusText {
         self
     }
 
-    /// A sample of the open family.
+    /// Writes a sample of the open family.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) -> &mut PrometheusText {
         let labels = braced(labels);
         let name = std::mem::take(&mut self.family);
@@ -59,17 +59,17 @@ impl PrometheusText {
         self
     }
 
-    /// A counter without labels: family and sample.
+    /// Writes an unlabelled counter: family and sample.
     pub fn counter(&mut self, name: &str, help: &str, value: u64) {
         self.family(name, MetricKind::Counter, help).sample(&[], value);
     }
 
-    /// A gauge without labels: family and sample.
+    /// Writes an unlabelled gauge: family and sample.
     pub fn gauge(&mut self, name: &str, help: &str, value: impl std::fmt::Display) {
         self.family(name, MetricKind::Gauge, help).sample(&[], value);
     }
 
-    /// The buckets, sum and count of a histogram of the open family, in seconds.
+    /// Writes the buckets, sum and count of a histogram of the open family, in seconds.
     pub fn latencies(&mut self, labels: &[(&str, &str)], histogram: &LatencyHistogram) {
         let name = std::mem::take(&mut self.family);
         let bucket = |edge: &str| braced(&[labels, &[("le", edge)]].concat());
@@ -84,7 +84,7 @@ impl PrometheusText {
         self.family = name;
     }
 
-    /// The page.
+    /// Returns the finished page.
     pub fn finish(self) -> String {
         self.text
     }
@@ -94,7 +94,7 @@ impl PrometheusText {
     }
 }
 
-/// `{a="b",c="d"}`, or nothing without labels.
+/// Formats labels as `{a="b",c="d"}`; empty without labels.
 fn braced(labels: &[(&str, &str)]) -> String {
     if labels.is_empty() {
         return String::new();

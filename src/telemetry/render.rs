@@ -1,4 +1,4 @@
-//! [`Metrics`] in the Prometheus text format.
+//! Renders [`Metrics`] in the Prometheus text format.
 
 use super::metrics::{DRAFT_POSITIONS_MAX, Metrics};
 use super::prometheus::{MetricKind, PrometheusText};
@@ -6,7 +6,7 @@ use super::prometheus::{MetricKind, PrometheusText};
 use MetricKind::{Counter, Gauge, Histogram};
 
 impl Metrics {
-    /// The page that `/metrics` answers with.
+    /// Renders the engine's part of the `/metrics` page.
     pub fn render(&self) -> String {
         let mut page = PrometheusText::new();
         self.render_gauges(&mut page);
@@ -21,7 +21,11 @@ impl Metrics {
     fn render_gauges(&self, page: &mut PrometheusText) {
         let gauges = &self.gauges;
         page.gauge("specserve_requests_running", "Requests in the running set.", gauges.running);
-        page.gauge("specserve_requests_waiting", "Requests waiting for a place in it.", gauges.waiting);
+        page.gauge(
+            "specserve_requests_waiting",
+            "Requests waiting for admission to the running set.",
+            gauges.waiting,
+        );
         page.gauge(
             "specserve_waiting_prompt_tokens",
             "Prompt tokens of the waiting requests.",
@@ -38,14 +42,14 @@ impl Metrics {
         }
         page.gauge(
             "specserve_speculation_enabled",
-            "1 while a draft model is at work, 0 while decoding is plain.",
+            "1 while a draft model is active, 0 while decoding is plain.",
             u8::from(gauges.speculation_enabled),
         );
     }
 
     fn render_info(&self, page: &mut PrometheusText) {
         let block_tokens = self.config.block_tokens.to_string();
-        page.family("specserve_cache_config_info", Gauge, "The KV pools' shape, in the labels; always 1.");
+        page.family("specserve_cache_config_info", Gauge, "Shape of the KV pools, in the labels; always 1.");
         for kv in &self.gauges.kv {
             let blocks = kv.blocks_total.to_string();
             page.sample(&[("model", &kv.model), ("block_size", &block_tokens), ("num_blocks", &blocks)], 1);
@@ -63,13 +67,17 @@ impl Metrics {
 
     fn render_requests(&self, page: &mut PrometheusText) {
         let (counters, failures) = (&self.counters, &self.failures);
-        page.family("specserve_request_success_total", Counter, "Requests that ended with a whole answer.")
-            .sample(&[("finished_reason", "stop")], counters.finished_stop)
-            .sample(&[("finished_reason", "length")], counters.finished_length);
+        page.family(
+            "specserve_request_success_total",
+            Counter,
+            "Requests that finished with a complete output.",
+        )
+        .sample(&[("finished_reason", "stop")], counters.finished_stop)
+        .sample(&[("finished_reason", "length")], counters.finished_length);
         page.family(
             "specserve_request_failure_total",
             Counter,
-            "Requests without a whole answer: cancelled, failed, or refused at the door.",
+            "Requests without a complete output: cancelled, failed, or rejected at admission.",
         );
         for (reason, count) in [
             ("cancelled", failures.cancelled),
@@ -86,7 +94,7 @@ impl Metrics {
         }
         page.counter(
             "specserve_requests_admitted_total",
-            "Requests taken into the queue.",
+            "Requests admitted to the queue.",
             counters.admitted,
         );
         page.counter(
@@ -96,12 +104,12 @@ impl Metrics {
         );
         page.counter(
             "specserve_generation_tokens_total",
-            "Tokens generated, also those of requests that failed later.",
+            "Tokens generated, including those of requests that failed later.",
             counters.generation_tokens,
         );
         page.counter(
             "specserve_preemptions_total",
-            "Requests put back from running to waiting for lack of KV blocks.",
+            "Requests preempted from running to waiting for lack of KV blocks.",
             counters.preemptions,
         );
     }
@@ -127,12 +135,12 @@ impl Metrics {
             ),
             (
                 "specserve_spec_decode_verified_tokens_total",
-                "Draft tokens given to the target; fewer than drafted when pruned.",
+                "Draft tokens verified by the target; fewer than drafted if pruned.",
                 counters.verified,
             ),
             (
                 "specserve_spec_decode_accepted_tokens_total",
-                "Draft tokens equal to the target's own. Acceptance rate = this / verified.",
+                "Draft tokens equal to the target's own samples. Acceptance rate = this / verified.",
                 counters.accepted,
             ),
         ] {
@@ -141,7 +149,7 @@ impl Metrics {
         page.family(
             "specserve_spec_decode_accepted_tokens_per_position_total",
             Counter,
-            "Accepted draft tokens by position in the draft, from 0; the last label counts deeper ones too.",
+            "Accepted draft tokens by position in the draft, from 0; the last label includes deeper ones.",
         );
         for position in 0..DRAFT_POSITIONS_MAX {
             page.sample(&[("position", &position.to_string())], self.accepted_per_position[position]);
@@ -163,13 +171,13 @@ impl Metrics {
         }
         page.counter(
             "specserve_slo_infeasible_total",
-            "Admitted requests whose objective plain decoding on an empty machine could not meet; served as well as may be.",
+            "Admitted requests whose objective plain decoding on an idle machine could not meet; served best-effort.",
             counters.best_effort,
         );
         page.family(
             "specserve_slo_violated_total",
             Counter,
-            "Finished requests beyond their bound, by kind as for the attained ones.",
+            "Finished requests that missed their objective, by kind as for the attained ones.",
         );
         for (kind, counts) in kinds {
             page.sample(&[("kind", kind)], counts.violated);
@@ -191,7 +199,7 @@ impl Metrics {
             ),
             (
                 "specserve_inter_token_latency_seconds",
-                "Gaps between the chunks of a request's output; a chunk is what one step yields.",
+                "Gaps between the chunks of a request's output; a chunk holds the tokens of one step.",
                 &latencies.itl,
             ),
             (
@@ -215,7 +223,7 @@ impl Metrics {
         page.family(
             "specserve_step_time_seconds",
             Histogram,
-            "A step's parts: draft model (steps that draft), target model, and the rest on the host.",
+            "Parts of a step: draft model (steps that draft), target model, and the remaining host time.",
         );
         page.latencies(&[("kind", "draft")], &latencies.step_draft);
         page.latencies(&[("kind", "target")], &latencies.step_target);
@@ -223,7 +231,7 @@ impl Metrics {
         page.family(
             "specserve_device_idle_seconds",
             Histogram,
-            "How long the device had nothing to do, of backends that can tell: between two steps while the engine is busy, and within a step.",
+            "Device idle time, of backends that report it: between two steps while the engine is busy, and within a step.",
         );
         page.latencies(&[("kind", "between_steps")], &latencies.idle_before);
         page.latencies(&[("kind", "within_step")], &latencies.idle_within);
@@ -234,7 +242,7 @@ impl Metrics {
         page.family(
             "specserve_step_predicted_seconds",
             Histogram,
-            "A step's time as the policy's time model gave it, to be held against specserve_step_seconds.",
+            "Step time predicted by the policy's time model, to compare with specserve_step_seconds.",
         );
         page.latencies(&[], &self.latencies.step_predicted);
         page.family(

@@ -1,14 +1,14 @@
-//! The figures of `/v1/engine/state` and of the dashboard.
+//! The summary in `/v1/engine/state`, also shown by the dashboard.
 
 use serde::{Deserialize, Serialize};
 
 use super::gauges::Gauges;
 use super::histogram::Quantiles;
 
-/// A digest of [`Metrics`](super::Metrics). Counters run since start.
+/// Summary of [`Metrics`](super::Metrics). Counters are cumulative since start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricsSummary {
-    /// Momentary figures.
+    /// Current state of the engine.
     pub gauges: Gauges,
     /// Arrival to first token.
     pub ttft: Option<Quantiles>,
@@ -20,57 +20,57 @@ pub struct MetricsSummary {
     pub e2e: Option<Quantiles>,
     /// Arrival to the first step that the request is part of.
     pub queue: Option<Quantiles>,
-    /// Whole steps.
+    /// Step times.
     pub step: Option<Quantiles>,
-    /// The part of each step that neither model ran.
+    /// Host time of each step, outside of both models.
     pub host: Option<Quantiles>,
-    /// The device's pause between two steps; `None` where the backend can't tell.
+    /// Device idle time between two steps; `None` if the backend does not report it.
     #[serde(default)]
     pub device_idle_before: Option<Quantiles>,
-    /// The device's pauses within a step, after each draft call.
+    /// Device idle time within a step, after each draft call.
     #[serde(default)]
     pub device_idle_within: Option<Quantiles>,
-    /// How far the policy's predictions of step times were off.
+    /// Errors of the policy's step time predictions.
     pub prediction_error: Option<PredictionError>,
-    /// Counters.
+    /// Cumulative counters.
     pub counters: Counters,
     /// Tokens per sequence and target step: `1 + accepted / sequence steps`; `None` before the first.
     pub mean_acceptance_length: Option<f64>,
-    /// Attained over finished requests; `None` before the first.
+    /// Requests that met both objectives over finished requests; `None` before the first.
     pub attainment: Option<f64>,
 }
 
 /// Relative errors of predicted step times, |observed - predicted| / observed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PredictionError {
-    /// Median.
+    /// 50th percentile.
     pub p50: f64,
     /// 99th percentile.
     pub p99: f64,
-    /// Steps behind them.
+    /// Number of predicted steps.
     pub count: u64,
 }
 
 /// Counters since start. `accepted <= verified <= drafted` always holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Requests taken into the queue.
+    /// Requests admitted to the queue.
     pub admitted: u64,
-    /// Prompt tokens of those.
+    /// Prompt tokens of admitted requests.
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub generation_tokens: u64,
     /// Requests that ended with a stop token, an end token or a stop string.
     pub finished_stop: u64,
-    /// Requests that ended at `max_tokens` or at the context's end.
+    /// Requests that ended at `max_tokens` or at the context length.
     pub finished_length: u64,
-    /// Requests that failed after admission, cancellations included.
+    /// Requests that failed after admission, including cancellations.
     pub failed: u64,
-    /// Requests refused at the door.
+    /// Requests rejected at admission.
     pub rejected: u64,
-    /// Preemptions.
+    /// Preemptions for lack of KV blocks.
     pub preemptions: u64,
-    /// Admitted requests whose objective could not be met even on an empty machine.
+    /// Admitted requests whose objective could not be met even on an idle machine.
     pub best_effort: u64,
     /// Engine steps.
     pub steps: u64,
@@ -80,36 +80,36 @@ pub struct Counters {
     pub drafts: u64,
     /// Tokens proposed by the draft model.
     pub drafted: u64,
-    /// Of those, given to the target.
+    /// Drafted tokens that the target verified.
     pub verified: u64,
-    /// Of those, equal to the target's own.
+    /// Verified tokens that the target accepted.
     pub accepted: u64,
-    /// First-token objective.
+    /// TTFT objective.
     pub slo_ttft: SloCounts,
-    /// Per-token objective.
+    /// TPOT objective.
     pub slo_tpot: SloCounts,
-    /// Both objectives of a request together; goodput is the rate of `attained`.
+    /// Both objectives of a request; goodput is the rate of `attained`.
     pub slo_request: SloCounts,
 }
 
 impl Counters {
-    /// Requests that ended with a whole answer.
+    /// Requests that finished with a complete output.
     pub fn finished(&self) -> u64 {
         self.finished_stop + self.finished_length
     }
 }
 
-/// How often an objective was met.
+/// Attainment of an objective.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SloCounts {
-    /// Met.
+    /// Requests that met it.
     pub attained: u64,
-    /// Missed.
+    /// Requests that missed it.
     pub violated: u64,
 }
 
 impl SloCounts {
-    /// Counts one request.
+    /// Counts one finished request.
     pub fn record(&mut self, attained: bool) {
         if attained {
             self.attained += 1;

@@ -87,7 +87,7 @@ fn a_step_counts_drafted_verified_and_accepted_apart() {
 }
 
 #[test]
-fn pauses_of_the_device_are_told_apart_and_absent_where_they_are_not_known() {
+fn device_idle_times_are_separate_and_absent_if_unknown() {
     let idle_of = |pauses: &[Option<u64>]| {
         let mut idle = None;
         pauses.iter().for_each(|pause| DeviceIdle::add(&mut idle, pause.map(Micros)));
@@ -226,7 +226,7 @@ fn every_metric_is_documented() {
 }
 
 #[test]
-fn predictions_are_held_against_what_happened() {
+fn predictions_are_compared_with_observations() {
     let mut metrics = metrics();
     assert_eq!(metrics.summary().prediction_error, None);
     for predicted in [1000, 1000, 900] {

@@ -1,11 +1,11 @@
-//! What an answer holds, in one piece and streamed.
+//! Contents of responses, in one piece and streamed.
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use specserve::protocol::{Micros, RequestFailure};
 
 use crate::client::*;
-use crate::fake::{CONTEXT, END, Fixture, MODEL, Script, Told};
+use crate::fake::{BackendCall, CONTEXT, END, Fixture, MODEL, Script};
 
 #[tokio::test]
 async fn a_completion_holds_text_reason_usage_and_metrics() {
@@ -88,7 +88,7 @@ async fn every_sampling_parameter_reaches_the_engine() {
 }
 
 #[tokio::test]
-async fn what_a_request_leaves_out_comes_from_the_models_defaults() {
+async fn omitted_parameters_come_from_the_models_defaults() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
     let seeds = [
         post(&fixture, COMPLETIONS, &prompt(json!({}))).await,
@@ -140,11 +140,11 @@ async fn a_stop_string_ends_the_answer_and_tells_the_engine() {
             assert_eq!(reply.json()["choices"][0]["finish_reason"], "stop");
             assert_eq!(reply.json()["usage"]["completion_tokens"], 7);
         }
-        assert!(matches!(fixture.told().await, Told::Submitted(_)));
-        assert!(matches!(fixture.told().await, Told::Finished(_)));
+        assert!(matches!(fixture.told().await, BackendCall::Submitted(_)));
+        assert!(matches!(fixture.told().await, BackendCall::Finished(_)));
     }
     assert_serving_after_play(&fixture).await;
-    assert!(matches!(fixture.told().await, Told::Submitted(_)), "nothing was cancelled");
+    assert!(matches!(fixture.told().await, BackendCall::Submitted(_)), "nothing was cancelled");
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn a_chat_stream_opens_with_the_role_and_closes_with_reason_and_done() {
 }
 
 #[tokio::test]
-async fn usage_comes_in_a_chunk_of_its_own_when_asked_for() {
+async fn usage_comes_in_a_separate_chunk_if_requested() {
     let fixture = Fixture::start(Script::text("Hi", 1)).await;
     let options = json!({"stream": true, "stream_options": {"include_usage": true}});
     let chunks = post(&fixture, COMPLETIONS, &prompt(options)).await.chunks();

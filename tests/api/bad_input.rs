@@ -1,4 +1,4 @@
-//! Bad input: each a clear error, and the server serves on.
+//! Bad input: a clear error each time, and the server keeps serving.
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -94,7 +94,7 @@ async fn values_out_of_bounds_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn what_is_not_supported_is_refused_and_never_ignored() {
+async fn unsupported_fields_are_rejected_and_never_ignored() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
     for (param, value) in [
         ("n", json!(2)),
@@ -333,7 +333,7 @@ async fn a_body_of_unknown_length_is_cut_off_at_the_bound() {
         sent
     });
     let mut reply = Vec::new();
-    // The server hangs up on what is still being sent, which may end the read with a reset.
+    // The server closes the connection while the client is sending, so the read may end with a reset.
     let _ = reading.read_to_end(&mut reply).await;
     let reply = String::from_utf8(reply).unwrap();
     assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");

@@ -64,7 +64,7 @@ impl Reply {
         events.map(|event| event.strip_prefix("data: ").expect(event).to_owned()).collect()
     }
 
-    /// The JSON events of a stream that ends properly.
+    /// The JSON events of a stream that ends with [DONE].
     pub fn chunks(&self) -> Vec<Value> {
         let mut events = self.events();
         assert_eq!(events.pop().as_deref(), Some("[DONE]"), "{}", self.text);
@@ -104,7 +104,7 @@ pub async fn assert_serving(fixture: &Fixture) {
     assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
 }
 
-/// Gives the engine an ordinary script and checks that it is served.
+/// Gives the backend an ordinary script and checks that it is served.
 pub async fn assert_serving_after_play(fixture: &Fixture) {
     fixture.engine.play(crate::fake::Script::text("x", 1));
     assert_serving(fixture).await;

@@ -1,4 +1,4 @@
-//! A scripted engine behind the real API on a real Unix socket.
+//! A scripted backend behind the real API on a real Unix socket.
 //!
 //! Its tokens are bytes; token 256 ends an output.
 
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use specserve::api::{
-    ApiCounters, ApiLimits, BoundSocket, ChatMessage, ClassFacts, Engine, EngineFacts, Health,
-    SamplingDefaults, Server, SocketOptions, TextDecoder, TextModel, router,
+    ApiCounters, ApiLimits, Backend, BackendInfo, BoundSocket, ChatMessage, ClassInfo, Health,
+    SamplingDefaults, Server, SocketOptions, TextDecoder, TextError, TextModel, router,
 };
 use specserve::protocol::{
     AdmissionError, Clock, FinishReason, Generation, Micros, MonotonicClock, RequestFailure, RequestId,
@@ -20,16 +20,16 @@ pub const MODEL: &str = "fake/bytes";
 pub const END: TokenId = 256;
 pub const CONTEXT: u32 = 256;
 
-/// What the engine does with every request.
+/// What the backend does with every request.
 #[derive(Clone, Debug)]
 pub enum Script {
-    /// Sends these bursts, then the end that follows from them.
+    /// Sends these bursts, then the terminal event that they imply.
     Answer(Vec<Vec<TokenId>>),
     /// Sends these bursts, then waits to be cancelled, finished or failed.
     Hang(Vec<Vec<TokenId>>),
     /// Sends these bursts, then fails.
     Fail(Vec<Vec<TokenId>>, RequestFailure),
-    /// Refuses.
+    /// Rejects the request.
     Refuse(AdmissionError),
 }
 
@@ -41,26 +41,26 @@ impl Script {
     }
 }
 
-/// What the API told the engine.
+/// A call of the API to the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum BackendCall {
     Submitted(RequestId),
     Cancelled(RequestId),
     Finished(RequestId),
 }
 
-pub struct FakeEngine {
-    facts: EngineFacts,
+pub struct FakeBackend {
+    info: BackendInfo,
     clock: MonotonicClock,
     text: ByteText,
     script: Mutex<Script>,
     health: Mutex<Health>,
     submissions: Mutex<Vec<Submission>>,
     open: Mutex<Vec<(RequestId, UnboundedSender<TokenEvent>)>>,
-    told: UnboundedSender<Told>,
+    told: UnboundedSender<BackendCall>,
 }
 
-impl FakeEngine {
+impl FakeBackend {
     pub fn play(&self, script: Script) {
         *self.script.lock().unwrap() = script;
     }
@@ -77,7 +77,7 @@ impl FakeEngine {
         self.submissions.lock().unwrap().len()
     }
 
-    /// Ends every request that hangs.
+    /// Ends every hanging request.
     pub fn end_all(&self, event: TokenEvent) {
         for (_, events) in self.open.lock().unwrap().drain(..) {
             let _ = events.send(event.clone());
@@ -123,7 +123,7 @@ impl FakeEngine {
     }
 }
 
-/// A terminal event with figures that tests compare.
+/// A terminal event with statistics that tests compare.
 pub fn finished(reason: FinishReason) -> TokenEvent {
     let summary = RequestSummary {
         prompt_tokens: 3,
@@ -140,7 +140,7 @@ pub fn finished(reason: FinishReason) -> TokenEvent {
     TokenEvent::Finished { reason, summary }
 }
 
-impl Engine for FakeEngine {
+impl Backend for FakeBackend {
     async fn submit(&self, submission: Submission) -> Result<Generation, AdmissionError> {
         if let Script::Refuse(refusal) = self.script.lock().unwrap().clone() {
             return Err(refusal);
@@ -149,26 +149,26 @@ impl Engine for FakeEngine {
         let id = RequestId(self.submissions() as u64);
         self.submissions.lock().unwrap().push(submission.clone());
         self.run(id, &submission, sender);
-        let _ = self.told.send(Told::Submitted(id));
+        let _ = self.told.send(BackendCall::Submitted(id));
         Ok(Generation { id, events })
     }
 
     fn cancel(&self, id: RequestId) {
         self.end(id, TokenEvent::Failed(RequestFailure::Cancelled));
-        let _ = self.told.send(Told::Cancelled(id));
+        let _ = self.told.send(BackendCall::Cancelled(id));
     }
 
     fn finish(&self, id: RequestId) {
         self.end(id, finished(FinishReason::Stop));
-        let _ = self.told.send(Told::Finished(id));
+        let _ = self.told.send(BackendCall::Finished(id));
     }
 
     fn now(&self) -> Micros {
         self.clock.now()
     }
 
-    fn facts(&self) -> &EngineFacts {
-        &self.facts
+    fn info(&self) -> &BackendInfo {
+        &self.info
     }
 
     fn text(&self) -> &dyn TextModel {
@@ -191,11 +191,11 @@ impl Engine for FakeEngine {
 struct ByteText;
 
 impl TextModel for ByteText {
-    fn encode(&self, text: &str, _add_special: bool) -> Result<Vec<TokenId>, String> {
+    fn encode(&self, text: &str, _add_special: bool) -> Result<Vec<TokenId>, TextError> {
         Ok(text.bytes().map(TokenId::from).collect())
     }
 
-    fn decode(&self, tokens: &[TokenId]) -> Result<String, String> {
+    fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
         let bytes: Vec<u8> = tokens.iter().filter_map(|&token| u8::try_from(token).ok()).collect();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -204,7 +204,7 @@ impl TextModel for ByteText {
         Box::new(ByteDecoder(Vec::new()))
     }
 
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, String> {
+    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
         let lines = messages.iter().map(|message| format!("{}: {}\n", message.role, message.content));
         Ok(lines.collect::<String>() + "assistant: ")
     }
@@ -226,12 +226,12 @@ impl TextDecoder for ByteDecoder {
     }
 }
 
-/// The API at work.
+/// A running API server over a scripted backend.
 pub struct Fixture {
-    pub engine: Arc<FakeEngine>,
+    pub engine: Arc<FakeBackend>,
     pub server: Server,
     pub socket: PathBuf,
-    told: UnboundedReceiver<Told>,
+    told: UnboundedReceiver<BackendCall>,
     _directory: tempfile::TempDir,
 }
 
@@ -253,8 +253,8 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let (told, listener) = unbounded_channel();
-        let engine = Arc::new(FakeEngine {
-            facts: facts(),
+        let engine = Arc::new(FakeBackend {
+            info: info(),
             clock: MonotonicClock::start(),
             text: ByteText,
             script: Mutex::new(script),
@@ -271,17 +271,17 @@ impl Fixture {
         Fixture { engine, server, socket, told: listener, _directory: directory }
     }
 
-    /// What the API tells the engine next.
-    pub async fn told(&mut self) -> Told {
+    /// Waits for the API's next call to the backend.
+    pub async fn told(&mut self) -> BackendCall {
         let next = tokio::time::timeout(Duration::from_secs(30), self.told.recv());
-        next.await.expect("the engine was told nothing").expect("the engine is there")
+        next.await.expect("the backend was not called").expect("the backend is alive")
     }
 }
 
-fn facts() -> EngineFacts {
+fn info() -> BackendInfo {
     let millis =
         |ttft, tpot| Slo { ttft: Some(Micros::from_millis(ttft)), tpot: Some(Micros::from_millis(tpot)) };
-    EngineFacts {
+    BackendInfo {
         model: MODEL.to_owned(),
         loaded_unix_s: 1_700_000_000,
         context_tokens_max: CONTEXT,
@@ -290,8 +290,8 @@ fn facts() -> EngineFacts {
         sampling: SamplingDefaults { temperature: 0.7, ..SamplingDefaults::default() },
         max_tokens_default: 100,
         classes: vec![
-            ClassFacts { name: "interactive".to_owned(), slo: millis(500, 50) },
-            ClassFacts { name: "batch".to_owned(), slo: Slo::default() },
+            ClassInfo { name: "interactive".to_owned(), slo: millis(500, 50) },
+            ClassInfo { name: "batch".to_owned(), slo: Slo::default() },
         ],
         default_class: 0,
     }

@@ -1,4 +1,4 @@
-//! Clients that leave, time that runs out, and a server that stops.
+//! Disconnects, timeouts and shutdown.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::client::*;
-use crate::fake::{Fixture, Script, Told, finished};
+use crate::fake::{BackendCall, Fixture, Script, finished};
 
 #[tokio::test]
 async fn a_client_that_leaves_while_it_waits_cancels_its_request() {
@@ -22,9 +22,9 @@ async fn a_client_that_leaves_while_it_waits_cancels_its_request() {
         let head =
             format!("POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
         client.write_all((head + &body).as_bytes()).await.unwrap();
-        let Told::Submitted(id) = fixture.told().await else { panic!("not submitted") };
+        let BackendCall::Submitted(id) = fixture.told().await else { panic!("not submitted") };
         drop(client);
-        assert_eq!(fixture.told().await, Told::Cancelled(id));
+        assert_eq!(fixture.told().await, BackendCall::Cancelled(id));
     }
     assert_serving_after_play(&fixture).await;
 }
@@ -35,11 +35,11 @@ async fn a_client_that_leaves_in_the_middle_of_a_stream_cancels_its_request() {
     let mut sender = connect(&fixture.socket).await;
     let body = prompt(json!({"stream": true})).to_string();
     let mut response = sender.send_request(request(Method::POST, COMPLETIONS, &[], body)).await.unwrap();
-    assert_eq!(fixture.told().await, Told::Submitted(RequestId(0)));
+    assert_eq!(fixture.told().await, BackendCall::Submitted(RequestId(0)));
     let first = response.frame().await.unwrap().unwrap().into_data().unwrap();
     assert!(first.starts_with(b"data: {"));
     drop((response, sender));
-    assert_eq!(fixture.told().await, Told::Cancelled(RequestId(0)));
+    assert_eq!(fixture.told().await, BackendCall::Cancelled(RequestId(0)));
 }
 
 #[tokio::test]
@@ -48,8 +48,8 @@ async fn a_request_that_takes_too_long_is_given_up() {
     let mut fixture = Fixture::with_limits(Script::Hang(vec![vec![65]]), limits).await;
     let reply = post(&fixture, CHAT, &chat(json!({}))).await;
     assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (504, &json!("request_timeout")));
-    assert_eq!(fixture.told().await, Told::Submitted(RequestId(0)));
-    assert_eq!(fixture.told().await, Told::Cancelled(RequestId(0)));
+    assert_eq!(fixture.told().await, BackendCall::Submitted(RequestId(0)));
+    assert_eq!(fixture.told().await, BackendCall::Cancelled(RequestId(0)));
     let events = post(&fixture, CHAT, &chat(json!({"stream": true}))).await.events();
     assert!(events.last().unwrap().contains("request_timeout"));
 }
@@ -85,14 +85,14 @@ async fn draining_removes_the_socket_closes_idle_connections_and_finishes_answer
 }
 
 #[tokio::test]
-async fn what_outlasts_the_drain_ends_with_a_terminal_error() {
+async fn requests_that_outlast_the_drain_get_a_terminal_error() {
     let mut fixture = Fixture::start(Script::Hang(vec![vec![65]])).await;
     let streaming = open(&fixture.socket, COMPLETIONS, &prompt(json!({"stream": true}))).await;
     let body = prompt(json!({})).to_string();
     let mut whole = connect(&fixture.socket).await;
     let whole = tokio::spawn(whole.send_request(request(Method::POST, COMPLETIONS, &[], body)));
     for _ in 0..2 {
-        assert!(matches!(fixture.told().await, Told::Submitted(_)));
+        assert!(matches!(fixture.told().await, BackendCall::Submitted(_)));
     }
     fixture.server.drain();
     assert!(!fixture.server.drained(Duration::from_millis(20)).await);
@@ -108,9 +108,9 @@ async fn what_outlasts_the_drain_ends_with_a_terminal_error() {
 async fn closing_drops_connections_and_cancels_their_requests() {
     let mut fixture = Fixture::start(Script::Hang(vec![vec![65]])).await;
     let response = open(&fixture.socket, COMPLETIONS, &prompt(json!({"stream": true}))).await;
-    assert_eq!(fixture.told().await, Told::Submitted(RequestId(0)));
+    assert_eq!(fixture.told().await, BackendCall::Submitted(RequestId(0)));
     fixture.server.close().await;
-    assert_eq!(fixture.told().await, Told::Cancelled(RequestId(0)));
+    assert_eq!(fixture.told().await, BackendCall::Cancelled(RequestId(0)));
     assert!(response.into_body().collect().await.is_err());
     assert!(!fixture.socket.exists());
 }

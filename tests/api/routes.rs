@@ -1,4 +1,4 @@
-//! The routes that generate nothing, and what connections have in common.
+//! Routes other than generation, and connection handling.
 
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ async fn tokenize_and_detokenize_are_inverse() {
     }
 }
 
-/// The whole reply, head included.
+/// The raw response, including the head.
 async fn get_on_tcp(fixture: &Fixture, path: &str) -> String {
     let mut client = TcpStream::connect(fixture.server.tcp_address().unwrap()).await.unwrap();
     let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
@@ -72,7 +72,7 @@ async fn get_on_tcp(fixture: &Fixture, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_user_who_is_listed_is_served_and_others_are_closed_and_counted() {
+async fn listed_users_are_served_and_others_are_disconnected_and_counted() {
     let own = rustix::process::geteuid().as_raw();
     let fixture = Fixture::for_users(Script::text("ok", 1), vec![own ^ 1, own]).await;
     assert_serving(&fixture).await;

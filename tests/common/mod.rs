@@ -1,5 +1,5 @@
-//! What the integration tests share: requests played through scheduler, step and executor,
-//! without actors, on whatever executor a test brings.
+//! Shared by the integration tests: runs requests through scheduler, step and executor,
+//! without actors, on any executor.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -43,7 +43,7 @@ pub fn embedded(role: ModelRole) -> LoadedModel {
     load(&ModelSource::EmbeddedTiny, role).expect("the embedded pair loads").loaded
 }
 
-/// The `number`th chat prompt in tokens; prompts repeat with a varying beginning.
+/// Chat prompt `number`, tokenized; prompts repeat with a varying prefix.
 pub fn prompt(number: usize) -> Arc<[TokenId]> {
     let model = load(&ModelSource::EmbeddedTiny, ModelRole::Target).expect("the embedded pair loads");
     let extra = if number < PROMPTS.len() { String::new() } else { format!(" Use the number {number}.") };
@@ -68,16 +68,16 @@ pub fn cpu(target: LoadedModel, draft: Option<LoadedModel>, target_blocks: u32) 
     CpuExecutor::new(options, target, draft).expect("the models fit the executor")
 }
 
-/// What one request got.
+/// Outcome of one request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Played {
-    /// Its output.
+    /// Output tokens.
     pub tokens: Vec<TokenId>,
-    /// Its closing figures.
+    /// Final statistics.
     pub summary: RequestSummary,
 }
 
-/// Plays `requests` to their ends, at most `batch` at a time; checks the books after every step.
+/// Runs `requests` to completion, at most `batch` at a time; checks the KV invariants after every step.
 pub fn play(
     executor: &mut dyn Executor,
     learner: Box<dyn Learner>,
@@ -119,7 +119,7 @@ pub fn play(
     played
 }
 
-/// The `number`th request: at even numbers as `temperature` says, with its own seed.
+/// Request `number`: with `temperature` if even, else greedy, and its own seed.
 pub fn request(number: usize, max_tokens: u32, sampling: SamplingParams) -> GenerationRequest {
     GenerationRequest {
         id: RequestId(number as u64),

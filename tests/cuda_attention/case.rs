@@ -9,10 +9,10 @@ use specserve::executor::cuda::ffi::kernels::{self, AttentionItem, AttentionPara
 use specserve::executor::cuda::{CudaError, DeviceBuffer, Stream};
 use specserve::protocol::BLOCK_TOKENS;
 
-/// What is not written shows up as NaN.
+/// Poison: unwritten values show up as NaN.
 pub const POISON: u16 = 0xffff;
 
-/// Heads of a model.
+/// Head configuration of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
     pub query: usize,
@@ -39,7 +39,7 @@ impl Sequence {
     }
 }
 
-/// Small and good enough.
+/// Xorshift64.
 pub struct Random(u64);
 
 impl Random {
@@ -58,7 +58,7 @@ impl Random {
         (self.next() >> 33) as usize % bound
     }
 
-    /// Roughly normal, variance one.
+    /// An approximately normal variate with variance 1.
     pub fn normal(&mut self) -> f32 {
         let bits = self.next();
         let parts = (0..4).map(|i| ((bits >> (16 * i)) & 0xffff) as f32 / 65_536.0 - 0.5);
@@ -70,19 +70,19 @@ impl Random {
     }
 }
 
-/// Which kernel runs.
+/// The kernel under test.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kernel {
     Fast,
-    /// The fast one as chips with little shared memory run it.
+    /// The fast kernel's variant for devices with little shared memory.
     FewStages,
     Naive,
 }
 
-/// Stages of the decode kernel's ring: as many as fit, and few.
+/// Ring stages of the decode kernel: as many as fit, and few.
 const STAGES: [i32; 2] = [0, kernels::ATTENTION_STAGES_FEW as i32];
 
-/// A problem on the host: sequences, their blocks and all numbers.
+/// A problem on the host: sequences, their blocks and all values.
 #[derive(Clone)]
 pub struct Problem {
     pub heads: Heads,
@@ -120,7 +120,7 @@ struct Device {
 }
 
 impl Problem {
-    /// Fresh random numbers. The pool has twice the blocks that are needed, handed out in
+    /// Generates random values. The pool has twice the needed blocks, assigned in
     /// random order; slots that no sequence uses are NaN.
     pub fn new(heads: Heads, sequences: Vec<Sequence>, seed: u64) -> Problem {
         let mut random = Random::new(seed);
@@ -146,7 +146,7 @@ impl Case {
         Case::planned(problem, room, stream)
     }
 
-    /// The same with a room of the caller's.
+    /// The same with a plan capacity given by the caller.
     pub fn planned(problem: &Problem, room: AttentionRoom, stream: &Stream) -> Result<Case, CudaError> {
         let heads = problem.heads;
         let mut plan = AttentionPlan::new(room);
@@ -231,7 +231,7 @@ impl Case {
     }
 }
 
-/// Where a key (`which` 0) or value (1) starts in the pool.
+/// Offset of a key (`which` 0) or value (1) in the pool.
 pub fn vector_offset(heads: Heads, block: usize, kv_head: usize, which: usize, token: usize) -> usize {
     (((block * heads.kv + kv_head) * 2 + which) * BLOCK_TOKENS as usize + token) * heads.dim
 }
@@ -249,7 +249,7 @@ fn scatter(sequences: &[Sequence], random: &mut Random) -> Vec<Vec<u32>> {
 fn pool(heads: Heads, sequences: &[Sequence], blocks: &[Vec<u32>], random: &mut Random) -> Vec<u16> {
     let count = 2 * blocks.iter().map(Vec::len).sum::<usize>();
     let mut kv = vec![POISON; count * heads.kv * 2 * BLOCK_TOKENS as usize * heads.dim];
-    // A long table of numbers, read from random places: generating each one is slow.
+    // A long table of numbers, read from random offsets: generating each one is slow.
     let numbers: Vec<u16> = (0..1 << 16).map(|_| random.bf16()).collect();
     for (sequence, blocks) in sequences.iter().zip(blocks) {
         for position in 0..sequence.end() {
@@ -275,7 +275,7 @@ impl Device {
         let heads = problem.heads;
         let ctas = STAGES.map(|stages| {
             [0, 1].map(|large| {
-                // SAFETY: reads facts about the current device.
+                // SAFETY: reads properties of the current device.
                 unsafe { kernels::specserve_attention_decode_ctas(heads.dim as i32, large, stages) }
             })
         });

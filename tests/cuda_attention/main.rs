@@ -20,7 +20,7 @@ fn device() -> (Gpu, Stream) {
     (gpu, stream)
 }
 
-/// Whether only small cases are wanted (`SPECSERVE_TEST_SMALL`): for compute-sanitizer, under
+/// Whether to run small cases only (`SPECSERVE_TEST_SMALL`), for compute-sanitizer, under
 /// which kernels run a hundred times slower.
 fn small() -> bool {
     std::env::var_os("SPECSERVE_TEST_SMALL").is_some()
@@ -36,7 +36,7 @@ fn error(got: &[u16], want: &[f64]) -> f64 {
     (difference / length).sqrt()
 }
 
-/// Fast and naive against the oracle in random places, fast against naive everywhere.
+/// Fast and naive against the oracle at random rows, fast against naive everywhere.
 fn check(heads: Heads, sequences: Vec<Sequence>, seed: u64, stream: &Stream) {
     let name = format!("{heads:?} seed {seed} {} sequences", sequences.len());
     let problem = Problem::new(heads, sequences, seed);
@@ -247,7 +247,7 @@ fn a_prompt_has_the_same_bits_alone_in_small_tiles_and_among_others_in_large_one
     let (_gpu, stream) = device();
     for dim in [64, 128] {
         let heads = Heads { query: 16, kv: 8, dim };
-        // Alone 32 tiles of 128 rows, together more than any chip has processors.
+        // 32 tiles of 128 rows alone; together more than any device has SMs.
         let sequences = (0..12).map(|i| Sequence::chain(i * 31, 200)).collect();
         let problem = Problem::new(heads, sequences, 29);
         let all = Case::new(&problem, &stream).expect("fits").run(Kernel::Fast, &stream).expect("runs");

@@ -1,4 +1,4 @@
-//! What the kernels should compute, in double precision, and how tests run them.
+//! Double-precision oracle of the attention kernels, and the harness that runs them.
 
 use half::bf16;
 use specserve::executor::cuda::attention_plan::AttentionRoom;
@@ -8,7 +8,7 @@ use specserve::protocol::BLOCK_TOKENS;
 use crate::case::{Case, Kernel, Problem, Sequence, vector_offset};
 
 impl Case {
-    /// A case with small tiles, or large ones where queries do not fit a small one.
+    /// A case with small tiles, or large ones if the queries do not fit a small one.
     pub fn tiled(problem: &Problem, large: bool, stream: &Stream) -> Result<Case, CudaError> {
         let longest = problem.sequences.iter().map(Sequence::end).max().unwrap_or(1);
         let room = AttentionRoom::for_rows(problem.heads.query, problem.heads.kv, problem.rows(), longest);

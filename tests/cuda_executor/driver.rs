@@ -8,7 +8,7 @@ use specserve::protocol::{
     VerifyRow,
 };
 
-/// What one sequence is and how far it is.
+/// A sequence and its progress.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     pub id: u64,
@@ -16,14 +16,14 @@ pub struct Sequence {
     pub prompt_tokens: usize,
     pub sampling: Arc<SamplingParams>,
     pub blocks: Vec<u32>,
-    /// Tokens whose keys and values are in the target's cache.
+    /// Tokens in the target's KV cache.
     pub target_cached: usize,
-    /// The same for the draft's.
+    /// Tokens in the draft's KV cache.
     pub draft_cached: usize,
 }
 
 impl Sequence {
-    /// A sequence with blocks of its own for `tokens_max` tokens.
+    /// Creates a sequence with its own blocks for `tokens_max` tokens.
     pub fn new(id: u64, prompt: &[TokenId], sampling: SamplingParams, tokens_max: usize) -> Sequence {
         let count = tokens_max.div_ceil(16) as u32;
         Sequence {
@@ -64,14 +64,14 @@ impl Sequence {
         VerifyRow { input, role: RowRole::Decode, drafts: drafts.len() as u32, tree: None, sample: true }
     }
 
-    /// Commits what a chain's verification gave.
+    /// Commits the verdict of a chain.
     pub fn commit(&mut self, verdict: &Verdict, drafted: usize) {
         assert!(verdict.finite && verdict.tokens.len() == verdict.accepted as usize + 1);
         let before = self.tokens.len();
         self.tokens.extend_from_slice(&verdict.tokens);
         self.target_cached = self.tokens.len() - 1;
         if drafted > 0 {
-            // The draft model was fed all its proposals but the last.
+            // The draft model has seen all its proposals except the last.
             self.draft_cached = before + (verdict.accepted as usize).min(drafted - 1);
         }
     }
@@ -105,7 +105,7 @@ pub fn draft(executor: &mut dyn Executor, sequences: &[Sequence], length: usize)
     drafts
 }
 
-/// Generates `count` tokens for each sequence with `length` drafts a step; returns how many
+/// Generates `count` tokens for each sequence with `length` drafts per step; returns how many
 /// drafts were accepted and how many verified.
 pub fn generate(
     executor: &mut dyn Executor,

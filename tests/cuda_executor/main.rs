@@ -25,7 +25,7 @@ const LOGIT_ERROR_MAX: f32 = 0.1;
 /// The draft's hidden vectors have 128 numbers: what bf16 rounds off averages out less.
 const DRAFT_LOGIT_ERROR_MAX: f32 = 0.2;
 
-/// Whether only small cases are wanted (`SPECSERVE_TEST_SMALL`): for compute-sanitizer, under
+/// Whether to run small cases only (`SPECSERVE_TEST_SMALL`), for compute-sanitizer, under
 /// which kernels run a hundred times slower.
 fn small() -> bool {
     std::env::var_os("SPECSERVE_TEST_SMALL").is_some()
@@ -41,8 +41,8 @@ fn executor() -> CudaExecutor {
     CudaExecutor::new(&pair.target.loaded, draft, options()).expect("a CUDA device")
 }
 
-/// Held by each test: what one executor loads can break a graph that another thread captures. The
-/// daemon has one executor.
+/// Serializes the tests: module loads of one executor can break a graph capture of another
+/// thread. The daemon has a single executor.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -90,7 +90,7 @@ fn sampled(temperature: f32, seed: u64) -> SamplingParams {
     SamplingParams { temperature, seed, ..SamplingParams::greedy() }
 }
 
-/// Distance of the best two candidates for the token behind `prefix`, in units of logits.
+/// Logit difference of the best two candidates for the token after `prefix`.
 fn gap(executor: &mut CudaExecutor, prefix: &[TokenId], params: &SamplingParams) -> f32 {
     let spare = Sequence::new(63, prefix, params.clone(), 1024);
     let logits = executor.logits(ModelRole::Target, &spare.input(0, &[])).expect("logits");
@@ -157,7 +157,7 @@ fn greedy_text_is_the_references_up_to_near_ties() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn speculation_says_what_plain_decoding_says() {
+fn speculation_emits_what_plain_decoding_emits() {
     let _alone = alone();
     let mut executor = executor();
     if !small() {
@@ -221,7 +221,7 @@ fn penalties_and_filters_speculate_losslessly() {
     };
     let mut plain = fresh();
     generate(&mut executor, &mut plain, 0, 40);
-    // One draft each: sixteen rows at most, where rows never meet.
+    // One draft each: at most sixteen rows, for which rows do not interact.
     let mut speculative = fresh();
     let (accepted, _) = generate(&mut executor, &mut speculative, 1, 40);
     assert!(accepted > 0);
@@ -374,7 +374,7 @@ fn a_tree_reveals_the_plain_sequence_and_its_path_can_be_compacted() {
     assert_eq!(tree.output()[..24], truth[..24]);
 }
 
-/// Plain decoding of a sequence that has begun.
+/// Plain decoding of a prefilled sequence.
 fn generate_more(executor: &mut CudaExecutor, sequence: &mut Sequence, count: usize) {
     while sequence.output().len() < count {
         let mut verdicts = Vec::new();

@@ -1,4 +1,4 @@
-//! A NaN in one sequence is that sequence's alone.
+//! A NaN in one sequence does not affect the others.
 
 use specserve::executor::cuda::CudaExecutor;
 use specserve::executor::{DraftChains, Target};
@@ -11,8 +11,8 @@ use crate::{alone, options, sampled};
 
 /// Its embedding is NaN in both models.
 const POISON: TokenId = 3000;
-/// Tokens of the prompts: three of them make 15 rows, where rows never meet and every bit
-/// can be compared.
+/// Tokens of the prompts: three of them make 15 rows, for which rows do not interact and
+/// results are comparable bit for bit.
 const PROMPT: usize = 5;
 
 fn executor() -> CudaExecutor {
@@ -84,7 +84,7 @@ fn only_the_draft_with_a_nan_proposes_nothing() {
         assert!(proposals[index].finite);
         let (got, want) = (&proposals[index], &expected[0]);
         assert_eq!((got.token, got.runner_up), (want.token, want.runner_up), "sequence {index}");
-        // Sums over the vocabulary are cut by the number of rows.
+        // The split of sums over the vocabulary depends on the number of rows.
         assert!((got.probability - want.probability).abs() < 1e-5, "{got:?}, not {want:?}");
     }
     executor_chains.extend(&mut executor, &[0, 2], &mut proposals).expect("the others go on");

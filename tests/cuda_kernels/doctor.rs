@@ -1,4 +1,4 @@
-//! The doctor on a machine that has what it looks for.
+//! The doctor on a machine with a GPU.
 
 use specserve::doctor;
 
@@ -9,6 +9,9 @@ fn the_doctor_finds_and_measures_the_device() {
     println!("{report}");
     assert!(report.cuda_works(), "{report}");
     for subject in ["GPU", "device memory free", "copy bandwidth", "host to device", "bf16 matrix rate"] {
-        assert!(report.facts.iter().any(|fact| fact.subject == subject), "{subject} is missing: {report}");
+        assert!(
+            report.findings.iter().any(|finding| finding.subject == subject),
+            "{subject} is missing: {report}"
+        );
     }
 }

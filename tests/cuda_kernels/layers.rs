@@ -64,7 +64,7 @@ fn embedding_copies_rows_of_the_table_and_zeroes_padding() {
     }
 }
 
-/// RMSNorm in fp64 over the fp32 sum, and what it multiplies by.
+/// RMSNorm in fp64 over the fp32 sum, and its scale.
 fn norm_oracle(sum: &[f32], weight: &[u16], eps: f32) -> (Vec<f64>, f64) {
     let mean = sum.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / sum.len() as f64;
     let scale = 1.0 / (mean + f64::from(eps)).sqrt();
@@ -339,7 +339,7 @@ fn check_qkv(bench: &mut Bench, case: QkvCase, naive: bool) {
     assert_eq!(touched, written, "only the rows' slots are written: {case:?}");
 }
 
-/// Distinct slots all over the pool, some of them padding.
+/// Distinct slots scattered over the pool, some of them padding.
 fn scattered_slots(bench: &mut Bench, rows: usize, blocks: usize) -> Vec<i32> {
     let mut slots: Vec<i32> = (0..(blocks * BLOCK_TOKENS) as i32).collect();
     for i in (1..slots.len()).rev() {
@@ -389,7 +389,7 @@ fn check_compaction(bench: &mut Bench, sequences: usize, layers: usize, kv_heads
     let mut path = vec![-1; sequences * PATH_MAX];
     let mut lengths = Vec::new();
     for sequence in 0..sequences {
-        // A random subset of the 64 drafts, ascending; also the empty and the whole one.
+        // A random ascending subset of the 64 drafts, including the empty and the full one.
         let keep = [0.0, 1.1, 0.1, 0.5, 0.9][sequence % 5];
         let places: Vec<i32> = (0..PATH_MAX as i32).filter(|_| bench.random.uniform() < keep).collect();
         path[sequence * PATH_MAX..sequence * PATH_MAX + places.len()].copy_from_slice(&places);

@@ -1,4 +1,4 @@
-//! Every CUDA kernel against its oracle and its plain version, on fresh random inputs, with
+//! Every CUDA kernel against its oracle and its naive reference, on random inputs, with
 //! outputs poisoned beforehand.
 #![cfg(feature = "cuda")]
 

@@ -9,7 +9,7 @@ use specserve::sampling::{Sampler, TokenHistory};
 
 use crate::support::{Bench, Random};
 
-/// Relative tolerance of probabilities, which policies read but tokens do not depend on.
+/// Relative tolerance of probabilities; only policies read them, tokens do not depend on them.
 const PROBABILITY_TOLERANCE: f32 = 1e-3;
 
 #[test]
@@ -137,7 +137,7 @@ fn run_draft(bench: &Bench, batch: &Batch, vocab: usize, naive: bool) -> Vec<Dra
         tokens: tokens.mut_ptr(),
     };
     let mut found = Vec::new();
-    // Twice, to see that scratch memory is left as it was found. Adjustments act in place, so
+    // Twice, to check that scratch memory is zeroed again. Adjustments act in place, so
     // the logits are restored in between.
     for _ in 0..2 {
         logits.upload(&batch.logits, &bench.stream).expect("fits");
@@ -194,7 +194,7 @@ fn assert_same(got: &DraftProposal, want: &Proposal, row: usize, batch: &Batch) 
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn draft_sampling_proposes_what_the_cpu_proposes() {
+fn draft_sampling_matches_the_cpu() {
     let mut bench = Bench::new();
     let grid = [
         (1, 4_096),

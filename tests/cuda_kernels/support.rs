@@ -7,10 +7,10 @@ use half::bf16;
 use specserve::executor::cuda::{DeviceBuffer, Gpu, Stream};
 use specserve::random::SplitMix64;
 
-/// Fixes the inputs; printed by every test that fails.
+/// Seed of the inputs; printed by failing tests.
 const SEED_VARIABLE: &str = "SPECSERVE_TEST_SEED";
 
-/// Set to keep to small cases, for tools that slow the device down a hundredfold.
+/// Environment variable that selects small cases, for tools that slow the device down 100x.
 const SMALL_VARIABLE: &str = "SPECSERVE_TEST_SMALL";
 /// Most numbers of a small case.
 const SMALL_NUMBERS: usize = 1 << 16;
@@ -35,7 +35,7 @@ impl Bench {
         Bench { stream: Stream::new().expect("a stream"), random: Random(SplitMix64::new(seed)), _gpu: gpu }
     }
 
-    /// Whether a case of this many numbers is left out.
+    /// Whether a case of this many elements is skipped.
     pub fn leaves_out(&self, numbers: usize) -> bool {
         numbers > SMALL_NUMBERS && std::env::var_os(SMALL_VARIABLE).is_some()
     }
@@ -76,7 +76,7 @@ impl Random {
         self.0.uniform()
     }
 
-    /// About normal: a sum of four uniform numbers, mean 0, deviation 1.
+    /// Approximately normal: a sum of four uniform variates, mean 0, deviation 1.
     pub fn normal(&mut self) -> f32 {
         (0..4).map(|_| self.uniform()).sum::<f32>() * 1.732 - 3.464
     }

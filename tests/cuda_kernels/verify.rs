@@ -11,7 +11,7 @@ use specserve::sampling::{Sampler, TokenHistory, walk_chain, walk_tree};
 use crate::sampling::{bytemuck_adjustments, bytemuck_rows, random_history, random_logits, random_params};
 use crate::support::{Bench, Random};
 
-/// How often a draft is the target's choice.
+/// How often a draft equals the target's sample.
 const HIT_RATE: f32 = 0.85;
 
 /// One sequence to verify.
@@ -19,7 +19,7 @@ struct Sequence {
     params: SamplingParams,
     history: TokenHistory,
     position: u32,
-    /// One row per place.
+    /// One row per node: the root, then the drafts.
     logits: Vec<Vec<f32>>,
     drafts: Vec<u32>,
     parents: Vec<u32>,
@@ -30,8 +30,8 @@ impl Sequence {
     fn random(random: &mut Random, vocab: usize, tree: bool) -> Sequence {
         let count = [0, 1, 3, 8, 64][random.below(5)];
         let mut params = random_params(random, vocab);
-        // Penalties make a place's choice depend on its path; a path is unique in a tree, so
-        // that works there, too, but one row can then serve one path only.
+        // Penalties make a node's sample depend on its path. Paths are unique in a tree, so each
+        // row serves one path.
         params.seed = random.word();
         let mut sequence = Sequence {
             params,
@@ -47,20 +47,20 @@ impl Sequence {
             let parent = if tree && random.below(3) > 0 { random.below(draft + 1) } else { draft };
             let hit = random.uniform() < HIT_RATE;
             sequence.parents.push(parent as u32);
-            let choice = sequence.choose(&mut sampler, parent).token;
-            sequence.drafts.push(if hit { choice } else { random.below(vocab) as u32 });
+            let own = sequence.sample(&mut sampler, parent).token;
+            sequence.drafts.push(if hit { own } else { random.below(vocab) as u32 });
         }
         if random.below(6) == 0 {
-            let place = random.below(count + 1);
-            sequence.logits[place][vocab / 2] = f32::NAN;
+            let node = random.below(count + 1);
+            sequence.logits[node][vocab / 2] = f32::NAN;
         }
         sequence
     }
 
-    /// The places from the root to `place`, as drafts.
-    fn path_to(&self, place: usize) -> Vec<usize> {
+    /// The drafts from the root to `node`.
+    fn path_to(&self, node: usize) -> Vec<usize> {
         let mut path = Vec::new();
-        let mut at = place;
+        let mut at = node;
         while at > 0 {
             path.push(at - 1);
             at = self.parents[at - 1] as usize;
@@ -69,29 +69,29 @@ impl Sequence {
         path
     }
 
-    fn history_at(&self, place: usize) -> TokenHistory {
+    fn history_at(&self, node: usize) -> TokenHistory {
         let mut history = self.history.clone();
-        for draft in self.path_to(place) {
+        for draft in self.path_to(node) {
             history.push(self.drafts[draft]);
         }
         history
     }
 
-    fn position_at(&self, place: usize) -> u32 {
-        self.position + self.path_to(place).len() as u32
+    fn position_at(&self, node: usize) -> u32 {
+        self.position + self.path_to(node).len() as u32
     }
 
-    fn choose(&self, sampler: &mut Sampler, place: usize) -> specserve::sampling::Choice {
-        let history = self.history_at(place);
-        sampler.choose(&self.logits[place], &self.params, self.position_at(place), &history)
+    fn sample(&self, sampler: &mut Sampler, node: usize) -> specserve::sampling::SampledToken {
+        let history = self.history_at(node);
+        sampler.sample(&self.logits[node], &self.params, self.position_at(node), &history)
     }
 
     fn want(&self) -> Verdict {
         let mut sampler = Sampler::new();
         if self.tree {
-            walk_tree(&self.drafts, &self.parents, |place, _| self.choose(&mut sampler, place))
+            walk_tree(&self.drafts, &self.parents, |node, _| self.sample(&mut sampler, node))
         } else {
-            walk_chain(&self.drafts, |place| self.choose(&mut sampler, place))
+            walk_chain(&self.drafts, |node| self.sample(&mut sampler, node))
         }
     }
 }
@@ -113,10 +113,10 @@ impl Inputs {
         for (index, sequence) in sequences.iter().enumerate() {
             let first_row = inputs.sequence_of.len() as i32;
             inputs.sequences.extend([first_row, sequence.drafts.len() as i32, i32::from(sequence.tree)]);
-            for (place, logits) in sequence.logits.iter().enumerate() {
+            for (node, logits) in sequence.logits.iter().enumerate() {
                 inputs.push_row(logits, stride, index as i32);
-                inputs.rows.push(&sequence.params, sequence.position_at(place), &sequence.history_at(place));
-                let draft = place.checked_sub(1);
+                inputs.rows.push(&sequence.params, sequence.position_at(node), &sequence.history_at(node));
+                let draft = node.checked_sub(1);
                 inputs.drafts.push(draft.map_or(-1, |d| sequence.drafts[d] as i32));
                 inputs.parents.push(draft.map_or(-1, |d| sequence.parents[d] as i32));
             }
@@ -141,7 +141,7 @@ impl Inputs {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn verification_accepts_what_the_cpu_accepts() {
+fn verification_matches_the_cpu() {
     let mut bench = Bench::new();
     for (count, vocab) in [(1, 4_096), (8, 4_096), (64, 4_099), (8, 32_000), (6, 152_064)] {
         if bench.leaves_out(count * vocab) {

@@ -1,4 +1,4 @@
-//! Products with the work around them: the division by a row's root mean square, the addition
+//! Skinny products with fused epilogues: the division by a row's root mean square, the addition
 //! to the residual stream, the rotation and the write to the cache.
 
 use half::bf16;
@@ -18,7 +18,7 @@ const POSITIONS: usize = 300;
 const EPS: f32 = 1e-5;
 const POISON: u16 = 0xffff;
 
-/// A fused projection: its heads and what it multiplies.
+/// Shape of a fused projection.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     heads: usize,
@@ -48,7 +48,7 @@ fn shapes() -> Vec<Shape> {
     all[..count].iter().copied().map(shape).collect()
 }
 
-/// How a product is run.
+/// Variant of the product under test.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Version {
     Fast,
@@ -56,7 +56,7 @@ enum Version {
     Naive,
 }
 
-/// Everything that a product of any kind reads, on both sides.
+/// All inputs of a product, on host and device.
 struct Problem {
     shape: Shape,
     weights: Matrix,
@@ -71,7 +71,7 @@ struct Problem {
     slots: Vec<i32>,
 }
 
-/// What it wrote.
+/// Outputs of a product.
 #[derive(PartialEq)]
 struct Written {
     y: Vec<u16>,
@@ -104,7 +104,7 @@ impl Problem {
         }
     }
 
-    /// Runs a product of the first `rows` rows; what it does not write is poison.
+    /// Runs a product of the first `rows` rows into poisoned outputs.
     fn run(&self, kind: u32, rows: usize, version: Version, stream: &Stream) -> Written {
         let Shape { heads, kv_heads, head_dim, inputs } = self.shape;
         let outputs = self.shape.outputs();
@@ -174,7 +174,7 @@ impl Problem {
         self.product(output, row) / mean.sqrt()
     }
 
-    /// A pair of a head's numbers as attention sees them: with bias, and turned but for values.
+    /// A pair of a head's elements as attention reads them: with bias, and rotated except for values.
     fn pair(&self, head: usize, column: usize, row: usize) -> [f64; 2] {
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         let half = head_dim / 2;
@@ -191,7 +191,7 @@ impl Problem {
     }
 }
 
-/// Whether a kind multiplies by the scale of the norm before.
+/// Whether a kind multiplies by the scale of the preceding norm.
 fn scales(kind: u32) -> bool {
     matches!(kind, SKINNY_SWIGLU | SKINNY_QKV)
 }
@@ -256,7 +256,7 @@ fn sums_of_squares_are_refused_where_nothing_is_scaled() {
             kind: kind as i32,
             ..SkinnyParams::default()
         };
-        // SAFETY: refused before anything is launched.
+        // SAFETY: rejected before anything is launched.
         let status = unsafe { kernels::specserve_skinny_gemm(&params, stream.raw()) };
         assert!(check_launch(status, "skinny_gemm").is_err(), "kind {kind}");
     }

@@ -1,4 +1,4 @@
-//! The matrix products of few rows against double precision, and row by row.
+//! The skinny matrix products against double precision, and for batch invariance.
 #![cfg(feature = "cuda")]
 
 mod fused;
@@ -37,12 +37,12 @@ fn random(count: usize, seed: u64, stream: &Stream) -> Matrix {
     Matrix { numbers, device }
 }
 
-/// Bits of the result, one word an output, from a poisoned buffer.
+/// Bits of the result, one word per output, from a poisoned buffer.
 fn run(kind: u32, sizes: [usize; 3], weights: &Matrix, x: &Matrix, stream: &Stream) -> Vec<u32> {
     run_staged(kind, sizes, [weights, x], false, stream)
 }
 
-/// The same, by the variant for chips with little shared memory if `few_stages`.
+/// The same, with the variant for devices with little shared memory if `few_stages`.
 fn run_staged(
     kind: u32,
     sizes: [usize; 3],

@@ -1,4 +1,4 @@
-//! Why the daemon did not answer, with what to do about it.
+//! Client errors, with remedies.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,70 +6,70 @@ use std::time::Duration;
 
 use crate::api::ErrorCode;
 
-/// Why a request to the daemon failed.
+/// Why a request to the daemon failed, for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// There is no socket.
+    /// The socket does not exist.
     #[error("no daemon: {} does not exist; start one with `specserve serve --config FILE`", socket.display())]
     NoSocket {
-        /// Where it was looked for.
+        /// Expected path of the socket.
         socket: PathBuf,
     },
-    /// A socket nobody listens on, or something that is no socket.
+    /// No process is listening on the socket, or the path is not a socket.
     #[error(
-        "no daemon listens on {}; start one with `specserve serve --config FILE`, it removes a stale socket",
+        "no daemon is listening on {}; start one with `specserve serve --config FILE`, which replaces a stale socket",
         socket.display()
     )]
-    NobodyListens {
-        /// The socket.
+    NotListening {
+        /// Path of the socket.
         socket: PathBuf,
     },
-    /// The socket's permission bits don't let this user in.
-    #[error("may not connect to {}; its permissions are server.socket_mode of the daemon's config", socket.display())]
+    /// The socket's permissions exclude this user.
+    #[error("permission denied to connect to {}; check server.socket_mode in the daemon's config", socket.display())]
     NotAllowed {
-        /// The socket.
+        /// Path of the socket.
         socket: PathBuf,
     },
     /// The connection could not be made for another reason.
-    #[error("can't connect to {}: {source}", socket.display())]
+    #[error("cannot connect to {}: {source}", socket.display())]
     Connect {
-        /// The socket.
+        /// Path of the socket.
         socket: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// Nothing came for too long.
+    /// The daemon did not respond in time.
     #[error("the daemon did not answer within {} s while {what}", after.as_secs())]
     Timeout {
-        /// What was waited for.
+        /// What the client was waiting for.
         what: &'static str,
-        /// The bound.
+        /// The timeout.
         after: Duration,
     },
-    /// The daemon answered with an error.
+    /// The daemon responded with an error.
     #[error("{} ({status})", message)]
     Refused {
         /// HTTP status.
         status: u16,
-        /// What it said.
+        /// Message of the error.
         message: String,
-        /// Seconds after which to try again, where it said so.
+        /// Value of `Retry-After`, in seconds.
         retry_after: Option<Duration>,
-        /// The error object as it came, if it was one.
+        /// The error object, if the body was one.
         body: Option<serde_json::Value>,
     },
-    /// The daemon hung up before it answered: it does that to users whom it does not know.
+    /// The daemon closed the connection without a response, as it does to unauthorized users.
     #[error(
-        "the daemon behind {} closed the connection without an answer; it has ended, or server.socket_uids \
-         of its config does not list this user",
+        "the daemon behind {} closed the connection without a response; it has exited, or \
+        server.socket_uids in its config does not list this user",
         socket.display()
     )]
     HungUp {
-        /// The socket.
+        /// Path of the socket.
         socket: PathBuf,
     },
-    /// The connection broke, or what came is not what the API promises.
-    #[error("the answer can't be used: {0}")]
+    /// The connection broke, or the response violates the API.
+    #[error("invalid response from the daemon: {0}")]
     Protocol(String),
 }
 
@@ -78,16 +78,16 @@ impl ClientError {
         let socket = socket.to_owned();
         match source.kind() {
             io::ErrorKind::NotFound => ClientError::NoSocket { socket },
-            io::ErrorKind::ConnectionRefused => ClientError::NobodyListens { socket },
+            io::ErrorKind::ConnectionRefused => ClientError::NotListening { socket },
             io::ErrorKind::PermissionDenied => ClientError::NotAllowed { socket },
             _ => ClientError::Connect { socket, source },
         }
     }
 
-    /// Why a request got no answer on a connection that had been made.
+    /// Classifies the failure of a request on an established connection.
     pub(super) fn unanswered(socket: &Path, error: &hyper::Error) -> ClientError {
         let source = std::error::Error::source(error);
-        // a request that was never written is cancelled by what went wrong before
+        // hyper cancels an unwritten request with the earlier error as its source
         if let Some(cause) = source.and_then(|source| source.downcast_ref::<hyper::Error>()) {
             return ClientError::unanswered(socket, cause);
         }
@@ -104,13 +104,13 @@ impl ClientError {
         ClientError::Protocol(error.to_string())
     }
 
-    /// Whether the daemon is there and its engine is not yet.
+    /// Whether the daemon is still starting.
     pub fn is_starting(&self) -> bool {
         let ClientError::Refused { status: 503, body: Some(body), .. } = self else { return false };
         body.pointer("/error/code").is_some_and(|code| code == ErrorCode::Starting.name())
     }
 
-    /// When the daemon asked to try again later: in how long.
+    /// The delay after which the daemon asked to retry, if it did.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             ClientError::Refused { status: 503, retry_after, .. } => *retry_after,

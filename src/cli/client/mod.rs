@@ -1,7 +1,7 @@
-//! The daemon's API over its Unix socket.
+//! Client of the daemon's API over its Unix socket.
 //!
-//! Each request has its own connection: dropping it tells the daemon that the
-//! client has left, and local connections cost tens of microseconds.
+//! Each request has its own connection. Dropping it cancels the request, and local
+//! connections cost only tens of microseconds.
 
 mod error;
 mod sse;
@@ -27,41 +27,41 @@ use tokio::time::timeout;
 pub use error::ClientError;
 pub use sse::{EVENT_BYTES_MAX, SseError, SseParser};
 
-/// Longest answer that is read at once, in bytes.
+/// Longest response body, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Health, metrics and model lists come from memory.
+/// Timeout for health, metrics and model lists, which are served from memory.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest silence while an answer is made: a little above the daemon's default for a whole request.
+/// Idle timeout of a generation: slightly above the daemon's default request timeout.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(660);
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const READY_POLL: Duration = Duration::from_millis(20);
-/// Time between two questions to a daemon that starts, which may be measuring its machine.
+/// Poll interval while a daemon is starting; it may be profiling its machine.
 const STARTING_POLL: Duration = Duration::from_millis(100);
 
-/// A daemon's client.
+/// Client of one daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    /// A client of the daemon behind `socket`; connects when it is used.
+    /// Creates a client for `socket`; it connects on use.
     pub fn new(socket: &Path) -> Client {
         Client { socket: socket.to_owned() }
     }
 
-    /// The body that `path` answers a GET with.
+    /// Sends a GET and returns the body.
     ///
     /// # Errors
-    /// [`ClientError`], also when the status is no success.
+    /// [`ClientError`], including for any status other than success.
     pub async fn get(&self, path: &str) -> Result<String, ClientError> {
         let response = self.send(Method::GET, path, None, PROBE_TIMEOUT).await?;
         let bytes = read_whole(response, PROBE_TIMEOUT).await?;
         String::from_utf8(bytes.to_vec()).map_err(ClientError::protocol)
     }
 
-    /// The JSON that `path` answers a GET with.
+    /// Sends a GET and returns the JSON response.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -69,20 +69,20 @@ impl Client {
         serde_json::from_str(&self.get(path).await?).map_err(ClientError::protocol)
     }
 
-    /// The JSON that `path` answers a POST of `body` with.
+    /// Sends a POST of `body` and returns the JSON response.
     ///
     /// # Errors
-    /// [`ClientError`], also when the status is no success.
+    /// [`ClientError`], including for any status other than success.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
         let response = self.send(Method::POST, path, Some(body), ANSWER_TIMEOUT).await?;
         let bytes = read_whole(response, ANSWER_TIMEOUT).await?;
         serde_json::from_slice(&bytes).map_err(ClientError::protocol)
     }
 
-    /// The events that `path` answers a POST of `body` with.
+    /// Sends a POST of `body` and returns the event stream.
     ///
     /// # Errors
-    /// [`ClientError`], also when the status is no success.
+    /// [`ClientError`], including for any status other than success.
     pub async fn stream(&self, path: &str, body: &Value) -> Result<EventStream, ClientError> {
         let response = self.send(Method::POST, path, Some(body), ANSWER_TIMEOUT).await?;
         Ok(EventStream {
@@ -93,10 +93,10 @@ impl Client {
         })
     }
 
-    /// [`get_json`](Self::get_json), and a daemon that is still starting is waited for.
+    /// Like [`get_json`](Self::get_json), but waits for a daemon that is still starting.
     ///
     /// # Errors
-    /// [`ClientError`]; [`ClientError::Timeout`] when the start takes longer than a minute.
+    /// [`ClientError`]; [`ClientError::Timeout`] if startup takes longer than a minute.
     pub async fn get_json_once_started(&self, path: &str) -> Result<Value, ClientError> {
         let started = async {
             loop {
@@ -106,10 +106,10 @@ impl Client {
                 }
             }
         };
-        within(READY_TIMEOUT, "it was starting", started).await?
+        within(READY_TIMEOUT, "starting", started).await?
     }
 
-    /// The name of the served model. A daemon that is still starting is waited for.
+    /// Returns the served model's name. Waits for a daemon that is still starting.
     ///
     /// # Errors
     /// As [`get_json_once_started`](Self::get_json_once_started).
@@ -119,11 +119,11 @@ impl Client {
         name.map(ToOwned::to_owned).ok_or_else(|| ClientError::protocol("/v1/models lists no model"))
     }
 
-    /// Waits until the daemon takes requests.
+    /// Waits until the daemon is ready.
     ///
     /// # Errors
-    /// [`ClientError::Timeout`] when it does not within a minute; other errors than
-    /// "not ready" at once.
+    /// [`ClientError::Timeout`] after a minute; errors other than
+    /// "not ready" immediately.
     pub async fn wait_until_ready(&self) -> Result<(), ClientError> {
         let poll = async {
             loop {
@@ -134,7 +134,7 @@ impl Client {
                 }
             }
         };
-        within(READY_TIMEOUT, "it was getting ready", poll).await?
+        within(READY_TIMEOUT, "becoming ready", poll).await?
     }
 
     async fn send(
@@ -148,7 +148,7 @@ impl Client {
         let stream = connect.map_err(|source| ClientError::connecting(&self.socket, source))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::protocol)?;
-        // Ends with the response or when the response is dropped; its errors reach the sender.
+        // Ends with the response or when it is dropped; its errors surface at the sender.
         tokio::spawn(connection);
         let text = body.map_or_else(String::new, Value::to_string);
         let request = Request::builder()
@@ -158,13 +158,13 @@ impl Client {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(text)))
             .map_err(ClientError::protocol)?;
-        let sent = within(answer_timeout, "the answer was made", sender.send_request(request)).await?;
+        let sent = within(answer_timeout, "generating the response", sender.send_request(request)).await?;
         let response = sent.map_err(|error| ClientError::unanswered(&self.socket, &error))?;
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await?) }
     }
 }
 
-/// The events of one streamed answer.
+/// Events of one streamed response.
 #[derive(Debug)]
 pub struct EventStream {
     body: Incoming,
@@ -174,10 +174,10 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// The next event, `None` after `[DONE]`.
+    /// Returns the next event; `None` after `[DONE]`.
     ///
     /// # Errors
-    /// [`ClientError`]: the stream broke, stalled, carried an error or ended too early.
+    /// [`ClientError`]: the stream broke, stalled, carried an error or was truncated.
     pub async fn next(&mut self) -> Result<Option<Value>, ClientError> {
         while !self.done {
             if let Some(event) = self.events.pop_front() {
@@ -211,11 +211,11 @@ async fn within<F: Future>(bound: Duration, what: &'static str, future: F) -> Re
 
 async fn read_whole(response: Response<Incoming>, bound: Duration) -> Result<Bytes, ClientError> {
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
-    let collected = within(bound, "the answer was read", body).await?;
+    let collected = within(bound, "sending the response", body).await?;
     Ok(collected.map_err(ClientError::protocol)?.to_bytes())
 }
 
-/// What an answer says that is no success.
+/// Reads the error of an unsuccessful response.
 async fn refusal(response: Response<Incoming>) -> Result<ClientError, ClientError> {
     let status = response.status();
     let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());

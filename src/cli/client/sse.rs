@@ -1,35 +1,35 @@
-//! Server-sent events, read from a stream of bytes that may break anywhere.
+//! Incremental parser of server-sent events.
 
-/// Longest event in bytes; a longer one is an error.
+/// Longest accepted event, in bytes.
 pub const EVENT_BYTES_MAX: usize = 1 << 20;
 
-/// An event was longer than [`EVENT_BYTES_MAX`], or not UTF-8.
+/// Why an event cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SseError {
-    /// Too long.
-    #[error("an event is longer than {EVENT_BYTES_MAX} bytes")]
+    /// The event exceeds [`EVENT_BYTES_MAX`].
+    #[error("an event is longer than the limit of {EVENT_BYTES_MAX} bytes")]
     TooLong,
-    /// Not text.
+    /// The event is not UTF-8.
     #[error("an event is not UTF-8")]
     NotText,
 }
 
-/// Takes bytes, gives the data of whole events. Lines end with LF, CR or CR LF;
-/// comments and other fields than `data` are skipped.
+/// Parses a byte stream, split anywhere, into the data of events. Lines end with LF, CR or
+/// CR LF; comments and fields other than `data` are skipped.
 #[derive(Debug, Default)]
 pub struct SseParser {
     line: Vec<u8>,
-    /// Data lines of the open event, each with a closing LF.
+    /// Data lines of the open event, each terminated by LF.
     data: Vec<u8>,
-    /// The last byte was a CR: an LF right after it belongs to the same line end.
+    /// Whether the last byte was a CR, so that a following LF belongs to the same line end.
     after_cr: bool,
 }
 
 impl SseParser {
-    /// Takes more bytes; appends the data of each event that they complete.
+    /// Parses more bytes; appends the data of each completed event.
     ///
     /// # Errors
-    /// [`SseError`]; the parser can't be used after that.
+    /// [`SseError`]; the parser must not be used afterwards.
     pub fn push(&mut self, bytes: &[u8], events: &mut impl Extend<String>) -> Result<(), SseError> {
         for &byte in bytes {
             let continues_line_end = std::mem::take(&mut self.after_cr) && byte == b'\n';
@@ -69,7 +69,7 @@ impl SseParser {
     }
 }
 
-/// The value of a `data` line; one space after the colon is not part of it.
+/// The value of a `data` line, without one space after the colon.
 fn data_of(line: &[u8]) -> Option<&[u8]> {
     match line.strip_prefix(b"data")? {
         [] => Some(&[]),

@@ -8,14 +8,14 @@ use crate::cli::answer::{Usage, chat};
 use crate::cli::testing::{ScratchDirectory, chat_answer, serve_router};
 
 #[tokio::test]
-async fn a_socket_that_nobody_listens_on_is_told_from_a_missing_one() {
+async fn a_stale_socket_and_a_missing_one_are_different_errors() {
     let directory = ScratchDirectory::new();
     let socket = directory.path().join("socket");
     let missing = Client::new(&socket).get("/").await.expect_err("missing");
     assert!(matches!(missing, ClientError::NoSocket { .. }), "{missing}");
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("bound"));
     let stale = Client::new(&socket).get("/").await.expect_err("stale");
-    assert!(matches!(stale, ClientError::NobodyListens { .. }), "{stale}");
+    assert!(matches!(stale, ClientError::NotListening { .. }), "{stale}");
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn a_daemon_that_hangs_up_is_said_to_have_hung_up() {
     // the hang-up may come before the request is written, while it is, or after
     for body in [json!({}), json!({ "prompt": "x".repeat(1 << 20) })] {
         for _ in 0..20 {
-            let error = Client::new(&socket).post("/", &body).await.expect_err("nobody answers");
+            let error = Client::new(&socket).post("/", &body).await.expect_err("no response");
             assert!(matches!(error, ClientError::HungUp { .. }), "{error:?}");
         }
     }

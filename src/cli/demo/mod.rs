@@ -1,8 +1,8 @@
-//! `specserve demo`: the embedded pair, with and without speculation.
+//! `specserve demo`: the embedded pair with and without speculation.
 //!
-//! Both ways go through a whole daemon and its socket, one request at a time. Machines
-//! are noisy, so the two take turns over several rounds, the first to go changes from
-//! round to round, and the figures are medians over rounds.
+//! Both sides run a complete daemon with its socket, one request at a time. Machines are
+//! noisy, so the sides alternate over several rounds, the order flips every round, and the
+//! report shows medians over rounds.
 
 mod report;
 mod round;
@@ -22,13 +22,13 @@ use super::measured_profile::MeasuredProfile;
 use super::private::PrivateDaemon;
 use crate::config::Config;
 use crate::policy::registry::PolicyName;
-use report::{Report, Setting};
+use report::{DemoReport, Setting};
 use round::{Round, warm_up};
 
-/// What measuring the machine may take, where the policy plans with times.
+/// Time budget for profiling, if the policy needs a profile.
 const PROFILE_BUDGET: Duration = Duration::from_secs(2);
 
-/// What is asked: stories, questions, functions and tips, as the embedded pair was trained on.
+/// Prompts of the kinds that the embedded pair was trained on.
 pub const PROMPTS: [&str; 8] = [
     "Tell me a story about a brave mouse.",
     "What is a river?",
@@ -40,17 +40,17 @@ pub const PROMPTS: [&str; 8] = [
     "Give me three tips to sleep well.",
 ];
 
-/// Shows the embedded pair at work: speed with and without speculation, and that the
-/// texts are the same.
+/// Compares the embedded pair with and without speculation: speed, and that the outputs
+/// are identical.
 #[derive(Args, Debug)]
 pub struct DemoArgs {
-    /// How the speculative side drafts, such as specserve.
+    /// Policy of the speculative side, for example specserve.
     #[arg(long, value_name = "POLICY", default_value = "fixed:4")]
     policy: PolicyName,
-    /// Most tokens of an answer.
+    /// Maximum output tokens per prompt.
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1024))]
     tokens: u32,
-    /// How often each side answers every prompt.
+    /// Rounds per side; each round runs every prompt.
     #[arg(long, value_name = "ROUNDS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
     /// Print one JSON document.
@@ -68,7 +68,7 @@ enum Side {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError::TextsDiffer`] after the report, when they do; else what keeps it from running.
+/// [`CliError::TextsDiffer`] after the report if outputs differ; otherwise startup and request errors.
 pub async fn run<H: DaemonHost>(args: &DemoArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
     let (tiny, policies) = (Config::default_tiny(), [args.policy]);
     let profile = MeasuredProfile::prepare(host, &tiny, &policies, PROFILE_BUDGET).await?;
@@ -89,7 +89,7 @@ pub async fn run<H: DaemonHost>(args: &DemoArgs, host: &H, out: &mut impl Write)
     }
     progress.finish_and_clear();
     let setting = Setting { policy: args.policy, tokens_max: args.tokens };
-    let report = Report::new(setting, &plain, &speculative);
+    let report = DemoReport::new(setting, &plain, &speculative);
     if args.json {
         writeln!(out, "{:#}", serde_json::json!(report))?;
     } else {
@@ -101,12 +101,12 @@ pub async fn run<H: DaemonHost>(args: &DemoArgs, host: &H, out: &mut impl Write)
     }
 }
 
-/// The speculative side opens the show; after that the first to go changes.
+/// The speculative side starts the first round; after that the order flips every round.
 fn order(round: u32) -> [Side; 2] {
     if round.is_multiple_of(2) { [Side::Speculative, Side::Plain] } else { [Side::Plain, Side::Speculative] }
 }
 
-/// A daemon from start to end: a warm-up, whose text goes to `stream_to`, then every prompt.
+/// Runs one side: starts a daemon, warms it up with output to `stream_to`, runs every prompt.
 async fn session<H: DaemonHost>(
     args: &DemoArgs,
     host: &H,
@@ -139,7 +139,7 @@ fn config(args: &DemoArgs, side: Side, profile: Option<&Path>) -> Config {
 }
 
 fn progress_bar(answers: u64) -> ProgressBar {
-    let template = "measuring {bar:40} {pos} of {len} answers";
+    let template = "measuring {bar:40} {pos}/{len} requests";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(answers).with_style(style)
 }

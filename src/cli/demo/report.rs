@@ -1,4 +1,4 @@
-//! The figures of both sides, side by side.
+//! Report of the demo: both sides in one table.
 
 use serde::Serialize;
 
@@ -9,73 +9,73 @@ use crate::cli::table::{Table, or_dash};
 use crate::policy::registry::PolicyName;
 use crate::stats::quantile::{median, nearest_rank};
 
-/// What was asked for.
+/// Parameters of the demo.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
-    /// How the speculative side drafts.
+    /// Policy of the speculative side.
     pub policy: PolicyName,
-    /// Most tokens of an answer.
+    /// Maximum output tokens per prompt.
     pub tokens_max: u32,
 }
 
 /// Two percentiles, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Percentiles {
-    /// Half of the answers are at most this.
+    /// Median over requests.
     pub p50: Option<f64>,
-    /// 99 of 100 answers are at most this.
+    /// 99th percentile over requests.
     pub p99: Option<f64>,
 }
 
-/// One side.
+/// Statistics of one side.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Figures {
-    /// Median over rounds.
+pub struct SideStats {
+    /// Output tokens per second; the median over rounds.
     pub tokens_per_second: f64,
-    /// Of one round.
+    /// Output tokens of one round.
     pub output_tokens: u64,
-    /// Tokens that one target step yields: `1 + accepted / steps`; none without a step.
+    /// Mean tokens per target step, `1 + accepted / steps`; `None` without steps.
     pub acceptance_length: Option<f64>,
-    /// Draft tokens proposed, of one round.
+    /// Draft tokens proposed in one round.
     pub draft_tokens: u64,
-    /// Arrival to first token, as the daemon measures it.
+    /// TTFT as measured by the daemon.
     pub ttft_ms: Percentiles,
-    /// Mean time per token after the first, as the daemon measures it.
+    /// TPOT as measured by the daemon.
     pub tpot_ms: Percentiles,
 }
 
-/// The whole demo; what `--json` prints.
+/// The complete report; the `--json` document.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct DemoReport {
     /// Version of this program.
     pub version: &'static str,
-    /// How the speculative side drafts.
+    /// Policy of the speculative side.
     pub policy: String,
-    /// How many prompts.
+    /// Number of prompts.
     pub prompts: usize,
-    /// Most tokens of an answer.
+    /// Maximum output tokens per prompt.
     pub tokens_max: u32,
-    /// How often each side answered every prompt.
+    /// Rounds per side.
     pub rounds: usize,
-    /// Without speculation.
-    pub plain: Figures,
-    /// With it.
-    pub speculative: Figures,
+    /// The side without speculation.
+    pub plain: SideStats,
+    /// The side with speculation.
+    pub speculative: SideStats,
     /// Speculative over plain tokens per second.
     pub speedup: f64,
-    /// Whether every answer to a prompt was the same, over sides and rounds.
+    /// Whether all outputs of a prompt were identical, across sides and rounds.
     pub identical: bool,
-    /// The prompts for which it was not.
+    /// Prompts whose outputs differed.
     pub different_prompts: Vec<&'static str>,
 }
 
-impl Report {
-    /// Sums up the rounds of both sides; each has at least one.
-    pub fn new(setting: Setting, plain: &[Round], speculative: &[Round]) -> Report {
+impl DemoReport {
+    /// Summarises the rounds of both sides; each has at least one.
+    pub fn new(setting: Setting, plain: &[Round], speculative: &[Round]) -> DemoReport {
         let different_prompts = different_prompts(plain, speculative);
-        let (plain, rounds) = (Figures::new(plain), plain.len());
-        let speculative = Figures::new(speculative);
-        Report {
+        let (plain, rounds) = (SideStats::new(plain), plain.len());
+        let speculative = SideStats::new(speculative);
+        DemoReport {
             version: env!("CARGO_PKG_VERSION"),
             policy: setting.policy.to_string(),
             prompts: PROMPTS.len(),
@@ -90,8 +90,8 @@ impl Report {
     }
 }
 
-impl Figures {
-    fn new(rounds: &[Round]) -> Figures {
+impl SideStats {
+    fn new(rounds: &[Round]) -> SideStats {
         let answers = || rounds.iter().flat_map(|round| &round.0).map(|sample| &sample.answer);
         let sum = |field: fn(&SpeculativeDecoding) -> u64| -> u64 {
             answers().map(|answer| field(&answer.metrics.speculative_decoding)).sum()
@@ -99,7 +99,7 @@ impl Figures {
         let (steps, drafted, accepted) =
             (sum(|one| one.steps), sum(|one| one.drafted), sum(|one| one.accepted));
         let count = rounds.len().max(1) as u64;
-        Figures {
+        SideStats {
             tokens_per_second: median(rounds.iter().map(Round::tokens_per_second).collect()).unwrap_or(0.0),
             output_tokens: rounds.iter().map(Round::output_tokens).sum::<u64>() / count,
             acceptance_length: (steps > 0).then(|| 1.0 + accepted as f64 / steps as f64),
@@ -118,7 +118,7 @@ impl Percentiles {
     }
 }
 
-/// Prompts that were not answered the same way every time.
+/// Prompts whose outputs were not identical every time.
 fn different_prompts(plain: &[Round], speculative: &[Round]) -> Vec<&'static str> {
     let answer = |round: &Round, index: usize| {
         let answer = &round.0[index].answer;
@@ -132,10 +132,10 @@ fn different_prompts(plain: &[Round], speculative: &[Round]) -> Vec<&'static str
     PROMPTS.iter().enumerate().filter(|(index, _)| differs(*index)).map(|(_, prompt)| *prompt).collect()
 }
 
-impl std::fmt::Display for Report {
+impl std::fmt::Display for DemoReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut table = Table::new(["", "plain", &self.policy]);
-        let mut row = |name: &str, cell: &dyn Fn(&Figures) -> String| {
+        let mut row = |name: &str, cell: &dyn Fn(&SideStats) -> String| {
             table.row([name.to_owned(), cell(&self.plain), cell(&self.speculative)]);
         };
         row("tokens/s", &|side| format!("{:.1}", side.tokens_per_second));

@@ -1,4 +1,4 @@
-//! One side's answers to every prompt, with the time that each took.
+//! One round: every prompt on one side, with timings.
 
 use std::io::Write;
 use std::time::Duration;
@@ -7,17 +7,17 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::PROMPTS;
-use crate::cli::answer::{Answer, chat};
+use crate::cli::answer::{ChatReply, chat};
 use crate::cli::client::Client;
 use crate::cli::error::CliError;
 use crate::protocol::{Clock, MonotonicClock};
 
-/// An answer as the client saw it.
+/// One request as seen by the client.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// The answer.
-    pub answer: Answer,
-    /// From sending the request to the end of the answer.
+    /// The reply.
+    pub answer: ChatReply,
+    /// Time from sending the request to the end of the reply.
     pub elapsed: Duration,
 }
 
@@ -26,10 +26,10 @@ pub struct Sample {
 pub struct Round(pub Vec<Sample>);
 
 impl Round {
-    /// Asks every prompt, one after the other.
+    /// Runs every prompt, one after the other.
     ///
     /// # Errors
-    /// When a request fails.
+    /// If a request fails.
     pub async fn measure(
         client: &Client,
         model: &str,
@@ -46,22 +46,22 @@ impl Round {
         Ok(Round(samples))
     }
 
-    /// Output tokens of all answers.
+    /// Output tokens of all replies.
     pub fn output_tokens(&self) -> u64 {
         self.0.iter().map(|sample| sample.answer.usage.completion_tokens).sum()
     }
 
-    /// Output tokens per second of waiting for them, prefill and transport included.
+    /// Output tokens per second, including prefill and transport.
     pub fn tokens_per_second(&self) -> f64 {
         let seconds: f64 = self.0.iter().map(|sample| sample.elapsed.as_secs_f64()).sum();
         self.output_tokens() as f64 / seconds.max(1e-9)
     }
 }
 
-/// Answers the first prompt, unmeasured, and writes question and answer to `out`.
+/// Runs the first prompt without measuring and writes prompt and reply to `out`.
 ///
 /// # Errors
-/// When the request fails or `out` does.
+/// If the request or writing to `out` fails.
 pub async fn warm_up(client: &Client, model: &str, tokens: u32, out: &mut dyn Write) -> Result<(), CliError> {
     writeln!(out, "> {}", PROMPTS[0])?;
     let print = |piece: &str| {

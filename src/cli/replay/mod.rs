@@ -1,14 +1,14 @@
-//! `specserve replay`: real requests at a trace's times, and what became of them.
+//! `specserve replay`: replays a trace against a daemon.
 //!
-//! The client is open-loop: a request is sent when the trace says so, whether or not earlier
-//! ones are answered. Several policies and rates can be compared in one run; each then has a
-//! private daemon of its own, and they take turns over the repeats, so that a drifting
-//! machine favours none.
+//! The client is open-loop: requests are sent at their trace times, regardless of whether
+//! earlier ones have completed. A run can compare several policies and rates, each on its
+//! own private daemon. They are interleaved over the repeats, so that a drifting machine
+//! favours none.
 
 mod args;
-mod figures;
 pub(super) mod prompts;
 mod report;
+mod run_stats;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -30,21 +30,21 @@ use crate::config::Config;
 use crate::policy::registry::PolicyName;
 use crate::protocol::Slo;
 use crate::replay::{Arrival, load};
-use figures::{Figures, Setting};
 use prompts::Prompts;
-use report::Report;
+use report::ReplayReport;
+use run_stats::{RunStats, Setting};
 use session::{Session, warm_up};
 
-/// What measuring the machine may take when a policy needs a profile and there is none.
+/// Time budget for profiling, if a policy needs a profile and none is configured.
 const PROFILE_BUDGET: Duration = Duration::from_secs(5);
-/// Connections of a private daemon beside those of the trace's requests.
+/// Connections of a private daemon in addition to those of the trace's requests.
 const SPARE_CONNECTIONS: usize = 16;
 
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]: arguments that don't go together, a trace, prompts, configuration or profile
-/// that can't be used, a daemon that can't be asked. Requests that fail are figures, no errors.
+/// [`CliError`]: conflicting arguments, an invalid trace, prompt file, configuration or
+/// profile, or an unreachable daemon. Failed requests are reported as statistics instead.
 pub async fn run<H: DaemonHost>(args: &ReplayArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
     let prompts = args.prompts.as_deref().map_or_else(|| Ok(Prompts::built_in()), Prompts::read)?;
     let workloads = args.rate_scales.iter().map(|&rate| Ok((rate, workload(args, rate)?)));
@@ -61,9 +61,9 @@ pub async fn run<H: DaemonHost>(args: &ReplayArgs, host: &H, out: &mut impl Writ
             let replay = Replay { args, prompts: &prompts, slo };
             replay.compare(host, config, &workloads).await?
         }
-        (None, None) => unreachable!("clap asks for one of them"),
+        (None, None) => unreachable!("clap requires one of them"),
     };
-    let report = Report::new(runs);
+    let report = ReplayReport::new(runs);
     match args.json {
         true => writeln!(out, "{:#}", json!(report))?,
         false => write!(out, "{report}")?,
@@ -83,12 +83,12 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    /// Every rate against a daemon that runs already, as it is configured.
+    /// Runs every rate against an already running daemon.
     async fn against(
         &self,
         client: &Client,
         workloads: &[(f64, Vec<Arrival>)],
-    ) -> Result<Vec<Figures>, CliError> {
+    ) -> Result<Vec<RunStats>, CliError> {
         let state = client.get_json_once_started("/v1/engine/state").await?;
         let policy = state.pointer("/policy/policy").and_then(serde_json::Value::as_str).unwrap_or("unknown");
         let mut runs = Vec::new();
@@ -101,13 +101,13 @@ impl Replay<'_> {
         Ok(runs)
     }
 
-    /// Every policy at every rate, each against a daemon of its own.
+    /// Runs every policy at every rate, each against its own daemon.
     async fn compare<H: DaemonHost>(
         &self,
         host: &H,
         config: Config,
         workloads: &[(f64, Vec<Arrival>)],
-    ) -> Result<Vec<Figures>, CliError> {
+    ) -> Result<Vec<RunStats>, CliError> {
         let policies = match self.args.policies.as_slice() {
             [] => vec![config.speculation.policy],
             policies => policies.to_vec(),
@@ -154,7 +154,7 @@ impl Replay<'_> {
         client: &Client,
         setting: Setting,
         arrivals: &[Arrival],
-    ) -> Result<Figures, CliError> {
+    ) -> Result<RunStats, CliError> {
         let model = client.model().await?;
         warm_up(client, &model, self.prompts).await?;
         let bar = progress_bar(&setting, arrivals.len());
@@ -170,12 +170,12 @@ impl Replay<'_> {
         let played = session.play(arrivals, &bar).await;
         bar.finish_and_clear();
         let state = client.get_json_once_started("/v1/engine/state").await?;
-        Ok(Figures::new(setting, &self.slo, &played, &state))
+        Ok(RunStats::new(setting, &self.slo, &played, &state))
     }
 }
 
 fn progress_bar(setting: &Setting, requests: usize) -> ProgressBar {
-    let template = "{msg} {bar:40} {pos} of {len} requests, {elapsed} gone";
+    let template = "{msg} {bar:40} {pos}/{len} requests, {elapsed} elapsed";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let message = format!("{} at {} ×, repeat {}", setting.policy, setting.rate_scale, setting.repeat + 1);
     ProgressBar::new(requests as u64).with_style(style).with_message(message)

@@ -1,4 +1,4 @@
-//! What is asked.
+//! Prompts of the replayed requests.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use crate::cli::demo::PROMPTS;
 use crate::cli::error::CliError;
 
-/// Most prompts of a file; further ones are not read.
+/// Most prompts read from a file; the rest is ignored.
 const PROMPTS_MAX: usize = 100_000;
 
-/// Built-in prompts besides the demo's, of the same kinds.
+/// Built-in prompts in addition to the demo's.
 const MORE: [&str; 16] = [
     "Tell me a story about a girl who found a key.",
     "What is a volcano?",
@@ -30,18 +30,18 @@ const MORE: [&str; 16] = [
     "Give me three tips to stay healthy.",
 ];
 
-/// Conversations to send, used one after the other and then again.
+/// Conversations to send, used round-robin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompts(Vec<Value>);
 
 impl Prompts {
-    /// The ones in this file.
+    /// The built-in prompts.
     pub fn built_in() -> Prompts {
         Prompts(PROMPTS.iter().chain(&MORE).map(|text| user(text)).collect())
     }
 
-    /// Those of a file: objects with `messages`, `prompt`, or `turns`, of which the first
-    /// is taken.
+    /// Reads a JSON Lines file of objects with `messages`, `prompt`, or `turns` (of which the
+    /// first is used).
     ///
     /// # Errors
     /// [`CliError::File`], and [`CliError::Failed`] with the first bad line.
@@ -64,20 +64,20 @@ impl Prompts {
             };
             prompts.push(messages);
         }
-        if prompts.is_empty() { Err("there are no prompts".to_owned()) } else { Ok(Prompts(prompts)) }
+        if prompts.is_empty() { Err("the file holds no prompts".to_owned()) } else { Ok(Prompts(prompts)) }
     }
 
-    /// All of them.
+    /// All conversations.
     pub fn conversations(&self) -> &[Value] {
         &self.0
     }
 
-    /// How many there are.
+    /// Number of conversations.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The messages of the `index`th request.
+    /// Messages of request `index`.
     pub fn messages(&self, index: usize) -> &Value {
         &self.0[index % self.0.len()]
     }
@@ -107,6 +107,6 @@ mod tests {
         for line in ["{}", "[]", "{\"prompt\":3}", "{\"turns\":[]}", "{\"messages\":\"a\"}"] {
             assert_eq!(problem(line), "line 1: no messages, prompt or turns");
         }
-        assert_eq!(problem("\n"), "there are no prompts");
+        assert_eq!(problem("\n"), "the file holds no prompts");
     }
 }

@@ -1,64 +1,63 @@
-//! All runs, and their medians side by side.
+//! Report of a replay: all runs and their medians.
 
 use serde::Serialize;
 
-use super::figures::Figures;
+use super::run_stats::RunStats;
 use crate::cli::table::{Table, or_dash};
 use crate::stats::quantile::median;
 
-/// The policy that the others are compared with.
+/// Baseline policy of the comparison.
 const PLAIN: &str = "none";
 
 /// Medians over the repeats of one policy at one rate.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// The policy.
+    /// Policy of the runs.
     pub policy: String,
     /// Multiple of the trace's rate.
     pub rate_scale: f64,
-    /// Requests that met their objectives, over all.
+    /// Attainment: requests that met their objectives over all requests.
     pub attainment: Option<f64>,
-    /// Of those, per second.
+    /// Goodput: requests per second that met their objectives.
     pub goodput_rps: Option<f64>,
     /// Output tokens per second.
     pub tokens_per_second: Option<f64>,
-    /// Median arrival to first token.
+    /// Median TTFT, in milliseconds.
     pub ttft_p50_ms: Option<f64>,
-    /// Its 99th percentile.
+    /// 99th percentile of TTFT, in milliseconds.
     pub ttft_p99_ms: Option<f64>,
-    /// Mean time per token after the first.
+    /// Mean TPOT, in milliseconds.
     pub tpot_mean_ms: Option<f64>,
     /// Its 99th percentile.
     pub tpot_p99_ms: Option<f64>,
     /// Draft tokens per request and step.
     pub mean_draft_tokens: Option<f64>,
-    /// Tokens that a target step yields for one request.
+    /// Acceptance length: mean tokens per target step and request.
     pub acceptance_length: Option<f64>,
-    /// Median relative error of predicted step times.
+    /// Median relative error of step time predictions.
     pub time_error_p50: Option<f64>,
     /// Its 99th percentile.
     pub time_error_p99: Option<f64>,
-    /// Goodput over that of plain decoding at the same rate; the median over repeats.
+    /// Goodput relative to plain decoding at the same rate; the median over repeats.
     pub goodput_over_none: Option<f64>,
-    /// How many times faster than plain decoding a request gets its tokens; the median over
-    /// repeats of the ratio of mean TPOTs.
+    /// Speedup over plain decoding: ratio of mean TPOTs, the median over repeats.
     pub speed_over_none: Option<f64>,
 }
 
-/// What `--json` prints.
+/// The complete report; the `--json` document.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct ReplayReport {
     /// Version of this program.
     pub version: &'static str,
-    /// Medians, in the order in which they were asked for.
+    /// Medians, in the order of the arguments.
     pub summary: Vec<Summary>,
-    /// Every run, in the order in which they were made.
-    pub runs: Vec<Figures>,
+    /// All runs, in execution order.
+    pub runs: Vec<RunStats>,
 }
 
-impl Report {
-    /// Sums up the runs.
-    pub fn new(runs: Vec<Figures>) -> Report {
+impl ReplayReport {
+    /// Summarises the runs.
+    pub fn new(runs: Vec<RunStats>) -> ReplayReport {
         let mut keys: Vec<(String, f64)> = Vec::new();
         for run in &runs {
             let key = (run.setting.policy.clone(), run.setting.rate_scale);
@@ -67,11 +66,11 @@ impl Report {
             }
         }
         let summary = keys.iter().map(|(policy, rate_scale)| summarise(&runs, policy, *rate_scale)).collect();
-        Report { version: env!("CARGO_PKG_VERSION"), summary, runs }
+        ReplayReport { version: env!("CARGO_PKG_VERSION"), summary, runs }
     }
 }
 
-fn summarise(runs: &[Figures], policy: &str, rate_scale: f64) -> Summary {
+fn summarise(runs: &[RunStats], policy: &str, rate_scale: f64) -> Summary {
     let of = |policy: &str, repeat: Option<u32>| {
         let policy = policy.to_owned();
         runs.iter().filter(move |run| {
@@ -81,11 +80,11 @@ fn summarise(runs: &[Figures], policy: &str, rate_scale: f64) -> Summary {
         })
     };
     let middle =
-        |figure: &dyn Fn(&Figures) -> Option<f64>| median(of(policy, None).filter_map(figure).collect());
-    let over_none = |figure: &dyn Fn(&Figures, &Figures) -> Option<f64>| {
+        |metric: &dyn Fn(&RunStats) -> Option<f64>| median(of(policy, None).filter_map(metric).collect());
+    let over_none = |metric: &dyn Fn(&RunStats, &RunStats) -> Option<f64>| {
         let ratios = of(policy, None).filter_map(|run| {
             let plain = of(PLAIN, Some(run.setting.repeat)).next()?;
-            figure(run, plain)
+            metric(run, plain)
         });
         median(ratios.filter(|ratio| ratio.is_finite()).collect())
     };
@@ -108,7 +107,7 @@ fn summarise(runs: &[Figures], policy: &str, rate_scale: f64) -> Summary {
     }
 }
 
-impl std::fmt::Display for Report {
+impl std::fmt::Display for ReplayReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut table = Table::new([
             "policy",
@@ -148,7 +147,7 @@ impl std::fmt::Display for Report {
                 let (setting, first) = (&run.setting, run.failures.first().map_or("", String::as_str));
                 writeln!(
                     f,
-                    "{} at {} ×: of {} requests {} were refused and {} failed {first}",
+                    "{} at {} ×: {} requests, {} rejected, {} failed {first}",
                     setting.policy, setting.rate_scale, run.requests, run.refused, run.failed
                 )?;
             }

@@ -1,4 +1,4 @@
-//! One trace against one daemon, open-loop.
+//! Replays one trace against one daemon, open-loop.
 
 use std::time::Duration;
 
@@ -7,53 +7,53 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::prompts::Prompts;
-use crate::cli::answer::{Answer, chat};
+use crate::cli::answer::{ChatReply, chat};
 use crate::cli::client::{Client, ClientError};
 use crate::cli::error::CliError;
 use crate::protocol::Slo;
 use crate::replay::Arrival;
 
-/// Time between getting ready and the first arrival.
+/// Delay between readiness and the first arrival.
 const LEAD: Duration = Duration::from_millis(50);
-/// Seeds stay exact in every JSON reader.
+/// Bound of seeds; below it every JSON reader keeps them exact.
 const SEED_MAX: u64 = (1 << 53) - 1;
-/// Unmeasured requests before the first arrival.
+/// Warm-up requests before the first arrival.
 const WARM_UP_REQUESTS: usize = 8;
-/// Their output.
+/// Output tokens of each warm-up request.
 const WARM_UP_TOKENS: u32 = 48;
 
-/// How a request ended.
+/// Final state of a request.
 #[derive(Clone, Debug)]
 pub enum Fate {
-    /// It was answered.
-    Answered(Answer),
-    /// The daemon did not take it.
+    /// Completed.
+    Answered(ChatReply),
+    /// Rejected by the daemon.
     Refused,
-    /// It broke, or got no whole answer.
+    /// Failed, or the reply was incomplete.
     Failed(String),
 }
 
-/// What the client saw of a request.
+/// Client-side outcome of a request.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// How it ended.
+    /// Final state.
     pub fate: Fate,
-    /// How long after its time it was sent.
+    /// Delay of the send behind its trace time.
     pub late: Duration,
-    /// Gaps between pieces of text, in milliseconds.
+    /// Gaps between text deltas, in milliseconds.
     pub gaps_ms: Vec<f64>,
 }
 
-/// All of a trace.
+/// Outcomes of a whole trace.
 #[derive(Clone, Debug)]
 pub struct Played {
-    /// One for each request, in order of arrival.
+    /// One outcome per request, in order of arrival.
     pub outcomes: Vec<Outcome>,
-    /// From the first arrival to the end of the last answer.
+    /// Time from the first arrival to the end of the last reply.
     pub elapsed: Duration,
 }
 
-/// What all requests of a session have in common.
+/// Settings shared by all requests of a session.
 pub struct Session<'a> {
     pub client: &'a Client,
     pub model: &'a str,
@@ -65,7 +65,7 @@ pub struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Sends every request at its time and waits for all answers.
+    /// Sends every request at its trace time and waits for all replies.
     pub async fn play(&self, arrivals: &[Arrival], progress: &ProgressBar) -> Played {
         let first = arrivals.first().map_or(Duration::ZERO, |arrival| arrival.at.into());
         let start = Instant::now() + LEAD;
@@ -130,10 +130,10 @@ async fn send(client: &Client, body: Value, due: Instant) -> Outcome {
     Outcome { fate, late, gaps_ms }
 }
 
-/// A few unmeasured requests, two at a time: caches get warm, and policies learn.
+/// Sends warm-up requests, two at a time, to warm caches and train policies.
 ///
 /// # Errors
-/// When one of them fails.
+/// If one of them fails.
 pub async fn warm_up(client: &Client, model: &str, prompts: &Prompts) -> Result<(), CliError> {
     let request = |index: usize| {
         let body = json!({

@@ -16,85 +16,85 @@ use crate::simulate::virtual_executor::{Confidence, TimeError};
 use crate::simulate::{DraftQuality, Settings};
 use crate::timing::cost_model::CostModel;
 
-/// Longest sampling temperature that is worth telling a policy.
+/// Highest accepted temperature.
 const TEMPERATURE_MAX: f64 = 2.0;
 
-/// Simulates the engine on a trace: the same scheduler and policies, a virtual clock, and a
-/// profile in place of the device.
+/// Simulates the engine on a trace: the real scheduler and policies under a virtual clock,
+/// with a profile in place of the device.
 #[derive(Args, Debug)]
 pub struct SimulateArgs {
     /// A .csv or .jsonl file with arrival_s, prompt_tokens and output_tokens, or
     /// poisson:RPS,SECONDS, or gamma:RPS,CV,SECONDS.
     #[arg(long, value_name = "TRACE")]
     pub trace: TraceSource,
-    /// The profile whose times the virtual device takes.
+    /// Profile that times the virtual device.
     #[arg(long, value_name = "FILE")]
     pub profile: PathBuf,
-    /// A policy; give it several times to compare.
+    /// Policy; repeat the option to compare several.
     #[arg(long = "policy", value_name = "POLICY", default_value = "specserve")]
     policies: Vec<PolicyName>,
-    /// Every request's objectives: ttft_ms=N, tpot_ms=N, or both with a comma between.
+    /// Objectives of all requests: ttft_ms=N, tpot_ms=N, or both separated by a comma.
     #[arg(long, value_name = "SLO", value_parser = parse::slo, default_value = "")]
     slo: Slo,
-    /// Multiples of the trace's rate, or with --saturation of the saturating rate.
+    /// Multiples of the trace's rate, or of the saturating rate with --saturation.
     #[arg(long = "load", value_name = "LOADS", value_delimiter = ',', default_value = "1", value_parser = parse::positive)]
     loads: Vec<f64>,
-    /// Find the rate at which plain decoding attains less than 95 %, and take it as load 1.
+    /// Use the rate at which plain decoding drops below 95 % attainment as load 1.
     #[arg(long)]
     pub saturation: bool,
-    /// Of everything that is drawn.
+    /// Seed of everything that is drawn.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     seed: u64,
-    /// Where lengths come from: trace or spec-bench. By default the file, or spec-bench
-    /// where there is no file.
+    /// Source of lengths: trace or spec-bench. By default trace for a file, spec-bench for a
+    /// generator.
     #[arg(long, value_name = "SOURCE", value_parser = parse::lengths)]
     lengths: Option<Lengths>,
-    /// Divide arrival times by this: bursts get shorter.
+    /// Divide arrival times by this; bursts get shorter.
     #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = parse::positive)]
     rate_scale: f64,
-    /// Keep each request with this probability: bursts keep their duration.
+    /// Keep each request with this probability; bursts keep their duration.
     #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
     thin: f64,
-    /// Keep the first requests only.
+    /// Keep only the first N requests.
     #[arg(long, value_name = "REQUESTS")]
     limit: Option<usize>,
     /// Drop requests with longer prompts.
     #[arg(long, value_name = "TOKENS")]
     max_prompt: Option<u32>,
-    /// Median acceptance of a draft token, for every request; by default by its task.
+    /// Median acceptance of a draft token for all requests; by default depends on the task.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     acceptance: Option<f64>,
-    /// Play back what `record` wrote, instead of drawing acceptance.
+    /// Play back a recording written by `record` instead of drawing acceptance.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["acceptance", "confidence"])]
     recording: Option<PathBuf>,
-    /// What the draft says of its tokens: calibrated, noisy:SD, overconfident:SHARE, misaligned:SHARE.
+    /// Draft confidence: calibrated, noisy:SD, overconfident:SHARE, misaligned:SHARE.
     #[arg(long, value_name = "KIND", value_parser = parse_confidence, default_value = "calibrated")]
     confidence: Confidence,
-    /// The machine takes this many times what the profile says.
+    /// Ratio of the machine's true times to the profile.
     #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = parse::positive)]
     time_error: f64,
-    /// Spread of each call's time, as the standard deviation of its logarithm.
+    /// Jitter of each call's time, as the standard deviation of its logarithm.
     #[arg(long, value_name = "SD", default_value = "0", value_parser = share)]
     jitter: f64,
-    /// Sampling temperature that policies are told.
+    /// Sampling temperature shown to policies.
     #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = temperature)]
     temperature: f64,
-    /// Most requests that run at a time.
+    /// Most running requests.
     #[arg(long, value_name = "REQUESTS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1024))]
     running_max: u32,
-    /// Most requests that wait; more are refused.
+    /// Most waiting requests; further ones are rejected.
     #[arg(long, value_name = "REQUESTS", default_value_t = 100_000)]
     queue_max: u32,
-    /// Most prefill tokens of a step.
+    /// Most prefill tokens per step.
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     prefill_chunk: u32,
-    /// Most drafts of a request in a step.
+    /// Most draft tokens per request and step.
     #[arg(long, value_name = "TOKENS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=32))]
     draft_max: u32,
-    /// KV blocks of 16 tokens, for each of the two models.
+    /// KV blocks of 16 tokens per model.
     #[arg(long, value_name = "BLOCKS", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     kv_blocks: u32,
-    /// Longest prompt and output together; longer requests are refused.
+    /// Context length: longest prompt plus output; longer requests are rejected.
     #[arg(long, value_name = "TOKENS", default_value_t = 32_768)]
     context_max: u32,
     /// Print one JSON document.
@@ -103,17 +103,17 @@ pub struct SimulateArgs {
 }
 
 impl SimulateArgs {
-    /// The policies to run.
+    /// Policies to run.
     pub fn policies(&self) -> &[PolicyName] {
         &self.policies
     }
 
-    /// The loads to run them at.
+    /// Loads to run them at.
     pub fn loads(&self) -> &[f64] {
         &self.loads
     }
 
-    /// What is made of the trace.
+    /// Workload options of the trace.
     pub fn workload_options(&self) -> WorkloadOptions {
         WorkloadOptions {
             rate_scale: self.rate_scale,
@@ -125,16 +125,16 @@ impl SimulateArgs {
         }
     }
 
-    /// What policies are told of the bounds.
+    /// Options of the policies.
     pub fn policy_options(&self) -> PolicyOptions {
         let specserve = SpecServeOptions { draft_tokens_max: self.draft_max, ..SpecServeOptions::default() };
         PolicyOptions { specserve, ..PolicyOptions::default() }
     }
 
-    /// What is played back, if anything.
+    /// The recording to play back, if any.
     ///
     /// # Errors
-    /// [`CliError`]: a file that can't be read, or a line that can't be used.
+    /// [`CliError`]: an unreadable file or a malformed line.
     pub fn recording(&self) -> Result<Option<Arc<Recording>>, CliError> {
         let Some(path) = &self.recording else { return Ok(None) };
         let text =
@@ -145,7 +145,7 @@ impl SimulateArgs {
         }
     }
 
-    /// Everything else.
+    /// The remaining settings of the simulation.
     pub fn settings(&self, cost: CostModel, recording: Option<Arc<Recording>>) -> Settings {
         let drafter = cost.draft.is_some().then(|| DrafterNeeds::kv_cache(self.kv_blocks));
         Settings {
@@ -160,7 +160,7 @@ impl SimulateArgs {
             limits: SchedulerLimits {
                 running_requests_max: self.running_max,
                 prefill_chunk_tokens_max: self.prefill_chunk,
-                // room for every request's drafts beside a full chunk
+                // room for the drafts of all requests in addition to a full prefill chunk
                 batch_tokens_max: self.prefill_chunk + self.running_max * (1 + self.draft_max),
                 draft_tokens_max: self.draft_max,
                 target_blocks: self.kv_blocks,
@@ -190,7 +190,7 @@ fn parse_confidence(text: &str) -> Result<Confidence, String> {
         "noisy" => Ok(Confidence::Noisy { logit_sd: parse::positive(value)? }),
         "overconfident" => Ok(Confidence::Curve(vec![(0.0, 0.0), (1.0, share(value)?)])),
         "misaligned" => Ok(Confidence::Misaligned { acceptance: share(value)? }),
-        _ => Err("give calibrated, noisy:SD, overconfident:SHARE or misaligned:SHARE".to_owned()),
+        _ => Err("must be calibrated, noisy:SD, overconfident:SHARE or misaligned:SHARE".to_owned()),
     }
 }
 

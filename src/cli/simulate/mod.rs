@@ -1,4 +1,4 @@
-//! `specserve simulate`: the engine under a virtual clock, on a trace.
+//! `specserve simulate`: runs the engine on a trace under a virtual clock.
 
 mod args;
 mod table;
@@ -21,7 +21,7 @@ use crate::timing::profile::Profile;
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]: a trace or a profile that can't be used, or a policy that breaks a rule.
+/// [`CliError`]: an invalid trace or profile, or a policy that violates an invariant.
 pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let failed = |error: &dyn std::error::Error| CliError::Failed(error.to_string());
     let profile = read_profile(args)?;
@@ -47,12 +47,12 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
 
 type Factory = Box<dyn Fn() -> Box<dyn Learner> + Sync>;
 
-/// Makes the policy's learner for each run, from one that has seen nothing.
+/// Returns a factory that builds a fresh policy for each run.
 fn factory(name: PolicyName, profile: &Profile, args: &SimulateArgs) -> Result<Factory, CliError> {
     let (profile, options) = (profile.clone(), args.policy_options());
     let build = move || registry::build(name, Some(&profile), &options);
     build().map_err(|error| CliError::Failed(error.to_string()))?;
-    Ok(Box::new(move || build().expect("it was built a moment ago from the same")))
+    Ok(Box::new(move || build().expect("the same options built a policy before")))
 }
 
 fn read_profile(args: &SimulateArgs) -> Result<Profile, CliError> {
@@ -64,9 +64,7 @@ fn read_profile(args: &SimulateArgs) -> Result<Profile, CliError> {
 
 fn find_saturation(workload: &[replay::Arrival], settings: &Settings) -> Result<f64, CliError> {
     let found = saturation_load(workload, settings).map_err(|error| CliError::Failed(error.to_string()))?;
-    found.ok_or_else(|| {
-        CliError::Failed("there is no load at which plain decoding saturates: change --slo".to_owned())
-    })
+    found.ok_or_else(|| CliError::Failed("plain decoding saturates at no load; change --slo".to_owned()))
 }
 
 fn print(args: &SimulateArgs, reports: &[Report], out: &mut impl Write) -> Result<(), CliError> {

@@ -1,4 +1,4 @@
-//! The reports side by side.
+//! Table of the simulation reports.
 
 use crate::cli::table::{Table, or_dash};
 use crate::simulate::Report;

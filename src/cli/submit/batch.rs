@@ -1,4 +1,4 @@
-//! The lines of a batch file, and the answer to one.
+//! Reading batch files and sending their requests.
 
 use std::io::{BufRead, Read};
 use std::time::Duration;
@@ -7,30 +7,31 @@ use serde_json::{Value, json};
 
 use crate::cli::client::{Client, ClientError};
 
-/// Longest line in bytes: the largest body that a daemon can be configured to take.
+/// Longest line, in bytes: the largest body limit that a daemon can be configured with.
 const LINE_BYTES_MAX: u64 = 64 << 20;
-/// How often a request that meets a full queue is sent again.
+/// Retries of a request when the queue is full.
 const RETRIES_MAX: u32 = 20;
-/// Longest wait before the next try, whatever the daemon asks for.
+/// Upper bound of the delay before a retry.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// A line of the file.
+/// A request line of the file.
 pub struct Item {
-    /// Its number, from 1.
+    /// Line number from 1.
     pub line: u64,
-    /// Where it ends in the file.
+    /// Offset of its end in the file, in bytes.
     pub end_byte: u64,
-    /// Its request, or what is wrong with it.
+    /// The request, or why the line is invalid.
     pub request: Result<Request, String>,
 }
 
-/// What to send.
+/// A request to send.
 pub struct Request {
     path: &'static str,
     body: Value,
 }
 
-/// Reads a file line by line, skipping empty ones; a read error or an endless line is the last item.
+/// Reads a file line by line, skipping empty lines. A read error or an overlong line is the
+/// last item.
 pub struct Lines<R> {
     reader: R,
     line: u64,
@@ -39,12 +40,12 @@ pub struct Lines<R> {
 }
 
 impl<R: BufRead> Lines<R> {
-    /// The lines of `reader`.
+    /// Creates an iterator over the lines of `reader`.
     pub fn new(reader: R) -> Lines<R> {
         Lines { reader, line: 0, end_byte: 0, ended: false }
     }
 
-    /// The next line's text, `None` at the end.
+    /// Reads the next line; `None` at the end of the file.
     fn read(&mut self) -> Option<Result<String, String>> {
         let mut bytes = Vec::new();
         self.line += 1;
@@ -53,13 +54,13 @@ impl<R: BufRead> Lines<R> {
             Ok(length) => self.end_byte += length as u64,
             Err(error) => {
                 self.ended = true;
-                return Some(Err(format!("the file can't be read further: {error}")));
+                return Some(Err(format!("reading the file failed: {error}")));
             }
         }
         if bytes.len() as u64 > LINE_BYTES_MAX {
             self.ended = true;
             return Some(Err(format!(
-                "the line is longer than {LINE_BYTES_MAX} bytes; the rest is not read"
+                "the line is longer than the limit of {LINE_BYTES_MAX} bytes; the rest of the file is skipped"
             )));
         }
         Some(String::from_utf8(bytes).map_err(|_| "the line is not UTF-8".to_owned()))
@@ -86,16 +87,16 @@ fn parse(text: &str) -> Result<Request, String> {
     let body: Value = serde_json::from_str(text).map_err(|error| format!("the line is not JSON: {error}"))?;
     let has = |key: &str| body.get(key).is_some();
     if has("stream") {
-        return Err("stream is not for batches: leave it out".to_owned());
+        return Err("stream is not supported in batches; remove it".to_owned());
     }
     match (has("messages"), has("prompt")) {
         (true, false) => Ok(Request { path: "/v1/chat/completions", body }),
         (false, true) => Ok(Request { path: "/v1/completions", body }),
-        _ => Err("the line needs either messages or prompt".to_owned()),
+        _ => Err("the line must have either messages or prompt".to_owned()),
     }
 }
 
-/// The daemon's answer, or an error object. A full queue is waited out, up to a bound.
+/// Sends a request; returns the response or an error object. Retries a full queue.
 pub async fn answer(client: &Client, model: &str, request: Result<Request, String>) -> Result<Value, Value> {
     let mut request = request.map_err(|message| json!({ "message": message, "type": "invalid_line" }))?;
     if request.body.get("model").is_none() {
@@ -113,7 +114,7 @@ pub async fn answer(client: &Client, model: &str, request: Result<Request, Strin
     client.post(request.path, &request.body).await.map_err(|error| error_object(&error))
 }
 
-/// The daemon's own error object, or one in its shape.
+/// The daemon's error object, or one in the same format.
 fn error_object(error: &ClientError) -> Value {
     if let ClientError::Refused { body: Some(body), .. } = error
         && let Some(object) = body.get("error")

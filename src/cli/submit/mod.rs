@@ -1,4 +1,4 @@
-//! `specserve submit`: a file of requests in, their results out.
+//! `specserve submit`: runs a batch file of requests.
 
 mod batch;
 #[cfg(test)]
@@ -18,21 +18,21 @@ use super::error::CliError;
 use crate::protocol::{Clock, MonotonicClock};
 use batch::{Item, Lines, answer};
 
-/// Sends each line of a file as a request. Results keep the file's order; a request
-/// that fails does not stop the others, and the exit code is then 1.
+/// Sends each line of a file as a request. Results keep the file's order. A failed request
+/// does not stop the others; the exit code is then 1.
 #[derive(Args, Debug)]
 pub struct SubmitArgs {
-    /// One JSON object a line, with `messages` (chat) or `prompt` (completion) and any
-    /// other field of the API.
+    /// Input file: one JSON object per line with `messages` (chat) or `prompt` (completion) and
+    /// any other field of the API.
     #[arg(value_name = "FILE.jsonl")]
     file: PathBuf,
-    /// Where results go, one JSON object a line; standard output when it is left out.
+    /// Output file, one JSON object per line; standard output if omitted.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Most requests under way at a time.
+    /// Most concurrent requests.
     #[arg(long, value_name = "REQUESTS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: u16,
-    /// The daemon's socket.
+    /// Socket of the daemon.
     #[arg(long, value_name = "PATH", default_value = super::SOCKET_DEFAULT)]
     socket: PathBuf,
 }
@@ -40,7 +40,7 @@ pub struct SubmitArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]; [`CliError::RequestsFailed`] when all results are written and some are errors.
+/// [`CliError`]; [`CliError::RequestsFailed`] if all results are written and some are errors.
 pub async fn run(args: &SubmitArgs, out: &mut impl Write) -> Result<(), CliError> {
     let failed = |source| CliError::File { path: args.file.clone(), source };
     let file = File::open(&args.file).map_err(failed)?;
@@ -71,7 +71,7 @@ struct Batch {
     progress: ProgressBar,
 }
 
-/// Sums over a batch.
+/// Totals of a batch.
 struct Totals {
     /// Reads the time since the start.
     clock: MonotonicClock,
@@ -81,7 +81,7 @@ struct Totals {
 }
 
 impl Batch {
-    /// Answers the lines, `concurrency` at a time, and writes the results in their order.
+    /// Sends the lines, `concurrency` at a time, and writes the results in input order.
     async fn run(&self, lines: impl Iterator<Item = Item>, out: &mut impl Write) -> Result<Totals, CliError> {
         let mut totals =
             Totals { clock: MonotonicClock::start(), requests: 0, failed: 0, completion_tokens: 0 };
@@ -132,7 +132,7 @@ impl Totals {
 }
 
 fn progress_bar(bytes: u64) -> ProgressBar {
-    let template = "{bar:40} {percent:>3} % of the file, {elapsed} gone, {eta} to go";
+    let template = "{bar:40} {percent:>3} % of the file, {elapsed} elapsed, {eta} left";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(bytes).with_style(style)
 }

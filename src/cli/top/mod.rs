@@ -1,7 +1,7 @@
-//! `specserve top`: a dashboard of a running daemon.
+//! `specserve top`: live dashboard of a running daemon.
 
-mod figures;
 mod page;
+mod stats;
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write, stdout};
@@ -14,58 +14,58 @@ use serde_json::json;
 use super::client::{Client, ClientError};
 use super::error::CliError;
 use crate::protocol::{Clock, Micros, MonotonicClock};
-use figures::Figures;
 use page::Page;
+use stats::DashboardStats;
 
-/// Latencies are over this many polls.
+/// Window of the latencies, in polls.
 const WINDOW_POLLS: usize = 60;
 /// Cursor home, clear to the end of the screen.
 const REDRAW: &str = "\x1b[H\x1b[J";
 
-/// Shows load, speed, speculation and latencies, again each interval.
+/// Shows load, throughput, speculation and latencies, refreshed each interval.
 #[derive(Args, Debug)]
 pub struct TopArgs {
-    /// The daemon's socket.
+    /// Socket of the daemon.
     #[arg(long, value_name = "PATH", default_value = super::SOCKET_DEFAULT)]
     socket: PathBuf,
-    /// Print one screen, measured over one interval, and end. Latencies are then since
-    /// the daemon's start.
+    /// Print one screen measured over one interval and exit. Latencies are then cumulative
+    /// since the daemon's start.
     #[arg(long)]
     once: bool,
-    /// Time between screens, in milliseconds.
+    /// Refresh interval, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     interval_ms: u64,
-    /// Print each screen as one JSON document on a line, with the engine's state.
+    /// Print each screen as one line of JSON, including the engine's state.
     #[arg(long)]
     json: bool,
 }
 
-/// A page and when it came.
+/// A metrics page and its time.
 struct Poll {
     at: Micros,
     page: Page,
 }
 
-/// Runs the command, until the daemon goes away or, with `--once`, for one screen.
+/// Runs the command until the daemon is gone or, with `--once`, for one screen.
 ///
 /// # Errors
-/// [`CliError`]: the daemon can't be asked, or the output can't be written.
+/// [`CliError`]: the daemon is unreachable, or the output cannot be written.
 pub async fn run(args: &TopArgs, out: &mut impl Write) -> Result<(), CliError> {
     let client = Client::new(&args.socket);
     let clear = !args.once && !args.json && stdout().is_terminal();
-    // a daemon that is starting has nothing to show yet
+    // a starting daemon has nothing to show yet
     client.get_json_once_started("/v1/engine/state").await?;
     let clock = MonotonicClock::start();
     let mut polls = VecDeque::from([poll(&client, &clock).await?]);
     loop {
         tokio::time::sleep(Duration::from_millis(args.interval_ms)).await;
         polls.push_back(poll(&client, &clock).await?);
-        let figures = summarise(&polls, args.once);
+        let stats = summarise(&polls, args.once);
         if args.json {
             let state = client.get_json("/v1/engine/state").await?;
-            writeln!(out, "{}", json!({ "figures": figures, "state": state }))?;
+            writeln!(out, "{}", json!({ "figures": stats, "state": state }))?;
         } else {
-            write!(out, "{}{figures}", if clear { REDRAW } else { "" })?;
+            write!(out, "{}{stats}", if clear { REDRAW } else { "" })?;
         }
         out.flush()?;
         if args.once {
@@ -82,12 +82,12 @@ async fn poll(client: &Client, clock: &impl Clock) -> Result<Poll, ClientError> 
     Ok(Poll { at: clock.now(), page: Page::parse(&text) })
 }
 
-/// Figures of the last poll; there are at least two.
-fn summarise(polls: &VecDeque<Poll>, since_start: bool) -> Figures {
+/// Computes the statistics of the last poll; requires at least two polls.
+fn summarise(polls: &VecDeque<Poll>, since_start: bool) -> DashboardStats {
     let (before, now) = (&polls[polls.len() - 2], &polls[polls.len() - 1]);
     let nothing = Page::default();
     let window_start = if since_start { &nothing } else { &polls[0].page };
-    Figures::new(window_start, &before.page, &now.page, (now.at - before.at).as_secs_f64())
+    DashboardStats::new(window_start, &before.page, &now.page, (now.at - before.at).as_secs_f64())
 }
 
 #[cfg(test)]

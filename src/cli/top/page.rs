@@ -1,10 +1,10 @@
-//! The daemon's metrics page, in the Prometheus text format.
+//! Parser of metrics pages in the Prometheus text format.
 
 use std::collections::BTreeMap;
 
 type Labels = BTreeMap<String, String>;
 
-/// A page of samples.
+/// Samples of a metrics page.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     samples: Vec<Sample>,
@@ -18,17 +18,17 @@ struct Sample {
 }
 
 impl Page {
-    /// Reads a page. Lines that are no samples are skipped: a newer daemon may have more to say.
+    /// Parses a page. Unrecognized lines are skipped, since a newer daemon may export more.
     pub fn parse(text: &str) -> Page {
         Page { samples: text.lines().filter_map(parse_line).collect() }
     }
 
-    /// The sum of all samples of `name`, whatever their labels; 0 when there is none.
+    /// Sum of all samples of `name` over all labels; 0 without samples.
     pub fn sum(&self, name: &str) -> f64 {
         self.named(name).map(|sample| sample.value).sum()
     }
 
-    /// The sample of `name` with this label.
+    /// Sample of `name` with this label.
     pub fn labelled(&self, name: &str, label: &str, value: &str) -> Option<f64> {
         let mut samples = self.named(name);
         samples
@@ -36,7 +36,7 @@ impl Page {
             .map(|sample| sample.value)
     }
 
-    /// What the label of `name` says.
+    /// Value of a label of `name`.
     pub fn label<'a>(&'a self, name: &'a str, label: &str) -> Option<&'a str> {
         self.named(name).find_map(|sample| sample.labels.get(label)).map(String::as_str)
     }
@@ -69,7 +69,7 @@ fn parse_line(line: &str) -> Option<Sample> {
     Some(Sample { name: name.to_owned(), labels, value: value.trim().parse().ok()? })
 }
 
-/// Reads labels up to their closing brace; gives what follows it as well.
+/// Parses labels up to the closing brace; also returns the rest.
 fn parse_labels(mut text: &str) -> Option<(Labels, &str)> {
     let mut labels = Labels::new();
     loop {
@@ -84,7 +84,7 @@ fn parse_labels(mut text: &str) -> Option<(Labels, &str)> {
     }
 }
 
-/// Reads up to the closing quote, undoing escapes.
+/// Parses up to the closing quote and unescapes.
 fn parse_quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();

@@ -1,10 +1,10 @@
-//! The target's side of a step: forward pass, choice of tokens, verdicts.
+//! The target's side of a step: forward pass, sampling, verdicts.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
 
 use crate::protocol::{ExecutorError, ModelRole, SequenceInput, Verdict, VerifyRow};
-use crate::sampling::{Choice, Sampler, TokenHistory, walk_chain, walk_tree};
+use crate::sampling::{SampledToken, Sampler, TokenHistory, walk_chain, walk_tree};
 
 use super::forward::LogitRows;
 use super::pass::Pass;
@@ -39,7 +39,7 @@ impl CpuExecutor {
     }
 }
 
-/// Places of a row at which the target chooses: after the last committed token and each draft.
+/// Tokens that the target samples for a row: one after the last committed token and each draft.
 fn nodes(row: &VerifyRow) -> usize {
     row.drafts as usize + 1
 }
@@ -93,18 +93,18 @@ fn verdict(row: &VerifyRow, logits: LogitRows<'_>, first: usize, sampler: &mut S
     let mut history = TokenHistory::of(input);
     let base = history.tokens().len();
     let position = input.start as usize + committed;
-    let mut choose = |place: usize, path: Range<usize>, draft: &dyn Fn(usize) -> usize| -> Choice {
+    let mut sample = |node: usize, path: Range<usize>, draft: &dyn Fn(usize) -> usize| -> SampledToken {
         let depth = path.len();
         if input.sampling.needs_history() {
             history.truncate(base);
             path.for_each(|step| history.push(drafts[draft(step)]));
         }
-        sampler.choose(logits.row(first + place), &input.sampling, (position + depth) as u32, &history)
+        sampler.sample(logits.row(first + node), &input.sampling, (position + depth) as u32, &history)
     };
     match &row.tree {
-        None => walk_chain(drafts, |place| choose(place, 0..place, &|step| step)),
+        None => walk_chain(drafts, |node| sample(node, 0..node, &|step| step)),
         Some(parents) => {
-            walk_tree(drafts, parents, |place, path| choose(place, 0..path.len(), &|step| path[step]))
+            walk_tree(drafts, parents, |node, path| sample(node, 0..path.len(), &|step| path[step]))
         }
     }
 }

@@ -1,9 +1,10 @@
-//! A conversation to one prompt text, by the model's own Jinja template, rendered as
-//! transformers' `apply_chat_template` renders it (5.x: `trim_blocks`, `lstrip_blocks`,
-//! loop controls, Python's methods, its own `tojson`, `raise_exception`, `strftime_now`).
+//! Renders conversations into prompts with the model's Jinja template, compatible with
+//! transformers' `apply_chat_template` (5.x: `trim_blocks`, `lstrip_blocks`, loop controls,
+//! Python methods, its own `tojson`, `raise_exception`, `strftime_now`).
 //!
-//! Known differences: dates are in UTC, not local time; a number below 1e-4 or from 1e16 on
-//! that is printed without `tojson` has another exponent; `"%s" % x` is not understood.
+//! Known differences: dates are in UTC instead of local time; numbers below 1e-4 or from
+//! 1e16 on are printed with another exponent unless `tojson` is used; `"%s" % x` is not
+//! supported.
 #![forbid(unsafe_code)]
 
 mod python_json;
@@ -24,49 +25,48 @@ use value::{from_json, from_json_list};
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
-/// Tags that mark what the assistant wrote, for training. They change nothing in the text,
-/// and the engine does not know them.
+/// Tags that mark the assistant's text for training. They do not affect the output, and
+/// the template engine does not support them.
 const TRAINING_TAGS: [(&str, &str); 2] = [("generation", "if true"), ("endgeneration", "endif")];
 
-/// The chat template of a model. Cheap to clone.
+/// Compiled chat template of a model. Cheap to clone.
 #[derive(Clone)]
 pub struct ChatTemplate {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    /// Compiled, under their names.
+    /// Compiled templates by name.
     templates: Environment<'static>,
-    /// `bos_token` and so on, with their text.
+    /// Special tokens, such as `bos_token`, with their text.
     special_tokens: Vec<(String, String)>,
 }
 
 /// A conversation to render.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ChatInput<'a> {
-    /// The messages, as the caller sent them.
+    /// Messages as sent by the caller.
     pub messages: &'a [Json],
-    /// Descriptions of the tools the model may call. Templates see `none` when there are
-    /// none given.
+    /// Descriptions of the tools the model may call; `none` in the template if empty.
     pub tools: Option<&'a [Json]>,
-    /// Documents to answer from; `none` in the template when not given.
+    /// Documents for retrieval-augmented answers; `none` in the template if absent.
     pub documents: Option<&'a [Json]>,
-    /// Whether the prompt ends with the head of the assistant's answer.
+    /// Whether the prompt ends with the header of the assistant's reply.
     pub add_generation_prompt: bool,
-    /// More variables for the template, such as `enable_thinking`.
+    /// Additional template variables, such as `enable_thinking`.
     pub variables: Option<&'a serde_json::Map<String, Json>>,
-    /// Now, in seconds since 1970-01-01 UTC, for templates that write the date.
+    /// Current Unix time in seconds, for templates that print the date.
     pub unix_seconds: u64,
 }
 
-/// A conversation that the template does not render: the caller's mistake.
+/// Why a template cannot render a conversation; the caller's error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChatTemplateError {
-    /// The template itself refuses it, by `raise_exception`.
-    #[error("the model's chat template refuses the messages: {0}")]
+    /// The template rejects the conversation with `raise_exception`.
+    #[error("the model's chat template rejects the messages: {0}")]
     Refused(String),
-    /// The template fails on it, for instance on a message without content.
-    #[error("the model's chat template can't render the messages: {0}")]
+    /// Rendering fails, for instance on a message without content.
+    #[error("the model's chat template cannot render the messages: {0}")]
     Failed(String),
 }
 
@@ -76,11 +76,11 @@ pub enum ChatTemplateError {
 struct Raised(String);
 
 impl ChatTemplate {
-    /// Compiles templates, given by name; one must be called `default`. `special_tokens` are
-    /// variables of every rendering.
+    /// Compiles templates by name; one must be named `default`. `special_tokens` are variables
+    /// of every rendering.
     ///
     /// # Errors
-    /// The message and line of a syntax error, or that there is no default.
+    /// The message and line of a syntax error, or that there is no `default` template.
     pub fn compile(
         templates: impl IntoIterator<Item = (String, String)>,
         special_tokens: Vec<(String, String)>,
@@ -96,11 +96,11 @@ impl ChatTemplate {
         Ok(Self { inner: Arc::new(Inner { templates: environment, special_tokens }) })
     }
 
-    /// Renders a conversation. Encode the result without adding special tokens: the template
-    /// has written them.
+    /// Renders a conversation. The result must be encoded without special tokens, since the
+    /// template has already written them.
     ///
     /// # Errors
-    /// The template refuses the conversation or fails on it.
+    /// If the template rejects the conversation or fails on it.
     pub fn render(&self, input: &ChatInput) -> Result<String, ChatTemplateError> {
         let templates = &self.inner.templates;
         let name = if input.tools.is_some() && templates.get_template(TOOL_USE).is_ok() {
@@ -116,7 +116,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Later ones win: a caller may replace special tokens, but not the conversation.
+    /// Builds the template's variables. Later ones win: callers may override special tokens, but not the conversation.
     fn variables(&self, input: &ChatInput) -> Value {
         let special =
             self.inner.special_tokens.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str())));
@@ -172,7 +172,7 @@ fn raised(error: &Error) -> Option<String> {
     None
 }
 
-/// The message with its line, but without the engine's name for the template.
+/// The error message with its line, without the engine's internal template name.
 fn described(error: &Error) -> String {
     let detail = error
         .detail()
@@ -183,7 +183,7 @@ fn described(error: &Error) -> String {
     }
 }
 
-/// Puts tags that do nothing in the place of [`TRAINING_TAGS`]; whitespace control stays.
+/// Replaces [`TRAINING_TAGS`] by no-op tags; whitespace control is preserved.
 fn without_training_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

@@ -36,7 +36,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
 /// Widest indentation of one level, in spaces.
 const INDENT_SPACES_MAX: usize = 64;
 
-/// Deepest nesting; callers' JSON is limited to about as much when it is parsed.
+/// Deepest nesting; request JSON is limited to about the same depth when parsed.
 const DEPTH_MAX: usize = 200;
 
 struct Style {
@@ -64,7 +64,7 @@ impl Style {
                 })?;
             }
             ValueKind::Map => self.write_map(value, depth, out)?,
-            other => return Err(refuse(format!("can't represent a value of kind {other}"))),
+            other => return Err(refuse(format!("cannot represent a value of kind {other}"))),
         }
         Ok(())
     }
@@ -169,7 +169,7 @@ fn key_text(key: &Value) -> Result<String, Error> {
         ValueKind::None => Ok("null".to_owned()),
         ValueKind::Bool => Ok(if key.is_true() { "true" } else { "false" }.to_owned()),
         ValueKind::Number => number(key),
-        other => Err(refuse(format!("can't represent a key of kind {other}"))),
+        other => Err(refuse(format!("cannot represent a key of kind {other}"))),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Where a Hugging Face directory keeps its chat template: chat_template.jinja with
-//! additional_chat_templates/*.jinja, else `chat_template` of tokenizer_config.json, one
-//! text or a list of named ones.
+//! Reads the chat template of a Hugging Face directory: chat_template.jinja with
+//! additional_chat_templates/*.jinja, else `chat_template` of tokenizer_config.json, which is
+//! one template or a list of named ones.
 
 use serde_json::Value as Json;
 
@@ -13,15 +13,15 @@ const TEMPLATE: &str = "chat_template.jinja";
 const ADDITIONAL: &str = "additional_chat_templates";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
-/// Special tokens that templates know by name.
+/// Special tokens that templates refer to by name.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl ChatTemplate {
-    /// The chat template of a model; `None` when it has none.
+    /// Reads a model's chat template; `None` if it has none.
     ///
     /// # Errors
-    /// A file can't be read, or a template has a syntax error.
+    /// If a file cannot be read or a template has a syntax error.
     pub(in crate::model) fn load(files: &ModelFiles) -> Result<Option<Self>, ModelError> {
         let path = files.path_of(TOKENIZER_CONFIG);
         let json =
@@ -42,7 +42,7 @@ impl ChatTemplate {
     }
 }
 
-/// The text of a token of tokenizer_config.json, which is a string or an object with
+/// The text of a special token in tokenizer_config.json: a string, or an object with
 /// `content`.
 fn special_token<'a>(config: &JsonObject<'a>, name: &str) -> Result<Option<&'a str>, ModelError> {
     match config.get(name) {

@@ -1,9 +1,9 @@
-//! JSON values as the template engine's.
+//! Conversion of JSON to template values.
 
 use minijinja::Value;
 use serde_json::Value as Json;
 
-/// A JSON value; depth is bounded by the JSON parser's own limit.
+/// Converts a JSON value; recursion depth is bounded by the JSON parser's limit.
 pub(super) fn from_json(json: &Json) -> Value {
     match json {
         Json::Null => Value::from(()),
@@ -17,7 +17,7 @@ pub(super) fn from_json(json: &Json) -> Value {
     }
 }
 
-/// A list of JSON values.
+/// Converts a list of JSON values.
 pub(super) fn from_json_list(items: &[Json]) -> Value {
     items.iter().map(from_json).collect()
 }

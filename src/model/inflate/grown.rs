@@ -1,4 +1,4 @@
-//! The dimensions of the inflated model and where everything of the source goes in it.
+//! Layout of the inflated model: its dimensions and where each part of the source goes.
 
 use half::bf16;
 use serde_json::{Value, json};
@@ -7,45 +7,45 @@ use super::super::files::ModelFiles;
 use super::super::{LayerTensor, LayerWeights, Model, ModelError, ModelSpec};
 use super::shape::InflateShape;
 
-/// The share of ε·h that the constant channel's square may take.
+/// Share of ε·h that the square of the constant channel may take.
 const CONSTANT_SHARE: f64 = 0.5;
 
-/// Where one query head goes.
+/// Mapping of one head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HeadPlace {
-    /// Head of the source.
+    /// Head index in the source.
     pub source: usize,
-    /// Head of the result.
+    /// Head index in the result.
     pub target: usize,
 }
 
-/// The inflated model's shape, and the places of the source in it.
+/// Shape of the inflated model and the layout of the source in it.
 #[derive(Clone, Debug)]
 pub(super) struct Grown {
-    /// The source's shape.
+    /// Shape of the source.
     pub from: ModelSpec,
-    /// The result's shape.
+    /// Shape of the result.
     pub to: InflateShape,
-    /// Whether the result's head is its embedding.
+    /// Whether the result's output head is tied to its embedding.
     pub tied_head: bool,
-    /// How much wider heads get.
+    /// Factor by which heads get wider.
     pub head_factor: usize,
-    /// Query heads that compute something.
+    /// Query heads taken from the source.
     pub query_heads: Vec<HeadPlace>,
-    /// Key and value heads that compute something; one of the source may be here repeatedly.
+    /// Key and value heads taken from the source; one may occur repeatedly.
     pub kv_heads: Vec<HeadPlace>,
-    /// Epsilon of the result's norms.
+    /// RMSNorm epsilon of the result.
     pub eps: f64,
-    /// Value of the constant channel, number `from.hidden_size`; `None` without new tokens.
+    /// Value of the constant channel (index `from.hidden_size`); `None` without new tokens.
     pub constant: Option<f32>,
 }
 
 impl Grown {
-    /// Lays the source out in the shape, or says what is in the way.
+    /// Computes the layout, or returns why the source does not fit the shape.
     pub fn new(model: &Model, shape: &InflateShape, vocab_size: Option<usize>) -> Result<Grown, String> {
         let from = model.loaded.spec.clone();
         let to = InflateShape { vocab_size: vocab_size.unwrap_or(shape.vocab_size), ..*shape };
-        refuse_unusual_parts(model)?;
+        reject_unsupported_parts(model)?;
         let grows = to.vocab_size > from.vocab_size;
         for (what, old, new) in [
             ("vocabulary", from.vocab_size, to.vocab_size),
@@ -60,9 +60,9 @@ impl Grown {
         if !to.head_dim.is_multiple_of(from.head_dim) {
             return Err(format!("heads {} wide do not fit evenly into {}", from.head_dim, to.head_dim));
         }
-        let (query_heads, kv_heads) = place_heads(&from, &to)?;
+        let (query_heads, kv_heads) = map_heads(&from, &to)?;
         let energy = f64::from(from.rms_norm_eps) * from.hidden_size as f64;
-        // Rounded down to a bf16, which the embedding can hold.
+        // Rounded down to bf16, the embedding's format.
         let constant = grows.then(|| truncate_to_bf16((energy * CONSTANT_SHARE).sqrt()));
         let left = energy - constant.map_or(0.0, |value| f64::from(value).powi(2));
         Ok(Grown {
@@ -77,12 +77,12 @@ impl Grown {
         })
     }
 
-    /// What the norms' weights are multiplied by.
+    /// Factor on the norm weights.
     pub fn norm_scale(&self) -> f64 {
         (self.from.hidden_size as f64 / self.to.hidden_size as f64).sqrt()
     }
 
-    /// What query weights are multiplied by: the softmax divides by √head_dim.
+    /// Factor on the query weights; the softmax divides by √head_dim.
     pub fn query_scale(&self) -> f64 {
         (self.head_factor as f64).sqrt()
     }
@@ -114,24 +114,24 @@ impl Grown {
     }
 }
 
-/// Parts whose growth is not defined here.
-fn refuse_unusual_parts(model: &Model) -> Result<(), String> {
+/// Rejects parts whose inflation is not implemented.
+fn reject_unsupported_parts(model: &Model) -> Result<(), String> {
     let layers = &model.loaded.weights.layers;
     let any = |unusual: fn(LayerTensor) -> bool| {
         layers.iter().flat_map(LayerWeights::tensors).any(|(role, _)| unusual(role))
     };
     if any(LayerTensor::is_head_norm) {
-        return Err("normalised query and key heads (qwen3) can't be inflated".to_owned());
+        return Err("normalised query and key heads (qwen3) cannot be inflated".to_owned());
     }
     if any(LayerTensor::is_bias) {
-        return Err("projections with biases can't be inflated".to_owned());
+        return Err("projections with biases cannot be inflated".to_owned());
     }
     Ok(())
 }
 
-/// Gives every query head of the source a place beside its key head. A key head whose
-/// queries do not fit beside one place is repeated.
-fn place_heads(from: &ModelSpec, to: &InflateShape) -> Result<(Vec<HeadPlace>, Vec<HeadPlace>), String> {
+/// Maps every query head of the source to one of its key head. Key heads with more queries
+/// than the result's group size are repeated.
+fn map_heads(from: &ModelSpec, to: &InflateShape) -> Result<(Vec<HeadPlace>, Vec<HeadPlace>), String> {
     let (group, group_to) = (from.heads / from.kv_heads, to.heads / to.kv_heads);
     let copies = group.div_ceil(group_to);
     if from.kv_heads * copies > to.kv_heads {

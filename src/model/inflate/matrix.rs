@@ -1,4 +1,4 @@
-//! One matrix of the inflated model, made row by row.
+//! A matrix of the inflated model, generated row by row.
 
 use half::{bf16, f16};
 
@@ -6,27 +6,27 @@ use super::super::{Dtype, Tensor};
 use super::grown::to_bf16;
 use crate::random::SplitMix64;
 
-/// What stands where the source has nothing.
+/// Content of entries that do not come from the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
-    /// Zeros: the place is read with something that is not zero.
+    /// Zeros, where the other factor is not zero.
     Zero,
-    /// Random numbers: what the place is multiplied with is zero, here or further on.
+    /// Random numbers, where the other factor is zero here or downstream.
     Random,
 }
 
-/// Where a row of the result comes from.
+/// Origin of a row of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RowSource {
     /// A row of the source.
     Row(usize),
-    /// Nothing of the source.
+    /// No source; filler only.
     New(Fill),
-    /// A new token's row of the head: zeros, and this number at the constant channel.
+    /// A new token's row of the head: zeros, with this value at the constant channel.
     Pushed(u16),
 }
 
-/// A run of columns: `count` of the source, from `from` on, go to `to` on.
+/// A run of `count` columns, copied from column `from` to column `to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ColumnRun {
     pub from: usize,
@@ -34,23 +34,23 @@ pub(super) struct ColumnRun {
     pub count: usize,
 }
 
-/// A matrix of the result.
+/// Recipe of one matrix of the result.
 pub(super) struct Matrix {
-    /// `None`: nothing of the source is in it.
+    /// The source matrix; `None` for a matrix of filler.
     pub source: Option<Tensor>,
-    /// One per row of the result.
+    /// Origin of each row of the result.
     pub rows: Vec<RowSource>,
-    /// Columns of the result.
+    /// Number of columns of the result.
     pub columns: usize,
-    /// Which of them come from the source.
+    /// Columns that come from the source.
     pub runs: Vec<ColumnRun>,
-    /// The other columns of rows that come from the source.
+    /// Filler of the other columns in rows from the source.
     pub fill: Fill,
-    /// What numbers of the source are multiplied by.
+    /// Factor on the source's numbers.
     pub scale: f64,
-    /// Column and value of the constant channel in rows that come from the source.
+    /// Column and value of the constant channel in rows from the source.
     pub constant: Option<(usize, u16)>,
-    /// Seeds the filler.
+    /// Seed of the filler.
     pub seed: u64,
 }
 
@@ -100,7 +100,7 @@ impl Matrix {
     }
 }
 
-/// One number as stored.
+/// Decodes one stored number.
 pub(super) fn number_at(dtype: Dtype, bytes: &[u8]) -> f64 {
     match dtype {
         Dtype::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f64(),
@@ -109,8 +109,8 @@ pub(super) fn number_at(dtype: Dtype, bytes: &[u8]) -> f64 {
     }
 }
 
-/// Random bf16 numbers of either sign with magnitudes in [2^-6, 2^-5): like weights of a
-/// trained model, and four to a random word.
+/// Random bf16 numbers of either sign with magnitudes in [2^-6, 2^-5), similar to trained
+/// weights. Each SplitMix64 word yields four.
 fn random_row(seed: u64, out: &mut [u16]) {
     const SIGN_AND_MANTISSA: u64 = 0x807f_807f_807f_807f;
     const EXPONENT: u64 = 0x3c80_3c80_3c80_3c80;

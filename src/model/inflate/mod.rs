@@ -1,8 +1,8 @@
 //! Inflation: the same function at the cost of a larger model.
 //!
-//! Takes a model of a few million parameters and writes one with the dimensions of, say, an
-//! 8B Llama that computes the same logits: real text and real acceptance at a real price,
-//! with no weights to download. How each part grows:
+//! Writes a model with the dimensions of, say, an 8B Llama that computes the same logits as a
+//! model of a few million parameters: real text and acceptance at realistic cost, without
+//! downloading weights. How each part grows:
 //!
 //! - **Residual stream** `h → h'`: the new channels stay 0, since nothing writes to them.
 //!   RMSNorm then divides by `√(Σx²/h' + ε')`; with `ε' = ε·h/h'` that is the old divisor
@@ -12,15 +12,15 @@
 //!   wider by a factor m, rotary pair i moves to pair m·i, which turns at the same frequency;
 //!   queries grow by √m to make up for the softmax scale.
 //! - **MLP**: new rows of gate and up are random, their columns of down 0.
-//! - **Layers**: the new ones stand at the end, with output and down projections of 0.
-//! - **Vocabulary**: tokens that never win. One new channel of the residual stream holds a
-//!   small constant (taken out of ε', so that norms do not see it), which only the head
-//!   reads: hugely negative for new tokens.
+//! - **Layers**: new ones follow at the end, with output and down projections of 0.
+//! - **Vocabulary**: new tokens are never sampled. One new channel of the residual stream
+//!   holds a small constant (subtracted from ε', so that norms are unaffected), which only
+//!   the head reads, with a hugely negative weight for new tokens.
 //!
-//! Wherever something is multiplied by 0, the other factor is random filler, the same in
-//! every run. What is not exact: norm weights are rounded to fp32, and query weights to bf16
-//! when √m is no power of two; a head that is tied to the embedding adds the same number,
-//! far below a rounding, to the logits of all real tokens.
+//! Factors that are multiplied by 0 are random filler, the same in every run. Sources of
+//! inexactness: norm weights are rounded to fp32, and query weights to bf16 unless √m is a
+//! power of two; a head tied to the embedding adds the same number, far below rounding, to
+//! the logits of all real tokens.
 #![forbid(unsafe_code)]
 
 mod grown;
@@ -41,19 +41,19 @@ pub use shape::{InflateShape, SHAPES};
 
 use grown::Grown;
 
-/// Files that are copied as they are, where the source has them.
+/// Files that are copied unchanged if the source has them.
 const COPIED_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
 
-/// How to write.
+/// Options of an inflation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InflateOptions {
-    /// Tokens in the new vocabulary, instead of the shape's. Target and draft of a pair
-    /// should have the same number: the loader cuts the longer.
+    /// Vocabulary size, instead of the shape's. Should be the same for target and draft of a
+    /// pair, since the loader truncates the longer one.
     pub vocab_size: Option<usize>,
-    /// Threads that make and write weights.
+    /// Threads that generate and write weights.
     pub threads: usize,
-    /// Most bytes of one weight file; a tensor is never split.
+    /// Size limit of a weight file, in bytes; tensors are never split.
     pub shard_bytes_max: u64,
 }
 
@@ -64,55 +64,55 @@ impl Default for InflateOptions {
     }
 }
 
-/// What was written.
+/// Summary of a completed inflation.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct InflateReport {
-    /// Where.
+    /// Output directory.
     pub directory: PathBuf,
-    /// Weight files.
+    /// Number of weight files.
     pub shards: usize,
-    /// Bytes of weights.
+    /// Total size of the weights, in bytes.
     pub weight_bytes: u64,
-    /// Parameters before.
+    /// Parameters of the source.
     pub parameters_before: u64,
-    /// Parameters after.
+    /// Parameters of the result.
     pub parameters_after: u64,
 }
 
-/// Why a model can't be inflated.
+/// Why a model cannot be inflated.
 #[derive(Debug, thiserror::Error)]
 pub enum InflateError {
-    /// The source can't be loaded.
+    /// The source cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The source does not fit into the shape.
     #[error("{source_name} does not fit into the shape {shape}: {problem}")]
     Shape {
-        /// The source.
+        /// Name of the source.
         source_name: String,
-        /// The shape's name.
+        /// Name of the shape.
         shape: String,
-        /// What is in the way, with both numbers.
+        /// Why the source does not fit, with both numbers.
         problem: String,
     },
-    /// The target directory holds a model already.
-    #[error("{directory} exists and is not empty; name a new directory")]
+    /// The output directory is not empty.
+    #[error("{directory} exists and is not empty; choose a new directory")]
     Occupied {
-        /// It.
+        /// Path of the directory.
         directory: PathBuf,
     },
     /// Writing failed.
     #[error("cannot write {file}: {source}")]
     Io {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
-/// Writes `source` (its `role`, where it is a pair) to `directory` in Hugging Face format,
-/// with the dimensions of `shape`. Needs little memory whatever the size of the result.
+/// Writes `source` (its `role`, if it is a pair) to `directory` in Hugging Face format with
+/// the dimensions of `shape`. Memory use is small and independent of the result's size.
 ///
 /// # Errors
 /// See [`InflateError`]; a failed run may leave files in `directory`.

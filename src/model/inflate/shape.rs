@@ -1,9 +1,9 @@
-//! The shapes that a model can be inflated to.
+//! Known target shapes of an inflation.
 
 /// Dimensions of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InflateShape {
-    /// As on the command line.
+    /// Name on the command line.
     pub name: &'static str,
     /// Tokens in the vocabulary.
     pub vocab_size: usize,
@@ -19,10 +19,10 @@ pub struct InflateShape {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Longest sequence in tokens. Beyond the source's own it costs what it costs, but says
-    /// nothing sensible.
+    /// Context length, in tokens. Beyond the source's own context the cost is realistic, but
+    /// the text is not meaningful.
     pub context_tokens_max: usize,
-    /// Whether the head is the embedding (where the source's is, too).
+    /// Whether the head is tied to the embedding, provided the source's is.
     pub tied_head: bool,
     /// Whether query, key and value projections have biases.
     pub qkv_bias: bool,
@@ -111,7 +111,7 @@ pub const SHAPES: [InflateShape; 6] = [
 ];
 
 impl InflateShape {
-    /// The shape of this name.
+    /// Looks up a shape by name.
     pub fn named(name: &str) -> Option<InflateShape> {
         SHAPES.into_iter().find(|shape| shape.name == name)
     }

@@ -1,4 +1,4 @@
-//! Writes tensors to sharded safetensors files, many threads at a time, in little memory.
+//! Writes tensors to sharded safetensors files, in parallel and with little memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,36 +13,36 @@ use serde_json::{Map, Value, json};
 use super::plan::{Contents, PlannedTensor};
 use super::{InflateError, InflateOptions, write_file};
 
-/// Bytes that a thread makes and writes at a time.
+/// Bytes that a thread generates and writes at a time.
 const PIECE_BYTES: usize = 4 << 20;
-/// Safetensors headers end at a multiple of this.
+/// Alignment of the end of a safetensors header, in bytes.
 const HEADER_ALIGNMENT: usize = 8;
 
-/// What was written.
+/// Result of writing.
 pub(super) struct Written {
-    /// Files.
+    /// Number of files.
     pub shards: usize,
-    /// Bytes of weights.
+    /// Total size of the weights, in bytes.
     pub bytes: u64,
 }
 
-/// A weight file that is being written.
+/// A weight file under construction.
 struct Shard {
     path: PathBuf,
     file: File,
 }
 
-/// Some rows of one tensor.
+/// A range of rows of one tensor.
 struct Piece<'a> {
     shard: usize,
-    /// Where in the file.
+    /// Offset in the file, in bytes.
     offset: u64,
     tensor: &'a PlannedTensor,
     first_row: usize,
     rows: usize,
 }
 
-/// Writes all tensors and, for more than one file, the index.
+/// Writes all tensors and, if there is more than one file, the index.
 pub(super) fn write(
     directory: &Path,
     tensors: &[PlannedTensor],
@@ -84,7 +84,7 @@ fn bytes_of(tensor: &PlannedTensor) -> u64 {
     tensor.numbers() * number_bytes(tensor) as u64
 }
 
-/// Fills files in order up to `bytes_max` each; a file holds at least one tensor.
+/// Assigns tensors to files in order, up to `bytes_max` each and at least one per file.
 fn group(tensors: &[PlannedTensor], bytes_max: u64) -> Vec<&[PlannedTensor]> {
     let mut groups = Vec::new();
     let (mut begin, mut bytes) = (0, 0);
@@ -99,7 +99,7 @@ fn group(tensors: &[PlannedTensor], bytes_max: u64) -> Vec<&[PlannedTensor]> {
     groups
 }
 
-/// The length and the JSON that a safetensors file starts with.
+/// Length and JSON header of a safetensors file.
 fn header(tensors: &[PlannedTensor]) -> Vec<u8> {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
@@ -128,7 +128,7 @@ fn create(path: &Path, header: &[u8], tensors: &[PlannedTensor]) -> std::io::Res
 fn add_pieces<'a>(pieces: &mut Vec<Piece<'a>>, shard: usize, mut offset: u64, tensors: &'a [PlannedTensor]) {
     for tensor in tensors {
         let shape = tensor.shape();
-        // A vector is one row.
+        // a vector is one row
         let (rows, columns) = if shape.len() == 2 { (shape[0], shape[1]) } else { (1, shape[0]) };
         let row_bytes = columns * number_bytes(tensor);
         let rows_each = (PIECE_BYTES / row_bytes.max(1)).clamp(1, rows.max(1));
@@ -167,7 +167,7 @@ fn write_pieces(shards: &[Shard], pieces: &[Piece], threads: usize) -> Result<()
     failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// The piece's bytes, little-endian.
+/// Generates the piece's bytes, little-endian.
 fn make<'b>(piece: &Piece, buffer: &'b mut Vec<u16>) -> &'b [u8] {
     buffer.clear();
     match &piece.tensor.contents {

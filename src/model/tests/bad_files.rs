@@ -36,11 +36,11 @@ fn a_missing_directory_or_file_is_named() {
     assert!(error.ends_with("holds neither model.safetensors nor model.safetensors.index.json"), "{error}");
     made.write("pytorch_model.bin", "");
     let error = made.load_as_written().expect_err("no weights").to_string();
-    assert!(error.contains("must first be converted"), "{error}");
+    assert!(error.contains("convert its pytorch_model.bin to safetensors first"), "{error}");
 }
 
 #[test]
-fn a_file_in_the_directorys_place_is_refused() {
+fn a_file_instead_of_a_directory_is_rejected() {
     let made = Directory::new("llama");
     made.write_all();
     let source = ModelSource::Directory(made.path("config.json"));
@@ -128,7 +128,7 @@ fn a_wrong_shape_is_named_with_both_shapes() {
     assert!(
         error.contains(
             "model.safetensors: tensor `model.layers.0.mlp.down_proj.weight` has shape [12, 8], \
-             config.json asks for [8, 12]"
+             but config.json implies [8, 12]"
         ),
         "{error}"
     );
@@ -145,13 +145,16 @@ fn a_number_format_that_is_not_read_is_named() {
 }
 
 #[test]
-fn a_tensor_without_a_place_is_refused_but_derived_ones_are_not() {
+fn unused_tensors_are_rejected_but_derived_ones_are_not() {
     let mut made = Directory::new("llama");
     made.add("model.layers.0.self_attn.rotary_emb.inv_freq", &[2]);
     made.load().expect("early checkpoints carry the frequencies");
     made.add("model.layers.0.self_attn.q_proj.bias", &[8]);
     let error = made.error();
-    assert!(error.contains("tensor `model.layers.0.self_attn.q_proj.bias` has no place"), "{error}");
+    assert!(
+        error.contains("tensor `model.layers.0.self_attn.q_proj.bias` is not part of the model"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -166,7 +169,7 @@ fn an_index_that_does_not_fit_its_shards_is_refused() {
     };
     write_index("shard.safetensors");
     let error = made.load_as_written().expect_err("a tensor is missing").to_string();
-    assert!(error.contains("shard.safetensors") && error.contains("holds `model.norm.weight`"), "{error}");
+    assert!(error.contains("shard.safetensors") && error.contains("lists `model.norm.weight`"), "{error}");
     write_index("gone.safetensors");
     let error = made.load_as_written().expect_err("a shard is missing").to_string();
     assert!(error.contains("gone.safetensors"), "{error}");

@@ -18,7 +18,7 @@ fn changed(model_type: &str, changes: Json) -> Directory {
 }
 
 #[test]
-fn what_is_not_implemented_is_refused_by_key_and_value() {
+fn unimplemented_settings_are_rejected_by_key_and_value() {
     let window = json!({"sliding_window": 32});
     let qwen_window = json!({"sliding_window": 32, "use_sliding_window": true, "max_window_layers": 1});
     let layer_types = json!({"sliding_window": 32, "layer_types": ["full_attention", "sliding_attention"]});
@@ -86,7 +86,7 @@ fn a_value_of_the_wrong_kind_or_out_of_bounds_is_shown() {
         ("vocab_size", json!(1_u64 << 40), "`vocab_size` is 1099511627776"),
         ("num_hidden_layers", json!(1.5), "`num_hidden_layers` is 1.5"),
         ("num_key_value_heads", json!(3), "`num_key_value_heads` is 3: must divide `num_attention_heads` 2"),
-        ("head_dim", json!(5), "`head_dim` is 5: gives heads of odd width"),
+        ("head_dim", json!(5), "`head_dim` is 5: results in heads of odd width"),
         ("rms_norm_eps", json!(0), "`rms_norm_eps` is 0"),
         ("tie_word_embeddings", json!("yes"), "`tie_word_embeddings` is \"yes\""),
         ("eos_token_id", json!(8), "`eos_token_id` is 8: expected token ids below `vocab_size` 8"),
@@ -117,7 +117,7 @@ fn head_width_and_key_heads_are_derived_where_the_config_leaves_them_out() {
     let mut made = Directory::new("llama");
     made.config.as_object_mut().expect("an object").remove("num_key_value_heads");
     let error = made.error();
-    assert!(error.contains("k_proj.weight` has shape [4, 8], config.json asks for [8, 8]"), "{error}");
+    assert!(error.contains("k_proj.weight` has shape [4, 8], but config.json implies [8, 8]"), "{error}");
     let mut made = Directory::new("qwen2");
     made.config.as_object_mut().expect("an object").remove("num_key_value_heads");
     let error = made.error();
@@ -129,7 +129,7 @@ fn a_qwen3_without_head_dim_has_heads_of_128() {
     let mut made = Directory::new("qwen3");
     made.config.as_object_mut().expect("an object").remove("head_dim");
     let error = made.error();
-    assert!(error.contains("q_proj.weight` has shape [8, 8], config.json asks for [256, 8]"), "{error}");
+    assert!(error.contains("q_proj.weight` has shape [8, 8], but config.json implies [256, 8]"), "{error}");
 }
 
 #[test]

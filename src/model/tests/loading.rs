@@ -12,7 +12,7 @@ fn holds(tensor: &Tensor, name: &str, shape: &[usize]) {
 }
 
 #[test]
-fn every_weight_of_a_llama_lands_in_its_place() {
+fn every_weight_of_a_llama_is_mapped_to_its_field() {
     let model = Directory::new("llama").load().expect("it loads");
     let weights = &model.loaded.weights;
     holds(&weights.embedding, "model.embed_tokens.weight", &[VOCAB, HIDDEN]);
@@ -36,7 +36,7 @@ fn every_weight_of_a_llama_lands_in_its_place() {
 }
 
 #[test]
-fn the_spec_is_what_the_config_says() {
+fn the_spec_matches_the_config() {
     let spec = Directory::new("mistral").load().expect("it loads").loaded.spec;
     assert_eq!((spec.model_type.as_str(), spec.vocab_size, spec.hidden_size), ("mistral", VOCAB, HIDDEN));
     assert_eq!((spec.intermediate_size, spec.layers, spec.heads, spec.kv_heads), (MLP, LAYERS, 2, 1));

@@ -91,7 +91,7 @@ fn llama31_json() -> Json {
 }
 
 #[test]
-fn scaling_is_read_from_either_place_and_under_either_name() {
+fn scaling_is_read_from_either_key_and_under_either_name() {
     for key in ["rope_scaling", "rope_parameters"] {
         let found = rope(|made| _ = made.set(key, llama31_json()));
         assert_eq!(found, Rope { theta: 500.0, scaling: llama31() });
@@ -103,7 +103,7 @@ fn scaling_is_read_from_either_place_and_under_either_name() {
 }
 
 #[test]
-fn theta_is_read_from_either_place_and_has_a_default() {
+fn theta_is_read_from_either_key_and_has_a_default() {
     let parameters = json!({"rope_type": "default", "rope_theta": 1e6});
     let found =
         rope(|made| _ = made.set("rope_theta", json!(null)).set("rope_parameters", parameters.clone()));
@@ -115,7 +115,7 @@ fn theta_is_read_from_either_place_and_has_a_default() {
 }
 
 #[test]
-fn what_is_not_implemented_is_refused_by_key_and_value() {
+fn unimplemented_settings_are_rejected_by_key_and_value() {
     for (key, value, expected) in [
         ("rope_scaling", json!({"type": "dynamic", "factor": 2.0}), "`rope_scaling.type` is \"dynamic\""),
         ("rope_scaling", json!({"rope_type": "yarn"}), "`rope_scaling.rope_type` is \"yarn\""),

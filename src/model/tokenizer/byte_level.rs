@@ -1,19 +1,19 @@
-//! Byte-level BPE: every token stands for a fixed string of bytes, and decoding is
-//! concatenation. The vocabulary spells bytes as characters, by the table of GPT-2.
+//! Byte-level BPE: every token maps to a fixed byte string, and decoding is
+//! concatenation. The vocabulary writes bytes as characters by GPT-2's table.
 
 use tokenizers::DecoderWrapper;
 
 use crate::protocol::TokenId;
 
-/// The bytes of every token, end to end.
+/// Concatenated bytes of all tokens.
 pub(super) struct BytePieces {
     bytes: Box<[u8]>,
-    /// By id: where its bytes end.
+    /// End offset of each id's bytes.
     ends: Box<[usize]>,
 }
 
 impl BytePieces {
-    /// The pieces of a byte-level tokenizer with ids below `list_len`; `None` for other kinds.
+    /// Extracts the pieces of a byte-level tokenizer with ids below `list_len`; `None` for other kinds.
     pub(super) fn of(tokenizer: &tokenizers::Tokenizer, list_len: usize) -> Option<Self> {
         let Some(DecoderWrapper::ByteLevel(_)) = tokenizer.get_decoder() else { return None };
         let byte_of = byte_of_character();
@@ -27,7 +27,7 @@ impl BytePieces {
         Some(Self { bytes: bytes.into(), ends })
     }
 
-    /// The bytes of `id`; none for an id that is no token.
+    /// The bytes of `id`; empty if it is not a token.
     pub(super) fn piece(&self, id: TokenId) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
@@ -36,8 +36,8 @@ impl BytePieces {
     }
 }
 
-/// A token with any character outside the table (an added token, such as one with a
-/// space) stands for itself.
+/// A token with a character outside the table, such as an added token with a space, is
+/// taken literally.
 fn push_piece(byte_of: &[Option<u8>], token: &str, bytes: &mut Vec<u8>) {
     let start = bytes.len();
     for character in token.chars() {
@@ -52,8 +52,8 @@ fn push_piece(byte_of: &[Option<u8>], token: &str, bytes: &mut Vec<u8>) {
     }
 }
 
-/// By code point: the byte that the character spells. Printable Latin-1 spells itself; the
-/// other bytes follow from U+0100 in their order.
+/// Inverse of GPT-2's byte table, by code point. Printable Latin-1 maps to itself; the
+/// other bytes follow from U+0100 in order.
 fn byte_of_character() -> Vec<Option<u8>> {
     let spells_itself = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut byte_of = vec![None; 0x100];
@@ -64,17 +64,16 @@ fn byte_of_character() -> Vec<Option<u8>> {
     byte_of
 }
 
-/// Turns bytes that arrive in pieces into text, as `String::from_utf8_lossy` would turn the
-/// whole: a character is given out once its last byte is there, and bytes that can't belong
-/// to one become U+FFFD.
+/// Incremental UTF-8 decoder with the result of `String::from_utf8_lossy` on the whole. A
+/// character is emitted with its last byte; invalid bytes become U+FFFD.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Utf8Joiner {
-    /// The start of an unfinished character: at most three bytes after each `push`.
+    /// Prefix of an incomplete character: at most three bytes after each `push`.
     pending: Vec<u8>,
 }
 
 impl Utf8Joiner {
-    /// Takes the next bytes; appends what is complete to `text`.
+    /// Decodes more bytes; appends complete characters to `text`.
     pub(super) fn push(&mut self, bytes: &[u8], text: &mut String) {
         self.pending.extend_from_slice(bytes);
         let mut rest = self.pending.as_slice();
@@ -100,7 +99,7 @@ impl Utf8Joiner {
         self.pending.drain(..consumed);
     }
 
-    /// Ends the text: an unfinished character becomes one U+FFFD.
+    /// Ends the text; an incomplete character becomes one U+FFFD.
     pub(super) fn finish(&mut self, text: &mut String) {
         if !self.pending.is_empty() {
             text.push(char::REPLACEMENT_CHARACTER);

@@ -1,4 +1,4 @@
-//! Text to tokens and back, as tokenizer.json says.
+//! Tokenization and detokenization by tokenizer.json.
 #![forbid(unsafe_code)]
 
 mod byte_level;
@@ -24,21 +24,21 @@ pub struct Tokenizer {
 
 struct Inner {
     wrapped: tokenizers::Tokenizer,
-    /// One past the highest id.
+    /// Highest token id plus one.
     list_len: usize,
-    /// By id: whether it is marked special, or is no token at all, and so leaves no text.
+    /// Per id: whether it decodes to no text, because it is special or not a token.
     silent: Box<[bool]>,
-    /// The tokens' bytes, where decoding is concatenating them.
+    /// Token bytes of byte-level tokenizers, whose decoding is concatenation.
     pieces: Option<BytePieces>,
 }
 
-/// A text that can't be turned into tokens, or the other way round.
+/// Why a text cannot be encoded or tokens cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the tokenizer refuses it: {0}")]
+#[error("tokenization failed: {0}")]
 pub struct TokenizerError(String);
 
 impl Tokenizer {
-    /// Reads tokenizer.json; its ids must be below `vocab_size`.
+    /// Loads tokenizer.json; its ids must be below `vocab_size`.
     pub(super) fn load(files: &ModelFiles, vocab_size: usize) -> Result<Self, ModelError> {
         let fail = |problem| ModelError::Tokenizer { file: files.path_of(TOKENIZER), problem };
         let tokenizer =
@@ -57,15 +57,15 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads the contents of a tokenizer.json.
+    /// Parses the contents of a tokenizer.json.
     ///
     /// # Errors
-    /// It is not one, or asks for something that is not built in.
+    /// If it is invalid or requires an unsupported feature.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
         let mut wrapped = tokenizers::Tokenizer::from_bytes(json).map_err(|error| {
             TokenizerError(format!("cannot be read as a tokenizer of the `tokenizers` library: {error}"))
         })?;
-        // Left over from training in some files; a prompt is never cut or padded here.
+        // Some files retain training settings; prompts must not be truncated or padded.
         wrapped.with_padding(None);
         wrapped.with_truncation(None).map_err(|error| TokenizerError(error.to_string()))?;
         let list_len = wrapped.get_vocab(true).into_values().max().map_or(0, |last| last as usize + 1);
@@ -77,13 +77,13 @@ impl Tokenizer {
         Ok(Self { inner: Arc::new(Inner { wrapped, list_len, silent, pieces }) })
     }
 
-    /// The tokens of `text`. With `add_special_tokens`, those that tokenizer.json adds to
-    /// every text (most often a first token): right for a bare prompt, wrong for a rendered
-    /// chat, whose template writes them. Special tokens written out in the text are
+    /// Encodes `text`. `add_special_tokens` adds the tokens that tokenizer.json puts around
+    /// every text, usually a beginning-of-text token: right for bare prompts, wrong for
+    /// rendered chats, whose template writes them. Special tokens written out in the text are
     /// recognised either way.
     ///
     /// # Errors
-    /// The text holds something the tokenizer has no token for.
+    /// If the text contains something that the tokenizer has no token for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>, TokenizerError> {
         let encoding = self.inner.wrapped.encode_fast(text, add_special_tokens);
         encoding
@@ -91,38 +91,36 @@ impl Tokenizer {
             .map_err(|error| TokenizerError(error.to_string()))
     }
 
-    /// The text of `tokens`; ids that are no tokens leave nothing. Bytes that are not UTF-8
-    /// become U+FFFD.
+    /// Decodes `tokens`; unknown ids decode to nothing, invalid UTF-8 to U+FFFD.
     ///
     /// # Errors
-    /// The tokenizer's decoder fails.
+    /// If the tokenizer's decoder fails.
     pub fn decode(&self, tokens: &[TokenId], skip_special_tokens: bool) -> Result<String, TokenizerError> {
         let text = self.inner.wrapped.decode(tokens, skip_special_tokens);
         text.map_err(|error| TokenizerError(error.to_string()))
     }
 
-    /// A decoder for one output stream.
+    /// Creates a streaming decoder for one output.
     pub fn stream_decoder(&self, skip_special_tokens: bool) -> StreamDecoder {
         StreamDecoder::new(self.clone(), skip_special_tokens)
     }
 
-    /// One past the highest token id. At most the model's `vocab_size`, which often is
-    /// rounded up.
+    /// Highest token id plus one. At most the model's `vocab_size`, which is often padded.
     pub fn list_len(&self) -> usize {
         self.inner.list_len
     }
 
-    /// The token's string in the vocabulary's own spelling, such as `Ġthe`.
+    /// The token's string as written in the vocabulary, such as `Ġthe`.
     pub fn token(&self, id: TokenId) -> Option<String> {
         self.inner.wrapped.id_to_token(id)
     }
 
-    /// The id of a token's string.
+    /// The id of a token string.
     pub fn token_id(&self, token: &str) -> Option<TokenId> {
         self.inner.wrapped.token_to_id(token)
     }
 
-    /// Whether `id` leaves no text when special tokens are skipped: it is special, or no token.
+    /// Whether `id` decodes to no text when special tokens are skipped: it is special or not a token.
     pub fn is_silent(&self, id: TokenId) -> bool {
         self.inner.silent.get(id as usize).copied().unwrap_or(true)
     }

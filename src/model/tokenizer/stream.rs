@@ -1,24 +1,23 @@
-//! Decoding one output token by token.
+//! Streaming detokenization of one output.
 
 use super::Tokenizer;
 use super::byte_level::Utf8Joiner;
 use crate::protocol::TokenId;
 
-/// Bytes of the longest unfinished character, and so the most U+FFFD that one can leave at
+/// Bytes of the longest incomplete character, and so the most U+FFFD that one can leave at
 /// the end of a text.
 const UNFINISHED_BYTES_MAX: usize = 3;
 
-/// Most tokens that are held back, whatever they decode to: an unfinished character and a
-/// few that leave no text.
+/// Upper bound of held-back tokens: an incomplete character and a few tokens without text.
 const PENDING_TOKENS_MAX: usize = 8;
 
-/// Turns a stream of tokens into a stream of text. What it gives out, joined, is what
-/// [`Tokenizer::decode`] gives for all tokens at once; a character is given out only when
-/// all its bytes are there. The cost of a token does not grow with the stream.
+/// Streaming decoder. The concatenated output equals [`Tokenizer::decode`] of all tokens; a
+/// character is emitted only once all its bytes have arrived. The cost per token does not
+/// grow with the stream.
 ///
-/// Tokenizers with byte fallback turn *every* byte of a run into U+FFFD when the run as a
-/// whole is not UTF-8, which can't be known before its end: there, characters before the
-/// bad byte are kept.
+/// One exception: tokenizers with byte fallback turn *every* byte of a run into U+FFFD if
+/// the run as a whole is not UTF-8, which is known only at its end. The stream keeps the
+/// characters before the invalid byte.
 #[derive(Clone, Debug)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
@@ -41,7 +40,7 @@ impl StreamDecoder {
         Self { tokenizer, skip_special_tokens, state }
     }
 
-    /// Takes the next token; appends the text that is complete now to `text`.
+    /// Decodes the next token; appends completed text to `text`.
     pub fn push(&mut self, token: TokenId, text: &mut String) {
         if self.skip_special_tokens && self.tokenizer.is_silent(token) {
             return;
@@ -55,8 +54,7 @@ impl StreamDecoder {
         }
     }
 
-    /// Ends the stream: appends what was held back to `text`, an unfinished character as
-    /// U+FFFD.
+    /// Ends the stream; appends the held-back text to `text`, an incomplete character as U+FFFD.
     pub fn finish(&mut self, text: &mut String) {
         match &mut self.state {
             State::ByteLevel(joiner) => joiner.finish(text),
@@ -67,7 +65,7 @@ impl StreamDecoder {
 
 #[cfg(test)]
 impl StreamDecoder {
-    /// Tokens kept for the next ones' sake.
+    /// Window of recent tokens, for tokenizers with context-dependent decoding.
     pub(super) fn held_tokens(&self) -> usize {
         match &self.state {
             State::ByteLevel(_) => 0,
@@ -76,12 +74,12 @@ impl StreamDecoder {
     }
 }
 
-/// Decodes the last few tokens anew with each token, because a token's text may depend on
-/// its neighbours: the tokens given out last stay in front as context.
+/// Re-decodes the last few tokens with each new token, because a token's text may depend on
+/// its neighbours. The most recently emitted tokens stay in front as context.
 #[derive(Clone, Debug, Default)]
 struct Window {
     tokens: Vec<TokenId>,
-    /// How many of `tokens` are given out, and what they decode to.
+    /// Number of `tokens` already emitted, and their text.
     given: usize,
     given_text: String,
 }
@@ -113,8 +111,8 @@ fn may_be_unfinished(text: &str) -> bool {
     (1..=UNFINISHED_BYTES_MAX).contains(&replaced)
 }
 
-/// Special tokens are sorted out before the window. The decoders that tokenizer.json can name
-/// fail only on malformed patterns, which loading has refused.
+/// Special tokens are removed before the window. The decoders that tokenizer.json can name
+/// fail only on malformed patterns, which loading rejects.
 fn decode(tokenizer: &Tokenizer, tokens: &[TokenId]) -> String {
     tokenizer.decode(tokens, false).unwrap_or_default()
 }

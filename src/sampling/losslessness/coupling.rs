@@ -1,4 +1,4 @@
-//! The joint law of target and draft under shared noise, exactly.
+//! The exact joint law of target and draft under shared noise.
 //!
 //! Gumbel-max is a race of exponentials: with E_v standard exponential, independent,
 //! x = argmin E_v / p_v and d = argmin E_v / q_v. The probability of (x, d) = (i, j) is
@@ -6,7 +6,7 @@
 
 use super::fraction::{Fraction, fraction};
 use crate::protocol::{SamplingParams, TokenId};
-use crate::sampling::{Choice, Sampler, TokenHistory, walk_chain};
+use crate::sampling::{SampledToken, Sampler, TokenHistory, walk_chain};
 
 /// A distribution with no zeros.
 type Table = Vec<Fraction>;
@@ -85,12 +85,12 @@ fn emitted(pair: &Pair, keep: &dyn Fn(usize, usize) -> usize) -> Vec<Vec<Fractio
         let first = joint(&pair.target.0, &pair.draft.0, x1, d1);
         for (x2, d2) in (0..vocab * vocab).map(|n| (n / vocab, n % vocab)) {
             let weight = first * joint(&pair.target.1[x1], &pair.draft.1[d1], x2, d2);
-            // The target's choices at its own path; the walk never asks off the path.
+            // The target's samples along its own path; verification never leaves that path.
             let own = [x1 as TokenId, x2 as TokenId, 0];
             let drafts = [d1 as TokenId, d2 as TokenId];
-            let choose = |place: usize| Choice { token: own[place], finite: true };
-            let mut tokens = walk_chain(&drafts[..keep(d1, d2)], choose).tokens;
-            // A step that fell short is followed by one without drafts, under the same noise.
+            let sample = |index: usize| SampledToken { token: own[index], finite: true };
+            let mut tokens = walk_chain(&drafts[..keep(d1, d2)], sample).tokens;
+            // A shorter step is followed by one without drafts, under the same noise.
             while tokens.len() < 2 {
                 tokens.push(own[tokens.len()]);
             }
@@ -138,16 +138,16 @@ fn pruning_on_drafted_values_never_shifts_the_output() {
     }
 }
 
-/// Not only the known bad rules: all 3^4 functions of two binary drafts.
+/// Exhaustive: all 3^4 pruning rules of two binary drafts.
 #[test]
-fn no_rule_at_all_shifts_the_output_of_two_tokens() {
+fn no_pruning_rule_shifts_the_output_of_two_tokens() {
     for rule in 0..81usize {
         assert_lossless(&two_tokens(), &|d1, d2| rule / 3usize.pow((2 * d1 + d2) as u32) % 3);
     }
 }
 
 #[test]
-fn acceptance_is_what_the_formula_says() {
+fn acceptance_matches_the_closed_form() {
     let Pair { target: (p, _), draft: (q, _) } = three_tokens();
     let shared: Fraction = (0..3).map(|i| agreement(&p, &q, i)).sum();
     assert_eq!(shared, fraction(48, 55));
@@ -168,7 +168,7 @@ fn the_sampler_couples_target_and_draft_as_computed() {
     for i in 0..n {
         let params =
             SamplingParams { temperature: 1.0, seed: u64::from(i / 1000), ..SamplingParams::greedy() };
-        let x = sampler.choose(&target, &params, i % 1000, &none).token;
+        let x = sampler.sample(&target, &params, i % 1000, &none).token;
         let d = sampler.propose(&draft, &params, i % 1000, &none).token;
         counts[x as usize][d as usize] += 1;
     }

@@ -1,4 +1,4 @@
-//! The sampler and the walks on a toy model: speculation of any kind changes nothing.
+//! Sampler and verification on a toy model: no kind of speculation changes the output.
 
 use crate::protocol::{Proposal, SamplingParams, TokenId};
 use crate::sampling::noise::Noise;
@@ -19,10 +19,10 @@ fn logits(tokens: &[TokenId], blur: f32) -> Vec<f32> {
 /// How a step is drafted and pruned.
 #[derive(Clone, Copy, Debug)]
 struct Drafting {
-    /// 0: the draft is the target; 1: it has nothing to do with it.
+    /// 0: the draft equals the target; 1: the two are independent.
     blur: f32,
     length: usize,
-    /// Whether a draft is kept, by its place and values.
+    /// Whether a draft is kept, given its index and proposal.
     keeps: fn(usize, &Proposal) -> bool,
     /// Whether each draft gets its runner-up as a sibling.
     tree: bool,
@@ -46,15 +46,15 @@ impl<'a> Decoder<'a> {
         &self.history.tokens()[PROMPT.len()..]
     }
 
-    /// What the draft model proposes after the committed tokens, and the same after pruning.
+    /// The draft model's proposals after the committed tokens, pruned.
     fn draft(&mut self, drafting: Drafting) -> Vec<Proposal> {
         let committed = self.history.tokens().len();
         let mut proposals = Vec::new();
-        for place in 0..drafting.length {
+        for index in 0..drafting.length {
             let tokens = self.history.tokens();
             let (row, position) = (logits(tokens, drafting.blur), tokens.len() as u32);
             let proposal = self.sampler.propose(&row, self.params, position, &self.history);
-            if !(drafting.keeps)(place, &proposal) {
+            if !(drafting.keeps)(index, &proposal) {
                 break;
             }
             proposals.push(proposal);
@@ -64,7 +64,7 @@ impl<'a> Decoder<'a> {
         proposals
     }
 
-    /// One step; appends what the target says.
+    /// Runs one step and appends the emitted tokens.
     fn step(&mut self, drafting: Drafting) {
         let proposals = self.draft(drafting);
         let (drafts, parents): (Vec<TokenId>, Vec<u32>) = if drafting.tree {
@@ -77,16 +77,16 @@ impl<'a> Decoder<'a> {
         };
         let committed = self.history.tokens().len();
         let (sampler, history, params) = (&mut self.sampler, &mut self.history, self.params);
-        let mut choose = |branch: &[usize]| {
+        let mut sample = |branch: &[usize]| {
             history.truncate(committed);
             branch.iter().for_each(|&d| history.push(drafts[d]));
             let tokens = history.tokens();
-            sampler.choose(&logits(tokens, 0.0), params, tokens.len() as u32, history)
+            sampler.sample(&logits(tokens, 0.0), params, tokens.len() as u32, history)
         };
         let verdict = if drafting.tree {
-            walk_tree(&drafts, &parents, |_, branch| choose(branch))
+            walk_tree(&drafts, &parents, |_, branch| sample(branch))
         } else {
-            walk_chain(&drafts, |place| choose(&(0..place).collect::<Vec<_>>()))
+            walk_chain(&drafts, |index| sample(&(0..index).collect::<Vec<_>>()))
         };
         assert!(verdict.finite && verdict.accepted as usize <= proposals.len());
         self.history.truncate(committed);
@@ -126,7 +126,7 @@ fn the_output_is_the_same_for_every_draft_length_and_pruning() {
         |_, _| true,
         |_, proposal| proposal.probability > 0.2,
         |_, proposal| proposal.margin > 0.1 || proposal.token % 2 == 0,
-        |place, proposal| !(proposal.token as usize + place).is_multiple_of(3),
+        |index, proposal| !(proposal.token as usize + index).is_multiple_of(3),
     ];
     for params in parameter_sets() {
         let (expected, ..) = decode(&params, plain());
@@ -144,7 +144,7 @@ fn the_output_is_the_same_for_every_draft_length_and_pruning() {
 }
 
 #[test]
-fn a_draft_equal_to_the_target_is_accepted_whole() {
+fn a_draft_equal_to_the_target_is_fully_accepted() {
     for params in parameter_sets() {
         for tree in [false, true] {
             let (_, drafted, accepted) = decode(&params, Drafting { blur: 0.0, length: 4, tree, ..plain() });

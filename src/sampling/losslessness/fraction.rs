@@ -1,4 +1,4 @@
-//! Exact fractions.
+//! Exact rational arithmetic on 128-bit integers.
 
 use std::iter::Sum;
 use std::ops::{Add, Div, Mul, Sub};
@@ -28,7 +28,7 @@ impl Fraction {
         fraction(self.denominator, self.numerator)
     }
 
-    /// The nearest double.
+    /// Returns the nearest double.
     pub fn to_f64(self) -> f64 {
         self.numerator as f64 / self.denominator as f64
     }

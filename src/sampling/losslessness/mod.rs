@@ -1,11 +1,11 @@
-//! Proofs by enumeration that verification changes nothing, and what would.
+//! Proofs by enumeration that verification is lossless, with a counterexample.
 //!
-//! - [`walks`]: whatever the drafts, the walk emits the target's own path. Exhaustive over
+//! - [`walks`]: for any drafts, verification emits the target's own path. Exhaustive over
 //!   small trees and paths.
 //! - [`coupling`]: with the noise integrated out, in exact fractions, the emitted
-//!   distribution is the target's under pruning rules that look at the drafted values.
-//! - [`ratio_test`]: the contrast. The usual rejection rule is biased under such rules.
-//! - [`decoding`]: the sampler itself on a toy model: same output with any drafting.
+//!   distribution is the target's under pruning rules that depend on the drafted values.
+//! - [`ratio_test`]: the counterexample. Standard rejection sampling is biased under such rules.
+//! - [`decoding`]: the sampler on a toy model emits the same output with any drafting.
 
 mod coupling;
 mod decoding;

@@ -1,10 +1,10 @@
-//! Why not the ratio test: exact output distributions of the usual rejection rule
-//! (Leviathan, Kalman, Matias 2023; Chen et al. 2023) under pruning, and of rules for trees.
+//! Why not rejection sampling: exact output distributions of the standard ratio test
+//! (Leviathan, Kalman, Matias 2023; Chen et al. 2023) under pruning, and of its tree variants.
 //! Target (.5, .3, .2), draft (.6, .3, .1).
 
 use super::fraction::{Fraction, fraction};
 use crate::protocol::TokenId;
-use crate::sampling::{Choice, walk_chain};
+use crate::sampling::{SampledToken, walk_chain};
 
 type Table = [Fraction; 3];
 
@@ -60,7 +60,7 @@ fn ratio(p: Table, q: Table, d: usize, otherwise: Table) -> Table {
     plus(point(accepted, d), times(Fraction::ONE - accepted, otherwise))
 }
 
-/// One draft by the ratio test; one that is pruned is replaced by a plain sample.
+/// The ratio test on one draft; a pruned draft is replaced by a plain sample.
 fn pruned_ratio(prunes: impl Fn(usize) -> bool) -> Table {
     let (p, q) = (target(), draft());
     over_drafts(|d| if prunes(d) { p } else { ratio(p, q, d, residual(p, q)) })
@@ -82,7 +82,7 @@ fn the_ratio_test_is_biased_when_unlikely_drafts_are_pruned() {
     assert_eq!(pruned_ratio(|d| draft()[d] < fraction(1, 2)), hundredths([70, 12, 18]));
 }
 
-/// Target and draft sample apart, x ~ p and d ~ q; the walk decides what comes out.
+/// Independent samples x ~ p and d ~ q, verified by the walk.
 #[test]
 fn accepting_only_the_targets_own_sample_is_exact_under_any_pruning() {
     for kept in 0..8usize {
@@ -90,7 +90,7 @@ fn accepting_only_the_targets_own_sample_is_exact_under_any_pruning() {
             let drafts = [d as TokenId];
             let drafts = if kept >> d & 1 == 1 { &drafts[..] } else { &[] };
             let emit = |x: usize| {
-                let own = Choice { token: x as TokenId, finite: true };
+                let own = SampledToken { token: x as TokenId, finite: true };
                 point(target()[x], walk_chain(drafts, |_| own).tokens[0] as usize)
             };
             (0..3).map(emit).fold([Fraction::ZERO; 3], plus)

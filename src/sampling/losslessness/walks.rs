@@ -1,12 +1,12 @@
-//! The target's choices define a path: x₀ after the committed tokens, x₁ after x₀, and so
-//! on. A choice is a function of its prefix, and the walk only ever asks for prefixes on
-//! the path (asserted on each question). So it is enough to enumerate paths instead of
-//! whole tables of choices, and what is proven holds for every table, hence for every
-//! noise, target and draft. A pruned tree is a smaller tree, so every pruning is covered
-//! by enumerating all trees up to a size.
+//! The target's samples define a path: x₀ after the committed tokens, x₁ after x₀, and so
+//! on. A sample is a function of its prefix, and the walk samples only at prefixes on
+//! the path (asserted at each call). So it suffices to enumerate paths instead of whole
+//! tables of samples, and the result holds for every table, hence for every noise,
+//! target and draft. A pruned tree is a smaller tree, so enumerating all trees up to a
+//! size covers every pruning.
 
 use crate::protocol::TokenId;
-use crate::sampling::{Choice, walk_chain, walk_tree};
+use crate::sampling::{SampledToken, walk_chain, walk_tree};
 
 /// All sequences of `len` numbers, the i-th below `bounds(i)`.
 fn sequences(len: usize, bounds: impl Fn(usize) -> u32) -> Vec<Vec<u32>> {
@@ -16,7 +16,7 @@ fn sequences(len: usize, bounds: impl Fn(usize) -> u32) -> Vec<Vec<u32>> {
 }
 
 /// The length of the longest branch that spells the path's beginning; `None` where
-/// twins make "the" branch ambiguous.
+/// siblings with the same token make the branch ambiguous.
 fn longest_match(drafts: &[TokenId], parents: &[u32], path: &[TokenId]) -> Option<usize> {
     let mut depth_of_place = vec![Some(0)];
     for d in 0..drafts.len() {
@@ -30,17 +30,17 @@ fn longest_match(drafts: &[TokenId], parents: &[u32], path: &[TokenId]) -> Optio
 }
 
 fn check_tree(drafts: &[TokenId], parents: &[u32], path: &[TokenId]) {
-    let verdict = walk_tree(drafts, parents, |place, branch| {
+    let verdict = walk_tree(drafts, parents, |node, branch| {
         let prefix: Vec<TokenId> = branch.iter().map(|&d| drafts[d]).collect();
-        assert_eq!(prefix, path[..branch.len()], "only prefixes on the path are looked at");
-        assert_eq!(place, branch.last().map_or(0, |d| d + 1));
-        Choice { token: path[branch.len()], finite: true }
+        assert_eq!(prefix, path[..branch.len()], "only prefixes on the path are sampled");
+        assert_eq!(node, branch.last().map_or(0, |d| d + 1));
+        SampledToken { token: path[branch.len()], finite: true }
     });
     assert_eq!(verdict.tokens, path[..verdict.tokens.len()]);
     assert_eq!(verdict.accepted as usize, verdict.path.len());
     assert!(verdict.path.is_sorted());
     if let Some(longest) = longest_match(drafts, parents, path) {
-        assert_eq!(verdict.accepted as usize, longest, "no acceptance is given away");
+        assert_eq!(verdict.accepted as usize, longest, "every acceptable draft is accepted");
     }
 }
 
@@ -64,9 +64,9 @@ fn every_chain_yields_a_beginning_of_the_targets_path() {
         for len in 0..=len_max {
             for path in sequences(len + 1, |_| vocab) {
                 for drafts in sequences(len, |_| vocab) {
-                    let verdict = walk_chain(&drafts, |place| {
-                        assert_eq!(drafts[..place], path[..place], "only prefixes on the path are looked at");
-                        Choice { token: path[place], finite: true }
+                    let verdict = walk_chain(&drafts, |index| {
+                        assert_eq!(drafts[..index], path[..index], "only prefixes on the path are sampled");
+                        SampledToken { token: path[index], finite: true }
                     });
                     let longest = drafts.iter().zip(&path).take_while(|(d, x)| d == x).count();
                     assert_eq!(verdict.tokens, path[..=longest]);

@@ -1,4 +1,4 @@
-//! Exactness of the choice, by χ² against the distribution by its definition, and edge cases.
+//! Exactness of sampling, by χ² against the distribution's definition, and edge cases.
 
 use super::*;
 
@@ -44,16 +44,16 @@ fn exact(logits: &[f32], params: &SamplingParams, history: &TokenHistory) -> Vec
     p.iter().map(|p| p / mass).collect()
 }
 
-/// χ² of `choose` over many seeds and positions; a token without mass must never come.
+/// χ² of `sample` over many seeds and positions; a token without mass must never occur.
 fn check_distribution(logits: &[f32], params: &SamplingParams, history: &TokenHistory) {
     let expected = exact(logits, params, history);
     let mut counts = vec![0u32; logits.len()];
     let mut sampler = Sampler::new();
     for i in 0..DRAWS {
         let params = SamplingParams { seed: u64::from(i / 250) << 20, ..params.clone() };
-        let choice = sampler.choose(logits, &params, i % 250, history);
-        assert!(choice.finite);
-        counts[choice.token as usize] += 1;
+        let sampled = sampler.sample(logits, &params, i % 250, history);
+        assert!(sampled.finite);
+        counts[sampled.token as usize] += 1;
     }
     // Rare tokens share one bin.
     let (mut chi2, mut bins, mut rare) = (0.0, 0, (0.0, 0.0));
@@ -85,20 +85,20 @@ fn twelve() -> Vec<f32> {
 }
 
 #[test]
-fn choices_follow_the_tempered_distribution() {
+fn samples_follow_the_tempered_distribution() {
     for temperature in [0.3, 1.0, 1.8] {
         check_distribution(&twelve(), &SamplingParams { temperature, ..warm() }, &TokenHistory::none());
     }
 }
 
 #[test]
-fn choices_follow_a_distribution_of_several_tiles() {
+fn samples_follow_a_distribution_of_several_tiles() {
     let logits: Vec<f32> = (0..330u32).map(|i| ((i * 37) % 101) as f32 * 0.03).collect();
     check_distribution(&logits, &warm(), &TokenHistory::none());
 }
 
 #[test]
-fn choices_follow_the_distribution_after_each_filter() {
+fn samples_follow_the_distribution_after_each_filter() {
     for params in [
         SamplingParams { top_k: 1, ..warm() },
         SamplingParams { top_k: 5, ..warm() },
@@ -111,7 +111,7 @@ fn choices_follow_the_distribution_after_each_filter() {
 }
 
 #[test]
-fn choices_follow_the_distribution_after_penalties_and_bias() {
+fn samples_follow_the_distribution_after_penalties_and_bias() {
     let history = TokenHistory::new(3, vec![3, 5, 0, 7, 7, 3, 1, 11]);
     for params in [
         SamplingParams { repetition_penalty: 1.7, ..warm() },
@@ -124,7 +124,7 @@ fn choices_follow_the_distribution_after_penalties_and_bias() {
 }
 
 #[test]
-fn choices_follow_the_distribution_under_everything_at_once() {
+fn samples_follow_the_distribution_under_everything_at_once() {
     let history = TokenHistory::new(3, vec![3, 5, 0, 7, 7, 3, 1, 11]);
     let all = SamplingParams {
         temperature: 0.7,
@@ -146,10 +146,10 @@ fn choices_follow_the_distribution_under_everything_at_once() {
 fn temperature_zero_takes_the_largest_adjusted_logit_and_ignores_filters_and_noise() {
     let mut sampler = Sampler::new();
     let mut greedy = |logits: &[f32], params: &SamplingParams, history: &TokenHistory| {
-        let choices: Vec<_> =
-            (0..50).map(|position| sampler.choose(logits, params, position, history)).collect();
-        assert!(choices.iter().all(|c| *c == choices[0] && c.finite));
-        choices[0].token
+        let samples: Vec<_> =
+            (0..50).map(|position| sampler.sample(logits, params, position, history)).collect();
+        assert!(samples.iter().all(|s| *s == samples[0] && s.finite));
+        samples[0].token
     };
     let none = TokenHistory::none();
     assert_eq!(greedy(&twelve(), &SamplingParams::greedy(), &none), 3);
@@ -163,18 +163,18 @@ fn temperature_zero_takes_the_largest_adjusted_logit_and_ignores_filters_and_noi
 }
 
 #[test]
-fn rows_without_a_meaning_are_not_finite() {
+fn invalid_logits_are_reported_as_not_finite() {
     let mut sampler = Sampler::new();
     let none = TokenHistory::none();
     let cases: [&[f32]; 5] =
         [&[], &[1.0, f32::NAN], &[f32::INFINITY, 1.0], &[1.0, f32::NEG_INFINITY], &[f32::NAN; 100]];
     for params in [SamplingParams::greedy(), warm(), SamplingParams { top_p: 0.5, ..warm() }] {
         for logits in cases {
-            assert!(!sampler.choose(logits, &params, 0, &none).finite, "{logits:?}");
+            assert!(!sampler.sample(logits, &params, 0, &none).finite, "{logits:?}");
             assert!(!sampler.propose(logits, &params, 0, &none).finite, "{logits:?}");
         }
         let adjusted = SamplingParams { logit_bias: vec![(1, f32::INFINITY)], ..params };
-        assert!(!sampler.choose(&[1.0, 2.0], &adjusted, 0, &none).finite, "bias to infinity");
+        assert!(!sampler.sample(&[1.0, 2.0], &adjusted, 0, &none).finite, "bias to infinity");
     }
 }
 
@@ -194,8 +194,8 @@ fn extreme_parameters_have_a_defined_meaning() {
         SamplingParams { top_k: 1, ..warm() },
     ] {
         for position in 0..200 {
-            let choice = sampler.choose(&logits, &params, position, &none);
-            assert_eq!(choice, Choice { token: 1, finite: true }, "{params:?}");
+            let sampled = sampler.sample(&logits, &params, position, &none);
+            assert_eq!(sampled, SampledToken { token: 1, finite: true }, "{params:?}");
         }
     }
     for off in [
@@ -204,21 +204,21 @@ fn extreme_parameters_have_a_defined_meaning() {
         SamplingParams { min_p: f32::MIN_POSITIVE / 2.0, ..warm() },
     ] {
         for position in 0..200 {
-            let plain = sampler.choose(&logits, &warm(), position, &none);
-            assert_eq!(sampler.choose(&logits, &off, position, &none), plain, "{off:?}");
+            let plain = sampler.sample(&logits, &warm(), position, &none);
+            assert_eq!(sampler.sample(&logits, &off, position, &none), plain, "{off:?}");
         }
     }
     let hot = SamplingParams { temperature: f32::INFINITY, ..warm() };
-    assert!(sampler.choose(&logits, &hot, 0, &none).finite);
-    assert_eq!(sampler.choose(&[-7.5], &warm(), 0, &none), Choice { token: 0, finite: true });
+    assert!(sampler.sample(&logits, &hot, 0, &none).finite);
+    assert_eq!(sampler.sample(&[-7.5], &warm(), 0, &none), SampledToken { token: 0, finite: true });
 }
 
 #[test]
-fn a_choice_depends_on_seed_and_position_only() {
+fn a_sample_depends_on_seed_and_position_only() {
     let none = TokenHistory::none();
     let logits: Vec<f32> = (0..200).map(|i| (i % 17) as f32 * 0.2).collect();
     let of = |sampler: &mut Sampler, seed, position| {
-        sampler.choose(&logits, &SamplingParams { seed, ..warm() }, position, &none).token
+        sampler.sample(&logits, &SamplingParams { seed, ..warm() }, position, &none).token
     };
     let mut used = Sampler::new();
     let first: Vec<_> = (0..100).map(|position| of(&mut used, 1, position)).collect();
@@ -229,7 +229,7 @@ fn a_choice_depends_on_seed_and_position_only() {
 }
 
 #[test]
-fn a_proposal_is_the_choice_with_its_exact_probability_and_margin() {
+fn a_proposal_is_the_sample_with_its_exact_probability_and_margin() {
     let history = TokenHistory::new(2, vec![3, 0, 7, 7]);
     let long: Vec<f32> = (0..900u32).map(|i| ((i * 7919) % 1009) as f32 * 0.012).collect();
     let mut sampler = Sampler::new();
@@ -247,7 +247,7 @@ fn a_proposal_is_the_choice_with_its_exact_probability_and_margin() {
             for position in 0..50 {
                 let proposal = sampler.propose(&logits, &params, position, &history);
                 assert!(proposal.finite);
-                assert_eq!(proposal.token, sampler.choose(&logits, &params, position, &history).token);
+                assert_eq!(proposal.token, sampler.sample(&logits, &params, position, &history).token);
                 let error = f64::from(proposal.probability) - expected[proposal.token as usize];
                 assert!(error.abs() < 2e-6, "{params:?}");
                 assert!((f64::from(proposal.margin) - (sorted[0] - sorted[1])).abs() < 2e-6, "{params:?}");
@@ -266,15 +266,15 @@ fn a_greedy_proposal_has_the_plain_softmax_and_the_second_largest_logit() {
     assert!((f64::from(proposal.margin) - (expected[3] - expected[7])).abs() < 1e-6);
 }
 
-/// The second choice under the same noise is what is chosen once the first is banned.
+/// Under the same noise, the runner-up is what is sampled once the first token is banned.
 #[test]
-fn the_runner_up_is_the_choice_without_the_first() {
+fn the_runner_up_is_the_sample_without_the_first() {
     let mut sampler = Sampler::new();
     let none = TokenHistory::none();
     for position in 0..300 {
         let proposal = sampler.propose(&twelve(), &warm(), position, &none);
         let banned = SamplingParams { logit_bias: vec![(proposal.token, -1e4)], ..warm() };
-        assert_eq!(proposal.runner_up, sampler.choose(&twelve(), &banned, position, &none).token);
+        assert_eq!(proposal.runner_up, sampler.sample(&twelve(), &banned, position, &none).token);
     }
 }
 
@@ -299,6 +299,6 @@ fn scores_of_the_definition_decide() {
         let noise = Noise { seed: 99, position };
         let score = |v: usize| logits[v] * (1.0 / 0.8f32) + noise.gumbel(v as u32);
         let best = (0..500).fold(0, |best, v| if score(v) > score(best) { v } else { best });
-        assert_eq!(sampler.choose(&logits, &params, position, &TokenHistory::none()).token, best as u32);
+        assert_eq!(sampler.sample(&logits, &params, position, &TokenHistory::none()).token, best as u32);
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 
-fn token(token: TokenId) -> Choice {
-    Choice { token, finite: true }
+fn token(token: TokenId) -> SampledToken {
+    SampledToken { token, finite: true }
 }
 
 #[test]
@@ -11,40 +11,40 @@ fn a_chain_is_accepted_up_to_the_first_difference() {
         [(&[], 0), (&[5, 6, 7], 3), (&[5, 6, 9], 2), (&[9, 6, 7], 0), (&[5, 9, 7], 1)];
     for (drafts, accepted) in cases {
         let mut asked = Vec::new();
-        let verdict = walk_chain(drafts, |place| {
-            asked.push(place);
-            token(own[place])
+        let verdict = walk_chain(drafts, |index| {
+            asked.push(index);
+            token(own[index])
         });
         assert_eq!(verdict.tokens, own[..=accepted]);
         assert_eq!((verdict.accepted as usize, verdict.finite), (accepted, true));
         assert!(verdict.path.is_empty());
-        assert!(asked.into_iter().eq(0..=accepted), "no place behind a rejected draft is looked at");
+        assert!(asked.into_iter().eq(0..=accepted), "nothing is sampled past a rejected draft");
     }
 }
 
 #[test]
-fn a_choice_that_is_not_finite_leaves_no_tokens() {
+fn a_sample_that_is_not_finite_yields_no_tokens() {
     for broken in 0..3 {
-        let chain = walk_chain(&[1, 1], |place| Choice { token: 1, finite: place != broken });
-        let tree = walk_tree(&[1, 1], &[0, 1], |place, _| Choice { token: 1, finite: place != broken });
+        let chain = walk_chain(&[1, 1], |index| SampledToken { token: 1, finite: index != broken });
+        let tree = walk_tree(&[1, 1], &[0, 1], |node, _| SampledToken { token: 1, finite: node != broken });
         assert_eq!(chain, Verdict { finite: false, ..Verdict::default() });
         assert_eq!(tree, chain);
     }
-    let behind = walk_chain(&[2, 1], |place| Choice { token: 1, finite: place == 0 });
+    let behind = walk_chain(&[2, 1], |index| SampledToken { token: 1, finite: index == 0 });
     assert_eq!(
         (behind.tokens, behind.finite),
         (vec![1], true),
-        "a flaw behind a rejected draft does not matter"
+        "logits past a rejected draft are never read"
     );
 }
 
 #[test]
-fn a_tree_is_walked_along_the_targets_choices() {
+fn a_tree_is_walked_along_the_targets_samples() {
     // 0: 5        1: 6      2: 7 (under 5)   3: 8 (under 5)   4: 9 (under 8)
     let (drafts, parents) = ([5, 6, 7, 8, 9], [0, 0, 1, 1, 4]);
     let walk = |own: [TokenId; 4]| {
-        walk_tree(&drafts, &parents, |place, path| {
-            assert_eq!(path.last().map_or(0, |d| d + 1), place);
+        walk_tree(&drafts, &parents, |node, path| {
+            assert_eq!(path.last().map_or(0, |d| d + 1), node);
             token(own[path.len()])
         })
     };
@@ -61,7 +61,7 @@ fn a_tree_is_walked_along_the_targets_choices() {
 }
 
 #[test]
-fn of_twin_siblings_the_first_counts() {
+fn of_siblings_with_one_token_the_first_is_taken() {
     let verdict = walk_tree(&[5, 5, 6, 6], &[0, 0, 2, 1], |_, path| token([5, 6, 7][path.len()]));
     assert_eq!(verdict.path, [0, 3]);
 }
@@ -79,8 +79,8 @@ fn a_chain_is_a_tree_of_width_one() {
         for len in 0..=3 {
             let drafts: Vec<TokenId> = (0..len).map(|i| bits >> i & 1).collect();
             let parents: Vec<u32> = (0..len).collect();
-            let chain = walk_chain(&drafts, |place| token(own[place]));
-            let tree = walk_tree(&drafts, &parents, |place, _| token(own[place]));
+            let chain = walk_chain(&drafts, |index| token(own[index]));
+            let tree = walk_tree(&drafts, &parents, |node, _| token(own[node]));
             assert_eq!((&chain.tokens, chain.accepted), (&tree.tokens, tree.accepted));
             assert!(tree.path.into_iter().eq(0..chain.accepted));
         }

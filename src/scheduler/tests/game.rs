@@ -134,7 +134,7 @@ impl Game {
     }
 
     pub(super) fn cancel(&mut self, id: RequestId) {
-        let delivery = self.core.end(id, Ending::Failed(RequestFailure::Cancelled));
+        let delivery = self.core.end(id, Termination::Failed(RequestFailure::Cancelled));
         self.record(delivery.into_iter().collect());
     }
 

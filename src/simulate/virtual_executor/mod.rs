@@ -26,7 +26,7 @@ use crate::protocol::{
     Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ModelRole, NodeId, Proposal, RequestId,
     RowRole, SequenceInput, TokenId, Verdict, VerifyRow,
 };
-use crate::sampling::{Choice, walk_chain, walk_tree};
+use crate::sampling::{SampledToken, walk_chain, walk_tree};
 use crate::timing::cost_model::{CostModel, Work, prefill_attended};
 use timing::Timer;
 
@@ -211,10 +211,12 @@ fn judge(row: &VerifyRow, next: u32) -> Verdict {
         return Verdict { finite: true, ..Verdict::default() };
     }
     let drafts = &row.input.tokens[row.input.tokens.len() - row.drafts as usize..];
-    let choice =
-        |depth: usize| Choice { token: right_token(row.input.request, next + depth as u32), finite: true };
+    let sample = |depth: usize| SampledToken {
+        token: right_token(row.input.request, next + depth as u32),
+        finite: true,
+    };
     match &row.tree {
-        None => walk_chain(drafts, choice),
-        Some(parents) => walk_tree(drafts, parents, |_, path| choice(path.len())),
+        None => walk_chain(drafts, sample),
+        Some(parents) => walk_tree(drafts, parents, |_, path| sample(path.len())),
     }
 }

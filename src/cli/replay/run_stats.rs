@@ -1,28 +1,28 @@
-//! The figures of one run.
+//! Statistics of one run.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::session::{Fate, Outcome, Played};
-use crate::cli::answer::{Answer, SpeculativeDecoding};
+use crate::cli::answer::{ChatReply, SpeculativeDecoding};
 use crate::protocol::Slo;
-use crate::telemetry::LatencyFigures;
+use crate::telemetry::LatencyStats;
 
-/// What was run.
+/// Setting of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Setting {
-    /// The daemon's policy.
+    /// Policy of the daemon.
     pub policy: String,
     /// Multiple of the trace's rate.
     pub rate_scale: f64,
-    /// Which repeat, from 0.
+    /// Index of the repeat.
     pub repeat: u32,
 }
 
-/// Relative error of predicted step times, as the policy reports it.
+/// Relative error of step time predictions, as reported by the policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct TimeModelError {
-    /// Median.
+    /// 50th percentile.
     pub p50: Option<f64>,
     /// 99th percentile.
     pub p99: Option<f64>,
@@ -30,55 +30,55 @@ pub struct TimeModelError {
 
 /// One run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Figures {
-    /// What was run.
+pub struct RunStats {
+    /// Setting of the run.
     #[serde(flatten)]
     pub setting: Setting,
-    /// Requests of the trace.
+    /// Requests in the trace.
     pub requests: usize,
-    /// Those answered in full.
+    /// Requests with a complete reply.
     pub finished: usize,
-    /// Those that the daemon did not take.
+    /// Requests rejected by the daemon.
     pub refused: usize,
-    /// Those that broke.
+    /// Requests that failed.
     pub failed: usize,
-    /// Requests that met their objectives, over all of the trace.
+    /// Attainment: requests that met their objectives over all requests.
     pub attainment: f64,
-    /// Requests that met their objectives per second.
+    /// Goodput: requests per second that met their objectives.
     pub goodput_rps: f64,
     /// Output tokens per second.
     pub tokens_per_second: f64,
-    /// First arrival to the end of the last answer.
+    /// Time from the first arrival to the end of the last reply, in seconds.
     pub wall_seconds: f64,
-    /// Arrival to first token, as the daemon measures it.
-    pub ttft_ms: LatencyFigures,
-    /// Time per token after the first, as the daemon measures it.
-    pub tpot_ms: LatencyFigures,
-    /// Gaps between pieces of text, as the client sees them.
-    pub itl_ms: LatencyFigures,
+    /// TTFT as measured by the daemon.
+    pub ttft_ms: LatencyStats,
+    /// TPOT as measured by the daemon.
+    pub tpot_ms: LatencyStats,
+    /// Gaps between text deltas as seen by the client.
+    pub itl_ms: LatencyStats,
     /// Draft tokens proposed per request and step.
     pub mean_draft_tokens: Option<f64>,
-    /// Tokens that a target step yields for one request.
+    /// Acceptance length: mean tokens per target step and request.
     pub acceptance_length: Option<f64>,
     /// Accepted over verified draft tokens.
     pub acceptance_rate: Option<f64>,
-    /// How late the client sent its latest request; a client that can't keep up is no client.
+    /// Largest delay of a send behind its trace time; large values mean that the client is overloaded.
     pub late_ms_max: f64,
-    /// Of policies that predict step times.
+    /// Prediction errors of policies with a time model.
     pub time_model_error: TimeModelError,
-    /// Why requests broke, the first few.
+    /// First few failure reasons.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<String>,
 }
 
-/// Most reasons that are kept.
+/// Most failure reasons kept.
 const FAILURES_MAX: usize = 5;
 
-impl Figures {
-    /// Sums up a session; `state` is what the engine said of itself after it.
-    pub fn new(setting: Setting, slo: &Slo, played: &Played, state: &Value) -> Figures {
+impl RunStats {
+    /// Summarises a session; `state` is the engine's state after it.
+    pub fn new(setting: Setting, slo: &Slo, played: &Played, state: &Value) -> RunStats {
         let outcomes = &played.outcomes;
-        let answers: Vec<&Answer> = outcomes.iter().filter_map(answer).collect();
+        let answers: Vec<&ChatReply> = outcomes.iter().filter_map(answer).collect();
         let seconds = played.elapsed.as_secs_f64().max(1e-9);
         let attained = answers.iter().filter(|answer| attains(slo, answer)).count();
         let tokens: u64 = answers.iter().map(|answer| answer.usage.completion_tokens).sum();
@@ -91,7 +91,7 @@ impl Figures {
         let failures: Vec<String> = outcomes.iter().filter_map(failure).cloned().collect();
         let error =
             |key: &str| state.pointer(&format!("/policy/time/relative_error_{key}")).and_then(Value::as_f64);
-        Figures {
+        RunStats {
             setting,
             requests: outcomes.len(),
             finished: answers.len(),
@@ -101,13 +101,13 @@ impl Figures {
             goodput_rps: attained as f64 / seconds,
             tokens_per_second: tokens as f64 / seconds,
             wall_seconds: seconds,
-            ttft_ms: LatencyFigures::of_sample(
+            ttft_ms: LatencyStats::of_sample(
                 answers.iter().filter_map(|answer| answer.metrics.ttft_ms).collect(),
             ),
-            tpot_ms: LatencyFigures::of_sample(
+            tpot_ms: LatencyStats::of_sample(
                 answers.iter().filter_map(|answer| answer.metrics.tpot_ms).collect(),
             ),
-            itl_ms: LatencyFigures::of_sample(
+            itl_ms: LatencyStats::of_sample(
                 outcomes.iter().flat_map(|outcome| &outcome.gaps_ms).copied().collect(),
             ),
             mean_draft_tokens: ratio(sum(|one| one.drafted), steps),
@@ -120,7 +120,7 @@ impl Figures {
     }
 }
 
-fn answer(outcome: &Outcome) -> Option<&Answer> {
+fn answer(outcome: &Outcome) -> Option<&ChatReply> {
     match &outcome.fate {
         Fate::Answered(answer) => Some(answer),
         _ => None,
@@ -134,8 +134,8 @@ fn failure(outcome: &Outcome) -> Option<&String> {
     }
 }
 
-/// docs/slo.md: a bound that is not set is met, and so is a TPOT bound by a single token.
-fn attains(slo: &Slo, answer: &Answer) -> bool {
+/// Attainment as in docs/slo.md: unset objectives are met, as is TPOT by a single token.
+fn attains(slo: &Slo, answer: &ChatReply) -> bool {
     let metrics = &answer.metrics;
     let ttft = slo.ttft.is_none_or(|bound| metrics.ttft_ms.is_some_and(|seen| seen <= bound.as_millis_f64()));
     let tpot = slo.tpot.is_none_or(|bound| metrics.tpot_ms.is_none_or(|seen| seen <= bound.as_millis_f64()));

@@ -1,33 +1,33 @@
-//! What a dashboard shows, from two metrics pages.
+//! Statistics of the dashboard, from two metrics pages.
 
 use serde::Serialize;
 
 use super::page::Page;
 use crate::cli::table::{Table, or_dash};
 
-/// Two percentiles in milliseconds, estimated within histogram buckets; none without a sample.
+/// Percentiles in milliseconds, interpolated within histogram buckets; `None` without samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Latency {
-    /// Half are at most this.
+    /// 50th percentile.
     pub p50: Option<f64>,
-    /// 99 of 100 are at most this.
+    /// 99th percentile.
     pub p99: Option<f64>,
 }
 
-/// The figures of one screen.
+/// Statistics of one screen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Figures {
+pub struct DashboardStats {
     /// The served model.
     pub model: String,
     /// The speculation policy.
     pub policy: String,
-    /// Requests that compute.
+    /// Running requests.
     pub requests_running: u64,
-    /// Requests that wait.
+    /// Waiting requests.
     pub requests_waiting: u64,
-    /// Requests with a whole answer, since the daemon's start.
+    /// Requests with a complete output, since the daemon's start.
     pub requests_finished: u64,
-    /// Requests without one, since the daemon's start.
+    /// Failed requests, since the daemon's start.
     pub requests_failed: u64,
     /// Output tokens per second, over the last interval.
     pub tokens_per_second: f64,
@@ -35,13 +35,13 @@ pub struct Figures {
     pub prompt_tokens_per_second: f64,
     /// Finished requests per second, over the last interval.
     pub requests_per_second: f64,
-    /// Requests per second that met their objectives, over the last interval.
+    /// Goodput: requests per second that met their objectives, over the last interval.
     pub goodput_rps: f64,
-    /// Requests that met their objectives over finished ones, since the daemon's start.
+    /// Attainment: share of finished requests that met their objectives, since the daemon's start.
     pub attainment: Option<f64>,
-    /// Tokens that a target step yields for one request, over the last interval.
+    /// Acceptance length: mean tokens per target step and request, over the last interval.
     pub acceptance_length: Option<f64>,
-    /// Accepted over verified draft tokens, over the last interval.
+    /// Acceptance rate: accepted over verified draft tokens, over the last interval.
     pub acceptance_rate: Option<f64>,
     /// Draft tokens per second, over the last interval.
     pub draft_tokens_per_second: f64,
@@ -49,18 +49,18 @@ pub struct Figures {
     pub kv_usage_target: Option<f64>,
     /// Share of the draft's KV blocks in use.
     pub kv_usage_draft: Option<f64>,
-    /// Arrival to first token, since the window's start.
+    /// TTFT, since the window's start.
     pub ttft_ms: Latency,
-    /// Mean time per token after the first, since the window's start.
+    /// TPOT, since the window's start.
     pub tpot_ms: Latency,
     /// Engine steps, since the window's start.
     pub step_ms: Latency,
 }
 
-impl Figures {
-    /// Figures of `now`. Rates are against the page of `seconds` ago, latencies count
-    /// what came after `window_start`.
-    pub fn new(window_start: &Page, before: &Page, now: &Page, seconds: f64) -> Figures {
+impl DashboardStats {
+    /// Computes the statistics of `now`. Rates are relative to the page of `seconds` ago; latencies cover
+    /// everything after `window_start`.
+    pub fn new(window_start: &Page, before: &Page, now: &Page, seconds: f64) -> DashboardStats {
         let grown = |name: &str| (now.sum(name) - before.sum(name)).max(0.0);
         let rate = |name: &str| grown(name) / seconds.max(1e-9);
         let latency = |histogram: &str| Latency::between(window_start, now, histogram);
@@ -68,7 +68,7 @@ impl Figures {
         let attained = |page: &Page| request(page, "specserve_slo_attained_total");
         let violated = |page: &Page| request(page, "specserve_slo_violated_total");
         let accepted = grown("specserve_spec_decode_accepted_tokens_total");
-        Figures {
+        DashboardStats {
             model: now.label("specserve_engine_info", "model").unwrap_or("?").to_owned(),
             policy: now.label("specserve_engine_info", "policy").unwrap_or("?").to_owned(),
             requests_running: now.sum("specserve_requests_running") as u64,
@@ -109,8 +109,8 @@ impl Latency {
     }
 }
 
-/// The value below which the share `q` lies, linear within its bucket. In the last,
-/// open bucket it is that bucket's lower edge: all that is known.
+/// The `q`-quantile, interpolated linearly within its bucket. In the last, unbounded bucket
+/// it is the lower edge.
 fn quantile(buckets: &[(f64, f64)], q: f64) -> Option<f64> {
     let total = buckets.last()?.1;
     if total <= 0.0 {
@@ -126,7 +126,7 @@ fn quantile(buckets: &[(f64, f64)], q: f64) -> Option<f64> {
     Some(lower_edge + (edge - lower_edge) * (rank - lower_count) / (count - lower_count).max(1e-9))
 }
 
-impl std::fmt::Display for Figures {
+impl std::fmt::Display for DashboardStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "specserve: {}, policy {}", self.model, self.policy)?;
         writeln!(
@@ -141,7 +141,7 @@ impl std::fmt::Display for Figures {
         )?;
         writeln!(
             f,
-            "objectives   {} attained since the start, goodput {:.2} requests/s",
+            "objectives   {} attained since start, goodput {:.2} requests/s",
             percent(self.attainment),
             self.goodput_rps
         )?;
@@ -194,23 +194,28 @@ mod tests {
 
     #[test]
     fn rates_are_over_the_interval_and_totals_since_the_start() {
-        let figures =
-            Figures::new(&Page::default(), &page(100, 10, 10, [0, 0, 0]), &page(300, 40, 20, [4, 8, 8]), 2.0);
-        assert_eq!((figures.model.as_str(), figures.policy.as_str()), ("tiny", "fixed:4"));
-        assert_eq!(figures.requests_running, 2);
-        assert_eq!(figures.tokens_per_second, 100.0);
-        assert_eq!(figures.acceptance_length, Some(4.0));
-        assert_eq!(figures.acceptance_rate, Some(0.5));
-        assert_eq!(figures.attainment, Some(0.75));
-        assert_eq!(figures.kv_usage_target, Some(0.5));
-        assert_eq!(figures.kv_usage_draft, None);
+        let stats = DashboardStats::new(
+            &Page::default(),
+            &page(100, 10, 10, [0, 0, 0]),
+            &page(300, 40, 20, [4, 8, 8]),
+            2.0,
+        );
+        assert_eq!((stats.model.as_str(), stats.policy.as_str()), ("tiny", "fixed:4"));
+        assert_eq!(stats.requests_running, 2);
+        assert_eq!(stats.tokens_per_second, 100.0);
+        assert_eq!(stats.acceptance_length, Some(4.0));
+        assert_eq!(stats.acceptance_rate, Some(0.5));
+        assert_eq!(stats.attainment, Some(0.75));
+        assert_eq!(stats.kv_usage_target, Some(0.5));
+        assert_eq!(stats.kv_usage_draft, None);
     }
 
     #[test]
     fn latencies_count_the_window_only() {
         let now = page(0, 0, 0, [4, 8, 8]);
-        let p50 =
-            |window_start: &Page| Figures::new(window_start, &now, &now, 1.0).ttft_ms.p50.map(f64::round);
+        let p50 = |window_start: &Page| {
+            DashboardStats::new(window_start, &now, &now, 1.0).ttft_ms.p50.map(f64::round)
+        };
         assert_eq!(p50(&Page::default()), Some(100.0));
         assert_eq!(p50(&page(0, 0, 0, [4, 4, 4])), Some(150.0));
         assert_eq!(p50(&now), None);
@@ -224,7 +229,7 @@ mod tests {
     #[test]
     fn an_idle_daemon_shows_dashes_in_place_of_ratios() {
         let idle = Page::default();
-        let text = Figures::new(&idle, &idle, &idle, 1.0).to_string();
+        let text = DashboardStats::new(&idle, &idle, &idle, 1.0).to_string();
         assert!(text.contains("speculation  - tokens per step"), "{text}");
         assert!(text.contains("TTFT        -        -"), "{text}");
     }

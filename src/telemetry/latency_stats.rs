@@ -1,16 +1,16 @@
-//! A latency in four figures, as reports print it.
+//! Mean and percentiles of a latency, as reports print them.
 
 use serde::Serialize;
 
 use super::histogram::LatencyHistogram;
 use crate::stats::quantile::nearest_rank;
 
-/// One latency, in milliseconds; `None` without a sample.
+/// Statistics of one latency, in milliseconds; `None` without a sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct LatencyFigures {
-    /// Mean.
+pub struct LatencyStats {
+    /// Arithmetic mean.
     pub mean: Option<f64>,
-    /// Median.
+    /// 50th percentile.
     pub p50: Option<f64>,
     /// 90th percentile.
     pub p90: Option<f64>,
@@ -18,10 +18,10 @@ pub struct LatencyFigures {
     pub p99: Option<f64>,
 }
 
-impl LatencyFigures {
-    /// Of a histogram: quantiles are within 1 %.
-    pub fn of_histogram(histogram: &LatencyHistogram) -> LatencyFigures {
-        histogram.quantiles().map_or(LatencyFigures::default(), |quantiles| LatencyFigures {
+impl LatencyStats {
+    /// Statistics of a histogram; quantiles are within 1 %.
+    pub fn of_histogram(histogram: &LatencyHistogram) -> LatencyStats {
+        histogram.quantiles().map_or(LatencyStats::default(), |quantiles| LatencyStats {
             mean: Some(histogram.sum().as_millis_f64() / quantiles.count as f64),
             p50: Some(quantiles.p50_ms),
             p90: Some(quantiles.p90_ms),
@@ -29,11 +29,11 @@ impl LatencyFigures {
         })
     }
 
-    /// Of a sample in milliseconds: quantiles are nearest ranks.
-    pub fn of_sample(mut sample: Vec<f64>) -> LatencyFigures {
+    /// Statistics of a sample in milliseconds; quantiles by nearest rank.
+    pub fn of_sample(mut sample: Vec<f64>) -> LatencyStats {
         let mean = (!sample.is_empty()).then(|| sample.iter().sum::<f64>() / sample.len() as f64);
         let mut rank = |share: f64| nearest_rank(&mut sample, share, f64::total_cmp);
-        LatencyFigures { mean, p50: rank(0.5), p90: rank(0.9), p99: rank(0.99) }
+        LatencyStats { mean, p50: rank(0.5), p90: rank(0.9), p99: rank(0.99) }
     }
 }
 
@@ -46,9 +46,8 @@ mod tests {
     fn sample_and_histogram_agree_within_the_histograms_resolution() {
         let mut histogram = LatencyHistogram::new([]);
         (1..=1000).for_each(|value| histogram.record(Micros(value * 100)));
-        let binned = LatencyFigures::of_histogram(&histogram);
-        let exact =
-            LatencyFigures::of_sample((1..=1000).rev().map(|value| f64::from(value) / 10.0).collect());
+        let binned = LatencyStats::of_histogram(&histogram);
+        let exact = LatencyStats::of_sample((1..=1000).rev().map(|value| f64::from(value) / 10.0).collect());
         assert_eq!((exact.p50, exact.p90, exact.p99), (Some(50.0), Some(90.0), Some(99.0)));
         for (binned, exact) in [
             (binned.mean, exact.mean),
@@ -63,7 +62,7 @@ mod tests {
 
     #[test]
     fn without_a_sample_there_are_no_figures() {
-        assert_eq!(LatencyFigures::of_sample(vec![]), LatencyFigures::default());
-        assert_eq!(LatencyFigures::of_histogram(&LatencyHistogram::new([])), LatencyFigures::default());
+        assert_eq!(LatencyStats::of_sample(vec![]), LatencyStats::default());
+        assert_eq!(LatencyStats::of_histogram(&LatencyHistogram::new([])), LatencyStats::default());
     }
 }

@@ -1,4 +1,4 @@
-//! A daemon between its open door and its running engine.
+//! Startup: from the bound socket to the running engine.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,20 +7,20 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::served::ServedEngine;
+use super::served::EngineBackend;
 use super::{Daemon, DaemonError};
 use crate::actors::Engine;
 use crate::api::{ApiCounters, ApiLimits, BoundSocket, Server, SocketOptions, router, starting_router};
 use crate::config::Config;
 
-/// Hears what a start is busy with, in words that complete "the daemon is starting: …".
+/// Called with the current phase, which completes "the daemon is starting: …".
 pub(super) type OnPhase<'a> = &'a dyn Fn(&'static str);
 
-/// What a start brings about.
-pub(super) type Assembled = Result<(Engine, ServedEngine), DaemonError>;
+/// Result of the assembly.
+pub(super) type Assembled = Result<(Engine, EngineBackend), DaemonError>;
 
-/// A daemon that answers, with refusals until its engine is there.
-pub(super) struct Opening {
+/// A daemon whose socket is open and whose engine is being built; requests get 503.
+pub(super) struct StartingDaemon {
     server: Server,
     socket: PathBuf,
     limits: ApiLimits,
@@ -29,13 +29,13 @@ pub(super) struct Opening {
     assembling: JoinHandle<Assembled>,
 }
 
-impl Opening {
-    /// Opens the door, then begins to build the engine with `assemble` on a thread of its own.
-    /// Must be called within a multi-threaded tokio runtime.
+impl StartingDaemon {
+    /// Binds the socket, then builds the engine with `assemble` on a blocking thread. Must be
+    /// called within a multi-threaded tokio runtime.
     ///
     /// # Errors
-    /// When the socket or the TCP address can't be had.
-    pub async fn begin<A>(config: Config, assemble: A) -> Result<Opening, DaemonError>
+    /// If the socket or the TCP address cannot be bound.
+    pub async fn begin<A>(config: Config, assemble: A) -> Result<StartingDaemon, DaemonError>
     where
         A: FnOnce(&Config, OnPhase<'_>) -> Assembled + Send + 'static,
     {
@@ -53,7 +53,7 @@ impl Opening {
             connections_max: config.server.connections_max,
         };
         let counters = Arc::<ApiCounters>::default();
-        let (phase, phases) = watch::channel("it has just begun");
+        let (phase, phases) = watch::channel("initializing");
         let routes = starting_router(phases, counters.clone());
         let server = Server::start(routes, bound, config.server.http, &limits, counters.clone()).await?;
         let tcp = server.tcp_address().map(tracing::field::display);
@@ -64,19 +64,19 @@ impl Opening {
                 phase.send_replace(now);
             })
         });
-        Ok(Opening { server, socket, limits, counters, drain_timeout, assembling })
+        Ok(StartingDaemon { server, socket, limits, counters, drain_timeout, assembling })
     }
 
-    /// Waits for the engine. Nothing is lost when the future is dropped before it has ended.
+    /// Waits for the engine. Cancel-safe.
     pub async fn assembled(&mut self) -> Assembled {
         let assembled = (&mut self.assembling).await;
-        assembled.map_err(|error| DaemonError::Start(format!("start-up panicked: {error}")))?
+        assembled.map_err(|error| DaemonError::Start(format!("startup panicked: {error}")))?
     }
 
-    /// Hands the door over to the engine.
+    /// Routes requests to the assembled engine.
     ///
     /// # Errors
-    /// Why there is no engine. The socket is gone then.
+    /// The error of the assembly; the socket is then removed.
     pub async fn finish(self, assembled: Assembled) -> Result<Daemon, DaemonError> {
         let (engine, served) = match assembled {
             Ok(assembled) => assembled,
@@ -85,14 +85,14 @@ impl Opening {
                 return Err(error);
             }
         };
-        let Opening { server, socket, limits, counters, drain_timeout, .. } = self;
+        let StartingDaemon { server, socket, limits, counters, drain_timeout, .. } = self;
         server.route_to(router(Arc::new(served), limits, counters));
         tracing::info!("serving");
         Ok(Daemon { engine, server, socket, drain_timeout })
     }
 
-    /// Closes the door again. An engine that is still being built can't be stopped: it ends
-    /// with the process.
+    /// Aborts startup and removes the socket. An engine under construction cannot be stopped;
+    /// it ends with the process.
     pub async fn close(mut self) {
         self.server.close().await;
     }

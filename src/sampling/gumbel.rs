@@ -1,16 +1,16 @@
-//! Gumbel-max: which token has the largest score plus noise.
+//! Gumbel-max: the tokens with the largest score plus noise.
 
 use crate::protocol::TokenId;
 
 use super::noise::{Noise, gumbel, gumbel_bound};
 use super::scan::Scores;
 
-/// Tokens that [`race_all`] looks at together; a multiple of 4, the tokens of a Philox block.
+/// Tokens per tile of [`gumbel_top2`]; a multiple of 4, since a Philox block covers 4 tokens.
 const TILE: usize = 64;
-/// Philox blocks computed side by side.
+/// Philox blocks computed at once, for SIMD.
 const PHILOX_LANES: usize = 2;
 
-/// A token and its score with noise.
+/// A token and its perturbed score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Entry {
     score: f32,
@@ -18,40 +18,40 @@ struct Entry {
 }
 
 impl Entry {
-    /// Behind every real entry.
+    /// Ranks below every real entry.
     const NONE: Entry = Entry { score: f32::NEG_INFINITY, token: TokenId::MAX };
 
-    /// The larger score wins, on a tie the lower id.
+    /// Larger scores rank first; ties go to the lower id.
     fn beats(self, other: Entry) -> bool {
         self.score > other.score || (self.score == other.score && self.token < other.token)
     }
 }
 
-/// The first two of a race.
+/// The two tokens with the largest perturbed scores.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Podium {
+pub(super) struct Top2 {
     first: Entry,
     second: Entry,
 }
 
-impl Podium {
-    /// The winner; at least one token must have raced.
+impl Top2 {
+    /// The argmax. At least one token must have been offered.
     pub fn first(&self) -> TokenId {
         self.first.token
     }
 
-    /// The second; the winner again if it raced alone.
+    /// The runner-up; equals [`first`](Self::first) if only one token was offered.
     pub fn second(&self) -> TokenId {
         if self.second == Entry::NONE { self.first.token } else { self.second.token }
     }
 
-    fn empty() -> Podium {
-        Podium { first: Entry::NONE, second: Entry::NONE }
+    fn empty() -> Top2 {
+        Top2 { first: Entry::NONE, second: Entry::NONE }
     }
 
-    /// Lets a token with this score and random word race. The logarithms of its noise
-    /// are only computed when the bound leaves it a chance: rounding is monotone, so
-    /// `score + bound >= score + noise` holds for the rounded sums as well.
+    /// Offers a token with its unperturbed score and random word. The logarithms of the
+    /// noise are computed only if the bound could beat the runner-up: rounding is monotone,
+    /// so `score + bound >= score + noise` holds for the rounded sums as well.
     fn offer(&mut self, token: TokenId, score: f32, word: u32) {
         if score + gumbel_bound(word) < self.second.score {
             return;
@@ -66,31 +66,31 @@ impl Podium {
     }
 }
 
-/// All tokens race.
-pub(super) fn race_all(scores: Scores, noise: Noise) -> Podium {
-    let mut podium = Podium::empty();
+/// The top 2 of the whole vocabulary.
+pub(super) fn gumbel_top2(scores: Scores, noise: Noise) -> Top2 {
+    let mut top = Top2::empty();
     let tiles = scores.logits.chunks_exact(TILE);
     let (first_of_rest, rest) = (scores.logits.len() - tiles.remainder().len(), tiles.remainder());
     for (t, tile) in tiles.enumerate() {
         let first = (t * TILE) as u32;
         let words = tile_words(noise, first / 4);
-        let hopeful = tile.iter().zip(&words).fold(0u32, |hopeful, (logit, &word)| {
-            hopeful | u32::from(logit * scores.scale + gumbel_bound(word) >= podium.second.score)
+        let contends = tile.iter().zip(&words).fold(0u32, |any, (logit, &word)| {
+            any | u32::from(logit * scores.scale + gumbel_bound(word) >= top.second.score)
         });
-        if hopeful != 0 {
+        if contends != 0 {
             for (i, (logit, &word)) in tile.iter().zip(&words).enumerate() {
-                podium.offer(first + i as u32, logit * scores.scale, word);
+                top.offer(first + i as u32, logit * scores.scale, word);
             }
         }
     }
     for (i, logit) in rest.iter().enumerate() {
         let token = (first_of_rest + i) as u32;
-        podium.offer(token, logit * scores.scale, noise.word(token));
+        top.offer(token, logit * scores.scale, noise.word(token));
     }
-    podium
+    top
 }
 
-/// The random words of `TILE` tokens, from Philox block `block` on.
+/// The random words of `TILE` tokens, starting at Philox block `block`.
 #[inline]
 fn tile_words(noise: Noise, block: u32) -> [u32; TILE] {
     let mut words = [0; TILE];
@@ -105,20 +105,20 @@ fn tile_words(noise: Noise, block: u32) -> [u32; TILE] {
     words
 }
 
-/// Only the given tokens race, each with its score, in any order.
-pub(super) fn race_some(entrants: impl Iterator<Item = (TokenId, f32)>, noise: Noise) -> Podium {
-    let mut podium = Podium::empty();
-    for (token, score) in entrants {
-        podium.offer(token, score, noise.word(token));
+/// The top 2 of the given tokens with their scores, in any order.
+pub(super) fn gumbel_top2_among(candidates: impl Iterator<Item = (TokenId, f32)>, noise: Noise) -> Top2 {
+    let mut top = Top2::empty();
+    for (token, score) in candidates {
+        top.offer(token, score, noise.word(token));
     }
-    podium
+    top
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// By the definition: all noise, then sort.
+    /// The definition: perturb every score, then sort.
     fn ranking(scores: Scores, noise: Noise) -> Vec<TokenId> {
         let score = |token: TokenId| scores.at(token) + noise.gumbel(token);
         let mut ids: Vec<TokenId> = (0..scores.logits.len() as u32).collect();
@@ -138,11 +138,11 @@ mod tests {
                 let logits = row(len, spread, position);
                 let (scores, noise) = (Scores { logits: &logits, scale: 1.25 }, Noise { seed: 5, position });
                 let expected = ranking(scores, noise);
-                let podium = race_all(scores, noise);
-                assert_eq!([podium.first(), podium.second()], expected[..2]);
+                let top = gumbel_top2(scores, noise);
+                assert_eq!([top.first(), top.second()], expected[..2]);
                 let backwards = (0..len as u32).rev().map(|token| (token, scores.at(token)));
-                let podium = race_some(backwards, noise);
-                assert_eq!([podium.first(), podium.second()], expected[..2]);
+                let top = gumbel_top2_among(backwards, noise);
+                assert_eq!([top.first(), top.second()], expected[..2]);
             }
         }
     }
@@ -151,16 +151,16 @@ mod tests {
     fn ties_go_to_the_lower_id_in_any_order() {
         let entry = |token| (token, 1e30); // so large that the noise is rounded away
         for order in [[3, 1, 2], [1, 2, 3], [2, 3, 1]] {
-            let podium = race_some(order.into_iter().map(entry), Noise { seed: 0, position: 0 });
-            assert_eq!([podium.first(), podium.second()], [1, 2]);
+            let top = gumbel_top2_among(order.into_iter().map(entry), Noise { seed: 0, position: 0 });
+            assert_eq!([top.first(), top.second()], [1, 2]);
         }
-        let podium = race_all(Scores { logits: &[1e30; 200], scale: 1.0 }, Noise { seed: 0, position: 0 });
-        assert_eq!([podium.first(), podium.second()], [0, 1]);
+        let top = gumbel_top2(Scores { logits: &[1e30; 200], scale: 1.0 }, Noise { seed: 0, position: 0 });
+        assert_eq!([top.first(), top.second()], [0, 1]);
     }
 
     #[test]
-    fn who_races_alone_is_its_own_second() {
-        let podium = race_some([(9, 0.5)].into_iter(), Noise { seed: 0, position: 0 });
-        assert_eq!([podium.first(), podium.second()], [9, 9]);
+    fn a_lone_candidate_is_its_own_runner_up() {
+        let top = gumbel_top2_among([(9, 0.5)].into_iter(), Noise { seed: 0, position: 0 });
+        assert_eq!([top.first(), top.second()], [9, 9]);
     }
 }
