@@ -148,7 +148,8 @@ impl BatchBuilderState {
     /// Everything about a finished step that no step waits for: events to callers, learning,
     /// metrics, freeing its parts.
     fn settle(&mut self, finished: Finished) -> Result<(), ActorProcessingErr> {
-        let Finished { deliveries, report, gauges, at, fault, .. } = finished;
+        let Finished { deliveries, report, gauges, at, fault, plan } = finished;
+        drop(plan);
         let outputs = self.note_outputs(&deliveries, at);
         self.deliver(deliveries);
         let learned = self.arguments.core.settle(&report);

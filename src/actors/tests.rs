@@ -1,6 +1,9 @@
 //! The engine with a shadow executor: flow, faults, shutdown.
 
+mod recovery;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::messages::DrafterMessage;

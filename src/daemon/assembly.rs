@@ -41,8 +41,8 @@ where
     let ModelPair { target, draft } = pair;
     let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
     on_phase(match times.measures() {
-        false => "the executor is being built",
-        true => "the executor is being built and measured",
+        false => "building the executor",
+        true => "building the executor and measuring step times",
     });
     let drafts = (config.draft.clone(), config.speculation.policy, policy_options(config));
     let engine = Engine::start(

@@ -52,8 +52,9 @@ pub struct Finished {
     pub at: Micros,
     /// Why it speculated less than planned, if it did.
     pub fault: Option<SpeculationFault>,
-    /// Freed when this is dropped.
-    _plan: StepPlan,
+    /// The plan's many small parts, and its share of the policy's snapshot. Drop it before
+    /// [`EngineCore::settle`]: a learner copies what an older snapshot still uses.
+    pub plan: StepPlan,
 }
 
 /// What the learner made of a step.
@@ -113,7 +114,7 @@ impl EngineCore {
         self.scheduler.recycle(&mut plan);
         self.step_ended = Some(now);
         let gauges = self.scheduler.gauges();
-        Some(Finished { deliveries, report, gauges, at: now, fault, _plan: plan })
+        Some(Finished { deliveries, report, gauges, at: now, fault, plan })
     }
 
     /// Does what no step waits for: inserts new blocks into the prefix cache and lets the learner
@@ -121,6 +122,8 @@ impl EngineCore {
     pub fn settle(&mut self, report: &StepReport) -> Learned {
         self.scheduler.publish_computed();
         let predicted = self.learner.predict(report);
+        // a snapshot that is still in use makes the learner copy what it changes
+        self.policy = self.plain.clone();
         let learner = &mut self.learner;
         let learned = SpeculationFault::guard_policy("observe", || {
             learner.observe(report);
@@ -131,7 +134,11 @@ impl EngineCore {
                 self.policy = policy;
                 Learned { predicted, fault: None }
             }
-            Err(fault) => Learned { predicted, fault: Some(fault) },
+            Err(fault) => {
+                let snapshot = SpeculationFault::guard_policy("snapshot", || self.learner.snapshot());
+                self.policy = snapshot.unwrap_or_else(|_| self.plain.clone());
+                Learned { predicted, fault: Some(fault) }
+            }
         }
     }
 

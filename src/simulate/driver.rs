@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::collect::Collector;
 use super::{Report, Settings};
-use crate::engine::EngineCore;
+use crate::engine::{EngineCore, Finished};
 use crate::executor::Executor;
 use crate::policy::{Learner, Scratch};
 use crate::protocol::{Clock, ExecutorError, GenerationRequest, Micros, RequestId, SamplingParams, TokenId};
@@ -136,12 +136,14 @@ impl<'a> Run<'a> {
         self.executor.spend_host_time();
         let now = self.clock.now();
         let Some(finished) = self.core.finish(result, now) else { return Ok(()) };
-        let learned = self.core.settle(&finished.report);
+        let Finished { deliveries, report, plan, .. } = finished;
+        drop(plan);
+        let learned = self.core.settle(&report);
         if let Some(fault) = learned.fault {
             return Err(SimulationError::Speculation(fault));
         }
-        self.collector.step(&finished.report, learned.predicted, now);
-        self.collector.deliveries(&finished.deliveries, now);
+        self.collector.step(&report, learned.predicted, now);
+        self.collector.deliveries(&deliveries, now);
         Ok(())
     }
 }
