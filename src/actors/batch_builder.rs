@@ -158,6 +158,10 @@ impl BatchBuilderState {
             self.report_fault(fault);
         }
         let predicted = learned.predicted;
+        let report = Arc::new(report);
+        if let Some(verifier) = &self.verifier {
+            verifier.cast(VerifierMessage::Record(report.clone()))?;
+        }
         let observation = Box::new(StepObservation { report, gauges, outputs, predicted });
         self.arguments.monitor.cast(SloMonitorMessage::Step(observation))?;
         Ok(())

@@ -1,6 +1,8 @@
 //! Messages between actors. Large payloads are boxed, because one large variant makes every
 //! message of its type large.
 
+use std::sync::Arc;
+
 use ractor::{ActorRef, RpcReplyPort};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -77,6 +79,9 @@ pub enum DrafterMessage {
 pub enum VerifierMessage {
     /// Await this step's result, check it, pass it on.
     Await(StepTicket),
+    /// Count a committed step. Sent off the critical path: its proposals lie in another core's
+    /// cache.
+    Record(Arc<StepReport>),
     /// Acceptance and calibration, as JSON.
     State(RpcReplyPort<serde_json::Value>),
 }
@@ -111,7 +116,7 @@ pub enum SloMonitorMessage {
 #[derive(Debug)]
 pub struct StepObservation {
     /// What the step did.
-    pub report: StepReport,
+    pub report: Arc<StepReport>,
     /// How full the scheduler is after it.
     pub gauges: SchedulerGauges,
     /// For each sequence that got tokens: how many, and the time since its previous ones.

@@ -51,7 +51,8 @@ impl Actor for Verifier {
                 Ok(result) => state.arguments.batch_builder.cast(BatchBuilderMessage::StepDone(result))?,
                 Err(error) => state.arguments.supervisor.cast(SupervisorMessage::Fatal(error.to_string()))?,
             },
-            // whoever asked may have gone
+            VerifierMessage::Record(report) => state.acceptance.record(&report),
+            // the caller may have gone
             VerifierMessage::State(reply) => _ = reply.send(state.describe()),
         }
         Ok(())
@@ -59,10 +60,9 @@ impl Actor for Verifier {
 }
 
 impl VerifierState {
-    async fn receive(&mut self, ticket: StepTicket) -> Result<Box<StepResult>, ExecutorError> {
+    async fn receive(&self, ticket: StepTicket) -> Result<Box<StepResult>, ExecutorError> {
         let result = ticket.result().await?;
         result.check(self.arguments.vocab_size)?;
-        self.acceptance.record(&result.report);
         Ok(result)
     }
 
