@@ -1,9 +1,11 @@
 //! Random variates: a sequential generator ([`SplitMix64`]) and, for simulation, one without
 //! state.
 //!
-//! A [`Draw`] is a pure function of a seed, a stream and two counters (Philox 4x32-10), so
-//! that what is drawn for a request or a position does not depend on when it is asked for,
-//! nor on what else was drawn.
+//! A [`Draw`] is a pure function of a seed, a stream and two counters (Philox 4x32-10), so that a
+//! value drawn for a request or a position does not depend on when it is drawn, nor on what else
+//! was drawn.
+//!
+//! May import: sampling.
 #![forbid(unsafe_code)]
 
 mod splitmix;

@@ -8,9 +8,9 @@
 //! ```
 //! The batch builder drives the engine core, the drafter owns speculation and its health, the
 //! verifier checks what the device returns. A supervisor starts them, restarts the drafter, and
-//! ends the engine on anything else.
+//! ends the engine on any other failure.
 //!
-//! May import: protocol, policy, executor, step, scheduler, engine, telemetry.
+//! May import: protocol, kv, policy, executor, step, scheduler, engine, telemetry.
 #![forbid(unsafe_code)]
 
 mod admission;

@@ -1,10 +1,12 @@
-//! The offline analyzer: measures a backend and writes what it found as a profile.
+//! The analyzer: measures a backend and records draft acceptance.
 //!
-//! It drives an [`Executor`] through the same calls as the engine does, over a grid of
-//! batch shapes (`grid.rs`), in sweeps that visit every shape in another order, so that a
-//! machine that warms up or slows down does not look like a trend over rows. Medians over
-//! sweeps are fitted (docs/policy.md, "Time"); some points are held out of a second fit, whose
-//! error on them is the error that is reported. docs/analyzer.md says more.
+//! It drives an [`Executor`] through the engine's own calls over a grid of batch shapes (`grid.rs`),
+//! in sweeps that visit every shape in a different order, so that a machine that warms up or slows
+//! down does not look like a trend over rows. Medians over sweeps are fitted (docs/policy.md,
+//! "Time"). Some points are held out of a second fit, whose error on them is reported.
+//! docs/analyzer.md describes the method and the file.
+//!
+//! May import: protocol, stats, random, model, timing, replay, executor.
 #![forbid(unsafe_code)]
 
 mod fingerprint;

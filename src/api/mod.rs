@@ -5,6 +5,8 @@
 //! to the [`Backend`], and its tokens are detokenized ([`output`]) into one response or a
 //! stream of server-sent events. Dropping the answer, as on a client disconnect, cancels
 //! the request ([`answer`]).
+//!
+//! May import: protocol, telemetry.
 #![forbid(unsafe_code)]
 
 pub mod answer;

@@ -1,4 +1,6 @@
-//! Charts for people, as SVG. Only the command line draws; nothing that serves depends on it.
+//! Profile charts as SVG. Only the command line draws; nothing that serves depends on it.
+//!
+//! May import: protocol, timing.
 #![forbid(unsafe_code)]
 
 mod panel;

@@ -1,4 +1,10 @@
 //! The command-line interface. docs/cli.md describes every command.
+//!
+//! Commands that need a daemon start it through a `DaemonHost`, which `main` provides and tests
+//! replace.
+//!
+//! May import: protocol, stats, model, timing, replay, policy, scheduler, telemetry, analyzer,
+//! simulate, api, config, doctor, charts.
 #![forbid(unsafe_code)]
 
 mod answer;

@@ -3,6 +3,8 @@
 //! Parsing goes from text to sections of raw values (`reader`) to the validated types here,
 //! with units. Validation opens no files or sockets, so `check-config` is safe to run
 //! anywhere. docs/config.md lists every key.
+//!
+//! May import: protocol, model, policy.
 #![forbid(unsafe_code)]
 
 mod executor;

@@ -1,4 +1,11 @@
 //! The daemon: startup, serving and shutdown of one deployment.
+//!
+//! Binds the socket first (`startup`), then loads the models, builds the executor and the policy
+//! with its step times, and starts the engine (`assembly`). Profiling and recording build the same
+//! executor from the same config.
+//!
+//! May import: protocol, model, timing, replay, drafting, policy, executor, scheduler, telemetry,
+//! analyzer, actors, api, config.
 #![forbid(unsafe_code)]
 
 mod assembly;

@@ -1,6 +1,8 @@
 //! Diagnoses the machine for the executors: capabilities, problems and remedies.
 //!
 //! Runs on any machine and in any build. Checks that cannot run are reported as such.
+//!
+//! May import: executor.
 
 #[cfg(feature = "cuda")]
 mod gpu;

@@ -1,4 +1,4 @@
-//! Drafting without a draft model.
+//! Drafting without a draft model: prompt lookup, as a drafter of any executor.
 //!
 //! May import: protocol, executor.
 #![forbid(unsafe_code)]

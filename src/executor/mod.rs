@@ -1,12 +1,11 @@
-//! The seam between the engine and what computes.
+//! The seam between the engine and the devices.
 //!
 //! An [`Executor`] owns one device's models and their paged KV caches, and lives on one thread. It
 //! has two sides: the [`Target`], whose tokens are served, and a [`Drafter`], which proposes
-//! tokens for the target to verify. Everything above speaks in tokens and block ids: sampling and
-//! verification happen behind these traits, because on a GPU they must not leave the device.
-//! The same contract suite runs on every implementation.
+//! tokens for the target to verify. Callers deal in tokens and block ids: sampling and
+//! verification happen behind these traits, because on a GPU logits must not leave the device.
 //!
-//! May import: protocol, sampling, model.
+//! May import: protocol, sampling, random, model.
 
 mod chains;
 pub mod cpu;

@@ -1,4 +1,7 @@
-//! Model files: configuration, weights, tokenizer and chat template.
+//! Model files: configuration, weights, tokenizer and chat template; and `inflate`, which gives a
+//! small model the dimensions of a large one.
+//!
+//! May import: protocol, random.
 
 mod chat_template;
 mod config_json;

@@ -3,11 +3,12 @@
 //! A [`Policy`] is a pure function of what it knows and of the [`StepView`] it is given: it reads
 //! no clock and draws no random numbers. It is immutable and shared as `Arc<dyn Policy>`. A
 //! [`Learner`] owns the knowledge, updates it from the report of each step, and publishes
-//! snapshots. It lives in the engine core
-//! (`engine`).
+//! snapshots. It lives in the engine core.
 //!
-//! A policy can make an answer late but never wrong: every token is the target's own choice, and
+//! A policy can make an answer late but never wrong: every token is the target's own sample, and
 //! drafts only decide how many are known after one pass. docs/policy.md has the mathematics.
+//!
+//! May import: protocol, stats, timing.
 #![forbid(unsafe_code)]
 
 mod fixed;

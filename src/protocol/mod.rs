@@ -1,8 +1,9 @@
 //! Data types shared by all rooms: ids, time, requests and their events, sampling parameters,
 //! the data of the executor interface, and the data of a step.
 //!
-//! The bottom layer of the crate: plain data with accessors, and no imports from other rooms
-//! (docs/ARCHITECTURE.md, "Layers").
+//! The bottom layer of the crate: plain data with accessors (docs/ARCHITECTURE.md, "Layers").
+//!
+//! May import: nothing.
 #![forbid(unsafe_code)]
 
 mod admission;

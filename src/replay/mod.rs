@@ -1,7 +1,9 @@
-//! Workloads: arrival times and lengths of requests.
+//! Workloads: arrival times and lengths of requests, and recordings of draft acceptance.
 //!
-//! A [`TraceSource`] is a trace file or a generator, [`WorkloadOptions`] scales and filters
-//! it, and the result is a list of [`Arrival`]s.
+//! A [`TraceSource`] is a trace file or a generator, [`WorkloadOptions`] scales and filters it, and
+//! the result is a list of [`Arrival`]s.
+//!
+//! May import: protocol, random.
 #![forbid(unsafe_code)]
 
 mod error;

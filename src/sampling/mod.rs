@@ -4,6 +4,8 @@
 //! and a draft token is accepted iff it equals the target's own sample ([`walk_chain`],
 //! [`walk_tree`]). The CUDA kernels implement the same specification. This code is
 //! their oracle: the sections "specification" and "order" of the submodules bind both.
+//!
+//! May import: protocol.
 #![forbid(unsafe_code)]
 
 pub mod distribution;

@@ -1,14 +1,15 @@
 //! Continuous batching: which sequences a step runs, and with how many tokens each.
 //!
-//! Pure: a [`Scheduler`] is told what arrives, what the time is and what a step did,
-//! and answers with the next [`StepPlan`] and with the events to deliver. At most one
-//! step is in flight; between [`Scheduler::plan`] and [`Scheduler::commit`] the running
-//! set does not change, cancellations wait for the commit (DESIGN, section 3).
+//! Pure: a [`Scheduler`] takes arrivals, the time and the outcome of a step, and returns the next
+//! [`StepPlan`] and the events to deliver. At most one step is in flight. Between
+//! [`Scheduler::plan`] and [`Scheduler::commit`] the running set does not change, and
+//! cancellations wait for the commit.
 //!
-//! Order of service: lower class first, then earlier arrival. KV shortage is met by
-//! shorter drafts first and then by preempting the last in that order, whose tokens are
-//! recomputed later. The first in the order always makes progress: any single request
-//! that is admitted fits the pool alone.
+//! Order of service: lower class first, then earlier arrival. When KV blocks run short, drafts get
+//! shorter first; then the last request in that order is preempted and recomputed later. The first
+//! in the order always makes progress, because any admitted request fits the pool alone.
+//!
+//! May import: protocol, kv, policy, step.
 #![forbid(unsafe_code)]
 
 mod commit;

@@ -1,9 +1,12 @@
 //! The engine under a virtual clock.
 //!
-//! The scheduler, the step functions and the policy are the daemon's own; arrivals come
-//! from a workload instead of a socket, and a [`VirtualExecutor`](crate::simulate::virtual_executor::VirtualExecutor) stands in for the device.
-//! A run is a pure function of workload, settings and policy. docs/simulator.md says how to
-//! use it, and what it does not model.
+//! Engine core, step functions and policy are the daemon's own. Arrivals come from a workload
+//! instead of a socket, and a [`VirtualExecutor`](virtual_executor::VirtualExecutor) stands in for
+//! the device. A run is a pure function of workload, settings and policy. docs/simulator.md says
+//! how to use it and what it does not model.
+//!
+//! May import: protocol, stats, sampling, random, timing, replay, policy, executor, step,
+//! scheduler, engine, telemetry.
 #![forbid(unsafe_code)]
 
 mod collect;

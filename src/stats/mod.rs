@@ -1,4 +1,6 @@
-//! Statistics shared by several modules.
+//! Statistics shared by several rooms: quantiles and isotonic regression.
+//!
+//! May import: nothing.
 #![forbid(unsafe_code)]
 
 pub mod isotonic;

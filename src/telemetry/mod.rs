@@ -3,6 +3,8 @@
 //! [`Metrics`] is a plain value owned by the SLO monitor. It takes no locks and reads no
 //! clock. Counters are monotonic `u64`s; rates and ratios are left to the reader of
 //! `/metrics`, whose HELP lines define each metric.
+//!
+//! May import: protocol, stats.
 #![forbid(unsafe_code)]
 
 mod gauges;

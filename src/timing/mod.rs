@@ -3,6 +3,8 @@
 //! [`cost_model`] is the form (a staircase over rows, plus slopes), [`fit`] finds its terms from
 //! measurements, [`profile`] is the file that holds both, and [`correction`] adjusts the model
 //! online from measured steps. docs/policy.md, section "Time", has the formula.
+//!
+//! May import: protocol, stats.
 #![forbid(unsafe_code)]
 
 pub mod correction;
