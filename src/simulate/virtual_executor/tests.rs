@@ -9,7 +9,7 @@ fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
         info: ExecutorInfo {
             backend: "virtual".to_owned(),
             device: "none".to_owned(),
-            vocab_size: u32::MAX,
+            vocab_size: VOCAB_SIZE,
             context_tokens_max: 4096,
             block_tokens: BLOCK_TOKENS,
             target_blocks: 64,
@@ -28,7 +28,7 @@ fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
 
 fn input(start: u32, tokens: Vec<TokenId>) -> SequenceInput {
     let sampling = Arc::new(SamplingParams::greedy());
-    SequenceInput { request: RequestId(3), tokens, start, blocks: Vec::new(), sampling, history: None }
+    SequenceInput { request: RequestId(3), tokens, start, blocks: (0..16).collect(), sampling, history: None }
 }
 
 fn verify(executor: &mut VirtualExecutor, row: VerifyRow) -> Verdict {
