@@ -114,16 +114,11 @@ fn a_call_takes_what_the_profile_says() {
 }
 
 #[test]
-fn malformed_rows_are_refused() {
-    let mut executor_chains = DraftChains::default();
+fn all_tokens_are_in_the_vocabulary_right_and_wrong_ones() {
     let (mut executor, _) = executor(0.5);
-    let empty =
-        VerifyRow { input: input(0, Vec::new()), role: RowRole::Decode, drafts: 0, tree: None, sample: true };
-    let only_drafts =
-        VerifyRow { input: input(0, vec![1, 2]), role: RowRole::Decode, drafts: 2, tree: None, sample: true };
-    for row in [empty, only_drafts] {
-        let result = executor.verify(&[row], &mut Vec::new());
-        assert!(matches!(result, Err(ExecutorError::Malformed(_))));
-    }
-    assert!(executor_chains.extend(&mut executor, &[7], &mut Vec::new()).is_err());
+    let most = RequestId(u64::from(u32::MAX));
+    let prompt = VirtualExecutor::prompt(most, 1000);
+    assert!(prompt.iter().all(|&token| token < VOCAB_SIZE));
+    let proposal = executor.propose(most, u32::MAX);
+    assert!(proposal.token < VOCAB_SIZE && proposal.runner_up < VOCAB_SIZE);
 }
