@@ -7,8 +7,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use specserve::executor::BatchContract;
 use specserve::executor::cuda::attention_plan::AttentionRoom;
-use specserve::executor::cuda::batch_check::{BatchCheck, verify_sums};
+use specserve::executor::cuda::batch_check::verify_sums;
 use specserve::executor::cuda::draft_round::DraftRound;
 use specserve::executor::cuda::host_step::HostStep;
 use specserve::executor::cuda::options::captured_rows;
@@ -16,8 +17,8 @@ use specserve::executor::cuda::step_layout::{InputSizes, words_needed, write};
 use specserve::executor::cuda::step_results::{PROPOSAL_WORDS, VerdictResults, VerdictWords};
 use specserve::executor::cuda::verify_batch;
 use specserve::protocol::{
-    DraftSeed, DrafterNeeds, ExecutorInfo, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput,
-    VerifyRow,
+    DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, Proposal, RequestId, RowRole, SamplingParams,
+    SequenceInput, VerifyRow,
 };
 
 /// The program's.
@@ -56,7 +57,7 @@ impl Bench {
     }
 
     fn verification(&mut self, name: &str, sequences: usize, drafts: usize) {
-        let info = info();
+        let mut contract = BatchContract::new(&info());
         let rows: Vec<VerifyRow> = (0..sequences)
             .map(|index| VerifyRow {
                 input: input(index, CONTEXT - drafts - 1, drafts + 1),
@@ -75,8 +76,7 @@ impl Bench {
         for _ in 0..ROUNDS {
             self.work_on_others();
             times.part(0, || {
-                let mut check = BatchCheck::begin(&info, ModelRole::Target, rows.len()).expect("fits");
-                rows.iter().try_for_each(|row| check.row(row)).expect("good rows");
+                contract.verify(&rows).expect("good rows");
                 verify_sums(&rows, 1024).expect("fits");
             });
             times.part(1, || verify_batch::fill(&rows, &mut step));
@@ -93,11 +93,14 @@ impl Bench {
     }
 
     fn drafting(&mut self, name: &str, sequences: usize) {
-        let info = info();
+        let mut contract = BatchContract::new(&info());
         let rows: Vec<DraftSeed> = (0..sequences)
             .map(|index| DraftSeed { row: 0, input: input(index, CONTEXT - 5, 1), limit: 8 })
             .collect();
-        let keep: Vec<u32> = (0..sequences as u32).collect();
+        let mut forest = DraftForest::default();
+        let proposal = Proposal { finite: true, ..Proposal::default() };
+        let nodes: Vec<NodeId> = (0..sequences as u32).map(|seed| forest.add_root(seed, proposal)).collect();
+        let mut keep = Vec::new();
         let mut step = HostStep::new(AttentionRoom::for_rows(12, 12, 1024, 8192));
         let (mut memory, mut round, mut out) = (Vec::new(), DraftRound::default(), Vec::new());
         let sizes = sizes(sequences, sequences);
@@ -114,17 +117,14 @@ impl Bench {
         ]);
         for _ in 0..ROUNDS {
             self.work_on_others();
-            times.part(0, || {
-                let mut check = BatchCheck::begin(&info, ModelRole::Draft, rows.len()).expect("fits");
-                rows.iter().try_for_each(|row| check.input(&row.input)).expect("good rows");
-            });
+            times.part(0, || contract.start(&rows).expect("good rows"));
             times.part(1, || round.begin(&rows, &mut step));
             memory.resize(words_needed(sizes, &step), 0);
             times.part(2, || black_box(write(&mut memory, sizes, &step)));
             out.clear();
             times.part(3, || round.read_begun(&rows, &results, VOCABULARY as usize, &mut out).expect("good"));
             self.work_on_others();
-            times.part(4, || round.check_keep(&keep, &info).expect("all go on"));
+            times.part(4, || contract.extend(&nodes, &forest, &mut keep).expect("all go on"));
             times.part(5, || round.proceed(&keep, &mut step));
             times.part(6, || black_box(write(&mut memory, sizes, &step)));
             out.clear();

@@ -359,6 +359,50 @@ async fn a_panic_in_the_executor_is_a_device_error() {
     engine.shutdown(LONG).await;
 }
 
+/// A shadow whose target emits a token that does not exist.
+struct UnknownToken(ShadowExecutor);
+
+impl Executor for UnknownToken {
+    fn info(&self) -> &ExecutorInfo {
+        self.0.info()
+    }
+    fn target(&mut self) -> &mut dyn Target {
+        self
+    }
+    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
+        self.0.drafter()
+    }
+    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        self.0.logits(model, input)
+    }
+}
+
+impl Target for UnknownToken {
+    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        self.0.verify(rows, out)?;
+        let vocab_size = self.0.info().vocab_size;
+        out.iter_mut().flat_map(|verdict| &mut verdict.tokens).for_each(|token| *token = vocab_size);
+        Ok(())
+    }
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        self.0.compact(moves)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_outside_the_vocabulary_is_a_device_error_and_is_not_delivered() {
+    let executor = UnknownToken(ShadowExecutor::new(shadow()));
+    let engine = start_with(executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), options());
+    let generation = engine.handle().submit(submission(1, 30, 5)).await.expect("admitted");
+    let (tokens, end) = listen(generation).await;
+    assert!(tokens.is_empty());
+    assert!(
+        matches!(&end, TokenEvent::Failed(RequestFailure::Engine(why)) if why.contains("vocabulary")),
+        "{end:?}"
+    );
+    engine.shutdown(LONG).await;
+}
+
 /// Draws the line for first tokens at a fixed speed of prefill.
 #[derive(Clone, Debug)]
 struct MillisecondAToken;

@@ -1,7 +1,7 @@
 //! Prompt lookup as a drafter of any executor.
 
 use super::ngram::{NgramOptions, propose};
-use crate::executor::{Drafter, Executor, Target};
+use crate::executor::{BatchContract, Drafter, Executor, Target};
 use crate::protocol::{
     DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, Micros, ModelRole, NodeId, Proposal,
     SequenceInput,
@@ -17,6 +17,7 @@ pub struct WithPromptLookup {
 /// Drafts for each seed what followed its last tokens the last time they occurred.
 #[derive(Debug)]
 struct PromptLookup {
+    contract: BatchContract,
     options: NgramOptions,
     proposals: Vec<Proposal>,
     /// Whether the last call was of this drafter, which keeps no device waiting.
@@ -29,8 +30,13 @@ impl WithPromptLookup {
         let info = ExecutorInfo { drafter: Some(DrafterNeeds::tokens()), ..executor.info().clone() };
         WithPromptLookup {
             executor,
+            drafter: PromptLookup {
+                contract: BatchContract::new(&info),
+                options,
+                proposals: Vec::new(),
+                called_last: false,
+            },
             info,
-            drafter: PromptLookup { options, proposals: Vec::new(), called_last: false },
         }
     }
 }
@@ -61,6 +67,7 @@ impl Executor for WithPromptLookup {
 impl Drafter for PromptLookup {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         self.called_last = true;
+        self.contract.start(seeds)?;
         for (index, seed) in seeds.iter().enumerate() {
             let request = seed.input.request;
             let history = seed.input.history.as_ref().ok_or_else(|| {

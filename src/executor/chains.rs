@@ -4,25 +4,6 @@
 use super::Drafter;
 use crate::protocol::{DraftForest, DraftSeed, ExecutorError, NodeId, Proposal};
 
-/// The seeds of `nodes`, ascending, for a drafter that extends chains.
-///
-/// # Errors
-/// [`ExecutorError::Malformed`] when a node is unknown, two belong to one seed, or the seeds do
-/// not ascend.
-pub fn chain_rows(nodes: &[NodeId], forest: &DraftForest) -> Result<Vec<u32>, ExecutorError> {
-    let mut rows: Vec<u32> = Vec::with_capacity(nodes.len());
-    for &id in nodes {
-        let node = forest.get(id);
-        let node = node.ok_or_else(|| ExecutorError::Malformed(format!("no draft node {}", id.0)))?;
-        if rows.last().is_some_and(|&last| last >= node.seed) {
-            let what = format!("node {} of seed {} is out of order or a second one", id.0, node.seed);
-            return Err(ExecutorError::Malformed(what));
-        }
-        rows.push(node.seed);
-    }
-    Ok(rows)
-}
-
 /// A drafter driven as chains, by the index of each seed: what a caller that never branches needs.
 #[derive(Debug, Default)]
 pub struct DraftChains {

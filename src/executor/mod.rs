@@ -2,18 +2,22 @@
 //!
 //! An [`Executor`] owns one device's models and their paged KV caches, and lives on one thread. It
 //! has two sides: the [`Target`], whose tokens are served, and a [`Drafter`], which proposes
-//! tokens for the target to verify. Callers deal in tokens and block ids: sampling and
-//! verification happen behind these traits, because on a GPU logits must not leave the device.
+//! tokens for the target to verify. Everything above speaks in tokens and block ids: sampling and
+//! verification happen behind these traits, because on a GPU they must not leave the device.
+//! Every implementation checks its batches with the [`BatchContract`] first; the same contract
+//! suite (tests/common/contract_suite.rs) runs on all of them.
 //!
 //! May import: protocol, sampling, random, model.
 
 mod chains;
+mod contract;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod shadow;
 
-pub use chains::{DraftChains, chain_rows};
+pub use chains::DraftChains;
+pub use contract::BatchContract;
 pub use shadow::{ShadowExecutor, ShadowOptions};
 
 use crate::protocol::{
@@ -27,8 +31,8 @@ pub trait Target {
     /// [`Verdict`] per row to `out`, which is cleared first.
     ///
     /// # Errors
-    /// [`ExecutorError::Malformed`] for a batch that breaks a rule, [`ExecutorError::Device`] when
-    /// the device failed.
+    /// [`ExecutorError::Malformed`] for a batch that breaks a rule of the [`BatchContract`]; the
+    /// executor stays usable. [`ExecutorError::Device`] when the device failed.
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError>;
 
     /// Moves the KV of accepted tree paths to where a chain's would be; a chain never needs it.

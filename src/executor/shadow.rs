@@ -7,7 +7,8 @@
 //! also be told to fail. Not for serving.
 #![forbid(unsafe_code)]
 
-use super::{Drafter, Executor, Target, chain_rows};
+use super::contract::BatchContract;
+use super::{Drafter, Executor, Target};
 use crate::protocol::{
     BLOCK_TOKENS, BlockId, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo,
     ModelRole, NodeId, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict, VerifyRow,
@@ -54,9 +55,12 @@ impl ShadowOptions {
 #[derive(Debug)]
 pub struct ShadowExecutor {
     options: ShadowOptions,
+    contract: BatchContract,
     target: Vec<u64>,
     draft: Vec<u64>,
     round: Vec<RoundRow>,
+    /// Seeds of the nodes of one call.
+    extended: Vec<u32>,
     calls: u64,
 }
 
@@ -87,7 +91,9 @@ impl ShadowExecutor {
         ShadowExecutor {
             target: noise(options.info.target_blocks),
             draft: noise(options.info.draft_blocks()),
+            contract: BatchContract::new(&options.info),
             round: Vec::new(),
+            extended: Vec::new(),
             calls: 0,
             options,
         }
@@ -180,6 +186,7 @@ impl Executor for ShadowExecutor {
     }
 
     fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
+        self.contract.logits(model, input)?;
         let cache = match model {
             ModelRole::Target => &mut self.target,
             ModelRole::Draft => &mut self.draft,
@@ -199,6 +206,8 @@ impl Target for ShadowExecutor {
         if self.options.fails_at_call.is_some_and(|at| call >= at) {
             return Err(ExecutorError::Device(format!("told to fail at call {call}")));
         }
+        self.contract.verify(rows)?;
+        out.clear();
         for row in rows {
             let committed = row.input.tokens.len() - row.drafts as usize;
             let states = Self::feed(&mut self.target, &row.input, committed, row.tree.as_deref());
@@ -208,6 +217,7 @@ impl Target for ShadowExecutor {
     }
 
     fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        self.contract.compact(moves)?;
         for one in moves {
             for (to, &from) in one.path.iter().enumerate() {
                 let state = self.target[slot(&one.blocks, one.first + from)];
@@ -220,6 +230,7 @@ impl Target for ShadowExecutor {
 
 impl Drafter for ShadowExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        self.contract.start(seeds)?;
         self.round.clear();
         for (index, seed) in seeds.iter().enumerate() {
             let states = Self::feed(&mut self.draft, &seed.input, seed.input.tokens.len(), None);
@@ -237,8 +248,8 @@ impl Drafter for ShadowExecutor {
     }
 
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
-        let rows = chain_rows(nodes, forest)?;
-        for (&id, row) in nodes.iter().zip(rows) {
+        self.contract.extend(nodes, forest, &mut self.extended)?;
+        for (&id, &row) in nodes.iter().zip(&self.extended) {
             let fed = forest.get(id).map(|node| node.proposal.token);
             let fed = fed.ok_or_else(|| ExecutorError::Malformed(format!("no draft node {}", id.0)))?;
             let row = &mut self.round[row as usize];

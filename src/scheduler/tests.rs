@@ -183,6 +183,21 @@ fn a_row_that_is_not_finite_ends_only_its_request() {
 }
 
 #[test]
+#[should_panic(expected = "accepted ≤ verified ≤ drafted")]
+fn an_outcome_that_accepts_what_was_not_verified_is_not_committed() {
+    let mut game = Game::new(64, 4);
+    game.arrive(request(1, 20, 20));
+    game.step();
+    let plan = game.plan().expect("decodes");
+    let clock = MonotonicClock::start();
+    let result = step::run(game.executor.as_mut(), plan, &mut Scratch::default(), &clock);
+    let mut outcome = result.expect("verifies").outcome;
+    outcome.rows[0].verified = 0;
+    outcome.rows[0].verdict.accepted = 1;
+    game.core.scheduler_mut().commit(outcome, game.now);
+}
+
+#[test]
 fn an_abandoned_step_is_planned_anew_and_its_late_outcome_ignored() {
     let mut game = Game::new(64, 4);
     let one = request(1, 20, 20);

@@ -109,7 +109,7 @@ impl Settings {
         ExecutorInfo {
             backend: "virtual".to_owned(),
             device: "a cost model".to_owned(),
-            vocab_size: u32::MAX,
+            vocab_size: virtual_executor::VOCAB_SIZE,
             context_tokens_max: self.context_tokens_max,
             block_tokens: BLOCK_TOKENS,
             target_blocks: self.limits.target_blocks,

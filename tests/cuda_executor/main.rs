@@ -2,6 +2,8 @@
 //! against plain decoding, chunks, trees.
 #![cfg(feature = "cuda")]
 
+#[path = "../common/contract_suite.rs"]
+mod contract_suite;
 mod driver;
 mod not_finite;
 
@@ -10,11 +12,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use driver::{Sequence, draft, generate};
 use serde_json::Value;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, KvBudget};
-use specserve::executor::{DraftChains, Executor, Target};
+use specserve::executor::{Executor, Target};
 use specserve::model::{ModelSource, load_pair};
-use specserve::protocol::{
-    Compaction, ExecutorError, ModelRole, RowRole, SamplingParams, TokenId, Verdict, VerifyRow,
-};
+use specserve::protocol::{Compaction, ModelRole, RowRole, SamplingParams, TokenId, Verdict, VerifyRow};
 use specserve::sampling::noise::Noise;
 
 /// Positions whose best two candidates are closer than this, in units of the logits, may be
@@ -385,22 +385,18 @@ fn generate_more(executor: &mut CudaExecutor, sequence: &mut Sequence, count: us
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn malformed_batches_are_refused_and_do_no_harm() {
-    let mut executor_chains = DraftChains::default();
+fn the_executor_keeps_the_contract() {
     let _alone = alone();
-    let mut executor = executor();
-    let good = Sequence::new(0, &[0, 1, 2], SamplingParams::greedy(), 64);
-    let mut bad = good.verify_row(&[]);
-    bad.input.blocks = vec![1 << 20];
-    let mut verdicts = Vec::new();
-    assert!(matches!(executor.verify(&[bad], &mut verdicts), Err(ExecutorError::Malformed(_))));
-    let mut proposals = Vec::new();
-    assert!(matches!(
-        executor_chains.extend(&mut executor, &[0], &mut proposals),
-        Err(ExecutorError::Malformed(_))
-    ));
-    executor.verify(&[good.verify_row(&[])], &mut verdicts).expect("still works");
-    assert!(verdicts[0].finite && verdicts[0].tokens.len() == 1);
-    executor.verify(&[], &mut verdicts).expect("nothing to do");
-    assert!(verdicts.is_empty());
+    let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
+    let draft = pair.draft.as_ref().map(|model| &model.loaded);
+    let options = CudaOptions {
+        batch_tokens_max: 72,
+        batch_sequences_max: 6,
+        draft_tokens_max: 4,
+        kv: KvBudget::Blocks { target: 4096, draft: 4096 },
+        ..CudaOptions::default()
+    };
+    let mut executor = CudaExecutor::new(&pair.target.loaded, draft, options).expect("a CUDA device");
+    contract_suite::check_target(&mut executor);
+    contract_suite::check_drafter(&mut executor);
 }

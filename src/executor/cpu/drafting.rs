@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use crate::protocol::{BlockId, DraftSeed, ExecutorError, ModelRole, Proposal, SamplingParams, TokenId};
+use crate::executor::contract::no_drafter;
+use crate::protocol::{BlockId, DraftSeed, ExecutorError, Proposal, SamplingParams, TokenId};
 use crate::sampling::TokenHistory;
 
-use super::check::{keep, no_draft};
 use super::pass::Pass;
 use super::{CpuExecutor, LOGIT_ROWS, pooled};
 
@@ -24,22 +24,17 @@ struct RoundRow {
     history: TokenHistory,
     /// Position of the next input: that of the last proposal.
     next: u32,
-    /// The last proposal; `None` once the row is left out, or if there is nothing to feed back.
-    proposed: Option<TokenId>,
 }
 
 impl CpuExecutor {
     /// Feeds every seed's input; a proposal for each seed that wants one, with its index.
     pub(crate) fn start_round(&mut self, seeds: &[DraftSeed]) -> Result<Vec<(u32, Proposal)>, ExecutorError> {
         self.round.rows.clear();
-        let draft = self.draft.as_mut().ok_or_else(no_draft)?;
-        self.bounds.begin(ModelRole::Draft, seeds.len())?;
+        self.contract.start(seeds)?;
+        let draft = self.draft.as_mut().ok_or_else(no_drafter)?;
         let mut pass = Pass::default();
         for DraftSeed { input, limit, .. } in seeds {
             pass.push_chain(&input.blocks, &input.tokens, input.start, usize::from(*limit > 0));
-        }
-        for seed in seeds {
-            self.bounds.seed(seed)?;
         }
         draft.forward(&self.pool, &pass)?;
         self.round.rows.extend(seeds.iter().map(|DraftSeed { input, .. }| RoundRow {
@@ -47,50 +42,40 @@ impl CpuExecutor {
             sampling: Arc::clone(&input.sampling),
             history: TokenHistory::of(input),
             next: input.start + input.tokens.len() as u32,
-            proposed: None,
         }));
         let proposing: Vec<usize> = (0..seeds.len()).filter(|&index| seeds[index].limit > 0).collect();
         let proposals = self.propose(&proposing)?;
         Ok(proposing.into_iter().map(|index| index as u32).zip(proposals).collect())
     }
 
-    /// Feeds each kept row its last proposal; one new proposal for each, in order.
-    pub(crate) fn continue_round(&mut self, kept: &[u32]) -> Result<Vec<Proposal>, ExecutorError> {
-        let draft = self.draft.as_mut().ok_or_else(no_draft)?;
+    /// Feeds each kept row the token of its last proposal; one new proposal for each, in order.
+    pub(crate) fn continue_round(
+        &mut self,
+        kept: &[u32],
+        tokens: impl Iterator<Item = TokenId> + Clone,
+    ) -> Result<Vec<Proposal>, ExecutorError> {
+        let draft = self.draft.as_mut().ok_or_else(no_drafter)?;
         let rows = &mut self.round.rows;
-        keep(kept, rows.len())?;
-        self.bounds.begin(ModelRole::Draft, kept.len())?;
+        let kept: Vec<usize> = kept.iter().map(|&index| index as usize).collect();
         let mut pass = Pass::default();
-        for &index in kept {
-            let row = &rows[index as usize];
-            let token = row.proposed.ok_or_else(|| {
-                ExecutorError::Malformed(format!("row {index} has nothing to go on with in this round"))
-            })?;
-            self.bounds.positions(&row.blocks, row.next, 1)?;
+        for (&index, token) in kept.iter().zip(tokens.clone()) {
+            let row = &rows[index];
             pass.push_chain(&row.blocks, &[token], row.next, 1);
         }
         draft.forward(&self.pool, &pass)?;
-        let mut left_out = vec![true; rows.len()];
-        kept.iter().for_each(|&index| left_out[index as usize] = false);
-        for (row, left_out) in rows.iter_mut().zip(left_out) {
-            match row.proposed {
-                Some(_) if left_out => row.proposed = None,
-                Some(token) => {
-                    row.next += 1;
-                    if row.sampling.needs_history() {
-                        row.history.push(token);
-                    }
-                }
-                None => {}
+        for (&index, token) in kept.iter().zip(tokens) {
+            let row = &mut rows[index];
+            row.next += 1;
+            if row.sampling.needs_history() {
+                row.history.push(token);
             }
         }
-        let kept: Vec<usize> = kept.iter().map(|&index| index as usize).collect();
         self.propose(&kept)
     }
 
     /// One proposal for each of these rows of the round, whose features the draft holds in order.
     fn propose(&mut self, rows: &[usize]) -> Result<Vec<Proposal>, ExecutorError> {
-        let draft = self.draft.as_mut().ok_or_else(no_draft)?;
+        let draft = self.draft.as_mut().ok_or_else(no_drafter)?;
         let mut proposals = Vec::with_capacity(rows.len());
         for group in rows.chunks(LOGIT_ROWS) {
             let first = proposals.len();
@@ -100,9 +85,6 @@ impl CpuExecutor {
                 let row = &round.rows[group[index]];
                 sampler.propose(logits.row(index), &row.sampling, row.next, &row.history)
             })?);
-        }
-        for (&row, proposal) in rows.iter().zip(&proposals) {
-            self.round.rows[row].proposed = proposal.finite.then_some(proposal.token);
         }
         Ok(proposals)
     }

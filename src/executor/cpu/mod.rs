@@ -36,12 +36,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use kernels::InstructionSet;
 pub use roofline::Roofline;
 
-use self::check::Bounds;
 use self::drafting::Round;
 use self::forward::{Model, ModelBounds};
 use self::pass::Pass;
 use self::pool::{JobPanicked, Pool};
-use super::{Drafter, Executor, Target, chain_rows};
+use super::contract::{BatchContract, no_drafter};
+use super::{Drafter, Executor, Target};
 use crate::model::{LoadedModel, ModelSpec};
 use crate::protocol::{
     Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ModelRole, NodeId,
@@ -96,11 +96,13 @@ pub enum CpuError {
 /// Target and perhaps draft, on the processor.
 pub struct CpuExecutor {
     info: ExecutorInfo,
-    bounds: Bounds,
+    contract: BatchContract,
     pool: Pool,
     target: Model,
     draft: Option<Model>,
     round: Round,
+    /// Seeds of the nodes of one call, reused.
+    extended: Vec<u32>,
     /// One per thread.
     samplers: Vec<Mutex<Sampler>>,
 }
@@ -142,8 +144,16 @@ impl CpuExecutor {
         let bounds = ModelBounds { blocks: options.draft_blocks as usize, logit_rows: LOGIT_ROWS, ..bounds };
         let draft = draft.map(|draft| Model::new(&draft, set, bounds)).transpose()?;
         let samplers = (0..options.threads).map(|_| Mutex::new(Sampler::new())).collect();
-        let bounds = Bounds::new(&info);
-        Ok(CpuExecutor { info, bounds, pool, target, draft, round: Round::default(), samplers })
+        Ok(CpuExecutor {
+            contract: BatchContract::new(&info),
+            info,
+            pool,
+            target,
+            draft,
+            round: Round::default(),
+            extended: Vec::new(),
+            samplers,
+        })
     }
 
     /// Runs each model once over as many rows as go through the layers together, so that the first
@@ -234,11 +244,10 @@ impl Executor for CpuExecutor {
     }
 
     fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
-        self.bounds.begin(model, 1)?;
-        self.bounds.input(input)?;
+        self.contract.logits(model, input)?;
         let model = match model {
             ModelRole::Target => &mut self.target,
-            ModelRole::Draft => self.draft.as_mut().ok_or_else(check::no_draft)?,
+            ModelRole::Draft => self.draft.as_mut().ok_or_else(no_drafter)?,
         };
         let mut pass = Pass::default();
         pass.push_chain(&input.blocks, &input.tokens, input.start, 1);
@@ -253,9 +262,7 @@ impl Target for CpuExecutor {
     }
 
     fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
-        for one in moves {
-            self.bounds.compaction(one)?;
-        }
+        self.contract.compact(moves)?;
         for one in moves {
             for (to, &from) in one.path.iter().enumerate() {
                 let (from, to) = (one.first as usize + from as usize, one.first as usize + to);
@@ -278,10 +285,14 @@ impl Drafter for CpuExecutor {
     }
 
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
-        let proposals = self.continue_round(&chain_rows(nodes, forest)?)?;
+        let mut seeds = std::mem::take(&mut self.extended);
+        self.contract.extend(nodes, forest, &mut seeds)?;
+        let tokens = nodes.iter().filter_map(|&node| Some(forest.get(node)?.proposal.token));
+        let proposals = self.continue_round(&seeds, tokens)?;
         for (&node, proposal) in nodes.iter().zip(proposals) {
             forest.add_child(node, proposal);
         }
+        self.extended = seeds;
         Ok(())
     }
 }

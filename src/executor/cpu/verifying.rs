@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::protocol::{ExecutorError, ModelRole, SequenceInput, Verdict, VerifyRow};
+use crate::protocol::{ExecutorError, SequenceInput, Verdict, VerifyRow};
 use crate::sampling::{SampledToken, Sampler, TokenHistory, walk_chain, walk_tree};
 
 use super::forward::LogitRows;
@@ -16,10 +16,7 @@ impl CpuExecutor {
         rows: &[VerifyRow],
         out: &mut Vec<Verdict>,
     ) -> Result<(), ExecutorError> {
-        self.bounds.begin(ModelRole::Target, rows.len())?;
-        for row in rows {
-            self.bounds.verify_row(row)?;
-        }
+        self.contract.verify(rows)?;
         self.target.forward(&self.pool, &target_pass(rows))?;
         out.clear();
         out.extend(rows.iter().map(|row| Verdict { finite: !row.sample, ..Verdict::default() }));

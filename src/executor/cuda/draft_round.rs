@@ -4,15 +4,11 @@
 use std::sync::Arc;
 
 use super::attention_plan::SequenceShape;
-use super::batch_check::ensure;
 use super::ffi::kernels::DraftProposal;
 use super::host_step::{HostStep, input_shape};
 use super::runner::{Chooses, DeviceQueue, Runner};
 use super::step_results::proposal;
-use crate::protocol::{
-    BLOCK_TOKENS, BlockId, DraftSeed, ExecutorError, ExecutorInfo, Proposal, RequestId, SamplingParams,
-    TokenId,
-};
+use crate::protocol::{BlockId, DraftSeed, ExecutorError, Proposal, RequestId, SamplingParams, TokenId};
 use crate::sampling::TokenHistory;
 
 /// One row of the round.
@@ -25,7 +21,7 @@ struct RoundRow {
     history: TokenHistory,
     /// Position of the last proposal, which is the next input.
     position: u32,
-    /// The last proposal; `None` when the row proposes no more.
+    /// The last proposal, if it is finite.
     proposed: Option<TokenId>,
 }
 
@@ -100,30 +96,6 @@ impl DraftRound {
         Ok(())
     }
 
-    /// Checks which rows go on.
-    ///
-    /// # Errors
-    /// [`ExecutorError::Malformed`] says which rule they break.
-    pub fn check_keep(&self, keep: &[u32], info: &ExecutorInfo) -> Result<(), ExecutorError> {
-        ensure(keep.windows(2).all(|pair| pair[0] < pair[1]), || "kept rows do not ascend".to_owned())?;
-        for &index in keep {
-            let row = self.rows.get(index as usize);
-            let row = row.ok_or_else(|| {
-                ExecutorError::Malformed(format!("row {index} of a round of {} rows", self.rows.len()))
-            })?;
-            let request = row.request;
-            ensure(row.proposed.is_some(), || format!("request {request}: no proposal to go on from"))?;
-            ensure(row.position < info.context_tokens_max, || {
-                format!("request {request}: position {} of the context", row.position)
-            })?;
-            // the blocks before were checked with the positions before
-            let block = row.blocks.get((row.position / BLOCK_TOKENS) as usize);
-            let covered = block.is_some_and(|&block| block < info.draft_blocks());
-            ensure(covered, || format!("request {request}: no block for position {}", row.position))?;
-        }
-        Ok(())
-    }
-
     /// Feeds each kept row its last proposal; writes one proposal per kept row to `out`.
     ///
     /// # Errors
@@ -146,7 +118,6 @@ impl DraftRound {
 
     /// Puts the kept rows' last proposals into a step.
     pub fn proceed(&mut self, keep: &[u32], step: &mut HostStep) {
-        self.drop_others(keep);
         step.clear();
         for (row, &index) in keep.iter().enumerate() {
             let state = &mut self.rows[index as usize];
@@ -184,16 +155,6 @@ impl DraftRound {
             out.push(self.rows[index as usize].take(proposal(results, row), vocab_size)?);
         }
         Ok(())
-    }
-
-    /// A row that was left out does not come back.
-    fn drop_others(&mut self, keep: &[u32]) {
-        let mut kept = keep.iter().peekable();
-        for (index, row) in self.rows.iter_mut().enumerate() {
-            if kept.next_if(|&&next| next as usize == index).is_none() {
-                row.proposed = None;
-            }
-        }
     }
 }
 
@@ -249,22 +210,7 @@ impl RoundRow {
 mod tests {
     use super::super::attention_plan::AttentionRoom;
     use super::*;
-    use crate::protocol::{DrafterNeeds, SequenceInput};
-
-    fn info() -> ExecutorInfo {
-        ExecutorInfo {
-            backend: "cuda".to_owned(),
-            device: "test".to_owned(),
-            vocab_size: 100,
-            context_tokens_max: 64,
-            block_tokens: 16,
-            target_blocks: 8,
-            drafter: Some(DrafterNeeds::kv_cache(8)),
-            batch_tokens_max: 40,
-            batch_sequences_max: 4,
-            draft_tokens_max: 4,
-        }
-    }
+    use crate::protocol::SequenceInput;
 
     fn row(request: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> DraftSeed {
         let input = SequenceInput {
@@ -299,27 +245,13 @@ mod tests {
         let proposals = begin(&mut round, &rows, &mut step, &results);
         assert_eq!((step.gather.clone(), proposals[1].token), (vec![1, 2], 51));
 
-        assert_eq!(round.check_keep(&[1], &info()), Ok(()));
         round.proceed(&[1], &mut step);
         assert_eq!((&step.tokens[..], &step.gather[..]), (&[51][..], &[0][..]));
         assert_eq!((&step.plan.positions[..], &step.plan.slots[..]), (&[16][..], &[2 * 16][..]));
         assert_eq!(step.sampling.rows()[0].position, 17);
-        assert!(round.check_keep(&[0], &info()).is_err(), "left out: it does not come back");
 
         begin(&mut round, &[row(3, &[7], 40, &[5, 6, 7])], &mut step, &results);
         round.proceed(&[0], &mut step);
         assert_eq!((step.tokens[0], step.plan.positions[0], step.plan.slots[0]), (41, 41, 7 * 16 + 9));
-    }
-
-    #[test]
-    fn a_row_without_a_block_of_the_pool_does_not_go_on() {
-        let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
-        let mut round = DraftRound::default();
-        let rows = [row(1, &[4], 15, &[3]), row(2, &[6], 15, &[1, 8]), row(3, &[6], 15, &[1, 7])];
-        let results = [41, 42, 0, 0, 1].repeat(3);
-        begin(&mut round, &rows, &mut step, &results);
-        assert!(round.check_keep(&[0], &info()).is_err(), "no block");
-        assert!(round.check_keep(&[1], &info()).is_err(), "a block beyond the pool");
-        assert_eq!(round.check_keep(&[2], &info()), Ok(()));
     }
 }

@@ -1,6 +1,6 @@
 //! [`Executor`] on a GPU: batches in, tokens out; logits never leave the device.
 
-use super::batch_check::{BatchCheck, ensure, verify_sums};
+use super::batch_check::{ensure, verify_sums};
 use super::compaction::Compactor;
 use super::draft_round::DraftRound;
 use super::driver::Gpu;
@@ -11,7 +11,8 @@ use super::options::{CudaOptions, KvBudget, VERIFY_ROWS_MAX, captured_rows, eage
 use super::runner::{Chooses, DeviceQueue, Runner, RunnerOptions};
 use super::scratch::ScratchSizes;
 use super::verify_batch;
-use crate::executor::{Drafter, Executor, Target, chain_rows};
+use crate::executor::contract::{BatchContract, no_drafter};
+use crate::executor::{Drafter, Executor, Target};
 use crate::model::{LoadedModel, ModelSpec};
 use crate::protocol::{
     BLOCK_TOKENS, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, Micros,
@@ -21,12 +22,15 @@ use crate::protocol::{
 /// Target and draft on one GPU. The thread that calls becomes the device's thread.
 pub struct CudaExecutor {
     info: ExecutorInfo,
+    contract: BatchContract,
     gpu: Gpu,
     target: Runner,
     draft: Option<Runner>,
     round: DraftRound,
     /// Room for one call's proposals, reused.
     proposals: Vec<Proposal>,
+    /// Seeds of the nodes of one call, reused.
+    extended: Vec<u32>,
     compactor: Compactor,
     queue: DeviceQueue,
     target_logit_rows: usize,
@@ -66,12 +70,14 @@ impl CudaExecutor {
         let draft = draft_model.map(|model| runner(model, draft_rows)).transpose()?;
         queue.stream.synchronize()?;
         Ok(CudaExecutor {
+            contract: BatchContract::new(&info),
             info,
             gpu,
             target,
             draft,
             round: DraftRound::default(),
             proposals: Vec::new(),
+            extended: Vec::new(),
             compactor: Compactor::new()?,
             queue,
             target_logit_rows: logit_rows,
@@ -141,7 +147,7 @@ impl CudaExecutor {
     fn draft_runner(&mut self) -> Result<(&mut Runner, &mut DraftRound, &mut DeviceQueue), ExecutorError> {
         match &mut self.draft {
             Some(draft) => Ok((draft, &mut self.round, &mut self.queue)),
-            None => Err(ExecutorError::Malformed("there is no draft model".to_owned())),
+            None => Err(no_drafter()),
         }
     }
 }
@@ -166,7 +172,7 @@ impl Executor for CudaExecutor {
     }
 
     fn logits(&mut self, role: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
-        BatchCheck::begin(&self.info, role, 1)?.input(input)?;
+        self.contract.logits(role, input)?;
         self.on_device(|executor| {
             let logits = match role {
                 ModelRole::Target => read_logits(&mut executor.target, input, &mut executor.queue),
@@ -182,15 +188,13 @@ impl Executor for CudaExecutor {
 
 impl Target for CudaExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
-        let mut check = BatchCheck::begin(&self.info, ModelRole::Target, rows.len())?;
-        rows.iter().try_for_each(|row| check.row(row))?;
+        self.contract.verify(rows)?;
         verify_sums(rows, self.target_logit_rows)?;
         self.on_device(|executor| verify_batch::run(rows, &mut executor.target, &mut executor.queue, out))
     }
 
     fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
-        let check = BatchCheck::begin(&self.info, ModelRole::Target, moves.len())?;
-        moves.iter().try_for_each(|compaction| check.compaction(compaction))?;
+        self.contract.compact(moves)?;
         if moves.iter().all(|compaction| compaction.path.is_empty()) {
             return Ok(());
         }
@@ -202,8 +206,7 @@ impl Target for CudaExecutor {
 
 impl Drafter for CudaExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
-        let mut check = BatchCheck::begin(&self.info, ModelRole::Draft, seeds.len())?;
-        seeds.iter().try_for_each(|seed| check.input(&seed.input))?;
+        self.contract.start(seeds)?;
         self.on_device(|executor| {
             let mut proposals = std::mem::take(&mut executor.proposals);
             let (runner, round, queue) = executor.draft_runner()?;
@@ -218,16 +221,16 @@ impl Drafter for CudaExecutor {
     }
 
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
-        let keep = chain_rows(nodes, forest)?;
-        self.round.check_keep(&keep, &self.info)?;
+        let mut kept = std::mem::take(&mut self.extended);
+        self.contract.extend(nodes, forest, &mut kept)?;
         self.on_device(|executor| {
             let mut proposals = std::mem::take(&mut executor.proposals);
             let (runner, round, queue) = executor.draft_runner()?;
-            round.go_on(&keep, runner, queue, &mut proposals)?;
+            round.go_on(&kept, runner, queue, &mut proposals)?;
             for (&node, &proposal) in nodes.iter().zip(&proposals) {
                 forest.add_child(node, proposal);
             }
-            executor.proposals = proposals;
+            (executor.proposals, executor.extended) = (proposals, kept);
             Ok(())
         })
     }

@@ -72,17 +72,27 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     /// Invariants 1 to 3 over random arrivals, cancels, lost steps and shortages, under a
-    /// policy that does as it likes.
+    /// policy that does as it likes and any bounds. The shadow refuses a batch that exceeds them.
     #[test]
     fn any_schedule_conserves_blocks_ends_each_request_once_and_never_changes_a_word(
         moves in moves(),
         target_blocks in 9..40u32,
         draft_blocks in 1..40u32,
+        running in 1..9u32,
+        room in 1..100u32,
+        chunk in 1..65u32,
         seed in any::<u64>(),
     ) {
-        let limits =
-            SchedulerLimits { drafter: Some(DrafterNeeds::kv_cache(draft_blocks)), ..limits(target_blocks) };
-        let options = ShadowOptions::small(target_blocks, draft_blocks);
+        let limits = SchedulerLimits {
+            running_requests_max: running,
+            batch_tokens_max: running + room,
+            prefill_chunk_tokens_max: chunk,
+            drafter: Some(DrafterNeeds::kv_cache(draft_blocks)),
+            ..limits(target_blocks)
+        };
+        let mut options = ShadowOptions::small(target_blocks, draft_blocks);
+        // of the longest request
+        options.info.context_tokens_max = 89 + 49;
         let mut game = Game::led_by(Box::new(Static::new(Whim { seed })), limits, options);
         let mut requests = Vec::new();
         for step in moves {

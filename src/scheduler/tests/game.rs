@@ -8,7 +8,7 @@ use crate::engine::EngineCore;
 use crate::executor::{Executor, ShadowExecutor, ShadowOptions};
 use crate::policy::{Fixed, Learner, Scratch, Static};
 use crate::protocol::{
-    Clock, DrafterNeeds, FinishReason, Micros, RequestSummary, SamplingParams, Slo, TokenId,
+    Clock, DrafterNeeds, ExecutorInfo, FinishReason, Micros, RequestSummary, SamplingParams, Slo, TokenId,
 };
 use crate::step::{self, StepPlan};
 
@@ -56,7 +56,15 @@ impl Game {
         Game::led_by(Box::new(Static::new(Fixed { draft_tokens })), limits, options)
     }
 
+    /// A game whose executor takes no larger batches than the scheduler may plan.
     pub(super) fn led_by(learner: Box<dyn Learner>, limits: SchedulerLimits, options: ShadowOptions) -> Game {
+        let info = ExecutorInfo {
+            batch_tokens_max: limits.batch_tokens_max,
+            batch_sequences_max: limits.running_requests_max,
+            draft_tokens_max: limits.draft_tokens_max,
+            ..options.info
+        };
+        let options = ShadowOptions { info, ..options };
         Game {
             core: EngineCore::new(Scheduler::new(limits), learner),
             executor: Box::new(ShadowExecutor::new(options.clone())),
@@ -79,7 +87,20 @@ impl Game {
         self.now += Micros(1000);
         let plan = self.core.begin(self.now);
         self.core.scheduler().assert_conserved();
+        if let Some(plan) = &plan {
+            self.assert_chunked(plan);
+        }
         plan
+    }
+
+    /// Neither model is fed more than a chunk at once: a bound that no executor knows of.
+    fn assert_chunked(&self, plan: &StepPlan) {
+        let most = self.core.scheduler().limits.prefill_chunk_tokens_max;
+        assert!(plan.prefill_tokens() <= most, "{} prefill tokens, at most {most}", plan.prefill_tokens());
+        for seed in &plan.seeds {
+            let tokens = seed.input.tokens.len() as u32;
+            assert!(tokens <= most, "a seed of {tokens} tokens, at most {most}");
+        }
     }
 
     pub(super) fn finish(&mut self, plan: StepPlan) {

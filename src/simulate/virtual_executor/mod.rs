@@ -21,7 +21,7 @@ pub use clock::VirtualClock;
 pub use playback::{Playback, Position};
 pub use timing::TimeError;
 
-use crate::executor::{Drafter, Executor, Target, chain_rows};
+use crate::executor::{BatchContract, Drafter, Executor, Target};
 use crate::protocol::{
     Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ModelRole, NodeId, Proposal, RequestId,
     RowRole, SequenceInput, TokenId, Verdict, VerifyRow,
@@ -34,12 +34,15 @@ use timing::Timer;
 /// the prefix cache never takes one for the other.
 const REQUEST_STRIDE: u32 = 0x9E37_79B1;
 /// Turns the right token of a position into a wrong one.
-const WRONG_BIT: u32 = 1 << 31;
+const WRONG_BIT: u32 = 1 << 30;
+
+/// Vocabulary of a [`VirtualExecutor`], in tokens: the right ones are below half of it.
+pub const VOCAB_SIZE: u32 = 2 * WRONG_BIT;
 
 /// What a [`VirtualExecutor`] pretends.
 #[derive(Clone, Debug)]
 pub struct VirtualOptions {
-    /// Facts; the vocabulary is all of [`TokenId`].
+    /// Facts; the vocabulary has [`VOCAB_SIZE`] tokens.
     pub info: ExecutorInfo,
     /// The profile's times.
     pub cost: CostModel,
@@ -55,10 +58,13 @@ pub struct VirtualOptions {
 #[derive(Debug)]
 pub struct VirtualExecutor {
     info: ExecutorInfo,
+    contract: BatchContract,
     timer: Timer,
     process: AcceptanceProcess,
     clock: Arc<VirtualClock>,
     round: Vec<RoundRow>,
+    /// Seeds of the nodes of one call.
+    extended: Vec<u32>,
 }
 
 /// Where a draft row stands within a round.
@@ -73,11 +79,13 @@ impl VirtualExecutor {
     /// An executor that spends the time of `clock`.
     pub fn new(options: VirtualOptions, clock: Arc<VirtualClock>) -> VirtualExecutor {
         VirtualExecutor {
+            contract: BatchContract::new(&options.info),
             info: options.info,
             timer: Timer::new(options.cost, options.error, options.seed),
             process: AcceptanceProcess::new(options.acceptance, options.seed),
             clock,
             round: Vec::new(),
+            extended: Vec::new(),
         }
     }
 
@@ -125,12 +133,11 @@ impl Executor for VirtualExecutor {
 
 impl Target for VirtualExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        self.contract.verify(rows)?;
+        out.clear();
         let mut work = Work::default();
         for row in rows {
-            let (start, tokens) = extent(&row.input)?;
-            let committed = tokens.checked_sub(row.drafts).filter(|&committed| committed > 0);
-            let committed =
-                committed.ok_or_else(|| ExecutorError::Malformed("drafts without a token".to_owned()))?;
+            let (start, tokens) = extent(&row.input);
             if row.role == RowRole::Decode {
                 let (context, queries) = (u64::from(start) + 1, u64::from(tokens));
                 work.rows += tokens;
@@ -140,24 +147,25 @@ impl Target for VirtualExecutor {
                 work.prefill_tokens += tokens;
                 work.prefill_attended_tokens += prefill_attended(start, tokens);
             }
-            out.push(judge(row, start + committed));
+            out.push(judge(row, start + tokens - row.drafts));
         }
         let micros = self.timer.target_us(&work);
         self.clock.advance(micros);
         Ok(())
     }
 
-    fn compact(&mut self, _moves: &[Compaction]) -> Result<(), ExecutorError> {
-        Ok(())
+    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
+        self.contract.compact(moves)
     }
 }
 
 impl Drafter for VirtualExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        self.contract.start(seeds)?;
         self.round.clear();
         let mut work = Work { rows: seeds.len() as u32, ..Work::default() };
         for (index, seed) in seeds.iter().enumerate() {
-            let (start, tokens) = extent(&seed.input)?;
+            let (start, tokens) = extent(&seed.input);
             let request = seed.input.request;
             let position = start + tokens;
             work.context_tokens += u64::from(position);
@@ -176,15 +184,16 @@ impl Drafter for VirtualExecutor {
 
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         let mut work = Work { rows: nodes.len() as u32, ..Work::default() };
-        let rows = chain_rows(nodes, forest)?;
-        for (&node, index) in nodes.iter().zip(rows) {
-            let row = self.round.get_mut(index as usize);
-            let row = row.ok_or_else(|| ExecutorError::Malformed(format!("no draft seed {index}")))?;
+        let mut seeds = std::mem::take(&mut self.extended);
+        self.contract.extend(nodes, forest, &mut seeds)?;
+        for (&node, &seed) in nodes.iter().zip(&seeds) {
+            let row = &mut self.round[seed as usize];
             row.position += 1;
             let RoundRow { request, position } = *row;
             work.context_tokens += u64::from(position);
             forest.add_child(node, self.propose(request, position));
         }
+        self.extended = seeds;
         work.attended_tokens = work.context_tokens;
         let micros = self.timer.draft_us(&work);
         self.clock.advance(micros);
@@ -194,15 +203,12 @@ impl Drafter for VirtualExecutor {
 
 /// The target's token at a position.
 fn right_token(request: RequestId, position: u32) -> TokenId {
-    (request.0 as u32).wrapping_mul(REQUEST_STRIDE).wrapping_add(position)
+    (request.0 as u32).wrapping_mul(REQUEST_STRIDE).wrapping_add(position) % WRONG_BIT
 }
 
 /// First position and number of a row's tokens.
-fn extent(input: &SequenceInput) -> Result<(u32, u32), ExecutorError> {
-    if input.tokens.is_empty() {
-        return Err(ExecutorError::Malformed(format!("request {} has no input", input.request)));
-    }
-    Ok((input.start, input.tokens.len() as u32))
+fn extent(input: &SequenceInput) -> (u32, u32) {
+    (input.start, input.tokens.len() as u32)
 }
 
 /// Accepts what equals the target's own tokens, of which the first stands at `next`.

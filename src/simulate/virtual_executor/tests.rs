@@ -9,7 +9,7 @@ fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
         info: ExecutorInfo {
             backend: "virtual".to_owned(),
             device: "none".to_owned(),
-            vocab_size: u32::MAX,
+            vocab_size: VOCAB_SIZE,
             context_tokens_max: 4096,
             block_tokens: BLOCK_TOKENS,
             target_blocks: 64,
@@ -28,7 +28,7 @@ fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
 
 fn input(start: u32, tokens: Vec<TokenId>) -> SequenceInput {
     let sampling = Arc::new(SamplingParams::greedy());
-    SequenceInput { request: RequestId(3), tokens, start, blocks: Vec::new(), sampling, history: None }
+    SequenceInput { request: RequestId(3), tokens, start, blocks: (0..16).collect(), sampling, history: None }
 }
 
 fn verify(executor: &mut VirtualExecutor, row: VerifyRow) -> Verdict {
@@ -114,16 +114,11 @@ fn a_call_takes_what_the_profile_says() {
 }
 
 #[test]
-fn malformed_rows_are_refused() {
-    let mut executor_chains = DraftChains::default();
+fn all_tokens_are_in_the_vocabulary_right_and_wrong_ones() {
     let (mut executor, _) = executor(0.5);
-    let empty =
-        VerifyRow { input: input(0, Vec::new()), role: RowRole::Decode, drafts: 0, tree: None, sample: true };
-    let only_drafts =
-        VerifyRow { input: input(0, vec![1, 2]), role: RowRole::Decode, drafts: 2, tree: None, sample: true };
-    for row in [empty, only_drafts] {
-        let result = executor.verify(&[row], &mut Vec::new());
-        assert!(matches!(result, Err(ExecutorError::Malformed(_))));
-    }
-    assert!(executor_chains.extend(&mut executor, &[7], &mut Vec::new()).is_err());
+    let most = RequestId(u64::from(u32::MAX));
+    let prompt = VirtualExecutor::prompt(most, 1000);
+    assert!(prompt.iter().all(|&token| token < VOCAB_SIZE));
+    let proposal = executor.propose(most, u32::MAX);
+    assert!(proposal.token < VOCAB_SIZE && proposal.runner_up < VOCAB_SIZE);
 }

@@ -69,39 +69,6 @@ fn a_row_that_only_catches_up_proposes_nothing_and_fills_the_cache() {
 }
 
 #[test]
-fn a_row_may_not_come_back_within_its_round() {
-    let mut executor_chains = DraftChains::default();
-    let rows =
-        [draft_row(&[0], &[1], 0, true), draft_row(&[1], &[2], 0, true), draft_row(&[2], &[3], 0, false)];
-    let (mut executor, mut proposals) = (executor(1), Vec::new());
-    executor_chains.start(&mut executor, &rows, &mut proposals).unwrap();
-    for kept in [&[1, 0][..], &[0, 0], &[3], &[2]] {
-        assert!(matches!(
-            executor_chains.extend(&mut executor, kept, &mut proposals),
-            Err(ExecutorError::Malformed(_))
-        ));
-    }
-    executor_chains.extend(&mut executor, &[1], &mut proposals).unwrap();
-    assert!(matches!(
-        executor_chains.extend(&mut executor, &[0], &mut proposals),
-        Err(ExecutorError::Malformed(_))
-    ));
-    executor_chains.extend(&mut executor, &[1], &mut proposals).unwrap();
-}
-
-#[test]
-fn a_round_ends_where_the_blocks_do() {
-    let mut executor_chains = DraftChains::default();
-    let (mut executor, mut proposals) = (executor(1), Vec::new());
-    executor_chains.start(&mut executor, &[draft_row(&[0], &text(1, 15), 0, true)], &mut proposals).unwrap();
-    executor_chains.extend(&mut executor, &[0], &mut proposals).unwrap();
-    assert!(matches!(
-        executor_chains.extend(&mut executor, &[0], &mut proposals),
-        Err(ExecutorError::Malformed(_))
-    ));
-}
-
-#[test]
 fn without_a_draft_model_drafting_is_malformed() {
     let mut executor_chains = DraftChains::default();
     let mut executor = CpuExecutor::new(options(1), target(), None).unwrap();

@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod batches;
+mod construction;
 mod drafts;
-mod malformed;
 mod not_finite;
 mod reference;
 

@@ -1,0 +1,78 @@
+//! What the contract knows of the drafting round in progress.
+
+use crate::protocol::{BlockId, DraftForest, DraftSeed, ExecutorInfo, NodeId, RequestId};
+
+/// The seeds of a round, and how often it was extended. Keeps its memory from round to round.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Round {
+    seeds: Vec<Seed>,
+    /// Of each seed, the blocks from the one that holds its first proposal on.
+    blocks: Vec<BlockId>,
+    extensions: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seed {
+    request: RequestId,
+    proposes: bool,
+    /// Position of the first proposal.
+    end: u32,
+    /// Range in [`Round::blocks`].
+    blocks: (usize, usize),
+}
+
+impl Round {
+    pub fn clear(&mut self) {
+        self.seeds.clear();
+        self.blocks.clear();
+        self.extensions = 0;
+    }
+
+    pub fn push(&mut self, seed: &DraftSeed, block_tokens: u32) {
+        let input = &seed.input;
+        let end = input.start + input.tokens.len() as u32;
+        let first = self.blocks.len();
+        let ahead = input.blocks.get((end / block_tokens) as usize..);
+        self.blocks.extend_from_slice(ahead.unwrap_or_default());
+        self.seeds.push(Seed {
+            request: input.request,
+            proposes: seed.limit > 0,
+            end,
+            blocks: (first, self.blocks.len()),
+        });
+    }
+
+    /// The seed of a node that the next call may feed.
+    pub fn seed_of(&self, id: NodeId, forest: &DraftForest, info: &ExecutorInfo) -> Result<u32, String> {
+        let node = forest.get(id).ok_or_else(|| format!("no draft node {}", id.0))?;
+        let seed = self.seeds.get(node.seed as usize).filter(|seed| seed.proposes);
+        if seed.is_none() {
+            return Err(format!("node {} of seed {}, which does not propose", id.0, node.seed));
+        }
+        // every seed that is still in the round got one node from each call
+        if node.depth != self.extensions {
+            return Err(format!("node {} is not the latest of seed {}, or it was left out", id.0, node.seed));
+        }
+        if !node.proposal.finite || node.proposal.token >= info.vocab_size {
+            return Err(format!("node {} of seed {} is no token to extend", id.0, node.seed));
+        }
+        Ok(node.seed)
+    }
+
+    /// Request and position of what the next call feeds to a seed.
+    pub fn next_input(&self, seed: u32) -> (RequestId, u32) {
+        let seed = &self.seeds[seed as usize];
+        (seed.request, seed.end.saturating_add(self.extensions))
+    }
+
+    /// The block of a position behind a seed's input.
+    pub fn block(&self, seed: u32, position: u32, block_tokens: u32) -> Option<BlockId> {
+        let seed = &self.seeds[seed as usize];
+        let ahead = position / block_tokens - seed.end / block_tokens;
+        self.blocks[seed.blocks.0..seed.blocks.1].get(ahead as usize).copied()
+    }
+
+    pub fn extended(&mut self) {
+        self.extensions += 1;
+    }
+}
