@@ -145,6 +145,12 @@ impl Bounds {
                 return Err(fail(format!("draft {node} stands before its parent")));
             }
         }
+        if !row.masks_fit(self.info.vocab_size) {
+            return Err(fail(format!(
+                "{} masks for {drafts} drafts, or of another vocabulary",
+                row.masks.len()
+            )));
+        }
         has_history(&row.input, row.sample)
     }
 
@@ -185,7 +191,7 @@ pub(crate) fn no_draft() -> ExecutorError {
 
 fn has_history(input: &SequenceInput, samples: bool) -> Result<(), ExecutorError> {
     let missing = samples && input.sampling.needs_history() && input.history.is_none();
-    ensure(!missing, || format!("request {}: its penalties need a history", input.request))
+    ensure(!missing, || format!("request {}: its penalties or constraint need a history", input.request))
 }
 
 fn of_request(error: ExecutorError, input: &SequenceInput) -> ExecutorError {

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::protocol::{BlockId, DraftSeed, ExecutorError, ModelRole, Proposal, SamplingParams, TokenId};
+use crate::protocol::{
+    BlockId, DraftSeed, ExecutorError, ModelRole, Proposal, SamplingParams, TokenId, TokenMask,
+};
 use crate::sampling::TokenHistory;
 
 use super::check::{keep, no_draft};
@@ -22,6 +24,8 @@ struct RoundRow {
     sampling: Arc<SamplingParams>,
     /// Committed tokens and what was proposed and fed back, where penalties look at them.
     history: TokenHistory,
+    /// The tokens that the next proposal may be; `None`: any.
+    mask: Option<Arc<TokenMask>>,
     /// Position of the next input: that of the last proposal.
     next: u32,
     /// The last proposal; `None` once the row is left out, or if there is nothing to feed back.
@@ -42,10 +46,11 @@ impl CpuExecutor {
             self.bounds.seed(seed)?;
         }
         draft.forward(&self.pool, &pass)?;
-        self.round.rows.extend(seeds.iter().map(|DraftSeed { input, .. }| RoundRow {
+        self.round.rows.extend(seeds.iter().map(|DraftSeed { input, mask, .. }| RoundRow {
             blocks: input.blocks.clone(),
             sampling: Arc::clone(&input.sampling),
             history: TokenHistory::of(input),
+            mask: mask.clone(),
             next: input.start + input.tokens.len() as u32,
             proposed: None,
         }));
@@ -54,8 +59,13 @@ impl CpuExecutor {
         Ok(proposing.into_iter().map(|index| index as u32).zip(proposals).collect())
     }
 
-    /// Feeds each kept row its last proposal; one new proposal for each, in order.
-    pub(crate) fn continue_round(&mut self, kept: &[u32]) -> Result<Vec<Proposal>, ExecutorError> {
+    /// Feeds each kept row its last proposal; one new proposal for each, in order. `mask(i)` says
+    /// what the proposal of `kept[i]` may be.
+    pub(crate) fn continue_round(
+        &mut self,
+        kept: &[u32],
+        mask: impl Fn(usize) -> Option<Arc<TokenMask>>,
+    ) -> Result<Vec<Proposal>, ExecutorError> {
         let draft = self.draft.as_mut().ok_or_else(no_draft)?;
         let rows = &mut self.round.rows;
         keep(kept, rows.len())?;
@@ -77,12 +87,15 @@ impl CpuExecutor {
                 Some(_) if left_out => row.proposed = None,
                 Some(token) => {
                     row.next += 1;
-                    if row.sampling.needs_history() {
+                    if row.sampling.has_penalties() {
                         row.history.push(token);
                     }
                 }
                 None => {}
             }
+        }
+        for (index, &row) in kept.iter().enumerate() {
+            rows[row as usize].mask = mask(index);
         }
         let kept: Vec<usize> = kept.iter().map(|&index| index as usize).collect();
         self.propose(&kept)
@@ -98,7 +111,8 @@ impl CpuExecutor {
             let round = &self.round;
             proposals.extend(pooled(&self.pool, &self.samplers, group.len(), |index, sampler| {
                 let row = &round.rows[group[index]];
-                sampler.propose(logits.row(index), &row.sampling, row.next, &row.history)
+                let mask = row.mask.as_deref();
+                sampler.propose_allowed(logits.row(index), mask, &row.sampling, row.next, &row.history)
             })?);
         }
         for (&row, proposal) in rows.iter().zip(&proposals) {

@@ -278,7 +278,8 @@ impl Drafter for CpuExecutor {
     }
 
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
-        let proposals = self.continue_round(&chain_rows(nodes, forest)?)?;
+        let rows = chain_rows(nodes, forest)?;
+        let proposals = self.continue_round(&rows, |index| forest.mask(nodes[index]).cloned())?;
         for (&node, proposal) in nodes.iter().zip(proposals) {
             forest.add_child(node, proposal);
         }

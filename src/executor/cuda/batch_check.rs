@@ -120,6 +120,17 @@ pub fn verify_sums(rows: &[VerifyRow], logit_rows_max: usize) -> Result<(), Exec
     })
 }
 
+/// Refuses requests with a constraint: the kernels have no masks.
+///
+/// # Errors
+/// [`ExecutorError::Malformed`].
+pub fn unconstrained(input: &SequenceInput) -> Result<(), ExecutorError> {
+    ensure(input.sampling.constraint.is_none(), || {
+        let request = input.request;
+        format!("request {request}: constraints are not supported by the CUDA executor yet")
+    })
+}
+
 fn malformed(what: String) -> ExecutorError {
     ExecutorError::Malformed(what)
 }
@@ -137,7 +148,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::protocol::{RequestId, RowRole, SamplingParams};
+    use crate::protocol::{RequestId, RowRole, SamplingParams, TokenConstraint, TokenId, TokenMask};
 
     fn info() -> ExecutorInfo {
         ExecutorInfo {
@@ -163,7 +174,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        VerifyRow { input, role: RowRole::Decode, drafts, tree: None, sample: true }
+        VerifyRow { input, role: RowRole::Decode, drafts, tree: None, sample: true, masks: Vec::new() }
     }
 
     fn refused(row: &VerifyRow) -> String {
@@ -196,6 +207,26 @@ mod tests {
         bad = row(0, 3, 2);
         bad.tree = Some(vec![0, 2]);
         assert!(refused(&bad).contains("parents"));
+    }
+
+    #[test]
+    fn a_constrained_request_is_refused() {
+        #[derive(Debug)]
+        struct Anything;
+        impl TokenConstraint for Anything {
+            fn mask(&self, _: &[TokenId]) -> Option<Arc<TokenMask>> {
+                None
+            }
+        }
+        let mut input = row(0, 1, 0).input;
+        assert_eq!(unconstrained(&input), Ok(()));
+        let constraint: Option<Arc<dyn TokenConstraint>> = Some(Arc::new(Anything));
+        input.sampling = Arc::new(SamplingParams { constraint, ..SamplingParams::greedy() });
+        let error = unconstrained(&input).expect_err("refused").to_string();
+        assert!(
+            error.contains("request 7: constraints are not supported by the CUDA executor yet"),
+            "{error}"
+        );
     }
 
     #[test]

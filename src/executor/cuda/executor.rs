@@ -1,6 +1,6 @@
 //! [`Executor`] on a GPU: batches in, tokens out; logits never leave the device.
 
-use super::batch_check::{BatchCheck, ensure, verify_sums};
+use super::batch_check::{BatchCheck, ensure, unconstrained, verify_sums};
 use super::compaction::Compactor;
 use super::draft_round::DraftRound;
 use super::driver::Gpu;
@@ -184,6 +184,7 @@ impl Target for CudaExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         let mut check = BatchCheck::begin(&self.info, ModelRole::Target, rows.len())?;
         rows.iter().try_for_each(|row| check.row(row))?;
+        rows.iter().try_for_each(|row| unconstrained(&row.input))?;
         verify_sums(rows, self.target_logit_rows)?;
         self.on_device(|executor| verify_batch::run(rows, &mut executor.target, &mut executor.queue, out))
     }
@@ -204,6 +205,7 @@ impl Drafter for CudaExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         let mut check = BatchCheck::begin(&self.info, ModelRole::Draft, seeds.len())?;
         seeds.iter().try_for_each(|seed| check.input(&seed.input))?;
+        seeds.iter().try_for_each(|seed| unconstrained(&seed.input))?;
         self.on_device(|executor| {
             let mut proposals = std::mem::take(&mut executor.proposals);
             let (runner, round, queue) = executor.draft_runner()?;

@@ -16,6 +16,7 @@ fn refused(row: VerifyRow) -> String {
 
 #[test]
 fn a_row_that_breaks_a_rule_is_refused_by_name() {
+    let other_vocabulary = Some(Arc::new(crate::protocol::TokenMask::none(VOCAB as u32 + 1)));
     let tree = |parents: &[u32]| VerifyRow { tree: Some(parents.to_vec()), ..chain(&[0], &[1, 2, 3], 0, 2) };
     let cases = [
         (chain(&[0], &[], 0, 0), "no input tokens"),
@@ -29,6 +30,8 @@ fn a_row_that_breaks_a_rule_is_refused_by_name() {
         (chain(&[0], &[1, 2], 0, 2), "2 drafts among 2"),
         (chain(&(0..9).collect::<Vec<_>>(), &text(1, 70), 0, 65), "65 drafts, at most 64"),
         (VerifyRow { sample: false, ..chain(&[0], &[1, 2], 0, 1) }, "does not sample"),
+        (VerifyRow { masks: vec![None; 3], ..chain(&[0], &[1, 2], 0, 1) }, "3 masks for 1 drafts"),
+        (VerifyRow { masks: vec![other_vocabulary], ..chain(&[0], &[1], 0, 0) }, "another vocabulary"),
         (tree(&[0]), "1 parents for 2 drafts"),
         (tree(&[0, 2]), "draft 1 stands before its parent"),
         (tree(&[1, 0]), "draft 0 stands before its parent"),
