@@ -61,6 +61,7 @@ fn verify_row(sequence: u32, start: u32, tokens: u32, drafts: u32) -> VerifyRow 
         drafts,
         tree: None,
         sample: true,
+        masks: Vec::new(),
     }
 }
 
@@ -98,8 +99,9 @@ fn draft_steps(criterion: &mut Criterion) {
     fill(&mut executor);
     let mut group = criterion.benchmark_group("draft");
     for sequences in [1, 16] {
-        let rows: Vec<DraftSeed> =
-            (0..sequences).map(|s| DraftSeed { row: 0, input: input(s, CONTEXT, 1), limit: 8 }).collect();
+        let rows: Vec<DraftSeed> = (0..sequences)
+            .map(|s| DraftSeed { row: 0, input: input(s, CONTEXT, 1), limit: 8, mask: None })
+            .collect();
         let mut forest = DraftForest::default();
         group.bench_function(BenchmarkId::new("step", format!("batch {sequences}")), |bencher| {
             bencher.iter(|| {

@@ -159,7 +159,14 @@ impl Bench {
         let rows: Vec<VerifyRow> = (0..batch)
             .map(|index| {
                 let input = input(index, context - drafts - 1, drafts + 1);
-                VerifyRow { input, role: RowRole::Decode, drafts: drafts as u32, tree: None, sample: true }
+                VerifyRow {
+                    input,
+                    role: RowRole::Decode,
+                    drafts: drafts as u32,
+                    tree: None,
+                    sample: true,
+                    masks: Vec::new(),
+                }
             })
             .collect();
         let mut out = Vec::new();
@@ -171,7 +178,7 @@ impl Bench {
 
     fn draft(&mut self, name: &str, batch: usize, context: usize) -> Result<()> {
         let rows: Vec<DraftSeed> = (0..batch)
-            .map(|index| DraftSeed { row: 0, input: input(index, context - 1, 1), limit: 8 })
+            .map(|index| DraftSeed { row: 0, input: input(index, context - 1, 1), limit: 8, mask: None })
             .collect();
         let mut forest = DraftForest::default();
         let time = self.time(|executor| {
@@ -193,6 +200,7 @@ impl Bench {
                 drafts: 0,
                 tree: None,
                 sample: true,
+                masks: Vec::new(),
             })
             .collect();
         let mut out = Vec::new();

@@ -65,6 +65,7 @@ impl Bench {
                 drafts: drafts as u32,
                 tree: None,
                 sample: true,
+                masks: Vec::new(),
             })
             .collect();
         let mut step = HostStep::new(AttentionRoom::for_rows(32, 8, 1024, 8192));
@@ -95,7 +96,7 @@ impl Bench {
     fn drafting(&mut self, name: &str, sequences: usize) {
         let mut contract = BatchContract::new(&info());
         let rows: Vec<DraftSeed> = (0..sequences)
-            .map(|index| DraftSeed { row: 0, input: input(index, CONTEXT - 5, 1), limit: 8 })
+            .map(|index| DraftSeed { row: 0, input: input(index, CONTEXT - 5, 1), limit: 8, mask: None })
             .collect();
         let mut forest = DraftForest::default();
         let proposal = Proposal { finite: true, ..Proposal::default() };

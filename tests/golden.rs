@@ -84,7 +84,14 @@ fn greedy_decoding_matches_the_reference() {
         let mut next = input(&case.prompt_ids, 0);
         while said.len() < case.greedy_ids.len() {
             let end = next.start + next.tokens.len() as u32;
-            let row = VerifyRow { input: next, role: RowRole::Decode, drafts: 0, tree: None, sample: true };
+            let row = VerifyRow {
+                input: next,
+                role: RowRole::Decode,
+                drafts: 0,
+                tree: None,
+                sample: true,
+                masks: Vec::new(),
+            };
             let mut verdicts = Vec::new();
             executor.verify(&[row], &mut verdicts).expect("the target runs");
             said.extend(&verdicts[0].tokens);

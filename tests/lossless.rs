@@ -3,13 +3,16 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use common::{Played, cpu, embedded, play, request};
 use specserve::drafting::{NgramOptions, WithPromptLookup};
 use specserve::model::random::{RandomOptions, random_model};
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
 use specserve::policy::{Fixed, Static};
-use specserve::protocol::{GenerationRequest, ModelRole, RequestId, SamplingParams};
+use specserve::protocol::{
+    GenerationRequest, ModelRole, RequestId, SamplingParams, TokenConstraint, TokenId, TokenMask,
+};
 use specserve::timing::profile::Profile;
 
 const OUTPUT_TOKENS: u32 = 32;
@@ -157,5 +160,48 @@ fn drafts_that_were_looked_up_change_nothing() {
         assert_same_output(&ours, &plain, &all, "with prompt lookup");
         let drafted: u32 = ours.values().map(|one| one.summary.speculation.drafted).sum();
         assert!(drafted > 0, "stories repeat themselves");
+    }
+}
+
+/// Even tokens at even places of the output, any token elsewhere.
+#[derive(Debug)]
+struct EvenAtEven {
+    vocab_size: u32,
+}
+
+impl TokenConstraint for EvenAtEven {
+    fn mask(&self, output: &[TokenId]) -> Option<Arc<TokenMask>> {
+        let constrained = output.len().is_multiple_of(2);
+        constrained.then(|| Arc::new(TokenMask::from_fn(self.vocab_size, |token| token.is_multiple_of(2))))
+    }
+}
+
+#[test]
+fn a_constraint_holds_for_every_draft_length_and_changes_no_token_of_plain_decoding() {
+    let vocab_size = embedded(ModelRole::Target).spec.vocab_size as u32;
+    for free in [temperature(0.0), temperature(0.8)] {
+        let constraint: Option<Arc<dyn TokenConstraint>> = Some(Arc::new(EvenAtEven { vocab_size }));
+        let sampling = SamplingParams { constraint, ..free.clone() };
+        // every other request is constrained: the two kinds share their batches
+        let mixed: Vec<GenerationRequest> = (0..8)
+            .map(|number| {
+                let sampling = if number % 2 == 0 { &sampling } else { &free };
+                request(number, OUTPUT_TOKENS, sampling.clone())
+            })
+            .collect();
+        let plain = plain(&mixed);
+        for (index, request) in mixed.iter().enumerate() {
+            let evens = plain[&request.id].tokens.iter().step_by(2).all(|token| token.is_multiple_of(2));
+            assert_eq!(evens, index % 2 == 0, "request {index} of {:?}", plain[&request.id].tokens);
+        }
+        let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
+        for draft_tokens in 0..=4 {
+            let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), 5, &mixed);
+            let how = format!("constrained, t {}, k {draft_tokens}", free.temperature);
+            assert_same_output(&ours, &plain, &mixed, &how);
+            let accepted: u32 =
+                mixed.iter().step_by(2).map(|r| ours[&r.id].summary.speculation.accepted).sum();
+            assert!(accepted > 0 || draft_tokens == 0, "masked drafts are accepted, {how}");
+        }
     }
 }

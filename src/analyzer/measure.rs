@@ -190,10 +190,17 @@ impl Session<'_, '_> {
             let batch = match model {
                 ModelRole::Target => {
                     let role = RowRole::Prefill;
-                    Batch::Verify(vec![VerifyRow { input, role, drafts: 0, tree: None, sample: false }])
+                    Batch::Verify(vec![VerifyRow {
+                        input,
+                        role,
+                        drafts: 0,
+                        tree: None,
+                        sample: false,
+                        masks: Vec::new(),
+                    }])
                 }
                 ModelRole::Draft => Batch::Draft {
-                    seeds: vec![DraftSeed { row: 0, input, limit: 0 }],
+                    seeds: vec![DraftSeed { row: 0, input, limit: 0, mask: None }],
                     calls: 1,
                     keep: Vec::new(),
                 },

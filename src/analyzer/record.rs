@@ -93,7 +93,7 @@ impl Recorder<'_> {
         let length = self.tokens.len();
         for start in (0..length).step_by(chunk) {
             let end = (start + chunk).min(length);
-            self.draft(DraftSeed { row: 0, input: self.input(start, end), limit: 0 })?;
+            self.draft(DraftSeed { row: 0, input: self.input(start, end), limit: 0, mask: None })?;
             let next = self.verify(start, end, end == length)?;
             if let Some(next) = next {
                 return Ok(next);
@@ -105,7 +105,8 @@ impl Recorder<'_> {
     /// The draft's choice behind all tokens.
     fn propose(&mut self) -> Result<Proposal, ExecutorError> {
         let length = self.tokens.len();
-        let proposal = self.draft(DraftSeed { row: 0, input: self.input(length - 1, length), limit: 1 })?;
+        let proposal =
+            self.draft(DraftSeed { row: 0, input: self.input(length - 1, length), limit: 1, mask: None })?;
         proposal.ok_or_else(|| ExecutorError::Device("the draft proposed nothing".to_owned()))
     }
 
@@ -128,7 +129,14 @@ impl Recorder<'_> {
     fn verify(&mut self, start: usize, end: usize, sample: bool) -> Result<Option<TokenId>, ExecutorError> {
         let mut verdicts: Vec<Verdict> = Vec::new();
         let role = if end - start == 1 { RowRole::Decode } else { RowRole::Prefill };
-        let row = VerifyRow { input: self.input(start, end), role, drafts: 0, tree: None, sample };
+        let row = VerifyRow {
+            input: self.input(start, end),
+            role,
+            drafts: 0,
+            tree: None,
+            sample,
+            masks: Vec::new(),
+        };
         self.executor.target().verify(&[row], &mut verdicts)?;
         Ok(verdicts.pop().and_then(|verdict| verdict.tokens.first().copied()))
     }

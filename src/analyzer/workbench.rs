@@ -43,10 +43,18 @@ impl Workbench {
             tree: None,
             // Alone it stands for a prompt in one chunk, which ends in a first token.
             sample: shape.rows == 0,
+            masks: Vec::new(),
         });
         let decoding = inputs.decoding.into_iter();
         decoding
-            .map(|input| VerifyRow { input, role: RowRole::Decode, drafts, tree: None, sample: true })
+            .map(|input| VerifyRow {
+                input,
+                role: RowRole::Decode,
+                drafts,
+                tree: None,
+                sample: true,
+                masks: Vec::new(),
+            })
             .chain(prefill)
             .collect()
     }
@@ -54,7 +62,7 @@ impl Workbench {
     /// The draft model's batch of a shape.
     pub fn draft_seeds(&self, shape: &Shape) -> Vec<DraftSeed> {
         let inputs = self.inputs(shape).decoding;
-        (0..).zip(inputs).map(|(row, input)| DraftSeed { row, input, limit: 1 }).collect()
+        (0..).zip(inputs).map(|(row, input)| DraftSeed { row, input, limit: 1, mask: None }).collect()
     }
 
     /// Inputs of single sequences that together write every block of both caches, the draft's

@@ -140,6 +140,7 @@ pub fn sampling(fields: &mut Fields, info: &BackendInfo) -> Result<SamplingParam
         presence_penalty: number(fields.number("presence_penalty", PENALTY_BOUNDS)?, 0.0),
         frequency_penalty: number(fields.number("frequency_penalty", PENALTY_BOUNDS)?, 0.0),
         logit_bias: logit_bias(fields, info.vocab_size)?,
+        constraint: None,
     })
 }
 

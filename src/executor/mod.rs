@@ -58,6 +58,10 @@ pub trait Drafter {
     /// positions. Nodes are ascending and without children; a drafter of chains takes at most one
     /// node per seed, its latest, and a seed that was left out stays out of the round.
     ///
+    /// What may follow a node of a constrained sequence is [`DraftForest::mask`], and
+    /// [`DraftSeed::mask`] for the first proposal. A drafter that ignores masks is wrong more
+    /// often, never harmful: the target samples under its own.
+    ///
     /// # Errors
     /// As [`Target::verify`].
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError>;

@@ -4,7 +4,7 @@
 //! is a function of that hash. A scheduler that hands out a block twice, reads a freed
 //! block, or loses a token gets other tokens than [`ShadowExecutor::expect`] names, so
 //! this is the sharpest test there is of everything above the seam, at no cost. It can
-//! also be told to fail. Not for serving.
+//! also be told to fail. It has no logits and ignores masks. Not for serving.
 #![forbid(unsafe_code)]
 
 use super::contract::BatchContract;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{BlockId, RequestId, SamplingParams, TokenId};
+use super::{BlockId, RequestId, SamplingParams, TokenId, TokenMask};
 
 /// Static properties of an executor.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -30,6 +30,20 @@ pub struct ExecutorInfo {
     pub batch_sequences_max: u32,
     /// Most draft tokens per sequence that one call verifies.
     pub draft_tokens_max: u32,
+}
+
+impl VerifyRow {
+    /// What the target may sample at a node: 0 is the last committed token, `j > 0` is draft
+    /// `j - 1`. `None`: any token.
+    pub fn mask(&self, node: usize) -> Option<&TokenMask> {
+        self.masks.get(node)?.as_deref()
+    }
+
+    /// Whether there is one mask per node or none at all, and each is for `vocab_size` tokens.
+    pub fn masks_fit(&self, vocab_size: u32) -> bool {
+        let complete = self.masks.is_empty() || self.masks.len() == self.drafts as usize + 1;
+        complete && self.masks.iter().flatten().all(|mask| mask.vocab_size() == vocab_size)
+    }
 }
 
 impl ExecutorInfo {
@@ -88,7 +102,7 @@ pub struct SequenceInput {
     pub history: Option<History>,
 }
 
-/// Tokens that penalties count.
+/// Tokens that penalties count and constraints read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct History {
     /// Prompt and committed output.
@@ -107,6 +121,8 @@ pub struct DraftSeed {
     pub input: SequenceInput,
     /// Most proposals; 0: only fill the drafter's cache.
     pub limit: u32,
+    /// The tokens that its first proposal may be; `None`: any.
+    pub mask: Option<Arc<TokenMask>>,
 }
 
 /// Index of a node in a [`DraftForest`].
@@ -130,12 +146,15 @@ pub struct DraftNode {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DraftForest {
     nodes: Vec<DraftNode>,
+    /// What may follow a node, for constrained sequences only; ascending.
+    masks: Vec<(NodeId, Arc<TokenMask>)>,
 }
 
 impl DraftForest {
-    /// Forgets all nodes and keeps the memory.
+    /// Forgets all nodes and masks, and keeps the memory.
     pub fn clear(&mut self) {
         self.nodes.clear();
+        self.masks.clear();
     }
 
     /// Nodes so far.
@@ -172,6 +191,21 @@ impl DraftForest {
         self.add(DraftNode { seed: before.seed, parent: Some(parent), depth: before.depth + 1, proposal })
     }
 
+    /// Allows only the tokens of `mask` to follow a node. To be called before the drafter
+    /// extends a node of a constrained sequence.
+    pub fn constrain(&mut self, node: NodeId, mask: Arc<TokenMask>) {
+        match self.masks.binary_search_by_key(&node, |(id, _)| *id) {
+            Ok(index) => self.masks[index].1 = mask,
+            Err(index) => self.masks.insert(index, (node, mask)),
+        }
+    }
+
+    /// The tokens that may follow a node; `None`: any.
+    pub fn mask(&self, node: NodeId) -> Option<&Arc<TokenMask>> {
+        let index = self.masks.binary_search_by_key(&node, |(id, _)| *id).ok()?;
+        Some(&self.masks[index].1)
+    }
+
     fn add(&mut self, node: DraftNode) -> NodeId {
         self.nodes.push(node);
         NodeId(self.nodes.len() as u32 - 1)
@@ -190,7 +224,8 @@ pub struct Proposal {
     pub margin: f32,
     /// The draft's runner-up under the same noise, for trees.
     pub runner_up: TokenId,
-    /// Whether the logits were all finite; if not, the proposal must not be used.
+    /// Whether the logits were all finite and a token was allowed; if not, the proposal must not
+    /// be used.
     pub finite: bool,
 }
 
@@ -212,6 +247,11 @@ pub struct VerifyRow {
     /// Whether to sample; `false` for a prefill chunk that does not reach the
     /// end of the committed tokens.
     pub sample: bool,
+    /// What the target may sample behind the last committed token and behind each draft, in this
+    /// order: `drafts + 1` masks, `None` where any token may come. Empty where the request is not
+    /// constrained. A draft that its mask forbids is never accepted, so what follows it needs no
+    /// mask.
+    pub masks: Vec<Option<Arc<TokenMask>>>,
 }
 
 /// What a row of a verification batch is for.
@@ -233,7 +273,7 @@ pub struct Verdict {
     pub accepted: u32,
     /// For a tree, the accepted drafts' places (0-based, ascending); empty for chains.
     pub path: Vec<u32>,
-    /// False if a relevant logit was NaN or infinite.
+    /// False if a relevant logit was NaN or infinite, or if a mask allowed no token.
     pub finite: bool,
 }
 

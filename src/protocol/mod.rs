@@ -8,6 +8,7 @@
 
 mod admission;
 mod batch;
+mod constraint;
 mod ids;
 mod request;
 mod sampling_params;
@@ -19,6 +20,7 @@ pub use batch::{
     Compaction, DraftForest, DraftNode, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, History,
     ModelRole, NodeId, Proposal, RowRole, SequenceInput, Verdict, VerifyRow,
 };
+pub use constraint::{TokenConstraint, TokenMask};
 pub use ids::{BLOCK_TOKENS, BlockId, RequestId, TokenId, blocks_for};
 pub use request::{
     FinishReason, GenerationRequest, RequestFailure, RequestSummary, RequestTimes, Slo, SpeculationStats,

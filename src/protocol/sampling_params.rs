@@ -1,13 +1,15 @@
 //! A request's sampling parameters.
 
-use super::TokenId;
+use std::sync::Arc;
+
+use super::{TokenConstraint, TokenId};
 
 /// Parameters of sampling the next token from the logits.
 ///
 /// Applied in this order, as in the OpenAI and Hugging Face conventions:
-/// repetition penalty, presence and frequency penalty, bias, temperature,
+/// repetition penalty, presence and frequency penalty, bias, constraint, temperature,
 /// top-k, top-p, min-p, noise.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct SamplingParams {
     /// 0 is greedy: the largest logit, lowest id on a tie. Otherwise logits are divided by it.
     pub temperature: f32,
@@ -28,6 +30,9 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens; ascending ids, each once.
     pub logit_bias: Vec<(TokenId, f32)>,
+    /// Which tokens may follow which output; `None`: any. It is one of the parameters because
+    /// these reach the rows of every step already, shared and never copied.
+    pub constraint: Option<Arc<dyn TokenConstraint>>,
 }
 
 impl SamplingParams {
@@ -43,11 +48,88 @@ impl SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            constraint: None,
         }
     }
 
-    /// Whether logits depend on earlier tokens other than through the model, by penalties.
+    /// Whether the choice depends on earlier tokens other than through the model: by penalties or
+    /// a constraint.
     pub fn needs_history(&self) -> bool {
+        self.has_penalties() || self.constraint.is_some()
+    }
+
+    /// Whether a penalty is on.
+    pub fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
+
+/// Two constraints are equal iff they are the same object.
+impl PartialEq for SamplingParams {
+    fn eq(&self, other: &SamplingParams) -> bool {
+        let same_constraint = match (&self.constraint, &other.constraint) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        let SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            constraint: _,
+        } = other;
+        same_constraint
+            && self.temperature == *temperature
+            && self.top_k == *top_k
+            && self.top_p == *top_p
+            && self.min_p == *min_p
+            && self.seed == *seed
+            && self.repetition_penalty == *repetition_penalty
+            && self.presence_penalty == *presence_penalty
+            && self.frequency_penalty == *frequency_penalty
+            && self.logit_bias == *logit_bias
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::TokenMask;
+
+    #[derive(Debug)]
+    struct Anything;
+
+    impl TokenConstraint for Anything {
+        fn mask(&self, _: &[TokenId]) -> Option<Arc<TokenMask>> {
+            None
+        }
+    }
+
+    #[test]
+    fn parameters_with_different_constraints_differ() {
+        let with = |constraint| SamplingParams { constraint, ..SamplingParams::greedy() };
+        let constraint: Arc<dyn TokenConstraint> = Arc::new(Anything);
+        let constrained = with(Some(constraint.clone()));
+        assert_eq!(constrained, with(Some(constraint)));
+        assert_ne!(constrained, with(Some(Arc::new(Anything))));
+        assert_ne!(constrained, with(None));
+        assert_eq!(with(None), SamplingParams::greedy());
+        assert_ne!(SamplingParams { top_k: 3, ..constrained.clone() }, constrained);
+    }
+
+    #[test]
+    fn a_constraint_needs_the_history_as_penalties_do() {
+        let plain = SamplingParams::greedy();
+        assert!(!plain.needs_history());
+        let constrained = SamplingParams { constraint: Some(Arc::new(Anything)), ..plain.clone() };
+        assert!(constrained.needs_history() && !constrained.has_penalties());
+        let penalised = SamplingParams { presence_penalty: 0.5, ..plain };
+        assert!(penalised.needs_history() && penalised.has_penalties());
     }
 }

@@ -5,7 +5,8 @@
 //!    `l < 0 ? l * r : l / r` (as in Hugging Face transformers).
 //! 2. For each token in the output: `l = l - presence`, then `l = l - frequency * count`
 //!    (as in the OpenAI API).
-//! 3. Bias: `l = l + b`.
+//! 3. Bias: `l = l + b`. Then the constraint: tokens that the mask forbids get `l = -inf`. They
+//!    have no score, no mass and no rank, and are never sampled.
 //! 4. Score: `s = l * (1 / max(temperature, TEMPERATURE_MIN))`; temperature 0 stops here
 //!    and takes the largest `l`.
 //! 5. Filters. Tokens are ranked by score, descending, then by id, ascending; each filter
@@ -86,12 +87,12 @@ pub(super) fn inverse_temperature(temperature: f32) -> f32 {
 
 /// Whether steps 1 to 3 change anything.
 pub(super) fn adjusts_logits(params: &SamplingParams) -> bool {
-    params.needs_history() || !params.logit_bias.is_empty()
+    params.has_penalties() || !params.logit_bias.is_empty()
 }
 
 /// Steps 1 to 3, in place. Tokens outside of the vocabulary are ignored.
 pub(super) fn adjust_logits(logits: &mut [f32], params: &SamplingParams, history: &TokenHistory) {
-    if params.needs_history() {
+    if params.has_penalties() {
         for (token, seen) in history.occurrences() {
             let Some(logit) = logits.get_mut(token as usize) else { continue };
             let r = params.repetition_penalty;

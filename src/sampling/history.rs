@@ -34,18 +34,18 @@ impl TokenHistory {
         history
     }
 
-    /// The history of a row's committed tokens; empty if its parameters need none.
+    /// The history of a row's committed tokens; empty without penalties.
     pub fn of(input: &SequenceInput) -> TokenHistory {
         match &input.history {
-            Some(history) if input.sampling.needs_history() => {
+            Some(history) if input.sampling.has_penalties() => {
                 TokenHistory::new(history.prompt_tokens, history.tokens.clone())
             }
             _ => TokenHistory::none(),
         }
     }
 
-    /// An empty history, for parameters that need none
-    /// ([`SamplingParams::needs_history`](super::SamplingParams::needs_history)).
+    /// An empty history, for parameters without penalties
+    /// ([`SamplingParams::has_penalties`](crate::protocol::SamplingParams::has_penalties)).
     pub fn none() -> TokenHistory {
         TokenHistory::default()
     }

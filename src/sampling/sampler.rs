@@ -1,13 +1,13 @@
 //! Sampling one token from a row of logits.
 
-use crate::protocol::{Proposal, SamplingParams, TokenId};
+use crate::protocol::{Proposal, SamplingParams, TokenId, TokenMask};
 
 use super::TokenHistory;
 use super::distribution::{
     Filters, Ranked, WEIGHT_ONE, adjust_logits, adjusts_logits, inverse_temperature, total_mass, weight,
 };
 use super::filter::{keep, mass_of};
-use super::gumbel::{gumbel_top2, gumbel_top2_among};
+use super::gumbel::{Top2, gumbel_top2, gumbel_top2_among};
 use super::noise::Noise;
 use super::scan::{Scores, best_besides, finite_max, first_with};
 
@@ -16,8 +16,8 @@ use super::scan::{Scores, best_besides, finite_max, first_with};
 pub struct SampledToken {
     /// The token id; 0 and meaningless unless `finite`.
     pub token: TokenId,
-    /// False if there are no logits, or if one is NaN or infinite before or after the
-    /// request's parameters are applied.
+    /// False if there are no logits, if no token is allowed, or if the logit of an allowed token
+    /// is NaN or infinite before or after the request's parameters are applied.
     pub finite: bool,
 }
 
@@ -29,9 +29,14 @@ pub struct SampledToken {
 /// ([`noise`](super::noise)). By the Gumbel-max theorem this is an exact sample of
 /// that distribution: scores differ from log-probabilities by a constant, to which the
 /// argmax is invariant.
+///
+/// Under a mask only the allowed tokens exist. They keep their noise, which belongs to the token
+/// id, so a draft that agrees with the target without a mask is likely to agree under one.
 #[derive(Clone, Debug, Default)]
 pub struct Sampler {
     adjusted: Vec<f32>,
+    /// Ids of the allowed tokens, ascending.
+    allowed: Vec<TokenId>,
     kept: Vec<Ranked>,
 }
 
@@ -43,7 +48,7 @@ impl Sampler {
 
     /// Samples the token at absolute `position` from `logits` (one per vocabulary entry).
     /// `history` holds the tokens before it and is read only if
-    /// [`SamplingParams::needs_history`].
+    /// [`SamplingParams::has_penalties`].
     pub fn sample(
         &mut self,
         logits: &[f32],
@@ -51,21 +56,36 @@ impl Sampler {
         position: u32,
         history: &TokenHistory,
     ) -> SampledToken {
-        let scores = scores(&mut self.adjusted, logits, params, history);
+        self.sample_allowed(logits, None, params, position, history)
+    }
+
+    /// [`sample`](Self::sample) among the tokens that `mask` allows; `None` allows all.
+    pub fn sample_allowed(
+        &mut self,
+        logits: &[f32],
+        mask: Option<&TokenMask>,
+        params: &SamplingParams,
+        position: u32,
+        history: &TokenHistory,
+    ) -> SampledToken {
+        let Sampler { adjusted, allowed, kept } = self;
+        let candidates = candidates(adjusted, allowed, logits, mask, params, history);
+        let scores = candidates.scores;
         let Some(max) = finite_max(scores) else { return SampledToken::default() };
-        if is_greedy(params) {
-            return first_with(scores, max)
-                .map_or(SampledToken::default(), |token| SampledToken { token, finite: true });
-        }
-        let noise = Noise { seed: params.seed, position };
-        let top = match Filters::of(params, logits.len()) {
-            None => gumbel_top2(scores, noise),
-            Some(filters) => {
-                keep(scores, max, filters, &mut self.kept);
-                gumbel_top2_among(self.kept.iter().map(|r| (r.token(), r.score())), noise)
+        let token = if is_greedy(params) {
+            let Some(best) = first_with(scores, max) else { return SampledToken::default() };
+            candidates.token(best)
+        } else {
+            let noise = Noise { seed: params.seed, position };
+            match Filters::of(params, scores.logits.len()) {
+                None => candidates.race(noise).first(),
+                Some(filters) => {
+                    keep(scores, max, filters, kept);
+                    candidates.race_kept(kept, noise).first()
+                }
             }
         };
-        SampledToken { token: top.first(), finite: true }
+        SampledToken { token, finite: true }
     }
 
     /// The draft's proposal for absolute `position`: the token that
@@ -79,27 +99,80 @@ impl Sampler {
         position: u32,
         history: &TokenHistory,
     ) -> Proposal {
-        let scores = scores(&mut self.adjusted, logits, params, history);
+        self.propose_allowed(logits, None, params, position, history)
+    }
+
+    /// [`propose`](Self::propose) among the tokens that `mask` allows; `None` allows all. The
+    /// probabilities are those among the allowed tokens.
+    pub fn propose_allowed(
+        &mut self,
+        logits: &[f32],
+        mask: Option<&TokenMask>,
+        params: &SamplingParams,
+        position: u32,
+        history: &TokenHistory,
+    ) -> Proposal {
+        let Sampler { adjusted, allowed, kept } = self;
+        let candidates = candidates(adjusted, allowed, logits, mask, params, history);
+        let scores = candidates.scores;
         let Some(max) = finite_max(scores) else { return Proposal::default() };
         let Some(best) = first_with(scores, max) else { return Proposal::default() };
         let second = best_besides(scores, best);
-        let second_weight = second.map_or(0, |token| weight(scores.at(token), max));
+        let second_weight = second.map_or(0, |index| weight(scores.at(index), max));
         if is_greedy(params) {
             let mass = total_mass(scores, max);
-            return proposal([best, second.unwrap_or(best)], weight(max, max), second_weight, mass);
+            let tokens = [best, second.unwrap_or(best)].map(|index| candidates.token(index));
+            return proposal(tokens, weight(max, max), second_weight, mass);
         }
         let noise = Noise { seed: params.seed, position };
-        let (top, second_weight, mass) = match Filters::of(params, logits.len()) {
-            None => (gumbel_top2(scores, noise), second_weight, total_mass(scores, max)),
+        let (top, second_weight, mass) = match Filters::of(params, scores.logits.len()) {
+            None => (candidates.race(noise), second_weight, total_mass(scores, max)),
             Some(filters) => {
-                keep(scores, max, filters, &mut self.kept);
-                let top = gumbel_top2_among(self.kept.iter().map(|r| (r.token(), r.score())), noise);
-                let second_weight = if self.kept.len() > 1 { second_weight } else { 0 };
-                (top, second_weight, mass_of(&self.kept, max))
+                keep(scores, max, filters, kept);
+                let second_weight = if kept.len() > 1 { second_weight } else { 0 };
+                (candidates.race_kept(kept, noise), second_weight, mass_of(kept, max))
             }
         };
-        let token_weight = weight(scores.at(top.first()), max);
+        let token_weight = weight(candidates.score_of(top.first()), max);
         proposal([top.first(), top.second()], token_weight, second_weight, mass)
+    }
+}
+
+/// The tokens that may be sampled, with their scores.
+#[derive(Clone, Copy)]
+struct Candidates<'a> {
+    /// One per candidate, by ascending token id.
+    scores: Scores<'a>,
+    /// The candidates' token ids; `None`: the whole vocabulary, so that an index is an id.
+    ids: Option<&'a [TokenId]>,
+}
+
+impl Candidates<'_> {
+    /// The token id of a candidate.
+    fn token(&self, index: u32) -> TokenId {
+        self.ids.map_or(index, |ids| ids[index as usize])
+    }
+
+    /// The score of a token that is a candidate.
+    fn score_of(&self, token: TokenId) -> f32 {
+        let index = self.ids.map_or(token, |ids| ids.partition_point(|&id| id < token) as u32);
+        self.scores.at(index)
+    }
+
+    /// The race of all candidates.
+    fn race(&self, noise: Noise) -> Top2 {
+        match self.ids {
+            None => gumbel_top2(self.scores, noise),
+            Some(ids) => {
+                let entries = (0..).zip(ids).map(|(index, &id)| (id, self.scores.at(index)));
+                gumbel_top2_among(entries, noise)
+            }
+        }
+    }
+
+    /// The race of the candidates that the filters kept.
+    fn race_kept(&self, kept: &[Ranked], noise: Noise) -> Top2 {
+        gumbel_top2_among(kept.iter().map(|r| (self.token(r.token()), r.score())), noise)
     }
 }
 
@@ -108,20 +181,38 @@ fn is_greedy(params: &SamplingParams) -> bool {
 }
 
 /// Steps 1 to 4 of the processed distribution. Greedy requests use temperature 1 here.
-fn scores<'a>(
+fn candidates<'a>(
     adjusted: &'a mut Vec<f32>,
+    allowed: &'a mut Vec<TokenId>,
     logits: &'a [f32],
+    mask: Option<&TokenMask>,
     params: &SamplingParams,
     history: &TokenHistory,
-) -> Scores<'a> {
+) -> Candidates<'a> {
     let scale = if is_greedy(params) { 1.0 } else { inverse_temperature(params.temperature) };
-    if !adjusts_logits(params) {
-        return Scores { logits, scale };
+    if mask.is_none() && !adjusts_logits(params) {
+        return Candidates { scores: Scores { logits, scale }, ids: None };
     }
     adjusted.clear();
     adjusted.extend_from_slice(logits);
     adjust_logits(adjusted, params, history);
-    Scores { logits: adjusted, scale }
+    let ids = mask.map(|mask| retain_allowed(adjusted, mask, allowed));
+    Candidates { scores: Scores { logits: adjusted, scale }, ids }
+}
+
+/// Drops the logits of forbidden tokens; returns the ids of the others.
+fn retain_allowed<'a>(
+    logits: &mut Vec<f32>,
+    mask: &TokenMask,
+    allowed: &'a mut Vec<TokenId>,
+) -> &'a [TokenId] {
+    allowed.clear();
+    allowed.extend(mask.allowed().take_while(|&token| (token as usize) < logits.len()));
+    for (index, &token) in allowed.iter().enumerate() {
+        logits[index] = logits[token as usize]; // ids ascend: index <= token
+    }
+    logits.truncate(allowed.len());
+    allowed
 }
 
 /// Converts fixed-point weights to probabilities.

@@ -179,7 +179,11 @@ impl Scheduler {
         let len = sequence.len();
         let input = sequence.target_input(&mut self.target_rows, len - 1, len, drafts);
         let role = RowRole::Decode;
-        step.target_row(place, len, VerifyRow { input, role, drafts: 0, tree: None, sample: true });
+        step.target_row(
+            place,
+            len,
+            VerifyRow { input, role, drafts: 0, tree: None, sample: true, masks: Vec::new() },
+        );
         if drafts > 0 {
             let end = self.drafts.catch_up_end(sequence, self.limits.prefill_chunk_tokens_max);
             let limit = if end == len { drafts } else { 0 };
@@ -222,7 +226,7 @@ impl Scheduler {
         let row = step.plan.rows.len() as u32 - 1;
         step.in_flight.drafts.push(PlannedDraft { place, row, computed: end });
         let input = self.drafts.input(sequence, start, end);
-        step.plan.seeds.push(DraftSeed { row, input, limit });
+        step.plan.seeds.push(DraftSeed { row, input, limit, mask: None });
         true
     }
 
@@ -242,7 +246,11 @@ impl Scheduler {
             let sample = end == sequence.len();
             let input = sequence.target_input(&mut self.target_rows, computed, end, 0);
             let role = RowRole::Prefill;
-            step.target_row(place, end, VerifyRow { input, role, drafts: 0, tree: None, sample });
+            step.target_row(
+                place,
+                end,
+                VerifyRow { input, role, drafts: 0, tree: None, sample, masks: Vec::new() },
+            );
             if decision.warm_draft {
                 self.warm_draft(step, place, end);
             }

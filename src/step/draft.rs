@@ -1,8 +1,10 @@
 //! Drafting: predict, execute, correct (AdaSpec §5.1, here per row).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use super::StepPlan;
+use super::constraint::ConstrainedPath;
 use super::fault::{SpeculationFault, panic_message};
 use crate::executor::{Drafter, Executor};
 use crate::policy::Scratch;
@@ -59,7 +61,7 @@ pub fn draft(
         return drafted;
     }
     let start = clock.now();
-    let mut round = Round::new(&drafted.plan, executor.info().vocab_size);
+    let mut round = Round::new(&mut drafted.plan, executor.info().vocab_size);
     match round.run(executor, &drafted.plan, scratch, &mut drafted.idle) {
         Ok(()) => drafted.ran = true,
         Err(Stop::Policy(fault)) => {
@@ -101,24 +103,31 @@ struct Round {
     vocab_size: u32,
 }
 
-#[derive(Clone, Copy)]
 struct RowEnd {
     node: NodeId,
     limit: u32,
     /// Whether the last call of the drafter added to the row.
     grew: bool,
+    /// The output up to here, of a constrained sequence.
+    path: Option<ConstrainedPath>,
 }
 
 impl Round {
-    fn new(plan: &StepPlan, vocab_size: u32) -> Round {
+    /// Begins a round of the plan's seeds, and gives the constrained ones their masks.
+    fn new(plan: &mut StepPlan, vocab_size: u32) -> Round {
+        let mut ends = Vec::with_capacity(plan.seeds.len());
+        for seed in plan.seeds.iter_mut().filter(|seed| seed.limit > 0) {
+            let path = ConstrainedPath::of(&seed.input);
+            seed.mask = path.as_ref().and_then(|path| path.mask().cloned());
+            ends.push(RowEnd { node: NodeId(0), limit: seed.limit, grew: false, path });
+        }
         let proposing = plan.seeds.iter().filter(|seed| seed.limit > 0);
         let rows: Vec<DraftedRow> = proposing
-            .clone()
             .map(|seed| DraftedRow { decoding: seed.row, proposals: Vec::with_capacity(seed.limit as usize) })
             .collect();
         let mut next = 0..rows.len() as u32;
         Round {
-            ends: proposing.map(|seed| RowEnd { node: NodeId(0), limit: seed.limit, grew: false }).collect(),
+            ends,
             row_of_seed: plan
                 .seeds
                 .iter()
@@ -159,10 +168,21 @@ impl Round {
             }
             nodes.clear();
             nodes.extend(self.active.iter().map(|&row| self.ends[row as usize].node));
+            self.constrain_active();
             let rows = nodes.len() as u32;
             self.call(executor, idle, (rows, rows), |drafter, forest| drafter.extend(&nodes, forest))?;
         }
         Ok(())
+    }
+
+    /// Says what may follow the latest nodes of constrained rows.
+    fn constrain_active(&mut self) {
+        for &row in &self.active {
+            let end = &self.ends[row as usize];
+            if let Some(mask) = end.path.as_ref().and_then(ConstrainedPath::mask) {
+                self.forest.constrain(end.node, Arc::clone(mask));
+            }
+        }
     }
 
     /// One call of the drafter; afterwards `active` are the rows that may get another proposal.
@@ -199,9 +219,11 @@ impl Round {
             };
             check(node, self.vocab_size)?;
             let (end, proposals) = (&mut self.ends[row as usize], &mut self.rows[row as usize].proposals);
-            // a row ends at its limit, and where its logits are not finite
+            // a row ends at its limit, where its logits are not finite, and at a forbidden token
             let is_next = node.depth as usize == proposals.len();
-            if node.proposal.finite && is_next && (proposals.len() as u32) < end.limit {
+            let goes_on = node.proposal.finite && is_next && (proposals.len() as u32) < end.limit;
+            let token = node.proposal.token;
+            if goes_on && end.path.as_mut().is_none_or(|path| path.advance(token)) {
                 proposals.push(node.proposal);
                 (end.node, end.grew) = (id, true);
             }

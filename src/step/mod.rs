@@ -12,10 +12,14 @@
 //! A step that can't speculate as planned still decodes: a policy that panics and a drafter that
 //! fails cost the step its drafts, and the result carries the [`SpeculationFault`].
 //!
+//! A constrained request's masks are computed here, from its committed output and its drafts; a
+//! proposal that its mask forbids ends its row.
+//!
 //! May import: protocol, policy, executor.
 #![forbid(unsafe_code)]
 
 mod acceptance;
+mod constraint;
 mod draft;
 mod fault;
 mod plan;

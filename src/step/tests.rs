@@ -6,9 +6,9 @@ use super::*;
 use crate::executor::{Drafter, ShadowExecutor, ShadowOptions, Target};
 use crate::policy::{Fixed, Policy, Scratch};
 use crate::protocol::{
-    Compaction, DecodeView, DraftForest, DraftSeed, DraftedRow, ExecutorInfo, Micros, ModelRole, NodeId,
-    Proposal, RequestId, RowRole, SamplingParams, SequenceInput, Step, StepDecision, StepView, Verdict,
-    VerifyRow,
+    Compaction, DecodeView, DraftForest, DraftSeed, DraftedRow, ExecutorInfo, History, Micros, ModelRole,
+    NodeId, Proposal, RequestId, RowRole, SamplingParams, SequenceInput, Step, StepDecision, StepView,
+    TokenConstraint, TokenMask, Verdict, VerifyRow,
 };
 
 struct Standstill;
@@ -52,10 +52,17 @@ fn plan(policy: impl Policy + 'static, limit: u32) -> StepPlan {
         view: StepView { decoding: decoding.to_vec(), ..StepView::default() },
         granted: StepDecision { drafts: vec![limit; 2], ..StepDecision::default() },
         rows: requests
-            .map(|request| VerifyRow { input: input(request, 0), role, drafts: 0, tree: None, sample: true })
+            .map(|request| VerifyRow {
+                input: input(request, 0),
+                role,
+                drafts: 0,
+                tree: None,
+                sample: true,
+                masks: Vec::new(),
+            })
             .to_vec(),
         seeds: requests
-            .map(|request| DraftSeed { row: request as u32, input: input(request, 0), limit })
+            .map(|request| DraftSeed { row: request as u32, input: input(request, 0), limit, mask: None })
             .to_vec(),
         started: Vec::new(),
         fault: None,
@@ -256,6 +263,52 @@ fn proposals_beyond_the_limit_are_ignored() {
     );
     assert_eq!(drafted.fault, None);
     assert_eq!(drafted.rows.iter().map(|row| row.proposals.len()).collect::<Vec<_>>(), [4]);
+}
+
+/// Any token but this one.
+#[derive(Debug)]
+struct Not(u32);
+
+impl TokenConstraint for Not {
+    fn mask(&self, _: &[u32]) -> Option<Arc<TokenMask>> {
+        Some(Arc::new(TokenMask::from_fn(1000, |token| token != self.0)))
+    }
+}
+
+#[test]
+fn a_forbidden_proposal_ends_its_row() {
+    let drafted = |forbidden| {
+        let mut plan = plan(Fixed { draft_tokens: 4 }, 4);
+        for seed in &mut plan.seeds {
+            let constraint: Option<Arc<dyn TokenConstraint>> = Some(Arc::new(Not(forbidden)));
+            seed.input.sampling = Arc::new(SamplingParams { constraint, ..SamplingParams::greedy() });
+            seed.input.history = Some(History { tokens: vec![5], prompt_tokens: 1 });
+        }
+        let drafted = draft(&mut shadow(), plan, &mut Scratch::default(), &Standstill);
+        assert_eq!(drafted.fault, None);
+        drafted
+    };
+    // the shadow drafts its target's tokens and heeds no mask
+    let ended = drafted(expected()[2]);
+    for row in &ended.rows {
+        assert_eq!(row.proposals.iter().map(|p| p.token).collect::<Vec<_>>(), expected()[..2]);
+    }
+    assert_eq!(ended.rows.len(), 2);
+    assert!(ended.plan.seeds.iter().all(|seed| seed.mask.is_some()));
+    // only nodes that were extended have masks: the first two of each row
+    let masked = ended.forest.since(0).filter(|(id, _)| ended.forest.mask(*id).is_some()).count();
+    assert_eq!(masked, 4);
+    assert!(drafted(expected()[0]).rows.is_empty());
+    let unused = (0..1000).find(|token| !expected().contains(token)).expect("five of a thousand");
+    assert!(drafted(unused).rows.iter().all(|row| row.proposals.len() == 4));
+}
+
+#[test]
+fn a_free_step_has_no_masks() {
+    let drafted =
+        draft(&mut shadow(), plan(Fixed { draft_tokens: 4 }, 4), &mut Scratch::default(), &Standstill);
+    assert!(drafted.plan.seeds.iter().all(|seed| seed.mask.is_none()));
+    assert!(drafted.forest.since(0).all(|(id, _)| drafted.forest.mask(id).is_none()));
 }
 
 #[test]

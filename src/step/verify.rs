@@ -1,5 +1,6 @@
 //! Verification: choose what to verify, run the target, account for it.
 
+use super::constraint::constrain;
 use super::{Drafted, RowOutcome, SpeculationFault, StepOutcome, StepResult};
 use crate::executor::Executor;
 use crate::policy::Scratch;
@@ -17,7 +18,7 @@ pub struct Selected {
 
 impl Drafted {
     /// Asks the policy how many of each row's proposals to verify, and appends those to the
-    /// target's inputs. A policy that panics has nothing verified.
+    /// target's inputs. A policy that panics has nothing verified. Constrained rows get their masks.
     pub fn select(mut self, scratch: &mut Scratch) -> Selected {
         let mut lengths = Vec::with_capacity(self.rows.len());
         if !self.rows.is_empty() {
@@ -37,6 +38,7 @@ impl Drafted {
             target.drafts = length as u32;
             verified[row.decoding as usize] = length as u32;
         }
+        self.plan.rows.iter_mut().for_each(constrain);
         Selected { drafted: self, verified }
     }
 }

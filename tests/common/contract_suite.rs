@@ -130,6 +130,7 @@ fn rounds_end_with_blocks(executor: &mut dyn Executor, batches: &Batches) {
         row: 0,
         input: batches.input(blocks, 0, block_tokens - 1),
         limit: batches.info.draft_tokens_max,
+        mask: None,
     };
     let drafter = executor.drafter().expect("a draft model");
     let mut forest = DraftForest::default();
@@ -187,7 +188,7 @@ impl Batches {
     /// The first `tokens` tokens of a sequence in one block.
     fn row(&self, block: u32, tokens: u32) -> VerifyRow {
         let input = self.input(vec![block], 0, tokens);
-        VerifyRow { input, role: RowRole::Decode, drafts: 0, tree: None, sample: true }
+        VerifyRow { input, role: RowRole::Decode, drafts: 0, tree: None, sample: true, masks: Vec::new() }
     }
 
     fn chain(&self, tokens: u32, drafts: u32) -> VerifyRow {
@@ -322,7 +323,7 @@ impl Batches {
 
     fn bad_seeds(&self) -> Vec<(&'static str, Vec<DraftSeed>)> {
         let limit = self.info.draft_tokens_max;
-        let seed = |input: SequenceInput| DraftSeed { row: 0, input, limit };
+        let seed = |input: SequenceInput| DraftSeed { row: 0, input, limit, mask: None };
         let mut bad: Vec<_> = self
             .bad_inputs()
             .into_iter()
@@ -341,7 +342,12 @@ impl Batches {
     /// first proposals.
     fn start_round(&self, executor: &mut dyn Executor) -> DraftForest {
         let limit = self.info.draft_tokens_max;
-        let seed = |block: u32, limit: u32| DraftSeed { row: 0, input: self.input(vec![block], 0, 2), limit };
+        let seed = |block: u32, limit: u32| DraftSeed {
+            row: 0,
+            input: self.input(vec![block], 0, 2),
+            limit,
+            mask: None,
+        };
         let mut forest = DraftForest::default();
         let seeds = [seed(0, limit), seed(1, limit), seed(2, 0)];
         let drafter = executor.drafter().expect("a draft model");

@@ -61,7 +61,14 @@ impl Sequence {
 
     pub fn verify_row(&self, drafts: &[TokenId]) -> VerifyRow {
         let input = self.input(self.target_cached, drafts);
-        VerifyRow { input, role: RowRole::Decode, drafts: drafts.len() as u32, tree: None, sample: true }
+        VerifyRow {
+            input,
+            role: RowRole::Decode,
+            drafts: drafts.len() as u32,
+            tree: None,
+            sample: true,
+            masks: Vec::new(),
+        }
     }
 
     /// Commits the verdict of a chain.
@@ -85,7 +92,12 @@ pub fn draft(executor: &mut dyn Executor, sequences: &[Sequence], length: usize)
     }
     let rows: Vec<DraftSeed> = sequences
         .iter()
-        .map(|sequence| DraftSeed { row: 0, input: sequence.input(sequence.draft_cached, &[]), limit: 8 })
+        .map(|sequence| DraftSeed {
+            row: 0,
+            input: sequence.input(sequence.draft_cached, &[]),
+            limit: 8,
+            mask: None,
+        })
         .collect();
     let keep: Vec<u32> = (0..sequences.len() as u32).collect();
     let mut proposals: Vec<Proposal> = Vec::new();

@@ -215,6 +215,7 @@ fn penalties_and_filters_speculate_losslessly() {
         presence_penalty: 0.3,
         frequency_penalty: 0.1,
         logit_bias: vec![(300, 1.0), (315, -2.0)],
+        constraint: None,
     };
     let fresh = || -> Vec<Sequence> {
         (0..8).map(|index| Sequence::new(index as u64, &prompts[index], params(index), 512)).collect()
@@ -274,6 +275,7 @@ fn a_prompt_in_chunks_is_the_prompt_at_once() {
                 drafts: 0,
                 tree: None,
                 sample: false,
+                masks: Vec::new(),
             };
             let mut verdicts = Vec::new();
             executor.verify(&[row], &mut verdicts).expect("a chunk runs");
@@ -319,6 +321,7 @@ fn prefill_decode_and_verification_share_one_call() {
                 drafts: 0,
                 tree: None,
                 sample: chunk.1 == 600,
+                masks: Vec::new(),
             });
         }
         let mut verdicts = Vec::new();

@@ -73,7 +73,7 @@ fn only_the_draft_with_a_nan_proposes_nothing() {
     let mut executor = executor();
     let rows: Vec<DraftSeed> = sequences(0.8)
         .iter()
-        .map(|sequence| DraftSeed { row: 0, input: sequence.input(0, &[]), limit: 8 })
+        .map(|sequence| DraftSeed { row: 0, input: sequence.input(0, &[]), limit: 8, mask: None })
         .collect();
     let mut proposals = Vec::new();
     executor_chains.start(&mut executor, &rows, &mut proposals).expect("the draft runs");

@@ -197,6 +197,9 @@ impl BatchContract {
         rule(drafts <= most, || format!("{drafts} drafts, at most {most}"))?;
         rule(drafts < tokens, || format!("{drafts} drafts among {tokens} input tokens"))?;
         rule(row.sample || drafts == 0, || "drafts in a row that does not sample".to_owned())?;
+        rule(row.masks_fit(self.info.vocab_size), || {
+            format!("{} masks for {drafts} drafts, or of another vocabulary", row.masks.len())
+        })?;
         if let Some(parents) = &row.tree {
             tree(parents, drafts)?;
         }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::protocol::{DrafterNeeds, Proposal, RowRole, SamplingParams};
+use crate::protocol::{DrafterNeeds, Proposal, RowRole, SamplingParams, TokenMask};
 
 fn info() -> ExecutorInfo {
     ExecutorInfo {
@@ -30,11 +30,23 @@ fn input(start: u32, tokens: usize) -> SequenceInput {
 }
 
 fn row(start: u32, tokens: usize, drafts: u32) -> VerifyRow {
-    VerifyRow { input: input(start, tokens), role: RowRole::Decode, drafts, tree: None, sample: true }
+    VerifyRow {
+        input: input(start, tokens),
+        role: RowRole::Decode,
+        drafts,
+        tree: None,
+        sample: true,
+        masks: Vec::new(),
+    }
 }
 
 fn seed(start: u32, blocks: &[BlockId]) -> DraftSeed {
-    DraftSeed { row: 0, input: SequenceInput { blocks: blocks.to_vec(), ..input(start, 1) }, limit: 1 }
+    DraftSeed {
+        row: 0,
+        input: SequenceInput { blocks: blocks.to_vec(), ..input(start, 1) },
+        limit: 1,
+        mask: None,
+    }
 }
 
 fn text<T: std::fmt::Debug>(result: Result<T, ExecutorError>) -> String {
@@ -74,6 +86,17 @@ fn a_good_row_passes_and_each_broken_rule_is_named() {
     {
         assert!(refused(&VerifyRow { tree: Some(parents), ..row(0, 3, 2) }).contains(what));
     }
+}
+
+#[test]
+fn masks_are_one_per_node_and_for_the_whole_vocabulary() {
+    let masked = |masks| VerifyRow { masks, ..row(0, 2, 1) };
+    let whole = Some(Arc::new(TokenMask::none(100)));
+    let other = Some(Arc::new(TokenMask::none(101)));
+    assert!(refused(&masked(vec![None; 3])).contains("3 masks for 1 drafts"));
+    assert!(refused(&masked(vec![whole.clone(), other])).contains("another vocabulary"));
+    let good = masked(vec![whole, None]);
+    assert_eq!(BatchContract::new(&info()).verify(&[good]), Ok(()));
 }
 
 #[test]

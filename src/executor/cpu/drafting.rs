@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::executor::contract::no_drafter;
-use crate::protocol::{BlockId, DraftSeed, ExecutorError, Proposal, SamplingParams, TokenId};
+use crate::protocol::{BlockId, DraftSeed, ExecutorError, Proposal, SamplingParams, TokenId, TokenMask};
 use crate::sampling::TokenHistory;
 
 use super::pass::Pass;
@@ -22,6 +22,8 @@ struct RoundRow {
     sampling: Arc<SamplingParams>,
     /// Committed tokens and what was proposed and fed back, where penalties look at them.
     history: TokenHistory,
+    /// The tokens that the next proposal may be; `None`: any.
+    mask: Option<Arc<TokenMask>>,
     /// Position of the next input: that of the last proposal.
     next: u32,
 }
@@ -37,10 +39,11 @@ impl CpuExecutor {
             pass.push_chain(&input.blocks, &input.tokens, input.start, usize::from(*limit > 0));
         }
         draft.forward(&self.pool, &pass)?;
-        self.round.rows.extend(seeds.iter().map(|DraftSeed { input, .. }| RoundRow {
+        self.round.rows.extend(seeds.iter().map(|DraftSeed { input, mask, .. }| RoundRow {
             blocks: input.blocks.clone(),
             sampling: Arc::clone(&input.sampling),
             history: TokenHistory::of(input),
+            mask: mask.clone(),
             next: input.start + input.tokens.len() as u32,
         }));
         let proposing: Vec<usize> = (0..seeds.len()).filter(|&index| seeds[index].limit > 0).collect();
@@ -49,10 +52,12 @@ impl CpuExecutor {
     }
 
     /// Feeds each kept row the token of its last proposal; one new proposal for each, in order.
+    /// `mask(i)` says what the proposal of `kept[i]` may be.
     pub(crate) fn continue_round(
         &mut self,
         kept: &[u32],
         tokens: impl Iterator<Item = TokenId> + Clone,
+        mask: impl Fn(usize) -> Option<Arc<TokenMask>>,
     ) -> Result<Vec<Proposal>, ExecutorError> {
         let draft = self.draft.as_mut().ok_or_else(no_drafter)?;
         let rows = &mut self.round.rows;
@@ -63,10 +68,11 @@ impl CpuExecutor {
             pass.push_chain(&row.blocks, &[token], row.next, 1);
         }
         draft.forward(&self.pool, &pass)?;
-        for (&index, token) in kept.iter().zip(tokens) {
+        for (position, (&index, token)) in kept.iter().zip(tokens).enumerate() {
             let row = &mut rows[index];
             row.next += 1;
-            if row.sampling.needs_history() {
+            row.mask = mask(position);
+            if row.sampling.has_penalties() {
                 row.history.push(token);
             }
         }
@@ -83,7 +89,8 @@ impl CpuExecutor {
             let round = &self.round;
             proposals.extend(pooled(&self.pool, &self.samplers, group.len(), |index, sampler| {
                 let row = &round.rows[group[index]];
-                sampler.propose(logits.row(index), &row.sampling, row.next, &row.history)
+                let mask = row.mask.as_deref();
+                sampler.propose_allowed(logits.row(index), mask, &row.sampling, row.next, &row.history)
             })?);
         }
         Ok(proposals)

@@ -288,7 +288,7 @@ impl Drafter for CpuExecutor {
         let mut seeds = std::mem::take(&mut self.extended);
         self.contract.extend(nodes, forest, &mut seeds)?;
         let tokens = nodes.iter().filter_map(|&node| Some(forest.get(node)?.proposal.token));
-        let proposals = self.continue_round(&seeds, tokens)?;
+        let proposals = self.continue_round(&seeds, tokens, |index| forest.mask(nodes[index]).cloned())?;
         for (&node, proposal) in nodes.iter().zip(proposals) {
             forest.add_child(node, proposal);
         }

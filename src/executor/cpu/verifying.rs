@@ -92,11 +92,12 @@ fn verdict(row: &VerifyRow, logits: LogitRows<'_>, first: usize, sampler: &mut S
     let position = input.start as usize + committed;
     let mut sample = |node: usize, path: Range<usize>, draft: &dyn Fn(usize) -> usize| -> SampledToken {
         let depth = path.len();
-        if input.sampling.needs_history() {
+        if input.sampling.has_penalties() {
             history.truncate(base);
             path.for_each(|step| history.push(drafts[draft(step)]));
         }
-        sampler.sample(logits.row(first + node), &input.sampling, (position + depth) as u32, &history)
+        let (logits, position) = (logits.row(first + node), (position + depth) as u32);
+        sampler.sample_allowed(logits, row.mask(node), &input.sampling, position, &history)
     };
     match &row.tree {
         None => walk_chain(drafts, |node| sample(node, 0..node, &|step| step)),

@@ -122,7 +122,7 @@ impl DraftRound {
         for (row, &index) in keep.iter().enumerate() {
             let state = &mut self.rows[index as usize];
             let token = state.proposed.take().unwrap_or_default();
-            if state.sampling.needs_history() {
+            if state.sampling.has_penalties() {
                 state.history.push(token);
             }
             step.tokens.push(token as i32);
@@ -180,7 +180,7 @@ impl RoundRow {
         if !Arc::ptr_eq(&self.sampling, &input.sampling) {
             self.sampling = Arc::clone(&input.sampling);
         }
-        if input.sampling.needs_history() || !self.history.tokens().is_empty() {
+        if input.sampling.has_penalties() || !self.history.tokens().is_empty() {
             self.history = TokenHistory::of(input);
         }
         self.position = input.start + input.tokens.len() as u32;
@@ -221,7 +221,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        DraftSeed { row: 0, input, limit: 1 }
+        DraftSeed { row: 0, input, limit: 1, mask: None }
     }
 
     fn begin(

@@ -34,7 +34,7 @@ impl SamplingRows {
     }
 
     /// Adds a row that chooses the token for absolute `position`. `history` holds the tokens
-    /// before it (read only where [`SamplingParams::needs_history`]).
+    /// before it (read only where [`SamplingParams::has_penalties`]).
     pub fn push(&mut self, params: &SamplingParams, position: u32, history: &TokenHistory) {
         let first = self.adjustments.len();
         self.adjust(params, history);
@@ -95,7 +95,7 @@ impl SamplingRows {
             return;
         }
         let mut by_token: BTreeMap<TokenId, LogitAdjustment> = BTreeMap::new();
-        if params.needs_history() {
+        if params.has_penalties() {
             for (token, seen) in history.occurrences() {
                 let entry = entry(&mut by_token, token);
                 entry.repetition = params.repetition_penalty;
@@ -114,7 +114,7 @@ impl SamplingRows {
 
 /// Whether parameters change logits before a token is chosen from them.
 pub fn adjusts(params: &SamplingParams) -> bool {
-    params.needs_history() || !params.logit_bias.is_empty()
+    params.has_penalties() || !params.logit_bias.is_empty()
 }
 
 fn entry(by_token: &mut BTreeMap<TokenId, LogitAdjustment>, token: TokenId) -> &mut LogitAdjustment {

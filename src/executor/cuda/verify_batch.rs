@@ -99,7 +99,7 @@ impl<'a> PathHistory<'a> {
     }
 
     fn at(&mut self, place: usize) -> &TokenHistory {
-        if !self.row.input.sampling.needs_history() {
+        if !self.row.input.sampling.has_penalties() {
             return &self.history;
         }
         self.history.truncate(self.committed);
@@ -182,7 +182,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        VerifyRow { input, role: RowRole::Decode, drafts, tree, sample: true }
+        VerifyRow { input, role: RowRole::Decode, drafts, tree, sample: true, masks: Vec::new() }
     }
 
     /// A prefill chunk that does not sample, a chain of two drafts, a tree of two siblings.

@@ -1,6 +1,8 @@
 //! Sampler and verification on a toy model: no kind of speculation changes the output.
 
-use crate::protocol::{Proposal, SamplingParams, TokenId};
+use std::sync::Arc;
+
+use crate::protocol::{Proposal, SamplingParams, TokenConstraint, TokenId, TokenMask};
 use crate::sampling::noise::Noise;
 use crate::sampling::{Sampler, TokenHistory, walk_chain, walk_tree};
 
@@ -14,6 +16,23 @@ fn logits(tokens: &[TokenId], blur: f32) -> Vec<f32> {
     let context = tokens.iter().rev().take(2).fold(0, |hash: u64, &t| hash * 1009 + u64::from(t));
     let part = |position, token| Noise { seed: 0xABCD ^ context, position }.gumbel(token);
     (0..VOCAB_SIZE).map(|token| 1.8 * ((1.0 - blur) * part(0, token) + blur * part(1, token))).collect()
+}
+
+/// What may follow prompt and output.
+fn mask_after(params: &SamplingParams, tokens: &[TokenId]) -> Option<Arc<TokenMask>> {
+    params.constraint.as_ref()?.mask(&tokens[PROMPT.len()..])
+}
+
+/// Every third token is free; the others have the parity of the token before.
+#[derive(Debug)]
+struct Parity;
+
+impl TokenConstraint for Parity {
+    fn mask(&self, output: &[TokenId]) -> Option<Arc<TokenMask>> {
+        let last = *output.last()?;
+        let constrained = !output.len().is_multiple_of(3);
+        constrained.then(|| Arc::new(TokenMask::from_fn(VOCAB_SIZE, |token| token % 2 == last % 2)))
+    }
 }
 
 /// How a step is drafted and pruned.
@@ -53,7 +72,9 @@ impl<'a> Decoder<'a> {
         for index in 0..drafting.length {
             let tokens = self.history.tokens();
             let (row, position) = (logits(tokens, drafting.blur), tokens.len() as u32);
-            let proposal = self.sampler.propose(&row, self.params, position, &self.history);
+            let mask = mask_after(self.params, tokens);
+            let proposal =
+                self.sampler.propose_allowed(&row, mask.as_deref(), self.params, position, &self.history);
             if !(drafting.keeps)(index, &proposal) {
                 break;
             }
@@ -81,7 +102,8 @@ impl<'a> Decoder<'a> {
             history.truncate(committed);
             branch.iter().for_each(|&d| history.push(drafts[d]));
             let tokens = history.tokens();
-            sampler.sample(&logits(tokens, 0.0), params, tokens.len() as u32, history)
+            let (mask, position) = (mask_after(params, tokens), tokens.len() as u32);
+            sampler.sample_allowed(&logits(tokens, 0.0), mask.as_deref(), params, position, history)
         };
         let verdict = if drafting.tree {
             walk_tree(&drafts, &parents, |_, branch| sample(branch))
@@ -111,7 +133,11 @@ fn plain() -> Drafting {
 fn parameter_sets() -> Vec<SamplingParams> {
     let greedy = SamplingParams::greedy();
     let warm = SamplingParams { temperature: 0.9, seed: 17, ..greedy.clone() };
+    let constraint: Option<Arc<dyn TokenConstraint>> = Some(Arc::new(Parity));
     vec![
+        SamplingParams { constraint: constraint.clone(), ..greedy.clone() },
+        SamplingParams { constraint: constraint.clone(), ..warm.clone() },
+        SamplingParams { constraint, top_p: 0.9, repetition_penalty: 1.2, ..warm.clone() },
         greedy.clone(),
         SamplingParams { repetition_penalty: 1.3, frequency_penalty: 0.2, ..greedy },
         warm.clone(),
@@ -168,4 +194,15 @@ fn a_better_draft_is_accepted_more_often_and_a_tree_more_often_than_its_chain() 
     let (unrelated, close) = (accepted(1.0, false), accepted(0.3, false));
     assert!(unrelated < 0.1 && close > 2.0 * unrelated, "{unrelated} and {close}");
     assert!(accepted(0.3, true) > close);
+}
+
+#[test]
+fn a_constrained_output_obeys_its_constraint() {
+    for params in parameter_sets().iter().filter(|params| params.constraint.is_some()) {
+        let (output, ..) = decode(params, Drafting { blur: 0.4, length: 3, ..plain() });
+        let obeys = |index: usize| index.is_multiple_of(3) || output[index] % 2 == output[index - 1] % 2;
+        assert!((0..output.len()).all(obeys), "{output:?}");
+        let free = SamplingParams { constraint: None, ..params.clone() };
+        assert_ne!(output, decode(&free, plain()).0, "the constraint matters");
+    }
 }

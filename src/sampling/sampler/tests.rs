@@ -302,3 +302,107 @@ fn scores_of_the_definition_decide() {
         assert_eq!(sampler.sample(&logits, &params, position, &TokenHistory::none()).token, best as u32);
     }
 }
+
+/// Masks over `vocab` tokens: all, some, two and one allowed.
+fn masks(vocab: u32) -> [TokenMask; 4] {
+    [
+        TokenMask::from_fn(vocab, |_| true),
+        TokenMask::from_fn(vocab, |token| token % 3 != 1),
+        TokenMask::from_fn(vocab, |token| token == 4 || token == vocab - 1),
+        TokenMask::from_fn(vocab, |token| token == 6),
+    ]
+}
+
+fn masked_params() -> [SamplingParams; 6] {
+    [
+        SamplingParams::greedy(),
+        warm(),
+        SamplingParams { temperature: 0.6, top_k: 3, ..warm() },
+        SamplingParams { temperature: 1.4, top_p: 0.7, ..warm() },
+        SamplingParams { min_p: 0.1, logit_bias: vec![(4, 3.0), (7, 9.0)], ..warm() },
+        SamplingParams { top_k: 8, top_p: 0.9, repetition_penalty: 1.3, presence_penalty: 0.4, ..warm() },
+    ]
+}
+
+/// The definition: filtering the distribution by hand. Probabilities are those of the allowed
+/// logits alone; the choice is the argmax of score plus noise over the tokens that have any.
+#[test]
+fn a_mask_filters_the_distribution() {
+    let history = TokenHistory::new(2, vec![3, 0, 7, 7]);
+    let long: Vec<f32> = (0..700u32).map(|i| ((i * 7919) % 1009) as f32 * 0.012).collect();
+    let mut sampler = Sampler::new();
+    for logits in [twelve(), long] {
+        for (mask, params) in
+            masks(logits.len() as u32).iter().flat_map(|mask| masked_params().map(|params| (mask, params)))
+        {
+            let mut adjusted = logits.clone();
+            adjust_logits(&mut adjusted, &params, &history);
+            let ids: Vec<usize> = (0..logits.len()).filter(|&id| mask.allows(id as u32)).collect();
+            let allowed: Vec<f32> = ids.iter().map(|&id| adjusted[id]).collect();
+            // penalties and bias are in the allowed logits already
+            let temperature = if params.temperature > 0.0 { params.temperature } else { 1.0 };
+            let (top_k, top_p, min_p) = (params.top_k, params.top_p, params.min_p);
+            let rest = SamplingParams { temperature, top_k, top_p, min_p, ..warm() };
+            let expected = exact(&allowed, &rest, &TokenHistory::none());
+            for position in 0..40 {
+                let noise = Noise { seed: params.seed, position };
+                let score = |i: usize| {
+                    let noise = if params.temperature > 0.0 { noise.gumbel(ids[i] as u32) } else { 0.0 };
+                    if expected[i] > 0.0 {
+                        allowed[i] * (1.0 / temperature) + noise
+                    } else {
+                        f32::NEG_INFINITY
+                    }
+                };
+                let best = (0..ids.len()).fold(0, |best, i| if score(i) > score(best) { i } else { best });
+                let sampled = sampler.sample_allowed(&logits, Some(mask), &params, position, &history);
+                assert_eq!(sampled, SampledToken { token: ids[best] as u32, finite: true }, "{params:?}");
+                let proposal = sampler.propose_allowed(&logits, Some(mask), &params, position, &history);
+                assert_eq!((proposal.token, proposal.finite), (sampled.token, true));
+                assert!(mask.allows(proposal.runner_up), "{params:?}");
+                assert!((f64::from(proposal.probability) - expected[best]).abs() < 2e-6, "{params:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mask_that_allows_everything_changes_nothing() {
+    let history = TokenHistory::new(2, vec![3, 0, 7, 7]);
+    let mask = TokenMask::from_fn(12, |_| true);
+    let mut sampler = Sampler::new();
+    for params in masked_params() {
+        for position in 0..100 {
+            let masked = sampler.propose_allowed(&twelve(), Some(&mask), &params, position, &history);
+            assert_eq!(masked, sampler.propose(&twelve(), &params, position, &history), "{params:?}");
+        }
+    }
+}
+
+#[test]
+fn without_an_allowed_token_there_is_no_sample() {
+    let (mut sampler, none) = (Sampler::new(), TokenHistory::none());
+    // the second is for a larger vocabulary and allows none of this one
+    for mask in [TokenMask::none(12), TokenMask::from_fn(40, |token| token >= 12)] {
+        for params in masked_params() {
+            assert!(!sampler.sample_allowed(&twelve(), Some(&mask), &params, 3, &none).finite);
+            assert_eq!(
+                sampler.propose_allowed(&twelve(), Some(&mask), &params, 3, &none),
+                Proposal::default()
+            );
+        }
+    }
+}
+
+#[test]
+fn only_the_logits_of_allowed_tokens_must_be_finite() {
+    let (mut sampler, none) = (Sampler::new(), TokenHistory::none());
+    let mut logits = twelve();
+    logits[5] = f32::NAN;
+    for params in [SamplingParams::greedy(), warm()] {
+        let without = TokenMask::from_fn(12, |token| token != 5);
+        assert!(sampler.sample_allowed(&logits, Some(&without), &params, 0, &none).finite);
+        let with = TokenMask::from_fn(12, |token| token < 6);
+        assert!(!sampler.sample_allowed(&logits, Some(&with), &params, 0, &none).finite);
+    }
+}

@@ -46,6 +46,7 @@ fn decode(position: u32, drafts: &[TokenId], tree: Option<Vec<u32>>) -> VerifyRo
         drafts: drafts.len() as u32,
         tree,
         sample: true,
+        masks: Vec::new(),
     }
 }
 
@@ -67,7 +68,7 @@ fn a_proposal_is_right_exactly_where_the_process_says_so() {
     let mut executor_chains = DraftChains::default();
     let (mut executor, _) = executor(0.5);
     let (mut out, mut all, mut right) = (Vec::new(), Vec::new(), 0);
-    let row = DraftSeed { row: 0, input: input(0, vec![1; 10]), limit: 8 };
+    let row = DraftSeed { row: 0, input: input(0, vec![1; 10]), limit: 8, mask: None };
     executor_chains.start(&mut executor, &[row], &mut out).unwrap();
     all.append(&mut out);
     for _ in 0..199 {
@@ -102,6 +103,7 @@ fn a_call_takes_what_the_profile_says() {
         drafts: 0,
         tree: None,
         sample: false,
+        masks: Vec::new(),
     };
     let prefill = clock.now();
     assert!(verify(&mut executor, chunk()).tokens.is_empty());

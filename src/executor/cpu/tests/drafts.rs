@@ -1,10 +1,10 @@
 //! Drafting rounds.
 
 use super::*;
-use crate::protocol::{History, Proposal};
+use crate::protocol::{History, Proposal, TokenMask};
 
 fn draft_row(blocks: &[BlockId], tokens: &[TokenId], start: u32, propose: bool) -> DraftSeed {
-    DraftSeed { row: 0, input: input(blocks, tokens, start), limit: if propose { 8 } else { 0 } }
+    DraftSeed { row: 0, input: input(blocks, tokens, start), limit: if propose { 8 } else { 0 }, mask: None }
 }
 
 /// A pair whose draft is its target.
@@ -33,7 +33,14 @@ fn a_draft_that_is_the_target_has_every_token_accepted() {
             drafts.push(proposals[0].token);
         }
         row.input.tokens.extend(&drafts);
-        let row = VerifyRow { input: row.input, role: RowRole::Decode, drafts: 6, tree: None, sample: true };
+        let row = VerifyRow {
+            input: row.input,
+            role: RowRole::Decode,
+            drafts: 6,
+            tree: None,
+            sample: true,
+            masks: Vec::new(),
+        };
         let verdict = verify(&mut executor, &[row])[0].clone();
         assert_eq!((verdict.accepted, &verdict.tokens[..6]), (6, &drafts[..]), "temperature {temperature}");
     }
@@ -75,4 +82,36 @@ fn without_a_draft_model_drafting_is_malformed() {
     assert_eq!(executor.info().draft_blocks(), 0);
     let started = executor_chains.start(&mut executor, &[draft_row(&[0], &[1], 0, true)], &mut Vec::new());
     assert!(matches!(started, Err(ExecutorError::Malformed(_))));
+}
+
+/// A twin drafts what the target says, so all drafts are accepted iff the two are masked alike.
+#[test]
+fn masked_drafts_of_a_twin_are_accepted_and_obey_their_masks() {
+    let tokens = text(9, 20);
+    let mask = |node: u32| Arc::new(TokenMask::from_fn(VOCAB as u32, |token| token % 5 == node % 5));
+    for temperature in [0.0, 0.8] {
+        let mut executor = twins();
+        let mut seed = draft_row(&[3, 1, 2], &tokens, 0, true);
+        seed.input.sampling = sampling(temperature, 1.0);
+        seed.mask = Some(mask(0));
+        let mut forest = DraftForest::default();
+        executor.start(std::slice::from_ref(&seed), &mut forest).unwrap();
+        for node in 0..3 {
+            forest.constrain(NodeId(node), mask(node + 1));
+            executor.extend(&[NodeId(node)], &mut forest).unwrap();
+        }
+        let drafts: Vec<TokenId> = forest.since(0).map(|(_, node)| node.proposal.token).collect();
+        assert!((0..).zip(&drafts).all(|(node, draft)| draft % 5 == node), "{drafts:?}");
+        let mut row = chain(&[3, 1, 2], &[&tokens[..], &drafts].concat(), 0, 4);
+        row.input.sampling = seed.input.sampling.clone();
+        row.masks = (0..5).map(|node| Some(mask(node))).collect();
+        let verdict = verify(&mut executor, std::slice::from_ref(&row))[0].clone();
+        assert_eq!((verdict.accepted, &verdict.tokens[..4]), (4, &drafts[..]), "temperature {temperature}");
+        assert_eq!(verdict.tokens[4] % 5, 4);
+        // a draft that its mask forbids is rejected, and nothing allowed is not finite
+        row.masks[2] = Some(mask(3));
+        assert_eq!(verify(&mut executor, std::slice::from_ref(&row))[0].accepted, 2);
+        row.masks[2] = Some(Arc::new(TokenMask::none(VOCAB as u32)));
+        assert_eq!(verify(&mut executor, &[row])[0], Verdict::default());
+    }
 }

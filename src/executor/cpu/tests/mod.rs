@@ -55,7 +55,14 @@ fn input(blocks: &[BlockId], tokens: &[TokenId], start: u32) -> SequenceInput {
 }
 
 fn chain(blocks: &[BlockId], tokens: &[TokenId], start: u32, drafts: u32) -> VerifyRow {
-    VerifyRow { input: input(blocks, tokens, start), role: RowRole::Decode, drafts, tree: None, sample: true }
+    VerifyRow {
+        input: input(blocks, tokens, start),
+        role: RowRole::Decode,
+        drafts,
+        tree: None,
+        sample: true,
+        masks: Vec::new(),
+    }
 }
 
 /// The logits at every place where the target chooses, in order.

@@ -50,6 +50,7 @@ fn only_the_draft_with_a_nan_proposes_nothing() {
             row: 0,
             input: input(&[block], &tokens(seed, poison), 0),
             limit: 8,
+            mask: None,
         })
         .collect();
     let mut proposals = Vec::new();
