@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::options::VERIFY_ROWS_MAX;
-use crate::protocol::{Compaction, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, VerifyRow};
+use crate::protocol::{
+    Compaction, ExecutorError, ExecutorInfo, ModelRole, SequenceInput, TokenMask, VerifyRow,
+};
 
 /// The bounds, and the state of checking one batch.
 pub struct BatchCheck<'a> {
@@ -120,15 +122,24 @@ pub fn verify_sums(rows: &[VerifyRow], logit_rows_max: usize) -> Result<(), Exec
     })
 }
 
-/// Refuses requests with a constraint: the kernels have no masks.
+/// Checks that a row has a mask for each node or none at all.
 ///
 /// # Errors
 /// [`ExecutorError::Malformed`].
-pub fn unconstrained(input: &SequenceInput) -> Result<(), ExecutorError> {
-    ensure(input.sampling.constraint.is_none(), || {
-        let request = input.request;
-        format!("request {request}: constraints are not supported by the CUDA executor yet")
+pub fn masks_fit(row: &VerifyRow, info: &ExecutorInfo) -> Result<(), ExecutorError> {
+    ensure(row.masks_fit(info.vocab_size), || {
+        let (request, masks, drafts) = (row.input.request, row.masks.len(), row.drafts);
+        format!("request {request}: {masks} masks for {drafts} drafts, or of another vocabulary")
     })
+}
+
+/// Checks that a mask is for the model's vocabulary: the kernels read all of its words.
+///
+/// # Errors
+/// [`ExecutorError::Malformed`].
+pub fn mask_fits(mask: &TokenMask, info: &ExecutorInfo) -> Result<(), ExecutorError> {
+    let sizes = (mask.vocab_size(), info.vocab_size);
+    ensure(sizes.0 == sizes.1, || format!("a mask for {} tokens of {}", sizes.0, sizes.1))
 }
 
 fn malformed(what: String) -> ExecutorError {
@@ -148,7 +159,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::protocol::{RequestId, RowRole, SamplingParams, TokenConstraint, TokenId, TokenMask};
+    use crate::protocol::{RequestId, RowRole, SamplingParams};
 
     fn info() -> ExecutorInfo {
         ExecutorInfo {
@@ -210,23 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn a_constrained_request_is_refused() {
-        #[derive(Debug)]
-        struct Anything;
-        impl TokenConstraint for Anything {
-            fn mask(&self, _: &[TokenId]) -> Option<Arc<TokenMask>> {
-                None
-            }
-        }
-        let mut input = row(0, 1, 0).input;
-        assert_eq!(unconstrained(&input), Ok(()));
-        let constraint: Option<Arc<dyn TokenConstraint>> = Some(Arc::new(Anything));
-        input.sampling = Arc::new(SamplingParams { constraint, ..SamplingParams::greedy() });
-        let error = unconstrained(&input).expect_err("refused").to_string();
-        assert!(
-            error.contains("request 7: constraints are not supported by the CUDA executor yet"),
-            "{error}"
-        );
+    fn masks_of_another_shape_are_refused() {
+        let (info, mask) = (info(), |vocab_size| Some(Arc::new(TokenMask::none(vocab_size))));
+        let with = |masks| VerifyRow { masks, ..row(0, 3, 1) };
+        assert_eq!(masks_fit(&with(Vec::new()), &info), Ok(()));
+        assert_eq!(masks_fit(&with(vec![None, mask(100)]), &info), Ok(()));
+        assert!(masks_fit(&with(vec![mask(100)]), &info).is_err());
+        assert!(masks_fit(&with(vec![None, mask(99)]), &info).is_err());
+        assert!(mask_fits(&TokenMask::none(99), &info).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! [`Executor`] on a GPU: batches in, tokens out; logits never leave the device.
 
-use super::batch_check::{BatchCheck, ensure, unconstrained, verify_sums};
+use super::batch_check::{BatchCheck, ensure, mask_fits, masks_fit, verify_sums};
 use super::compaction::Compactor;
 use super::draft_round::DraftRound;
 use super::driver::Gpu;
@@ -184,7 +184,7 @@ impl Target for CudaExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         let mut check = BatchCheck::begin(&self.info, ModelRole::Target, rows.len())?;
         rows.iter().try_for_each(|row| check.row(row))?;
-        rows.iter().try_for_each(|row| unconstrained(&row.input))?;
+        rows.iter().try_for_each(|row| masks_fit(row, &self.info))?;
         verify_sums(rows, self.target_logit_rows)?;
         self.on_device(|executor| verify_batch::run(rows, &mut executor.target, &mut executor.queue, out))
     }
@@ -205,7 +205,8 @@ impl Drafter for CudaExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         let mut check = BatchCheck::begin(&self.info, ModelRole::Draft, seeds.len())?;
         seeds.iter().try_for_each(|seed| check.input(&seed.input))?;
-        seeds.iter().try_for_each(|seed| unconstrained(&seed.input))?;
+        let mut masks = seeds.iter().filter_map(|seed| seed.mask.as_ref());
+        masks.try_for_each(|mask| mask_fits(mask, &self.info))?;
         self.on_device(|executor| {
             let mut proposals = std::mem::take(&mut executor.proposals);
             let (runner, round, queue) = executor.draft_runner()?;
@@ -222,10 +223,13 @@ impl Drafter for CudaExecutor {
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         let keep = chain_rows(nodes, forest)?;
         self.round.check_keep(&keep, &self.info)?;
+        let mut masks = nodes.iter().filter_map(|&node| forest.mask(node));
+        masks.try_for_each(|mask| mask_fits(mask, &self.info))?;
         self.on_device(|executor| {
             let mut proposals = std::mem::take(&mut executor.proposals);
             let (runner, round, queue) = executor.draft_runner()?;
-            round.go_on(&keep, runner, queue, &mut proposals)?;
+            let mask = |index: usize| forest.mask(nodes[index]).cloned();
+            round.go_on(&keep, mask, runner, queue, &mut proposals)?;
             for (&node, &proposal) in nodes.iter().zip(&proposals) {
                 forest.add_child(node, proposal);
             }
