@@ -388,6 +388,7 @@ fn sample(bench: &Bench, rows: usize, kind: Kind, drafts: Option<usize>) -> Resu
         stride: VOCAB as i64,
         rows: rows_on.ptr().cast(),
         adjustments: std::ptr::null(),
+        masks: std::ptr::null(),
         scratch: scratch.ptr().cast_mut().cast(),
         row_count: rows as i32,
         vocab: VOCAB as i32,

@@ -62,8 +62,11 @@ fn submission(seed: u32) -> Submission {
     }
 }
 
+/// What the engine is started with.
+type Built = Result<(Box<dyn Executor>, Box<dyn Learner>), String>;
+
 async fn measure(requests: u32, draft_tokens: u32, polling: Polling) {
-    let build = move || -> Result<(Box<dyn Executor>, Box<dyn Learner>), String> {
+    let build = move || -> Built {
         Ok((Box::new(ShadowExecutor::new(shadow())), Box::new(Static::new(Fixed { draft_tokens }))))
     };
     let engine = Engine::start(build, options(polling)).expect("starts");

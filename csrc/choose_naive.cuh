@@ -23,8 +23,14 @@ __global__ void __launch_bounds__(kSampleThreads) choose_naive_kernel(const Samp
     const KeySource source = {nullptr, p.vocab, logits, row.scale};
 
     u64 bad = 0;
-    for (int i = threadIdx.x; i < p.vocab; i += kSampleThreads) bad += !isfinite(__fmul_rn(logits[i], row.scale));
-    if (block_sum_u64(bad, space) > 0) {
+    u64 allowed = 0;
+    for (int i = threadIdx.x; i < p.vocab; i += kSampleThreads) {
+        if (!is_allowed(p, row, i)) continue;
+        ++allowed;
+        bad += !isfinite(__fmul_rn(logits[i], row.scale));
+    }
+    const bool none = block_sum_u64(allowed, space) == 0;
+    if (block_sum_u64(bad, space) > 0 || none) {
         if (threadIdx.x < kWarp) sink.fail(p, scratch, row_index);
         return;
     }

@@ -33,6 +33,8 @@ typedef struct {
     int32_t position; /* absolute position of the token to be sampled; negative: padding */
     int32_t first_adjustment;
     int32_t adjustments;
+    int32_t mask;   /* first word of the row's mask in SampleParams::masks; negative: all tokens are allowed */
+    int32_t unused; /* no padding: the host writes rows as words */
 } SamplingRow;
 
 /* Penalties and bias of one token in one row, applied in this order:
@@ -57,10 +59,11 @@ typedef struct {
 
 /* Parameters of a call. */
 typedef struct {
-    float *logits;       /* [rows][stride]; adjusted in place */
+    float *logits;       /* [rows][stride]; adjusted in place, forbidden tokens become -infinity */
     int64_t stride;      /* elements from row to row; a multiple of 4 */
     const SamplingRow *rows;
     const LogitAdjustment *adjustments;
+    const uint32_t *masks; /* bit t % 32 of word t / 32 of a row's mask: whether token t is allowed */
     void *scratch;       /* specserve_sample_scratch_bytes; zeroed before the first call, and again after each */
     int32_t row_count;
     int32_t vocab;
@@ -70,7 +73,7 @@ typedef struct {
 /* Draft sampling. */
 typedef struct {
     SampleParams sample;
-    DraftProposal *proposals; /* [rows]; all zero for padding and where a logit is not finite */
+    DraftProposal *proposals; /* [rows]; all zero for padding, and where a logit is not finite or no token is allowed */
     int32_t *tokens;          /* [rows], the proposals' tokens again, as input of the next step */
 } DraftSampleParams;
 
@@ -85,7 +88,7 @@ typedef struct {
 /* Outcome of one sequence. */
 typedef struct {
     int32_t accepted; /* drafts; the tokens are one more */
-    int32_t finite;   /* 0: a logit on the path was not finite, there are no tokens */
+    int32_t finite;   /* 0: on the path a logit was not finite or no token was allowed; there are no tokens */
 } VerifyOutcome;
 
 /* Target sampling and verification. */

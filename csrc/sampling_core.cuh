@@ -211,15 +211,33 @@ __device__ __forceinline__ float adjusted(float logit, const LogitAdjustment &by
     return __fadd_rn(__fsub_rn(__fsub_rn(logit, by.presence), by.frequency), by.bias);
 }
 
-// Applies a row's adjustments to tokens of [begin, end). Called by the whole CTA.
+// Whether a row may choose a token.
+__device__ __forceinline__ bool is_allowed(const SampleParams &p, const SamplingRow &row, int token)
+{
+    return row.mask < 0 || (p.masks[row.mask + token / 32] >> token % 32 & 1) != 0;
+}
+
+// Gives the tokens of [begin, end) that a row forbids a logit of -infinity. No key of such a token
+// is ever ranked. Called by the whole CTA.
+__device__ __forceinline__ void forbid(const SampleParams &p, const SamplingRow &row, float *logits, int begin, int end)
+{
+    if (row.mask < 0) return;
+    for (int token = begin + static_cast<int>(threadIdx.x); token < min(end, p.vocab); token += blockDim.x)
+        if (!is_allowed(p, row, token)) logits[token] = -INFINITY;
+    __syncthreads();
+}
+
+// Applies a row's adjustments and mask to tokens of [begin, end). Called by the whole CTA.
 __device__ __forceinline__ void adjust(const SampleParams &p, const SamplingRow &row, float *logits, int begin, int end)
 {
-    if (row.adjustments <= 0) return;
-    for (int i = threadIdx.x; i < row.adjustments; i += blockDim.x) {
-        const LogitAdjustment by = p.adjustments[row.first_adjustment + i];
-        if (by.token >= begin && by.token < min(end, p.vocab)) logits[by.token] = adjusted(logits[by.token], by);
+    if (row.adjustments > 0) {
+        for (int i = threadIdx.x; i < row.adjustments; i += blockDim.x) {
+            const LogitAdjustment by = p.adjustments[row.first_adjustment + i];
+            if (by.token >= begin && by.token < min(end, p.vocab)) logits[by.token] = adjusted(logits[by.token], by);
+        }
+        __syncthreads();
     }
-    __syncthreads();
+    forbid(p, row, logits, begin, end);
 }
 
 // Counts this CTA's arrival; true in all lanes of the first warp of the last of `expected` CTAs,

@@ -99,6 +99,7 @@ __global__ void __launch_bounds__(kSampleThreads, kWaves) scan_kernel(const Samp
     part = empty_part();
     for (int i = lane; i < splits; i += kWarp) merge_part(part, load_part(parts + i));
     merge_warp(part);
+    if (part.tops.first == kNoKey && part.race.first == kNoKey) part.bad = 1;  // nothing is allowed
     const bool filtered = is_filtered(row, p.vocab);
     if (filtered && lane == 0) scratch.scans[row_index] = {part.tops.first, part.tops.second, part.bad};
     if (part.bad) {

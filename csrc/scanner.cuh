@@ -79,6 +79,7 @@ class Scanner
     static constexpr int kGroups = kExponentials ? 2 : 4;
     static constexpr int kStride = kGroups * kSweep;
 
+    const SampleParams &p;
     const SamplingRow &row;
     const float *logits;
     const int vocab;
@@ -101,7 +102,7 @@ class Scanner
   public:
     __device__ __forceinline__ Scanner(const SampleParams &p, const SamplingRow &row, const float *logits,
                                        Leaders &leaders)
-        : row(row), logits(logits), vocab(p.vocab), leaders(leaders), keys(row.seed)
+        : p(p), row(row), logits(logits), vocab(p.vocab), leaders(leaders), keys(row.seed)
     {
         if (kRace) keys.hold();
     }
@@ -142,7 +143,9 @@ class Scanner
             look_closely(score, at);
         }
         const bool doubtful = __any_sync(kFullMask, !(fabsf(products) < INFINITY));
-        return {warp_sum(sum), offset, doubtful && any_not_finite(slice)};
+        const float all = warp_sum(sum);
+        // A warp that saw forbidden tokens only has no offset that others may have to scale to.
+        return {all, all > 0.f ? offset : -FLT_MAX, doubtful && any_not_finite(slice)};
     }
 
   private:
@@ -347,7 +350,7 @@ class Scanner
         }
     }
 
-    // Whether a score of any lane is NaN or infinite.
+    // Whether the score of an allowed token of any lane is NaN or infinite.
     __device__ bool any_not_finite(const Slice &slice) const
     {
         bool found = false;
@@ -355,7 +358,8 @@ class Scanner
             const float4 four = load_logits(logits, at, vocab);
             const float logit[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-            for (int i = 0; i < 4; ++i) found |= at + i < vocab && !isfinite(__fmul_rn(logit[i], row.scale));
+            for (int i = 0; i < 4; ++i)
+                if (at + i < vocab && !isfinite(__fmul_rn(logit[i], row.scale))) found |= is_allowed(p, row, at + i);
         }
         return __any_sync(kFullMask, found);
     }

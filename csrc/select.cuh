@@ -17,8 +17,14 @@ struct KeySource {
     template <typename Visit>
     __device__ __forceinline__ void each(Visit visit) const
     {
-        for (int i = threadIdx.x; i < count; i += kSampleThreads)
-            visit(list ? list[i] : rank_key(__fmul_rn(__ldcg(logits + i), scale), i));
+        for (int i = threadIdx.x; i < count; i += kSampleThreads) {
+            if (list) {
+                visit(list[i]);
+                continue;
+            }
+            const float score = __fmul_rn(__ldcg(logits + i), scale);
+            if (score > -INFINITY) visit(rank_key(score, i));  // else forbidden
+        }
     }
 };
 

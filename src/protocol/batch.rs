@@ -35,8 +35,8 @@ pub struct ExecutorInfo {
 impl VerifyRow {
     /// What the target may sample at a node: 0 is the last committed token, `j > 0` is draft
     /// `j - 1`. `None`: any token.
-    pub fn mask(&self, node: usize) -> Option<&TokenMask> {
-        self.masks.get(node)?.as_deref()
+    pub fn mask(&self, node: usize) -> Option<&Arc<TokenMask>> {
+        self.masks.get(node)?.as_ref()
     }
 
     /// Whether there is one mask per node or none at all, and each is for `vocab_size` tokens.

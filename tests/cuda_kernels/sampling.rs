@@ -1,9 +1,11 @@
 //! Noise and draft sampling against the CPU's bits.
 
+use std::sync::Arc;
+
 use specserve::executor::cuda::SamplingRows;
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{self, DraftProposal, DraftSampleParams, SampleParams};
-use specserve::protocol::{Proposal, SamplingParams};
+use specserve::protocol::{Proposal, SamplingParams, TokenMask};
 use specserve::sampling::noise::Noise;
 use specserve::sampling::{Sampler, TokenHistory};
 
@@ -87,7 +89,25 @@ struct Batch {
     want: Vec<Proposal>,
 }
 
-fn random_batch(random: &mut Random, rows: usize, vocab: usize) -> Batch {
+/// None, few, one, half or all but few of the tokens, or no mask.
+fn random_mask(random: &mut Random, vocab: usize) -> Option<Arc<TokenMask>> {
+    let mut mask = TokenMask::none(vocab as u32);
+    let few = 1 + random.below(9);
+    match random.below(6) {
+        0 => return None,
+        1 => {}
+        2 => mask.allow(random.below(vocab) as u32),
+        3 => (0..few).for_each(|_| mask.allow(random.below(vocab) as u32)),
+        4 => {
+            let first = random.below(2) as u32;
+            mask = TokenMask::from_fn(vocab as u32, |token| token % 2 == first);
+        }
+        _ => mask = TokenMask::from_fn(vocab as u32, |token| token as usize >= few),
+    }
+    Some(Arc::new(mask))
+}
+
+fn random_batch(random: &mut Random, rows: usize, vocab: usize, masked: bool) -> Batch {
     let stride = vocab.next_multiple_of(4);
     let mut batch =
         Batch { logits: vec![f32::NAN; rows * stride], stride, rows: SamplingRows::new(), want: Vec::new() };
@@ -106,8 +126,9 @@ fn random_batch(random: &mut Random, rows: usize, vocab: usize) -> Batch {
         }
         let (params, history) = (random_params(random, vocab), random_history(random, vocab));
         let position = random.below(100_000) as u32;
-        batch.rows.push(&params, position, &history);
-        batch.want.push(sampler.propose(&logits, &params, position, &history));
+        let mask = if masked { random_mask(random, vocab) } else { None };
+        batch.rows.push_masked(&params, position, &history, mask.as_ref());
+        batch.want.push(sampler.propose_allowed(&logits, mask.as_deref(), &params, position, &history));
     }
     batch
 }
@@ -117,6 +138,8 @@ fn run_draft(bench: &Bench, batch: &Batch, vocab: usize, naive: bool) -> Vec<Dra
     let mut logits = bench.upload(&batch.logits);
     let rows_on = bench.upload(bytemuck_rows(&batch.rows));
     let adjustments_on = bench.upload(bytemuck_adjustments(&batch.rows));
+    let words: Vec<u32> = batch.rows.masks().iter().flat_map(|mask| mask.words().to_vec()).collect();
+    let masks_on = bench.upload(&words);
     // SAFETY: plain arithmetic.
     let scratch_bytes = unsafe { kernels::specserve_sample_scratch_bytes(rows as i32) };
     let mut scratch = bench.zeroed::<u8>(scratch_bytes);
@@ -128,6 +151,7 @@ fn run_draft(bench: &Bench, batch: &Batch, vocab: usize, naive: bool) -> Vec<Dra
             stride: batch.stride as i64,
             rows: rows_on.ptr().cast(),
             adjustments: adjustments_on.ptr().cast(),
+            masks: masks_on.ptr(),
             scratch: scratch.mut_ptr().cast(),
             row_count: rows as i32,
             vocab: vocab as i32,
@@ -195,6 +219,16 @@ fn assert_same(got: &DraftProposal, want: &Proposal, row: usize, batch: &Batch) 
 #[test]
 #[ignore = "needs a CUDA device"]
 fn draft_sampling_matches_the_cpu() {
+    compare_with_the_cpu(false);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn masked_draft_sampling_matches_the_cpu() {
+    compare_with_the_cpu(true);
+}
+
+fn compare_with_the_cpu(masked: bool) {
     let mut bench = Bench::new();
     let grid = [
         (1, 4_096),
@@ -213,7 +247,7 @@ fn draft_sampling_matches_the_cpu() {
         if bench.leaves_out(rows * vocab) {
             continue;
         }
-        let batch = random_batch(&mut bench.random, rows, vocab);
+        let batch = random_batch(&mut bench.random, rows, vocab, masked);
         for naive in [false, true] {
             if naive && rows * vocab > 1 << 21 {
                 continue;

@@ -180,6 +180,7 @@ fn check(bench: &Bench, sequences: &[Sequence], vocab: usize, naive: bool) {
             stride: stride as i64,
             rows: rows_on.ptr().cast(),
             adjustments: adjustments_on.ptr().cast(),
+            masks: std::ptr::null(),
             scratch: scratch.mut_ptr().cast(),
             row_count: rows as i32,
             vocab: vocab as i32,

@@ -19,7 +19,7 @@ use self::block_set::BlockSet;
 use self::round::Round;
 use crate::protocol::{
     BlockId, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, History, ModelRole, NodeId,
-    RequestId, SequenceInput, VerifyRow,
+    RequestId, SequenceInput, TokenMask, VerifyRow,
 };
 
 /// Checks batches against an [`ExecutorInfo`]; holds the state of one drafting round.
@@ -110,6 +110,7 @@ impl BatchContract {
             }
             let (request, position) = self.round.next_input(seed);
             self.next_input(seed, position).map_err(|what| of_request(request, &what))?;
+            self.mask(forest.mask(id).map(AsRef::as_ref)).map_err(|what| of_request(request, &what))?;
             seeds.push(seed);
         }
         self.round.extended();
@@ -210,7 +211,14 @@ impl BatchContract {
         self.input(&seed.input, pool)?;
         let (limit, most) = (seed.limit, self.info.draft_tokens_max);
         rule(limit <= most, || format!("up to {limit} proposals, at most {most}"))?;
+        self.mask(seed.mask.as_deref())?;
         if limit > 0 { self.history(&seed.input, seed.input.tokens.len(), needs_tokens) } else { Ok(()) }
+    }
+
+    /// Kernels read every word of a mask.
+    fn mask(&self, mask: Option<&TokenMask>) -> Checked {
+        let (vocab, size) = (self.info.vocab_size, mask.map(TokenMask::vocab_size));
+        rule(size.is_none_or(|size| size == vocab), || format!("a mask for another vocabulary than {vocab}"))
     }
 
     /// The history, where it is needed, ends with the last of the `committed` inputs.

@@ -95,6 +95,9 @@ fn masks_are_one_per_node_and_for_the_whole_vocabulary() {
     let other = Some(Arc::new(TokenMask::none(101)));
     assert!(refused(&masked(vec![None; 3])).contains("3 masks for 1 drafts"));
     assert!(refused(&masked(vec![whole.clone(), other])).contains("another vocabulary"));
+    let seed = DraftSeed { mask: Some(Arc::new(TokenMask::none(99))), ..seed(0, &[0]) };
+    let what = text(BatchContract::new(&info()).start(std::slice::from_ref(&seed)));
+    assert!(what.contains("another vocabulary"), "{what}");
     let good = masked(vec![whole, None]);
     assert_eq!(BatchContract::new(&info()).verify(&[good]), Ok(()));
 }

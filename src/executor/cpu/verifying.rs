@@ -97,7 +97,8 @@ fn verdict(row: &VerifyRow, logits: LogitRows<'_>, first: usize, sampler: &mut S
             path.for_each(|step| history.push(drafts[draft(step)]));
         }
         let (logits, position) = (logits.row(first + node), (position + depth) as u32);
-        sampler.sample_allowed(logits, row.mask(node), &input.sampling, position, &history)
+        let mask = row.mask(node).map(AsRef::as_ref);
+        sampler.sample_allowed(logits, mask, &input.sampling, position, &history)
     };
     match &row.tree {
         None => walk_chain(drafts, |node| sample(node, 0..node, &|step| step)),

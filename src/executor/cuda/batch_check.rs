@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::options::VERIFY_ROWS_MAX;
-use crate::protocol::{ExecutorError, SequenceInput, VerifyRow};
+use crate::protocol::{ExecutorError, VerifyRow};
 
 /// Checks the sums over a verification's rows.
 ///
@@ -20,17 +20,6 @@ pub fn verify_sums(rows: &[VerifyRow], logit_rows_max: usize) -> Result<(), Exec
     })
 }
 
-/// Refuses requests with a constraint: the kernels have no masks.
-///
-/// # Errors
-/// [`ExecutorError::Malformed`].
-pub fn unconstrained(input: &SequenceInput) -> Result<(), ExecutorError> {
-    ensure(input.sampling.constraint.is_none(), || {
-        let request = input.request;
-        format!("request {request}: constraints are not supported by the CUDA executor yet")
-    })
-}
-
 /// Fails with a lazily made text unless a rule holds.
 ///
 /// # Errors
@@ -44,9 +33,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::protocol::{
-        RequestId, RowRole, SamplingParams, SequenceInput, TokenConstraint, TokenId, TokenMask,
-    };
+    use crate::protocol::{RequestId, RowRole, SamplingParams, SequenceInput};
 
     fn row(start: u32, tokens: usize, drafts: u32) -> VerifyRow {
         let input = SequenceInput {
@@ -58,26 +45,6 @@ mod tests {
             history: None,
         };
         VerifyRow { input, role: RowRole::Decode, drafts, tree: None, sample: true, masks: Vec::new() }
-    }
-
-    #[test]
-    fn a_constrained_request_is_refused() {
-        #[derive(Debug)]
-        struct Anything;
-        impl TokenConstraint for Anything {
-            fn mask(&self, _: &[TokenId]) -> Option<Arc<TokenMask>> {
-                None
-            }
-        }
-        let mut input = row(0, 1, 0).input;
-        assert_eq!(unconstrained(&input), Ok(()));
-        let constraint: Option<Arc<dyn TokenConstraint>> = Some(Arc::new(Anything));
-        input.sampling = Arc::new(SamplingParams { constraint, ..SamplingParams::greedy() });
-        let error = unconstrained(&input).expect_err("refused").to_string();
-        assert!(
-            error.contains("request 7: constraints are not supported by the CUDA executor yet"),
-            "{error}"
-        );
     }
 
     #[test]

@@ -8,7 +8,9 @@ use super::ffi::kernels::DraftProposal;
 use super::host_step::{HostStep, input_shape};
 use super::runner::{Chooses, DeviceQueue, Runner};
 use super::step_results::proposal;
-use crate::protocol::{BlockId, DraftSeed, ExecutorError, Proposal, RequestId, SamplingParams, TokenId};
+use crate::protocol::{
+    BlockId, DraftSeed, ExecutorError, Proposal, RequestId, SamplingParams, TokenId, TokenMask,
+};
 use crate::sampling::TokenHistory;
 
 /// One row of the round.
@@ -69,7 +71,8 @@ impl DraftRound {
         }
         step.plan.build(rows.iter().map(|row| input_shape(&row.input, 0, None)));
         for (row, state) in rows.iter().zip(&self.rows).filter(|(row, _)| row.limit > 0) {
-            step.sampling.push(&row.input.sampling, state.position, &state.history);
+            let mask = row.mask.as_ref();
+            step.sampling.push_masked(&row.input.sampling, state.position, &state.history, mask);
         }
     }
 
@@ -96,18 +99,20 @@ impl DraftRound {
         Ok(())
     }
 
-    /// Feeds each kept row its last proposal; writes one proposal per kept row to `out`.
+    /// Feeds each kept row its last proposal; writes one proposal per kept row to `out`. `mask(i)`
+    /// says what the proposal of `keep[i]` may be.
     ///
     /// # Errors
     /// [`ExecutorError::Device`].
     pub fn go_on(
         &mut self,
         keep: &[u32],
+        mask: impl Fn(usize) -> Option<Arc<TokenMask>>,
         runner: &mut Runner,
         queue: &mut DeviceQueue,
         out: &mut Vec<Proposal>,
     ) -> Result<(), ExecutorError> {
-        self.proceed(keep, &mut runner.step);
+        self.proceed(keep, mask, &mut runner.step);
         out.clear();
         if keep.is_empty() {
             return Ok(());
@@ -117,7 +122,12 @@ impl DraftRound {
     }
 
     /// Puts the kept rows' last proposals into a step.
-    pub fn proceed(&mut self, keep: &[u32], step: &mut HostStep) {
+    pub fn proceed(
+        &mut self,
+        keep: &[u32],
+        mask: impl Fn(usize) -> Option<Arc<TokenMask>>,
+        step: &mut HostStep,
+    ) {
         step.clear();
         for (row, &index) in keep.iter().enumerate() {
             let state = &mut self.rows[index as usize];
@@ -133,10 +143,11 @@ impl DraftRound {
             let state = &rows[index as usize];
             SequenceShape { start: state.position, tokens: 1, drafts: 0, tree: None, blocks: &state.blocks }
         }));
-        for &index in keep {
+        for (row, &index) in keep.iter().enumerate() {
             let state = &mut self.rows[index as usize];
             state.position += 1;
-            step.sampling.push(&state.sampling, state.position, &state.history);
+            let mask = mask(row);
+            step.sampling.push_masked(&state.sampling, state.position, &state.history, mask.as_ref());
         }
     }
 
@@ -245,13 +256,13 @@ mod tests {
         let proposals = begin(&mut round, &rows, &mut step, &results);
         assert_eq!((step.gather.clone(), proposals[1].token), (vec![1, 2], 51));
 
-        round.proceed(&[1], &mut step);
+        round.proceed(&[1], |_| None, &mut step);
         assert_eq!((&step.tokens[..], &step.gather[..]), (&[51][..], &[0][..]));
         assert_eq!((&step.plan.positions[..], &step.plan.slots[..]), (&[16][..], &[2 * 16][..]));
         assert_eq!(step.sampling.rows()[0].position, 17);
 
         begin(&mut round, &[row(3, &[7], 40, &[5, 6, 7])], &mut step, &results);
-        round.proceed(&[0], &mut step);
+        round.proceed(&[0], |_| None, &mut step);
         assert_eq!((step.tokens[0], step.plan.positions[0], step.plan.slots[0]), (41, 41, 7 * 16 + 9));
     }
 }

@@ -1,6 +1,6 @@
 //! [`Executor`] on a GPU: batches in, tokens out; logits never leave the device.
 
-use super::batch_check::{ensure, unconstrained, verify_sums};
+use super::batch_check::{ensure, verify_sums};
 use super::compaction::Compactor;
 use super::draft_round::DraftRound;
 use super::driver::Gpu;
@@ -189,7 +189,6 @@ impl Executor for CudaExecutor {
 impl Target for CudaExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         self.contract.verify(rows)?;
-        rows.iter().try_for_each(|row| unconstrained(&row.input))?;
         verify_sums(rows, self.target_logit_rows)?;
         self.on_device(|executor| verify_batch::run(rows, &mut executor.target, &mut executor.queue, out))
     }
@@ -208,7 +207,6 @@ impl Target for CudaExecutor {
 impl Drafter for CudaExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         self.contract.start(seeds)?;
-        seeds.iter().try_for_each(|seed| unconstrained(&seed.input))?;
         self.on_device(|executor| {
             let mut proposals = std::mem::take(&mut executor.proposals);
             let (runner, round, queue) = executor.draft_runner()?;
@@ -228,7 +226,8 @@ impl Drafter for CudaExecutor {
         self.on_device(|executor| {
             let mut proposals = std::mem::take(&mut executor.proposals);
             let (runner, round, queue) = executor.draft_runner()?;
-            round.go_on(&kept, runner, queue, &mut proposals)?;
+            let mask = |index: usize| forest.mask(nodes[index]).cloned();
+            round.go_on(&kept, mask, runner, queue, &mut proposals)?;
             for (&node, &proposal) in nodes.iter().zip(&proposals) {
                 forest.add_child(node, proposal);
             }

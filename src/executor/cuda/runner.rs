@@ -267,6 +267,7 @@ impl Runner {
             stride: vocab as i64,
             rows: addresses.rows,
             adjustments: addresses.adjustments,
+            masks: addresses.masks,
             scratch: self.sample_scratch.mut_ptr().cast(),
             row_count: key.step.logit_rows as i32,
             vocab: vocab as i32,

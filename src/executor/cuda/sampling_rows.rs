@@ -2,21 +2,27 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::ffi::kernels::{LogitAdjustment, SamplingRow};
-use crate::protocol::{SamplingParams, TokenId};
+use crate::protocol::{SamplingParams, TokenId, TokenMask};
 use crate::sampling::TokenHistory;
 use crate::sampling::distribution::TEMPERATURE_MIN;
 use crate::sampling::float::ln;
 
 /// Position of a row that chooses nothing.
 const PADDING: i32 = -1;
+/// `SamplingRow::mask` of a row that may choose any token.
+const NO_MASK: i32 = -1;
 
 /// The rows of one sampling call and their logit adjustments. Reused from call to call.
 #[derive(Clone, Debug, Default)]
 pub struct SamplingRows {
     rows: Vec<SamplingRow>,
     adjustments: Vec<LogitAdjustment>,
+    masks: Vec<Arc<TokenMask>>,
+    /// Words of all masks.
+    mask_words: usize,
     filtered: bool,
 }
 
@@ -30,6 +36,8 @@ impl SamplingRows {
     pub fn clear(&mut self) {
         self.rows.clear();
         self.adjustments.clear();
+        self.masks.clear();
+        self.mask_words = 0;
         self.filtered = false;
     }
 
@@ -42,6 +50,40 @@ impl SamplingRows {
         let adjustments = (self.adjustments.len() - first) as i32;
         let first_adjustment = first as i32;
         self.rows.push(SamplingRow { position: position as i32, first_adjustment, adjustments, ..row });
+    }
+
+    /// [`push`](Self::push), among the tokens that `mask` allows; `None` allows all. Rows that share
+    /// a mask share its words.
+    pub fn push_masked(
+        &mut self,
+        params: &SamplingParams,
+        position: u32,
+        history: &TokenHistory,
+        mask: Option<&Arc<TokenMask>>,
+    ) {
+        self.push(params, position, history);
+        let Some(mask) = mask else { return };
+        let first = self.mask_start(mask);
+        if let Some(row) = self.rows.last_mut() {
+            row.mask = first;
+            // the product of 0 and -infinity is NaN; so small a scale is 0 to any sum with noise
+            row.scale = row.scale.max(f32::MIN_POSITIVE);
+        }
+    }
+
+    /// The first word of a mask among all masks; adds it if it is new.
+    fn mask_start(&mut self, mask: &Arc<TokenMask>) -> i32 {
+        let mut first = self.mask_words;
+        for known in self.masks.iter().rev() {
+            first -= known.words().len();
+            if Arc::ptr_eq(known, mask) {
+                return first as i32;
+            }
+        }
+        self.masks.push(Arc::clone(mask));
+        let first = self.mask_words;
+        self.mask_words += mask.words().len();
+        first as i32
     }
 
     /// Adds a row for each position, of parameters that [adjust](adjusts) nothing.
@@ -64,6 +106,8 @@ impl SamplingRows {
             position: PADDING,
             first_adjustment: self.adjustments.len() as i32,
             adjustments: 0,
+            mask: NO_MASK,
+            unused: 0,
         };
         self.filtered |= sampled && (row.top_k > 0 || row.top_p < 1.0 || row.min_score > f32::NEG_INFINITY);
         row
@@ -71,7 +115,7 @@ impl SamplingRows {
 
     /// Adds a row that chooses nothing.
     pub fn push_padding(&mut self) {
-        self.rows.push(SamplingRow { position: PADDING, ..SamplingRow::default() });
+        self.rows.push(SamplingRow { position: PADDING, mask: NO_MASK, ..SamplingRow::default() });
     }
 
     /// The rows, in order.
@@ -82,6 +126,16 @@ impl SamplingRows {
     /// The adjustments that the rows point into.
     pub fn adjustments(&self) -> &[LogitAdjustment] {
         &self.adjustments
+    }
+
+    /// The masks that the rows point into, one behind the other.
+    pub fn masks(&self) -> &[Arc<TokenMask>] {
+        &self.masks
+    }
+
+    /// Words of all masks.
+    pub fn mask_words(&self) -> usize {
+        self.mask_words
     }
 
     /// Whether a row uses top-k, top-p or min-p: `SampleParams::filtered`.
@@ -169,6 +223,20 @@ mod tests {
         assert!(adjusts(&biased) && !adjusts(&plain));
         assert_eq!(format!("{together:?}"), format!("{single:?}"));
         assert_eq!(together.rows()[3].first_adjustment, 1);
+    }
+
+    #[test]
+    fn rows_that_share_a_mask_share_its_words() {
+        let mask = |step| Arc::new(TokenMask::from_fn(70, |token| token % step == 0));
+        let (evens, thirds) = (mask(2), mask(3));
+        let mut rows = SamplingRows::new();
+        for mask in [Some(&evens), None, Some(&thirds), Some(&evens)] {
+            rows.push_masked(&SamplingParams::greedy(), 1, &TokenHistory::none(), mask);
+        }
+        assert_eq!(rows.rows().iter().map(|row| row.mask).collect::<Vec<_>>(), [0, -1, 3, 0]);
+        assert_eq!((rows.masks().len(), rows.mask_words()), (2, 6));
+        rows.clear();
+        assert_eq!((rows.masks().len(), rows.mask_words()), (0, 0));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct SamplingAddresses {
     pub rows: *const SamplingRow,
     /// What rows' first adjustments count from.
     pub adjustments: *const LogitAdjustment,
+    /// What rows' masks count from.
+    pub masks: *const u32,
     /// Sequences to verify.
     pub sequences: *const VerifySequence,
     /// The sequence of each row of logits.
@@ -99,6 +101,7 @@ impl StepInputs {
         SamplingAddresses {
             rows: self.at(layout.sampling),
             adjustments: self.at(0),
+            masks: self.at(0),
             sequences: self.at(layout.sequences),
             sequence_of: self.at(layout.sequence_of),
             drafts: self.at(layout.drafts),

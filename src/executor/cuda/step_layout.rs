@@ -2,10 +2,11 @@
 //!
 //! The layout is fixed by the step's padded sizes, so that a captured graph finds every
 //! array at the address where it was captured. Parts without a fixed size come last; block
-//! tables and adjustments are addressed from the start of the whole memory.
+//! tables, adjustments and masks are addressed from the start of the whole memory.
 
 use super::ffi::kernels::{AttentionItem, LogitAdjustment, SamplingRow, VerifySequence};
 use super::host_step::HostStep;
+use super::sampling_rows::SamplingRows;
 
 /// Words between the parts: every part starts at a multiple of 16 bytes.
 const ALIGNMENT_WORDS: usize = 4;
@@ -19,6 +20,10 @@ const ADJUSTMENT_WORDS: usize = size_of::<LogitAdjustment>() / 4;
 
 /// Place of `segment.table` in an [`AttentionItem`], in words.
 const TABLE_WORD: usize = std::mem::offset_of!(AttentionItem, segment.table) / 4;
+/// The same of `first_adjustment` in a [`SamplingRow`].
+const FIRST_ADJUSTMENT_WORD: usize = std::mem::offset_of!(SamplingRow, first_adjustment) / 4;
+/// The same of `mask`.
+const MASK_WORD: usize = std::mem::offset_of!(SamplingRow, mask) / 4;
 
 /// Types that are whole 32-bit words without padding, as the kernels read them.
 ///
@@ -28,6 +33,8 @@ unsafe trait Words: Copy {}
 // SAFETY: integers.
 unsafe impl Words for i32 {}
 // SAFETY: integers.
+unsafe impl Words for u32 {}
+// SAFETY: integers.
 unsafe impl Words for u64 {}
 // SAFETY: `repr(C)` structs of 32-bit fields.
 unsafe impl Words for AttentionItem {}
@@ -35,9 +42,9 @@ unsafe impl Words for AttentionItem {}
 unsafe impl Words for VerifySequence {}
 // SAFETY: as above.
 unsafe impl Words for LogitAdjustment {}
-// SAFETY: one 64-bit field, then eight of 32 bits: no padding.
+// SAFETY: one 64-bit field, then ten of 32 bits: no padding.
 unsafe impl Words for SamplingRow {}
-const _: () = assert!(size_of::<SamplingRow>() == 8 + 8 * 4);
+const _: () = assert!(size_of::<SamplingRow>() == 8 + 10 * 4);
 
 /// Padded sizes of a step, as the layout needs them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -112,7 +119,8 @@ pub fn words_needed(sizes: InputSizes, step: &HostStep) -> usize {
         + items
         + plan.tables.len()
         + adjustments
-        + 2 * ALIGNMENT_WORDS
+        + step.sampling.mask_words()
+        + 3 * ALIGNMENT_WORDS
         + READ_AHEAD_WORDS
 }
 
@@ -139,20 +147,34 @@ pub fn write(words: &mut [u32], sizes: InputSizes, step: &HostStep) -> Written {
     let after_items = put(words, layout.items, &plan.items);
     let tables = put(words, after_items, &plan.prefill_items);
     let adjustments = put(words, tables, &plan.tables).next_multiple_of(ADJUSTMENT_WORDS);
-    let end = put(words, adjustments, sampling.adjustments());
+    let masks = put(words, adjustments, sampling.adjustments());
+    let end = put_masks(words, masks, sampling);
 
     let items = plan.items.len() + plan.prefill_items.len();
     for item in words[layout.items..][..items * ITEM_WORDS].chunks_exact_mut(ITEM_WORDS) {
         item[TABLE_WORD] += tables as u32; // tables count from the start of the memory
     }
-    let no_row = SamplingRow { position: -1, ..SamplingRow::default() };
+    let no_row = SamplingRow { position: -1, mask: -1, ..SamplingRow::default() };
     put_padded(words, layout.sampling, sampling.rows(), sizes.logit_rows, no_row);
     let row_words = size_of::<SamplingRow>() / 4;
     let sampling_words = &mut words[layout.sampling..][..sampling.rows().len() * row_words];
     for row in sampling_words.chunks_exact_mut(row_words) {
-        row[row_words - 2] += (adjustments / ADJUSTMENT_WORDS) as u32;
+        row[FIRST_ADJUSTMENT_WORD] += (adjustments / ADJUSTMENT_WORDS) as u32;
+        if row[MASK_WORD] as i32 >= 0 {
+            row[MASK_WORD] += masks as u32;
+        }
     }
     Written { prefill_items: after_items, words: end }
+}
+
+/// Writes the masks one behind the other; returns the next word that is free and aligned.
+fn put_masks(words: &mut [u32], at: usize, sampling: &SamplingRows) -> usize {
+    let mut next = at;
+    for mask in sampling.masks() {
+        put(words, next, mask.words());
+        next += mask.words().len();
+    }
+    next.next_multiple_of(ALIGNMENT_WORDS)
 }
 
 /// Writes values at a word; returns the next word that is free and aligned.
@@ -192,7 +214,7 @@ mod tests {
                 (layout.slots, rows),
                 (layout.masks, 2 * rows),
                 (layout.gather, logit_rows),
-                (layout.sampling, 10 * logit_rows),
+                (layout.sampling, 12 * logit_rows),
                 (layout.sequence_of, logit_rows),
                 (layout.drafts, logit_rows),
                 (layout.parents, logit_rows),

@@ -70,13 +70,13 @@ fn fill_row(row: &VerifyRow, first_row: usize, step: &mut HostStep) {
 /// How the rows of logits behind these positions choose.
 fn fill_sampling(row: &VerifyRow, positions: &[i32], sampling: &mut SamplingRows) {
     let params = &row.input.sampling;
-    if !adjusts(params) {
+    if !adjusts(params) && row.masks.is_empty() {
         sampling.push_unadjusted(params, positions.iter().map(|position| position + 1));
         return;
     }
     let mut history = PathHistory::new(row);
     for (place, &position) in positions.iter().enumerate() {
-        sampling.push(params, position as u32 + 1, history.at(place));
+        sampling.push_masked(params, position as u32 + 1, history.at(place), row.mask(place));
     }
 }
 
