@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn a_prompt_longer_than_the_bound_is_taken_when_nobody_else_waits() {
         let admission = Admission::new(2, 100);
-        let long = admission.try_enter(5000).expect("nobody waits");
+        let long = admission.try_enter(5000).expect("the queue is empty");
         assert!(admission.try_enter(1).is_err());
         drop(long);
         assert!(admission.try_enter(1).is_ok());

@@ -105,7 +105,7 @@ impl Actor for BatchBuilder {
                 state.deliver(deliveries);
             }
             BatchBuilderMessage::Watch => state.watch()?,
-            // whoever asked may have gone
+            // the caller may have gone
             BatchBuilderMessage::LearnerState(reply) => {
                 _ = reply.send(state.arguments.core.learner().state());
             }

@@ -64,7 +64,7 @@ impl Actor for Drafter {
             DrafterMessage::Draft(plan) => state.dispatch(plan)?,
             DrafterMessage::Fault(fault) => state.rest(&fault, &myself)?,
             DrafterMessage::Resume => state.resume()?,
-            // whoever asked may have gone
+            // the caller may have gone
             DrafterMessage::State(reply) => _ = reply.send(state.describe()),
         }
         Ok(())

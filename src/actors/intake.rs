@@ -103,7 +103,7 @@ impl IntakeState {
         batch_builder.cast(BatchBuilderMessage::Admit(Box::new(Admitted { request, events, permit })))?;
         self.arguments.monitor.cast(SloMonitorMessage::Admitted { prompt_tokens, best_effort })?;
         if reply.send(Ok(Generation { id, events: receiver })).is_err() {
-            // the caller left while it was admitted: nobody else will end the request
+            // the caller left while it was admitted; only intake can still end the request
             let ending = Termination::Failed(RequestFailure::Cancelled);
             batch_builder.cast(BatchBuilderMessage::End(id, ending))?;
         }

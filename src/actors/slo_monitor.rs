@@ -69,7 +69,7 @@ impl Actor for SloMonitor {
                 state.drafter_alive = alive;
                 state.show(state.scheduler);
             }
-            // whoever asked may have gone
+            // the caller may have gone
             SloMonitorMessage::State(reply) => _ = reply.send(state.describe()),
             SloMonitorMessage::Metrics(reply) => _ = reply.send(state.metrics.render()),
         }

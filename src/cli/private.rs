@@ -33,7 +33,7 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
     {
         let directory = private_directory()?;
         config.server.socket = directory.path().join("socket");
-        // its directory lets in nobody else, and the list may leave this user out
+        // the directory's permissions suffice, and the list might exclude this user
         config.server.socket_uids = None;
         config.server.http = None;
         config.telemetry.log_level = config.telemetry.log_level.min(LogLevel::Warn);

@@ -164,7 +164,7 @@ impl Scheduler {
         self.limits.check_size(prompt_tokens, max_tokens)
     }
 
-    /// Takes a request into the queue. The queue's length is bounded by whoever admits.
+    /// Takes a request into the queue. Admission control bounds the queue's length.
     ///
     /// # Panics
     /// When the request breaks [`GenerationRequest`]'s rules or fails

@@ -79,7 +79,7 @@ pub struct Report {
     pub step_time_error_p99: Option<f64>,
     /// From the trace's start to the end of the last request.
     pub simulated_seconds: f64,
-    /// How long the simulation took; measured by whoever ran it, so not part of its result.
+    /// How long the simulation took; measured by the caller, so not part of the result.
     pub wall_seconds: Option<f64>,
     /// The run over time.
     pub timeline: Vec<Bin>,

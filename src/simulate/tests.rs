@@ -142,7 +142,7 @@ fn an_idle_engine_jumps_to_the_next_arrival() {
     let one = 4.0 * (TARGET_US + TARGET_ROW_US + HOST_US) / 1e6;
     assert_within(report.simulated_seconds, 3600.0 + one, 1e-6);
     assert_eq!((report.steps, report.finished), (8, 2));
-    assert!(report.ttft_ms.p99.unwrap() < 6.0, "waiting for work is nobody's latency");
+    assert!(report.ttft_ms.p99.unwrap() < 6.0, "waiting for work counts as no request's latency");
 }
 
 #[test]

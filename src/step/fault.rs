@@ -18,7 +18,7 @@ pub enum SpeculationFault {
     #[error("the drafter failed: {0}")]
     Drafter(String),
     /// The drafter returned what no drafter may: a token outside of the vocabulary, a probability
-    /// that is none, a proposal nobody asked for.
+    /// that is none, a proposal for a seed that asked for none.
     #[error("the drafter broke its contract: {0}")]
     Contract(String),
 }

@@ -93,7 +93,7 @@ impl KvCache {
 /// Writes one token's key and value of one head, whose part of its block begins at word `head`.
 ///
 /// # Safety
-/// The pool is alive, and nobody else touches this slot of this head meanwhile.
+/// The pool is alive, and no other thread touches this slot of this head meanwhile.
 pub(crate) unsafe fn write_slot(
     pool: SharedRows,
     head: usize,

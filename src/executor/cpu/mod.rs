@@ -158,7 +158,7 @@ impl CpuExecutor {
 
     /// Runs each model once over as many rows as go through the layers together, so that the first
     /// request does not wait for memory that was never touched. Leaves nothing behind but
-    /// what is in the first blocks of the caches, which nobody reads before writing.
+    /// what is in the first blocks of the caches, which are written before they are read.
     ///
     /// # Errors
     /// As [`Executor::logits`].
@@ -214,7 +214,7 @@ fn info(
     }
 }
 
-/// The device in words, as the [`ExecutorInfo`] of an executor with so many threads has it.
+/// Human-readable device name, as the [`ExecutorInfo`] of an executor with so many threads has it.
 pub fn device_description(threads: usize) -> String {
     describe_device(threads, InstructionSet::detect())
 }

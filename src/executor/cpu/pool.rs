@@ -50,7 +50,7 @@ type Job = *const Work<'static>;
 
 /// What the threads of one pool share.
 struct Shared {
-    /// Per thread: the fork's number and the pieces of its share that nobody has taken.
+    /// Per thread: the fork's number and the pieces of its share that no thread has taken.
     shares: Vec<CachePadded<AtomicU64>>,
     /// Pieces that are not done.
     left: CachePadded<AtomicUsize>,
@@ -138,7 +138,7 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes; see `Job`.
         let erased = unsafe { std::mem::transmute::<*const Work<'_>, Job>(job) };
-        // SAFETY: nothing is left of the job before: nobody reads it (see `Shared`).
+        // SAFETY: the previous job is complete, so no thread reads it (see `Shared`).
         unsafe { *shared.job.get() = Some(erased) };
         shared.left.store(pieces, Ordering::Relaxed);
         let fork = self.forks.get().wrapping_add(1);

@@ -47,7 +47,7 @@ pub(crate) struct SharedRows {
     len: usize,
 }
 
-// SAFETY: it only hands out addresses; whoever dereferences them answers for the parts being disjoint.
+// SAFETY: it only hands out addresses; the code that dereferences them must keep the parts disjoint.
 unsafe impl Sync for SharedRows {}
 // SAFETY: as above.
 unsafe impl Send for SharedRows {}
@@ -74,7 +74,7 @@ impl SharedRows {
     /// Part of a row.
     ///
     /// # Safety
-    /// The buffer is alive, and nobody else touches this part while the slice is.
+    /// The buffer is alive, and no other thread touches this part while the slice is.
     pub(crate) unsafe fn slice_mut<'a>(self, row: usize, columns: std::ops::Range<usize>) -> &'a mut [f32] {
         let first = self.at(row, columns.start);
         assert!(row * self.stride + columns.end <= self.len, "columns {columns:?} are outside the buffer");

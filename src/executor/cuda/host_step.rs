@@ -34,7 +34,7 @@ impl HostStep {
         }
     }
 
-    /// Forgets everything but the plan, which is made anew by
+    /// Forgets everything but the plan, which is rebuilt by
     /// [`AttentionPlan::build`]; keeps the memory.
     pub fn clear(&mut self) {
         self.tokens.clear();

@@ -29,7 +29,7 @@ pub(super) struct Game {
     pub(super) now: Micros,
     pub(super) outputs: BTreeMap<RequestId, Vec<TokenId>>,
     pub(super) ends: BTreeMap<RequestId, TokenEvent>,
-    /// Whether the rows of a step are given back to be filled anew.
+    /// Whether the row buffers of a step are reused for the next.
     pub(super) recycles: bool,
     /// Whether new blocks are inserted into the prefix cache after each step, or only when the
     /// scheduler depends on them.

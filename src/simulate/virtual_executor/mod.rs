@@ -95,7 +95,7 @@ impl VirtualExecutor {
     }
 
     /// Spends what the host spends on a step beside the models. To be called once per step
-    /// by whoever drives the steps, for no call of this trait knows where a step ends.
+    /// by the code that drives the steps: no call of this trait knows where a step ends.
     pub fn spend_host_time(&mut self) {
         let micros = self.timer.host_us();
         self.clock.advance(micros);

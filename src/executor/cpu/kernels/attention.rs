@@ -19,7 +19,7 @@ pub(crate) const QUERIES_MAX: usize = 6;
 pub(crate) struct Query<'a> {
     /// `head_dim` floats.
     pub(crate) query: *const f32,
-    /// `head_dim` floats; nobody else touches them meanwhile.
+    /// `head_dim` floats; no other thread touches them meanwhile.
     pub(crate) out: *mut f32,
     /// Slots `0..prefix` are seen; at least one.
     pub(crate) prefix: usize,

@@ -8,7 +8,7 @@ use super::vector::{Vector, exp, sum_lanes};
 pub(crate) struct Norm<'a> {
     /// `width` floats.
     pub(crate) x: *const f32,
-    /// `width` floats; nobody else touches them meanwhile.
+    /// `width` floats; no other thread touches them meanwhile.
     pub(crate) out: *mut f32,
     /// One per element: its length is the width, a multiple of [`STEP`].
     pub(crate) weight: &'a [f32],
@@ -53,7 +53,7 @@ unsafe fn norm_body<V: Vector, const N: usize>(job: &Norm<'_>) {
 pub(crate) struct SwiGlu {
     /// First gate panel.
     pub(crate) gate_up: *const f32,
-    /// First output; nobody else touches these panels meanwhile.
+    /// First output; no other thread touches these panels meanwhile.
     pub(crate) out: *mut f32,
     /// Pairs of panels, each two registers wide.
     pub(crate) pairs: usize,

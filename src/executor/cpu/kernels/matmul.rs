@@ -60,7 +60,7 @@ pub(crate) struct Matmul {
     pub(crate) x_stride: usize,
     /// Rows.
     pub(crate) rows: usize,
-    /// Results; nobody else touches the columns of `panels` meanwhile.
+    /// Results; no other thread touches the columns of `panels` meanwhile.
     pub(crate) out: *mut f32,
     /// Floats between two rows of `out`.
     pub(crate) out_stride: usize,
