@@ -112,16 +112,15 @@ impl Calibration {
         let mut tokens = 0;
         for row in &report.drafted {
             let index = row.decoding as usize;
-            let (Some(&verified), Some(&accepted), Some(view)) =
-                (report.verified.get(index), report.accepted.get(index), report.view.decoding.get(index))
+            let (Some(counts), Some(view)) = (report.counts.get(index), report.view.decoding.get(index))
             else {
                 continue;
             };
-            let teaching = verified.min(accepted + 1) as usize;
+            let teaching = counts.judged() as usize;
             for (depth, proposal) in row.proposals.iter().take(teaching).enumerate() {
                 let position = depth as u32 + 1;
                 let greedy = view.temperature == 0.0;
-                self.learn(proposal.probability, position, greedy, position <= accepted);
+                self.learn(proposal.probability, position, greedy, position <= counts.accepted);
                 tokens += 1;
             }
         }
@@ -249,7 +248,7 @@ impl CalibrationError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, RequestId, StepView};
+    use crate::protocol::{DecodeView, DraftCounts, DraftedRow, Micros, Proposal, RequestId, StepView};
     use crate::random::SplitMix64;
 
     /// Uniform numbers in 0..1.
@@ -354,8 +353,7 @@ mod tests {
                 decoding: 0,
                 proposals: probabilities.iter().map(proposal).collect(),
             }],
-            verified: vec![verified],
-            accepted: vec![accepted],
+            counts: vec![DraftCounts { verified, accepted }],
             ..StepReport::default()
         }
     }

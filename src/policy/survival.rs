@@ -160,7 +160,7 @@ pub fn forecast_survival(
 mod tests {
     use super::super::calibration::CalibrationMode;
     use super::*;
-    use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, StepView};
+    use crate::protocol::{DecodeView, DraftCounts, DraftedRow, Micros, Proposal, StepView};
 
     fn report(rows: &[(u64, &[f32])]) -> StepReport {
         let view = |&(request, _): &(u64, &[f32])| DecodeView {
@@ -181,8 +181,7 @@ mod tests {
         StepReport {
             view: StepView { decoding: rows.iter().map(view).collect(), ..StepView::default() },
             drafted: drafted.collect(),
-            verified: vec![0; rows.len()],
-            accepted: vec![0; rows.len()],
+            counts: vec![DraftCounts::default(); rows.len()],
             ..StepReport::default()
         }
     }

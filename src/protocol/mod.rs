@@ -28,6 +28,7 @@ pub use request::{
 };
 pub use sampling_params::SamplingParams;
 pub use step::{
-    DecodeView, DeviceIdle, DraftedRow, Intent, PrefillView, Step, StepDecision, StepReport, StepView,
+    DecodeView, DeviceIdle, DraftCounts, DraftedRow, Intent, PrefillView, Step, StepDecision, StepReport,
+    StepView,
 };
 pub use time::{Clock, Micros, MonotonicClock, unix_time};

@@ -97,6 +97,23 @@ pub struct DraftedRow {
     pub proposals: Vec<Proposal>,
 }
 
+/// Drafts of one decoding sequence in one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DraftCounts {
+    /// Drafts that the target verified.
+    pub verified: u32,
+    /// Of them, accepted.
+    pub accepted: u32,
+}
+
+impl DraftCounts {
+    /// Drafts that say something about acceptance: the accepted ones and the first rejected one.
+    /// The target never saw the text that later ones stand in (censoring).
+    pub fn judged(self) -> u32 {
+        self.verified.min(self.accepted + 1)
+    }
+}
+
 /// Outcome of a step, which policies learn from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
@@ -106,10 +123,8 @@ pub struct StepReport {
     pub granted: StepDecision,
     /// Every row that drafted, with all its proposals.
     pub drafted: Vec<DraftedRow>,
-    /// Verified drafts per decoding sequence.
-    pub verified: Vec<u32>,
-    /// Accepted drafts per decoding sequence.
-    pub accepted: Vec<u32>,
+    /// What became of the drafts of each decoding sequence, in the view's order.
+    pub counts: Vec<DraftCounts>,
     /// Rows and catch-up tokens of each draft call, in order: `(rows, input tokens)`.
     pub draft_calls: Vec<(u32, u32)>,
     /// Prefill tokens that the target ran.

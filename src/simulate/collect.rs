@@ -91,12 +91,11 @@ impl Collector {
         }
         let decoding = report.view.decoding.len() as u64;
         let drafted: u64 = report.drafted.iter().map(|row| row.proposals.len() as u64).sum();
-        let sum = |counts: &[u32]| counts.iter().map(|&count| u64::from(count)).sum::<u64>();
-        let accepted = sum(&report.accepted);
+        let accepted: u64 = report.counts.iter().map(|counts| u64::from(counts.accepted)).sum();
         self.steps += 1;
         self.sequence_steps += decoding;
         self.drafted += drafted;
-        self.verified += sum(&report.verified);
+        self.verified += report.counts.iter().map(|counts| u64::from(counts.verified)).sum::<u64>();
         self.accepted += accepted;
         if decoding > 0 {
             let speculating = 2 * report.drafted.len() as u64 >= decoding;

@@ -43,12 +43,10 @@ impl AcceptanceStats {
         let mut counted = false;
         for row in &report.drafted {
             let index = row.decoding as usize;
-            let verified = report.verified.get(index).copied().unwrap_or(0) as usize;
-            let accepted = report.accepted.get(index).copied().unwrap_or(0) as usize;
-            let judged = verified.min(accepted + 1);
-            for (position, proposal) in row.proposals.iter().take(judged).enumerate() {
+            let counts = report.counts.get(index).copied().unwrap_or_default();
+            for (position, proposal) in row.proposals.iter().take(counts.judged() as usize).enumerate() {
                 counted = true;
-                let is_accepted = position < accepted;
+                let is_accepted = position < counts.accepted as usize;
                 self.positions[position.min(POSITIONS - 1)].add(is_accepted);
                 let bin = ((proposal.probability.clamp(0.0, 1.0) * BINS as f32) as usize).min(BINS - 1);
                 self.calibration[bin].share.add(is_accepted);

@@ -354,8 +354,7 @@ fn acceptance_is_counted_by_position_and_what_the_target_never_saw_is_not() {
     // three verified, the first accepted: the second was rejected, the third says nothing
     let report = crate::protocol::StepReport {
         drafted: vec![row],
-        verified: vec![3],
-        accepted: vec![1],
+        counts: vec![crate::protocol::DraftCounts { verified: 3, accepted: 1 }],
         ..Default::default()
     };
     stats.record(&report);

@@ -5,7 +5,7 @@ use super::{Drafted, RowOutcome, SpeculationFault, StepOutcome, StepResult};
 use crate::executor::Executor;
 use crate::policy::Scratch;
 use crate::protocol::{
-    Clock, DeviceIdle, ExecutorError, Micros, NodeId, RowRole, StepReport, Verdict, VerifyRow,
+    Clock, DeviceIdle, DraftCounts, ExecutorError, Micros, NodeId, RowRole, StepReport, Verdict, VerifyRow,
 };
 
 /// A step whose target rows hold the drafts to be verified.
@@ -94,7 +94,9 @@ fn account(
 ) -> StepResult {
     let mut plan = drafted.plan;
     let decoding = verified.len();
-    let accepted = verdicts.iter().take(decoding).map(|verdict| verdict.accepted).collect();
+    let counts = verified.iter().zip(&verdicts);
+    let counts =
+        counts.map(|(&verified, verdict)| DraftCounts { verified, accepted: verdict.accepted }).collect();
     let mut rows: Vec<RowOutcome> =
         verdicts.into_iter().map(|verdict| RowOutcome { verdict, ..RowOutcome::default() }).collect();
     for (row, &verified) in rows.iter_mut().zip(&verified) {
@@ -111,8 +113,7 @@ fn account(
     };
     let report = StepReport {
         drafted: std::mem::take(&mut drafted.rows),
-        accepted,
-        verified,
+        counts,
         draft_calls: drafted.calls,
         prefill_tokens: plan.prefill_tokens(),
         prefill_attended_tokens: plan.prefill_rows().map(attended).sum(),

@@ -5,7 +5,7 @@ use hdrhistogram::Histogram;
 use super::gauges::Gauges;
 use super::histogram::LatencyHistogram;
 use super::summary::{Counters, MetricsSummary, PredictionError};
-use crate::protocol::{FinishReason, Micros, RequestFailure, RequestSummary, Slo, StepReport};
+use crate::protocol::{DraftCounts, FinishReason, Micros, RequestFailure, RequestSummary, Slo, StepReport};
 
 /// Draft positions with a counter of their own; the last counter includes deeper ones.
 pub const DRAFT_POSITIONS_MAX: usize = 16;
@@ -166,11 +166,10 @@ impl Metrics {
     /// such an engine may have emitted wrong text.
     pub fn record_step(&mut self, report: &StepReport) {
         let drafted: u64 = report.drafted.iter().map(|row| row.proposals.len() as u64).sum();
-        let verified: u64 = report.verified.iter().map(|&tokens| u64::from(tokens)).sum();
-        let accepted: u64 = report.accepted.iter().map(|&tokens| u64::from(tokens)).sum();
+        let verified: u64 = report.counts.iter().map(|counts| u64::from(counts.verified)).sum();
+        let accepted: u64 = report.counts.iter().map(|counts| u64::from(counts.accepted)).sum();
         assert!(verified <= drafted, "{verified} draft tokens verified of {drafted} drafted");
-        assert_eq!(report.verified.len(), report.accepted.len(), "one count per sequence");
-        for (verified, accepted) in report.verified.iter().zip(&report.accepted) {
+        for DraftCounts { verified, accepted } in &report.counts {
             assert!(accepted <= verified, "{accepted} draft tokens accepted of {verified} verified");
         }
         let counters = &mut self.counters;
@@ -180,8 +179,8 @@ impl Metrics {
         counters.drafted += drafted;
         counters.verified += verified;
         counters.accepted += accepted;
-        for &accepted in &report.accepted {
-            for position in 0..accepted as usize {
+        for counts in &report.counts {
+            for position in 0..counts.accepted as usize {
                 self.accepted_per_position[position.min(DRAFT_POSITIONS_MAX - 1)] += 1;
             }
         }

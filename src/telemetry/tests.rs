@@ -1,7 +1,7 @@
 use super::*;
 use crate::protocol::{
-    DecodeView, DeviceIdle, DraftedRow, FinishReason, Micros, Proposal, RequestFailure, RequestId,
-    RequestSummary, RequestTimes, Slo, StepReport, StepView,
+    DecodeView, DeviceIdle, DraftCounts, DraftedRow, FinishReason, Micros, Proposal, RequestFailure,
+    RequestId, RequestSummary, RequestTimes, Slo, StepReport, StepView,
 };
 
 fn proposal() -> Proposal {
@@ -26,8 +26,7 @@ fn step(verified: u32, accepted: u32) -> StepReport {
     StepReport {
         view: StepView { decoding: vec![decoding(1), decoding(2)], ..StepView::default() },
         drafted: vec![DraftedRow { decoding: 0, proposals: vec![proposal(); 4] }],
-        verified: vec![verified, 0],
-        accepted: vec![accepted, 0],
+        counts: vec![DraftCounts { verified, accepted }, DraftCounts::default()],
         draft_calls: vec![(1, 1)],
         prefill_tokens: 0,
         prefill_attended_tokens: 0,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::cost_model::{CostModel, Work, prefill_attended};
 use super::error_window::ErrorWindow;
-use crate::protocol::StepReport;
+use crate::protocol::{DraftCounts, StepReport};
 
 /// Steps that the exponentially weighted mean remembers.
 pub const MEMORY_STEPS: f64 = 32.0;
@@ -285,7 +285,7 @@ fn micros(span: crate::protocol::Micros) -> f64 {
 
 fn target_work(report: &StepReport) -> Work {
     let mut work = Work::default();
-    for (row, &verified) in report.view.decoding.iter().zip(&report.verified) {
+    for (row, &DraftCounts { verified, .. }) in report.view.decoding.iter().zip(&report.counts) {
         let (context, queries) = (u64::from(row.context_tokens), u64::from(verified) + 1);
         work.rows += verified + 1;
         work.context_tokens += context;
@@ -328,8 +328,7 @@ mod tests {
             drafted: (0..rows)
                 .map(|decoding| DraftedRow { decoding, proposals: vec![Proposal::default(); 2] })
                 .collect(),
-            verified: vec![2; rows as usize],
-            accepted: vec![1; rows as usize],
+            counts: vec![DraftCounts { verified: 2, accepted: 1 }; rows as usize],
             draft_calls: vec![(rows, rows), (rows, rows)],
             prefill_tokens,
             prefill_attended_tokens: prefill_attended(0, prefill_tokens),

@@ -61,11 +61,8 @@ impl Policy for SmartSpec {
 
 impl Learner for SmartSpec {
     fn observe(&mut self, report: &StepReport) {
-        let taught = report
-            .verified
-            .iter()
-            .zip(&report.accepted)
-            .map(|(&verified, &accepted)| (f64::from(accepted), f64::from(verified.min(accepted + 1))));
+        let counts = report.counts.iter();
+        let taught = counts.map(|counts| (f64::from(counts.accepted), f64::from(counts.judged())));
         let (accepted, seen) = taught.fold((0.0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1));
         if seen > 0.0 {
             self.rate = PAST_WEIGHT * self.rate + (1.0 - PAST_WEIGHT) * accepted / seen;

@@ -4,8 +4,8 @@
 use super::slo::queue_attended;
 use super::{Learner, Policy, Scratch};
 use crate::protocol::{
-    DecodeView, DraftedRow, Micros, PrefillView, Proposal, RequestId, Step, StepDecision, StepReport,
-    StepView,
+    DecodeView, DraftCounts, DraftedRow, Micros, PrefillView, Proposal, RequestId, Step, StepDecision,
+    StepReport, StepView,
 };
 use crate::random::SplitMix64;
 use crate::timing::correction::TimeModel;
@@ -120,9 +120,9 @@ impl<'a> Run<'a> {
             self.was_drafting = Some(drafting);
             outcome.micros += report.step_time.0 as f64;
             outcome.drafted += report.drafted.iter().map(|row| row.proposals.len() as u64).sum::<u64>();
-            outcome.verified += report.verified.iter().map(|&count| u64::from(count)).sum::<u64>();
-            outcome.accepted += report.accepted.iter().map(|&count| u64::from(count)).sum::<u64>();
-            outcome.tokens += report.accepted.iter().map(|&count| u64::from(count) + 1).sum::<u64>();
+            outcome.verified += report.counts.iter().map(|counts| u64::from(counts.verified)).sum::<u64>();
+            outcome.accepted += report.counts.iter().map(|counts| u64::from(counts.accepted)).sum::<u64>();
+            outcome.tokens += report.counts.iter().map(|counts| u64::from(counts.accepted) + 1).sum::<u64>();
             outcome.row_steps += self.rows.len() as u64;
             let late = |row: &&DecodeView| {
                 let mean = row.since_first_token.0 as f64 / f64::from(row.output_tokens - 1);
@@ -172,12 +172,13 @@ impl<'a> Run<'a> {
             target_us + self.truth.prefill_us(prefill_tokens, prefill_attended_tokens) * self.world.slow.0;
         let step_us = draft_us + target_us + 60.0;
         self.commit(&drafted, &accepted, step_us);
+        let counts = verified.iter().zip(&accepted);
+        let counts = counts.map(|(&verified, &accepted)| DraftCounts { verified, accepted }).collect();
         StepReport {
             view,
             granted,
             drafted,
-            verified,
-            accepted,
+            counts,
             draft_calls,
             prefill_tokens,
             prefill_attended_tokens,

@@ -1,7 +1,7 @@
 //! Probing: speculation is off, and a request in turn drafts a little to measure acceptance.
 
 use super::*;
-use crate::protocol::StepReport;
+use crate::protocol::{DraftCounts, StepReport};
 use crate::timing::cost_model::{Between, LatencyModel, LatencyTerms};
 
 /// A policy whose draft model is too slow to pay, after a plain step of `seconds`.
@@ -26,8 +26,7 @@ fn disappointed_by(draft: Proposal) -> SpecServe {
     let rejected = StepReport {
         view: batch(1),
         drafted: vec![DraftedRow { decoding: 0, proposals: vec![draft] }],
-        verified: vec![1],
-        accepted: vec![0],
+        counts: vec![DraftCounts { verified: 1, accepted: 0 }],
         ..StepReport::default()
     };
     (0..200).for_each(|_| policy.calibration.observe(&rejected));
@@ -78,7 +77,11 @@ fn a_bad_draft_is_probed_now_and_then_without_turning_speculation_on() {
         if report.granted.intent == Intent::Probe {
             let after = learner.state()["speculation"].clone();
             assert_eq!((report.drafted.len(), report.drafted[0].proposals.len()), (1, 2));
-            assert_eq!(report.verified.iter().sum::<u32>(), 2, "all of it is verified");
+            assert_eq!(
+                report.counts.iter().map(|counts| counts.verified).sum::<u32>(),
+                2,
+                "all of it is verified"
+            );
             assert_eq!((&before["on"], &after["on"]), (&false.into(), &false.into()));
             assert_eq!(after["probes"].as_u64(), before["probes"].as_u64().map(|probes| probes + 1));
             probes += 1;
