@@ -8,7 +8,7 @@ use crate::step::{Delivery, RowOutcome, StepOutcome};
 impl Scheduler {
     /// Appends the chosen tokens, moves the caches' marks, frees what ended, and returns the
     /// events to deliver, in order. An outcome of a step that is no longer in flight (it was
-    /// abandoned) is ignored. This is the only place where a request gains tokens.
+    /// abandoned) is ignored. This is the only running_index where a request gains tokens.
     ///
     /// What the step computed can be found by other prompts once
     /// [`publish_computed`](Self::publish_computed) was called.
@@ -29,7 +29,7 @@ impl Scheduler {
         for (row, outcome) in in_flight.rows.iter().zip(outcome.rows) {
             let end = self.commit_row(row, outcome, now, &mut deliveries);
             if let Some(event) = end {
-                ended.push((row.place, event));
+                ended.push((row.running_index, event));
             }
         }
         self.remove_ended(ended, &mut deliveries);
@@ -42,7 +42,7 @@ impl Scheduler {
         for draft in &in_flight.drafts {
             let row = &outcome.rows[draft.row as usize];
             let fed_and_accepted = row.verdict.accepted.min(row.drafted.saturating_sub(1));
-            let sequence = &mut self.running[draft.place];
+            let sequence = &mut self.running[draft.running_index];
             sequence.draft.computed = draft.computed + fed_and_accepted;
         }
     }
@@ -56,7 +56,7 @@ impl Scheduler {
         deliveries: &mut Vec<Delivery>,
     ) -> Option<TokenEvent> {
         let RowOutcome { verdict, drafted, verified } = outcome;
-        let sequence = &mut self.running[row.place];
+        let sequence = &mut self.running[row.running_index];
         let id = sequence.request.id;
         if let Some(ending) = sequence.pending_end.take() {
             return Some(sequence.ended(ending));
@@ -98,15 +98,15 @@ impl Scheduler {
 
     fn remove_ended(&mut self, mut ended: Vec<(usize, TokenEvent)>, deliveries: &mut Vec<Delivery>) {
         // sequences that were not part of the step may have been ended, too
-        let in_step: Vec<usize> = ended.iter().map(|(place, _)| *place).collect();
-        for (place, sequence) in self.running.iter_mut().enumerate() {
-            if let Some(ending) = sequence.pending_end.take_if(|_| !in_step.contains(&place)) {
-                ended.push((place, sequence.ended(ending)));
+        let in_step: Vec<usize> = ended.iter().map(|(running_index, _)| *running_index).collect();
+        for (running_index, sequence) in self.running.iter_mut().enumerate() {
+            if let Some(ending) = sequence.pending_end.take_if(|_| !in_step.contains(&running_index)) {
+                ended.push((running_index, sequence.ended(ending)));
             }
         }
-        ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
-        for (place, event) in ended {
-            let mut sequence = self.running.remove(place);
+        ended.sort_by_key(|(running_index, _)| std::cmp::Reverse(*running_index));
+        for (running_index, event) in ended {
+            let mut sequence = self.running.remove(running_index);
             self.release(&mut sequence);
             deliveries.push((sequence.request.id, event));
         }

@@ -183,12 +183,12 @@ impl Scheduler {
             self.release(&mut sequence);
             return Some((id, sequence.ended(ending)));
         }
-        let place = self.running.iter().position(|sequence| sequence.request.id == id)?;
+        let position = self.running.iter().position(|sequence| sequence.request.id == id)?;
         if self.in_flight.is_some() {
-            self.running[place].pending_end.get_or_insert(ending);
+            self.running[position].pending_end.get_or_insert(ending);
             return None;
         }
-        let mut sequence = self.running.remove(place);
+        let mut sequence = self.running.remove(position);
         self.release(&mut sequence);
         Some((id, sequence.ended(ending)))
     }
@@ -273,12 +273,12 @@ impl Scheduler {
     /// Removes sequences that were ended while a step was in flight.
     fn remove_pending_ends(&mut self) -> Vec<Delivery> {
         let mut deliveries = Vec::new();
-        let mut place = 0;
-        while place < self.running.len() {
-            match self.running[place].pending_end.take() {
-                None => place += 1,
+        let mut position = 0;
+        while position < self.running.len() {
+            match self.running[position].pending_end.take() {
+                None => position += 1,
                 Some(ending) => {
-                    let mut sequence = self.running.remove(place);
+                    let mut sequence = self.running.remove(position);
                     self.release(&mut sequence);
                     deliveries.push((sequence.request.id, sequence.ended(ending)));
                 }

@@ -11,7 +11,7 @@ use crate::protocol::{
 };
 use crate::step::{SpeculationFault, StepPlan};
 
-/// What the commit must know of the plan; indices are places in the running set, which
+/// What the commit must know of the plan; indices are into the running set, which
 /// does not change meanwhile.
 #[derive(Debug)]
 pub(super) struct InFlight {
@@ -26,7 +26,7 @@ pub(super) struct InFlight {
 #[derive(Debug)]
 pub(super) struct PlannedRow {
     /// Index in the running set.
-    pub place: usize,
+    pub running_index: usize,
     pub role: RowRole,
     /// Committed tokens that are in the cache once the step is done.
     pub computed: u32,
@@ -36,7 +36,7 @@ pub(super) struct PlannedRow {
 #[derive(Debug)]
 pub(super) struct PlannedDraft {
     /// Index in the running set.
-    pub place: usize,
+    pub running_index: usize,
     /// Index of the plan's row that it drafts for.
     pub row: u32,
     /// Committed tokens that the draft's cache holds once the step is done.
@@ -63,8 +63,8 @@ impl Scheduler {
 
         let seeds = decision.drafts.iter().filter(|&&drafts| drafts > 0).count();
         let mut step = StepBuilder::new(self.steps, view, policy, fault, seeds);
-        for (index, &place) in decoding.iter().enumerate() {
-            self.plan_decode(&mut step, index, place, decision.drafts[index]);
+        for (index, &running_index) in decoding.iter().enumerate() {
+            self.plan_decode(&mut step, index, running_index, decision.drafts[index]);
         }
         self.plan_prefill(&mut step, &prefilling, &decision);
         let mut plan = step.plan;
@@ -73,7 +73,7 @@ impl Scheduler {
         plan.granted.intent = decision.intent;
         assert!(!plan.rows.is_empty(), "a step without work was planned");
         for row in &step.in_flight.rows {
-            let sequence = &mut self.running[row.place];
+            let sequence = &mut self.running[row.running_index];
             if sequence.mark_scheduled(now) {
                 plan.started.push(sequence.request.id);
             }
@@ -100,20 +100,20 @@ impl Scheduler {
             let adopted = sequence.target.table.adopt_prefix(&mut self.target_pool, &sequence.tokens);
             sequence.target.computed = adopted;
             self.prefix_hit_tokens += u64::from(adopted);
-            let place = self.running.partition_point(|other| other.urgency() < sequence.urgency());
-            self.running.insert(place, sequence);
+            let running_index = self.running.partition_point(|other| other.urgency() < sequence.urgency());
+            self.running.insert(running_index, sequence);
         }
     }
 
     /// Makes sure that each running sequence can take one step, the most urgent first,
     /// by preempting from the end of the order.
     fn reserve_minimum(&mut self) {
-        let mut place = 0;
-        while place < self.running.len() {
-            let sequence = &mut self.running[place];
+        let mut running_index = 0;
+        while running_index < self.running.len() {
+            let sequence = &mut self.running[running_index];
             let minimum = sequence.minimum_tokens();
             if sequence.target.table.grow(&mut self.target_pool, minimum) {
-                place += 1;
+                running_index += 1;
             } else {
                 self.preempt_last();
             }
@@ -130,11 +130,11 @@ impl Scheduler {
         self.waiting.push_front(sequence);
     }
 
-    /// Places of the sequences that decode and of those that prefill, most urgent first.
+    /// Indices of the sequences that decode and of those that prefill, most urgent first.
     fn roles(&self) -> (Vec<usize>, Vec<usize>) {
         let (mut decoding, mut prefilling) = (Vec::with_capacity(self.running.len()), Vec::new());
-        for (place, sequence) in self.running.iter().enumerate() {
-            if sequence.decodes() { decoding.push(place) } else { prefilling.push(place) }
+        for (running_index, sequence) in self.running.iter().enumerate() {
+            if sequence.decodes() { decoding.push(running_index) } else { prefilling.push(running_index) }
         }
         (decoding, prefilling)
     }
@@ -145,10 +145,13 @@ impl Scheduler {
             now,
             decoding: decoding
                 .iter()
-                .map(|&place| &self.running[place])
+                .map(|&running_index| &self.running[running_index])
                 .map(|sequence| sequence.decode_view(now, drafts_max(sequence), self.drafts.lag(sequence)))
                 .collect(),
-            prefilling: prefilling.iter().map(|&place| self.running[place].prefill_view(now)).collect(),
+            prefilling: prefilling
+                .iter()
+                .map(|&running_index| self.running[running_index].prefill_view(now))
+                .collect(),
             waiting: self.waiting.len() as u32,
             prefill_tokens_max: (self.limits.batch_tokens_max - decoding.len() as u32)
                 .min(self.limits.prefill_chunk_tokens_max),
@@ -173,58 +176,58 @@ impl Scheduler {
         }
     }
 
-    fn plan_decode(&mut self, step: &mut StepBuilder, index: usize, place: usize, drafts: u32) {
-        let drafts = self.reserve_drafts(place, drafts);
-        let sequence = &self.running[place];
+    fn plan_decode(&mut self, step: &mut StepBuilder, index: usize, running_index: usize, drafts: u32) {
+        let drafts = self.reserve_drafts(running_index, drafts);
+        let sequence = &self.running[running_index];
         let len = sequence.len();
         let input = sequence.target_input(&mut self.target_rows, len - 1, len, drafts);
         let role = RowRole::Decode;
         step.target_row(
-            place,
+            running_index,
             len,
             VerifyRow { input, role, drafts: 0, tree: None, sample: true, masks: Vec::new() },
         );
         if drafts > 0 {
             let end = self.drafts.catch_up_end(sequence, self.limits.prefill_chunk_tokens_max);
             let limit = if end == len { drafts } else { 0 };
-            if self.plan_draft(step, place, end, limit) {
+            if self.plan_draft(step, running_index, end, limit) {
                 step.plan.granted.drafts[index] = limit;
             }
         }
     }
 
     /// Grows both caches for `drafts` drafts; returns how many there is room for.
-    fn reserve_drafts(&mut self, place: usize, drafts: u32) -> u32 {
+    fn reserve_drafts(&mut self, running_index: usize, drafts: u32) -> u32 {
         if drafts == 0 {
             return 0;
         }
-        let sequence = &mut self.running[place];
+        let sequence = &mut self.running[running_index];
         let drafts = grow_for_drafts(&mut self.target_pool, sequence, drafts);
         if drafts == 0 {
             return 0;
         }
-        self.publish_before_adopting(place);
-        self.drafts.reserve(&mut self.running[place], drafts)
+        self.publish_before_adopting(running_index);
+        self.drafts.reserve(&mut self.running[running_index], drafts)
     }
 
     /// A draft cache that is about to adopt a cached prefix must see the latest blocks.
-    fn publish_before_adopting(&mut self, place: usize) {
-        if self.drafts.has_cache() && self.running[place].draft.computed == 0 {
+    fn publish_before_adopting(&mut self, running_index: usize) {
+        if self.drafts.has_cache() && self.running[running_index].draft.computed == 0 {
             self.publish_computed();
         }
     }
 
     /// Adds a seed that feeds committed tokens up to `end` for the row added last, if the round
     /// has room for it; whether it was added.
-    fn plan_draft(&mut self, step: &mut StepBuilder, place: usize, end: u32, limit: u32) -> bool {
-        let sequence = &self.running[place];
+    fn plan_draft(&mut self, step: &mut StepBuilder, running_index: usize, end: u32, limit: u32) -> bool {
+        let sequence = &self.running[running_index];
         let start = self.drafts.start(sequence);
         if start >= end || step.draft_tokens + (end - start) > self.limits.batch_tokens_max {
             return false;
         }
         step.draft_tokens += end - start;
         let row = step.plan.rows.len() as u32 - 1;
-        step.in_flight.drafts.push(PlannedDraft { place, row, computed: end });
+        step.in_flight.drafts.push(PlannedDraft { running_index, row, computed: end });
         let input = self.drafts.input(sequence, start, end);
         step.plan.seeds.push(DraftSeed { row, input, limit, mask: None });
         true
@@ -232,8 +235,8 @@ impl Scheduler {
 
     fn plan_prefill(&mut self, step: &mut StepBuilder, prefilling: &[usize], decision: &StepDecision) {
         let mut budget = decision.prefill_tokens;
-        for &place in prefilling {
-            let sequence = &mut self.running[place];
+        for &running_index in prefilling {
+            let sequence = &mut self.running[running_index];
             let computed = sequence.target.computed;
             let wanted = sequence.remaining().min(budget);
             sequence.target.table.grow(&mut self.target_pool, computed + wanted);
@@ -247,24 +250,24 @@ impl Scheduler {
             let input = sequence.target_input(&mut self.target_rows, computed, end, 0);
             let role = RowRole::Prefill;
             step.target_row(
-                place,
+                running_index,
                 end,
                 VerifyRow { input, role, drafts: 0, tree: None, sample, masks: Vec::new() },
             );
             if decision.warm_draft {
-                self.warm_draft(step, place, end);
+                self.warm_draft(step, running_index, end);
             }
         }
     }
 
     /// Feeds the drafter what the target prefills, so that drafting starts with the first decode
     /// step.
-    fn warm_draft(&mut self, step: &mut StepBuilder, place: usize, end: u32) {
-        self.publish_before_adopting(place);
+    fn warm_draft(&mut self, step: &mut StepBuilder, running_index: usize, end: u32) {
+        self.publish_before_adopting(running_index);
         let chunk_max = self.limits.prefill_chunk_tokens_max;
-        let sequence = &mut self.running[place];
+        let sequence = &mut self.running[running_index];
         if let Some(end) = self.drafts.follow_prefill(sequence, end, chunk_max) {
-            self.plan_draft(step, place, end, 0);
+            self.plan_draft(step, running_index, end, 0);
         }
     }
 }
@@ -327,8 +330,8 @@ impl StepBuilder {
         }
     }
 
-    fn target_row(&mut self, place: usize, computed: u32, row: VerifyRow) {
-        self.in_flight.rows.push(PlannedRow { place, role: row.role, computed });
+    fn target_row(&mut self, running_index: usize, computed: u32, row: VerifyRow) {
+        self.in_flight.rows.push(PlannedRow { running_index, role: row.role, computed });
         self.plan.rows.push(row);
     }
 }

@@ -44,8 +44,8 @@ impl Queue {
     /// Takes one out of the middle.
     pub fn remove(&mut self, id: RequestId) -> Option<Sequence> {
         self.classes.iter_mut().find_map(|class| {
-            let place = class.iter().position(|sequence| sequence.request.id == id)?;
-            class.remove(place)
+            let position = class.iter().position(|sequence| sequence.request.id == id)?;
+            class.remove(position)
         })
     }
 
