@@ -79,8 +79,7 @@ pub enum DrafterMessage {
 pub enum VerifierMessage {
     /// Await this step's result, check it, pass it on.
     Await(StepTicket),
-    /// Count a committed step. Sent off the critical path: its proposals lie in another core's
-    /// cache.
+    /// Count a committed step. Sent once it is settled, when its proposals are in this core's cache.
     Record(Arc<StepReport>),
     /// Acceptance and calibration, as JSON.
     State(RpcReplyPort<serde_json::Value>),

@@ -359,39 +359,45 @@ async fn a_panic_in_the_executor_is_a_device_error() {
     engine.shutdown(LONG).await;
 }
 
-/// A shadow whose target emits a token that does not exist.
-struct UnknownToken(ShadowExecutor);
+/// A shadow whose verdicts are tampered with.
+struct Lies {
+    shadow: ShadowExecutor,
+    lie: fn(&mut [Verdict]),
+}
 
-impl Executor for UnknownToken {
+impl Executor for Lies {
     fn info(&self) -> &ExecutorInfo {
-        self.0.info()
+        self.shadow.info()
     }
     fn target(&mut self) -> &mut dyn Target {
         self
     }
     fn drafter(&mut self) -> Option<&mut dyn Drafter> {
-        self.0.drafter()
+        self.shadow.drafter()
     }
     fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
-        self.0.logits(model, input)
+        self.shadow.logits(model, input)
     }
 }
 
-impl Target for UnknownToken {
+impl Target for Lies {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
-        self.0.verify(rows, out)?;
-        let vocab_size = self.0.info().vocab_size;
-        out.iter_mut().flat_map(|verdict| &mut verdict.tokens).for_each(|token| *token = vocab_size);
+        self.shadow.verify(rows, out)?;
+        (self.lie)(out);
         Ok(())
     }
     fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
-        self.0.compact(moves)
+        self.shadow.compact(moves)
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_outside_the_vocabulary_is_a_device_error_and_is_not_delivered() {
-    let executor = UnknownToken(ShadowExecutor::new(shadow()));
+    let lie = |verdicts: &mut [Verdict]| {
+        // the shadow's vocabulary is 1000 tokens
+        verdicts.iter_mut().flat_map(|verdict| &mut verdict.tokens).for_each(|token| *token = 1000);
+    };
+    let executor = Lies { shadow: ShadowExecutor::new(shadow()), lie };
     let engine = start_with(executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), options());
     let generation = engine.handle().submit(submission(1, 30, 5)).await.expect("admitted");
     let (tokens, end) = listen(generation).await;

@@ -31,7 +31,7 @@ use crate::protocol::{DraftedRow, Slo, Step, StepDecision, StepView};
 
 /// Buffers that the deciding methods of [`Policy`] reuse, so that they allocate nothing in steady
 /// state. The contents mean nothing between calls: any scratch will do for any call, on any
-/// thread. Whoever calls a policy owns one.
+/// thread. The caller of a policy owns one.
 #[derive(Debug, Default)]
 pub struct Scratch {
     specserve: specserve::Workspace,

@@ -155,38 +155,10 @@ async fn a_learner_that_panics_leaves_the_engine_serving() {
     assert!(engine.shutdown(LONG).await);
 }
 
-/// A shadow whose target claims to have accepted a draft that was never given to it.
-struct Overcounts(ShadowExecutor);
-
-impl Executor for Overcounts {
-    fn info(&self) -> &ExecutorInfo {
-        self.0.info()
-    }
-    fn target(&mut self) -> &mut dyn Target {
-        self
-    }
-    fn drafter(&mut self) -> Option<&mut dyn Drafter> {
-        self.0.drafter()
-    }
-    fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
-        self.0.logits(model, input)
-    }
-}
-
-impl Target for Overcounts {
-    fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
-        self.0.verify(rows, out)?;
-        out[0].accepted += 1;
-        Ok(())
-    }
-    fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
-        self.0.compact(moves)
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_result_that_makes_no_sense_is_a_device_error_and_never_committed() {
-    let executor = Overcounts(ShadowExecutor::new(shadow()));
+    // claims to have accepted a draft that it was never given
+    let executor = Lies { shadow: ShadowExecutor::new(shadow()), lie: |verdicts| verdicts[0].accepted += 1 };
     let engine = start_with(executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), options());
     let (said, end) = listen(engine.handle().submit(submission(1, 30, 5)).await.expect("admitted")).await;
     assert!(said.is_empty(), "{said:?}");
