@@ -133,7 +133,16 @@ fn a_draft_equal_to_the_target_is_always_accepted() {
 fn every_policy_emits_what_plain_decoding_emits() {
     let profile =
         Profile::from_toml(include_str!("../profiles/h100-8b-160m.toml")).expect("the profile parses");
-    let names = ["none", "fixed:3", "threshold:0.6", "smartspec", "adaspec", "adaspec-verifier", "specserve"];
+    let names = [
+        "none",
+        "fixed:3",
+        "threshold:0.6",
+        "smartspec",
+        "adaspec",
+        "adaspec-gated",
+        "adaspec-verifier",
+        "specserve",
+    ];
     let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
     for sampling in [temperature(0.0), temperature(0.8)] {
         let all = requests(6, &sampling);

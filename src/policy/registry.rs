@@ -15,7 +15,8 @@ use crate::timing::cost_model::CostModel;
 use crate::timing::profile::Profile;
 
 /// All names, for help texts and errors.
-pub const POLICY_NAMES: &str = "none, fixed:K, threshold:P, smartspec, adaspec, adaspec-verifier, specserve";
+pub const POLICY_NAMES: &str =
+    "none, fixed:K, threshold:P, smartspec, adaspec, adaspec-gated, adaspec-verifier, specserve";
 
 /// A policy's name with its parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,9 +30,11 @@ pub enum PolicyName {
     Threshold(f32),
     /// `smartspec`.
     SmartSpec,
-    /// `adaspec`: as released, gate on.
+    /// `adaspec`: as its authors released it, without the gate.
     AdaSpec,
-    /// `adaspec-verifier`: its verifier alone.
+    /// `adaspec-gated`: as in its paper, which drafts only within the tightest TPOT objective.
+    AdaSpecGated,
+    /// `adaspec-verifier`: AdaSpec's verifier alone.
     AdaSpecVerifier,
     /// `specserve`: ours.
     #[default]
@@ -73,6 +76,7 @@ impl FromStr for PolicyName {
                 "none" => Ok(PolicyName::None),
                 "smartspec" => Ok(PolicyName::SmartSpec),
                 "adaspec" => Ok(PolicyName::AdaSpec),
+                "adaspec-gated" => Ok(PolicyName::AdaSpecGated),
                 "adaspec-verifier" => Ok(PolicyName::AdaSpecVerifier),
                 "specserve" => Ok(PolicyName::SpecServe),
                 _ => Err(unknown()),
@@ -100,6 +104,7 @@ impl fmt::Display for PolicyName {
             PolicyName::Threshold(probability) => write!(f, "threshold:{probability}"),
             PolicyName::SmartSpec => f.write_str("smartspec"),
             PolicyName::AdaSpec => f.write_str("adaspec"),
+            PolicyName::AdaSpecGated => f.write_str("adaspec-gated"),
             PolicyName::AdaSpecVerifier => f.write_str("adaspec-verifier"),
             PolicyName::SpecServe => f.write_str("specserve"),
         }
@@ -125,7 +130,7 @@ impl From<PolicyName> for String {
 pub struct PolicyOptions {
     /// Of `specserve`; its `draft_tokens_max` holds for all policies that choose a length.
     pub specserve: SpecServeOptions,
-    /// Of `adaspec`.
+    /// Of `adaspec-gated`.
     pub adaspec_gate: AdaSpecGate,
 }
 
@@ -160,7 +165,8 @@ pub fn build(
             Box::new(Static::new(Threshold { probability, draft_tokens_max }))
         }
         PolicyName::SmartSpec => Box::new(SmartSpec::new(cost()?, draft_tokens_max)),
-        PolicyName::AdaSpec => Box::new(AdaSpec::new(cost()?, draft_tokens_max, options.adaspec_gate)),
+        PolicyName::AdaSpec => Box::new(AdaSpec::released(cost()?, draft_tokens_max)),
+        PolicyName::AdaSpecGated => Box::new(AdaSpec::gated(cost()?, draft_tokens_max, options.adaspec_gate)),
         PolicyName::AdaSpecVerifier => Box::new(Static::new(AdaSpecVerifier::new(cost()?, draft_tokens_max))),
         PolicyName::SpecServe => {
             let warm_start = profile.and_then(|profile| profile.reliability.clone());
@@ -174,13 +180,14 @@ mod tests {
     use super::*;
     use crate::timing::profile::tests::gpu_like;
 
-    const GOOD: [&str; 8] = [
+    const GOOD: [&str; 9] = [
         "none",
         "fixed:1",
         "fixed:16",
         "threshold:0.6",
         "smartspec",
         "adaspec",
+        "adaspec-gated",
         "adaspec-verifier",
         "specserve",
     ];
@@ -211,6 +218,7 @@ mod tests {
             "threshold:nan",
             "None",
             "adaspec:1",
+            "adaspec-gated:1",
             "none:0",
             "threshold",
             "fixed:3:4",

@@ -20,10 +20,11 @@ fn plain_rate(world: &World) -> f64 {
 fn every_baseline_gains_from_a_good_draft_at_a_small_batch() {
     let world = World::default();
     let plain = plain_rate(&world);
-    let mut rivals: [Box<dyn Learner>; 4] = [
+    let mut rivals: [Box<dyn Learner>; 5] = [
         Box::new(Static::new(Threshold { probability: 0.6, draft_tokens_max: 8 })),
         Box::new(SmartSpec::new(cost(), 8)),
-        Box::new(AdaSpec::new(cost(), 8, AdaSpecGate::default())),
+        Box::new(AdaSpec::released(cost(), 8)),
+        Box::new(AdaSpec::gated(cost(), 8, AdaSpecGate::default())),
         Box::new(Static::new(AdaSpecVerifier::new(cost(), 8))),
     ];
     for rival in &mut rivals {
@@ -52,18 +53,26 @@ fn smartspec_stops_drafting_for_a_bad_draft_and_decides_every_twenty_steps() {
 }
 
 #[test]
-fn adaspec_does_not_draft_when_its_gate_is_closed() {
-    let gated = World { tpot: Some(Micros(7_500)), ..World::default() };
-    let mut policy = AdaSpec::new(cost(), 8, AdaSpecGate::default());
-    assert_eq!(run(&gated, &mut policy, 20).drafted, 0);
-    let open = World { tpot: Some(Micros(20_000)), ..World::default() };
-    assert!(run(&open, &mut policy, 20).drafted > 0);
+fn only_the_gated_adaspec_stops_drafting_for_a_tight_objective() {
+    let tight = World { tpot: Some(Micros(7_500)), ..World::default() };
+    let loose = World { tpot: Some(Micros(20_000)), ..World::default() };
+    let mut gated = AdaSpec::gated(cost(), 8, AdaSpecGate::default());
+    assert_eq!(run(&tight, &mut gated, 20).drafted, 0);
+    assert!(run(&loose, &mut gated, 20).drafted > 0);
+    assert!(run(&tight, &mut AdaSpec::released(cost(), 8), 20).drafted > 0);
+}
+
+#[test]
+fn the_released_adaspec_sees_no_objectives() {
+    let drafted =
+        |tpot| run(&World { tpot, ..World::default() }, &mut AdaSpec::released(cost(), 8), 50).drafted;
+    assert_eq!(drafted(Some(Micros(1))), drafted(None));
 }
 
 #[test]
 fn adaspec_stops_the_whole_batch_at_the_first_fall_of_goodput() {
     let world = World { confidence: |_| 0.02, ..World::default() };
-    let mut policy = AdaSpec::new(cost(), 8, AdaSpecGate::default());
+    let mut policy = AdaSpec::released(cost(), 8);
     // One call is made on the assumed mean of 0.6, falls, and is not counted into the mean.
     let outcome = run(&world, &mut policy, 10);
     assert_eq!(outcome.drafted, 10 * 8);
@@ -85,7 +94,7 @@ fn without_a_draft_model_no_policy_drafts() {
     let world = World::default();
     let mut rivals: [Box<dyn Learner>; 3] = [
         Box::new(SmartSpec::new(plain.clone(), 8)),
-        Box::new(AdaSpec::new(plain.clone(), 8, AdaSpecGate::default())),
+        Box::new(AdaSpec::released(plain.clone(), 8)),
         Box::new(Static::new(AdaSpecVerifier::new(plain, 8))),
     ];
     for rival in &mut rivals {
