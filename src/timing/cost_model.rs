@@ -135,6 +135,18 @@ impl LatencyModel {
         }
     }
 
+    /// The largest size below `rows` at which a padded batch is cheaper than one row more: the
+    /// next smaller graph that saves time. 0 where none is; `None` for an interpolated model,
+    /// which has no sizes.
+    pub fn previous_size(&self, rows: u32) -> Option<u32> {
+        if self.terms.between == Between::Interpolate {
+            return None;
+        }
+        let sizes = &self.terms.rows[..self.terms.rows.partition_point(|&size| size < rows)];
+        let steps = |size: u32| self.rows_us(size) < self.rows_us(size + 1);
+        Some(sizes.iter().rev().copied().find(|&size| steps(size)).unwrap_or(0))
+    }
+
     /// The prefill terms alone.
     pub fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
         if tokens == 0 {
@@ -251,6 +263,21 @@ pub(crate) mod tests {
         .unwrap();
         let times: Vec<f64> = (0..=8).map(|rows| model.rows_us(rows)).collect();
         assert_eq!(times, [10.0, 10.0, 11.0, 12.0, 12.0, 20.0, 20.0, 20.0, 20.0]);
+    }
+
+    #[test]
+    fn the_previous_size_is_the_last_one_before_the_time_steps() {
+        let terms = |between| {
+            LatencyTerms::staircase(between, &[128, 160, 192, 256, 2048], &[10.0, 11.0, 11.0, 15.0, 90.0])
+        };
+        let model = LatencyModel::new(terms(Between::Pad)).unwrap();
+        let cases =
+            [(257, 256), (256, 192), (250, 192), (193, 192), (192, 128), (129, 128), (128, 0), (0, 0)];
+        for (rows, size) in cases.into_iter().chain([(3000, 2048)]) {
+            assert_eq!(model.previous_size(rows), Some(size), "{rows}");
+        }
+        let model = LatencyModel::new(terms(Between::Interpolate)).unwrap();
+        assert_eq!(model.previous_size(250), None);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! goodput is predicted with the running product of draft probabilities as acceptance and a
 //! global mean for the position to come; after the call it is corrected with the real
 //! probabilities, and drafting stops at the first fall. Then the verification batch is
-//! pruned to the next smaller graph size if that raises goodput.
+//! pruned to the next smaller graph size if that raises goodput. Graph sizes are those of the
+//! profile at which its time steps; a profile without graphs has the sizes of the release:
+//! powers of two, then multiples of 32.
 //!
 //! The two differ in the gate alone. With it, no length is drafted whose whole step (drafting,
 //! verification and host) is predicted to take longer than the tightest TPOT objective in the
@@ -28,7 +30,7 @@ use crate::timing::cost_model::CostModel;
 
 /// Mean probability assumed before anything was drafted.
 const FIRST_MEAN: f64 = 0.6;
-/// Below this many rows graphs are captured at powers of two, above at its multiples.
+/// Up to this many rows the release captures graphs at powers of two, above at its multiples.
 const GRAPH_STRIDE: u32 = 32;
 
 /// What the paper holds the step time against.
@@ -169,8 +171,8 @@ impl AdaSpec {
     }
 }
 
-/// The largest captured graph below `rows`.
-fn previous_graph(rows: u32) -> u32 {
+/// The largest graph that the release would capture below `rows`.
+fn released_graph_below(rows: u32) -> u32 {
     match rows {
         0 | 1 => 0,
         2..=GRAPH_STRIDE => 1 << (rows - 1).ilog2(),
@@ -221,7 +223,9 @@ impl Policy for AdaSpec {
         lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
         let verified = step.view.decoding.len() as u32 + lengths.iter().sum::<u32>();
         let full = self.verified_goodput(step.view, rows, lengths);
-        Self::prune(rows, lengths, verified - previous_graph(verified));
+        let smaller = self.cost.target.previous_size(verified);
+        let smaller = smaller.unwrap_or_else(|| released_graph_below(verified));
+        Self::prune(rows, lengths, verified - smaller);
         if self.verified_goodput(step.view, rows, lengths) < full {
             lengths.clear();
             lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
@@ -249,10 +253,10 @@ mod tests {
     use crate::protocol::Proposal;
 
     #[test]
-    fn graphs_are_powers_of_two_then_multiples_of_thirty_two() {
+    fn released_graphs_are_powers_of_two_then_multiples_of_thirty_two() {
         let cases = [(24, 16), (33, 32), (64, 32), (100, 96), (32, 16), (2, 1), (1, 0), (0, 0)];
         for (rows, graph) in cases {
-            assert_eq!(previous_graph(rows), graph, "{rows}");
+            assert_eq!(released_graph_below(rows), graph, "{rows}");
         }
     }
 

@@ -1,7 +1,8 @@
 use super::*;
 use crate::policy::tests::world::{Outcome, Run, World};
-use crate::policy::{Fixed, Learner, Static};
-use crate::protocol::Micros;
+use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
+use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, RequestId, Step};
+use crate::timing::cost_model::{Between, LatencyModel, LatencyTerms};
 use crate::timing::profile::tests::gpu_like;
 
 fn cost() -> CostModel {
@@ -77,6 +78,52 @@ fn adaspec_stops_the_whole_batch_at_the_first_fall_of_goodput() {
     let outcome = run(&world, &mut policy, 10);
     assert_eq!(outcome.drafted, 10 * 8);
     assert_eq!(policy.state()["mean_confidence"], 0.6);
+}
+
+/// `requests` sequences that decode without objectives.
+fn view(requests: u64) -> StepView {
+    let row = |index| DecodeView {
+        request: RequestId(index),
+        context_tokens: 100,
+        output_tokens: 1,
+        since_first_token: Micros::ZERO,
+        tpot: None,
+        draft_lag_tokens: 1,
+        drafts_max: 8,
+        temperature: 0.0,
+    };
+    StepView {
+        now: Micros::ZERO,
+        decoding: (0..requests).map(row).collect(),
+        prefilling: Vec::new(),
+        waiting: 0,
+        prefill_tokens_max: 0,
+    }
+}
+
+/// Rows that AdaSpec verifies of 50 sequences with 4 poor drafts each, 250 in all.
+fn rows_left_by_adaspec(between: Between, sizes: &[u32], micros: &[f64]) -> u32 {
+    let target = LatencyModel::new(LatencyTerms::staircase(between, sizes, micros)).unwrap();
+    let policy = AdaSpec::released(CostModel { target, ..cost() }, 8);
+    let poor = Proposal { probability: 0.1, finite: true, ..Proposal::default() };
+    let rows: Vec<DraftedRow> =
+        (0..50).map(|decoding| DraftedRow { decoding, proposals: vec![poor; 4] }).collect();
+    let (view, granted) = (view(50), StepDecision::default());
+    let mut lengths = Vec::new();
+    policy.select(Step { view: &view, granted: &granted }, &rows, &mut Scratch::default(), &mut lengths);
+    50 + lengths.iter().sum::<u32>()
+}
+
+#[test]
+fn adaspec_prunes_to_the_next_smaller_graph_of_the_profile() {
+    let micros = [7_000.0, 8_000.0, 12_000.0];
+    assert_eq!(rows_left_by_adaspec(Between::Pad, &[128, 192, 256], &micros), 192);
+    assert_eq!(rows_left_by_adaspec(Between::Pad, &[128, 240, 256], &micros), 240);
+}
+
+#[test]
+fn adaspec_prunes_to_the_releases_graph_sizes_where_the_profile_has_none() {
+    assert_eq!(rows_left_by_adaspec(Between::Interpolate, &[1, 256], &[100.0, 12_000.0]), 224);
 }
 
 #[test]
