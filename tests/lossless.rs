@@ -140,7 +140,7 @@ fn every_policy_emits_what_plain_decoding_emits() {
         "smartspec",
         "adaspec",
         "adaspec-gated",
-        "adaspec-verifier",
+        "adaspec-verifier:3",
         "specserve",
     ];
     let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);

@@ -251,8 +251,10 @@ fn rules_between_keys_hold() {
     assert_eq!(problem_paths(&running), ["scheduler.running_requests_max"]);
     let chunk = tiny_with("prefill_chunk_tokens_max = 256", "prefill_chunk_tokens_max = 513");
     assert_eq!(problem_paths(&chunk), ["scheduler.prefill_chunk_tokens_max"]);
-    let long_draft = tiny_with("\"specserve\"", "\"fixed:9\"");
-    assert_eq!(problem_paths(&long_draft), ["speculation.policy"]);
+    for policy in ["\"fixed:9\"", "\"adaspec-verifier:9\""] {
+        let long_draft = tiny_with("\"specserve\"", policy);
+        assert_eq!(problem_paths(&long_draft), ["speculation.policy"], "{policy}");
+    }
     let no_draft = format!("{SMALLEST}[speculation]\npolicy = \"fixed:2\"\n");
     assert_eq!(problem_paths(&no_draft), ["speculation.policy"]);
 }

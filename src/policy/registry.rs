@@ -16,7 +16,7 @@ use crate::timing::profile::Profile;
 
 /// All names, for help texts and errors.
 pub const POLICY_NAMES: &str =
-    "none, fixed:K, threshold:P, smartspec, adaspec, adaspec-gated, adaspec-verifier, specserve";
+    "none, fixed:K, threshold:P, smartspec, adaspec, adaspec-gated, adaspec-verifier[:K], specserve";
 
 /// A policy's name with its parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,8 +34,9 @@ pub enum PolicyName {
     AdaSpec,
     /// `adaspec-gated`: as in its paper, which drafts only within the tightest TPOT objective.
     AdaSpecGated,
-    /// `adaspec-verifier`: AdaSpec's verifier alone.
-    AdaSpecVerifier,
+    /// `adaspec-verifier:K`: AdaSpec's verifier alone, over `K` drafts, 1 to 16. Without `K`, over
+    /// as many as the options allow.
+    AdaSpecVerifier(Option<u32>),
     /// `specserve`: ours.
     #[default]
     SpecServe,
@@ -46,6 +47,7 @@ impl PolicyName {
     pub fn draft_tokens(self) -> Option<u32> {
         match self {
             PolicyName::Fixed(length) => Some(length),
+            PolicyName::AdaSpecVerifier(length) => length,
             _ => None,
         }
     }
@@ -71,20 +73,22 @@ impl FromStr for PolicyName {
 
     fn from_str(text: &str) -> Result<PolicyName, UnknownPolicy> {
         let unknown = || UnknownPolicy(text.to_owned());
+        let length = |text: &str| match text.parse() {
+            Ok(length) if (1..=POSITIONS_MAX as u32).contains(&length) => Ok(length),
+            _ => Err(unknown()),
+        };
         match text.split_once(':') {
             None => match text {
                 "none" => Ok(PolicyName::None),
                 "smartspec" => Ok(PolicyName::SmartSpec),
                 "adaspec" => Ok(PolicyName::AdaSpec),
                 "adaspec-gated" => Ok(PolicyName::AdaSpecGated),
-                "adaspec-verifier" => Ok(PolicyName::AdaSpecVerifier),
+                "adaspec-verifier" => Ok(PolicyName::AdaSpecVerifier(None)),
                 "specserve" => Ok(PolicyName::SpecServe),
                 _ => Err(unknown()),
             },
-            Some(("fixed", length)) => match length.parse() {
-                Ok(length) if (1..=POSITIONS_MAX as u32).contains(&length) => Ok(PolicyName::Fixed(length)),
-                _ => Err(unknown()),
-            },
+            Some(("fixed", tokens)) => Ok(PolicyName::Fixed(length(tokens)?)),
+            Some(("adaspec-verifier", tokens)) => Ok(PolicyName::AdaSpecVerifier(Some(length(tokens)?))),
             Some(("threshold", probability)) => match probability.parse() {
                 Ok(probability) if (0.0..=1.0).contains(&probability) => {
                     Ok(PolicyName::Threshold(probability))
@@ -105,7 +109,8 @@ impl fmt::Display for PolicyName {
             PolicyName::SmartSpec => f.write_str("smartspec"),
             PolicyName::AdaSpec => f.write_str("adaspec"),
             PolicyName::AdaSpecGated => f.write_str("adaspec-gated"),
-            PolicyName::AdaSpecVerifier => f.write_str("adaspec-verifier"),
+            PolicyName::AdaSpecVerifier(None) => f.write_str("adaspec-verifier"),
+            PolicyName::AdaSpecVerifier(Some(length)) => write!(f, "adaspec-verifier:{length}"),
             PolicyName::SpecServe => f.write_str("specserve"),
         }
     }
@@ -167,7 +172,12 @@ pub fn build(
         PolicyName::SmartSpec => Box::new(SmartSpec::new(cost()?, draft_tokens_max)),
         PolicyName::AdaSpec => Box::new(AdaSpec::released(cost()?, draft_tokens_max)),
         PolicyName::AdaSpecGated => Box::new(AdaSpec::gated(cost()?, draft_tokens_max, options.adaspec_gate)),
-        PolicyName::AdaSpecVerifier => Box::new(Static::new(AdaSpecVerifier::new(cost()?, draft_tokens_max))),
+        PolicyName::AdaSpecVerifier(None) => {
+            Box::new(Static::new(AdaSpecVerifier::new(cost()?, draft_tokens_max)))
+        }
+        PolicyName::AdaSpecVerifier(Some(draft_tokens)) => {
+            Box::new(Static::new(AdaSpecVerifier::with_draft_tokens(cost()?, draft_tokens)))
+        }
         PolicyName::SpecServe => {
             let warm_start = profile.and_then(|profile| profile.reliability.clone());
             Box::new(SpecServeLearner::new(cost()?, warm_start, options.specserve.clone()))
@@ -180,7 +190,7 @@ mod tests {
     use super::*;
     use crate::timing::profile::tests::gpu_like;
 
-    const GOOD: [&str; 9] = [
+    const GOOD: [&str; 11] = [
         "none",
         "fixed:1",
         "fixed:16",
@@ -189,6 +199,8 @@ mod tests {
         "adaspec",
         "adaspec-gated",
         "adaspec-verifier",
+        "adaspec-verifier:1",
+        "adaspec-verifier:16",
         "specserve",
     ];
 
@@ -219,6 +231,9 @@ mod tests {
             "None",
             "adaspec:1",
             "adaspec-gated:1",
+            "adaspec-verifier:",
+            "adaspec-verifier:0",
+            "adaspec-verifier:17",
             "none:0",
             "threshold",
             "fixed:3:4",

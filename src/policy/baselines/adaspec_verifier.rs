@@ -4,6 +4,11 @@
 //! probability over the whole staircase: throughput only, no objectives. This is what vLLM's
 //! adaptive verification does (vllm-project/vllm #52228), and what pruning is worth without
 //! stopping the draft early.
+//!
+//! `adaspec-verifier:K` drafts `K` tokens, `adaspec-verifier` alone as many as the engine allows.
+//! In vLLM, `K` is configured, and the drafters it was made for make all drafts in one pass: a
+//! longer draft costs them next to nothing. Here each token is a pass of the draft model, so that
+//! the full length is dear, and the fair `K` is the best one.
 
 use std::sync::Arc;
 
@@ -18,7 +23,9 @@ use crate::timing::cost_model::{CostModel, ROWS_MAX};
 #[derive(Clone, Debug)]
 pub struct AdaSpecVerifier {
     cost: Arc<CostModel>,
-    draft_tokens: u32,
+    draft_tokens_max: u32,
+    /// `K`, if the name has one.
+    configured: Option<u32>,
 }
 
 /// The verifier's part of [`Scratch`].
@@ -31,9 +38,22 @@ pub struct VerifierBuffers {
 }
 
 impl AdaSpecVerifier {
-    /// Starts from the profile's times.
-    pub fn new(cost: CostModel, draft_tokens: u32) -> AdaSpecVerifier {
-        AdaSpecVerifier { cost: Arc::new(cost), draft_tokens: draft_tokens.min(POSITIONS_MAX as u32) }
+    /// `adaspec-verifier`. Starts from the profile's times.
+    pub fn new(cost: CostModel, draft_tokens_max: u32) -> AdaSpecVerifier {
+        AdaSpecVerifier { cost: Arc::new(cost), draft_tokens_max, configured: None }
+    }
+
+    /// `adaspec-verifier:K`, with `K` of 1 to 16. Starts from the profile's times.
+    pub fn with_draft_tokens(cost: CostModel, draft_tokens: u32) -> AdaSpecVerifier {
+        AdaSpecVerifier { configured: Some(draft_tokens), ..AdaSpecVerifier::new(cost, draft_tokens) }
+    }
+
+    /// Drafts per sequence and step.
+    fn draft_tokens(&self) -> u32 {
+        if self.cost.draft.is_none() {
+            return 0;
+        }
+        self.configured.unwrap_or(self.draft_tokens_max).min(POSITIONS_MAX as u32)
     }
 
     fn solve(&self, view: &StepView, drafted: &[DraftedRow], buffers: &mut VerifierBuffers) {
@@ -77,11 +97,14 @@ impl AdaSpecVerifier {
 
 impl Policy for AdaSpecVerifier {
     fn name(&self) -> String {
-        "adaspec-verifier".to_owned()
+        match self.configured {
+            None => "adaspec-verifier".to_owned(),
+            Some(draft_tokens) => format!("adaspec-verifier:{draft_tokens}"),
+        }
     }
 
     fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
-        draft_everywhere(view, if self.cost.draft.is_some() { self.draft_tokens } else { 0 })
+        draft_everywhere(view, self.draft_tokens())
     }
 
     fn select(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, lengths: &mut Vec<u32>) {

@@ -135,6 +135,13 @@ fn the_verifier_alone_drafts_everything_and_verifies_the_best() {
 }
 
 #[test]
+fn the_verifier_drafts_as_many_tokens_as_its_name_says() {
+    let world = World::default();
+    let mut policy = Static::new(AdaSpecVerifier::with_draft_tokens(cost(), 3));
+    assert_eq!(run(&world, &mut policy, 10).drafted, 10 * 8 * 3);
+}
+
+#[test]
 fn without_a_draft_model_no_policy_drafts() {
     let mut plain = cost();
     plain.draft = None;
