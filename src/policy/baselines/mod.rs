@@ -27,7 +27,7 @@ fn draft_everywhere(view: &StepView, tokens: u32) -> StepDecision {
 }
 
 /// Time of a step that drafts `length` tokens for every sequence and verifies `rows` rows,
-/// in microseconds, from the profile alone.
+/// in microseconds, from the profile alone. A step that drafts has one drafting round.
 fn symmetric_us(cost: &CostModel, view: &StepView, length: u32, rows: u32) -> f64 {
     let batch = view.decoding.len() as u32;
     let context_tokens: u64 = view.decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
@@ -39,8 +39,11 @@ fn symmetric_us(cost: &CostModel, view: &StepView, length: u32, rows: u32) -> f6
         ..Work::default()
     };
     let call = Work { rows: batch, context_tokens, attended_tokens: context_tokens, ..Work::default() };
-    let draft_us = cost.draft.as_ref().map_or(0.0, |draft| draft.decode_us(&call));
-    cost.host_us + cost.target.decode_us(&target) + draft_us * f64::from(length)
+    let draft_us = match &cost.draft {
+        Some(draft) if length > 0 => draft.terms().round_us + draft.decode_us(&call) * f64::from(length),
+        _ => 0.0,
+    };
+    cost.host_us + cost.target.decode_us(&target) + draft_us
 }
 
 #[cfg(test)]

@@ -9,6 +9,13 @@ fn cost() -> CostModel {
     gpu_like().cost_model().unwrap()
 }
 
+/// With a drafting round that takes `round_us` beside its calls.
+fn cost_of_rounds(round_us: f64) -> CostModel {
+    let mut profile = gpu_like();
+    profile.draft.as_mut().unwrap().round_us = round_us;
+    profile.cost_model().unwrap()
+}
+
 fn run(world: &World, learner: &mut dyn Learner, steps: u32) -> Outcome {
     Run::new(world, 9).steps(learner, steps)
 }
@@ -99,6 +106,33 @@ fn view(requests: u64) -> StepView {
         waiting: 0,
         prefill_tokens_max: 0,
     }
+}
+
+#[test]
+fn a_step_that_drafts_is_charged_one_round_whatever_its_length() {
+    let view = view(8);
+    let added = |length| {
+        let step_us = |cost: &CostModel| symmetric_us(cost, &view, length, 8 * (length + 1));
+        step_us(&cost_of_rounds(500.0)) - step_us(&cost_of_rounds(0.0))
+    };
+    assert_eq!(added(0), 0.0);
+    assert!((added(1) - 500.0).abs() < 1e-6 && (added(5) - 500.0).abs() < 1e-6);
+}
+
+#[test]
+fn rivals_do_not_draft_where_a_round_costs_more_than_drafts_bring() {
+    let world = World::default();
+    let drafted = |round_us| {
+        let cost = || cost_of_rounds(round_us);
+        let mut rivals: [Box<dyn Learner>; 3] = [
+            Box::new(SmartSpec::new(cost(), 8)),
+            Box::new(AdaSpec::released(cost(), 8)),
+            Box::new(AdaSpec::gated(cost(), 8, AdaSpecGate::default())),
+        ];
+        rivals.each_mut().map(|rival| run(&world, &mut **rival, 10).drafted > 0)
+    };
+    assert_eq!(drafted(0.0), [true; 3]);
+    assert_eq!(drafted(30_000.0), [false; 3]);
 }
 
 /// Rows that AdaSpec verifies of 50 sequences with 4 poor drafts each, 250 in all.
