@@ -17,8 +17,8 @@ use specserve::executor::cuda::step_layout::{InputSizes, words_needed, write};
 use specserve::executor::cuda::step_results::{PROPOSAL_WORDS, VerdictResults, VerdictWords};
 use specserve::executor::cuda::verify_batch;
 use specserve::protocol::{
-    DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, Proposal, RequestId, RowRole, SamplingParams,
-    SequenceInput, VerifyRow,
+    BlockId, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, Proposal, RequestId, RowRole,
+    SamplingParams, SequenceInput, VerifyRow,
 };
 
 /// The program's.
@@ -188,7 +188,7 @@ fn input(index: usize, start: usize, tokens: usize) -> SequenceInput {
         request: RequestId(index as u64),
         tokens: (0..tokens as u32).map(|token| token * 7 + index as u32).collect(),
         start: start as u32,
-        blocks: (0..blocks).map(|block| ((block * 61 + index * 97) % 16_384) as u32).collect(),
+        blocks: (0..blocks).map(|block| BlockId(((block * 61 + index * 97) % 16_384) as u32)).collect(),
         sampling: Arc::new(SamplingParams {
             temperature: 0.8,
             seed: index as u64,

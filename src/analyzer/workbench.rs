@@ -129,7 +129,7 @@ struct Inputs {
 
 /// All blocks of a pool in an order that looks like that of a daemon that has run for a while.
 fn scattered(blocks: u32) -> Vec<BlockId> {
-    let mut order: Vec<BlockId> = (0..blocks).collect();
+    let mut order: Vec<BlockId> = (0..blocks).map(BlockId).collect();
     shuffle(&mut order, 0x5CA7);
     order
 }

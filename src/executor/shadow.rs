@@ -81,7 +81,7 @@ fn mix(state: u64, value: u64) -> u64 {
 
 fn slot(blocks: &[BlockId], position: u32) -> usize {
     let block = blocks[(position / BLOCK_TOKENS) as usize];
-    (block * BLOCK_TOKENS + position % BLOCK_TOKENS) as usize
+    block.index() * BLOCK_TOKENS as usize + (position % BLOCK_TOKENS) as usize
 }
 
 impl ShadowExecutor {

@@ -73,7 +73,7 @@ impl KvCache {
         let CacheShape { block_tokens, kv_heads, head_dim, .. } = self.shape;
         let shape = self.shape;
         let place = |slot: usize, head: usize| {
-            let block = blocks[slot / block_tokens] as usize;
+            let block = blocks[slot / block_tokens].index();
             (block * shape.block_stride() + shape.head_offset(head), slot % block_tokens)
         };
         for layer in 0..self.layers.len() {

@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_tree_node_sees_the_committed_tokens_and_its_ancestors() {
-        let blocks = [0];
+        let blocks = [BlockId(0)];
         let mut pass = Pass::default();
         // Committed 10 at slots 4 and 5; drafts: a, b (children of the root), c under a, d under c.
         pass.push_tree(&blocks, &[10, 11, 1, 2, 3, 4], 4, &[0, 0, 1, 3]);
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn tiles_cover_every_query_once_for_any_number_of_threads() {
-        let blocks = [0, 1, 2];
+        let blocks = [0, 1, 2].map(BlockId);
         let mut pass = Pass::default();
         pass.push_chain(&blocks, &[1; 7], 0, 0);
         pass.push_chain(&blocks, &[1], 30, 1);

@@ -40,7 +40,7 @@ impl HeadWriter<'_> {
         for query in queries.chunks_exact_mut(head_dim) {
             self.place(query, self.layer.query_norm.as_deref(), row.position);
         }
-        let block = blocks[row.slot / self.shape.block_tokens] as usize * self.shape.block_stride();
+        let block = blocks[row.slot / self.shape.block_tokens].index() * self.shape.block_stride();
         let slot = row.slot % self.shape.block_tokens;
         let heads = keys.chunks_exact_mut(head_dim).zip(values.chunks_exact(head_dim));
         for (head, (key, value)) in heads.enumerate() {

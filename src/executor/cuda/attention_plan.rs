@@ -98,7 +98,7 @@ impl AttentionPlan {
         let first_row = self.rows();
         let table = self.tables.len();
         let blocks = &sequence.blocks[..sequence.end().div_ceil(BLOCK_TOKENS as usize)];
-        self.tables.extend_from_slice(bytemuck::cast_slice(blocks));
+        self.tables.extend(blocks.iter().map(|block| block.0 as i32));
         sequence.rotate(&mut self.positions);
         sequence.place(&mut self.slots);
 
@@ -158,7 +158,7 @@ mod tests {
     use crate::protocol::BlockId;
 
     fn blocks(count: u32) -> Vec<BlockId> {
-        (0..count).map(|block| 100 + block).collect()
+        (0..count).map(|block| BlockId(100 + block)).collect()
     }
 
     fn plan() -> AttentionPlan {

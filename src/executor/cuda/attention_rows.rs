@@ -61,7 +61,7 @@ impl SequenceShape<'_> {
         while at < end {
             let number = at / BLOCK_TOKENS;
             let stop = end.min((number + 1) * BLOCK_TOKENS);
-            let slot = (self.blocks[number as usize] * BLOCK_TOKENS + at % BLOCK_TOKENS) as i32;
+            let slot = (self.blocks[number as usize].0 * BLOCK_TOKENS + at % BLOCK_TOKENS) as i32;
             slots.extend(slot..slot + (stop - at) as i32);
             at = stop;
         }
@@ -102,7 +102,7 @@ mod tests {
         let mut rows: Vec<(i32, i32, u64)> = Vec::new();
         for index in 0..shape.tokens {
             let at = shape.start + index as u32;
-            let slot = (shape.blocks[(at / 16) as usize] * 16 + at % 16) as i32;
+            let slot = (shape.blocks[(at / 16) as usize].0 * 16 + at % 16) as i32;
             let parent = match (index.checked_sub(shape.committed()), shape.tree) {
                 (Some(draft), Some(parents)) => shape.committed() + parents[draft] as usize,
                 _ => index,
@@ -127,7 +127,7 @@ mod tests {
     proptest! {
         #[test]
         fn rows_are_what_their_sequence_says((start, committed, parents, tree) in shapes()) {
-            let blocks: Vec<u32> = (0..16).map(|block| (block * 7 + 3) % 16).collect();
+            let blocks: Vec<BlockId> = (0..16).map(|block| BlockId((block * 7 + 3) % 16)).collect();
             let tokens = committed + parents.len();
             let shape = SequenceShape {
                 start,

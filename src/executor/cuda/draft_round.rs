@@ -228,7 +228,7 @@ mod tests {
             request: RequestId(request),
             tokens: tokens.to_vec(),
             start,
-            blocks: blocks.to_vec(),
+            blocks: blocks.iter().copied().map(BlockId).collect(),
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };

@@ -184,7 +184,7 @@ impl Runner {
     pub fn warm_up_prompts(&mut self, tokens_max: usize, queue: &mut DeviceQueue) -> Result<(), CudaError> {
         let room = self.model.blocks() as usize * BLOCK_TOKENS as usize;
         let longest = tokens_max.min(room).min(self.model.spec().context_tokens_max);
-        let blocks: Vec<BlockId> = (0..longest.div_ceil(BLOCK_TOKENS as usize) as BlockId).collect();
+        let blocks: Vec<BlockId> = (0..longest.div_ceil(BLOCK_TOKENS as usize) as u32).map(BlockId).collect();
         for tokens in prompt_lengths(longest) {
             self.begin();
             self.step.tokens.resize(tokens, 0);

@@ -171,14 +171,14 @@ mod tests {
     use super::super::attention_plan::AttentionRoom;
     use super::super::step_results::VerdictWords;
     use super::*;
-    use crate::protocol::{RequestId, RowRole, SamplingParams, SequenceInput};
+    use crate::protocol::{BlockId, RequestId, RowRole, SamplingParams, SequenceInput};
 
     fn row(start: u32, tokens: &[u32], drafts: u32, tree: Option<Vec<u32>>) -> VerifyRow {
         let input = SequenceInput {
             request: RequestId(1),
             tokens: tokens.to_vec(),
             start,
-            blocks: vec![0, 1, 2, 3],
+            blocks: (0..4).map(BlockId).collect(),
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
