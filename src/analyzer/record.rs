@@ -196,10 +196,10 @@ mod tests {
         let sequence = record(&mut executor(1000), &job(700, 60)).expect("recorded");
         let mut process = AcceptanceProcess::new(settings().draft.options(&[]), SEED);
         assert_eq!(sequence.accepted.len(), 59);
-        for (place, (&probability, &accepted)) in
+        for (index, (&probability, &accepted)) in
             sequence.probabilities.iter().zip(&sequence.accepted).enumerate()
         {
-            let position = process.at(RequestId(0), 701 + place as u32);
+            let position = process.at(RequestId(0), 701 + index as u32);
             assert_eq!((position.probability, position.accepted), (probability, accepted));
         }
         assert!(sequence.accepted.contains(&true) && sequence.accepted.contains(&false));

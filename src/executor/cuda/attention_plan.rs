@@ -100,7 +100,7 @@ impl AttentionPlan {
         let blocks = &sequence.blocks[..sequence.end().div_ceil(BLOCK_TOKENS as usize)];
         self.tables.extend(blocks.iter().map(|block| block.0 as i32));
         sequence.rotate(&mut self.positions);
-        sequence.place(&mut self.slots);
+        sequence.assign_slots(&mut self.slots);
 
         // A tree behind a long run of committed tokens has a segment of its own.
         let tail =

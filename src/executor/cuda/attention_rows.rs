@@ -55,7 +55,7 @@ impl SequenceShape<'_> {
     }
 
     /// Appends the KV slot of each row, block by block.
-    pub fn place(&self, slots: &mut Vec<i32>) {
+    pub fn assign_slots(&self, slots: &mut Vec<i32>) {
         let end = self.end() as u32;
         let mut at = self.start;
         while at < end {
@@ -78,7 +78,7 @@ impl SequenceShape<'_> {
             let draft = begin + own - self.committed();
             let parent = self.tree.map_or(0, |parents| self.parent(parents, draft));
             let inherited = match parent.checked_sub(begin) {
-                Some(place) => masks[first + place],
+                Some(row) => masks[first + row],
                 None => 0, // a committed token before the segment: seen anyway
             };
             masks.push(if own < MASKED_QUERIES_MAX { inherited | 1 << own } else { 0 });
@@ -138,7 +138,7 @@ mod tests {
             };
             let (mut positions, mut slots, mut masks) = (vec![9], vec![9], vec![9]);
             shape.rotate(&mut positions);
-            shape.place(&mut slots);
+            shape.assign_slots(&mut slots);
             shape.mask(0, tokens, &mut masks);
             let want = by_definition(&shape);
             for (index, (position, slot, mask)) in want.iter().enumerate() {

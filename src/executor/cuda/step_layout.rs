@@ -18,7 +18,7 @@ const ITEM_WORDS: usize = size_of::<AttentionItem>() / 4;
 /// Words of a [`LogitAdjustment`].
 const ADJUSTMENT_WORDS: usize = size_of::<LogitAdjustment>() / 4;
 
-/// Place of `segment.table` in an [`AttentionItem`], in words.
+/// Offset of `segment.table` in an [`AttentionItem`], in words.
 const TABLE_WORD: usize = std::mem::offset_of!(AttentionItem, segment.table) / 4;
 /// The same of `first_adjustment` in a [`SamplingRow`].
 const FIRST_ADJUSTMENT_WORD: usize = std::mem::offset_of!(SamplingRow, first_adjustment) / 4;

@@ -93,7 +93,7 @@ unsafe fn attend_body<V: Vector, const N: usize>(tile: &AttentionTile<'_>) {
 
 #[inline(always)]
 unsafe fn attend_queries<V: Vector, const N: usize, const Q: usize>(tile: &AttentionTile<'_>) {
-    // SAFETY: the caller's contract; the slots of a tail are not below their packed places.
+    // SAFETY: the caller's contract; the slots of a tail are not below their packed indices.
     unsafe {
         scores::<V, N, Q>(tile);
         let mut totals = [0.0; Q];

@@ -35,13 +35,13 @@ fn a_rows_logits_are_the_same_bits_in_every_mix_and_on_any_number_of_threads() {
         for size in [1, 2, 7, 32] {
             let mut executor = prefilled(threads);
             let mut rows: Vec<VerifyRow> = (0..size - 1).map(mate).collect();
-            let place = rows.len() / 2;
-            rows.insert(place, subject(&SUBJECT));
+            let index = rows.len() / 2;
+            rows.insert(index, subject(&SUBJECT));
             let before: usize =
-                rows[..place].iter().filter(|row| row.sample).map(|row| row.drafts as usize + 1).sum();
+                rows[..index].iter().filter(|row| row.sample).map(|row| row.drafts as usize + 1).sum();
             let logits = all_logits(&mut executor, &rows);
             assert_eq!(logits[before..before + 5], alone, "{threads} threads, {size} rows");
-            let verdict = verify(&mut executor, &rows)[place].clone();
+            let verdict = verify(&mut executor, &rows)[index].clone();
             assert_eq!(verdict, verify(&mut prefilled(1), &[subject(&SUBJECT)])[0]);
         }
     }

@@ -65,7 +65,7 @@ fn chain(blocks: &[u32], tokens: &[TokenId], start: u32, drafts: u32) -> VerifyR
     }
 }
 
-/// The logits at every place where the target chooses, in order.
+/// The logits at every node where the target samples, in order.
 fn all_logits(executor: &mut CpuExecutor, rows: &[VerifyRow]) -> Vec<Vec<f32>> {
     let count = executor.target.forward(&executor.pool, &target_pass(rows)).unwrap();
     (0..count)
