@@ -10,7 +10,7 @@ use specserve::executor::cpu::{CpuExecutor, CpuOptions, Roofline};
 use specserve::executor::{Drafter, Executor, Target};
 use specserve::model::{LoadedModel, ModelSource, load};
 use specserve::protocol::{
-    DraftForest, DraftSeed, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, VerifyRow,
+    BlockId, DraftForest, DraftSeed, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, VerifyRow,
 };
 
 const THREADS: usize = 2;
@@ -48,7 +48,7 @@ fn input(sequence: u32, start: u32, tokens: u32) -> SequenceInput {
         request: RequestId(sequence.into()),
         tokens: (0..tokens).map(|token| 300 + (token * 37 + sequence * 11) % 3000).collect(),
         start,
-        blocks: (0..SEQUENCE_BLOCKS).map(|block| block * SEQUENCES + sequence).collect(),
+        blocks: (0..SEQUENCE_BLOCKS).map(|block| BlockId(block * SEQUENCES + sequence)).collect(),
         sampling: Arc::new(SamplingParams::greedy()),
         history: None,
     }

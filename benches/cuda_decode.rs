@@ -14,7 +14,7 @@ use specserve::model::{
     Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
 };
 use specserve::protocol::{
-    DraftForest, DraftSeed, RequestId, RowRole, SamplingParams, SequenceInput, VerifyRow,
+    BlockId, DraftForest, DraftSeed, RequestId, RowRole, SamplingParams, SequenceInput, VerifyRow,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -217,7 +217,7 @@ impl Bench {
 fn input(index: usize, start: usize, tokens: usize) -> SequenceInput {
     let blocks = CONTEXT / 16;
     // Half a context for each sequence, scattered over the pool's first blocks.
-    let scattered = |block: usize| ((index * blocks / 2 + block) * 7919 % (65 * blocks)) as u32;
+    let scattered = |block: usize| BlockId(((index * blocks / 2 + block) * 7919 % (65 * blocks)) as u32);
     SequenceInput {
         request: RequestId(index as u64),
         tokens: (0..tokens).map(|i| ((index * 977 + i * 31) % 100_000) as u32).collect(),

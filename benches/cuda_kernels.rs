@@ -309,15 +309,15 @@ fn compact(bench: &Bench, sequences: usize, accepted: usize) -> Result<()> {
         head_dim: HEAD_DIM as i32,
     };
     let bytes = sequences * accepted * LAYERS * KV_HEADS * HEAD_DIM * 2 * 2 * 2;
-    // SAFETY: as in `rmsnorm`; moving the same places again is harmless.
+    // SAFETY: as in `rmsnorm`; moving the same slots again is harmless.
     let fast = |_, stream: &Stream| unsafe { kernels::specserve_compact(&params, stream.raw()) };
     // SAFETY: as above.
     let plain = |_, stream: &Stream| unsafe { kernels::specserve_compact_naive(&params, stream.raw()) };
-    let shape = format!("{sequences} sequences × {accepted} places × {LAYERS} layers");
+    let shape = format!("{sequences} sequences × {accepted} drafts × {LAYERS} layers");
     bench.report("KV compaction", &shape, bytes, 1, &fast, &plain)
 }
 
-/// How the rows of a sampling bench choose.
+/// How the rows of a sampling bench are sampled.
 #[derive(Clone, Copy)]
 enum Kind {
     Greedy,
@@ -412,9 +412,9 @@ fn sample(bench: &Bench, rows: usize, kind: Kind, drafts: Option<usize>) -> Resu
         let shape = format!("{rows} × {VOCAB}, {}", kind.name());
         return bench.report("draft sample", &shape, bytes, sets, &fast, &plain);
     };
-    let places = drafts + 1;
-    let sequences = bench.ints((0..rows / places).flat_map(|s| [s * places, drafts, 0]))?;
-    let sequence_of = bench.ints((0..rows).map(|row| row / places))?;
+    let nodes = drafts + 1;
+    let sequences = bench.ints((0..rows / nodes).flat_map(|s| [s * nodes, drafts, 0]))?;
+    let sequence_of = bench.ints((0..rows).map(|row| row / nodes))?;
     let draft_tokens = bench.ints(0..rows)?;
     let path = DeviceBuffer::<i32>::filled(0, rows, &bench.stream)?;
     let params = |set| VerifyParams {
@@ -426,12 +426,12 @@ fn sample(bench: &Bench, rows: usize, kind: Kind, drafts: Option<usize>) -> Resu
         outcomes: out.ptr().cast_mut().cast(),
         tokens: tokens.ptr().cast_mut(),
         path: path.ptr().cast_mut(),
-        sequence_count: (rows / places) as i32,
+        sequence_count: (rows / nodes) as i32,
     };
     // SAFETY: as in `rmsnorm`.
     let fast = |set, stream: &Stream| unsafe { kernels::specserve_verify(&params(set), stream.raw()) };
     // SAFETY: as above.
     let plain = |set, stream: &Stream| unsafe { kernels::specserve_verify_naive(&params(set), stream.raw()) };
-    let shape = format!("{} × {places} × {VOCAB}, {}", rows / places, kind.name());
+    let shape = format!("{} × {nodes} × {VOCAB}, {}", rows / nodes, kind.name());
     bench.report("verify", &shape, bytes, sets, &fast, &plain)
 }

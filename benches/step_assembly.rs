@@ -17,8 +17,8 @@ use specserve::executor::cuda::step_layout::{InputSizes, words_needed, write};
 use specserve::executor::cuda::step_results::{PROPOSAL_WORDS, VerdictResults, VerdictWords};
 use specserve::executor::cuda::verify_batch;
 use specserve::protocol::{
-    DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, Proposal, RequestId, RowRole, SamplingParams,
-    SequenceInput, VerifyRow,
+    BlockId, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, Proposal, RequestId, RowRole,
+    SamplingParams, SequenceInput, VerifyRow,
 };
 
 /// The program's.
@@ -71,8 +71,8 @@ impl Bench {
         let mut step = HostStep::new(AttentionRoom::for_rows(32, 8, 1024, 8192));
         let (mut memory, mut verdicts) = (Vec::new(), Vec::new());
         let sizes = sizes(sequences * (drafts + 1), sequences * (drafts + 1));
-        let places = VerdictWords::of(sizes.sequences, sizes.logit_rows);
-        let results = verdict_words(places, sequences, drafts);
+        let layout = VerdictWords::of(sizes.sequences, sizes.logit_rows);
+        let results = verdict_words(layout, sequences, drafts);
         let mut times = Times::new(&["check", "fill and plan", "write", "read"]);
         for _ in 0..ROUNDS {
             self.work_on_others();
@@ -86,7 +86,7 @@ impl Bench {
             verdicts.clear();
             verdicts.reserve(sequences);
             times.part(3, || {
-                let results = VerdictResults::new(black_box(&results), places);
+                let results = VerdictResults::new(black_box(&results), layout);
                 verify_batch::read(&rows, &step, results, VOCABULARY, &mut verdicts).expect("good results");
             });
         }
@@ -188,7 +188,7 @@ fn input(index: usize, start: usize, tokens: usize) -> SequenceInput {
         request: RequestId(index as u64),
         tokens: (0..tokens as u32).map(|token| token * 7 + index as u32).collect(),
         start: start as u32,
-        blocks: (0..blocks).map(|block| ((block * 61 + index * 97) % 16_384) as u32).collect(),
+        blocks: (0..blocks).map(|block| BlockId(((block * 61 + index * 97) % 16_384) as u32)).collect(),
         sampling: Arc::new(SamplingParams {
             temperature: 0.8,
             seed: index as u64,
@@ -206,8 +206,8 @@ fn sizes(rows: usize, logit_rows: usize) -> InputSizes {
 }
 
 /// Results in which half of the drafts are accepted.
-fn verdict_words(places: VerdictWords, sequences: usize, drafts: usize) -> Vec<u32> {
-    let mut words = vec![17; places.end];
+fn verdict_words(layout: VerdictWords, sequences: usize, drafts: usize) -> Vec<u32> {
+    let mut words = vec![17; layout.end];
     for sequence in 0..sequences {
         words[2 * sequence] = (drafts / 2) as u32;
         words[2 * sequence + 1] = 1;

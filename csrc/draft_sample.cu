@@ -1,11 +1,11 @@
 // Draft sampling: each row's proposal under the request's noise, its runner-up, its
-// probability and the margin between the two most probable tokens. Design: choose.cuh.
+// probability and the margin between the two most probable tokens. Design: sample_rows.cuh.
 //
 // Bytes moved: the logits once, 4 * vocab per row; with filters a second time, mostly
 // out of L2.
 // Measured on an H100 80GB HBM3, 256 x 128,256: 89 % of copy bandwidth greedy, 71 % with noise
 // (docs/kernels.md).
-#include "choose.cuh"
+#include "sample_rows.cuh"
 
 namespace ss {
 namespace {
@@ -57,7 +57,7 @@ extern "C" int specserve_draft_sample(const DraftSampleParams *p, CUstream_st *s
     using namespace ss;
     SS_REQUIRE(valid_sample(p->sample));
     if (p->sample.row_count == 0) return 0;
-    return choose(p->sample, ProposalSink{p->proposals, p->tokens}, stream);
+    return sample_rows(p->sample, ProposalSink{p->proposals, p->tokens}, stream);
 }
 
 extern "C" int specserve_draft_sample_naive(const DraftSampleParams *p, CUstream_st *stream)
@@ -66,7 +66,7 @@ extern "C" int specserve_draft_sample_naive(const DraftSampleParams *p, CUstream
     SS_REQUIRE(valid_sample(p->sample));
     if (p->sample.row_count == 0) return 0;
     const ProposalSink sink{p->proposals, p->tokens};
-    choose_naive_kernel<<<p->sample.row_count, kSampleThreads, 0, stream>>>(p->sample, sink);
+    sample_rows_naive_kernel<<<p->sample.row_count, kSampleThreads, 0, stream>>>(p->sample, sink);
     return static_cast<int>(cudaGetLastError());
 }
 

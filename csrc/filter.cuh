@@ -41,10 +41,10 @@ __device__ __forceinline__ void gather_slice(const SampleParams &p, const Scratc
             const bool near = below[i] >= window && at + i < p.vocab;
             const unsigned found = __ballot_sync(kFullMask, near);
             if (!found) continue;
-            uint32_t place = 0;
-            if (lane == 0) place = atomicAdd(scratch.gathered + row_index, static_cast<uint32_t>(__popc(found)));
-            place = __shfl_sync(kFullMask, place, 0) + __popc(found & ((1u << lane) - 1));
-            if (near && place < SAMPLE_CANDIDATES_MAX) candidates[place] = rank_key(score[i], at + i);
+            uint32_t index = 0;
+            if (lane == 0) index = atomicAdd(scratch.gathered + row_index, static_cast<uint32_t>(__popc(found)));
+            index = __shfl_sync(kFullMask, index, 0) + __popc(found & ((1u << lane) - 1));
+            if (near && index < SAMPLE_CANDIDATES_MAX) candidates[index] = rank_key(score[i], at + i);
         }
     };
     // Loads run two iterations ahead.

@@ -1,13 +1,13 @@
 // Moves the accepted path of verified trees behind the committed tokens, all layers at once.
 //
 // Design: a thread owns one 16-byte column of one head's keys or values in one layer and
-// moves it for all places of one sequence. Paths ascend, so place i moves to i or further
-// down; moving in ascending order therefore never overwrites a place that is still to be
-// read, and no other thread touches the column: overlap needs no barrier and no copy. Eight
-// places are read before they are written, to have loads in flight.
+// moves it for all drafts on one sequence's path. Paths ascend, so the path's draft i moves
+// from slot i or further up; moving in ascending order therefore never overwrites a slot that
+// is still to be read, and no other thread touches the column: overlap needs no barrier and no
+// copy. Eight drafts are read before they are written, to have loads in flight.
 //
-// Bytes moved per place: layers * kv_heads * head_dim * 2 * 2, read and written.
-// Measured on an H100 80GB HBM3: 93 % of copy bandwidth, 64 sequences x 4 places x 32 layers
+// Bytes moved per draft: layers * kv_heads * head_dim * 2 * 2, read and written.
+// Measured on an H100 80GB HBM3: 93 % of copy bandwidth, 64 sequences x 4 drafts x 32 layers
 // (docs/kernels.md).
 #include "common.cuh"
 #include "kv_layout.cuh"
@@ -19,9 +19,9 @@ constexpr int kThreads = 128;
 constexpr int kPiece = 8;
 constexpr int kInFlight = 8;
 
-__device__ __forceinline__ int64_t slot_of(const CompactParams &p, int sequence, int place)
+__device__ __forceinline__ int64_t slot_of(const CompactParams &p, int sequence, int offset)
 {
-    const int position = p.first[sequence] + place;
+    const int position = p.first[sequence] + offset;
     const int64_t block = p.tables[p.table[sequence] + position / KV_BLOCK_TOKENS];
     return block * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS;
 }
@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads) compact_kernel(const CompactParams p
     __shared__ int64_t from[KV_PATH_MAX], to[KV_PATH_MAX];
     wait_for_previous();
     const int sequence = blockIdx.y;
-    const int places = min(p.path_length[sequence], KV_PATH_MAX);
-    for (int i = threadIdx.x; i < places; i += kThreads) {
+    const int length = min(p.path_length[sequence], KV_PATH_MAX);
+    for (int i = threadIdx.x; i < length; i += kThreads) {
         from[i] = slot_of(p, sequence, p.path[sequence * KV_PATH_MAX + i]);
         to[i] = slot_of(p, sequence, i);
     }
@@ -52,14 +52,14 @@ __global__ void __launch_bounds__(kThreads) compact_kernel(const CompactParams p
                                         : kv_key_offset(slot, p.kv_heads, head, p.head_dim);
         return reinterpret_cast<uint4 *>(pool + offset);
     };
-    for (int begin = 0; begin < places; begin += kInFlight) {
+    for (int begin = 0; begin < length; begin += kInFlight) {
         uint4 held[kInFlight];
 #pragma unroll
         for (int i = 0; i < kInFlight; ++i)
-            if (begin + i < places) held[i] = *address(from[begin + i]);
+            if (begin + i < length) held[i] = *address(from[begin + i]);
 #pragma unroll
         for (int i = 0; i < kInFlight; ++i)
-            if (begin + i < places && from[begin + i] != to[begin + i]) *address(to[begin + i]) = held[i];
+            if (begin + i < length && from[begin + i] != to[begin + i]) *address(to[begin + i]) = held[i];
     }
 }
 

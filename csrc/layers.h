@@ -75,11 +75,11 @@ typedef struct {
     int32_t width;           /* a multiple of 8 */
 } SwigluParams;
 
-/* Most places of an accepted path. */
+/* Most drafts of an accepted path. */
 #define KV_PATH_MAX 64
 
 /* Moves accepted tokens of trees to the slots right behind the committed ones, in all layers:
- * position first + path[i] to first + i. Paths are ascending, so places may overlap. */
+ * position first + path[i] to first + i. Paths are ascending, so source and destination may overlap. */
 typedef struct {
     uint16_t *kv;               /* layer 0 of the pool */
     int64_t layer_elements;     /* from one layer to the next */

@@ -77,8 +77,8 @@ typedef struct {
     int32_t *tokens;          /* [rows], the proposals' tokens again, as input of the next step */
 } DraftSampleParams;
 
-/* One sequence of a verification. Place 0 is behind the last committed token, place j
- * behind draft j - 1; place j's logits are row first_row + j. */
+/* One sequence of a verification. Node 0 is the last committed token, node j
+ * is draft j - 1; the logits behind node j are row first_row + j. */
 typedef struct {
     int32_t first_row;
     int32_t drafts; /* rows - 1; negative: padding */
@@ -97,7 +97,7 @@ typedef struct {
     const VerifySequence *sequences;
     const int32_t *sequence_of; /* [rows]: the row's sequence */
     const int32_t *drafts;      /* [rows]: at first_row + j the token of draft j - 1; not read at j = 0 */
-    const int32_t *parents;     /* [rows]: at first_row + j the parent's place of draft j - 1 */
+    const int32_t *parents;     /* [rows]: at first_row + j the parent node of draft j - 1 */
     VerifyOutcome *outcomes;    /* [sequences] */
     int32_t *tokens;            /* [rows]: from first_row on the accepted drafts and one more */
     int32_t *path;              /* [rows]: from first_row on the accepted drafts' numbers, 0-based */

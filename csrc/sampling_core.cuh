@@ -139,7 +139,7 @@ struct SampledToken {
 struct Scratch {
     uint32_t *scanned;     // [SAMPLE_ROWS_MAX] CTAs that have finished a row's first pass
     uint32_t *filtered;    // [SAMPLE_ROWS_MAX] the same for the second pass
-    uint32_t *chosen;      // [SAMPLE_ROWS_MAX] finished rows of a sequence
+    uint32_t *sampled;     // [SAMPLE_ROWS_MAX] sampled rows of a sequence
     uint32_t *gathered;    // [SAMPLE_ROWS_MAX] candidates of a row
     u64 *mass;             // [SAMPLE_ROWS_MAX] of a row
     RowScan *scans;        // [rows]
@@ -157,7 +157,7 @@ struct Scratch {
         };
         scanned = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
         filtered = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
-        chosen = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
+        sampled = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
         gathered = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * SAMPLE_ROWS_MAX));
         mass = reinterpret_cast<u64 *>(take(sizeof(u64) * SAMPLE_ROWS_MAX));
         scans = reinterpret_cast<RowScan *>(take(sizeof(RowScan) * rows));
@@ -211,7 +211,7 @@ __device__ __forceinline__ float adjusted(float logit, const LogitAdjustment &by
     return __fadd_rn(__fsub_rn(__fsub_rn(logit, by.presence), by.frequency), by.bias);
 }
 
-// Whether a row may choose a token.
+// Whether a row may sample a token.
 __device__ __forceinline__ bool is_allowed(const SampleParams &p, const SamplingRow &row, int token)
 {
     return row.mask < 0 || (p.masks[row.mask + token / 32] >> token % 32 & 1) != 0;

@@ -244,10 +244,10 @@ class Scanner
     // Best value over the warp's lanes, or that of the second best lane.
     static __device__ __forceinline__ float reached(float lane_best)
     {
-        const uint32_t place = ascending_bits(lane_best), most = __reduce_max_sync(kFullMask, place);
+        const uint32_t bits = ascending_bits(lane_best), most = __reduce_max_sync(kFullMask, bits);
         if (!kTwo) return from_ascending_bits(most);
-        const bool shared = __popc(__ballot_sync(kFullMask, place == most)) > 1;
-        const uint32_t second = __reduce_max_sync(kFullMask, place == most ? 0u : place);
+        const bool shared = __popc(__ballot_sync(kFullMask, bits == most)) > 1;
+        const uint32_t second = __reduce_max_sync(kFullMask, bits == most ? 0u : bits);
         return from_ascending_bits(shared ? most : second);
     }
 

@@ -51,7 +51,7 @@ inline __device__ u64 block_sum_u64(u64 value, SelectSpace &space)
 }
 
 // Finds the first bucket at which the running mass reaches `wanted`. Called by the first warp.
-inline __device__ void choose_bucket(SelectSpace &space, u64 wanted)
+inline __device__ void find_bucket(SelectSpace &space, u64 wanted)
 {
     constexpr int kEach = 256 / kWarp;
     const int lane = threadIdx.x;
@@ -93,7 +93,7 @@ inline __device__ u64 select_cut(const KeySource &source, u64 limit, u64 wanted,
             atomicAdd(&space.count[bucket], 1u);
         });
         __syncthreads();
-        if (threadIdx.x < kWarp) choose_bucket(space, wanted);
+        if (threadIdx.x < kWarp) find_bucket(space, wanted);
         __syncthreads();
         prefix = prefix << 8 | static_cast<u64>(space.bucket);
         wanted -= space.before;

@@ -1,4 +1,4 @@
-// Verification: samples the target's token at every node of every sequence (choose.cuh), then
+// Verification: samples the target's token at every node of every sequence (sample_rows.cuh), then
 // walks from the last committed token to the draft that equals the sample, for as long as there
 // is one (src/sampling/verify.rs). One launch (two with filters), no host round trip: the CTA
 // that finishes a sequence's last row walks it.
@@ -7,18 +7,18 @@
 // out of L2.
 // Measured on an H100 80GB HBM3, 320 x 128,256: 89 % of copy bandwidth greedy, 78 % with noise
 // (docs/kernels.md).
-#include "choose.cuh"
+#include "sample_rows.cuh"
 
 namespace ss {
 namespace {
 
-constexpr int kPlacesMax = VERIFY_DRAFTS_MAX + 1;
+constexpr int kNodesMax = VERIFY_DRAFTS_MAX + 1;
 
-// A sequence's places, in shared memory.
-struct Places {
-    SampledToken sampled[kPlacesMax];
-    int draft[kPlacesMax];   // at j: token of draft j - 1
-    int parent[kPlacesMax];  // at j: place that draft j - 1 hangs on
+// A sequence's nodes, in shared memory: 0 is the last committed token, j is draft j - 1.
+struct Nodes {
+    SampledToken sampled[kNodesMax];
+    int draft[kNodesMax];   // at j: token of draft j - 1
+    int parent[kNodesMax];  // at j: node that draft j - 1 hangs on
 };
 
 // Records each row's sample; walks a sequence once its last row is finished.
@@ -43,22 +43,22 @@ struct VerdictSink {
 
     __device__ void note(const Scratch &scratch, int row, const SampledToken &sampled) const
     {
-        const int sequence = sequence_of[row];
-        if (sequence < 0) return;  // a padding row
+        const int index = sequence_of[row];
+        if (index < 0) return;  // a padding row
         if (threadIdx.x == 0) scratch.samples[row] = sampled;
-        VerifySequence places = sequences[sequence];
-        places.drafts = min(places.drafts, VERIFY_DRAFTS_MAX);
-        if (arrive_last(scratch.chosen + sequence, places.drafts + 1)) walk(scratch, sequence, places);
+        VerifySequence sequence = sequences[index];
+        sequence.drafts = min(sequence.drafts, VERIFY_DRAFTS_MAX);
+        if (arrive_last(scratch.sampled + index, sequence.drafts + 1)) walk(scratch, index, sequence);
     }
 
-    __device__ void load(const Scratch &scratch, const VerifySequence &sequence, Places &places) const
+    __device__ void load(const Scratch &scratch, const VerifySequence &sequence, Nodes &nodes) const
     {
         for (int j = threadIdx.x; j <= sequence.drafts; j += kWarp) {
             const int row = sequence.first_row + j;
             const int2 sampled = __ldcg(reinterpret_cast<const int2 *>(scratch.samples + row));
-            places.sampled[j] = {sampled.x, sampled.y};
-            places.draft[j] = j > 0 ? drafts[row] : -1;
-            places.parent[j] = j == 0 ? -1 : sequence.tree ? parents[row] : j - 1;
+            nodes.sampled[j] = {sampled.x, sampled.y};
+            nodes.draft[j] = j > 0 ? drafts[row] : -1;
+            nodes.parent[j] = j == 0 ? -1 : sequence.tree ? parents[row] : j - 1;
         }
         __syncwarp();
     }
@@ -66,30 +66,30 @@ struct VerdictSink {
     // Called by one warp.
     __device__ void walk(const Scratch &scratch, int index, const VerifySequence &sequence) const
     {
-        __shared__ Places places;
-        load(scratch, sequence, places);
-        int place = 0, accepted = 0;
+        __shared__ Nodes nodes;
+        load(scratch, sequence, nodes);
+        int node = 0, accepted = 0;
         bool finite = true;
         while (true) {
-            const SampledToken sampled = places.sampled[place];
+            const SampledToken sampled = nodes.sampled[node];
             finite = sampled.finite;
             if (!finite) break;
             if (threadIdx.x == 0) tokens[sequence.first_row + accepted] = sampled.token;
-            const int child = find_child(places, sequence.drafts, place, sampled.token);
+            const int child = find_child(nodes, sequence.drafts, node, sampled.token);
             if (child < 0) break;
             if (threadIdx.x == 0) path[sequence.first_row + accepted] = child - 1;
             ++accepted;
-            place = child;
+            node = child;
         }
         if (threadIdx.x == 0) outcomes[index] = {finite ? accepted : 0, finite ? 1 : 0};
     }
 
-    // The first place behind `place` that hangs on it and holds `token`; -1 if there is none.
-    __device__ static int find_child(const Places &places, int drafts, int place, int token)
+    // The first node behind `node` that hangs on it and holds `token`; -1 if there is none.
+    __device__ static int find_child(const Nodes &nodes, int drafts, int node, int token)
     {
-        for (int begin = place + 1; begin <= drafts; begin += kWarp) {
+        for (int begin = node + 1; begin <= drafts; begin += kWarp) {
             const int j = begin + static_cast<int>(threadIdx.x);
-            const bool match = j <= drafts && places.parent[j] == place && places.draft[j] == token;
+            const bool match = j <= drafts && nodes.parent[j] == node && nodes.draft[j] == token;
             const unsigned matches = __ballot_sync(kFullMask, match);
             if (matches) return begin + __ffs(matches) - 1;
         }
@@ -114,7 +114,7 @@ extern "C" int specserve_verify(const VerifyParams *p, CUstream_st *stream)
 {
     SS_REQUIRE(ss::valid(*p));
     if (p->sample.row_count == 0) return 0;
-    return ss::choose(p->sample, ss::sink_of(*p), stream);
+    return ss::sample_rows(p->sample, ss::sink_of(*p), stream);
 }
 
 extern "C" int specserve_verify_naive(const VerifyParams *p, CUstream_st *stream)
@@ -122,6 +122,6 @@ extern "C" int specserve_verify_naive(const VerifyParams *p, CUstream_st *stream
     using namespace ss;
     SS_REQUIRE(valid(*p));
     if (p->sample.row_count == 0) return 0;
-    choose_naive_kernel<<<p->sample.row_count, kSampleThreads, 0, stream>>>(p->sample, sink_of(*p));
+    sample_rows_naive_kernel<<<p->sample.row_count, kSampleThreads, 0, stream>>>(p->sample, sink_of(*p));
     return static_cast<int>(cudaGetLastError());
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::executor::{Executor, Target};
 use specserve::model::{ModelSource, load};
-use specserve::protocol::{ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, TokenId, VerifyRow};
+use specserve::protocol::{
+    BlockId, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, TokenId, VerifyRow,
+};
 
 /// Tolerance of a logit against the reference.
 const TOLERANCE: f32 = 0.01;
@@ -47,7 +49,7 @@ fn input(tokens: &[TokenId], start: u32) -> SequenceInput {
         request: RequestId(1),
         tokens: tokens.to_vec(),
         start,
-        blocks: (0..128).rev().collect(),
+        blocks: (0..128).rev().map(BlockId).collect(),
         sampling: Arc::new(SamplingParams::greedy()),
         history: None,
     }

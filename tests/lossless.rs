@@ -5,14 +5,12 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{Played, cpu, embedded, play, request};
+use common::{EvenAtEven, Played, cpu, embedded, play, request};
 use specserve::drafting::{NgramOptions, WithPromptLookup};
 use specserve::model::random::{RandomOptions, random_model};
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
 use specserve::policy::{Fixed, Static};
-use specserve::protocol::{
-    GenerationRequest, ModelRole, RequestId, SamplingParams, TokenConstraint, TokenId, TokenMask,
-};
+use specserve::protocol::{GenerationRequest, ModelRole, RequestId, SamplingParams, TokenConstraint};
 use specserve::timing::profile::Profile;
 
 const OUTPUT_TOKENS: u32 = 32;
@@ -169,19 +167,6 @@ fn drafts_that_were_looked_up_change_nothing() {
         assert_same_output(&ours, &plain, &all, "with prompt lookup");
         let drafted: u32 = ours.values().map(|one| one.summary.speculation.drafted).sum();
         assert!(drafted > 0, "stories repeat themselves");
-    }
-}
-
-/// Even tokens at even places of the output, any token elsewhere.
-#[derive(Debug)]
-struct EvenAtEven {
-    vocab_size: u32,
-}
-
-impl TokenConstraint for EvenAtEven {
-    fn mask(&self, output: &[TokenId]) -> Option<Arc<TokenMask>> {
-        let constrained = output.len().is_multiple_of(2);
-        constrained.then(|| Arc::new(TokenMask::from_fn(self.vocab_size, |token| token.is_multiple_of(2))))
     }
 }
 

@@ -182,10 +182,10 @@ impl Grid<'_> {
                 .filter(|&queries| rows.is_multiple_of(queries) && rows / queries <= sequences_max)
                 .collect();
             keep_three(&mut splits);
-            for (place, &queries) in splits.iter().enumerate() {
-                let split = match place {
+            for (index, &queries) in splits.iter().enumerate() {
+                let split = match index {
                     0 => Split::Widest,
-                    _ if place + 1 == splits.len() => Split::Narrowest,
+                    _ if index + 1 == splits.len() => Split::Narrowest,
                     _ => Split::Between,
                 };
                 self.contexts(model, rows, queries, split);
@@ -214,12 +214,12 @@ impl Grid<'_> {
         }
         let short = |tokens: u32| u64::from(tokens) * u64::from(sequences) <= u64::from(COARSE_CONTEXT_MAX);
         let longest_short = contexts.iter().rposition(|&tokens| short(tokens) && tokens <= CONTEXTS[2]);
-        for (place, &context_tokens) in contexts.iter().enumerate() {
-            let first = place == 0;
+        for (index, &context_tokens) in contexts.iter().enumerate() {
+            let first = index == 0;
             let tier = match split {
                 Split::Widest if first && LEAST_ROWS.contains(&rows) => Tier::Least,
-                Split::Widest if rows == 1 && Some(place) == longest_short => Tier::Least,
-                Split::Widest if COARSE_ROWS.contains(&rows) && (first || Some(place) == longest_short) => {
+                Split::Widest if rows == 1 && Some(index) == longest_short => Tier::Least,
+                Split::Widest if COARSE_ROWS.contains(&rows) && (first || Some(index) == longest_short) => {
                     Tier::Coarse
                 }
                 Split::Narrowest if rows <= self.queries_max(model) && first => Tier::Coarse,

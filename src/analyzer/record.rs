@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::executor::Executor;
 use crate::protocol::{
-    DraftForest, DraftSeed, ExecutorError, History, Proposal, RequestId, RowRole, SamplingParams,
+    BlockId, DraftForest, DraftSeed, ExecutorError, History, Proposal, RequestId, RowRole, SamplingParams,
     SequenceInput, TokenId, Verdict, VerifyRow,
 };
 use crate::replay::RecordedSequence;
@@ -59,7 +59,7 @@ pub fn record(executor: &mut dyn Executor, job: &RecordJob) -> Result<RecordedSe
         return Err(ExecutorError::Malformed(format!("a prompt of {tokens} tokens for a context of {room}")));
     }
     let most = (room - job.prompt.len() as u32).min(job.tokens_max);
-    let blocks = (0..(job.prompt.len() as u32 + most).div_ceil(info.block_tokens)).collect();
+    let blocks = (0..(job.prompt.len() as u32 + most).div_ceil(info.block_tokens)).map(BlockId).collect();
     let chunk = info.batch_tokens_max.max(1) as usize;
     let mut recorder = Recorder { executor, job, blocks, tokens: job.prompt.clone() };
     let mut next = recorder.prefill(chunk)?;
@@ -82,7 +82,7 @@ pub fn record(executor: &mut dyn Executor, job: &RecordJob) -> Result<RecordedSe
 struct Recorder<'a> {
     executor: &'a mut dyn Executor,
     job: &'a RecordJob,
-    blocks: Vec<u32>,
+    blocks: Vec<BlockId>,
     /// Prompt and output.
     tokens: Vec<TokenId>,
 }
@@ -196,10 +196,10 @@ mod tests {
         let sequence = record(&mut executor(1000), &job(700, 60)).expect("recorded");
         let mut process = AcceptanceProcess::new(settings().draft.options(&[]), SEED);
         assert_eq!(sequence.accepted.len(), 59);
-        for (place, (&probability, &accepted)) in
+        for (index, (&probability, &accepted)) in
             sequence.probabilities.iter().zip(&sequence.accepted).enumerate()
         {
-            let position = process.at(RequestId(0), 701 + place as u32);
+            let position = process.at(RequestId(0), 701 + index as u32);
             assert_eq!((position.probability, position.accepted), (probability, accepted));
         }
         assert!(sequence.accepted.contains(&true) && sequence.accepted.contains(&false));

@@ -7,7 +7,8 @@ use super::*;
 use crate::executor::{Drafter, ShadowExecutor, ShadowOptions, Target};
 use crate::model::random::{RandomOptions, random_model, small_spec};
 use crate::protocol::{
-    Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, SequenceInput, Verdict, VerifyRow,
+    BlockId, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, SequenceInput, Verdict,
+    VerifyRow,
 };
 use crate::timing::ROUND_CALLS;
 use crate::timing::cost_model::{LatencyModel, LatencyTerms, Work, prefill_attended};
@@ -319,12 +320,12 @@ fn shapes_cover_rows_contexts_queries_and_chunks_and_fit_the_executor() {
             ModelRole::Target => workbench.verify_rows(shape).into_iter().map(|row| row.input).collect(),
             ModelRole::Draft => workbench.draft_seeds(shape).into_iter().map(|seed| seed.input).collect(),
         };
-        let mut blocks: Vec<u32> = inputs.iter().flat_map(|input| input.blocks.clone()).collect();
+        let mut blocks: Vec<BlockId> = inputs.iter().flat_map(|input| input.blocks.clone()).collect();
         let count = blocks.len();
         blocks.sort_unstable();
         blocks.dedup();
         assert_eq!(blocks.len(), count, "{shape:?} shares a block");
-        assert!(blocks.last().is_none_or(|&last| last < 512));
+        assert!(blocks.last().is_none_or(|last| last.0 < 512));
         let tokens: usize = inputs.iter().map(|input| input.tokens.len()).sum();
         assert_eq!(tokens as u32, shape.rows + shape.prefill_tokens);
     }
@@ -365,7 +366,7 @@ fn block_tables_are_scattered_the_same_way_every_time() {
     assert_eq!(blocks(workbench()), blocks(workbench()));
     let long = Shape { rows: 1, sequences: 1, context_tokens: 1600, ..shape };
     let table = workbench().verify_rows(&long)[0].input.blocks.clone();
-    let neighbours = table.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count();
+    let neighbours = table.windows(2).filter(|pair| pair[0].0 + 1 == pair[1].0).count();
     assert!(table.len() == 100 && neighbours < 5, "{neighbours}");
 }
 

@@ -108,12 +108,12 @@ impl Workbench {
         Inputs { decoding, prefill }
     }
 
-    /// A sequence that reads the text from a place of its own.
+    /// A sequence that reads the text from an offset of its own.
     fn input(&self, number: usize, blocks: &[BlockId], start: u32, tokens: u32) -> SequenceInput {
         let from = number * 37 + start as usize;
         SequenceInput {
             request: RequestId(number as u64),
-            tokens: (0..tokens as usize).map(|place| self.text[(from + place) % self.text.len()]).collect(),
+            tokens: (0..tokens as usize).map(|index| self.text[(from + index) % self.text.len()]).collect(),
             start,
             blocks: blocks.to_vec(),
             sampling: Arc::clone(&self.sampling),
@@ -129,7 +129,7 @@ struct Inputs {
 
 /// All blocks of a pool in an order that looks like that of a daemon that has run for a while.
 fn scattered(blocks: u32) -> Vec<BlockId> {
-    let mut order: Vec<BlockId> = (0..blocks).collect();
+    let mut order: Vec<BlockId> = (0..blocks).map(BlockId).collect();
     shuffle(&mut order, 0x5CA7);
     order
 }

@@ -81,7 +81,7 @@ fn mix(state: u64, value: u64) -> u64 {
 
 fn slot(blocks: &[BlockId], position: u32) -> usize {
     let block = blocks[(position / BLOCK_TOKENS) as usize];
-    (block * BLOCK_TOKENS + position % BLOCK_TOKENS) as usize
+    block.index() * BLOCK_TOKENS as usize + (position % BLOCK_TOKENS) as usize
 }
 
 impl ShadowExecutor {
@@ -104,20 +104,20 @@ impl ShadowExecutor {
         let mut state = prompt.iter().fold(START, |state, &token| mix(state, token.into()));
         let mut output = Vec::with_capacity(count);
         for _ in 0..count {
-            let token = self.choose(state, sampling);
+            let token = self.sample(state, sampling);
             output.push(token);
             state = mix(state, token.into());
         }
         output
     }
 
-    fn choose(&self, state: u64, sampling: &SamplingParams) -> TokenId {
+    fn sample(&self, state: u64, sampling: &SamplingParams) -> TokenId {
         let seed = if sampling.temperature > 0.0 { sampling.seed } else { 0 };
         (mix(state, seed ^ 0x5EED) % u64::from(self.options.info.vocab_size)) as TokenId
     }
 
     fn propose(&self, state: u64, sampling: &SamplingParams) -> Proposal {
-        let right = self.choose(state, sampling);
+        let right = self.sample(state, sampling);
         let wrong = (right + 1) % self.options.info.vocab_size;
         let agrees = (mix(state, 0xD12A) as f64 / u64::MAX as f64) < self.options.agreement;
         let (token, runner_up) = if agrees { (right, wrong) } else { (wrong, right) };
@@ -129,17 +129,17 @@ impl ShadowExecutor {
     fn feed(cache: &mut [u64], input: &SequenceInput, committed: usize, tree: Option<&[u32]>) -> Vec<u64> {
         let before = if input.start == 0 { START } else { cache[slot(&input.blocks, input.start - 1)] };
         let mut states = Vec::with_capacity(input.tokens.len());
-        for (place, &token) in input.tokens.iter().enumerate() {
-            let parent = match (place, tree) {
+        for (index, &token) in input.tokens.iter().enumerate() {
+            let parent = match (index, tree) {
                 (0, _) => before,
-                (_, Some(parents)) if place >= committed => {
-                    states[committed - 1 + parents[place - committed] as usize]
+                (_, Some(parents)) if index >= committed => {
+                    states[committed - 1 + parents[index - committed] as usize]
                 }
-                _ => states[place - 1],
+                _ => states[index - 1],
             };
             let state = mix(parent, token.into());
             states.push(state);
-            cache[slot(&input.blocks, input.start + place as u32)] = state;
+            cache[slot(&input.blocks, input.start + index as u32)] = state;
         }
         states
     }
@@ -156,7 +156,7 @@ impl ShadowExecutor {
         let mut verdict = Verdict { finite: true, ..Verdict::default() };
         let mut node = 0u32;
         loop {
-            let token = self.choose(states[committed - 1 + node as usize], &row.input.sampling);
+            let token = self.sample(states[committed - 1 + node as usize], &row.input.sampling);
             verdict.tokens.push(token);
             let child = (0..row.drafts).find(|&draft| {
                 let parent = row.tree.as_ref().map_or(draft, |parents| parents[draft as usize]);
@@ -194,7 +194,7 @@ impl Executor for ShadowExecutor {
         let states = Self::feed(cache, input, input.tokens.len(), None);
         let state = *states.last().ok_or_else(|| ExecutorError::Malformed("no tokens".to_owned()))?;
         let mut logits = vec![0.0; self.options.info.vocab_size as usize];
-        logits[self.choose(state, &input.sampling) as usize] = 1.0;
+        logits[self.sample(state, &input.sampling) as usize] = 1.0;
         Ok(logits)
     }
 }

@@ -60,7 +60,7 @@ impl BlockPool {
         BlockPool {
             blocks: (0..total).map(|_| BlockState::default()).collect(),
             // popped from the end: low ids go first
-            free: (0..total).rev().collect(),
+            free: (0..total).rev().map(BlockId).collect(),
             held: 0,
             index: HashMap::new(),
             evictable: BTreeMap::new(),
@@ -93,7 +93,7 @@ impl BlockPool {
     /// block if none is free. `None` if every block is held.
     pub(super) fn allocate(&mut self) -> Option<BlockId> {
         let block = self.free.pop().or_else(|| self.evict())?;
-        let state = &mut self.blocks[block as usize];
+        let state = &mut self.blocks[block.index()];
         assert_eq!(state.references, 0, "a held block was allocated");
         state.references = 1;
         self.held += 1;
@@ -102,7 +102,7 @@ impl BlockPool {
 
     fn evict(&mut self) -> Option<BlockId> {
         let (_, block) = self.evictable.pop_first()?;
-        let published = self.blocks[block as usize].published.take().expect("evictable blocks are published");
+        let published = self.blocks[block.index()].published.take().expect("evictable blocks are published");
         self.index.remove(&(published.before, published.tokens));
         Some(block)
     }
@@ -111,7 +111,7 @@ impl BlockPool {
     /// adds a reference. Returns it with the link of the extended chain.
     pub(super) fn find(&mut self, before: Link, tokens: &[TokenId]) -> Option<(BlockId, Link)> {
         let block = self.lookup(before, tokens)?;
-        let state = &mut self.blocks[block as usize];
+        let state = &mut self.blocks[block.index()];
         let link = state.published.as_ref().expect("indexed blocks are published").link;
         if state.references == 0 {
             self.evictable.remove(&state.released);
@@ -128,7 +128,7 @@ impl BlockPool {
         let (mut found, mut unheld) = (0, 0);
         for chunk in tokens.chunks_exact(BLOCK_TOKENS as usize) {
             let Some(block) = self.lookup(before, chunk) else { break };
-            let state = &self.blocks[block as usize];
+            let state = &self.blocks[block.index()];
             before = state.published.as_ref().expect("indexed blocks are published").link;
             found += 1;
             unheld += u32::from(state.references == 0);
@@ -146,11 +146,11 @@ impl BlockPool {
     pub(super) fn publish(&mut self, block: BlockId, before: Link, tokens: &[TokenId]) -> Link {
         debug_assert_eq!(tokens.len(), BLOCK_TOKENS as usize);
         if let Some(twin) = self.lookup(before, tokens) {
-            return self.blocks[twin as usize].published.as_ref().expect("indexed blocks are published").link;
+            return self.blocks[twin.index()].published.as_ref().expect("indexed blocks are published").link;
         }
         let link = self.next_link;
         self.next_link += 1;
-        let state = &mut self.blocks[block as usize];
+        let state = &mut self.blocks[block.index()];
         assert!(
             state.references > 0 && state.published.is_none(),
             "only held, unpublished blocks are published"
@@ -163,7 +163,7 @@ impl BlockPool {
     /// Drops one reference. An unreferenced block stays cached if it was published and is
     /// freed otherwise.
     pub(super) fn release(&mut self, block: BlockId) {
-        let state = &mut self.blocks[block as usize];
+        let state = &mut self.blocks[block.index()];
         assert!(state.references > 0, "block {block} was released twice");
         state.references -= 1;
         if state.references > 0 {
@@ -189,7 +189,7 @@ impl BlockPool {
         let mut references = vec![0u32; self.blocks.len()];
         for table in tables {
             for &block in table.as_ref() {
-                references[block as usize] += 1;
+                references[block.index()] += 1;
             }
         }
         for (block, state) in self.blocks.iter().enumerate() {

@@ -44,14 +44,14 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::protocol::SamplingParams;
+    use crate::protocol::{BlockId, SamplingParams};
 
     fn row(id: u64) -> SequenceInput {
         SequenceInput {
             request: RequestId(id),
             tokens: vec![1],
             start: 0,
-            blocks: vec![2],
+            blocks: vec![BlockId(2)],
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         }

@@ -61,7 +61,7 @@ pub(super) fn constrain(row: &mut VerifyRow) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{History, RequestId, RowRole, TokenConstraint};
+    use crate::protocol::{BlockId, History, RequestId, RowRole, TokenConstraint};
 
     /// Each token is larger than the one before it; the first may be any.
     #[derive(Debug)]
@@ -82,7 +82,7 @@ mod tests {
             request: RequestId(1),
             tokens: [&[7], drafts].concat(),
             start: 5,
-            blocks: vec![0],
+            blocks: vec![BlockId(0)],
             sampling: Arc::new(SamplingParams { constraint, ..SamplingParams::greedy() }),
             history: Some(History { tokens: [&prompt, output].concat(), prompt_tokens: 2 }),
         };

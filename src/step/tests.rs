@@ -6,9 +6,9 @@ use super::*;
 use crate::executor::{Drafter, ShadowExecutor, ShadowOptions, Target};
 use crate::policy::{Fixed, Policy, Scratch};
 use crate::protocol::{
-    Compaction, DecodeView, DraftForest, DraftSeed, DraftedRow, ExecutorInfo, History, Micros, ModelRole,
-    NodeId, Proposal, RequestId, RowRole, SamplingParams, SequenceInput, Step, StepDecision, StepView,
-    TokenConstraint, TokenMask, Verdict, VerifyRow,
+    BlockId, Compaction, DecodeView, DraftForest, DraftSeed, DraftedRow, ExecutorInfo, History, Micros,
+    ModelRole, NodeId, Proposal, RequestId, RowRole, SamplingParams, SequenceInput, Step, StepDecision,
+    StepView, TokenConstraint, TokenMask, Verdict, VerifyRow,
 };
 
 struct Standstill;
@@ -26,7 +26,7 @@ fn input(request: u64, start: u32) -> SequenceInput {
         request: RequestId(request),
         tokens: vec![5],
         start,
-        blocks: vec![request as u32 * 2, request as u32 * 2 + 1],
+        blocks: [0, 1].map(|block| BlockId(request as u32 * 2 + block)).to_vec(),
         sampling: Arc::new(SamplingParams::greedy()),
         history: None,
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use specserve::executor::Executor;
 use specserve::protocol::{
-    Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, History, NodeId, Proposal, RequestId,
-    RowRole, SamplingParams, SequenceInput, Verdict, VerifyRow,
+    BlockId, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, History, NodeId, Proposal,
+    RequestId, RowRole, SamplingParams, SequenceInput, Verdict, VerifyRow,
 };
 
 /// Plays [`Target`](specserve::executor::Target)'s side.
@@ -179,7 +179,7 @@ impl Batches {
             request: RequestId(7),
             tokens: (0..tokens).map(|token| token % self.info.vocab_size).collect(),
             start,
-            blocks,
+            blocks: blocks.into_iter().map(BlockId).collect(),
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         }
@@ -298,14 +298,15 @@ impl Batches {
     }
 
     fn good_moves(&self) -> Vec<Compaction> {
-        let nothing = Compaction { blocks: vec![0, 1], first: 3, path: Vec::new() };
+        let nothing = Compaction { blocks: vec![BlockId(0), BlockId(1)], first: 3, path: Vec::new() };
         vec![nothing.clone(), Compaction { first: self.info.block_tokens - 1, path: vec![0, 2], ..nothing }]
     }
 
     fn bad_moves(&self) -> Vec<(&'static str, Vec<Compaction>)> {
         let (info, block) = (&self.info, self.info.block_tokens);
-        let one = |path: &[u32]| Compaction { blocks: vec![0, 1], first: 3, path: path.to_vec() };
-        let beyond: Vec<u32> = (0..info.context_tokens_max.div_ceil(block) + 1).collect();
+        let one =
+            |path: &[u32]| Compaction { blocks: vec![BlockId(0), BlockId(1)], first: 3, path: path.to_vec() };
+        let beyond = (0..info.context_tokens_max.div_ceil(block) + 1).map(BlockId).collect();
         vec![
             ("a path that repeats", vec![one(&[1, 1])]),
             ("a path that descends", vec![one(&[2, 1])]),
@@ -315,7 +316,10 @@ impl Batches {
                 "a path outside the context",
                 vec![Compaction { blocks: beyond, first: info.context_tokens_max, ..one(&[0]) }],
             ),
-            ("a path outside the pool", vec![Compaction { blocks: vec![info.target_blocks], ..one(&[0]) }]),
+            (
+                "a path outside the pool",
+                vec![Compaction { blocks: vec![BlockId(info.target_blocks)], ..one(&[0]) }],
+            ),
             ("two paths in one block", vec![one(&[0]), one(&[1])]),
             ("too many paths", vec![one(&[]); info.batch_sequences_max as usize + 1]),
         ]

@@ -12,8 +12,8 @@ use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::model::{LoadedModel, ModelSource, load};
 use specserve::policy::{Learner, Scratch};
 use specserve::protocol::{
-    Clock, GenerationRequest, Micros, ModelRole, RequestId, RequestSummary, SamplingParams, Slo, TokenEvent,
-    TokenId,
+    Clock, GenerationRequest, Micros, ModelRole, RequestId, RequestSummary, SamplingParams, Slo,
+    TokenConstraint, TokenEvent, TokenId, TokenMask,
 };
 use specserve::scheduler::{Scheduler, SchedulerLimits};
 use specserve::step;
@@ -130,5 +130,19 @@ pub fn request(number: usize, max_tokens: u32, sampling: SamplingParams) -> Gene
         slo: Slo::default(),
         class: 0,
         arrival: Micros(number as u64),
+    }
+}
+
+/// Even tokens at even indices of the output, any token elsewhere.
+#[derive(Debug)]
+pub struct EvenAtEven {
+    /// Vocabulary size.
+    pub vocab_size: u32,
+}
+
+impl TokenConstraint for EvenAtEven {
+    fn mask(&self, output: &[TokenId]) -> Option<Arc<TokenMask>> {
+        let constrained = output.len().is_multiple_of(2);
+        constrained.then(|| Arc::new(TokenMask::from_fn(self.vocab_size, |token| token.is_multiple_of(2))))
     }
 }

@@ -7,7 +7,7 @@ use specserve::executor::cuda::attention_plan::{AttentionPlan, AttentionRoom, Se
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{self, AttentionItem, AttentionParams, AttentionSegment};
 use specserve::executor::cuda::{CudaError, DeviceBuffer, Stream};
-use specserve::protocol::BLOCK_TOKENS;
+use specserve::protocol::{BLOCK_TOKENS, BlockId};
 
 /// Poison: unwritten values show up as NaN.
 pub const POISON: u16 = 0xffff;
@@ -88,7 +88,7 @@ pub struct Problem {
     pub heads: Heads,
     pub sequences: Vec<Sequence>,
     /// Block table of each sequence.
-    pub blocks: Vec<Vec<u32>>,
+    pub blocks: Vec<Vec<BlockId>>,
     /// bf16 `[rows][heads * dim]`.
     pub q: Vec<u16>,
     /// The whole pool, one layer.
@@ -236,24 +236,24 @@ pub fn vector_offset(heads: Heads, block: usize, kv_head: usize, which: usize, t
     (((block * heads.kv + kv_head) * 2 + which) * BLOCK_TOKENS as usize + token) * heads.dim
 }
 
-fn scatter(sequences: &[Sequence], random: &mut Random) -> Vec<Vec<u32>> {
+fn scatter(sequences: &[Sequence], random: &mut Random) -> Vec<Vec<BlockId>> {
     let needed: Vec<usize> =
         sequences.iter().map(|sequence| sequence.end().div_ceil(BLOCK_TOKENS as usize)).collect();
-    let mut free: Vec<u32> = (0..2 * needed.iter().sum::<usize>() as u32).collect();
+    let mut free: Vec<BlockId> = (0..2 * needed.iter().sum::<usize>() as u32).map(BlockId).collect();
     for index in (1..free.len()).rev() {
         free.swap(index, random.below(index + 1));
     }
     needed.iter().map(|&count| free.split_off(free.len() - count)).collect()
 }
 
-fn pool(heads: Heads, sequences: &[Sequence], blocks: &[Vec<u32>], random: &mut Random) -> Vec<u16> {
+fn pool(heads: Heads, sequences: &[Sequence], blocks: &[Vec<BlockId>], random: &mut Random) -> Vec<u16> {
     let count = 2 * blocks.iter().map(Vec::len).sum::<usize>();
     let mut kv = vec![POISON; count * heads.kv * 2 * BLOCK_TOKENS as usize * heads.dim];
     // A long table of numbers, read from random offsets: generating each one is slow.
     let numbers: Vec<u16> = (0..1 << 16).map(|_| random.bf16()).collect();
     for (sequence, blocks) in sequences.iter().zip(blocks) {
         for position in 0..sequence.end() {
-            let block = blocks[position / BLOCK_TOKENS as usize] as usize;
+            let block = blocks[position / BLOCK_TOKENS as usize].index();
             for part in 0..2 * heads.kv {
                 let token = position % BLOCK_TOKENS as usize;
                 let at = vector_offset(heads, block, part / 2, part % 2, token);

@@ -92,7 +92,7 @@ impl Problem {
     /// A key (`which` 0) or a value (1).
     fn vector(&self, sequence: usize, position: usize, kv_head: usize, which: usize) -> &[u16] {
         let tokens = BLOCK_TOKENS as usize;
-        let block = self.blocks[sequence][position / tokens] as usize;
+        let block = self.blocks[sequence][position / tokens].index();
         let at = vector_offset(self.heads, block, kv_head, which, position % tokens);
         &self.kv[at..at + self.heads.dim]
     }

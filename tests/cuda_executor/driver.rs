@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use specserve::executor::{DraftChains, Executor};
 use specserve::protocol::{
-    DraftSeed, History, Proposal, RequestId, RowRole, SamplingParams, SequenceInput, TokenId, Verdict,
-    VerifyRow,
+    BlockId, DraftSeed, History, Proposal, RequestId, RowRole, SamplingParams, SequenceInput, TokenId,
+    Verdict, VerifyRow,
 };
 
 /// A sequence and its progress.
@@ -15,7 +15,7 @@ pub struct Sequence {
     pub tokens: Vec<TokenId>,
     pub prompt_tokens: usize,
     pub sampling: Arc<SamplingParams>,
-    pub blocks: Vec<u32>,
+    pub blocks: Vec<BlockId>,
     /// Tokens in the target's KV cache.
     pub target_cached: usize,
     /// Tokens in the draft's KV cache.
@@ -31,7 +31,7 @@ impl Sequence {
             tokens: prompt.to_vec(),
             prompt_tokens: prompt.len(),
             sampling: Arc::new(sampling),
-            blocks: (0..count).map(|block| id as u32 * count + block).collect(),
+            blocks: (0..count).map(|block| BlockId(id as u32 * count + block)).collect(),
             target_cached: 0,
             draft_cached: 0,
         }

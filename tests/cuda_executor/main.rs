@@ -1,10 +1,13 @@
 //! The CUDA executor on the embedded pair: golden logits, batch invariance, speculation
-//! against plain decoding, chunks, trees.
+//! against plain decoding, chunks, trees, token masks.
 #![cfg(feature = "cuda")]
 
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../common/contract_suite.rs"]
 mod contract_suite;
 mod driver;
+mod masks;
 mod not_finite;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +17,9 @@ use serde_json::Value;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, KvBudget};
 use specserve::executor::{Executor, Target};
 use specserve::model::{ModelSource, load_pair};
-use specserve::protocol::{Compaction, ModelRole, RowRole, SamplingParams, TokenId, Verdict, VerifyRow};
+use specserve::protocol::{
+    Compaction, ModelRole, RowRole, SamplingParams, TokenId, TokenMask, Verdict, VerifyRow,
+};
 use specserve::sampling::noise::Noise;
 
 /// Positions whose best two candidates are closer than this, in units of the logits, may be
@@ -90,13 +95,19 @@ fn sampled(temperature: f32, seed: u64) -> SamplingParams {
     SamplingParams { temperature, seed, ..SamplingParams::greedy() }
 }
 
-/// Logit difference of the best two candidates for the token after `prefix`.
-fn gap(executor: &mut CudaExecutor, prefix: &[TokenId], params: &SamplingParams) -> f32 {
+/// Logit difference of the best two candidates that `mask` allows for the token after `prefix`.
+fn gap(
+    executor: &mut CudaExecutor,
+    prefix: &[TokenId],
+    params: &SamplingParams,
+    mask: Option<&TokenMask>,
+) -> f32 {
     let spare = Sequence::new(63, prefix, params.clone(), 1024);
     let logits = executor.logits(ModelRole::Target, &spare.input(0, &[])).expect("logits");
     let noise = Noise { seed: params.seed, position: prefix.len() as u32 };
     let scale = if params.temperature > 0.0 { params.temperature } else { 0.0 };
     let mut scores: Vec<f32> = (0..logits.len())
+        .filter(|&token| mask.is_none_or(|mask| mask.allows(token as TokenId)))
         .map(|token| logits[token] + if scale > 0.0 { scale * noise.gumbel(token as TokenId) } else { 0.0 })
         .collect();
     scores.sort_by(|a, b| b.total_cmp(a));
@@ -113,7 +124,8 @@ fn same_up_to_ties(
 ) -> bool {
     let Some(first) = (0..want.len().min(got.len())).find(|&i| want[i] != got[i]) else { return false };
     let prefix = [prompt, &want[..first]].concat();
-    let gap = gap(executor, &prefix, params);
+    let mask = params.constraint.as_ref().and_then(|constraint| constraint.mask(&want[..first]));
+    let gap = gap(executor, &prefix, params, mask.as_deref());
     assert!(gap < NEAR_TIE, "{what}: differs at output {first}, where the gap is {gap}");
     true
 }

@@ -327,8 +327,8 @@ fn check_qkv(bench: &mut Bench, case: QkvCase, naive: bool) {
             } else {
                 written += head_dim;
                 let kv_head = (head - heads) % kv_heads;
-                let (block, place) = (slots[row] as usize / BLOCK_TOKENS, slots[row] as usize % BLOCK_TOKENS);
-                let tokens = if is_value { BLOCK_TOKENS + place } else { place };
+                let (block, slot) = (slots[row] as usize / BLOCK_TOKENS, slots[row] as usize % BLOCK_TOKENS);
+                let tokens = if is_value { BLOCK_TOKENS + slot } else { slot };
                 let from = ((block * kv_heads + kv_head) * 2 * BLOCK_TOKENS + tokens) * head_dim;
                 &cache[from..from + head_dim]
             };
@@ -391,9 +391,9 @@ fn check_compaction(bench: &mut Bench, sequences: usize, layers: usize, kv_heads
     for sequence in 0..sequences {
         // A random ascending subset of the 64 drafts, including the empty and the full one.
         let keep = [0.0, 1.1, 0.1, 0.5, 0.9][sequence % 5];
-        let places: Vec<i32> = (0..PATH_MAX as i32).filter(|_| bench.random.uniform() < keep).collect();
-        path[sequence * PATH_MAX..sequence * PATH_MAX + places.len()].copy_from_slice(&places);
-        lengths.push(places.len() as i32);
+        let drafts: Vec<i32> = (0..PATH_MAX as i32).filter(|_| bench.random.uniform() < keep).collect();
+        path[sequence * PATH_MAX..sequence * PATH_MAX + drafts.len()].copy_from_slice(&drafts);
+        lengths.push(drafts.len() as i32);
     }
 
     let mut want = pool.clone();

@@ -90,7 +90,7 @@ struct Batch {
 }
 
 /// None, few, one, half or all but few of the tokens, or no mask.
-fn random_mask(random: &mut Random, vocab: usize) -> Option<Arc<TokenMask>> {
+pub fn random_mask(random: &mut Random, vocab: usize) -> Option<Arc<TokenMask>> {
     let mut mask = TokenMask::none(vocab as u32);
     let few = 1 + random.below(9);
     match random.below(6) {

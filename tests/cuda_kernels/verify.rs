@@ -1,14 +1,18 @@
 //! Fused verification against the CPU's sampler and walk.
 
+use std::sync::Arc;
+
 use specserve::executor::cuda::SamplingRows;
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{
     self, SampleParams, VerifyOutcome, VerifyParams, VerifySequence,
 };
-use specserve::protocol::{SamplingParams, Verdict};
+use specserve::protocol::{SamplingParams, TokenMask, Verdict};
 use specserve::sampling::{Sampler, TokenHistory, walk_chain, walk_tree};
 
-use crate::sampling::{bytemuck_adjustments, bytemuck_rows, random_history, random_logits, random_params};
+use crate::sampling::{
+    bytemuck_adjustments, bytemuck_rows, random_history, random_logits, random_mask, random_params,
+};
 use crate::support::{Bench, Random};
 
 /// How often a draft equals the target's sample.
@@ -21,13 +25,15 @@ struct Sequence {
     position: u32,
     /// One row per node: the root, then the drafts.
     logits: Vec<Vec<f32>>,
+    /// One per node.
+    masks: Vec<Option<Arc<TokenMask>>>,
     drafts: Vec<u32>,
     parents: Vec<u32>,
     tree: bool,
 }
 
 impl Sequence {
-    fn random(random: &mut Random, vocab: usize, tree: bool) -> Sequence {
+    fn random(random: &mut Random, vocab: usize, tree: bool, masked: bool) -> Sequence {
         let count = [0, 1, 3, 8, 64][random.below(5)];
         let mut params = random_params(random, vocab);
         // Penalties make a node's sample depend on its path. Paths are unique in a tree, so each
@@ -38,6 +44,7 @@ impl Sequence {
             history: random_history(random, vocab),
             position: random.below(10_000) as u32,
             logits: (0..=count).map(|_| random_logits(random, vocab)).collect(),
+            masks: (0..=count).map(|_| if masked { node_mask(random, vocab) } else { None }).collect(),
             drafts: Vec::new(),
             parents: Vec::new(),
             tree,
@@ -83,7 +90,8 @@ impl Sequence {
 
     fn sample(&self, sampler: &mut Sampler, node: usize) -> specserve::sampling::SampledToken {
         let history = self.history_at(node);
-        sampler.sample(&self.logits[node], &self.params, self.position_at(node), &history)
+        let mask = self.masks[node].as_deref();
+        sampler.sample_allowed(&self.logits[node], mask, &self.params, self.position_at(node), &history)
     }
 
     fn want(&self) -> Verdict {
@@ -94,6 +102,12 @@ impl Sequence {
             walk_chain(&self.drafts, |node| self.sample(&mut sampler, node))
         }
     }
+}
+
+/// A mask for most nodes. Few of them allow no token: the walk ends there without a verdict.
+fn node_mask(random: &mut Random, vocab: usize) -> Option<Arc<TokenMask>> {
+    let mask = random_mask(random, vocab)?;
+    (mask.allowed().next().is_some() || random.below(8) == 0).then_some(mask)
 }
 
 /// Device inputs of one call; rows of padding stand between the sequences.
@@ -115,7 +129,12 @@ impl Inputs {
             inputs.sequences.extend([first_row, sequence.drafts.len() as i32, i32::from(sequence.tree)]);
             for (node, logits) in sequence.logits.iter().enumerate() {
                 inputs.push_row(logits, stride, index as i32);
-                inputs.rows.push(&sequence.params, sequence.position_at(node), &sequence.history_at(node));
+                inputs.rows.push_masked(
+                    &sequence.params,
+                    sequence.position_at(node),
+                    &sequence.history_at(node),
+                    sequence.masks[node].as_ref(),
+                );
                 let draft = node.checked_sub(1);
                 inputs.drafts.push(draft.map_or(-1, |d| sequence.drafts[d] as i32));
                 inputs.parents.push(draft.map_or(-1, |d| sequence.parents[d] as i32));
@@ -142,6 +161,16 @@ impl Inputs {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn verification_matches_the_cpu() {
+    compare_with_the_cpu(false);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn masked_verification_matches_the_cpu() {
+    compare_with_the_cpu(true);
+}
+
+fn compare_with_the_cpu(masked: bool) {
     let mut bench = Bench::new();
     for (count, vocab) in [(1, 4_096), (8, 4_096), (64, 4_099), (8, 32_000), (6, 152_064)] {
         if bench.leaves_out(count * vocab) {
@@ -149,7 +178,7 @@ fn verification_matches_the_cpu() {
         }
         for tree in [false, true] {
             let sequences: Vec<Sequence> =
-                (0..count).map(|_| Sequence::random(&mut bench.random, vocab, tree)).collect();
+                (0..count).map(|_| Sequence::random(&mut bench.random, vocab, tree, masked)).collect();
             for naive in [false, true] {
                 if naive && vocab > 40_000 {
                     continue;
@@ -167,6 +196,8 @@ fn check(bench: &Bench, sequences: &[Sequence], vocab: usize, naive: bool) {
     let mut logits = bench.upload(&inputs.logits);
     let rows_on = bench.upload(bytemuck_rows(&inputs.rows));
     let adjustments_on = bench.upload(bytemuck_adjustments(&inputs.rows));
+    let words: Vec<u32> = inputs.rows.masks().iter().flat_map(|mask| mask.words().to_vec()).collect();
+    let masks_on = bench.upload(&words);
     let (sequences_on, sequence_of_on) = (bench.upload(&inputs.sequences), bench.upload(&inputs.sequence_of));
     let (drafts_on, parents_on) = (bench.upload(&inputs.drafts), bench.upload(&inputs.parents));
     // SAFETY: plain arithmetic.
@@ -180,7 +211,7 @@ fn check(bench: &Bench, sequences: &[Sequence], vocab: usize, naive: bool) {
             stride: stride as i64,
             rows: rows_on.ptr().cast(),
             adjustments: adjustments_on.ptr().cast(),
-            masks: std::ptr::null(),
+            masks: masks_on.ptr(),
             scratch: scratch.mut_ptr().cast(),
             row_count: rows as i32,
             vocab: vocab as i32,

@@ -18,13 +18,13 @@ impl BlockSet {
 
     pub fn clear(&mut self) {
         for block in self.members.drain(..) {
-            self.words[(block / u64::BITS) as usize] = 0;
+            self.words[block.index() / u64::BITS as usize] = 0;
         }
     }
 
     /// Adds a block, which must be in the pool; whether it is new.
     pub fn insert(&mut self, block: BlockId) -> bool {
-        let (word, bit) = (&mut self.words[(block / u64::BITS) as usize], 1 << (block % u64::BITS));
+        let (word, bit) = (&mut self.words[block.index() / u64::BITS as usize], 1 << (block.0 % u64::BITS));
         let new = *word & bit == 0;
         *word |= bit;
         self.members.push(block);
@@ -40,7 +40,7 @@ mod tests {
     fn a_block_is_new_once_between_two_clears() {
         let mut set = BlockSet::new(130);
         for _ in 0..2 {
-            for block in [0, 63, 64, 129] {
+            for block in [0, 63, 64, 129].map(BlockId) {
                 assert!(set.insert(block));
                 assert!(!set.insert(block));
             }

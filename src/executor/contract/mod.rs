@@ -145,7 +145,9 @@ impl BatchContract {
     fn input(&mut self, input: &SequenceInput, pool: Option<u32>) -> Checked {
         rule(!input.tokens.is_empty(), || "no input tokens".to_owned())?;
         let vocab = self.info.vocab_size;
-        rule(largest(&input.tokens) < vocab, || format!("a token is outside the vocabulary of {vocab}"))?;
+        rule(largest(input.tokens.iter().copied()) < vocab, || {
+            format!("a token is outside the vocabulary of {vocab}")
+        })?;
         self.count(input.tokens.len())?;
         let end = input.start as usize + input.tokens.len();
         self.within_context(end)?;
@@ -174,7 +176,7 @@ impl BatchContract {
         let (covered, held) = (self.slots(blocks.len()), self.slots(pool as usize));
         rule(end <= covered, || format!("{end} positions, the blocks cover {covered}"))?;
         rule(end <= held, || format!("{end} positions, the pool holds {held}"))?;
-        let block = largest(blocks);
+        let block = largest(blocks.iter().map(|block| block.0));
         rule(block < pool, || format!("block {block} is outside the pool of {pool}"))
     }
 
@@ -234,7 +236,7 @@ impl BatchContract {
         rule(len == end, || format!("a history of {len} tokens, {end} are committed"))?;
         rule(*prompt_tokens as usize <= len, || format!("a prompt of {prompt_tokens} of {len} tokens"))?;
         let vocab = self.info.vocab_size;
-        rule(largest(tokens) < vocab, || {
+        rule(largest(tokens.iter().copied()) < vocab, || {
             format!("a token of the history is outside the vocabulary of {vocab}")
         })
     }
@@ -275,8 +277,8 @@ fn tree(parents: &[u32], drafts: usize) -> Checked {
 }
 
 /// The largest of some numbers, 0 of none. Without an early exit, so that it vectorizes.
-fn largest(numbers: &[u32]) -> u32 {
-    numbers.iter().fold(0, |most, &number| most.max(number))
+fn largest(numbers: impl Iterator<Item = u32>) -> u32 {
+    numbers.fold(0, u32::max)
 }
 
 fn rule(holds: bool, broken: impl FnOnce() -> String) -> Checked {

@@ -18,12 +18,16 @@ fn info() -> ExecutorInfo {
     }
 }
 
+fn ids(blocks: &[u32]) -> Vec<BlockId> {
+    blocks.iter().copied().map(BlockId).collect()
+}
+
 fn input(start: u32, tokens: usize) -> SequenceInput {
     SequenceInput {
         request: RequestId(7),
         tokens: vec![1; tokens],
         start,
-        blocks: vec![0, 1, 2, 3],
+        blocks: ids(&[0, 1, 2, 3]),
         sampling: Arc::new(SamplingParams::greedy()),
         history: None,
     }
@@ -40,10 +44,10 @@ fn row(start: u32, tokens: usize, drafts: u32) -> VerifyRow {
     }
 }
 
-fn seed(start: u32, blocks: &[BlockId]) -> DraftSeed {
+fn seed(start: u32, blocks: &[u32]) -> DraftSeed {
     DraftSeed {
         row: 0,
-        input: SequenceInput { blocks: blocks.to_vec(), ..input(start, 1) },
+        input: SequenceInput { blocks: ids(blocks), ..input(start, 1) },
         limit: 1,
         mask: None,
     }
@@ -75,11 +79,11 @@ fn a_good_row_passes_and_each_broken_rule_is_named() {
     bad.input.tokens[1] = 100;
     assert!(refused(&bad).contains("vocabulary"));
     bad = row(0, 17, 0);
-    bad.input.blocks = vec![0];
+    bad.input.blocks = ids(&[0]);
     assert!(refused(&bad).contains("the blocks cover 16"));
-    bad.input.blocks = vec![0, 8];
+    bad.input.blocks = ids(&[0, 8]);
     assert!(refused(&bad).contains("block 8 is outside the pool of 8"));
-    bad.input.blocks = vec![0, 0];
+    bad.input.blocks = ids(&[0, 0]);
     assert!(refused(&bad).contains("write to block 0"));
     for (parents, what) in
         [(vec![0], "1 parents for 2 drafts"), (vec![0, 2], "draft 1 stands before"), (vec![1, 0], "draft 0")]
@@ -117,9 +121,9 @@ fn too_many_sequences_and_a_missing_draft_are_refused() {
 #[test]
 fn tokens_are_counted_over_the_batch_and_blocks_written_once_in_it() {
     let mut contract = BatchContract::new(&info());
-    let other = |blocks: &[BlockId], start, tokens| {
+    let other = |blocks: &[u32], start, tokens| {
         let mut row = row(start, tokens, 0);
-        row.input.blocks = blocks.to_vec();
+        row.input.blocks = ids(blocks);
         row
     };
     let [long, rest] = [other(&[0, 1], 0, 32), other(&[2], 0, 8)];
@@ -157,7 +161,7 @@ fn penalties_need_a_history_that_ends_with_the_committed_tokens() {
 #[test]
 fn a_compaction_stays_inside_its_blocks() {
     let mut contract = BatchContract::new(&info());
-    let good = Compaction { blocks: vec![0, 1], first: 28, path: vec![0, 3] };
+    let good = Compaction { blocks: ids(&[0, 1]), first: 28, path: vec![0, 3] };
     assert_eq!(contract.compact(std::slice::from_ref(&good)), Ok(()));
     assert_eq!(contract.compact(&[Compaction { path: Vec::new(), ..good.clone() }, good.clone()]), Ok(()));
     let mut refused = |bad: Compaction| text(contract.compact(&[bad]));
@@ -166,7 +170,7 @@ fn a_compaction_stays_inside_its_blocks() {
     assert!(refused(Compaction { path: vec![2, 1], ..good.clone() }).contains("not ascending"));
     assert!(refused(Compaction { path: vec![4], ..good.clone() }).contains("at most 4"));
     assert!(refused(Compaction { first: 64, ..good.clone() }).contains("the context has 64"));
-    assert!(refused(Compaction { blocks: vec![0, 8], ..good.clone() }).contains("outside the pool"));
+    assert!(refused(Compaction { blocks: ids(&[0, 8]), ..good.clone() }).contains("outside the pool"));
     assert!(text(contract.compact(&[good.clone(), good])).contains("write to block 1"));
 }
 

@@ -210,7 +210,7 @@ impl Model {
             let mut queries = Vec::with_capacity(QUERIES_MAX);
             for tile in tiles.of(piece) {
                 let query = |row: usize, head: usize| qkv.at(row - first_row, head * head_dim).cast_const();
-                let out = |place: usize, head: usize| attention.at(place, head * head_dim);
+                let out = |index: usize, head: usize| attention.at(index, head * head_dim);
                 tiles.queries(pass, tile, query, out, &mut queries);
                 let job = AttentionTile {
                     queries: &queries,

@@ -72,14 +72,14 @@ impl KvCache {
     pub(crate) fn copy_slot(&mut self, blocks: &[BlockId], from: usize, to: usize) {
         let CacheShape { block_tokens, kv_heads, head_dim, .. } = self.shape;
         let shape = self.shape;
-        let place = |slot: usize, head: usize| {
-            let block = blocks[slot / block_tokens] as usize;
+        let locate = |slot: usize, head: usize| {
+            let block = blocks[slot / block_tokens].index();
             (block * shape.block_stride() + shape.head_offset(head), slot % block_tokens)
         };
         for layer in 0..self.layers.len() {
             let pool = self.layer_mut(layer);
             for head in 0..kv_heads {
-                let ((from, from_slot), (to, to_slot)) = (place(from, head), place(to, head));
+                let ((from, from_slot), (to, to_slot)) = (locate(from, head), locate(to, head));
                 for dim in 0..head_dim {
                     pool[to + dim * block_tokens + to_slot] = pool[from + dim * block_tokens + from_slot];
                 }

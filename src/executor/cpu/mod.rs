@@ -44,8 +44,8 @@ use super::contract::{BatchContract, no_drafter};
 use super::{Drafter, Executor, Target};
 use crate::model::{LoadedModel, ModelSpec};
 use crate::protocol::{
-    Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ModelRole, NodeId,
-    RequestId, SamplingParams, SequenceInput, Verdict, VerifyRow,
+    BlockId, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ModelRole,
+    NodeId, RequestId, SamplingParams, SequenceInput, Verdict, VerifyRow,
 };
 use crate::sampling::Sampler;
 
@@ -175,7 +175,7 @@ impl CpuExecutor {
                 request: RequestId(0),
                 tokens: vec![0; tokens as usize],
                 start: 0,
-                blocks: (0..tokens.div_ceil(self.info.block_tokens)).collect(),
+                blocks: (0..tokens.div_ceil(self.info.block_tokens)).map(BlockId).collect(),
                 sampling: Arc::new(SamplingParams::greedy()),
                 history: None,
             };

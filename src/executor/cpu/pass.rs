@@ -101,7 +101,7 @@ const THREAD_PIECES: usize = 4;
 /// Queries that are computed together: some heads of some neighbouring rows over one KV head.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tile {
-    /// Place of the run's first row among the active ones.
+    /// Index of the run's first row among the active ones.
     first: usize,
     /// First query of the tile in its run, counting heads of the group within rows.
     query: usize,
@@ -174,7 +174,7 @@ impl Tiles {
     }
 
     /// Fills `queries` with a tile's; returns how many. `query(row, head)` and
-    /// `out(place, head)` name their memory, `place` counting active rows.
+    /// `out(index, head)` name their memory, `index` counting active rows.
     pub(crate) fn queries<'p>(
         &self,
         pass: &'p Pass<'_>,
@@ -184,12 +184,12 @@ impl Tiles {
         queries: &mut Vec<Query<'p>>,
     ) {
         queries.clear();
-        queries.extend((tile.query..tile.query + tile.count).map(|index| {
-            let place = tile.first + index / self.group;
-            let head = tile.kv_head * self.group + index % self.group;
-            let row = &pass.rows[self.active[place]];
+        queries.extend((tile.query..tile.query + tile.count).map(|query_index| {
+            let index = tile.first + query_index / self.group;
+            let head = tile.kv_head * self.group + query_index % self.group;
+            let row = &pass.rows[self.active[index]];
             let tail = &pass.tails[row.tail.clone()];
-            Query { query: query(self.active[place], head), out: out(place, head), prefix: row.prefix, tail }
+            Query { query: query(self.active[index], head), out: out(index, head), prefix: row.prefix, tail }
         }));
     }
 
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_tree_node_sees_the_committed_tokens_and_its_ancestors() {
-        let blocks = [0];
+        let blocks = [BlockId(0)];
         let mut pass = Pass::default();
         // Committed 10 at slots 4 and 5; drafts: a, b (children of the root), c under a, d under c.
         pass.push_tree(&blocks, &[10, 11, 1, 2, 3, 4], 4, &[0, 0, 1, 3]);
@@ -235,25 +235,25 @@ mod tests {
 
     #[test]
     fn tiles_cover_every_query_once_for_any_number_of_threads() {
-        let blocks = [0, 1, 2];
+        let blocks = [0, 1, 2].map(BlockId);
         let mut pass = Pass::default();
         pass.push_chain(&blocks, &[1; 7], 0, 0);
         pass.push_chain(&blocks, &[1], 30, 1);
         pass.push_chain(&blocks, &[1, 2], 3, 1);
         for threads in 1..6 {
             let tiles = Tiles::new(&pass, (0..pass.rows.len()).collect(), 6, 2, threads);
-            let mut places = Vec::new();
+            let mut outputs = Vec::new();
             let mut queries = Vec::new();
             for piece in 0..tiles.pieces() {
                 assert!(!tiles.of(piece).is_empty());
                 for tile in tiles.of(piece) {
-                    let out = |place: usize, head: usize| (place * 6 + head) as *mut f32;
+                    let out = |index: usize, head: usize| (index * 6 + head) as *mut f32;
                     tiles.queries(&pass, tile, |_, _| std::ptr::null(), out, &mut queries);
-                    places.extend(queries.iter().map(|query| query.out as usize));
+                    outputs.extend(queries.iter().map(|query| query.out as usize));
                 }
             }
-            places.sort_unstable();
-            assert_eq!(places, (0..60).collect::<Vec<_>>(), "{threads} threads");
+            outputs.sort_unstable();
+            assert_eq!(outputs, (0..60).collect::<Vec<_>>(), "{threads} threads");
         }
     }
 }

@@ -38,13 +38,13 @@ impl HeadWriter<'_> {
         let (queries, rest) = qkv.split_at_mut(heads * head_dim);
         let (keys, values) = rest.split_at_mut(kv_heads * head_dim);
         for query in queries.chunks_exact_mut(head_dim) {
-            self.place(query, self.layer.query_norm.as_deref(), row.position);
+            self.norm_and_rotate(query, self.layer.query_norm.as_deref(), row.position);
         }
-        let block = blocks[row.slot / self.shape.block_tokens] as usize * self.shape.block_stride();
+        let block = blocks[row.slot / self.shape.block_tokens].index() * self.shape.block_stride();
         let slot = row.slot % self.shape.block_tokens;
         let heads = keys.chunks_exact_mut(head_dim).zip(values.chunks_exact(head_dim));
         for (head, (key, value)) in heads.enumerate() {
-            self.place(key, self.layer.key_norm.as_deref(), row.position);
+            self.norm_and_rotate(key, self.layer.key_norm.as_deref(), row.position);
             // SAFETY: the caller's contract; `write_slot` touches this slot alone.
             unsafe {
                 write_slot(
@@ -59,7 +59,7 @@ impl HeadWriter<'_> {
         }
     }
 
-    fn place(&self, head: &mut [f32], norm: Option<&[f32]>, position: usize) {
+    fn norm_and_rotate(&self, head: &mut [f32], norm: Option<&[f32]>, position: usize) {
         if let Some(weight) = norm {
             let at = head.as_mut_ptr();
             let job = Norm { x: at, out: at, weight, epsilon: self.spec.rms_norm_eps };

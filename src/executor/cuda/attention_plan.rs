@@ -98,9 +98,9 @@ impl AttentionPlan {
         let first_row = self.rows();
         let table = self.tables.len();
         let blocks = &sequence.blocks[..sequence.end().div_ceil(BLOCK_TOKENS as usize)];
-        self.tables.extend_from_slice(bytemuck::cast_slice(blocks));
+        self.tables.extend(blocks.iter().map(|block| block.0 as i32));
         sequence.rotate(&mut self.positions);
-        sequence.place(&mut self.slots);
+        sequence.assign_slots(&mut self.slots);
 
         // A tree behind a long run of committed tokens has a segment of its own.
         let tail =
@@ -158,7 +158,7 @@ mod tests {
     use crate::protocol::BlockId;
 
     fn blocks(count: u32) -> Vec<BlockId> {
-        (0..count).map(|block| 100 + block).collect()
+        (0..count).map(|block| BlockId(100 + block)).collect()
     }
 
     fn plan() -> AttentionPlan {

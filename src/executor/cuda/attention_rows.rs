@@ -55,13 +55,13 @@ impl SequenceShape<'_> {
     }
 
     /// Appends the KV slot of each row, block by block.
-    pub fn place(&self, slots: &mut Vec<i32>) {
+    pub fn assign_slots(&self, slots: &mut Vec<i32>) {
         let end = self.end() as u32;
         let mut at = self.start;
         while at < end {
             let number = at / BLOCK_TOKENS;
             let stop = end.min((number + 1) * BLOCK_TOKENS);
-            let slot = (self.blocks[number as usize] * BLOCK_TOKENS + at % BLOCK_TOKENS) as i32;
+            let slot = (self.blocks[number as usize].0 * BLOCK_TOKENS + at % BLOCK_TOKENS) as i32;
             slots.extend(slot..slot + (stop - at) as i32);
             at = stop;
         }
@@ -78,7 +78,7 @@ impl SequenceShape<'_> {
             let draft = begin + own - self.committed();
             let parent = self.tree.map_or(0, |parents| self.parent(parents, draft));
             let inherited = match parent.checked_sub(begin) {
-                Some(place) => masks[first + place],
+                Some(row) => masks[first + row],
                 None => 0, // a committed token before the segment: seen anyway
             };
             masks.push(if own < MASKED_QUERIES_MAX { inherited | 1 << own } else { 0 });
@@ -102,7 +102,7 @@ mod tests {
         let mut rows: Vec<(i32, i32, u64)> = Vec::new();
         for index in 0..shape.tokens {
             let at = shape.start + index as u32;
-            let slot = (shape.blocks[(at / 16) as usize] * 16 + at % 16) as i32;
+            let slot = (shape.blocks[(at / 16) as usize].0 * 16 + at % 16) as i32;
             let parent = match (index.checked_sub(shape.committed()), shape.tree) {
                 (Some(draft), Some(parents)) => shape.committed() + parents[draft] as usize,
                 _ => index,
@@ -127,7 +127,7 @@ mod tests {
     proptest! {
         #[test]
         fn rows_are_what_their_sequence_says((start, committed, parents, tree) in shapes()) {
-            let blocks: Vec<u32> = (0..16).map(|block| (block * 7 + 3) % 16).collect();
+            let blocks: Vec<BlockId> = (0..16).map(|block| BlockId((block * 7 + 3) % 16)).collect();
             let tokens = committed + parents.len();
             let shape = SequenceShape {
                 start,
@@ -138,7 +138,7 @@ mod tests {
             };
             let (mut positions, mut slots, mut masks) = (vec![9], vec![9], vec![9]);
             shape.rotate(&mut positions);
-            shape.place(&mut slots);
+            shape.assign_slots(&mut slots);
             shape.mask(0, tokens, &mut masks);
             let want = by_definition(&shape);
             for (index, (position, slot, mask)) in want.iter().enumerate() {

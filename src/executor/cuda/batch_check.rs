@@ -33,14 +33,14 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::protocol::{RequestId, RowRole, SamplingParams, SequenceInput};
+    use crate::protocol::{BlockId, RequestId, RowRole, SamplingParams, SequenceInput};
 
     fn row(start: u32, tokens: usize, drafts: u32) -> VerifyRow {
         let input = SequenceInput {
             request: RequestId(7),
             tokens: vec![1; tokens],
             start,
-            blocks: vec![0, 1, 2, 3],
+            blocks: (0..4).map(BlockId).collect(),
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };

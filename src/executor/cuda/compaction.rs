@@ -83,7 +83,7 @@ fn lay_out(moves: &[Compaction]) -> Vec<i32> {
         words.resize(end, -1);
     }
     for compaction in moves {
-        words.extend(compaction.blocks.iter().map(|&block| block as i32));
+        words.extend(compaction.blocks.iter().map(|block| block.0 as i32));
     }
     words
 }

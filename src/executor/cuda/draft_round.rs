@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::attention_plan::SequenceShape;
 use super::ffi::kernels::DraftProposal;
 use super::host_step::{HostStep, input_shape};
-use super::runner::{Chooses, DeviceQueue, Runner};
+use super::runner::{DeviceQueue, Runner, StepOutput};
 use super::step_results::proposal;
 use crate::protocol::{
     BlockId, DraftSeed, ExecutorError, Proposal, RequestId, SamplingParams, TokenId, TokenMask,
@@ -50,7 +50,7 @@ impl DraftRound {
         if rows.is_empty() {
             return Ok(());
         }
-        runner.run(Chooses::Proposals, queue)?;
+        runner.run(StepOutput::Proposals, queue)?;
         self.read_begun(rows, runner.results(), runner.model.spec().vocab_size, out)
     }
 
@@ -117,7 +117,7 @@ impl DraftRound {
         if keep.is_empty() {
             return Ok(());
         }
-        runner.run(Chooses::Proposals, queue)?;
+        runner.run(StepOutput::Proposals, queue)?;
         self.read_kept(keep, runner.results(), runner.model.spec().vocab_size, out)
     }
 
@@ -228,7 +228,7 @@ mod tests {
             request: RequestId(request),
             tokens: tokens.to_vec(),
             start,
-            blocks: blocks.to_vec(),
+            blocks: blocks.iter().copied().map(BlockId).collect(),
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };

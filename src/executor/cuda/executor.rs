@@ -8,7 +8,7 @@ use super::error::CudaError;
 use super::forward::{DeviceModel, kv_block_elements};
 use super::host_step::input_shape;
 use super::options::{CudaOptions, KvBudget, VERIFY_ROWS_MAX, captured_rows, eager_rows};
-use super::runner::{Chooses, DeviceQueue, Runner, RunnerOptions};
+use super::runner::{DeviceQueue, Runner, RunnerOptions, StepOutput};
 use super::scratch::ScratchSizes;
 use super::verify_batch;
 use crate::executor::contract::{BatchContract, no_drafter};
@@ -96,10 +96,10 @@ impl CudaExecutor {
             let sequences = executor.info.batch_sequences_max as usize;
             let tokens = executor.info.batch_tokens_max as usize;
             let rows = executor.target_logit_rows;
-            executor.target.warm_up(rows, Chooses::Verdicts, &mut executor.queue)?;
+            executor.target.warm_up(rows, StepOutput::Verdicts, &mut executor.queue)?;
             executor.target.warm_up_prompts(tokens, &mut executor.queue)?;
             if let Some(draft) = &mut executor.draft {
-                draft.warm_up(sequences, Chooses::Proposals, &mut executor.queue)?;
+                draft.warm_up(sequences, StepOutput::Proposals, &mut executor.queue)?;
                 draft.warm_up_prompts(tokens, &mut executor.queue)?;
             }
             Ok(())
@@ -254,7 +254,7 @@ fn read_logits(
     runner.step.push_tokens(&input.tokens);
     runner.plan(std::iter::once(input_shape(input, 0, None)));
     runner.step.gather.push(input.tokens.len() as i32 - 1);
-    runner.run(Chooses::Nothing, queue)?;
+    runner.run(StepOutput::Nothing, queue)?;
     let mut logits = vec![0.0; runner.model.spec().vocab_size];
     // SAFETY: `logits` is borrowed until the synchronisation below.
     unsafe { runner.model.logits().download_async(0, &mut logits, &queue.stream)? };

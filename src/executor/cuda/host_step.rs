@@ -14,7 +14,7 @@ pub struct HostStep {
     pub tokens: Vec<i32>,
     /// Rows that need logits.
     pub gather: Vec<i32>,
-    /// How each of them chooses.
+    /// How each of them is sampled.
     pub sampling: SamplingRows,
     /// What is verified.
     pub verify: VerifyInputs,

@@ -45,7 +45,7 @@ impl DeviceQueue {
 
 /// What a step computes from its logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Chooses {
+pub enum StepOutput {
     /// Nothing: there are none, or the host reads them.
     Nothing,
     /// A draft token per row.
@@ -59,7 +59,7 @@ pub enum Chooses {
 struct StepKey {
     step: StepSizes,
     sequences: usize,
-    chooses: Chooses,
+    output: StepOutput,
     filtered: bool,
 }
 
@@ -139,11 +139,11 @@ impl Runner {
     ///
     /// # Errors
     /// When the device fails. Most failures are sticky.
-    pub fn run(&mut self, chooses: Chooses, queue: &mut DeviceQueue) -> Result<(), CudaError> {
+    pub fn run(&mut self, output: StepOutput, queue: &mut DeviceQueue) -> Result<(), CudaError> {
         let plan = &self.step.plan;
         let capturable = plan.prefill_items.is_empty() && self.options.graphs_max > 0;
         let captured = captured_rows(plan.rows()).filter(|_| capturable);
-        let key = self.key(chooses, captured);
+        let key = self.key(output, captured);
         self.submit(key, captured.is_some(), queue)?;
         queue.marks.end(&queue.stream)?;
         queue.stream.synchronize()
@@ -157,7 +157,7 @@ impl Runner {
     pub fn warm_up(
         &mut self,
         rows: usize,
-        chooses: Chooses,
+        output: StepOutput,
         queue: &mut DeviceQueue,
     ) -> Result<(), CudaError> {
         self.begin();
@@ -167,7 +167,7 @@ impl Runner {
                 let logit_rows = captured_rows(rows.min(self.options.logit_rows_max)).unwrap_or(rows);
                 let step = StepSizes { rows, logit_rows, decode: true, large, prefill_items: 0 };
                 let sequences = rows.min(BATCH_SEQUENCES_MAX as usize);
-                let key = StepKey { step, sequences, chooses, filtered: false };
+                let key = StepKey { step, sequences, output, filtered: false };
                 self.submit(key, self.options.graphs_max > 0, queue)?;
                 queue.stream.synchronize()?;
             }
@@ -184,13 +184,13 @@ impl Runner {
     pub fn warm_up_prompts(&mut self, tokens_max: usize, queue: &mut DeviceQueue) -> Result<(), CudaError> {
         let room = self.model.blocks() as usize * BLOCK_TOKENS as usize;
         let longest = tokens_max.min(room).min(self.model.spec().context_tokens_max);
-        let blocks: Vec<BlockId> = (0..longest.div_ceil(BLOCK_TOKENS as usize) as BlockId).collect();
+        let blocks: Vec<BlockId> = (0..longest.div_ceil(BLOCK_TOKENS as usize) as u32).map(BlockId).collect();
         for tokens in prompt_lengths(longest) {
             self.begin();
             self.step.tokens.resize(tokens, 0);
             let prompt = SequenceShape { start: 0, tokens, drafts: 0, tree: None, blocks: &blocks };
             self.plan(std::iter::once(prompt));
-            self.submit(self.key(Chooses::Nothing, None), false, queue)?;
+            self.submit(self.key(StepOutput::Nothing, None), false, queue)?;
             queue.stream.synchronize()?;
         }
         for rows in (EAGER_ROWS..=eager_rows(tokens_max)).step_by(EAGER_ROWS) {
@@ -201,7 +201,7 @@ impl Runner {
     }
 
     /// Padded sizes of the current step.
-    fn key(&self, chooses: Chooses, captured: Option<usize>) -> StepKey {
+    fn key(&self, output: StepOutput, captured: Option<usize>) -> StepKey {
         let plan = &self.step.plan;
         let rows = captured.unwrap_or_else(|| eager_rows(plan.rows()));
         let logits = self.step.gather.len();
@@ -214,8 +214,8 @@ impl Runner {
             prefill_items: plan.prefill_items.len(),
         };
         let sequences = rows.min(BATCH_SEQUENCES_MAX as usize);
-        let chooses = if logits == 0 { Chooses::Nothing } else { chooses };
-        StepKey { step, sequences, chooses, filtered: self.step.sampling.filtered() }
+        let output = if logits == 0 { StepOutput::Nothing } else { output };
+        StepKey { step, sequences, output, filtered: self.step.sampling.filtered() }
     }
 
     fn submit(&mut self, key: StepKey, capture: bool, queue: &mut DeviceQueue) -> Result<(), CudaError> {
@@ -249,10 +249,10 @@ impl Runner {
         // that its positions and blocks are within context and pool. Everything belongs to `self` or
         // `queue`, which outlive the stream's work, and `queue` has one stream.
         unsafe { self.model.run(&step, key.step, &queue.gemm, &queue.stream)? };
-        let words = match key.chooses {
-            Chooses::Nothing => return Ok(()),
-            Chooses::Proposals => self.propose(key, &queue.stream)?,
-            Chooses::Verdicts => self.verify(key, &queue.stream)?,
+        let words = match key.output {
+            StepOutput::Nothing => return Ok(()),
+            StepOutput::Proposals => self.propose(key, &queue.stream)?,
+            StepOutput::Verdicts => self.verify(key, &queue.stream)?,
         };
         // SAFETY: the pinned memory lives as long as the graph, and is read only after the stream
         // has been synchronized.

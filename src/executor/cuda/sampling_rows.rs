@@ -10,9 +10,9 @@ use crate::sampling::TokenHistory;
 use crate::sampling::distribution::TEMPERATURE_MIN;
 use crate::sampling::float::ln;
 
-/// Position of a row that chooses nothing.
+/// Position of a row that samples nothing.
 const PADDING: i32 = -1;
-/// `SamplingRow::mask` of a row that may choose any token.
+/// `SamplingRow::mask` of a row that may sample any token.
 const NO_MASK: i32 = -1;
 
 /// The rows of one sampling call and their logit adjustments. Reused from call to call.
@@ -41,7 +41,7 @@ impl SamplingRows {
         self.filtered = false;
     }
 
-    /// Adds a row that chooses the token for absolute `position`. `history` holds the tokens
+    /// Adds a row that samples the token for absolute `position`. `history` holds the tokens
     /// before it (read only where [`SamplingParams::has_penalties`]).
     pub fn push(&mut self, params: &SamplingParams, position: u32, history: &TokenHistory) {
         let first = self.adjustments.len();
@@ -113,7 +113,7 @@ impl SamplingRows {
         row
     }
 
-    /// Adds a row that chooses nothing.
+    /// Adds a row that samples nothing.
     pub fn push_padding(&mut self) {
         self.rows.push(SamplingRow { position: PADDING, mask: NO_MASK, ..SamplingRow::default() });
     }
@@ -166,7 +166,7 @@ impl SamplingRows {
     }
 }
 
-/// Whether parameters change logits before a token is chosen from them.
+/// Whether parameters change logits before a token is sampled from them.
 pub fn adjusts(params: &SamplingParams) -> bool {
     params.has_penalties() || !params.logit_bias.is_empty()
 }

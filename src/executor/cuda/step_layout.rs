@@ -18,7 +18,7 @@ const ITEM_WORDS: usize = size_of::<AttentionItem>() / 4;
 /// Words of a [`LogitAdjustment`].
 const ADJUSTMENT_WORDS: usize = size_of::<LogitAdjustment>() / 4;
 
-/// Place of `segment.table` in an [`AttentionItem`], in words.
+/// Offset of `segment.table` in an [`AttentionItem`], in words.
 const TABLE_WORD: usize = std::mem::offset_of!(AttentionItem, segment.table) / 4;
 /// The same of `first_adjustment` in a [`SamplingRow`].
 const FIRST_ADJUSTMENT_WORD: usize = std::mem::offset_of!(SamplingRow, first_adjustment) / 4;
@@ -202,7 +202,12 @@ fn put_padded<T: Words>(words: &mut [u32], at: usize, values: &[T], length: usiz
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::attention_plan::{AttentionRoom, SequenceShape};
     use super::*;
+    use crate::protocol::{BlockId, SamplingParams, TokenMask};
+    use crate::sampling::TokenHistory;
 
     #[test]
     fn parts_do_not_overlap_and_start_at_sixteen_bytes() {
@@ -234,5 +239,54 @@ mod tests {
         assert_eq!(words, [7, 5, u32::MAX, u32::MAX, 7, 7, 7, 7]);
         put_padded(&mut words, 4, &[] as &[u64], 1, 1);
         assert_eq!(words[4..], [1, 0, 7, 7]);
+    }
+
+    fn sampling_row(words: &[u32], layout: Layout, row: usize) -> &[u32] {
+        &words[layout.sampling + row * size_of::<SamplingRow>() / 4..]
+    }
+
+    /// As the kernels read it: whether row `row` of logits may sample `token`.
+    fn is_allowed(words: &[u32], layout: Layout, row: usize, token: u32) -> bool {
+        let mask = sampling_row(words, layout, row)[MASK_WORD] as i32;
+        mask < 0 || words[mask as usize + token as usize / 32] >> (token % 32) & 1 != 0
+    }
+
+    #[test]
+    fn each_row_finds_the_words_of_its_own_mask() {
+        // 90 tokens are three words a mask: no multiple of the alignment, so that a padded mask shows.
+        const VOCAB: u32 = 90;
+        let mask = |step: u32| Arc::new(TokenMask::from_fn(VOCAB, |token| token % step == 0));
+        let (thirds, fifths, sevenths) = (mask(3), mask(5), mask(7));
+        let masks = [Some(&thirds), None, Some(&fifths), Some(&sevenths), Some(&thirds), Some(&sevenths)];
+        // Items, tables and adjustments stand before the masks, which must not overwrite them.
+        let biased = SamplingParams { logit_bias: vec![(3, 2.0), (8, 1.0)], ..SamplingParams::greedy() };
+        let blocks = [BlockId(9)];
+        let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
+        step.push_tokens(&[1; 6]);
+        step.plan.build(std::iter::once(SequenceShape {
+            start: 0,
+            tokens: 6,
+            drafts: 5,
+            tree: None,
+            blocks: &blocks,
+        }));
+        for mask in masks {
+            step.sampling.push_masked(&biased, 1, &TokenHistory::none(), mask);
+        }
+
+        let sizes = InputSizes { rows: 8, logit_rows: 8, sequences: 2 };
+        let mut words = vec![u32::MAX; words_needed(sizes, &step)];
+        let written = write(&mut words, sizes, &step);
+        let layout = Layout::new(sizes);
+        words.truncate(written.words); // no more is copied to the device
+        for (row, mask) in masks.into_iter().enumerate() {
+            for token in 0..VOCAB {
+                let want = mask.is_none_or(|mask| mask.allows(token));
+                assert_eq!(is_allowed(&words, layout, row, token), want, "row {row}, token {token}");
+            }
+            let first = sampling_row(&words, layout, row)[FIRST_ADJUSTMENT_WORD] as usize * ADJUSTMENT_WORDS;
+            assert_eq!([words[first], words[first + ADJUSTMENT_WORDS]], [3, 8], "adjustments of row {row}");
+        }
+        assert!((6..8).all(|row| is_allowed(&words, layout, row, 1)), "padding has no mask");
     }
 }

@@ -8,8 +8,8 @@ pub const PROPOSAL_WORDS: usize = size_of::<DraftProposal>() / 4;
 /// Words of a [`VerifyOutcome`].
 pub const OUTCOME_WORDS: usize = size_of::<VerifyOutcome>() / 4;
 
-/// Where a verification's results stand: outcomes of all sequences, then the chosen token of
-/// each row of logits, then the path's place of each.
+/// Where a verification's results stand: outcomes of all sequences, then the sampled token of
+/// each row of logits, then each one's draft on the path.
 #[derive(Clone, Copy, Debug)]
 pub struct VerdictWords {
     /// Where tokens start.
@@ -48,13 +48,13 @@ pub fn proposal(words: &[u32], row: usize) -> DraftProposal {
 #[derive(Clone, Copy, Debug)]
 pub struct VerdictResults<'a> {
     words: &'a [u32],
-    places: VerdictWords,
+    layout: VerdictWords,
 }
 
 impl<'a> VerdictResults<'a> {
     /// Reads results that were laid out so.
-    pub fn new(words: &'a [u32], places: VerdictWords) -> VerdictResults<'a> {
-        VerdictResults { words, places }
+    pub fn new(words: &'a [u32], layout: VerdictWords) -> VerdictResults<'a> {
+        VerdictResults { words, layout }
     }
 
     /// The outcome of a sequence, with the tokens and the path of the rows from `first_row` on.
@@ -62,7 +62,7 @@ impl<'a> VerdictResults<'a> {
     /// # Panics
     /// When the words end before it.
     pub fn outcome(&self, sequence: usize, first_row: usize) -> (VerifyOutcome, &'a [u32], &'a [u32]) {
-        let VerdictWords { tokens, path, end } = self.places;
+        let VerdictWords { tokens, path, end } = self.layout;
         let at = sequence * OUTCOME_WORDS;
         let outcome = VerifyOutcome { accepted: self.words[at] as i32, finite: self.words[at + 1] as i32 };
         (outcome, &self.words[tokens + first_row..path], &self.words[path + first_row..end])

@@ -3,7 +3,7 @@
 
 use super::ffi::kernels::VerifySequence;
 use super::host_step::{HostStep, input_shape};
-use super::runner::{Chooses, DeviceQueue, Runner};
+use super::runner::{DeviceQueue, Runner, StepOutput};
 use super::sampling_rows::{SamplingRows, adjusts};
 use super::step_results::VerdictResults;
 use crate::protocol::{ExecutorError, Verdict, VerifyRow};
@@ -24,7 +24,7 @@ pub fn run(
         return Ok(());
     }
     fill(rows, &mut runner.step);
-    runner.run(Chooses::Verdicts, queue)?;
+    runner.run(StepOutput::Verdicts, queue)?;
     read(rows, &runner.step, runner.verdicts(), runner.model.spec().vocab_size as u32, out)
 }
 
@@ -67,7 +67,7 @@ fn fill_row(row: &VerifyRow, first_row: usize, step: &mut HostStep) {
     fill_sampling(row, &step.plan.positions[root..=root + drafts], &mut step.sampling);
 }
 
-/// How the rows of logits behind these positions choose.
+/// How the rows of logits behind these positions are sampled.
 fn fill_sampling(row: &VerifyRow, positions: &[i32], sampling: &mut SamplingRows) {
     let params = &row.input.sampling;
     if !adjusts(params) && row.masks.is_empty() {
@@ -75,17 +75,17 @@ fn fill_sampling(row: &VerifyRow, positions: &[i32], sampling: &mut SamplingRows
         return;
     }
     let mut history = PathHistory::new(row);
-    for (place, &position) in positions.iter().enumerate() {
-        sampling.push_masked(params, position as u32 + 1, history.at(place), row.mask(place));
+    for (node, &position) in positions.iter().enumerate() {
+        sampling.push_masked(params, position as u32 + 1, history.at(node), row.mask(node));
     }
 }
 
-/// The place before `place`: of a draft's parent.
-fn parent_of(row: &VerifyRow, place: usize) -> usize {
-    row.tree.as_ref().map_or(place - 1, |parents| parents[place - 1] as usize)
+/// The parent of a draft's node.
+fn parent_of(row: &VerifyRow, node: usize) -> usize {
+    row.tree.as_ref().map_or(node - 1, |parents| parents[node - 1] as usize)
 }
 
-/// The tokens before each place, for penalties; nothing where they are off.
+/// The tokens up to each node, for penalties; nothing where they are off.
 struct PathHistory<'a> {
     row: &'a VerifyRow,
     history: TokenHistory,
@@ -98,20 +98,20 @@ impl<'a> PathHistory<'a> {
         PathHistory { row, committed: history.tokens().len(), history }
     }
 
-    fn at(&mut self, place: usize) -> &TokenHistory {
+    fn at(&mut self, node: usize) -> &TokenHistory {
         if !self.row.input.sampling.has_penalties() {
             return &self.history;
         }
         self.history.truncate(self.committed);
         let mut path = Vec::new();
-        let mut at = place;
+        let mut at = node;
         while at > 0 {
             path.push(at);
             at = parent_of(self.row, at);
         }
         let root = self.row.input.tokens.len() - self.row.drafts as usize - 1;
-        for place in path.into_iter().rev() {
-            self.history.push(self.row.input.tokens[root + place]);
+        for node in path.into_iter().rev() {
+            self.history.push(self.row.input.tokens[root + node]);
         }
         &self.history
     }
@@ -171,14 +171,14 @@ mod tests {
     use super::super::attention_plan::AttentionRoom;
     use super::super::step_results::VerdictWords;
     use super::*;
-    use crate::protocol::{RequestId, RowRole, SamplingParams, SequenceInput};
+    use crate::protocol::{BlockId, RequestId, RowRole, SamplingParams, SequenceInput};
 
     fn row(start: u32, tokens: &[u32], drafts: u32, tree: Option<Vec<u32>>) -> VerifyRow {
         let input = SequenceInput {
             request: RequestId(1),
             tokens: tokens.to_vec(),
             start,
-            blocks: vec![0, 1, 2, 3],
+            blocks: (0..4).map(BlockId).collect(),
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn each_place_of_a_sequence_that_samples_has_a_row_of_logits() {
+    fn each_node_of_a_sequence_that_samples_has_a_row_of_logits() {
         let (_, step) = batch();
         assert_eq!(step.tokens, [1, 2, 3, 4, 50, 51, 5, 60, 61]);
         assert_eq!(step.gather, [3, 4, 5, 6, 7, 8]);
@@ -229,15 +229,15 @@ mod tests {
     #[test]
     fn a_row_that_is_not_finite_has_no_tokens_and_nonsense_is_refused() {
         let good = [1, 1, 1, 1, 50, 7, 0, 61, 8, 0, 0, 0, 0, 1, 0, 0];
-        let with = |place: usize, word: u32| {
+        let with = |index: usize, word: u32| {
             let mut words = good;
-            words[place] = word;
+            words[index] = word;
             verdicts(&words)
         };
         assert_eq!(with(1, 0).expect("an outcome")[1], Verdict::default());
         assert!(matches!(with(0, 3), Err(ExecutorError::Device(_))), "three of two drafts");
         assert!(matches!(with(0, u32::MAX), Err(ExecutorError::Device(_))), "less than none");
         assert!(matches!(with(5, 100), Err(ExecutorError::Device(_))), "no token of the vocabulary");
-        assert!(matches!(with(13, 2), Err(ExecutorError::Device(_))), "a place without a draft");
+        assert!(matches!(with(13, 2), Err(ExecutorError::Device(_))), "a node without a draft");
     }
 }

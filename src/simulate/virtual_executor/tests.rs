@@ -1,6 +1,6 @@
 use super::*;
 use crate::executor::DraftChains;
-use crate::protocol::{BLOCK_TOKENS, Clock, Micros, SamplingParams};
+use crate::protocol::{BLOCK_TOKENS, BlockId, Clock, Micros, SamplingParams};
 use crate::timing::profile::tests::gpu_like;
 
 fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
@@ -28,7 +28,14 @@ fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
 
 fn input(start: u32, tokens: Vec<TokenId>) -> SequenceInput {
     let sampling = Arc::new(SamplingParams::greedy());
-    SequenceInput { request: RequestId(3), tokens, start, blocks: (0..16).collect(), sampling, history: None }
+    SequenceInput {
+        request: RequestId(3),
+        tokens,
+        start,
+        blocks: (0..16).map(BlockId).collect(),
+        sampling,
+        history: None,
+    }
 }
 
 fn verify(executor: &mut VirtualExecutor, row: VerifyRow) -> Verdict {

@@ -93,7 +93,7 @@ unsafe fn attend_body<V: Vector, const N: usize>(tile: &AttentionTile<'_>) {
 
 #[inline(always)]
 unsafe fn attend_queries<V: Vector, const N: usize, const Q: usize>(tile: &AttentionTile<'_>) {
-    // SAFETY: the caller's contract; the slots of a tail are not below their packed places.
+    // SAFETY: the caller's contract; the slots of a tail are not below their packed indices.
     unsafe {
         scores::<V, N, Q>(tile);
         let mut totals = [0.0; Q];
@@ -117,7 +117,7 @@ unsafe fn scores<V: Vector, const N: usize, const Q: usize>(tile: &AttentionTile
         reach = reach.max(query.reach());
     }
     for start in (0..reach).step_by(STEP) {
-        let block = tile.blocks[start / tile.block_tokens] as usize;
+        let block = tile.blocks[start / tile.block_tokens].index();
         // SAFETY: the block is in the pool, and `start` is STEP slots of it; a score row
         // holds all slots of the blocks.
         unsafe {
@@ -232,7 +232,7 @@ unsafe fn common_values<V: Vector, const N: usize, const Q: usize>(
 /// The value of a slot.
 #[inline(always)]
 unsafe fn value_at(tile: &AttentionTile<'_>, slot: usize) -> *const f32 {
-    let block = tile.blocks[slot / tile.block_tokens] as usize;
+    let block = tile.blocks[slot / tile.block_tokens].index();
     let within = tile.head_dim * (tile.block_tokens + slot % tile.block_tokens);
     // SAFETY: the block is in the pool; the values follow the keys.
     unsafe { tile.cache.add(block * tile.block_stride + within) }

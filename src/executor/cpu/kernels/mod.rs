@@ -2,7 +2,7 @@
 //! AVX-512, AVX2 with FMA, and portably, chosen once when the executor is built.
 //!
 //! Every number is reduced in an order that depends on nothing but its own
-//! operands' places: a matrix product adds its inputs one after the other into one
+//! operands' indices: a matrix product adds its inputs one after the other into one
 //! lane, attention adds its positions one after the other. How many rows, which
 //! tile and which thread they fall to can't be seen in the result, which is what
 //! makes the executor batch-invariant bit for bit (within one instruction set).

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::executor::cpu::each_set::on_each_set;
+use crate::protocol::BlockId;
 
 on_each_set!(
     matrix_products_agree_with_f64,
@@ -146,11 +147,11 @@ fn swiglu_agrees_with_f64_and_keeps_nan(set: InstructionSet) {
 fn attention_agrees_with_f64(set: InstructionSet) {
     const DIM: usize = 32;
     const BLOCK: usize = 16;
-    let blocks = [3, 0, 2, 1];
+    let blocks = [3, 0, 2, 1].map(BlockId);
     let mut cache = vec![f32::NAN; 4 * 2 * DIM * BLOCK];
     let (keys, values) = (numbers(60 * DIM, 7), numbers(60 * DIM, 8));
     for slot in 0..60 {
-        let block = &mut cache[blocks[slot / BLOCK] as usize * 2 * DIM * BLOCK..];
+        let block = &mut cache[blocks[slot / BLOCK].index() * 2 * DIM * BLOCK..];
         for dim in 0..DIM {
             block[dim * BLOCK + slot % BLOCK] = keys[slot * DIM + dim];
             block[(BLOCK + slot % BLOCK) * DIM + dim] = values[slot * DIM + dim];

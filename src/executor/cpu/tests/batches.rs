@@ -3,11 +3,11 @@
 use super::*;
 
 /// The row under test: three committed tokens and four drafts behind a prefill of 45.
-fn subject(blocks: &[BlockId]) -> VerifyRow {
+fn subject(blocks: &[u32]) -> VerifyRow {
     chain(blocks, &text(1, 52)[45..], 45, 4)
 }
 
-const SUBJECT: [BlockId; 4] = [20, 3, 17, 40];
+const SUBJECT: [u32; 4] = [20, 3, 17, 40];
 
 fn prefilled(threads: usize) -> CpuExecutor {
     let mut executor = executor(threads);
@@ -35,13 +35,13 @@ fn a_rows_logits_are_the_same_bits_in_every_mix_and_on_any_number_of_threads() {
         for size in [1, 2, 7, 32] {
             let mut executor = prefilled(threads);
             let mut rows: Vec<VerifyRow> = (0..size - 1).map(mate).collect();
-            let place = rows.len() / 2;
-            rows.insert(place, subject(&SUBJECT));
+            let index = rows.len() / 2;
+            rows.insert(index, subject(&SUBJECT));
             let before: usize =
-                rows[..place].iter().filter(|row| row.sample).map(|row| row.drafts as usize + 1).sum();
+                rows[..index].iter().filter(|row| row.sample).map(|row| row.drafts as usize + 1).sum();
             let logits = all_logits(&mut executor, &rows);
             assert_eq!(logits[before..before + 5], alone, "{threads} threads, {size} rows");
-            let verdict = verify(&mut executor, &rows)[place].clone();
+            let verdict = verify(&mut executor, &rows)[index].clone();
             assert_eq!(verdict, verify(&mut prefilled(1), &[subject(&SUBJECT)])[0]);
         }
     }
@@ -50,7 +50,7 @@ fn a_rows_logits_are_the_same_bits_in_every_mix_and_on_any_number_of_threads() {
 #[test]
 fn a_prompt_in_chunks_is_the_same_bits_as_at_once() {
     let tokens = text(5, 331);
-    let blocks: Vec<BlockId> = (0..21).map(|i| (i * 5 + 2) % 64).collect();
+    let blocks: Vec<u32> = (0..21).map(|i| (i * 5 + 2) % 64).collect();
     let whole = executor(2).logits(ModelRole::Target, &input(&blocks, &tokens, 0)).unwrap();
     for chunk in [1, 16, 53, 300] {
         let mut executor = executor(2);
@@ -65,7 +65,7 @@ fn a_prompt_in_chunks_is_the_same_bits_as_at_once() {
 #[test]
 fn scattered_blocks_give_the_same_bits_as_neighbouring_ones() {
     let tokens = text(6, 90);
-    let neighbours: Vec<BlockId> = (0..6).collect();
+    let neighbours: Vec<u32> = (0..6).collect();
     let plain = executor(2).logits(ModelRole::Target, &input(&neighbours, &tokens, 0)).unwrap();
     let scattered =
         executor(2).logits(ModelRole::Target, &input(&[61, 2, 33, 0, 59, 7], &tokens, 0)).unwrap();
@@ -132,7 +132,7 @@ fn a_compacted_path_equals_its_recomputation() {
     verify(&mut executor, &[row]);
     // Node 6's path is drafts 0, 2, 5, 6.
     assert_eq!(path_to(6), [0, 2, 5, 6]);
-    let compaction = Compaction { blocks: SUBJECT.to_vec(), first: 47, path: vec![0, 2, 5, 6] };
+    let compaction = Compaction { blocks: SUBJECT.map(BlockId).to_vec(), first: 47, path: vec![0, 2, 5, 6] };
     executor.compact(&[compaction]).unwrap();
     let next = executor.logits(ModelRole::Target, &input(&SUBJECT, &[9], 51)).unwrap();
     let path = [45, 46, 47, 49, 52, 53].map(|index| tokens[index]);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::protocol::{History, Proposal, TokenMask};
 
-fn draft_row(blocks: &[BlockId], tokens: &[TokenId], start: u32, propose: bool) -> DraftSeed {
+fn draft_row(blocks: &[u32], tokens: &[TokenId], start: u32, propose: bool) -> DraftSeed {
     DraftSeed { row: 0, input: input(blocks, tokens, start), limit: if propose { 8 } else { 0 }, mask: None }
 }
 

@@ -43,18 +43,18 @@ fn text(seed: u32, len: u32) -> Vec<TokenId> {
     (0..len).map(|i| (i * i * 7 + i * 13 + seed * 29 + 5) % VOCAB as u32).collect()
 }
 
-fn input(blocks: &[BlockId], tokens: &[TokenId], start: u32) -> SequenceInput {
+fn input(blocks: &[u32], tokens: &[TokenId], start: u32) -> SequenceInput {
     SequenceInput {
         request: RequestId(7),
         tokens: tokens.to_vec(),
         start,
-        blocks: blocks.to_vec(),
+        blocks: blocks.iter().copied().map(BlockId).collect(),
         sampling: Arc::new(SamplingParams::greedy()),
         history: None,
     }
 }
 
-fn chain(blocks: &[BlockId], tokens: &[TokenId], start: u32, drafts: u32) -> VerifyRow {
+fn chain(blocks: &[u32], tokens: &[TokenId], start: u32, drafts: u32) -> VerifyRow {
     VerifyRow {
         input: input(blocks, tokens, start),
         role: RowRole::Decode,
@@ -65,7 +65,7 @@ fn chain(blocks: &[BlockId], tokens: &[TokenId], start: u32, drafts: u32) -> Ver
     }
 }
 
-/// The logits at every place where the target chooses, in order.
+/// The logits at every node where the target samples, in order.
 fn all_logits(executor: &mut CpuExecutor, rows: &[VerifyRow]) -> Vec<Vec<f32>> {
     let count = executor.target.forward(&executor.pool, &target_pass(rows)).unwrap();
     (0..count)

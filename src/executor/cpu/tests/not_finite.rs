@@ -24,7 +24,7 @@ fn tokens(seed: u32, poison: bool) -> Vec<TokenId> {
 #[test]
 fn only_the_sequence_with_a_nan_ends() {
     let mut executor = poisoned_executor();
-    let row = |seed: u32, blocks: &[BlockId], poison| chain(blocks, &tokens(seed, poison), 0, 2);
+    let row = |seed: u32, blocks: &[u32], poison| chain(blocks, &tokens(seed, poison), 0, 2);
     let rows = [row(1, &[4], false), row(2, &[9], true), row(3, &[6], false)];
     let verdicts = verify(&mut executor, &rows);
     assert_eq!(verdicts[1], Verdict::default(), "not finite, no tokens");

@@ -2,20 +2,20 @@
 // that the row's filters keep, bit for bit as in src/sampling/sampler.rs.
 //
 // One pass over the logits (scan.cuh). Rows with filters take a second pass (filter.cuh), whose
-// last CTA selects the kept tokens (select.cuh). choose_naive.cuh is the naive reference.
+// last CTA selects the kept tokens (select.cuh). sample_rows_naive.cuh is the naive reference.
 //
 // The including file's `Sink` consumes the results of the rows; its functions are called by
 // all lanes of one warp.
 #pragma once
 
-#include "choose_naive.cuh"
+#include "sample_rows_naive.cuh"
 #include "filter.cuh"
 #include "scan.cuh"
 
 namespace ss {
 
 template <typename Sink>
-int choose(const SampleParams &p, const Sink &sink, CUstream_st *stream)
+int sample_rows(const SampleParams &p, const Sink &sink, CUstream_st *stream)
 {
     const dim3 grid(splits_for(p.row_count, p.vocab), p.row_count);
     const int status = launch(scan_kernel<Sink>, grid, kSampleThreads, 0, stream, p, sink);

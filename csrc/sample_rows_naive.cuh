@@ -7,7 +7,7 @@ namespace ss {
 
 // One CTA per row, one pass over the logits per quantity, one binary search per cut.
 template <typename Sink>
-__global__ void __launch_bounds__(kSampleThreads) choose_naive_kernel(const SampleParams p, const Sink sink)
+__global__ void __launch_bounds__(kSampleThreads) sample_rows_naive_kernel(const SampleParams p, const Sink sink)
 {
     __shared__ SelectSpace space;
     __shared__ SlicePart warps[kSampleWarps];
