@@ -15,6 +15,7 @@ pub mod engine;
 pub mod executor;
 pub mod kv;
 pub mod model;
+pub mod pacing;
 pub mod policy;
 pub mod protocol;
 pub mod random;

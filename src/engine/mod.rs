@@ -121,6 +121,7 @@ impl EngineCore {
     /// observe the step. The next [`begin`](Self::begin) plans with what was learned.
     pub fn settle(&mut self, report: &StepReport) -> Learned {
         self.scheduler.publish_computed();
+        self.scheduler.observe(report);
         let predicted = self.learner.predict(report);
         // a snapshot that is still in use makes the learner copy what it changes
         self.policy = self.plain.clone();

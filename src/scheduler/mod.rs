@@ -14,6 +14,7 @@
 
 mod commit;
 mod drafts;
+mod paced;
 mod plan;
 mod queue;
 mod rows;
@@ -23,15 +24,17 @@ mod sequence;
 mod tests;
 
 use self::drafts::Drafts;
+use self::paced::Pacing;
 use self::plan::InFlight;
 use self::queue::Queue;
 use self::rows::RowPool;
 use self::sequence::Sequence;
 use crate::kv::{BlockPool, PoolUsage};
+use crate::pacing::Pacer;
 use crate::policy::Scratch;
 use crate::protocol::{
-    DrafterNeeds, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, Termination, TokenEvent,
-    blocks_for,
+    DrafterNeeds, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, StepReport, Termination,
+    TokenEvent,    blocks_for,
 };
 use crate::step::{Delivery, StepPlan};
 
@@ -122,6 +125,9 @@ pub struct Scheduler {
     in_flight: Option<InFlight>,
     target_rows: RowPool,
     policy_scratch: Scratch,
+    /// Serves by slack; `None`: first come, first served.
+    pacing: Option<Pacing>,
+    is_paced: bool,
     /// Whether there may be full blocks that the last commit left to be published.
     unpublished: bool,
     steps: u64,
@@ -149,11 +155,31 @@ impl Scheduler {
             in_flight: None,
             target_rows: RowPool::default(),
             policy_scratch: Scratch::default(),
+            pacing: None,
+            is_paced: false,
             unpublished: false,
             steps: 0,
             preemptions: 0,
             prefix_hit_tokens: 0,
         }
+    }
+
+    /// Serves by slack, as `pacer` ranks and limits, instead of first come, first served.
+    #[must_use]
+    pub fn paced(self, pacer: Pacer) -> Scheduler {
+        Scheduler { pacing: Some(Pacing::new(pacer)), is_paced: true, ..self }
+    }
+
+    /// Learns what steps cost, if there is a pacer.
+    pub fn observe(&mut self, report: &StepReport) {
+        if let Some(pacing) = &mut self.pacing {
+            pacing.pacer.observe(report);
+        }
+    }
+
+    /// What the pacer has learned, for `/v1/engine/state`; `None` without one.
+    pub fn pacer_state(&self) -> Option<serde_json::Value> {
+        self.pacing.as_ref().map(|pacing| pacing.pacer.state())
     }
 
     /// See [`SchedulerLimits::check_size`].

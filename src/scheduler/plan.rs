@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::Scheduler;
+use super::{Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
 use crate::kv::BlockPool;
 use crate::policy::{Fixed, Policy, Scratch};
 use crate::protocol::{
-    BLOCK_TOKENS, DraftSeed, Micros, RowRole, StepDecision, StepView, VerifyRow, blocks_for,
+    BLOCK_TOKENS, DraftSeed, Micros, RequestId, RowRole, StepDecision, StepView, VerifyRow, blocks_for,
 };
 use crate::step::{SpeculationFault, StepPlan};
 
@@ -51,8 +51,13 @@ impl Scheduler {
     /// When a step is in flight already.
     pub fn plan(&mut self, now: Micros, policy: &Arc<dyn Policy>) -> Option<StepPlan> {
         assert!(self.in_flight.is_none(), "a second step was planned before the first was committed");
-        self.admit();
+        let mut pacing = self.pacing.take();
+        match &mut pacing {
+            None => self.admit(),
+            Some(pacing) => self.admit_by_rank(now, pacing),
+        }
         self.reserve_minimum();
+        self.pacing = pacing;
         if self.running.is_empty() {
             return None;
         }
@@ -67,6 +72,10 @@ impl Scheduler {
             self.plan_decode(&mut step, index, running_index, decision.drafts[index]);
         }
         self.plan_prefill(&mut step, &prefilling, &decision);
+        if let Some(pacing) = &mut self.pacing {
+            let prefills = step.in_flight.rows.iter().filter(|row| row.role == RowRole::Prefill);
+            pacing.count_late(prefills.map(|row| &self.running[row.running_index]));
+        }
         let mut plan = step.plan;
         plan.granted.prefill_tokens = plan.prefill_tokens();
         plan.granted.warm_draft = decision.warm_draft;
@@ -89,20 +98,35 @@ impl Scheduler {
         while self.running.len() < self.limits.running_requests_max as usize && self.waiting.len() > 0 {
             self.publish_computed();
             let Some(next) = self.waiting.peek() else { return };
-            let (cached, unheld) = self.target_pool.peek_prefix(&next.tokens[..next.tokens.len() - 1]);
-            let reserved: u32 = self.running.iter().map(Sequence::prefill_blocks_lacking).sum();
-            let wanted = blocks_for(next.len() + 1) - cached + unheld + reserved;
-            // alone it always fits: `check_size`
-            if wanted > self.target_pool.available() && !self.running.is_empty() {
+            if !self.fits(next) {
                 return;
             }
-            let mut sequence = self.waiting.pop().expect("peeked above");
-            let adopted = sequence.target.table.adopt_prefix(&mut self.target_pool, &sequence.tokens);
-            sequence.target.computed = adopted;
-            self.prefix_hit_tokens += u64::from(adopted);
-            let running_index = self.running.partition_point(|other| other.urgency() < sequence.urgency());
-            self.running.insert(running_index, sequence);
+            let sequence = self.waiting.pop().expect("peeked above");
+            self.start(sequence);
         }
+    }
+
+    /// Whether a sequence's whole prefill fits beside what the running prefills still need.
+    fn fits(&self, next: &Sequence) -> bool {
+        let (cached, unheld) = self.target_pool.peek_prefix(&next.tokens[..next.tokens.len() - 1]);
+        let reserved: u32 = self.running.iter().map(Sequence::prefill_blocks_lacking).sum();
+        let wanted = blocks_for(next.len() + 1) - cached + unheld + reserved;
+        // alone it always fits: `check_size`
+        wanted <= self.target_pool.available() || self.running.is_empty()
+    }
+
+    /// Whether a waiting sequence [`fits`](Self::fits).
+    pub(super) fn fits_waiting(&self, id: RequestId) -> bool {
+        self.waiting.get(id).is_some_and(|sequence| self.fits(sequence))
+    }
+
+    /// Takes a sequence into the running set, with what is cached of its tokens.
+    pub(super) fn start(&mut self, mut sequence: Sequence) {
+        let adopted = sequence.target.table.adopt_prefix(&mut self.target_pool, &sequence.tokens);
+        sequence.target.computed = adopted;
+        self.prefix_hit_tokens += u64::from(adopted);
+        let running_index = self.running.partition_point(|other| other.urgency() < sequence.urgency());
+        self.running.insert(running_index, sequence);
     }
 
     /// Makes sure that each running sequence can take one step, the most urgent first,
@@ -120,7 +144,7 @@ impl Scheduler {
         }
     }
 
-    fn preempt_last(&mut self) {
+    pub(super) fn preempt_last(&mut self) {
         self.publish_computed();
         let mut sequence = self.running.pop().expect("called with a running sequence");
         assert!(!self.running.is_empty(), "a request that fits the pool alone ran out of blocks");
@@ -130,18 +154,33 @@ impl Scheduler {
         self.waiting.push_front(sequence);
     }
 
-    /// Indices of the sequences that decode and of those that prefill, most urgent first.
+    /// Indices of the sequences that decode, most urgent first, and of those that prefill, in the
+    /// order of service.
     fn roles(&self) -> (Vec<usize>, Vec<usize>) {
         let (mut decoding, mut prefilling) = (Vec::with_capacity(self.running.len()), Vec::new());
         for (running_index, sequence) in self.running.iter().enumerate() {
             if sequence.decodes() { decoding.push(running_index) } else { prefilling.push(running_index) }
         }
+        // without a pacer all ranks are equal
+        prefilling.sort_by_key(|&running_index| self.running[running_index].rank);
         (decoding, prefilling)
     }
 
-    fn view(&self, now: Micros, decoding: &[usize], prefilling: &[usize]) -> StepView {
+    /// Most prefill tokens of a step that decodes `decoding` sequences. With a pacer the configured
+    /// chunk may be exceeded where the batch has room for it beside all drafts.
+    pub(super) fn prefill_tokens_max(&self, decoding: usize) -> u32 {
+        let SchedulerLimits { batch_tokens_max, prefill_chunk_tokens_max, draft_tokens_max, .. } = self.limits;
+        let decoding = decoding as u32;
+        let beside_drafts = match self.is_paced {
+            true => batch_tokens_max.saturating_sub(decoding * (1 + draft_tokens_max)),
+            false => 0,
+        };
+        prefill_chunk_tokens_max.max(beside_drafts).min(batch_tokens_max - decoding)
+    }
+
+    fn view(&mut self, now: Micros, decoding: &[usize], prefilling: &[usize]) -> StepView {
         let drafts_max = |sequence: &Sequence| sequence.drafts_useful().min(self.limits.draft_tokens_max);
-        StepView {
+        let mut view = StepView {
             now,
             decoding: decoding
                 .iter()
@@ -153,9 +192,12 @@ impl Scheduler {
                 .map(|&running_index| self.running[running_index].prefill_view(now))
                 .collect(),
             waiting: self.waiting.len() as u32,
-            prefill_tokens_max: (self.limits.batch_tokens_max - decoding.len() as u32)
-                .min(self.limits.prefill_chunk_tokens_max),
+            prefill_tokens_max: self.prefill_tokens_max(decoding.len()),
+        };
+        if let Some(pacing) = &mut self.pacing {
+            view.prefill_tokens_max = pacing.chunk(&view.decoding, &view.prefilling, view.prefill_tokens_max);
         }
+        view
     }
 
     /// A policy may not exceed the bounds it was shown, nor stop a step that has no decoding
@@ -264,7 +306,7 @@ impl Scheduler {
     /// step.
     fn warm_draft(&mut self, step: &mut StepBuilder, running_index: usize, end: u32) {
         self.publish_before_adopting(running_index);
-        let chunk_max = self.limits.prefill_chunk_tokens_max;
+        let chunk_max = self.prefill_tokens_max(0);
         let sequence = &mut self.running[running_index];
         if let Some(end) = self.drafts.follow_prefill(sequence, end, chunk_max) {
             self.plan_draft(step, running_index, end, 0);

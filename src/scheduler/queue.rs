@@ -41,6 +41,11 @@ impl Queue {
         self.classes.iter_mut().find_map(VecDeque::pop_front)
     }
 
+    /// One of those that wait.
+    pub fn get(&self, id: RequestId) -> Option<&Sequence> {
+        self.iter().find(|sequence| sequence.request.id == id)
+    }
+
     /// Takes one out of the middle.
     pub fn remove(&mut self, id: RequestId) -> Option<Sequence> {
         self.classes.iter_mut().find_map(|class| {

@@ -1,6 +1,7 @@
 //! A request in progress.
 
 use super::rows::RowPool;
+use crate::pacing::{Prompt, Standing};
 use crate::kv::{BlockPool, BlockTable};
 use crate::protocol::{
     BLOCK_TOKENS, DecodeView, FinishReason, GenerationRequest, History, Micros, PrefillView, RequestSummary,
@@ -51,6 +52,9 @@ pub(super) struct Sequence {
     last_token: Micros,
     pub speculation: SpeculationStats,
     pub preemptions: u32,
+    /// Its turn among the prompts that are prefilled, and where it stands, if there is a pacer.
+    pub rank: u32,
+    pub standing: Standing,
 }
 
 impl Sequence {
@@ -66,6 +70,8 @@ impl Sequence {
             last_token: Micros::ZERO,
             speculation: SpeculationStats::default(),
             preemptions: 0,
+            rank: 0,
+            standing: Standing::default(),
         }
     }
 
@@ -193,6 +199,19 @@ impl Sequence {
             remaining_tokens: self.remaining(),
             since_arrival: now.saturating_sub(self.request.arrival),
             ttft: self.request.slo.ttft.filter(|_| self.first_token.is_none()),
+        }
+    }
+
+    /// As the pacer sees it while it prefills or waits.
+    pub fn prompt(&self) -> Prompt {
+        let due = |ttft| Micros(self.request.arrival.0.saturating_add(ttft));
+        Prompt {
+            class: self.request.class,
+            arrival: self.request.arrival,
+            done_tokens: self.target.computed,
+            remaining_tokens: self.remaining(),
+            deadline: self.request.slo.ttft.filter(|_| self.first_token.is_none()).map(|ttft| due(ttft.0)),
+            resumes: self.first_token.is_some(),
         }
     }
 

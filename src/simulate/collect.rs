@@ -1,6 +1,7 @@
 //! Counts and measures during a run.
 
 use super::report::{Bin, Report};
+use crate::pacing::ServiceOrder;
 use crate::policy::Learner;
 use crate::protocol::{Micros, RequestSummary, Slo, StepReport, TokenEvent};
 use crate::scheduler::SchedulerGauges;
@@ -156,6 +157,7 @@ impl Collector {
         let (step_time_error_p50, step_time_error_p99) = (error(0.5), error(0.99));
         Report {
             policy: learner.name(),
+            scheduler: ServiceOrder::default(),
             load: 1.0,
             rate_multiple: 1.0,
             offered_rps: 0.0,

@@ -6,6 +6,7 @@ use super::collect::Collector;
 use super::{Report, Settings};
 use crate::engine::{EngineCore, Finished};
 use crate::executor::Executor;
+use crate::pacing::{Pacer, ServiceOrder};
 use crate::policy::{Learner, Scratch};
 use crate::protocol::{Clock, ExecutorError, GenerationRequest, Micros, RequestId, SamplingParams, TokenId};
 use crate::replay::Arrival;
@@ -65,11 +66,16 @@ impl<'a> Run<'a> {
             seed: settings.seed,
         };
         let executor = VirtualExecutor::new(options, clock.clone());
+        let scheduler = Scheduler::new(settings.limits.clone().within(executor.info()));
+        let scheduler = match settings.order {
+            ServiceOrder::Fifo => scheduler,
+            ServiceOrder::Slo => scheduler.paced(Pacer::new(settings.cost.clone())),
+        };
         let last_arrival = workload.last().map_or(Micros::ZERO, |last| last.at);
         Run {
             workload,
             arrived: 0,
-            core: EngineCore::new(Scheduler::new(settings.limits.clone().within(executor.info())), learner),
+            core: EngineCore::new(scheduler, learner),
             executor,
             scratch: Scratch::default(),
             clock,

@@ -5,7 +5,7 @@
 //! the device. A run is a pure function of workload, settings and policy. docs/simulator.md says
 //! how to use it and what it does not model.
 //!
-//! May import: protocol, stats, sampling, random, timing, replay, policy, executor, step,
+//! May import: protocol, stats, sampling, random, timing, pacing, replay, policy, executor, step,
 //! scheduler, engine, telemetry.
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub use driver::{SimulationError, simulate};
 pub use report::{Bin, Report};
 pub use sweep::{Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
 
+use crate::pacing::ServiceOrder;
 use crate::protocol::{BLOCK_TOKENS, ExecutorInfo, Slo};
 use crate::replay::{Arrival, Recording};
 use crate::scheduler::SchedulerLimits;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub queue_requests_max: u32,
     /// Longest prompt and output together; a longer request is refused.
     pub context_tokens_max: u32,
+    /// In which order requests are served.
+    pub order: ServiceOrder,
     /// Every request's objectives.
     pub slo: Slo,
     /// Sampling temperature, which policies are told.

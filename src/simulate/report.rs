@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::pacing::ServiceOrder;
 use crate::telemetry::LatencyStats;
 
 /// One interval of a run. Means are over its steps, or over sequences and steps; `None`
@@ -31,6 +32,8 @@ pub struct Bin {
 pub struct Report {
     /// Name of the policy.
     pub policy: String,
+    /// In which order requests were served.
+    pub scheduler: ServiceOrder,
     /// The load, in whatever unit the run was asked for: multiples of the workload's own rate
     /// or of saturation.
     pub load: f64,

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Report, Settings, SimulationError, simulate};
+use crate::pacing::ServiceOrder;
 use crate::policy::{Fixed, Learner, Static};
 use crate::protocol::{Clock, Micros};
 use crate::replay::Arrival;
@@ -23,6 +24,8 @@ pub struct Job<'a> {
     pub rate: f64,
     /// What the report calls the load.
     pub load: f64,
+    /// In which order requests are served.
+    pub order: ServiceOrder,
     /// Makes the policy's learner.
     pub learner: &'a (dyn Fn() -> Box<dyn Learner> + Sync),
 }
@@ -74,7 +77,9 @@ fn run(
 ) -> Result<Report, SimulationError> {
     let started = clock.now();
     let workload = at_load(workload, job.rate);
-    let mut report = simulate(&workload, settings, (job.learner)())?;
+    let settings = Settings { order: job.order, ..settings.clone() };
+    let mut report = simulate(&workload, &settings, (job.learner)())?;
+    report.scheduler = job.order;
     let span_s = workload.last().map_or(0.0, |last| last.at.as_secs_f64());
     report.load = job.load;
     report.rate_multiple = job.rate;
@@ -90,8 +95,9 @@ fn run(
 /// # Errors
 /// As [`simulate`].
 pub fn saturation_load(workload: &[Arrival], settings: &Settings) -> Result<Option<f64>, SimulationError> {
+    let settings = Settings { order: ServiceOrder::Fifo, ..settings.clone() };
     let saturated = |load: f64| -> Result<bool, SimulationError> {
-        let report = simulate(&at_load(workload, load), settings, Box::new(Static::new(Fixed::NONE)))?;
+        let report = simulate(&at_load(workload, load), &settings, Box::new(Static::new(Fixed::NONE)))?;
         Ok(report.attainment < SATURATED_ATTAINMENT)
     };
     let start = saturated(1.0)?;

@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::cli::error::CliError;
 use crate::cli::parse;
+use crate::pacing::ServiceOrder;
 use crate::policy::registry::{PolicyName, PolicyOptions};
 use crate::policy::specserve::SpecServeOptions;
 use crate::protocol::{DrafterNeeds, Slo};
@@ -97,6 +98,10 @@ pub struct SimulateArgs {
     /// Context length: longest prompt plus output; longer requests are rejected.
     #[arg(long, value_name = "TOKENS", default_value_t = 32_768)]
     context_max: u32,
+    /// Order of service of all policies: fifo or slo. By default slo for specserve, and fifo for
+    /// the others, as their originals serve.
+    #[arg(long, value_name = "ORDER")]
+    scheduler: Option<ServiceOrder>,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -106,6 +111,14 @@ impl SimulateArgs {
     /// Policies to run.
     pub fn policies(&self) -> &[PolicyName] {
         &self.policies
+    }
+
+    /// The order of service under a policy.
+    pub fn order(&self, policy: PolicyName) -> ServiceOrder {
+        self.scheduler.unwrap_or(match policy {
+            PolicyName::SpecServe => ServiceOrder::Slo,
+            _ => ServiceOrder::Fifo,
+        })
     }
 
     /// Loads to run them at.
@@ -168,6 +181,7 @@ impl SimulateArgs {
             },
             queue_requests_max: self.queue_max,
             context_tokens_max: self.context_max,
+            order: self.scheduler.unwrap_or_default(),
             slo: self.slo,
             temperature: self.temperature as f32,
             seed: self.seed,

@@ -33,11 +33,16 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let cost = profile.cost_model().map_err(|error| failed(&error))?;
     let settings = args.settings(cost, args.recording()?);
     let unit = if args.saturation { find_saturation(&workload, &settings)? } else { 1.0 };
-    let factories: Vec<Factory> =
-        args.policies().iter().map(|&name| factory(name, &profile, args)).collect::<Result<_, _>>()?;
+    let factory = |&name| Ok((args.order(name), factory(name, &profile, args)?));
+    let factories: Vec<_> = args.policies().iter().map(factory).collect::<Result<_, CliError>>()?;
     let mut jobs = Vec::new();
     for &load in args.loads() {
-        jobs.extend(factories.iter().map(|factory| Job { rate: load * unit, load, learner: &**factory }));
+        jobs.extend(factories.iter().map(|(order, learner)| Job {
+            rate: load * unit,
+            load,
+            order: *order,
+            learner: &**learner,
+        }));
     }
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let clock = MonotonicClock::start();

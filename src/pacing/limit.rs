@@ -1,0 +1,79 @@
+//! How many requests may run: the most requests per second within their TPOT objectives.
+//!
+//! With `B` requests in the running set, each gets `E` tokens in a step whose decode part takes
+//! `T(B)`, and in the long run every output token comes with `w` of somebody's prefill, so a
+//! request's time per token is `t(B) = T(B)/E + B·w`. Requests then finish at a rate
+//! proportional to `B/t(B)`, and a share of them within their objectives; the limit is the `B` at
+//! which the product is largest. TPOT differs between requests, so the share falls smoothly where
+//! `t(B)` passes an objective: how much headroom that leaves follows from the spread that was
+//! observed. Objectives that no `B` can meet do not count, and without any the share is 1 and all
+//! may run.
+
+use super::Pacer;
+
+/// Slope that makes a logistic curve close to the normal distribution's.
+const LOGISTIC_SLOPE: f64 = 1.702;
+
+/// What one request asks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Demand {
+    /// TPOT objective, in microseconds.
+    pub tpot_us: Option<u64>,
+    /// What attaining its objectives is worth.
+    pub weight: f32,
+}
+
+/// An objective and the weight of all requests that have it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Objective {
+    tpot_us: u64,
+    weight: f64,
+}
+
+impl Pacer {
+    /// Most requests in the running set, 1 to `most`, given what those that run and wait ask for.
+    pub fn running_limit(&mut self, demands: impl Iterator<Item = Demand>, most: u32) -> u32 {
+        let Some(_) = self.load.output_tokens() else { return most };
+        let mut objectives = std::mem::take(&mut self.buffers.objectives);
+        objectives.clear();
+        let mut free_weight = 0.0;
+        for demand in demands {
+            let weight = f64::from(demand.weight);
+            match demand.tpot_us {
+                None => free_weight += weight,
+                Some(tpot_us) => match objectives.iter_mut().find(|objective| objective.tpot_us == tpot_us) {
+                    Some(objective) => objective.weight += weight,
+                    None => objectives.push(Objective { tpot_us, weight }),
+                },
+            }
+        }
+        let limit = if objectives.is_empty() { most } else { self.best_batch(&objectives, free_weight, most) };
+        self.buffers.objectives = objectives;
+        limit
+    }
+
+    fn best_batch(&self, objectives: &[Objective], free_weight: f64, most: u32) -> u32 {
+        let spread = self.load.spread();
+        let mut best = (0.0, most);
+        for batch in 1..=most {
+            let token_us = self.token_us(batch);
+            let within = |objective: &Objective| {
+                let headroom = (objective.tpot_us.max(1) as f64 / token_us).ln() / spread;
+                objective.weight / (1.0 + (-LOGISTIC_SLOPE * headroom).exp())
+            };
+            let attained = free_weight + objectives.iter().map(within).sum::<f64>();
+            let rate = attained * f64::from(batch) / token_us;
+            if rate >= best.0 {
+                best = (rate, batch);
+            }
+        }
+        best.1
+    }
+
+    /// `t(B)`: a request's time per token in the long run, in microseconds.
+    pub(super) fn token_us(&self, batch: u32) -> f64 {
+        let context_tokens = (self.load.context_tokens() * f64::from(batch)) as u64;
+        let decode_us = self.time.plain_step_us(batch, context_tokens) * self.load.stretch();
+        decode_us / self.load.tokens() + f64::from(batch) * self.load.prefill_us_per_token()
+    }
+}

@@ -1,0 +1,106 @@
+//! Which requests are served now: order of prefill, size of the running set, prefill per step.
+//!
+//! A [`Pacer`] belongs to the scheduler and works with every speculation policy. It learns what
+//! steps cost and what requests are like, and answers three questions before each step:
+//!
+//! - *Who is next?* [`Pacer::rank`]: the largest set of prompts whose first tokens can all be in
+//!   time (Moore and Hodgson 1968), then those without an objective, then those that are late.
+//! - *How many may run?* [`Pacer::running_limit`]: as many as give the most requests per second
+//!   within their TPOT objectives.
+//! - *How much prefill now?* [`Pacer::chunk`]: all there is, unless that costs a running request
+//!   its TPOT objective and the prompts can wait.
+//!
+//! It is pure: no clock, no random numbers. docs/policy.md, "Scheduling", has the derivations.
+//!
+//! May import: protocol, timing.
+#![forbid(unsafe_code)]
+
+mod chunk;
+mod limit;
+mod order;
+mod workload;
+
+#[cfg(test)]
+mod tests;
+
+pub use limit::Demand;
+pub use order::{LATE_PERIOD, Prompt, Ranked, Ranking, Standing};
+
+use self::workload::Workload;
+use crate::protocol::{DecodeView, RequestSummary, StepReport};
+use crate::timing::correction::TimeModel;
+use crate::timing::cost_model::CostModel;
+
+/// In which order requests are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceOrder {
+    /// First come, first served; everything that fits runs, and all prefill that is allowed.
+    Fifo,
+    /// By slack, as a [`Pacer`] ranks and limits.
+    #[default]
+    Slo,
+}
+
+/// An unknown order of service.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown order {0:?}; known are fifo and slo")]
+pub struct UnknownOrder(String);
+
+impl std::str::FromStr for ServiceOrder {
+    type Err = UnknownOrder;
+
+    fn from_str(text: &str) -> Result<ServiceOrder, UnknownOrder> {
+        match text {
+            "fifo" => Ok(ServiceOrder::Fifo),
+            "slo" => Ok(ServiceOrder::Slo),
+            _ => Err(UnknownOrder(text.to_owned())),
+        }
+    }
+}
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct Pacer {
+    time: TimeModel,
+    load: Workload,
+    buffers: Buffers,
+}
+
+/// Working memory; holds no information between calls.
+#[derive(Clone, Debug, Default)]
+struct Buffers {
+    /// Longest steps that running requests bear, in microseconds.
+    bearable_us: Vec<f64>,
+    order: order::Buffers,
+    objectives: Vec<limit::Objective>,
+}
+
+impl Pacer {
+    /// Starts from the times of a profile.
+    pub fn new(cost: CostModel) -> Pacer {
+        Pacer { time: TimeModel::new(cost), load: Workload::default(), buffers: Buffers::default() }
+    }
+
+    /// Learns from a step.
+    pub fn observe(&mut self, report: &StepReport) {
+        self.time.observe(report);
+        self.load.observe_step(&self.time, report);
+    }
+
+    /// Learns from a finished request.
+    pub fn observe_finished(&mut self, summary: &RequestSummary) {
+        self.load.observe_finished(&self.time, summary);
+    }
+
+    /// The decode part of the next step, drafts included, in microseconds.
+    fn decode_us(&self, decoding: &[DecodeView]) -> f64 {
+        let context_tokens = decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
+        self.time.plain_step_us(decoding.len() as u32, context_tokens) * self.load.stretch()
+    }
+
+    /// What has been learned, for `/v1/engine/state`.
+    pub fn state(&self) -> serde_json::Value {
+        self.load.state()
+    }
+}

@@ -1,0 +1,176 @@
+//! Who is next: the largest set of prompts that can all be in time, in order of their deadlines.
+//!
+//! Minimizing the number of late jobs on one machine is Moore and Hodgson's problem (1968): take
+//! jobs by deadline; whenever one would be late, drop the longest taken so far. Dropped prompts
+//! come last, first come first served, so that one long prompt does not ruin the short ones
+//! around it. Lest the dropped starve, the oldest of them comes first in every
+//! [`LATE_PERIOD`]th turn.
+
+use std::collections::BinaryHeap;
+
+use super::Pacer;
+use crate::protocol::{DecodeView, Micros};
+use crate::timing::cost_model::prefill_attended;
+
+/// Every so many turns, the oldest late prompt comes first.
+pub const LATE_PERIOD: u32 = 16;
+/// Share of the time left until a deadline that is planned with.
+const DEADLINE_AIM: f64 = 0.8;
+
+/// A prompt that is prefilled or waits for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prompt {
+    /// Index of the request's class; lower is more urgent.
+    pub class: u8,
+    /// Arrival at the socket.
+    pub arrival: Micros,
+    /// Tokens in the cache.
+    pub done_tokens: u32,
+    /// Tokens left to prefill.
+    pub remaining_tokens: u32,
+    /// When its first token is due; `None` without a TTFT objective.
+    pub deadline: Option<Micros>,
+    /// Whether it was preempted after its first token: its stream stands still.
+    pub resumes: bool,
+}
+
+/// Where a prompt stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It resumes a stream.
+    Resumes,
+    /// Its first token can be in time.
+    OnTime,
+    /// It has no deadline.
+    #[default]
+    Open,
+    /// Its first token cannot be in time.
+    Late,
+}
+
+/// One prompt in the order of service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranked {
+    /// Index into the prompts.
+    pub index: u32,
+    /// Where it stands.
+    pub standing: Standing,
+}
+
+/// The order of service.
+#[derive(Clone, Debug, Default)]
+pub struct Ranking {
+    /// All prompts, the next one first.
+    pub order: Vec<Ranked>,
+    /// Prefill tokens per step at which each prompt on time stays so, in order.
+    pub paces: Vec<u32>,
+}
+
+/// Working memory of [`Pacer::rank`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Buffers {
+    /// Prompts taken, longest first: work in nanoseconds, index into the order of deadlines.
+    taken: BinaryHeap<(u64, u32)>,
+    late: Vec<bool>,
+}
+
+impl Pacer {
+    /// Ranks `prompts` at `now`, while `decoding` requests decode and a step takes at most
+    /// `chunk_max` prefill tokens. `late_turn`: the oldest late prompt comes first.
+    pub fn rank(
+        &mut self,
+        now: Micros,
+        prompts: &[Prompt],
+        decoding: &[DecodeView],
+        chunk_max: u32,
+        late_turn: bool,
+        ranking: &mut Ranking,
+    ) {
+        let decode_us = if decoding.is_empty() { 0.0 } else { self.decode_us(decoding) };
+        let Ranking { order, paces } = ranking;
+        order.clear();
+        order.extend((0..prompts.len() as u32).map(|index| Ranked { index, standing: first_standing(&prompts[index as usize]) }));
+        let key = |ranked: &Ranked| {
+            let prompt = &prompts[ranked.index as usize];
+            let class = if ranked.standing == Standing::Resumes { 0 } else { prompt.class };
+            (ranked.standing == Standing::Late, ranked.standing != Standing::Resumes, class, ranked.standing, prompt.deadline, prompt.arrival, ranked.index)
+        };
+        order.sort_unstable_by_key(key);
+        self.drop_late(now, prompts, decode_us, chunk_max, order);
+        order.sort_unstable_by_key(key);
+        if late_turn {
+            let late = order.iter().enumerate().filter(|(_, ranked)| ranked.standing == Standing::Late);
+            let oldest = late.min_by_key(|(_, ranked)| prompts[ranked.index as usize].arrival);
+            if let Some((position, _)) = oldest {
+                order[..=position].rotate_right(1);
+            }
+        }
+        self.find_paces(now, prompts, decode_us, order, paces);
+    }
+
+    /// Marks prompts as late, as few as possible.
+    fn drop_late(&mut self, now: Micros, prompts: &[Prompt], decode_us: f64, chunk_max: u32, order: &mut [Ranked]) {
+        let mut buffers = std::mem::take(&mut self.buffers.order);
+        buffers.taken.clear();
+        buffers.late.clear();
+        buffers.late.resize(order.len(), false);
+        let mut total_us = 0.0;
+        for (position, ranked) in order.iter().enumerate() {
+            let prompt = &prompts[ranked.index as usize];
+            let work_us = self.work_us(prompt, decode_us, chunk_max);
+            total_us += work_us;
+            if ranked.standing != Standing::OnTime {
+                continue;
+            }
+            buffers.taken.push(((work_us * 1e3) as u64, position as u32));
+            let left_us = prompt.deadline.map_or(f64::INFINITY, |deadline| deadline.saturating_sub(now).0 as f64);
+            while total_us > left_us {
+                let Some((dropped_ns, dropped)) = buffers.taken.pop() else { break };
+                total_us -= dropped_ns as f64 * 1e-3;
+                buffers.late[dropped as usize] = true;
+                if dropped as usize == position {
+                    break;
+                }
+            }
+        }
+        for (ranked, _) in order.iter_mut().zip(&buffers.late).filter(|(_, late)| **late) {
+            ranked.standing = Standing::Late;
+        }
+        self.buffers.order = buffers;
+    }
+
+    /// Time to prefill the rest of a prompt at full pace beside the decoding requests.
+    fn work_us(&self, prompt: &Prompt, decode_us: f64, chunk_max: u32) -> f64 {
+        let tokens = prompt.remaining_tokens;
+        let steps = f64::from(tokens) / f64::from(chunk_max.max(1));
+        self.time.prefill_us(tokens, prefill_attended(prompt.done_tokens, tokens)) + steps * decode_us
+    }
+
+    /// The first `i` prompts have `C` tokens to go and `L` left, of which [`DEADLINE_AIM`] is
+    /// planned with. Steps of `T + c·p` that prefill `p` tokens each are done in time iff
+    /// `(C/p)·(T + c·p) ≤ L`, that is `p ≥ C·T/(L − c·C)`.
+    fn find_paces(&self, now: Micros, prompts: &[Prompt], decode_us: f64, order: &[Ranked], paces: &mut Vec<u32>) {
+        paces.clear();
+        let (mut tokens, mut prefill_us) = (0.0, 0.0);
+        for ranked in order {
+            let prompt = &prompts[ranked.index as usize];
+            let remaining = prompt.remaining_tokens;
+            tokens += f64::from(remaining);
+            prefill_us += self.time.prefill_us(remaining, prefill_attended(prompt.done_tokens, remaining));
+            if ranked.standing != Standing::OnTime {
+                continue;
+            }
+            let left_us = prompt.deadline.map_or(f64::INFINITY, |deadline| deadline.saturating_sub(now).0 as f64);
+            let room_us = (DEADLINE_AIM * left_us - prefill_us).max(decode_us.max(1.0));
+            paces.push((tokens * decode_us / room_us).min(tokens).ceil() as u32);
+        }
+    }
+}
+
+fn first_standing(prompt: &Prompt) -> Standing {
+    match (prompt.resumes, prompt.deadline) {
+        (true, _) => Standing::Resumes,
+        (false, Some(_)) => Standing::OnTime,
+        (false, None) => Standing::Open,
+    }
+}

@@ -1,0 +1,127 @@
+//! What steps and requests are like: exponentially weighted means of finished steps and requests.
+
+use crate::protocol::{RequestSummary, StepReport};
+use crate::timing::correction::TimeModel;
+use crate::timing::cost_model::prefill_attended;
+
+/// Steps that the means of steps remember.
+const STEPS: f64 = 32.0;
+/// Requests that the means of requests remember.
+const REQUESTS: f64 = 64.0;
+/// Spread of TPOT between requests before any finished, as the standard deviation of its
+/// logarithm.
+const FIRST_SPREAD: f64 = 0.15;
+/// Requests that this first guess counts as.
+const FIRST_SPREAD_REQUESTS: u32 = 16;
+/// The spread never vanishes, or a limit would be planned to the last microsecond.
+const SPREAD_MIN: f64 = 0.05;
+
+/// A mean that starts as the plain mean and then forgets.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    value: f64,
+    count: u32,
+}
+
+impl Mean {
+    fn add(&mut self, value: f64, memory: f64) {
+        self.count = self.count.saturating_add(1);
+        self.value += (value - self.value) / f64::from(self.count).min(memory);
+    }
+
+    fn get(&self) -> Option<f64> {
+        (self.count > 0).then_some(self.value)
+    }
+}
+
+/// See the module's documentation.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Workload {
+    /// Tokens per decoding request and step.
+    tokens: Mean,
+    /// The decode part of a step over a plain step of the same batch.
+    stretch: Mean,
+    /// Context of a decoding request.
+    context_tokens: Mean,
+    /// Output tokens of a request.
+    output_tokens: Mean,
+    /// Prefill of a request, in microseconds.
+    prefill_us: Mean,
+    /// Logarithm of a request's TPOT in microseconds, and its squared deviation.
+    log_tpot: Mean,
+    log_tpot_variance: Mean,
+}
+
+impl Workload {
+    pub fn observe_step(&mut self, time: &TimeModel, report: &StepReport) {
+        let rows = report.view.decoding.len();
+        if rows == 0 {
+            return;
+        }
+        let context_tokens: u64 = report.view.decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
+        let accepted: u64 = report.counts.iter().map(|counts| u64::from(counts.accepted)).sum();
+        let prefill_us = time.prefill_us(report.prefill_tokens, report.prefill_attended_tokens);
+        let decode_us = report.step_time.max(report.target_time).0 as f64 - prefill_us;
+        let plain_us = time.plain_step_us(rows as u32, context_tokens);
+        self.tokens.add(1.0 + accepted as f64 / rows as f64, STEPS);
+        self.stretch.add((decode_us / plain_us).clamp(0.5, 8.0), STEPS);
+        self.context_tokens.add(context_tokens as f64 / rows as f64, STEPS);
+    }
+
+    pub fn observe_finished(&mut self, time: &TimeModel, summary: &RequestSummary) {
+        self.output_tokens.add(f64::from(summary.output_tokens), REQUESTS);
+        let prompt = summary.prompt_tokens;
+        self.prefill_us.add(time.prefill_us(prompt, prefill_attended(0, prompt)), REQUESTS);
+        if let Some(tpot) = summary.tpot().filter(|tpot| tpot.0 > 0) {
+            let log = (tpot.0 as f64).ln();
+            let deviation = log - self.log_tpot.get().unwrap_or(log);
+            self.log_tpot.add(log, REQUESTS);
+            self.log_tpot_variance.add(deviation * deviation, REQUESTS);
+        }
+    }
+
+    /// Length of a step's decode part over that of a plain step.
+    pub fn stretch(&self) -> f64 {
+        self.stretch.get().unwrap_or(1.0)
+    }
+
+    /// Expected tokens of a request in a step.
+    pub fn tokens(&self) -> f64 {
+        self.tokens.get().unwrap_or(1.0)
+    }
+
+    pub fn context_tokens(&self) -> f64 {
+        self.context_tokens.get().unwrap_or(0.0)
+    }
+
+    /// Mean output of a request; `None` before any finished.
+    pub fn output_tokens(&self) -> Option<f64> {
+        self.output_tokens.get()
+    }
+
+    /// Prefill that comes with each output token, in microseconds: in the long run every request
+    /// that ends is followed by another one's prompt.
+    pub fn prefill_us_per_token(&self) -> f64 {
+        let output_tokens = self.output_tokens.get().unwrap_or(1.0).max(1.0);
+        self.prefill_us.get().unwrap_or(0.0) / output_tokens
+    }
+
+    /// Spread of TPOT between requests: the standard deviation of its logarithm.
+    pub fn spread(&self) -> f64 {
+        let seen = f64::from(self.log_tpot_variance.count.min(REQUESTS as u32));
+        let first = f64::from(FIRST_SPREAD_REQUESTS);
+        let variance = (self.log_tpot_variance.value * seen + FIRST_SPREAD * FIRST_SPREAD * first) / (seen + first);
+        variance.sqrt().max(SPREAD_MIN)
+    }
+
+    pub fn state(&self) -> serde_json::Value {
+        serde_json::json!({
+            "tokens_per_step": self.tokens(),
+            "decode_stretch": self.stretch(),
+            "context_tokens": self.context_tokens(),
+            "output_tokens": self.output_tokens(),
+            "prefill_us_per_token": self.prefill_us_per_token(),
+            "tpot_spread": self.spread(),
+        })
+    }
+}
