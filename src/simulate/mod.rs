@@ -11,6 +11,7 @@
 
 mod collect;
 mod driver;
+mod parallel;
 mod report;
 mod sweep;
 pub mod virtual_executor;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 pub use driver::{SimulationError, simulate};
 pub use report::{Bin, Report};
-pub use sweep::{Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
+pub use sweep::{Job, LearnerFactory, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
 
 use crate::protocol::{BLOCK_TOKENS, ExecutorInfo, Slo};
 use crate::replay::{Arrival, Recording};

@@ -1,8 +1,6 @@
 //! Many runs: policies against loads, on all cores.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
+use super::parallel::in_parallel;
 use super::{Report, Settings, SimulationError, simulate};
 use crate::policy::{Fixed, Learner, Static};
 use crate::protocol::{Clock, Micros};
@@ -16,6 +14,9 @@ const BISECTIONS: u32 = 6;
 const BRACKET_FACTOR: f64 = 2.0;
 /// Most steps of the search for the interval, each way.
 const BRACKETS_MAX: u32 = 10;
+
+/// Makes a policy's learner, a fresh one for each run.
+pub type LearnerFactory = Box<dyn Fn() -> Box<dyn Learner> + Sync>;
 
 /// One run to do.
 pub struct Job<'a> {
@@ -45,25 +46,9 @@ pub fn sweep(
     threads: usize,
     clock: &dyn Clock,
 ) -> Result<Vec<Report>, SimulationError> {
-    let next = AtomicUsize::new(0);
-    let results: Vec<_> = jobs.iter().map(|_| Mutex::new(None)).collect();
-    std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, jobs.len().max(1)) {
-            scope.spawn(|| {
-                while let Some(index) = take(&next, jobs.len()) {
-                    let result = run(workload, settings, &jobs[index], clock);
-                    *results[index].lock().expect("no job panicked holding it") = Some(result);
-                }
-            });
-        }
-    });
-    let finished = |slot: Mutex<Option<_>>| slot.into_inner().ok().flatten().expect("every job was taken");
-    results.into_iter().map(finished).collect()
-}
-
-fn take(next: &AtomicUsize, jobs: usize) -> Option<usize> {
-    let index = next.fetch_add(1, Ordering::Relaxed);
-    (index < jobs).then_some(index)
+    in_parallel(jobs.len(), threads, |index| run(workload, settings, &jobs[index], clock))
+        .into_iter()
+        .collect()
 }
 
 fn run(
