@@ -11,6 +11,7 @@
 
 mod collect;
 mod driver;
+pub mod matrix;
 mod parallel;
 mod report;
 mod sweep;

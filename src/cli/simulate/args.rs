@@ -1,16 +1,17 @@
 //! Arguments of `specserve simulate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 
+use super::matrix_args::MatrixArgs;
 use crate::cli::error::CliError;
 use crate::cli::parse;
 use crate::policy::registry::{PolicyName, PolicyOptions};
 use crate::policy::specserve::SpecServeOptions;
 use crate::protocol::{DrafterNeeds, Slo};
-use crate::replay::{Lengths, Recording, TraceSource, WorkloadOptions};
+use crate::replay::{self, Arrival, Lengths, Recording, TraceSource, WorkloadOptions};
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::virtual_executor::{Confidence, TimeError};
 use crate::simulate::{DraftQuality, Settings};
@@ -25,12 +26,12 @@ const TEMPERATURE_MAX: f64 = 2.0;
 pub struct SimulateArgs {
     /// A .csv or .jsonl file with arrival_s, prompt_tokens and output_tokens, or
     /// poisson:RPS,SECONDS, or gamma:RPS,CV,SECONDS.
-    #[arg(long, value_name = "TRACE")]
-    pub trace: TraceSource,
-    /// Profile that times the virtual device.
-    #[arg(long, value_name = "FILE")]
-    pub profile: PathBuf,
-    /// Policy; repeat the option to compare several.
+    #[arg(long, value_name = "TRACE", required_unless_present = "cells")]
+    trace: Option<TraceSource>,
+    /// Profile that times the virtual device; repeatable with --matrix.
+    #[arg(long = "profile", value_name = "FILE", required = true)]
+    profiles: Vec<PathBuf>,
+    /// Policy; repeat the option to compare several, except with --matrix.
     #[arg(long = "policy", value_name = "POLICY", default_value = "specserve")]
     policies: Vec<PolicyName>,
     /// Objectives of all requests: ttft_ms=N, tpot_ms=N, or both separated by a comma.
@@ -44,7 +45,7 @@ pub struct SimulateArgs {
     pub saturation: bool,
     /// Seed of everything that is drawn.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
-    seed: u64,
+    pub seed: u64,
     /// Source of lengths: trace or spec-bench. By default trace for a file, spec-bench for a
     /// generator.
     #[arg(long, value_name = "SOURCE", value_parser = parse::lengths)]
@@ -55,9 +56,9 @@ pub struct SimulateArgs {
     /// Keep each request with this probability; bursts keep their duration.
     #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
     thin: f64,
-    /// Keep only the first N requests.
+    /// Keep only the first N requests; with --matrix, requests of a cell, 1500 by default.
     #[arg(long, value_name = "REQUESTS")]
-    limit: Option<usize>,
+    pub limit: Option<usize>,
     /// Drop requests with longer prompts.
     #[arg(long, value_name = "TOKENS")]
     max_prompt: Option<u32>,
@@ -97,6 +98,8 @@ pub struct SimulateArgs {
     /// Context length: longest prompt plus output; longer requests are rejected.
     #[arg(long, value_name = "TOKENS", default_value_t = 32_768)]
     context_max: u32,
+    #[command(flatten)]
+    pub matrix: MatrixArgs,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -108,19 +111,48 @@ impl SimulateArgs {
         &self.policies
     }
 
+    /// Profiles; at least one.
+    pub fn profiles(&self) -> &[PathBuf] {
+        &self.profiles
+    }
+
+    /// The profile of a command that takes only one.
+    ///
+    /// # Errors
+    /// [`CliError::Arguments`]: several.
+    pub fn profile(&self) -> Result<&Path, CliError> {
+        match &self.profiles[..] {
+            [profile] => Ok(profile),
+            _ => Err(CliError::Arguments("several --profile need --matrix".to_owned())),
+        }
+    }
+
+    /// The requests of the trace.
+    ///
+    /// # Errors
+    /// [`CliError`]: no trace, or an invalid one.
+    pub fn workload(&self) -> Result<Vec<Arrival>, CliError> {
+        let Some(trace) = &self.trace else {
+            return Err(CliError::Arguments("--trace is missing".to_owned()));
+        };
+        replay::load(trace, &self.workload_options(trace)).map_err(|error| match trace {
+            TraceSource::File(path) => CliError::Failed(format!("{}: {error}", path.display())),
+            TraceSource::Gamma { .. } => CliError::Failed(error.to_string()),
+        })
+    }
+
     /// Loads to run them at.
     pub fn loads(&self) -> &[f64] {
         &self.loads
     }
 
-    /// Workload options of the trace.
-    pub fn workload_options(&self) -> WorkloadOptions {
+    fn workload_options(&self, trace: &TraceSource) -> WorkloadOptions {
         WorkloadOptions {
             rate_scale: self.rate_scale,
             thin: self.thin,
             requests_max: self.limit,
             prompt_tokens_max: self.max_prompt,
-            lengths: self.lengths.unwrap_or(self.trace.lengths()),
+            lengths: self.lengths.unwrap_or(trace.lengths()),
             seed: self.seed,
         }
     }
