@@ -175,9 +175,24 @@ fn a_matrix_repeats_by_its_seed_and_lists_the_worst_cell_last() {
 }
 
 #[test]
+fn a_simulation_with_classes_prints_a_row_for_each() {
+    let arguments = ["simulate", "--trace", "poisson:5,5", "--profile", MODELLED, "--policy", "none"];
+    let classes = ["--class", "chat:share=0.5,ttft_ms=500", "--class", "batch:share=0.5"];
+    let output = specserve(&[&arguments[..], &classes].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    let rows: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    for class in ["chat", "batch"] {
+        assert!(rows.iter().any(|row| row.get(2) == Some(&class)), "{printed}");
+    }
+    assert!(!text(&specserve(&arguments).stdout).contains("class"));
+}
+
+#[test]
 fn arguments_of_simulate_that_do_not_fit_together_exit_with_2() {
     for (arguments, advice) in [
         (&["--trace", "poisson:1,1", "--profile", MODELLED, "--profile", MEASURED][..], "need --matrix"),
+        (&["--trace", "poisson:1,1", "--profile", MODELLED, "--class", "a:share=0.5"], "add up to 0.5"),
         (
             &["--matrix", "1", "--profile", MODELLED, "--policy", "none", "--policy", "fixed:2"],
             "others with --rival",

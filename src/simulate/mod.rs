@@ -9,6 +9,7 @@
 //! scheduler, engine, telemetry.
 #![forbid(unsafe_code)]
 
+mod classes;
 mod collect;
 mod driver;
 pub mod matrix;
@@ -22,11 +23,12 @@ pub(crate) mod tests;
 
 use std::sync::Arc;
 
+pub use classes::SimulatedClass;
 pub use driver::{SimulationError, simulate};
-pub use report::{Bin, Report};
+pub use report::{Bin, ClassReport, Report};
 pub use sweep::{Job, LearnerFactory, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
 
-use crate::protocol::{BLOCK_TOKENS, ExecutorInfo, Slo};
+use crate::protocol::{BLOCK_TOKENS, ExecutorInfo};
 use crate::replay::{Arrival, Recording};
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::virtual_executor::{AcceptanceOptions, Confidence, TimeError};
@@ -48,8 +50,8 @@ pub struct Settings {
     pub queue_requests_max: u32,
     /// Longest prompt and output together; a longer request is refused.
     pub context_tokens_max: u32,
-    /// Every request's objectives.
-    pub slo: Slo,
+    /// The classes of requests, most urgent first; 1 to 256.
+    pub classes: Vec<SimulatedClass>,
     /// Sampling temperature, which policies are told.
     pub temperature: f32,
     /// Of all that is drawn.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::classes;
 use super::matrix_args::MatrixArgs;
 use crate::cli::error::CliError;
 use crate::cli::parse;
@@ -14,7 +15,7 @@ use crate::protocol::{DrafterNeeds, Slo};
 use crate::replay::{self, Arrival, Lengths, Recording, TraceSource, WorkloadOptions};
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::virtual_executor::{Confidence, TimeError};
-use crate::simulate::{DraftQuality, Settings};
+use crate::simulate::{DraftQuality, Settings, SimulatedClass};
 use crate::timing::cost_model::CostModel;
 
 /// Highest accepted temperature.
@@ -37,6 +38,10 @@ pub struct SimulateArgs {
     /// Objectives of all requests: ttft_ms=N, tpot_ms=N, or both separated by a comma.
     #[arg(long, value_name = "SLO", value_parser = parse::slo, default_value = "")]
     slo: Slo,
+    /// A class of requests: NAME:share=S, then its objectives as in --slo; repeat the option,
+    /// the most urgent class first. Shares add up to 1.
+    #[arg(long = "class", value_name = "CLASS", value_parser = classes::parse, conflicts_with = "slo")]
+    classes: Vec<SimulatedClass>,
     /// Multiples of the trace's rate, or of the saturating rate with --saturation.
     #[arg(long = "load", value_name = "LOADS", value_delimiter = ',', default_value = "1", value_parser = parse::positive)]
     loads: Vec<f64>,
@@ -178,9 +183,18 @@ impl SimulateArgs {
     }
 
     /// The remaining settings of the simulation.
-    pub fn settings(&self, cost: CostModel, recording: Option<Arc<Recording>>) -> Settings {
+    ///
+    /// # Errors
+    /// [`CliError::Arguments`]: classes that do not fit together.
+    pub fn settings(&self, cost: CostModel, recording: Option<Arc<Recording>>) -> Result<Settings, CliError> {
+        let classes = if self.classes.is_empty() {
+            SimulatedClass::of_all(self.slo)
+        } else {
+            classes::check(&self.classes)?;
+            self.classes.clone()
+        };
         let drafter = cost.draft.is_some().then(|| DrafterNeeds::kv_cache(self.kv_blocks));
-        Settings {
+        Ok(Settings {
             cost,
             error: TimeError { jitter: self.jitter, ..TimeError::all(self.time_error) },
             draft: DraftQuality {
@@ -200,10 +214,10 @@ impl SimulateArgs {
             },
             queue_requests_max: self.queue_max,
             context_tokens_max: self.context_max,
-            slo: self.slo,
+            classes,
             temperature: self.temperature as f32,
             seed: self.seed,
-        }
+        })
     }
 }
 

@@ -51,7 +51,7 @@ fn machines(args: &SimulateArgs) -> Result<Vec<Machine>, CliError> {
         let cost = cost.map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
         Ok(Machine {
             name: path.display().to_string(),
-            settings: args.settings(cost, None),
+            settings: args.settings(cost, None)?,
             policy: factory(policy, &profile, args)?,
             rivals: factories(&args.matrix.rivals, &profile, args)?,
         })
@@ -107,6 +107,7 @@ fn table(played: &[Played]) -> Table {
         "confidence",
         "jitter",
         "time error",
+        "classes",
     ]);
     for one in played {
         let (cell, ours, best) = (&one.cell, &one.policy, one.best_rival());
@@ -137,6 +138,7 @@ fn table(played: &[Played]) -> Table {
             cell.confidence.name().to_owned(),
             two(cell.jitter),
             two(cell.time_error),
+            if cell.batch_class { "2" } else { "1" }.to_owned(),
         ]);
     }
     table

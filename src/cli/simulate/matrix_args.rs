@@ -5,9 +5,10 @@ use clap::Args;
 use crate::policy::registry::PolicyName;
 
 /// What each cell draws, or has no use for.
-const DRAWN: [&str; 17] = [
+const DRAWN: [&str; 18] = [
     "trace",
     "slo",
+    "classes",
     "loads",
     "saturation",
     "lengths",

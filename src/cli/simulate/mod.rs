@@ -1,6 +1,7 @@
 //! `specserve simulate`: runs the engine on a trace under a virtual clock.
 
 mod args;
+mod classes;
 mod matrix;
 mod matrix_args;
 mod table;
@@ -32,7 +33,7 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let profile = read_profile(args.profile()?)?;
     let workload = args.workload()?;
     let cost = profile.cost_model().map_err(|error| failed(&error))?;
-    let settings = args.settings(cost, args.recording()?);
+    let settings = args.settings(cost, args.recording()?)?;
     let unit = if args.saturation { find_saturation(&workload, &settings)? } else { 1.0 };
     let factories = factories(args.policies(), &profile, args)?;
     let mut jobs = Vec::new();
@@ -80,7 +81,12 @@ fn print(args: &SimulateArgs, reports: &[Report], out: &mut impl Write) -> Resul
     match (args.json, reports) {
         (true, [report]) => writeln!(out, "{:#}", json!(report))?,
         (true, reports) => writeln!(out, "{:#}", json!({ "runs": reports }))?,
-        (false, reports) => write!(out, "{}", table::of(reports))?,
+        (false, reports) => {
+            write!(out, "{}", table::of(reports))?;
+            if reports.iter().any(|report| report.classes.len() > 1) {
+                write!(out, "\n{}", table::of_classes(reports))?;
+            }
+        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::protocol::{DrafterNeeds, Micros, Slo};
 use crate::random::{Draw, SplitMix64};
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::virtual_executor::{Confidence, TimeError};
-use crate::simulate::{DraftQuality, Settings};
+use crate::simulate::{DraftQuality, Settings, SimulatedClass};
 
 /// Random stream of the cells.
 const CELL_STREAM: u32 = 0x61;
@@ -16,6 +16,9 @@ const CONTEXT_TOKENS_MAX: u32 = 16_384;
 const KV_BLOCKS: u32 = 30_000;
 /// Share of the cells with a TPOT objective.
 const TPOT_SHARE: f64 = 0.9;
+/// Share of the cells with a second class, and of their requests in it.
+const BATCH_CELLS_SHARE: f64 = 0.25;
+const BATCH_SHARE: f64 = 0.5;
 
 /// How requests arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -107,6 +110,8 @@ pub struct Cell {
     pub jitter: f64,
     /// The machine's times over those of its profile.
     pub time_error: f64,
+    /// Whether half the requests belong to a second, less urgent class without objectives.
+    pub batch_class: bool,
 }
 
 /// Cell `index` under `seed`, on one of `machines` machines.
@@ -140,6 +145,7 @@ pub fn draw(seed: u64, index: u64, machines: usize) -> Cell {
         ),
         jitter: dice.pick(Quantity::Jitter, [0.0, 0.05, 0.1]),
         time_error: dice.pick(Quantity::TimeError, [1.0, 1.0, 0.85, 1.2]),
+        batch_class: dice.uniform(Quantity::BatchClass) < BATCH_CELLS_SHARE,
     }
 }
 
@@ -161,10 +167,18 @@ impl Cell {
             },
             limits: self.limits(&machine.limits),
             context_tokens_max: CONTEXT_TOKENS_MAX,
-            slo,
+            classes: self.classes(slo),
             seed: self.seed,
             ..machine.clone()
         }
+    }
+
+    fn classes(&self, slo: Slo) -> Vec<SimulatedClass> {
+        if !self.batch_class {
+            return SimulatedClass::of_all(slo);
+        }
+        let class = |name: &str, share, slo| SimulatedClass { name: name.to_owned(), share, slo };
+        vec![class("interactive", 1.0 - BATCH_SHARE, slo), class("batch", BATCH_SHARE, Slo::default())]
     }
 
     fn limits(&self, machine: &SchedulerLimits) -> SchedulerLimits {
@@ -200,6 +214,7 @@ enum Quantity {
     Confidence,
     Jitter,
     TimeError,
+    BatchClass,
 }
 
 /// The randomness of one cell.

@@ -11,7 +11,7 @@ use crate::replay::Arrival;
 use crate::replay::spec_bench::Task;
 use crate::simulate::virtual_executor::TimeError;
 use crate::simulate::{
-    LearnerFactory, Report, Settings, SimulationError, at_load, saturation_load, simulate,
+    LearnerFactory, Report, Settings, SimulatedClass, SimulationError, at_load, saturation_load, simulate,
 };
 
 /// Keeps a ratio of two goodputs of 0 at 1; in requests/s.
@@ -127,7 +127,11 @@ pub(super) fn play(
 fn lone_step(machine: &Settings) -> Result<Micros, SimulationError> {
     let request =
         Arrival { at: Micros::ZERO, prompt_tokens: 1, output_tokens: LONE_OUTPUT_TOKENS, task: Task::Chat };
-    let settings = Settings { error: TimeError::NONE, slo: Slo::default(), ..machine.clone() };
+    let settings = Settings {
+        error: TimeError::NONE,
+        classes: SimulatedClass::of_all(Slo::default()),
+        ..machine.clone()
+    };
     let report = simulate(&[request], &settings, Box::new(Static::new(Fixed::NONE)))?;
     Ok(Micros::from_secs_f64(report.tpot_ms.mean.unwrap_or(0.0) / 1e3))
 }

@@ -1,7 +1,8 @@
 use super::*;
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
-use crate::protocol::{StepDecision, StepView};
+use crate::protocol::{Micros, Slo, StepDecision, StepView};
 use crate::replay::Arrival;
+use crate::simulate::simulate;
 use crate::simulate::tests::settings;
 
 fn fixed(draft_tokens: u32) -> LearnerFactory {
@@ -74,6 +75,7 @@ fn cells_cover_the_range_of_each_quantity_and_stay_within() {
         (share(|cell| cell.confidence == DraftConfidence::Calibrated), 0.5),
         (share(|cell| cell.load < 0.9), 0.3),
         (share(|cell| cell.time_error == 1.0), 0.5),
+        (share(|cell| cell.batch_class), 0.25),
     ] {
         assert!((found - expected).abs() < 0.04, "{found} instead of {expected}");
     }
@@ -159,6 +161,19 @@ fn a_run_that_fails_names_its_cell() {
     let error = matrix.play(2).unwrap_err().to_string();
     let first = (0..5).find(|&index| matrix.cell(index).is_err()).unwrap();
     assert!(error.starts_with(&format!("cell {first}: ")) && error.contains("broken"), "{error}");
+}
+
+#[test]
+fn a_second_class_halves_the_requests_that_have_objectives() {
+    let slo = Slo { ttft: Some(Micros(1)), tpot: None };
+    let attainment = |batch_class| {
+        let cell = Cell { batch_class, ..draw(1, 0, 1) };
+        let settings = cell.settings(&settings(), slo);
+        let report = simulate(&workload(&cell, 40), &settings, fixed(0)()).unwrap();
+        report.attainment
+    };
+    assert_eq!(attainment(false), 0.0);
+    assert!((0.3..0.7).contains(&attainment(true)));
 }
 
 #[test]
