@@ -189,6 +189,22 @@ fn a_simulation_with_classes_prints_a_row_for_each() {
 }
 
 #[test]
+fn capacity_is_printed_for_each_policy_attainment_and_seed() {
+    let trace = ["--capacity", "--trace", "poisson:10,5", "--profile", MODELLED, "--slo", "ttft_ms=200"];
+    let policies = ["--policy", "none", "--policy", "fixed:2", "--seeds", "2", "--seed", "7"];
+    let document = simulated(&[&trace[..], &policies].concat());
+    let found = document["capacities"].as_array().expect("a list");
+    assert_eq!(found.len(), 6);
+    for one in found {
+        assert!(one["rps"]["mean"].as_f64() > Some(0.0) && one["rps"]["half_width"].is_number(), "{one}");
+        assert_eq!((&one["seeds"][0]["seed"], &one["seeds"][1]["seed"]), (&7.into(), &8.into()));
+        assert_ne!(one["seeds"][0]["rps"], one["seeds"][1]["rps"], "each seed draws its own arrivals");
+    }
+    let means: Vec<_> = found[..3].iter().filter_map(|one| one["rps"]["mean"].as_f64()).collect();
+    assert!(means.is_sorted(), "fewer requests attain at a higher rate: {means:?}");
+}
+
+#[test]
 fn arguments_of_simulate_that_do_not_fit_together_exit_with_2() {
     for (arguments, advice) in [
         (&["--trace", "poisson:1,1", "--profile", MODELLED, "--profile", MEASURED][..], "need --matrix"),

@@ -9,6 +9,7 @@
 //! scheduler, engine, telemetry.
 #![forbid(unsafe_code)]
 
+mod capacity;
 mod classes;
 mod collect;
 mod driver;
@@ -23,6 +24,7 @@ pub(crate) mod tests;
 
 use std::sync::Arc;
 
+pub use capacity::{CAPACITY_ATTAINMENTS, Capacity, SeedCapacity, Trial, capacities};
 pub use classes::SimulatedClass;
 pub use driver::{SimulationError, simulate};
 pub use report::{Bin, ClassReport, Report};

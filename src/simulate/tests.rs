@@ -62,7 +62,7 @@ fn arrival(at_ms: u64, prompt_tokens: u32, output_tokens: u32) -> Arrival {
     Arrival { at: Micros::from_millis(at_ms), prompt_tokens, output_tokens, task: Task::Chat }
 }
 
-fn poisson(rps: f64, seconds: f64) -> Vec<Arrival> {
+pub(crate) fn poisson(rps: f64, seconds: f64) -> Vec<Arrival> {
     load(&TraceSource::Gamma { rps, cv: 1.0, seconds }, &WorkloadOptions::whole(Lengths::SpecBench, 5))
         .unwrap()
 }

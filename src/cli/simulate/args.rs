@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::capacity_args::CapacityArgs;
 use super::classes;
 use super::matrix_args::MatrixArgs;
 use crate::cli::error::CliError;
@@ -104,6 +105,8 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 32_768)]
     context_max: u32,
     #[command(flatten)]
+    pub capacity: CapacityArgs,
+    #[command(flatten)]
     pub matrix: MatrixArgs,
     /// Print one JSON document.
     #[arg(long)]
@@ -132,15 +135,15 @@ impl SimulateArgs {
         }
     }
 
-    /// The requests of the trace.
+    /// The requests of the trace under `seed`.
     ///
     /// # Errors
     /// [`CliError`]: no trace, or an invalid one.
-    pub fn workload(&self) -> Result<Vec<Arrival>, CliError> {
+    pub fn workload(&self, seed: u64) -> Result<Vec<Arrival>, CliError> {
         let Some(trace) = &self.trace else {
             return Err(CliError::Arguments("--trace is missing".to_owned()));
         };
-        replay::load(trace, &self.workload_options(trace)).map_err(|error| match trace {
+        replay::load(trace, &self.workload_options(trace, seed)).map_err(|error| match trace {
             TraceSource::File(path) => CliError::Failed(format!("{}: {error}", path.display())),
             TraceSource::Gamma { .. } => CliError::Failed(error.to_string()),
         })
@@ -151,14 +154,14 @@ impl SimulateArgs {
         &self.loads
     }
 
-    fn workload_options(&self, trace: &TraceSource) -> WorkloadOptions {
+    fn workload_options(&self, trace: &TraceSource, seed: u64) -> WorkloadOptions {
         WorkloadOptions {
             rate_scale: self.rate_scale,
             thin: self.thin,
             requests_max: self.limit,
             prompt_tokens_max: self.max_prompt,
             lengths: self.lengths.unwrap_or(trace.lengths()),
-            seed: self.seed,
+            seed,
         }
     }
 

@@ -1,6 +1,8 @@
 //! `specserve simulate`: runs the engine on a trace under a virtual clock.
 
 mod args;
+mod capacity;
+mod capacity_args;
 mod classes;
 mod matrix;
 mod matrix_args;
@@ -29,9 +31,12 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     if let Some(cells) = args.matrix.cells {
         return matrix::run(args, cells, out);
     }
+    if args.capacity.capacity {
+        return capacity::run(args, out);
+    }
     let failed = |error: &dyn std::error::Error| CliError::Failed(error.to_string());
     let profile = read_profile(args.profile()?)?;
-    let workload = args.workload()?;
+    let workload = args.workload(args.seed)?;
     let cost = profile.cost_model().map_err(|error| failed(&error))?;
     let settings = args.settings(cost, args.recording()?)?;
     let unit = if args.saturation { find_saturation(&workload, &settings)? } else { 1.0 };
