@@ -142,3 +142,80 @@ fn a_signal_ends_a_command_silently_with_its_number() {
         assert_eq!(text(&output.stderr), "");
     }
 }
+
+const MODELLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/profiles/h100-8b-160m.toml");
+const MEASURED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/profiles/h100-8b-160m-measured.toml");
+
+/// What `simulate` prints, which must succeed.
+fn simulated(arguments: &[&str]) -> serde_json::Value {
+    let output = specserve(&[&["simulate", "--json"], arguments].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn a_matrix_repeats_by_its_seed_and_lists_the_worst_cell_last() {
+    let matrix = |seed| {
+        let profiles = ["--profile", MODELLED, "--profile", MEASURED];
+        simulated(&[&["--matrix", "4", "--limit", "200", "--seed", seed], &profiles[..]].concat())
+    };
+    let document = matrix("1");
+    assert_eq!(document, matrix("1"));
+    assert_ne!(document["cells"], matrix("2")["cells"]);
+
+    let cells = document["cells"].as_array().expect("a list");
+    let skipped = document["skipped"].as_array().expect("a list");
+    assert_eq!(cells.len() + skipped.len(), 4);
+    let ratios: Vec<f64> = cells.iter().map(|cell| cell["ratio"].as_f64().expect("a number")).collect();
+    assert!(ratios.len() > 1 && ratios.is_sorted_by(|a, b| a >= b), "{ratios:?}");
+    assert_eq!(document["summary"]["ratio_min"].as_f64(), ratios.last().copied());
+    let rivals = document["summary"]["rivals"].as_array().expect("a list");
+    let rivals: Vec<&str> = rivals.iter().filter_map(|rival| rival["policy"].as_str()).collect();
+    assert_eq!(rivals, ["none", "fixed:2", "fixed:4", "smartspec", "adaspec"]);
+}
+
+#[test]
+fn a_simulation_with_classes_prints_a_row_for_each() {
+    let arguments = ["simulate", "--trace", "poisson:5,5", "--profile", MODELLED, "--policy", "none"];
+    let classes = ["--class", "chat:share=0.5,ttft_ms=500", "--class", "batch:share=0.5"];
+    let output = specserve(&[&arguments[..], &classes].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    let rows: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    for class in ["chat", "batch"] {
+        assert!(rows.iter().any(|row| row.get(2) == Some(&class)), "{printed}");
+    }
+    assert!(!text(&specserve(&arguments).stdout).contains("class"));
+}
+
+#[test]
+fn capacity_is_printed_for_each_policy_attainment_and_seed() {
+    let trace = ["--capacity", "--trace", "poisson:10,5", "--profile", MODELLED, "--slo", "ttft_ms=200"];
+    let policies = ["--policy", "none", "--policy", "fixed:2", "--seeds", "2", "--seed", "7"];
+    let document = simulated(&[&trace[..], &policies].concat());
+    let found = document["capacities"].as_array().expect("a list");
+    assert_eq!(found.len(), 6);
+    for one in found {
+        assert!(one["rps"]["mean"].as_f64() > Some(0.0) && one["rps"]["half_width"].is_number(), "{one}");
+        assert_eq!((&one["seeds"][0]["seed"], &one["seeds"][1]["seed"]), (&7.into(), &8.into()));
+        assert_ne!(one["seeds"][0]["rps"], one["seeds"][1]["rps"], "each seed draws its own arrivals");
+    }
+    let means: Vec<_> = found[..3].iter().filter_map(|one| one["rps"]["mean"].as_f64()).collect();
+    assert!(means.is_sorted(), "fewer requests attain at a higher rate: {means:?}");
+}
+
+#[test]
+fn arguments_of_simulate_that_do_not_fit_together_exit_with_2() {
+    for (arguments, advice) in [
+        (&["--trace", "poisson:1,1", "--profile", MODELLED, "--profile", MEASURED][..], "need --matrix"),
+        (&["--trace", "poisson:1,1", "--profile", MODELLED, "--class", "a:share=0.5"], "add up to 0.5"),
+        (
+            &["--matrix", "1", "--profile", MODELLED, "--policy", "none", "--policy", "fixed:2"],
+            "others with --rival",
+        ),
+    ] {
+        let output = specserve(&[&["simulate"], arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains(advice), "{}", text(&output.stderr));
+    }
+}

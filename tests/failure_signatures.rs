@@ -6,7 +6,7 @@ use specserve::protocol::{DrafterNeeds, Micros, Slo};
 use specserve::replay::{Arrival, Lengths, TraceSource, WorkloadOptions, load};
 use specserve::scheduler::SchedulerLimits;
 use specserve::simulate::virtual_executor::{Confidence, TimeError};
-use specserve::simulate::{DraftQuality, Report, Settings, simulate};
+use specserve::simulate::{DraftQuality, Report, Settings, SimulatedClass, simulate};
 use specserve::timing::profile::Profile;
 
 fn profile() -> Profile {
@@ -28,7 +28,10 @@ fn settings() -> Settings {
         },
         queue_requests_max: 10_000,
         context_tokens_max: 8192,
-        slo: Slo { ttft: Some(Micros::from_millis(1000)), tpot: Some(Micros::from_millis(15)) },
+        classes: SimulatedClass::of_all(Slo {
+            ttft: Some(Micros::from_millis(1000)),
+            tpot: Some(Micros::from_millis(15)),
+        }),
         temperature: 0.0,
         seed: 3,
     }

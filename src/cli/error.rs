@@ -12,12 +12,17 @@ use crate::config::ConfigError;
 pub const EXIT_OK: u8 = 0;
 /// The command or one of its requests failed.
 pub const EXIT_FAILED: u8 = 1;
-/// The configuration is invalid (`EX_USAGE`). Invalid arguments exit with 2, clap's code.
+/// The arguments are invalid; clap's code.
+pub const EXIT_ARGUMENTS: u8 = 2;
+/// The configuration is invalid (`EX_USAGE`).
 pub const EXIT_CONFIG: u8 = 64;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
+    /// Arguments that are valid one by one do not fit together.
+    #[error("{0}")]
+    Arguments(String),
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -61,6 +66,7 @@ impl CliError {
     /// Exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
+            CliError::Arguments(_) => EXIT_ARGUMENTS,
             CliError::Config(_) => EXIT_CONFIG,
             CliError::Interrupted(signal) => signal.exit_code,
             error if error.is_broken_pipe() => EXIT_OK,

@@ -32,6 +32,10 @@ fn every_command_of_the_docs_parses() {
         "specserve simulate --trace poisson:8,600 --profile p.toml --policy none --policy fixed:3 \
          --slo ttft_ms=1000,tpot_ms=15 --load 0.5,1 --saturation --seed 2 --lengths spec-bench --thin 0.5 \
          --confidence noisy:1 --time-error 1.4 --jitter 0.05 --json",
+        "specserve simulate --trace t.csv --profile p.toml --class a:share=0.5,ttft_ms=1000 --class b:share=0.5",
+        "specserve simulate --trace t.csv --profile p.toml --capacity --seeds 3 --policy none --policy adaspec --json",
+        "specserve simulate --matrix 24 --profile p.toml --profile q.toml --seed 3 --policy adaspec --rival none \
+         --rival fixed:2 --limit 200 --json",
     ] {
         assert!(parse(line).is_ok(), "{line}");
     }
@@ -53,6 +57,22 @@ fn bad_arguments_are_refused_before_anything_runs() {
         ("specserve simulate --trace t --profile p --policy fast", ErrorKind::ValueValidation),
         ("specserve simulate --trace t --profile p --slo itl_ms=3", ErrorKind::ValueValidation),
         ("specserve simulate --trace t --profile p --load 0.5,0", ErrorKind::ValueValidation),
+        ("specserve simulate --trace t --profile p --class a", ErrorKind::ValueValidation),
+        (
+            "specserve simulate --trace t --profile p --class a:share=1 --slo ttft_ms=1",
+            ErrorKind::ArgumentConflict,
+        ),
+        ("specserve simulate --matrix 4 --profile p --class a:share=1", ErrorKind::ArgumentConflict),
+        ("specserve simulate --trace t --profile p --capacity --load 2", ErrorKind::ArgumentConflict),
+        ("specserve simulate --trace t --profile p --seeds 2", ErrorKind::MissingRequiredArgument),
+        ("specserve simulate --matrix 4 --profile p --capacity", ErrorKind::ArgumentConflict),
+        ("specserve simulate --matrix 4 --profile p --seeds 2", ErrorKind::ArgumentConflict),
+        ("specserve simulate --profile p", ErrorKind::MissingRequiredArgument),
+        ("specserve simulate --matrix 4", ErrorKind::MissingRequiredArgument),
+        ("specserve simulate --matrix 0 --profile p", ErrorKind::ValueValidation),
+        ("specserve simulate --matrix 4 --profile p --trace t", ErrorKind::ArgumentConflict),
+        ("specserve simulate --matrix 4 --profile p --slo ttft_ms=9", ErrorKind::ArgumentConflict),
+        ("specserve simulate --trace t --profile p --rival none", ErrorKind::ArgumentConflict),
         ("specserve profile --config c.toml", ErrorKind::MissingRequiredArgument),
         ("specserve profile --config c.toml --out p.toml --budget-s 0", ErrorKind::ValueValidation),
         ("specserve completions", ErrorKind::MissingRequiredArgument),

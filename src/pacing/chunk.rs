@@ -23,7 +23,13 @@ pub const CHUNK_FLOOR: u32 = 16;
 impl Pacer {
     /// Prefill tokens for the next step, at most `tokens_max`. `prefilling` are the admitted
     /// prompts in the order of [`rank`](Self::rank), and `paces` what prompts on time need.
-    pub fn chunk(&mut self, decoding: &[DecodeView], prefilling: &[PrefillView], paces: &[u32], tokens_max: u32) -> u32 {
+    pub fn chunk(
+        &mut self,
+        decoding: &[DecodeView],
+        prefilling: &[PrefillView],
+        paces: &[u32],
+        tokens_max: u32,
+    ) -> u32 {
         let offered = prefilling.iter().fold(0u32, |sum, view| sum.saturating_add(view.remaining_tokens));
         let all = offered.min(tokens_max);
         if decoding.is_empty() || all == 0 {

@@ -47,7 +47,8 @@ impl Pacer {
                 },
             }
         }
-        let limit = if objectives.is_empty() { most } else { self.best_batch(&objectives, free_weight, most) };
+        let limit =
+            if objectives.is_empty() { most } else { self.best_batch(&objectives, free_weight, most) };
         self.buffers.objectives = objectives;
         limit
     }

@@ -89,11 +89,22 @@ impl Pacer {
         let decode_us = if decoding.is_empty() { 0.0 } else { self.decode_us(decoding) };
         let Ranking { order, paces } = ranking;
         order.clear();
-        order.extend((0..prompts.len() as u32).map(|index| Ranked { index, standing: first_standing(&prompts[index as usize]) }));
+        order.extend(
+            (0..prompts.len() as u32)
+                .map(|index| Ranked { index, standing: first_standing(&prompts[index as usize]) }),
+        );
         let key = |ranked: &Ranked| {
             let prompt = &prompts[ranked.index as usize];
             let class = if ranked.standing == Standing::Resumes { 0 } else { prompt.class };
-            (ranked.standing == Standing::Late, ranked.standing != Standing::Resumes, class, ranked.standing, prompt.deadline, prompt.arrival, ranked.index)
+            (
+                ranked.standing == Standing::Late,
+                ranked.standing != Standing::Resumes,
+                class,
+                ranked.standing,
+                prompt.deadline,
+                prompt.arrival,
+                ranked.index,
+            )
         };
         order.sort_unstable_by_key(key);
         self.drop_late(now, prompts, decode_us, chunk_max, order);
@@ -109,7 +120,14 @@ impl Pacer {
     }
 
     /// Marks prompts as late, as few as possible.
-    fn drop_late(&mut self, now: Micros, prompts: &[Prompt], decode_us: f64, chunk_max: u32, order: &mut [Ranked]) {
+    fn drop_late(
+        &mut self,
+        now: Micros,
+        prompts: &[Prompt],
+        decode_us: f64,
+        chunk_max: u32,
+        order: &mut [Ranked],
+    ) {
         let mut buffers = std::mem::take(&mut self.buffers.order);
         buffers.taken.clear();
         buffers.late.clear();
@@ -123,7 +141,8 @@ impl Pacer {
                 continue;
             }
             buffers.taken.push(((work_us * 1e3) as u64, position as u32));
-            let left_us = prompt.deadline.map_or(f64::INFINITY, |deadline| deadline.saturating_sub(now).0 as f64);
+            let left_us =
+                prompt.deadline.map_or(f64::INFINITY, |deadline| deadline.saturating_sub(now).0 as f64);
             while total_us > left_us {
                 let Some((dropped_ns, dropped)) = buffers.taken.pop() else { break };
                 total_us -= dropped_ns as f64 * 1e-3;
@@ -149,7 +168,14 @@ impl Pacer {
     /// The first `i` prompts have `C` tokens to go and `L` left, of which [`DEADLINE_AIM`] is
     /// planned with. Steps of `T + c·p` that prefill `p` tokens each are done in time iff
     /// `(C/p)·(T + c·p) ≤ L`, that is `p ≥ C·T/(L − c·C)`.
-    fn find_paces(&self, now: Micros, prompts: &[Prompt], decode_us: f64, order: &[Ranked], paces: &mut Vec<u32>) {
+    fn find_paces(
+        &self,
+        now: Micros,
+        prompts: &[Prompt],
+        decode_us: f64,
+        order: &[Ranked],
+        paces: &mut Vec<u32>,
+    ) {
         paces.clear();
         let (mut tokens, mut prefill_us) = (0.0, 0.0);
         for ranked in order {
@@ -160,7 +186,8 @@ impl Pacer {
             if ranked.standing != Standing::OnTime {
                 continue;
             }
-            let left_us = prompt.deadline.map_or(f64::INFINITY, |deadline| deadline.saturating_sub(now).0 as f64);
+            let left_us =
+                prompt.deadline.map_or(f64::INFINITY, |deadline| deadline.saturating_sub(now).0 as f64);
             let room_us = (DEADLINE_AIM * left_us - prefill_us).max(decode_us.max(1.0));
             paces.push((tokens * decode_us / room_us).min(tokens).ceil() as u32);
         }

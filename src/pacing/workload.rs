@@ -110,7 +110,8 @@ impl Workload {
     pub fn spread(&self) -> f64 {
         let seen = f64::from(self.log_tpot_variance.count.min(REQUESTS as u32));
         let first = f64::from(FIRST_SPREAD_REQUESTS);
-        let variance = (self.log_tpot_variance.value * seen + FIRST_SPREAD * FIRST_SPREAD * first) / (seen + first);
+        let variance =
+            (self.log_tpot_variance.value * seen + FIRST_SPREAD * FIRST_SPREAD * first) / (seen + first);
         variance.sqrt().max(SPREAD_MIN)
     }
 

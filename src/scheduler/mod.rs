@@ -34,7 +34,7 @@ use crate::pacing::Pacer;
 use crate::policy::Scratch;
 use crate::protocol::{
     DrafterNeeds, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, StepReport, Termination,
-    TokenEvent,    blocks_for,
+    TokenEvent, blocks_for,
 };
 use crate::step::{Delivery, StepPlan};
 

@@ -87,9 +87,8 @@ impl Scheduler {
     fn show(&self, now: Micros, pacing: &mut Pacing) -> usize {
         let Pacing { prompts, ids, decoding, .. } = pacing;
         decoding.clear();
-        decoding.extend(
-            self.running.iter().filter(|row| row.decodes()).map(|row| row.decode_view(now, 0, 1)),
-        );
+        decoding
+            .extend(self.running.iter().filter(|row| row.decodes()).map(|row| row.decode_view(now, 0, 1)));
         prompts.clear();
         ids.clear();
         let running = self.running.iter().filter(|sequence| !sequence.decodes());

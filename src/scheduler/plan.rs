@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
+use super::{Scheduler, SchedulerLimits};
 use crate::kv::BlockPool;
 use crate::policy::{Fixed, Policy, Scratch};
 use crate::protocol::{
@@ -169,7 +169,8 @@ impl Scheduler {
     /// Most prefill tokens of a step that decodes `decoding` sequences. With a pacer the configured
     /// chunk may be exceeded where the batch has room for it beside all drafts.
     pub(super) fn prefill_tokens_max(&self, decoding: usize) -> u32 {
-        let SchedulerLimits { batch_tokens_max, prefill_chunk_tokens_max, draft_tokens_max, .. } = self.limits;
+        let SchedulerLimits { batch_tokens_max, prefill_chunk_tokens_max, draft_tokens_max, .. } =
+            self.limits;
         let decoding = decoding as u32;
         let beside_drafts = match self.is_paced {
             true => batch_tokens_max.saturating_sub(decoding * (1 + draft_tokens_max)),

@@ -1,8 +1,8 @@
 //! A request in progress.
 
 use super::rows::RowPool;
-use crate::pacing::{Prompt, Standing};
 use crate::kv::{BlockPool, BlockTable};
+use crate::pacing::{Prompt, Standing};
 use crate::protocol::{
     BLOCK_TOKENS, DecodeView, FinishReason, GenerationRequest, History, Micros, PrefillView, RequestSummary,
     RequestTimes, SequenceInput, SpeculationStats, Termination, TokenEvent, TokenId, blocks_for,

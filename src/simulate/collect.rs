@@ -1,10 +1,12 @@
 //! Counts and measures during a run.
 
+use std::sync::Arc;
+
+use super::classes::{ClassTally, SimulatedClass};
 use super::report::{Bin, Report};
+use crate::engine::EngineCore;
 use crate::pacing::ServiceOrder;
-use crate::policy::Learner;
-use crate::protocol::{Micros, RequestSummary, Slo, StepReport, TokenEvent};
-use crate::scheduler::SchedulerGauges;
+use crate::protocol::{Micros, RequestId, RequestSummary, StepReport, TokenEvent};
 use crate::stats::quantile::nearest_rank;
 use crate::step::Delivery;
 use crate::telemetry::{LatencyHistogram, LatencyStats};
@@ -29,11 +31,12 @@ struct BinSums {
 /// Everything that a report is made of.
 #[derive(Debug)]
 pub(super) struct Collector {
-    slo: Slo,
+    classes: Vec<ClassTally>,
+    /// The index of each request's class.
+    class_of: Arc<[u8]>,
     requests: u64,
     refused: u64,
     finished: u64,
-    attained: u64,
     output_tokens: u64,
     steps: u64,
     sequence_steps: u64,
@@ -55,13 +58,12 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    pub fn new(requests: usize, slo: Slo, last_arrival: Micros) -> Collector {
+    pub fn new(classes: &[SimulatedClass], class_of: Arc<[u8]>, last_arrival: Micros) -> Collector {
         Collector {
-            slo,
-            requests: requests as u64,
+            classes: classes.iter().cloned().map(ClassTally::new).collect(),
+            requests: class_of.len() as u64,
             refused: 0,
             finished: 0,
-            attained: 0,
             output_tokens: 0,
             steps: 0,
             sequence_steps: 0,
@@ -73,14 +75,16 @@ impl Collector {
             ttft: LatencyHistogram::new([]),
             tpot: LatencyHistogram::new([]),
             itl: LatencyHistogram::new([]),
-            last_output: vec![None; requests],
+            last_output: vec![None; class_of.len()],
+            class_of,
             step_errors: Vec::new(),
             bin: Micros(last_arrival.0.div_ceil(BINS)).max(BIN_MIN),
             bins: Vec::new(),
         }
     }
 
-    pub fn arrival(&mut self, at: Micros, admitted: bool) {
+    pub fn arrival(&mut self, id: RequestId, at: Micros, admitted: bool) {
+        self.class(id).arrival(admitted);
         self.refused += u64::from(!admitted);
         self.bin_at(at).arrivals += 1;
     }
@@ -122,7 +126,7 @@ impl Collector {
                         self.itl.record(now - last);
                     }
                 }
-                TokenEvent::Finished { summary, .. } => self.finish(summary),
+                TokenEvent::Finished { summary, .. } => self.finish(*id, summary),
                 // nothing in a simulation cancels a request, and its logits are always finite
                 TokenEvent::Failed(failure) => unreachable!("request {id} failed: {failure}"),
             }
@@ -130,14 +134,19 @@ impl Collector {
         self.bin_at(now).tokens += tokens;
     }
 
-    fn finish(&mut self, summary: &RequestSummary) {
+    fn finish(&mut self, id: RequestId, summary: &RequestSummary) {
+        self.class(id).finish(summary);
         self.finished += 1;
-        self.attained += u64::from(self.slo.is_attained_by(summary));
         self.output_tokens += u64::from(summary.output_tokens);
         self.ttft.record(summary.ttft());
         if let Some(tpot) = summary.tpot() {
             self.tpot.record(tpot);
         }
+    }
+
+    /// The class of a request.
+    fn class(&mut self, id: RequestId) -> &mut ClassTally {
+        &mut self.classes[usize::from(self.class_of[id.0 as usize])]
     }
 
     fn bin_at(&mut self, time: Micros) -> &mut BinSums {
@@ -149,23 +158,25 @@ impl Collector {
     }
 
     /// Closes the books at `end`.
-    pub fn into_report(mut self, learner: &dyn Learner, gauges: &SchedulerGauges, end: Micros) -> Report {
+    pub fn into_report(mut self, order: ServiceOrder, core: &EngineCore, end: Micros) -> Report {
+        let (learner, gauges) = (core.learner(), core.scheduler().gauges());
         let seconds = end.as_secs_f64();
         let per = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         let mut error = |share| nearest_rank(&mut self.step_errors, share, f32::total_cmp).map(f64::from);
         let (step_time_error_p50, step_time_error_p99) = (error(0.5), error(0.99));
+        let attained = self.classes.iter().map(ClassTally::attained).sum();
         Report {
             policy: learner.name(),
-            scheduler: ServiceOrder::default(),
+            scheduler: order,
             load: 1.0,
             rate_multiple: 1.0,
             offered_rps: 0.0,
             requests: self.requests,
             finished: self.finished,
             refused: self.refused,
-            attainment: per(self.attained, self.requests),
-            goodput_rps: per_second(self.attained),
+            attainment: per(attained, self.requests),
+            goodput_rps: per_second(attained),
             tokens_per_second: per_second(self.output_tokens),
             ttft_ms: LatencyStats::of_histogram(&self.ttft),
             tpot_ms: LatencyStats::of_histogram(&self.tpot),
@@ -182,6 +193,7 @@ impl Collector {
             step_time_error_p99,
             simulated_seconds: seconds,
             wall_seconds: None,
+            classes: self.classes.iter().map(|class| class.report(seconds)).collect(),
             timeline: self.timeline(),
             policy_state: learner.state(),
         }

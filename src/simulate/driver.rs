@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::classes;
 use super::collect::Collector;
 use super::{Report, Settings};
 use crate::engine::{EngineCore, Finished};
@@ -37,13 +38,14 @@ pub fn simulate(
 ) -> Result<Report, SimulationError> {
     let mut run = Run::new(workload, settings, learner);
     run.finish()?;
-    let gauges = run.core.scheduler().gauges();
-    Ok(run.collector.into_report(run.core.learner(), &gauges, run.clock.now()))
+    Ok(run.collector.into_report(settings.order, &run.core, run.clock.now()))
 }
 
 struct Run<'a> {
     settings: &'a Settings,
     workload: &'a [Arrival],
+    /// The index of each one's class.
+    classes: Arc<[u8]>,
     /// How many of them have arrived.
     arrived: usize,
     core: EngineCore,
@@ -72,6 +74,7 @@ impl<'a> Run<'a> {
             ServiceOrder::Slo => scheduler.paced(Pacer::new(settings.cost.clone())),
         };
         let last_arrival = workload.last().map_or(Micros::ZERO, |last| last.at);
+        let classes: Arc<[u8]> = classes::assign(&settings.classes, workload.len(), settings.seed).into();
         Run {
             workload,
             arrived: 0,
@@ -84,7 +87,8 @@ impl<'a> Run<'a> {
                 ..SamplingParams::greedy()
             }),
             stop_tokens: Arc::new([]),
-            collector: Collector::new(workload.len(), settings.slo, last_arrival),
+            collector: Collector::new(&settings.classes, classes.clone(), last_arrival),
+            classes,
             settings,
         }
     }
@@ -112,7 +116,7 @@ impl<'a> Run<'a> {
             let fits = total <= self.settings.context_tokens_max
                 && self.core.scheduler().check_size(arrival.prompt_tokens, arrival.output_tokens).is_ok();
             let admitted = fits && self.core.scheduler().gauges().waiting < self.settings.queue_requests_max;
-            self.collector.arrival(arrival.at, admitted);
+            self.collector.arrival(id, arrival.at, admitted);
             if admitted {
                 self.core.enqueue(self.request(id, arrival));
             }
@@ -120,14 +124,15 @@ impl<'a> Run<'a> {
     }
 
     fn request(&self, id: RequestId, arrival: &Arrival) -> GenerationRequest {
+        let class = self.classes[id.0 as usize];
         GenerationRequest {
             id,
             prompt: VirtualExecutor::prompt(id, arrival.prompt_tokens),
             max_tokens: arrival.output_tokens,
             sampling: self.sampling.clone(),
             stop_tokens: self.stop_tokens.clone(),
-            slo: self.settings.slo,
-            class: 0,
+            slo: self.settings.classes[usize::from(class)].slo,
+            class,
             arrival: arrival.at,
         }
     }

@@ -9,8 +9,12 @@
 //! scheduler, engine, telemetry.
 #![forbid(unsafe_code)]
 
+mod capacity;
+mod classes;
 mod collect;
 mod driver;
+pub mod matrix;
+mod parallel;
 mod report;
 mod sweep;
 pub mod virtual_executor;
@@ -20,12 +24,14 @@ pub(crate) mod tests;
 
 use std::sync::Arc;
 
+pub use capacity::{CAPACITY_ATTAINMENTS, Capacity, SeedCapacity, Trial, capacities};
+pub use classes::SimulatedClass;
 pub use driver::{SimulationError, simulate};
-pub use report::{Bin, Report};
-pub use sweep::{Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
+pub use report::{Bin, ClassReport, Report};
+pub use sweep::{Contender, Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
 
 use crate::pacing::ServiceOrder;
-use crate::protocol::{BLOCK_TOKENS, ExecutorInfo, Slo};
+use crate::protocol::{BLOCK_TOKENS, ExecutorInfo};
 use crate::replay::{Arrival, Recording};
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::virtual_executor::{AcceptanceOptions, Confidence, TimeError};
@@ -49,8 +55,8 @@ pub struct Settings {
     pub context_tokens_max: u32,
     /// In which order requests are served.
     pub order: ServiceOrder,
-    /// Every request's objectives.
-    pub slo: Slo,
+    /// The classes of requests, most urgent first; 1 to 256.
+    pub classes: Vec<SimulatedClass>,
     /// Sampling temperature, which policies are told.
     pub temperature: f32,
     /// Of all that is drawn.

@@ -27,6 +27,28 @@ pub struct Bin {
     pub tokens_per_second: f64,
 }
 
+/// Figures of the requests of one class.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassReport {
+    /// Name of the class.
+    pub name: String,
+    /// Requests of the class.
+    pub requests: u64,
+    /// Of those, the ones that got their whole output.
+    pub finished: u64,
+    /// Requests that were too long, or found the queue full.
+    pub refused: u64,
+    /// Requests that met their objectives, over all requests of the class: a refused one
+    /// missed them, and one without objectives meets them by finishing.
+    pub attainment: f64,
+    /// Requests that met their objectives, per second of simulated time.
+    pub goodput_rps: f64,
+    /// Arrival to first token.
+    pub ttft_ms: LatencyStats,
+    /// Mean time per output token after the first, per request.
+    pub tpot_ms: LatencyStats,
+}
+
 /// Figures of one run; what `--json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
@@ -84,6 +106,8 @@ pub struct Report {
     pub simulated_seconds: f64,
     /// How long the simulation took; measured by the caller, so not part of the result.
     pub wall_seconds: Option<f64>,
+    /// The classes, most urgent first.
+    pub classes: Vec<ClassReport>,
     /// The run over time.
     pub timeline: Vec<Bin>,
     /// What the policy has learned.

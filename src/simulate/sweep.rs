@@ -1,8 +1,6 @@
 //! Many runs: policies against loads, on all cores.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
+use super::parallel::in_parallel;
 use super::{Report, Settings, SimulationError, simulate};
 use crate::pacing::ServiceOrder;
 use crate::policy::{Fixed, Learner, Static};
@@ -18,16 +16,33 @@ const BRACKET_FACTOR: f64 = 2.0;
 /// Most steps of the search for the interval, each way.
 const BRACKETS_MAX: u32 = 10;
 
+/// A policy and the order of service that it is run with.
+pub struct Contender {
+    /// In which order requests are served.
+    pub order: ServiceOrder,
+    /// Makes the policy's learner, a fresh one for each run.
+    pub learner: Box<dyn Fn() -> Box<dyn Learner> + Sync>,
+}
+
+impl Contender {
+    /// Simulates the contender in place of the settings' order of service.
+    ///
+    /// # Errors
+    /// As [`simulate`].
+    pub fn simulate(&self, workload: &[Arrival], settings: &Settings) -> Result<Report, SimulationError> {
+        let settings = Settings { order: self.order, ..settings.clone() };
+        simulate(workload, &settings, (self.learner)())
+    }
+}
+
 /// One run to do.
 pub struct Job<'a> {
     /// Multiple of the workload's rate.
     pub rate: f64,
     /// What the report calls the load.
     pub load: f64,
-    /// In which order requests are served.
-    pub order: ServiceOrder,
-    /// Makes the policy's learner.
-    pub learner: &'a (dyn Fn() -> Box<dyn Learner> + Sync),
+    /// What to run.
+    pub contender: &'a Contender,
 }
 
 /// The workload at `rate` times its rate: arrival times divided by it.
@@ -48,25 +63,9 @@ pub fn sweep(
     threads: usize,
     clock: &dyn Clock,
 ) -> Result<Vec<Report>, SimulationError> {
-    let next = AtomicUsize::new(0);
-    let results: Vec<_> = jobs.iter().map(|_| Mutex::new(None)).collect();
-    std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, jobs.len().max(1)) {
-            scope.spawn(|| {
-                while let Some(index) = take(&next, jobs.len()) {
-                    let result = run(workload, settings, &jobs[index], clock);
-                    *results[index].lock().expect("no job panicked holding it") = Some(result);
-                }
-            });
-        }
-    });
-    let finished = |slot: Mutex<Option<_>>| slot.into_inner().ok().flatten().expect("every job was taken");
-    results.into_iter().map(finished).collect()
-}
-
-fn take(next: &AtomicUsize, jobs: usize) -> Option<usize> {
-    let index = next.fetch_add(1, Ordering::Relaxed);
-    (index < jobs).then_some(index)
+    in_parallel(jobs.len(), threads, |index| run(workload, settings, &jobs[index], clock))
+        .into_iter()
+        .collect()
 }
 
 fn run(
@@ -77,9 +76,7 @@ fn run(
 ) -> Result<Report, SimulationError> {
     let started = clock.now();
     let workload = at_load(workload, job.rate);
-    let settings = Settings { order: job.order, ..settings.clone() };
-    let mut report = simulate(&workload, &settings, (job.learner)())?;
-    report.scheduler = job.order;
+    let mut report = job.contender.simulate(&workload, settings)?;
     let span_s = workload.last().map_or(0.0, |last| last.at.as_secs_f64());
     report.load = job.load;
     report.rate_multiple = job.rate;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
-use crate::protocol::{Clock, DrafterNeeds, Micros, MonotonicClock, StepDecision, StepView};
+use crate::protocol::{Clock, DrafterNeeds, Micros, MonotonicClock, Slo, StepDecision, StepView};
 use crate::replay::spec_bench::Task;
 use crate::replay::{Lengths, TraceSource, WorkloadOptions, load};
 use crate::timing::cost_model::{Between, LatencyModel, LatencyTerms};
@@ -38,7 +38,10 @@ pub(crate) fn settings() -> Settings {
         },
         queue_requests_max: 10_000,
         context_tokens_max: 65_536,
-        slo: Slo { ttft: Some(Micros::from_millis(500)), tpot: Some(Micros::from_millis(8)) },
+        classes: SimulatedClass::of_all(Slo {
+            ttft: Some(Micros::from_millis(500)),
+            tpot: Some(Micros::from_millis(8)),
+        }),
         temperature: 0.0,
         seed: 11,
     }
@@ -59,7 +62,7 @@ fn arrival(at_ms: u64, prompt_tokens: u32, output_tokens: u32) -> Arrival {
     Arrival { at: Micros::from_millis(at_ms), prompt_tokens, output_tokens, task: Task::Chat }
 }
 
-fn poisson(rps: f64, seconds: f64) -> Vec<Arrival> {
+pub(crate) fn poisson(rps: f64, seconds: f64) -> Vec<Arrival> {
     load(&TraceSource::Gamma { rps, cv: 1.0, seconds }, &WorkloadOptions::whole(Lengths::SpecBench, 5))
         .unwrap()
 }
@@ -157,6 +160,33 @@ fn requests_that_do_not_fit_are_refused_and_miss_their_objectives() {
 }
 
 #[test]
+fn each_class_is_judged_by_its_own_objectives_and_the_first_is_served_first() {
+    let class = |name: &str, slo| SimulatedClass { name: name.to_owned(), share: 0.5, slo };
+    let strict = Slo { ttft: Some(Micros::from_millis(300)), tpot: None };
+    let hopeless = Slo { ttft: Some(Micros(1)), tpot: None };
+    let mut settings = settings();
+    settings.limits.running_requests_max = 4;
+    let workload = poisson(8.0, 10.0);
+    let run_with = |first: Slo, second: Slo| {
+        let classes = vec![class("first", first), class("second", second)];
+        run(&workload, &Settings { classes, ..settings.clone() }, 0)
+    };
+
+    let report = run_with(strict, Slo::default());
+    let [first, second] = &report.classes[..] else { panic!("two classes: {:?}", report.classes) };
+    assert_eq!((first.name.as_str(), second.name.as_str()), ("first", "second"));
+    assert_eq!(first.requests + second.requests, report.requests);
+    assert_eq!((second.attainment, second.finished), (1.0, second.requests));
+    assert!(3.0 * first.ttft_ms.mean.unwrap() < second.ttft_ms.mean.unwrap(), "{report:?}");
+    assert_within(first.goodput_rps + second.goodput_rps, report.goodput_rps, 1e-9);
+    let attained = first.attainment * first.requests as f64 + second.requests as f64;
+    assert_within(report.attainment * report.requests as f64, attained, 1e-9);
+
+    let report = run_with(Slo::default(), hopeless);
+    assert_eq!((report.classes[0].attainment, report.classes[1].attainment), (1.0, 0.0));
+}
+
+#[test]
 fn a_slower_machine_is_slower_by_its_factor() {
     let workload = [arrival(0, 32, 200)];
     let exact = run(&workload, &settings(), 0);
@@ -213,12 +243,15 @@ fn policies_see_time_go_forward_and_learn_from_every_step() {
 #[test]
 fn a_sweep_reports_in_the_order_of_its_jobs_on_any_number_of_threads() {
     let (workload, settings, clock) = (poisson(5.0, 4.0), settings(), MonotonicClock::start());
-    let plain = || -> Box<dyn Learner> { Box::new(Static::new(Fixed::NONE)) };
-    let two = || -> Box<dyn Learner> { Box::new(Static::new(Fixed { draft_tokens: 2 })) };
+    let contender = |draft_tokens| Contender {
+        order: ServiceOrder::Fifo,
+        learner: Box::new(move || -> Box<dyn Learner> { Box::new(Static::new(Fixed { draft_tokens })) }),
+    };
+    let (plain, two) = (contender(0), contender(2));
     let jobs = [
-        Job { rate: 2.0, load: 1.0, learner: &plain },
-        Job { rate: 0.5, load: 0.25, learner: &plain },
-        Job { rate: 2.0, load: 1.0, learner: &two },
+        Job { rate: 2.0, load: 1.0, contender: &plain },
+        Job { rate: 0.5, load: 0.25, contender: &plain },
+        Job { rate: 2.0, load: 1.0, contender: &two },
     ];
     let timeless = |threads| -> Vec<Report> {
         let reports = sweep(&workload, &settings, &jobs, threads, &clock as &dyn Clock).unwrap();
@@ -236,13 +269,14 @@ fn a_sweep_reports_in_the_order_of_its_jobs_on_any_number_of_threads() {
 fn saturation_is_where_plain_decoding_begins_to_miss() {
     // a pass over more than 14 rows takes too long
     let slo = Slo { ttft: None, tpot: Some(Micros(5200)) };
-    let (workload, settings) = (poisson(5.0, 10.0), Settings { slo, ..settings() });
+    let (workload, settings) =
+        (poisson(5.0, 10.0), Settings { classes: SimulatedClass::of_all(slo), ..settings() });
     let load = saturation_load(&workload, &settings).unwrap().expect("there is a limit");
     let attainment = |load: f64| run(&at_load(&workload, load), &settings, 0).attainment;
     assert!(attainment(load) >= SATURATED_ATTAINMENT);
     assert!(attainment(load * 1.1) < SATURATED_ATTAINMENT);
-    let hopeless = Slo { tpot: Some(Micros(1)), ..settings.slo };
-    assert_eq!(saturation_load(&workload, &Settings { slo: hopeless, ..settings }).unwrap(), None);
+    let hopeless = SimulatedClass::of_all(Slo { tpot: Some(Micros(1)), ..slo });
+    assert_eq!(saturation_load(&workload, &Settings { classes: hopeless, ..settings }).unwrap(), None);
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! Statistics shared by several rooms: quantiles and isotonic regression.
+//! Statistics shared by several rooms: quantiles, intervals of means and isotonic regression.
 //!
 //! May import: nothing.
 #![forbid(unsafe_code)]
 
+pub mod interval;
 pub mod isotonic;
 pub mod quantile;

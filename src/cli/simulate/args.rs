@@ -1,20 +1,23 @@
 //! Arguments of `specserve simulate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 
+use super::capacity_args::CapacityArgs;
+use super::classes;
+use super::matrix_args::MatrixArgs;
 use crate::cli::error::CliError;
 use crate::cli::parse;
 use crate::pacing::ServiceOrder;
 use crate::policy::registry::{PolicyName, PolicyOptions};
 use crate::policy::specserve::SpecServeOptions;
 use crate::protocol::{DrafterNeeds, Slo};
-use crate::replay::{Lengths, Recording, TraceSource, WorkloadOptions};
+use crate::replay::{self, Arrival, Lengths, Recording, TraceSource, WorkloadOptions};
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::virtual_executor::{Confidence, TimeError};
-use crate::simulate::{DraftQuality, Settings};
+use crate::simulate::{DraftQuality, Settings, SimulatedClass};
 use crate::timing::cost_model::CostModel;
 
 /// Highest accepted temperature.
@@ -26,17 +29,21 @@ const TEMPERATURE_MAX: f64 = 2.0;
 pub struct SimulateArgs {
     /// A .csv or .jsonl file with arrival_s, prompt_tokens and output_tokens, or
     /// poisson:RPS,SECONDS, or gamma:RPS,CV,SECONDS.
-    #[arg(long, value_name = "TRACE")]
-    pub trace: TraceSource,
-    /// Profile that times the virtual device.
-    #[arg(long, value_name = "FILE")]
-    pub profile: PathBuf,
-    /// Policy; repeat the option to compare several.
+    #[arg(long, value_name = "TRACE", required_unless_present = "cells")]
+    trace: Option<TraceSource>,
+    /// Profile that times the virtual device; repeatable with --matrix.
+    #[arg(long = "profile", value_name = "FILE", required = true)]
+    profiles: Vec<PathBuf>,
+    /// Policy; repeat the option to compare several, except with --matrix.
     #[arg(long = "policy", value_name = "POLICY", default_value = "specserve")]
     policies: Vec<PolicyName>,
     /// Objectives of all requests: ttft_ms=N, tpot_ms=N, or both separated by a comma.
     #[arg(long, value_name = "SLO", value_parser = parse::slo, default_value = "")]
     slo: Slo,
+    /// A class of requests: NAME:share=S, then its objectives as in --slo; repeat the option,
+    /// the most urgent class first. Shares add up to 1.
+    #[arg(long = "class", value_name = "CLASS", value_parser = classes::parse, conflicts_with = "slo")]
+    classes: Vec<SimulatedClass>,
     /// Multiples of the trace's rate, or of the saturating rate with --saturation.
     #[arg(long = "load", value_name = "LOADS", value_delimiter = ',', default_value = "1", value_parser = parse::positive)]
     loads: Vec<f64>,
@@ -45,7 +52,7 @@ pub struct SimulateArgs {
     pub saturation: bool,
     /// Seed of everything that is drawn.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
-    seed: u64,
+    pub seed: u64,
     /// Source of lengths: trace or spec-bench. By default trace for a file, spec-bench for a
     /// generator.
     #[arg(long, value_name = "SOURCE", value_parser = parse::lengths)]
@@ -56,9 +63,9 @@ pub struct SimulateArgs {
     /// Keep each request with this probability; bursts keep their duration.
     #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
     thin: f64,
-    /// Keep only the first N requests.
+    /// Keep only the first N requests; with --matrix, requests of a cell, 1500 by default.
     #[arg(long, value_name = "REQUESTS")]
-    limit: Option<usize>,
+    pub limit: Option<usize>,
     /// Drop requests with longer prompts.
     #[arg(long, value_name = "TOKENS")]
     max_prompt: Option<u32>,
@@ -102,6 +109,10 @@ pub struct SimulateArgs {
     /// the others, as their originals serve.
     #[arg(long, value_name = "ORDER")]
     scheduler: Option<ServiceOrder>,
+    #[command(flatten)]
+    pub capacity: CapacityArgs,
+    #[command(flatten)]
+    pub matrix: MatrixArgs,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -121,20 +132,49 @@ impl SimulateArgs {
         })
     }
 
+    /// Profiles; at least one.
+    pub fn profiles(&self) -> &[PathBuf] {
+        &self.profiles
+    }
+
+    /// The profile of a command that takes only one.
+    ///
+    /// # Errors
+    /// [`CliError::Arguments`]: several.
+    pub fn profile(&self) -> Result<&Path, CliError> {
+        match &self.profiles[..] {
+            [profile] => Ok(profile),
+            _ => Err(CliError::Arguments("several --profile need --matrix".to_owned())),
+        }
+    }
+
+    /// The requests of the trace under `seed`.
+    ///
+    /// # Errors
+    /// [`CliError`]: no trace, or an invalid one.
+    pub fn workload(&self, seed: u64) -> Result<Vec<Arrival>, CliError> {
+        let Some(trace) = &self.trace else {
+            return Err(CliError::Arguments("--trace is missing".to_owned()));
+        };
+        replay::load(trace, &self.workload_options(trace, seed)).map_err(|error| match trace {
+            TraceSource::File(path) => CliError::Failed(format!("{}: {error}", path.display())),
+            TraceSource::Gamma { .. } => CliError::Failed(error.to_string()),
+        })
+    }
+
     /// Loads to run them at.
     pub fn loads(&self) -> &[f64] {
         &self.loads
     }
 
-    /// Workload options of the trace.
-    pub fn workload_options(&self) -> WorkloadOptions {
+    fn workload_options(&self, trace: &TraceSource, seed: u64) -> WorkloadOptions {
         WorkloadOptions {
             rate_scale: self.rate_scale,
             thin: self.thin,
             requests_max: self.limit,
             prompt_tokens_max: self.max_prompt,
-            lengths: self.lengths.unwrap_or(self.trace.lengths()),
-            seed: self.seed,
+            lengths: self.lengths.unwrap_or(trace.lengths()),
+            seed,
         }
     }
 
@@ -159,9 +199,18 @@ impl SimulateArgs {
     }
 
     /// The remaining settings of the simulation.
-    pub fn settings(&self, cost: CostModel, recording: Option<Arc<Recording>>) -> Settings {
+    ///
+    /// # Errors
+    /// [`CliError::Arguments`]: classes that do not fit together.
+    pub fn settings(&self, cost: CostModel, recording: Option<Arc<Recording>>) -> Result<Settings, CliError> {
+        let classes = if self.classes.is_empty() {
+            SimulatedClass::of_all(self.slo)
+        } else {
+            classes::check(&self.classes)?;
+            self.classes.clone()
+        };
         let drafter = cost.draft.is_some().then(|| DrafterNeeds::kv_cache(self.kv_blocks));
-        Settings {
+        Ok(Settings {
             cost,
             error: TimeError { jitter: self.jitter, ..TimeError::all(self.time_error) },
             draft: DraftQuality {
@@ -182,10 +231,10 @@ impl SimulateArgs {
             queue_requests_max: self.queue_max,
             context_tokens_max: self.context_max,
             order: self.scheduler.unwrap_or_default(),
-            slo: self.slo,
+            classes,
             temperature: self.temperature as f32,
             seed: self.seed,
-        }
+        })
     }
 }
 

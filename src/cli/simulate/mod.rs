@@ -1,21 +1,26 @@
 //! `specserve simulate`: runs the engine on a trace under a virtual clock.
 
 mod args;
+mod capacity;
+mod capacity_args;
+mod classes;
+mod matrix;
+mod matrix_args;
 mod table;
 
 use std::io::Write;
 use std::num::NonZero;
+use std::path::Path;
 
 use serde_json::json;
 
 pub use args::SimulateArgs;
 
 use super::error::CliError;
-use crate::policy::Learner;
 use crate::policy::registry::{self, PolicyName};
 use crate::protocol::MonotonicClock;
 use crate::replay;
-use crate::simulate::{Job, Report, Settings, saturation_load, sweep};
+use crate::simulate::{Contender, Job, Report, Settings, saturation_load, sweep};
 use crate::timing::profile::Profile;
 
 /// Runs the command.
@@ -23,47 +28,53 @@ use crate::timing::profile::Profile;
 /// # Errors
 /// [`CliError`]: an invalid trace or profile, or a policy that violates an invariant.
 pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
+    if let Some(cells) = args.matrix.cells {
+        return matrix::run(args, cells, out);
+    }
+    if args.capacity.capacity {
+        return capacity::run(args, out);
+    }
     let failed = |error: &dyn std::error::Error| CliError::Failed(error.to_string());
-    let profile = read_profile(args)?;
-    let workload =
-        replay::load(&args.trace, &args.workload_options()).map_err(|error| match &args.trace {
-            replay::TraceSource::File(path) => CliError::Failed(format!("{}: {error}", path.display())),
-            replay::TraceSource::Gamma { .. } => failed(&error),
-        })?;
+    let profile = read_profile(args.profile()?)?;
+    let workload = args.workload(args.seed)?;
     let cost = profile.cost_model().map_err(|error| failed(&error))?;
-    let settings = args.settings(cost, args.recording()?);
+    let settings = args.settings(cost, args.recording()?)?;
     let unit = if args.saturation { find_saturation(&workload, &settings)? } else { 1.0 };
-    let factory = |&name| Ok((args.order(name), factory(name, &profile, args)?));
-    let factories: Vec<_> = args.policies().iter().map(factory).collect::<Result<_, CliError>>()?;
+    let contenders = contenders(args.policies(), &profile, args)?;
     let mut jobs = Vec::new();
     for &load in args.loads() {
-        jobs.extend(factories.iter().map(|(order, learner)| Job {
-            rate: load * unit,
-            load,
-            order: *order,
-            learner: &**learner,
-        }));
+        jobs.extend(contenders.iter().map(|contender| Job { rate: load * unit, load, contender }));
     }
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let clock = MonotonicClock::start();
-    let reports = sweep(&workload, &settings, &jobs, threads, &clock).map_err(|error| failed(&error))?;
+    let reports = sweep(&workload, &settings, &jobs, threads(), &clock).map_err(|error| failed(&error))?;
     print(args, &reports, out)
 }
 
-type Factory = Box<dyn Fn() -> Box<dyn Learner> + Sync>;
+/// As many threads as there are cores.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+fn contenders(
+    names: &[PolicyName],
+    profile: &Profile,
+    args: &SimulateArgs,
+) -> Result<Vec<Contender>, CliError> {
+    names.iter().map(|&name| contender(name, profile, args)).collect()
+}
 
 /// Returns a factory that builds a fresh policy for each run.
-fn factory(name: PolicyName, profile: &Profile, args: &SimulateArgs) -> Result<Factory, CliError> {
+fn contender(name: PolicyName, profile: &Profile, args: &SimulateArgs) -> Result<Contender, CliError> {
     let (profile, options) = (profile.clone(), args.policy_options());
     let build = move || registry::build(name, Some(&profile), &options);
     build().map_err(|error| CliError::Failed(error.to_string()))?;
-    Ok(Box::new(move || build().expect("the same options built a policy before")))
+    let learner = Box::new(move || build().expect("the same options built a policy before"));
+    Ok(Contender { order: args.order(name), learner })
 }
 
-fn read_profile(args: &SimulateArgs) -> Result<Profile, CliError> {
-    let path = &args.profile;
+fn read_profile(path: &Path) -> Result<Profile, CliError> {
     let text =
-        std::fs::read_to_string(path).map_err(|source| CliError::File { path: path.clone(), source })?;
+        std::fs::read_to_string(path).map_err(|source| CliError::File { path: path.to_owned(), source })?;
     Profile::from_toml(&text).map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))
 }
 
@@ -76,7 +87,12 @@ fn print(args: &SimulateArgs, reports: &[Report], out: &mut impl Write) -> Resul
     match (args.json, reports) {
         (true, [report]) => writeln!(out, "{:#}", json!(report))?,
         (true, reports) => writeln!(out, "{:#}", json!({ "runs": reports }))?,
-        (false, reports) => write!(out, "{}", table::of(reports))?,
+        (false, reports) => {
+            write!(out, "{}", table::of(reports))?;
+            if reports.iter().any(|report| report.classes.len() > 1) {
+                write!(out, "\n{}", table::of_classes(reports))?;
+            }
+        }
     }
     Ok(())
 }

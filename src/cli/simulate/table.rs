@@ -1,4 +1,4 @@
-//! Table of the simulation reports.
+//! Tables of the simulation reports.
 
 use crate::cli::table::{Table, or_dash};
 use crate::simulate::Report;
@@ -44,6 +44,42 @@ pub fn of(reports: &[Report]) -> Table {
             format!("{:.1}", report.mean_batch),
             millis(report.wall_seconds),
         ]);
+    }
+    table
+}
+
+/// One row per run and class.
+pub fn of_classes(reports: &[Report]) -> Table {
+    let mut table = Table::new([
+        "policy",
+        "load",
+        "class",
+        "requests",
+        "attained %",
+        "goodput/s",
+        "TTFT p50",
+        "p99",
+        "TPOT mean",
+        "p50",
+        "p99 ms",
+    ]);
+    for report in reports {
+        for class in &report.classes {
+            let millis = |value: Option<f64>| or_dash(value, 2);
+            table.row([
+                report.policy.clone(),
+                format!("{:.2}", report.load),
+                class.name.clone(),
+                class.requests.to_string(),
+                format!("{:.1}", class.attainment * 100.0),
+                format!("{:.2}", class.goodput_rps),
+                millis(class.ttft_ms.p50),
+                millis(class.ttft_ms.p99),
+                millis(class.tpot_ms.mean),
+                millis(class.tpot_ms.p50),
+                millis(class.tpot_ms.p99),
+            ]);
+        }
     }
     table
 }

@@ -65,7 +65,6 @@ impl AdaSpecVerifier {
         rows.extend(view.decoding.iter().map(|row| Row {
             weight: 1.0,
             query_us: (token_us * f64::from(row.context_tokens)) as f32,
-            bound: None,
             positions: 0,
         }));
         survival.clear();
@@ -88,7 +87,6 @@ impl AdaSpecVerifier {
             draft: Curve::ZERO,
             calls_made: calls,
             priced_us: super::symmetric_us(&self.cost, view, calls, batch as u32) - stair_us,
-            unpriced_us: 0.0,
             rows_max: ROWS_MAX as u32,
         };
         solve(&problem, planner, lengths);

@@ -1,41 +1,32 @@
-//! Chooses draft lengths for a whole batch: most expected tokens per second among the
-//! steps that keep every bound.
+//! Chooses draft lengths for a whole batch: most expected tokens per second.
 //!
 //! ```text
-//! maximise   V(g) = Σ_r w_r (1 + Σ_{i≤g_r} S(r,i)) / T(g)
-//! subject to T(g) + U ≤ credit_r + τ_r (1 + Σ_{i≤g_r} S(r,i))   for every bounded r
+//! maximise V(g) = Σ_r w_r (1 + Σ_{i≤g_r} S(r,i)) / T(g)
 //! ```
 //!
 //! `T(g)` is the target's staircase at all rows plus what each draft adds for its own
-//! context, plus one draft call per depth that is still to be drafted; `U` is time that is
-//! spent anyway (prefill, catch-up) and therefore constrains but is not priced.
+//! context, plus one draft call per depth that is still to be drafted.
 //!
 //! For every depth cap the items `(r,i)` with `i` up to the cap are taken in order of their
-//! marginal value, which is prefix-closed because survival does not rise with `i`. Along
-//! this sweep the step gets longer; whenever it passes the deadline of a request at its
-//! current length, the next item of that request is forced in (a floor), and the least
-//! valuable free item is given back, so that the number of drafts stays the one under
-//! examination. Every number of drafts is examined: a staircase has many local maxima.
+//! marginal value, which is prefix-closed because survival does not rise with `i`. Every number
+//! of drafts is examined: a staircase has many local maxima.
 //!
 //! The result is the exact optimum whenever a draft call's time does not depend on its rows
 //! and drafts cost the same in every row (`row_us` and `query_us` zero and a flat draft
 //! table), in particular for the choice after drafting with a context-free verify cost.
 //! Otherwise every examined plan is still costed truly, and the result is never worse than
-//! any feasible plan with one length for all. Both claims are tested against enumeration.
+//! any plan with one length for all. Both claims are tested against enumeration.
 //! docs/policy.md, section "The planner", has the argument.
 
-mod floors;
 mod outline;
 mod rank;
 mod search;
 mod sweep;
 
-use floors::Floors;
 use outline::Outline;
 use rank::Ranking;
 use search::Search;
 
-use super::slo::TpotBound;
 use super::survival::POSITIONS_MAX;
 
 /// Most rows of one problem.
@@ -48,8 +39,6 @@ pub struct Row {
     pub weight: f32,
     /// Microseconds that each verified draft adds to the target's time beside the staircase.
     pub query_us: f32,
-    /// Longest step that it allows; `None`: any.
-    pub bound: Option<TpotBound>,
     /// Most drafts, at most [`POSITIONS_MAX`].
     pub positions: u32,
 }
@@ -100,10 +89,9 @@ pub struct Problem<'a> {
     pub draft: Curve<'a>,
     /// Draft calls already made: positions up to here cost no more drafting.
     pub calls_made: u32,
-    /// The rest of the step that counts for the value: context, host, drafting so far.
+    /// The rest of the step that counts for the value: context, host, drafting so far. Prefill
+    /// does not: it has to be done in some step anyway.
     pub priced_us: f64,
-    /// The rest of the step that only counts against bounds: prefill, catch-up.
-    pub unpriced_us: f64,
     /// Most verification rows.
     pub rows_max: u32,
 }
@@ -116,15 +104,6 @@ impl Problem<'_> {
 
     fn survival(&self, row: usize, depth: usize) -> f32 {
         self.survival[depth * self.rows.len() + row]
-    }
-
-    /// Whether a step of these lengths keeps every bound.
-    fn allows(&self, lengths: &[u32], priced_us: f64) -> bool {
-        let step_us = priced_us + self.unpriced_us;
-        self.rows.iter().zip(lengths).enumerate().all(|(row, (terms, &length))| {
-            let drafts = || (0..length as usize).map(|depth| f64::from(self.survival(row, depth)));
-            terms.bound.is_none_or(|bound| step_us <= bound.deadline_us(1.0 + drafts().sum::<f64>()))
-        })
     }
 }
 
@@ -140,9 +119,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// No plan is better.
-    const UNBEATEN: Plan = Plan { value_tokens: f64::INFINITY, priced_us: 0.0, drafts: 0 };
-
     /// The objective, in weighted tokens per microsecond.
     pub fn rate(&self) -> f64 {
         self.value_tokens / self.priced_us
@@ -188,34 +164,21 @@ pub struct Buffers {
     times: Times,
     ranking: Ranking,
     outline: Outline,
-    floors: Floors,
-    best_forced: Vec<u64>,
 }
 
-/// Solves `problem` and writes one draft length per row to `lengths`. `None`, with all
-/// lengths zero, if no examined step keeps all bounds.
+/// Solves `problem` and writes one draft length per row to `lengths`.
 ///
 /// # Panics
 /// If there are more than [`PLAN_ROWS_MAX`] rows, or the survival table is too short.
-pub fn solve(problem: &Problem<'_>, buffers: &mut Buffers, lengths: &mut Vec<u32>) -> Option<Plan> {
+pub fn solve(problem: &Problem<'_>, buffers: &mut Buffers, lengths: &mut Vec<u32>) -> Plan {
     assert!(problem.rows.len() <= PLAN_ROWS_MAX, "too many rows to plan");
     lengths.clear();
     lengths.resize(problem.rows.len(), 0);
     let deepest = problem.rows.iter().map(|row| row.positions as usize).max().unwrap_or(0).min(POSITIONS_MAX);
     let mut search = Search::begin(problem, buffers, deepest);
-    // Bounds seldom bind: where the outline's best point keeps them, so does the best step as a
-    // rule.
-    if search.first_keeps_bounds() {
-        search.refine();
-        search.write(lengths);
-        if problem.allows(lengths, search.best?.plan.priced_us) {
-            return Some(search.best?.plan);
-        }
-        lengths.fill(0);
-    }
-    search.work_in_bounds();
+    search.refine();
     search.write(lengths);
-    Some(search.best?.plan)
+    search.best.plan
 }
 
 #[cfg(test)]

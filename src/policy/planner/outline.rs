@@ -53,7 +53,7 @@ pub(super) struct Outline {
 }
 
 impl Outline {
-    /// Draws caps until one that no deeper one can beat (bounds apart), and returns the best
+    /// Draws caps until one that no deeper one can beat and returns the best
     /// point that keeps the row limit.
     pub(super) fn draw(
         &mut self,
@@ -82,14 +82,6 @@ impl Outline {
             call_value = self.add_level(times, self.drawn, &mut best);
         }
         best
-    }
-
-    /// Draws the other caps, too: bounds may ask for them.
-    pub(super) fn draw_rest(&mut self, times: &Times) {
-        while self.drawn < self.deepest {
-            self.drawn += 1;
-            self.add_level(times, self.drawn, &mut (Boundary::default(), Plan::UNBEATEN));
-        }
     }
 
     fn fill_cells(&mut self, problem: &Problem<'_>, ranking: &Ranking) {

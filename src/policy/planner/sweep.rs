@@ -1,18 +1,15 @@
 //! Walking through the positions of a depth cap in rank order, from a boundary on.
 
-use super::floors::{BoundUnmet, Floors};
 use super::outline::{Boundary, Outline};
-use super::rank::{Ranking, depth_of, row_of};
+use super::rank::{Ranking, depth_of};
 use super::{Plan, Problem, Times};
 use crate::policy::survival::POSITIONS_MAX;
 
-/// Chosen are the positions above the cap before the frontier, and those below their row's
-/// floor.
+/// Chosen are the positions above the cap before the frontier.
 pub(super) struct Sweep<'a> {
     problem: &'a Problem<'a>,
     times: &'a Times,
     ranking: &'a mut Ranking,
-    floors: &'a mut Floors,
     drafted: usize,
     cap: usize,
     /// Index in the list of the first position that has not been looked at.
@@ -30,19 +27,18 @@ pub(super) struct Sweep<'a> {
 }
 
 impl<'a> Sweep<'a> {
-    /// A sweep that stands at a boundary, with such floors as there are.
+    /// A sweep that stands at a boundary.
     pub(super) fn at(
         boundary: Boundary,
         problem: &'a Problem<'a>,
         times: &'a Times,
         outline: &Outline,
         ranking: &'a mut Ranking,
-        floors: &'a mut Floors,
     ) -> Sweep<'a> {
         let point = outline.points(boundary.cap)[boundary.bucket];
         let bucket = boundary.bucket.min(ranking.buckets() - 1);
         let extent = ranking.sort(bucket);
-        let mut sweep = Sweep {
+        Sweep {
             problem,
             times,
             drafted: *outline.caps().start(),
@@ -56,19 +52,6 @@ impl<'a> Sweep<'a> {
             other_us: point.other_us,
             call_rows: outline.call_rows(boundary),
             ranking,
-            floors,
-        };
-        sweep.force(0);
-        sweep
-    }
-
-    /// Adds what is asked for from the `first` on, unless it is chosen anyway.
-    fn force(&mut self, first: usize) {
-        for index in first..self.floors.asked.len() {
-            let item = self.floors.asked[index];
-            if item >= self.frontier {
-                self.add(item);
-            }
         }
     }
 
@@ -80,11 +63,6 @@ impl<'a> Sweep<'a> {
     /// See [`Ranking::count_before`].
     pub(super) fn frontier(&self) -> u64 {
         self.frontier
-    }
-
-    /// How many positions are below their row's floor.
-    pub(super) fn forced(&self) -> usize {
-        self.floors.asked.len()
     }
 
     /// The step with what is chosen.
@@ -106,51 +84,10 @@ impl<'a> Sweep<'a> {
             let item = self.ranking.at(self.next);
             self.next += 1;
             self.frontier = item + 1;
-            if self.is_free(item) {
+            if depth_of(item) < self.cap {
                 self.add(item);
                 return true;
             }
-        }
-    }
-
-    /// Gives back the position chosen last in rank order. Returns whether there was one.
-    fn retract(&mut self) -> bool {
-        loop {
-            while self.next == self.extent.0 {
-                if self.bucket == 0 {
-                    return false;
-                }
-                self.bucket -= 1;
-                self.extent = self.ranking.sort(self.bucket);
-            }
-            self.next -= 1;
-            let item = self.ranking.at(self.next);
-            self.frontier = item;
-            if self.is_free(item) {
-                self.remove(item);
-                return true;
-            }
-        }
-    }
-
-    /// Whether a position is above the cap and not below its row's floor.
-    fn is_free(&self, item: u64) -> bool {
-        let depth = depth_of(item);
-        depth < self.cap && depth >= self.floors.drafts(row_of(item)) as usize
-    }
-
-    /// Forces in what the step's length asks for, holding the number of drafts at `goal`
-    /// where free positions can be given back.
-    pub(super) fn settle(&mut self, goal: u32) -> Result<(), BoundUnmet> {
-        loop {
-            while self.drafts > goal && self.retract() {}
-            let step_us = self.plan().priced_us + self.problem.unpriced_us;
-            if self.floors.allow(step_us) {
-                return Ok(());
-            }
-            let known = self.floors.asked.len();
-            self.floors.raise(self.problem, self.ranking, self.cap, step_us)?;
-            self.force(known);
         }
     }
 
@@ -158,12 +95,6 @@ impl<'a> Sweep<'a> {
         self.drafts += 1;
         self.value += self.ranking.value(self.problem, item);
         self.other_us += self.ranking.query_us(item) + self.call_change(depth_of(item), 1);
-    }
-
-    fn remove(&mut self, item: u64) {
-        self.drafts -= 1;
-        self.value -= self.ranking.value(self.problem, item);
-        self.other_us += self.call_change(depth_of(item), -1) - self.ranking.query_us(item);
     }
 
     /// Counts a row of the draft call at `depth` in or out; returns the change of its time.

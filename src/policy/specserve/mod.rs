@@ -1,7 +1,7 @@
-//! `specserve`: plans drafting, verification and prefill jointly under latency objectives. The
-//! phases are AdaSpec's (SoCC'25, section 5: predict, execute, correct, verify), per request.
+//! `specserve`: plans drafting and verification for the most tokens per second. The phases are
+//! AdaSpec's (SoCC'25, section 5: predict, execute, correct, verify), per request.
 //!
-//! - [`plan`](Policy::plan) predicts: which rows draft, if any, and how much is prefilled.
+//! - [`plan`](Policy::plan) predicts: which rows draft, if any.
 //! - [`extend`](Policy::extend) corrects after every draft call: it plans again with the actual
 //!   confidences so far and forecasts for the rest; only rows whose next draft is in the new plan
 //!   continue.
@@ -43,9 +43,6 @@ pub struct SpecServeOptions {
     pub verify_rows_max: u32,
     /// How draft probability becomes survival.
     pub calibration: CalibrationMode,
-    /// Least prefill tokens of a step while a prompt waits, whatever the objectives: guarantees
-    /// progress.
-    pub prefill_tokens_floor: u32,
 }
 
 impl Default for SpecServeOptions {
@@ -54,7 +51,6 @@ impl Default for SpecServeOptions {
             draft_tokens_max: 8,
             verify_rows_max: ROWS_MAX as u32,
             calibration: CalibrationMode::Learned,
-            prefill_tokens_floor: 16,
         }
     }
 }
@@ -165,28 +161,20 @@ impl SpecServe {
         }
     }
 
-    /// Time spent on drafting so far in a step, as predicted.
-    fn spent(&self, costs: &Costs<'_>, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
+    /// Time spent on drafting so far in a step, as predicted. Catch-up is sunk and left out.
+    fn spent(&self, costs: &Costs<'_>, rows: &[DraftedRow]) -> Spent {
         let calls = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
         let call_us =
             |call: usize| costs.draft_call_us(rows.iter().filter(|row| row.proposals.len() > call).count());
         let round_us = if calls > 0 { costs.draft_round_us() } else { 0.0 };
-        let drafting = rows.iter().filter(|row| !row.proposals.is_empty());
-        let catch_up_us: f64 =
-            drafting.map(|row| costs.catch_up_us(&step.view.decoding[row.decoding as usize])).sum();
-        Spent {
-            calls: calls as u32,
-            draft_us: round_us + (0..calls).map(call_us).sum::<f64>(),
-            unpriced_us: costs.prefill_us(step.view, step.granted.prefill_tokens) + catch_up_us,
-        }
+        Spent { calls: calls as u32, draft_us: round_us + (0..calls).map(call_us).sum::<f64>() }
     }
 
     /// Sets the workspace up for a step in progress.
     fn resume(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
         let costs = Costs::of(&self.time, step.view);
-        let spent = self.spent(&costs, step, rows);
-        space.begin(&costs, step.view, costs.plain_us() + spent.draft_us + spent.unpriced_us);
-        spent
+        space.begin(&costs, step.view);
+        self.spent(&costs, rows)
     }
 }
 

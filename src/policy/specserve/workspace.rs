@@ -1,8 +1,6 @@
-//! Turns a step's view and the time model into a problem for the planner, and relaxes its bounds
-//! in the order of docs/slo.md, "Inside a step".
+//! Turns a step's view and the time model into a problem for the planner.
 
 use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
-use crate::policy::slo::{SloState, TpotBound, queue_us, tpot_bound};
 use crate::policy::survival::POSITIONS_MAX;
 use crate::protocol::{DecodeView, StepView};
 use crate::timing::correction::TimeModel;
@@ -11,7 +9,7 @@ use crate::timing::cost_model::{Work, prefill_attended};
 /// Terms of a step's time that do not depend on any decision.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Costs<'a> {
-    pub(super) time: &'a TimeModel,
+    time: &'a TimeModel,
     pub(super) rows: usize,
     /// Context and host: a plain step without the staircase.
     fixed_us: f64,
@@ -81,11 +79,6 @@ impl<'a> Costs<'a> {
         let done = row.context_tokens.saturating_sub(row.draft_lag_tokens);
         self.time.catch_up_us(missed, prefill_attended(done, missed))
     }
-
-    /// Time that prefilling the queue's first `tokens` tokens adds.
-    pub(super) fn prefill_us(&self, view: &StepView, tokens: u32) -> f64 {
-        queue_us(self.time, &view.prefilling, tokens)
-    }
 }
 
 /// The step at hand as a problem for the planner; `specserve`'s part of [`Scratch`](crate::policy::Scratch).
@@ -93,41 +86,26 @@ impl<'a> Costs<'a> {
 pub struct Workspace {
     planner: Buffers,
     pub(super) rows: Vec<Row>,
-    pub(super) slo_states: Vec<SloState>,
     pub(super) survival: Vec<f32>,
     pub(super) lengths: Vec<u32>,
-    saved: Vec<Option<TpotBound>>,
-    /// Bounds and lengths that [`relax_recovering`](Self::relax_recovering) may restore.
-    bounds: Vec<Option<TpotBound>>,
-    bounded_lengths: Vec<u32>,
-    /// Longest steps that requests can absorb for urgent prefill.
-    pub(super) tolerable_us: Vec<f64>,
 }
 
-/// Time spent so far in a step, for one call of the planner.
+/// Time spent on drafting so far in a step, for one call of the planner.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spent {
     pub(super) calls: u32,
     pub(super) draft_us: f64,
-    pub(super) unpriced_us: f64,
 }
 
 impl Workspace {
-    /// One row per decoding sequence, with its bound as seen when the step without further
-    /// drafts takes `plain_us`; no positions yet.
-    pub(super) fn begin(&mut self, costs: &Costs<'_>, view: &StepView, plain_us: f64) {
-        let stretch = 1.0 + costs.time.margin();
+    /// One row per decoding sequence; no positions yet.
+    pub(super) fn begin(&mut self, costs: &Costs<'_>, view: &StepView) {
         self.rows.clear();
-        self.slo_states.clear();
-        for row in &view.decoding {
-            let (state, bound) = tpot_bound(row, plain_us * stretch);
-            let bound = bound.map(|bound| TpotBound {
-                credit_us: bound.credit_us / stretch,
-                token_us: bound.token_us / stretch,
-            });
-            self.rows.push(Row { weight: 1.0, query_us: costs.query_us(row), bound, positions: 0 });
-            self.slo_states.push(state);
-        }
+        self.rows.extend(view.decoding.iter().map(|row| Row {
+            weight: 1.0,
+            query_us: costs.query_us(row),
+            positions: 0,
+        }));
         self.survival.clear();
         self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
     }
@@ -144,54 +122,23 @@ impl Workspace {
         1.0 + drafts.sum::<f64>()
     }
 
-    /// Plans into `lengths`. Requests that need speculation are bounded first; if no step keeps all
-    /// of their bounds, they become best effort. Returns the plan and whether such bounds are kept.
-    pub(super) fn solve(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> (Option<Plan>, bool) {
-        let short = self.slo_states.contains(&SloState::NeedsSpeculation);
-        if short && let Some(plan) = self.solve_bounded(costs, rows_max, spent) {
-            return (Some(plan), true);
-        }
-        if short {
-            self.release(SloState::NeedsSpeculation);
-        }
-        let plan = self.solve_bounded(costs, rows_max, spent);
-        if self.slo_states.contains(&SloState::Recovering) {
-            return (self.relax_recovering(costs, rows_max, spent, plan), false);
-        }
-        (plan, false)
+    /// Weighted tokens of a plain step.
+    pub(super) fn weight(&self) -> f64 {
+        self.rows.iter().map(|row| f64::from(row.weight)).sum()
     }
 
-    /// Drops the bounds of recovering requests if together they get more tokens per time without.
-    /// Each bound asks for a step that is short for the request's own tokens; many of them, some
-    /// with poor drafts, may leave only a plain step, in which none of them catches up.
-    fn relax_recovering(
-        &mut self,
-        costs: &Costs<'_>,
-        rows_max: u32,
-        spent: Spent,
-        bounded: Option<Plan>,
-    ) -> Option<Plan> {
-        let bounded_rate = self.recovering_rate(costs, spent, bounded);
-        self.bounded_lengths.clone_from(&self.lengths);
-        self.bounds.clear();
-        self.bounds.extend(self.rows.iter().map(|row| row.bound));
-        self.release(SloState::Recovering);
-        let free = self.solve_bounded(costs, rows_max, spent);
-        if free.is_some() && self.recovering_rate(costs, spent, free) > bounded_rate {
-            return free;
-        }
-        self.lengths.clone_from(&self.bounded_lengths);
-        self.rows.iter_mut().zip(&self.bounds).for_each(|(row, bound)| row.bound = *bound);
-        bounded
-    }
-
-    /// Expected tokens of all recovering requests per microsecond of the planned step, or of a
-    /// plain step without a plan.
-    fn recovering_rate(&self, costs: &Costs<'_>, spent: Spent, plan: Option<Plan>) -> f64 {
-        let priced_us = plan.map_or(costs.plain_us() + spent.draft_us, |plan| plan.priced_us);
-        let recovering = (0..self.rows.len()).filter(|&row| self.slo_states[row] == SloState::Recovering);
-        let tokens: f64 = recovering.map(|row| self.tokens(row, self.lengths[row])).sum();
-        tokens / (priced_us + spent.unpriced_us)
+    /// Plans into `lengths`.
+    pub(super) fn solve(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> Plan {
+        let problem = Problem {
+            rows: &self.rows,
+            survival: &self.survival,
+            target: costs.target(),
+            draft: costs.draft(),
+            calls_made: spent.calls,
+            priced_us: costs.fixed_us + spent.draft_us,
+            rows_max,
+        };
+        solve(&problem, &mut self.planner, &mut self.lengths)
     }
 
     /// The step at the planned lengths with all its draft calls, without prefill and catch-up.
@@ -209,56 +156,5 @@ impl Workspace {
     /// Whether any row has a planned draft.
     pub(super) fn drafts(&self) -> bool {
         self.lengths.iter().any(|&length| length > 0)
-    }
-
-    /// Longest step that the bounds allow at the planned lengths, in microseconds; bounds
-    /// that a step of `step_us` already breaks do not count.
-    pub(super) fn limit_us(&self, step_us: f64) -> f64 {
-        let limit = |(row, terms): (usize, &Row)| {
-            terms.bound.map(|bound| bound.deadline_us(self.tokens(row, self.lengths[row])))
-        };
-        let limits = self.rows.iter().enumerate().filter_map(limit);
-        limits.filter(|&limit_us| limit_us >= step_us).fold(f64::INFINITY, f64::min)
-    }
-
-    /// Longest step without drafts that all requests but those that need speculation allow.
-    pub(super) fn plain_limit_us(&self) -> f64 {
-        let bound = |(row, state): (&Row, &SloState)| {
-            row.bound.filter(|_| *state != SloState::NeedsSpeculation).map(|bound| bound.deadline_us(1.0))
-        };
-        self.rows.iter().zip(&self.slo_states).filter_map(bound).fold(f64::INFINITY, f64::min)
-    }
-
-    /// Drops the bounds of all requests in a state.
-    fn release(&mut self, released: SloState) {
-        for (row, state) in self.rows.iter_mut().zip(&self.slo_states) {
-            if *state == released {
-                row.bound = None;
-            }
-        }
-    }
-
-    /// Keeps all bounds for [`restore_bounds`](Self::restore_bounds).
-    pub(super) fn save_bounds(&mut self) {
-        self.saved.clear();
-        self.saved.extend(self.rows.iter().map(|row| row.bound));
-    }
-
-    pub(super) fn restore_bounds(&mut self) {
-        self.rows.iter_mut().zip(&self.saved).for_each(|(row, bound)| row.bound = *bound);
-    }
-
-    fn solve_bounded(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> Option<Plan> {
-        let problem = Problem {
-            rows: &self.rows,
-            survival: &self.survival,
-            target: costs.target(),
-            draft: costs.draft(),
-            calls_made: spent.calls,
-            priced_us: costs.fixed_us + spent.draft_us,
-            unpriced_us: spent.unpriced_us,
-            rows_max,
-        };
-        solve(&problem, &mut self.planner, &mut self.lengths)
     }
 }
