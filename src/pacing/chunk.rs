@@ -1,20 +1,23 @@
 //! How much prefill a step takes: all there is, unless a running request would miss its TPOT
 //! objective by it and the prompts can wait.
 //!
-//! TPOT is a mean over the whole output, so a request can bear a step that it makes up for later.
-//! A request with the objective `τ` that has emitted `n` tokens since its first, `a` ago, has the
-//! credit `τ·n − a`. Steps of decoding alone bring it `τ − T/E` per token, and it has some more
-//! tokens to come. So the longest step that it bears is its credit, `τ` for each token of this
-//! step, and what it makes up for in a part of the output to come. One that would not be within
-//! its objective by the end of an average output is lost and bears anything.
+//! TPOT is a mean over the whole output, so a request can bear a step that it makes up for later,
+//! if its output lasts. A request with the objective `τ` that has emitted `n` tokens since its
+//! first, `a` ago, has the credit `τ·n − a`. A step of length `T` that yields `E` tokens leaves it
+//! `T − τ·E` more behind, and steps of decoding alone bring back `τ − T₀/E` per token. So a request
+//! that is `d` behind needs `d/(τ − T₀/E)` more tokens to be within its objective again. Outputs
+//! end without notice: with a mean of `N` tokens still to come, the chance that it ends before
+//! that is taken as `x/(1 + x)` for `x = d/((τ − T₀/E)·N)`.
+//!
+//! The chunk is the largest whose expected losses are negligible. If prompts would miss their
+//! TTFT objectives at that pace, it may cost as many TPOT objectives as TTFT objectives it saves.
 
 use super::Pacer;
 use crate::protocol::{DecodeView, PrefillView};
 use crate::timing::cost_model::prefill_attended;
 
-/// Part of a mean output within which a request must make up for a long step. Outputs end without
-/// notice: with lengths spread exponentially, one in five ends sooner.
-const RECOVERY_SHARE: f64 = 0.25;
+/// TPOT objectives, in expectation, that a step of prefill that could wait may cost.
+const FREE_LOSSES: f64 = 0.1;
 /// Mean output before any request finished, in tokens.
 const FIRST_OUTPUT_TOKENS: f64 = 64.0;
 /// Least prefill of a step while a prompt waits, in tokens: guarantees progress.
@@ -36,53 +39,67 @@ impl Pacer {
             return all;
         }
         let decode_us = self.decode_us(decoding);
-        self.list_bearable(decoding, decode_us);
-        let mut bearable = std::mem::take(&mut self.buffers.bearable_us);
-        bearable.sort_unstable_by(f64::total_cmp);
-        let within = |lost: usize| match bearable.get(lost) {
-            Some(limit_us) => self.chunk_within(prefilling, limit_us - decode_us, all),
-            None => all,
-        };
-        let free = within(0);
-        // A TTFT objective is worth a TPOT objective: as many may be lost as are saved.
+        self.list_debts(decoding, decode_us);
+        let free = self.chunk_within(prefilling, FREE_LOSSES, all);
+        // A TTFT objective is worth a TPOT objective.
         let hurried = paces.iter().filter(|&&pace| pace > free).count();
         let chunk = if free < all && hurried > 0 {
             let needed = paces.iter().copied().max().unwrap_or(0).min(all);
-            free.max(needed.min(within(hurried)))
+            free.max(self.chunk_within(prefilling, hurried as f64, needed))
         } else {
             free
         };
-        self.buffers.bearable_us = bearable;
         chunk.max(CHUNK_FLOOR.min(all))
     }
 
-    fn list_bearable(&mut self, decoding: &[DecodeView], decode_us: f64) {
+    /// What each running request with a TPOT objective owes after a step of decoding alone.
+    fn list_debts(&mut self, decoding: &[DecodeView], decode_us: f64) {
         let tokens = self.load.tokens();
         let to_come = self.load.output_tokens().unwrap_or(FIRST_OUTPUT_TOKENS);
-        let token_us = decode_us / tokens;
-        let bearable_us = &mut self.buffers.bearable_us;
-        bearable_us.clear();
+        let debts = &mut self.buffers.debts;
+        debts.clear();
         for row in decoding {
             let Some(tpot) = row.tpot else { continue };
             let objective_us = tpot.0 as f64;
             let emitted = f64::from(row.output_tokens.saturating_sub(1));
             let credit_us = objective_us * (emitted + tokens) - row.since_first_token.0 as f64;
-            let gain_us = objective_us - token_us;
-            if credit_us - decode_us + to_come * gain_us.max(0.0) >= 0.0 {
-                bearable_us.push(credit_us + RECOVERY_SHARE * to_come * gain_us.max(0.0));
-            }
+            let gain_us = objective_us - decode_us / tokens;
+            // One that decoding alone does not bring back is lost if it owes anything.
+            debts.push(Debt { owed_us: decode_us - credit_us, recovered_us: (gain_us * to_come).max(1.0) });
         }
     }
 
-    /// Most prefill tokens, at most `tokens_max`, that add no more than `budget_us` to a step.
-    fn chunk_within(&self, prefilling: &[PrefillView], budget_us: f64, tokens_max: u32) -> u32 {
+    /// Most prefill tokens, at most `tokens_max`, that cost no more than `losses_max` TPOT
+    /// objectives in expectation.
+    fn chunk_within(&self, prefilling: &[PrefillView], losses_max: f64, tokens_max: u32) -> u32 {
         let (mut fits, mut too_many) = (0, tokens_max + 1);
         while too_many - fits > 1 {
-            let middle = fits + (too_many - fits) / 2;
+            let middle = if too_many > tokens_max { tokens_max } else { fits + (too_many - fits) / 2 };
             let prefill_us = self.time.prefill_us(middle, attended(prefilling, middle));
-            if prefill_us <= budget_us { fits = middle } else { too_many = middle }
+            let losses: f64 = self.buffers.debts.iter().map(|debt| debt.loss(prefill_us)).sum();
+            if losses <= losses_max { fits = middle } else { too_many = middle }
         }
         fits
+    }
+}
+
+/// What a running request owes to its TPOT objective.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Debt {
+    /// After a step of decoding alone, in microseconds; negative: credit.
+    owed_us: f64,
+    /// What it would bring back in the output that is still to come.
+    recovered_us: f64,
+}
+
+impl Debt {
+    /// By how much a delay raises the chance that the request misses its objective.
+    fn loss(self, delay_us: f64) -> f64 {
+        let chance = |owed_us: f64| {
+            let share = owed_us.max(0.0) / self.recovered_us;
+            share / (1.0 + share)
+        };
+        chance(self.owed_us + delay_us) - chance(self.owed_us)
     }
 }
 

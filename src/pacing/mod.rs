@@ -70,8 +70,7 @@ pub struct Pacer {
 /// Working memory; holds no information between calls.
 #[derive(Clone, Debug, Default)]
 struct Buffers {
-    /// Longest steps that running requests bear, in microseconds.
-    bearable_us: Vec<f64>,
+    debts: Vec<chunk::Debt>,
     order: order::Buffers,
     objectives: Vec<limit::Objective>,
 }
