@@ -2,8 +2,8 @@ use super::*;
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{Micros, Slo, StepDecision, StepView};
 use crate::replay::Arrival;
-use crate::simulate::simulate;
 use crate::simulate::tests::settings;
+use crate::simulate::{saturation_load, simulate};
 
 fn fixed(draft_tokens: u32) -> Contender {
     Contender {
@@ -185,6 +185,22 @@ fn the_objective_is_a_multiple_of_a_lone_plain_step() {
     let played = contest::play(&cell, &machine(), 25).unwrap().expect("it saturates");
     // 5000 µs for the pass, 10 for its row and 50 of the host; see the machine of the tests
     assert!((played.tpot_ms.unwrap() / 10.12 - 1.0).abs() < 0.001, "{:?}", played.tpot_ms);
+}
+
+#[test]
+fn the_load_is_a_multiple_of_the_rate_at_which_plain_decoding_saturates() {
+    let (machine, cell) = (machine(), Cell { tpot_factor: Some(2.0), ttft_ms: Some(50), ..draw(1, 0, 1) });
+    let offered = |load| {
+        let cell = Cell { load, ..cell.clone() };
+        contest::play(&cell, &machine, 25).unwrap().expect("it saturates").offered_rps
+    };
+    let slo = Slo { ttft: Some(Micros::from_millis(50)), tpot: Some(Micros(10_118)) };
+    let (requests, settings) = (workload(&cell, 25), cell.settings(&machine.settings, slo));
+    let saturation = saturation_load(&requests, &settings).unwrap().unwrap();
+    let own = 25.0 / requests.last().unwrap().at.as_secs_f64();
+    for load in [0.5, 1.0, 1.5] {
+        assert!((offered(load) / (own * saturation * load) - 1.0).abs() < 0.02, "{load}");
+    }
 }
 
 #[test]
