@@ -1,8 +1,10 @@
 //! How many requests may run: the most requests per second within their TPOT objectives.
 //!
 //! With `B` requests in the running set, each gets `E` tokens in a step whose decode part takes
-//! `T(B)`, and in the long run every output token comes with `w` of somebody's prefill, so a
-//! request's time per token is `t(B) = T(B)/E + B·w`. Requests then finish at a rate
+//! `T(B)`. Prefill takes a share `ρ` of the time at the present rate of arrivals, which makes a
+//! request's time per token `t(B) = T(B)/E / (1 − ρ)`; but no more than `T(B)/E + B·w`, where `w`
+//! is the prefill that comes with each output token when every request that ends is followed by
+//! another one. Requests then finish at a rate
 //! proportional to `B/t(B)`, and a share of them within their objectives; the limit is the `B` at
 //! which the product is largest. TPOT differs between requests, so the share falls smoothly where
 //! `t(B)` passes an objective: how much headroom that leaves follows from the spread that was
@@ -13,6 +15,9 @@ use super::Pacer;
 
 /// Slope that makes a logistic curve close to the normal distribution's.
 const LOGISTIC_SLOPE: f64 = 1.702;
+
+/// Arrivals over what is served at the limit from which on it holds.
+const BUSY: f64 = 0.8;
 
 /// What one request asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,10 +52,21 @@ impl Pacer {
                 },
             }
         }
-        let limit =
-            if objectives.is_empty() { most } else { self.best_batch(&objectives, free_weight, most) };
+        let limit = match objectives.is_empty() {
+            true => most,
+            false => self.needed(self.best_batch(&objectives, free_weight, most), most),
+        };
         self.buffers.objectives = objectives;
         limit
+    }
+
+    /// A limit holds requests back, so it is there only while they come nearly as fast as they are
+    /// served at it: with time to spare, few are running most of the time anyway.
+    fn needed(&self, limit: u32, most: u32) -> u32 {
+        let output_tokens = self.load.output_tokens().unwrap_or(0.0);
+        let served_us = output_tokens * self.token_us(limit) / f64::from(limit);
+        let busy = served_us / self.load.interarrival_us();
+        if busy >= BUSY { limit } else { most }
     }
 
     fn best_batch(&self, objectives: &[Objective], free_weight: f64, most: u32) -> u32 {
@@ -75,6 +91,12 @@ impl Pacer {
     pub(super) fn token_us(&self, batch: u32) -> f64 {
         let context_tokens = (self.load.context_tokens() * f64::from(batch)) as u64;
         let decode_us = self.time.plain_step_us(batch, context_tokens) * self.load.stretch();
-        decode_us / self.load.tokens() + f64::from(batch) * self.load.prefill_us_per_token()
+        let token_us = decode_us / self.load.tokens();
+        let replaced_us = f64::from(batch) * self.load.prefill_us_per_token();
+        let share = self.load.prefill_share();
+        if share >= 1.0 {
+            return token_us + replaced_us;
+        }
+        token_us + replaced_us.min(token_us * share / (1.0 - share))
     }
 }

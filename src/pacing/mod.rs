@@ -27,7 +27,7 @@ pub use limit::Demand;
 pub use order::{LATE_PERIOD, Prompt, Ranked, Ranking, Standing};
 
 use self::workload::Workload;
-use crate::protocol::{DecodeView, RequestSummary, StepReport};
+use crate::protocol::{DecodeView, Micros, RequestSummary, StepReport};
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::CostModel;
 
@@ -85,6 +85,11 @@ impl Pacer {
     pub fn observe(&mut self, report: &StepReport) {
         self.time.observe(report);
         self.load.observe_step(&self.time, report);
+    }
+
+    /// Learns from an arrival; they come in order.
+    pub fn observe_arrival(&mut self, arrival: Micros) {
+        self.load.observe_arrival(arrival);
     }
 
     /// Learns from a finished request.

@@ -178,6 +178,8 @@ impl Pacer {
     ) {
         paces.clear();
         let (mut tokens, mut prefill_us) = (0.0, 0.0);
+        // Every step of prefill has a cost of its own.
+        let step_us = decode_us + self.time.prefill_us(1, 0);
         for ranked in order {
             let prompt = &prompts[ranked.index as usize];
             let remaining = prompt.remaining_tokens;
@@ -188,8 +190,8 @@ impl Pacer {
             }
             let left_us =
                 prompt.deadline.map_or(f64::INFINITY, |deadline| deadline.saturating_sub(now).0 as f64);
-            let room_us = (DEADLINE_AIM * left_us - prefill_us).max(decode_us.max(1.0));
-            paces.push((tokens * decode_us / room_us).min(tokens).ceil() as u32);
+            let room_us = (DEADLINE_AIM * left_us - prefill_us).max(step_us.max(1.0));
+            paces.push((tokens * step_us / room_us).min(tokens).ceil() as u32);
         }
     }
 }

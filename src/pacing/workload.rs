@@ -1,6 +1,6 @@
 //! What steps and requests are like: exponentially weighted means of finished steps and requests.
 
-use crate::protocol::{RequestSummary, StepReport};
+use crate::protocol::{Micros, RequestSummary, StepReport};
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::prefill_attended;
 
@@ -47,6 +47,9 @@ pub(super) struct Workload {
     output_tokens: Mean,
     /// Prefill of a request, in microseconds.
     prefill_us: Mean,
+    /// Time between two arrivals, in microseconds, and the last one.
+    interarrival_us: Mean,
+    last_arrival: Option<Micros>,
     /// Logarithm of a request's TPOT in microseconds, and its squared deviation.
     log_tpot: Mean,
     log_tpot_variance: Mean,
@@ -66,6 +69,12 @@ impl Workload {
         self.tokens.add(1.0 + accepted as f64 / rows as f64, STEPS);
         self.stretch.add((decode_us / plain_us).clamp(0.5, 8.0), STEPS);
         self.context_tokens.add(context_tokens as f64 / rows as f64, STEPS);
+    }
+
+    pub fn observe_arrival(&mut self, arrival: Micros) {
+        if let Some(last) = self.last_arrival.replace(arrival) {
+            self.interarrival_us.add(arrival.saturating_sub(last).0 as f64, REQUESTS);
+        }
     }
 
     pub fn observe_finished(&mut self, time: &TimeModel, summary: &RequestSummary) {
@@ -106,6 +115,17 @@ impl Workload {
         self.prefill_us.get().unwrap_or(0.0) / output_tokens
     }
 
+    /// Time between two arrivals, in microseconds.
+    pub fn interarrival_us(&self) -> f64 {
+        self.interarrival_us.get().unwrap_or(f64::INFINITY).max(1.0)
+    }
+
+    /// Share of the time that prefill takes at the present rate of arrivals, if all of it is
+    /// served; may exceed 1.
+    pub fn prefill_share(&self) -> f64 {
+        self.prefill_us.get().unwrap_or(0.0) / self.interarrival_us()
+    }
+
     /// Spread of TPOT between requests: the standard deviation of its logarithm.
     pub fn spread(&self) -> f64 {
         let seen = f64::from(self.log_tpot_variance.count.min(REQUESTS as u32));
@@ -122,6 +142,7 @@ impl Workload {
             "context_tokens": self.context_tokens(),
             "output_tokens": self.output_tokens(),
             "prefill_us_per_token": self.prefill_us_per_token(),
+            "prefill_share": self.prefill_share(),
             "tpot_spread": self.spread(),
         })
     }

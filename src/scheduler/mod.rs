@@ -198,6 +198,9 @@ impl Scheduler {
     pub fn enqueue(&mut self, request: GenerationRequest) {
         assert!(!request.prompt.is_empty() && request.max_tokens > 0, "an empty request was admitted");
         assert_eq!(self.check_size(request.prompt.len() as u32, request.max_tokens), Ok(()));
+        if let Some(pacing) = &mut self.pacing {
+            pacing.pacer.observe_arrival(request.arrival);
+        }
         self.waiting.push(Sequence::new(request));
     }
 
