@@ -6,7 +6,6 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use specserve::policy::planner::{Buffers, Curve, Problem, Row, solve};
-use specserve::policy::slo::TpotBound;
 use specserve::random::SplitMix64;
 
 const REQUESTS: usize = 256;
@@ -33,18 +32,11 @@ fn survival() -> Vec<f32> {
 fn planner(criterion: &mut Criterion) {
     let (target, survival) = (staircase(), survival());
     let draft: Vec<f64> = (0..=256).map(|rows| 400.0 + 0.6 * f64::from(rows)).collect();
-    let row = |bound| Row { weight: 1.0, query_us: 0.0, bound, positions: POSITIONS as u32 };
-    let free = vec![row(None); REQUESTS];
-    let tight: Vec<Row> = (0..REQUESTS)
-        .map(|index| row(Some(TpotBound { credit_us: 500.0 * (index % 16) as f64, token_us: 9_800.0 })))
-        .collect();
+    let rows = vec![Row { weight: 1.0, query_us: 0.0, positions: POSITIONS as u32 }; REQUESTS];
     // Contexts of a few hundred tokens, each token at the price of an H100 with an 8B model.
     let context_us = |index: usize| 0.001 * (300 + 7 * (index % 90)) as f32;
-    let with_context = |rows: &[Row]| -> Vec<Row> {
-        let rows = rows.iter().enumerate();
-        rows.map(|(index, row)| Row { query_us: context_us(index), ..*row }).collect()
-    };
-    let (free_context, tight_context) = (with_context(&free), with_context(&tight));
+    let with_context: Vec<Row> =
+        (0..REQUESTS).map(|index| Row { query_us: context_us(index), ..rows[index] }).collect();
     let problem = |rows, calls_made| Problem {
         rows,
         survival: &survival,
@@ -52,17 +44,13 @@ fn planner(criterion: &mut Criterion) {
         draft: Curve { table: &draft, factor: 1.0, row_us: 0.05 },
         calls_made,
         priced_us: 1200.0,
-        unpriced_us: 0.0,
         rows_max: 1024,
     };
     let cases = [
-        ("select_256x8", problem(&free[..], POSITIONS as u32)),
-        ("select_256x8_slo", problem(&tight[..], POSITIONS as u32)),
-        ("plan_256x8", problem(&free[..], 0)),
-        ("plan_256x8_slo", problem(&tight[..], 0)),
-        ("extend_256x8", problem(&free[..], 2)),
-        ("plan_256x8_context", problem(&free_context[..], 0)),
-        ("plan_256x8_context_slo", problem(&tight_context[..], 0)),
+        ("select_256x8", problem(&rows[..], POSITIONS as u32)),
+        ("plan_256x8", problem(&rows[..], 0)),
+        ("extend_256x8", problem(&rows[..], 2)),
+        ("plan_256x8_context", problem(&with_context[..], 0)),
     ];
     for (name, problem) in cases {
         let (mut buffers, mut lengths) = (Buffers::default(), Vec::new());

@@ -3,7 +3,8 @@
 //! A reliability table per position group and sampling mode: acceptance rates in bins of draft
 //! probability, with exponential decay. Sparse cells are pulled towards the table pooled over all
 //! positions, and that towards a warm start; the curve is made monotone (pool adjacent violators)
-//! and interpolated between bins. Acceptance is conditional: a draft is a sample only if all
+//! and interpolated between bins. A level, the acceptance of the last hundreds of drafts over what
+//! the table promised, follows changes that the table needs thousands for. Acceptance is conditional: a draft is a sample only if all
 //! drafts before it were accepted, because the target's choice after a rejection is unobserved
 //! (censoring). Selecting by draft probability does not bias the table, which conditions on it.
 //! The input is the step report; docs/policy.md, section "Survival".
@@ -20,6 +21,8 @@ pub const POSITION_GROUPS: usize = 4;
 const KINDS: usize = 2;
 /// Half-life of an observation, in verified drafts.
 const HALF_LIFE_TOKENS: f64 = 4096.0;
+/// Half-life of an observation in the level, in verified drafts.
+const LEVEL_HALF_LIFE_TOKENS: f64 = 256.0;
 /// Weight of the pooled table as the prior of a position group, in observations.
 const POOLED_STRENGTH: f64 = 24.0;
 /// Bounds on calibrated acceptance: finite evidence never justifies 0 or 1.
@@ -61,6 +64,36 @@ impl Cell {
     }
 }
 
+/// Acceptance of late over what the table promised: follows a draft model that turns good or bad
+/// within hundreds of drafts, where the table's cells need thousands.
+#[derive(Clone, Copy, Debug, Default)]
+struct Level {
+    promised: f64,
+    accepted: f64,
+    variance: f64,
+}
+
+impl Level {
+    fn add(&mut self, promised: f64, accepted: bool) {
+        self.promised += promised;
+        self.accepted += f64::from(u8::from(accepted));
+        self.variance += promised * (1.0 - promised);
+    }
+
+    fn fade(&mut self, factor: f64) {
+        self.promised *= factor;
+        self.accepted *= factor;
+        self.variance *= factor;
+    }
+
+    /// What to multiply the table with: 1 while the difference is within a standard deviation.
+    fn factor(&self) -> f32 {
+        let difference = self.accepted - self.promised;
+        let beyond = (difference.abs() - self.variance.sqrt()).max(0.0).copysign(difference);
+        if self.promised > 0.0 { ((self.promised + beyond) / self.promised) as f32 } else { 1.0 }
+    }
+}
+
 type Table<T> = [[[T; BINS]; POSITION_GROUPS]; KINDS];
 
 /// The learned table and its error tracker.
@@ -70,6 +103,7 @@ pub struct Calibration {
     warm_start: Reliability,
     cells: Table<Cell>,
     curves: Table<f32>,
+    levels: [Level; KINDS],
     error: CalibrationError,
 }
 
@@ -82,6 +116,7 @@ impl Calibration {
             warm_start,
             cells: Default::default(),
             curves: Default::default(),
+            levels: Default::default(),
             error: CalibrationError::default(),
         };
         (0..KINDS).for_each(|kind| calibration.redraw(kind));
@@ -93,8 +128,16 @@ impl Calibration {
         let probability = if probability.is_finite() { probability.clamp(0.0, 1.0) } else { 0.0 };
         match self.mode {
             CalibrationMode::Raw => probability,
-            CalibrationMode::Learned => interpolate(&self.curves[kind(greedy)][group(position)], probability),
+            CalibrationMode::Learned => {
+                let (low, high) = ACCEPTANCE_RANGE;
+                let level = self.levels[kind(greedy)].factor();
+                (self.table(probability, position, greedy) * level).clamp(low as f32, high as f32)
+            }
         }
+    }
+
+    fn table(&self, probability: f32, position: u32, greedy: bool) -> f32 {
+        interpolate(&self.curves[kind(greedy)][group(position)], probability)
     }
 
     /// Learns from one verified draft whose predecessors were all accepted.
@@ -104,6 +147,7 @@ impl Calibration {
         }
         let predicted = self.acceptance(probability, position, greedy);
         self.error.add(predicted, accepted);
+        self.levels[kind(greedy)].add(self.table(probability, position, greedy).into(), accepted);
         self.cells[kind(greedy)][group(position)][bin(probability)].add(accepted);
     }
 
@@ -134,6 +178,8 @@ impl Calibration {
         let factor = (-f64::from(tokens) / HALF_LIFE_TOKENS).exp2();
         self.cells.iter_mut().flatten().flatten().for_each(|cell| cell.fade(factor));
         self.error.fade(factor);
+        let factor = (-f64::from(tokens) / LEVEL_HALF_LIFE_TOKENS).exp2();
+        self.levels.iter_mut().for_each(|level| level.fade(factor));
         for kind in 0..KINDS {
             // A table without observations has nothing to decay.
             if self.cells[kind].iter().flatten().any(|cell| cell.seen > 0.0) {
@@ -288,6 +334,32 @@ mod tests {
     }
 
     #[test]
+    fn a_draft_model_that_turns_bad_or_good_is_followed_within_hundreds_of_drafts() {
+        let mut calibration = Calibration::new(CalibrationMode::Learned, None);
+        let mut uniform = Uniform(SplitMix64::new(9));
+        let mut run = |calibration: &mut Calibration, acceptance: f32, drafts: u32| {
+            for _ in 0..drafts {
+                calibration.learn(0.4 + 0.6 * uniform.next(), 1, true, uniform.next() < acceptance);
+                calibration.settle(1);
+            }
+            calibration.acceptance(0.7, 1, true)
+        };
+        assert!(run(&mut calibration, 0.8, 10_000) > 0.75);
+        assert!(run(&mut calibration, 0.02, 1600) < 0.06);
+        assert!(run(&mut calibration, 0.8, 400) > 0.4);
+    }
+
+    #[test]
+    fn a_level_within_a_standard_deviation_changes_nothing() {
+        let mut level = Level::default();
+        assert_eq!(level.factor(), 1.0);
+        (0..100).for_each(|index| level.add(0.5, index < 46));
+        assert_eq!(level.factor(), 1.0, "four below, with a deviation of five");
+        (0..10).for_each(|_| level.add(0.5, false));
+        assert!(level.factor() < 0.95);
+    }
+
+    #[test]
     fn a_known_reliability_is_learned_within_five_thousand_tokens() {
         let truth = |q: f32, position: u32| q * q * (0.95 - 0.03 * position as f32);
         let mut random = Uniform(SplitMix64::new(3));
@@ -305,7 +377,7 @@ mod tests {
         teach(&mut table, &mut random, 8_000, |q, _| q);
         let settled = table.expected_error();
         teach(&mut table, &mut random, 1_000, |q, _| 0.5 * q);
-        assert!(table.expected_error() > settled + 0.02, "{settled} {}", table.expected_error());
+        assert!(table.expected_error() > settled + 0.01, "{settled} {}", table.expected_error());
         teach(&mut table, &mut random, 20_000, |q, _| 0.5 * q);
         let error = true_error(&table, &mut random, |q, _| 0.5 * q);
         assert!(error <= 0.03, "{error}");

@@ -13,7 +13,8 @@ pub const POSITIONS_MAX: usize = 16;
 /// Confidence expected before anything has been drafted. An optimistic prior: overestimating
 /// wastes a few drafts, underestimating disables speculation and starves the estimator.
 const PRIOR_CONFIDENCE: f64 = 0.85;
-/// Weight of the prior at the first position, in drafts.
+/// Weight of the prior at the first position, in drafts. It decays like any other evidence: a prior
+/// that stayed would keep promising what a useless draft never delivers.
 const FIRST_PRIOR_DRAFTS: f64 = 16.0;
 /// Weight of the preceding position's mean as the prior of a deeper one, in drafts.
 const PRIOR_DRAFTS: f64 = 2.0;
@@ -56,7 +57,9 @@ pub struct Forecast {
 
 impl Default for Forecast {
     fn default() -> Forecast {
-        Forecast { positions: [(0.0, 0.0); POSITIONS_MAX], requests: Vec::new(), step: 0 }
+        let mut positions = [(0.0, 0.0); POSITIONS_MAX];
+        positions[0] = (FIRST_PRIOR_DRAFTS, PRIOR_CONFIDENCE * FIRST_PRIOR_DRAFTS);
+        Forecast { positions, requests: Vec::new(), step: 0 }
     }
 }
 
@@ -65,7 +68,7 @@ impl Forecast {
     /// few drafts is pulled towards the one before it.
     pub fn position_means(&self) -> [f32; POSITIONS_MAX] {
         let mut means = [0.0; POSITIONS_MAX];
-        let (mut prior, mut strength) = (PRIOR_CONFIDENCE, FIRST_PRIOR_DRAFTS);
+        let (mut prior, mut strength) = (PRIOR_CONFIDENCE, 0.0);
         for (mean, (weight, weighted)) in means.iter_mut().zip(&self.positions) {
             prior = (weighted + prior * strength) / (weight + strength);
             strength = PRIOR_DRAFTS;
@@ -199,6 +202,16 @@ mod tests {
         assert!(forecast.request_ratio(RequestId(1)) > 1.15);
         assert!(forecast.request_ratio(RequestId(2)) < 0.85);
         assert_eq!(forecast.request_ratio(RequestId(3)), 1.0);
+    }
+
+    #[test]
+    fn the_prior_gives_way_even_to_one_draft_a_step() {
+        let raw = Calibration::new(CalibrationMode::Raw, None);
+        let mut forecast = Forecast::default();
+        (0..600).for_each(|_| forecast.observe(&report(&[(1, &[0.02])]), &raw));
+        assert!(forecast.position_means()[0] < 0.03, "{:?}", forecast.position_means());
+        (0..600).for_each(|_| forecast.observe(&report(&[(1, &[])]), &raw));
+        assert!(forecast.position_means()[0] < 0.03, "nor does it come back while nothing is drafted");
     }
 
     #[test]

@@ -168,6 +168,7 @@ fn load(power: i32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pacing::ServiceOrder;
     use crate::policy::{Fixed, Learner, Static};
     use crate::protocol::Slo;
     use crate::simulate::SimulatedClass;

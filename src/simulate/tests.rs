@@ -38,6 +38,7 @@ pub(crate) fn settings() -> Settings {
         },
         queue_requests_max: 10_000,
         context_tokens_max: 65_536,
+        order: ServiceOrder::Fifo,
         classes: SimulatedClass::of_all(Slo {
             ttft: Some(Micros::from_millis(500)),
             tpot: Some(Micros::from_millis(8)),

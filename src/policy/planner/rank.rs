@@ -126,11 +126,6 @@ impl Ranking {
         self.weights.iter().copied().zip(self.queries_us.iter().copied())
     }
 
-    /// The packed position.
-    pub(super) fn item(&self, row: usize, depth: usize) -> u64 {
-        pack(self.codes[depth * self.weights.len() + row], position_id(depth, row))
-    }
-
     /// What a position is worth, `w_r · S(r,i)`.
     pub(super) fn value(&self, problem: &Problem<'_>, item: u64) -> f64 {
         let (row, depth) = (row_of(item), depth_of(item));
@@ -263,7 +258,7 @@ mod tests {
             keys in prop::collection::vec(prop_oneof![0.0f32..1.0, 0.4f32..0.401, Just(0.25f32), 0.0f32..1e-7], 1..400),
             query_us in prop_oneof![Just(0.0f32), 0.0f32..2.0],
         ) {
-            let row = |index| Row { weight: 1.0, query_us, bound: None, positions: u32::from(index % 7 > 0) };
+            let row = |index| Row { weight: 1.0, query_us, positions: u32::from(index % 7 > 0) };
             let rows: Vec<Row> = (0..keys.len()).map(row).collect();
             let problem = Problem {
                 rows: &rows,
@@ -272,7 +267,6 @@ mod tests {
                 draft: Curve::ZERO,
                 calls_made: 1,
                 priced_us: 0.0,
-                unpriced_us: 0.0,
                 rows_max: 1000,
             };
             let mut ranking = Ranking::default();
@@ -292,7 +286,8 @@ mod tests {
                     ranked.push(item);
                 }
             }
-            let mut expected: Vec<u64> = (0..keys.len()).filter(|index| index % 7 > 0).map(|row| ranking.item(row, 0)).collect();
+            let packed = |row: usize| pack(ranking.codes_at(0)[row], position_id(0, row));
+            let mut expected: Vec<u64> = (0..keys.len()).filter(|row| row % 7 > 0).map(packed).collect();
             expected.sort_unstable();
             prop_assert_eq!(ranked, expected);
         }

@@ -11,7 +11,6 @@ struct Case {
     draft: Vec<f64>,
     calls_made: u32,
     priced_us: f64,
-    unpriced_us: f64,
     rows_max: u32,
 }
 
@@ -24,12 +23,11 @@ impl Case {
             draft: Curve { table: &self.draft, factor: 1.0, row_us: 0.0 },
             calls_made: self.calls_made,
             priced_us: self.priced_us,
-            unpriced_us: self.unpriced_us,
             rows_max: self.rows_max,
         }
     }
 
-    fn solve(&self) -> (Option<Plan>, Vec<u32>) {
+    fn solve(&self) -> (Plan, Vec<u32>) {
         let mut lengths = Vec::new();
         let plan = solve(&self.problem(), &mut Buffers::default(), &mut lengths);
         (plan, lengths)
@@ -55,35 +53,24 @@ impl Case {
         1.0 + (0..length as usize).map(|depth| f64::from(self.problem().survival(row, depth))).sum::<f64>()
     }
 
-    /// Whether `lengths` keeps every bound and the row limit, with a tolerance of `slack_us`.
-    fn keeps_bounds(&self, lengths: &[u32], slack_us: f64) -> bool {
-        let plan = self.cost(lengths);
-        let step_us = plan.priced_us + self.unpriced_us;
-        let deadline = |(row, &length): (usize, &u32)| {
-            self.rows[row].bound.map(|bound| bound.deadline_us(self.tokens(row, length)))
-        };
-        let tightest = lengths.iter().enumerate().filter_map(deadline).fold(f64::INFINITY, f64::min);
-        lengths.len() as u32 + plan.drafts <= self.rows_max.max(lengths.len() as u32)
-            && step_us <= tightest + slack_us
+    /// Most drafts that the row limit leaves.
+    fn drafts_max(&self) -> usize {
+        (self.rows_max as usize).saturating_sub(self.rows.len())
     }
 
     /// The best of all length vectors, by enumeration.
-    fn brute_force(&self) -> Option<Plan> {
+    fn brute_force(&self) -> Plan {
         let mut lengths = vec![0u32; self.rows.len()];
-        let mut best: Option<Plan> = None;
-        loop {
-            if self.keeps_bounds(&lengths, 0.0) {
-                let plan = self.cost(&lengths);
-                if best.is_none_or(|best| plan.beats(&best)) {
-                    best = Some(plan);
-                }
-            }
-            let Some(row) = (0..lengths.len()).find(|&row| lengths[row] < self.rows[row].positions) else {
-                return best;
-            };
+        let mut best = self.cost(&lengths);
+        while let Some(row) = (0..lengths.len()).find(|&row| lengths[row] < self.rows[row].positions) {
             lengths[..row].fill(0);
             lengths[row] += 1;
+            let plan = self.cost(&lengths);
+            if plan.drafts as usize <= self.drafts_max() && plan.beats(&best) {
+                best = plan;
+            }
         }
+        best
     }
 }
 
@@ -97,13 +84,12 @@ fn ascending(steps: Vec<f64>, first: f64) -> Vec<f64> {
         .collect()
 }
 
-/// Up to 4 requests with up to 4 positions, a random staircase, random objectives.
+/// Up to 4 requests with up to 4 positions, a random staircase.
 fn cases(flat_draft: bool, query_us: f32) -> impl Strategy<Value = Case> {
     let step = prop_oneof![2 => Just(0.0), 1 => 0.0..8.0, 1 => 20.0..60.0];
     let row = (
         prop_oneof![Just(1.0f32), 0.2f32..3.0],
         0.0..=query_us,
-        prop::option::weighted(0.5, (-20.0f64..150.0, 20.0f64..160.0)),
         0u32..=4,
         prop::collection::vec(0.05f32..1.0, 4),
     );
@@ -112,36 +98,29 @@ fn cases(flat_draft: bool, query_us: f32) -> impl Strategy<Value = Case> {
         prop::collection::vec(step, 20),
         (1.0f64..25.0, 0.0f64..6.0),
         0u32..=4,
-        (5.0f64..60.0, prop_oneof![Just(0.0), 0.0f64..30.0]),
+        5.0f64..60.0,
         2u32..=20,
     )
-        .prop_map(move |(rows, steps, (call, slope), calls_made, (priced_us, unpriced_us), rows_max)| {
+        .prop_map(move |(rows, steps, (call, slope), calls_made, priced_us, rows_max)| {
             let count = rows.len();
             let mut survival = vec![0.0; count * 4];
             for (index, row) in rows.iter().enumerate() {
                 let mut alive = 1.0;
-                for (depth, confidence) in row.4.iter().enumerate() {
+                for (depth, confidence) in row.3.iter().enumerate() {
                     alive *= confidence;
                     survival[depth * count + index] = alive;
                 }
             }
-            let bound = |(credit_us, token_us)| TpotBound { credit_us, token_us };
             Case {
                 rows: rows
                     .iter()
-                    .map(|row| Row {
-                        weight: row.0,
-                        query_us: row.1,
-                        bound: row.2.map(bound),
-                        positions: row.3,
-                    })
+                    .map(|row| Row { weight: row.0, query_us: row.1, positions: row.2 })
                     .collect(),
                 survival,
                 target: ascending(steps, 20.0),
                 draft: ascending(vec![if flat_draft { 0.0 } else { slope }; 4], call),
                 calls_made,
                 priced_us,
-                unpriced_us,
                 rows_max,
             }
         })
@@ -153,48 +132,39 @@ fn close(a: f64, b: f64) -> bool {
 
 impl Case {
     /// The best of all length vectors by the argument of docs/policy.md: for a cap and a number of
-    /// drafts the step's length is known, so the floors are, and the best others fill up.
-    fn by_exchange(&self) -> Option<Plan> {
+    /// drafts the step's length is known, so the most valuable positions are best.
+    fn by_exchange(&self) -> Plan {
         let problem = self.problem();
-        let deepest = self.rows.iter().map(|row| row.positions as usize).max()?;
-        let mut best: Option<Plan> = None;
-        for cap in (self.calls_made as usize).min(deepest)..=deepest {
-            let depths = |row: usize| (self.rows[row].positions as usize).min(cap);
-            let all: usize = (0..self.rows.len()).map(depths).sum();
-            let calls_us = problem.draft.at(1) * (cap - (self.calls_made as usize).min(deepest)) as f64;
-            let most = all.min((self.rows_max as usize).saturating_sub(self.rows.len()));
-            for drafts in 0..=most {
-                let target_us = problem.target.at(self.rows.len() + drafts);
-                let queries_us = f64::from(self.rows[0].query_us) * drafts as f64;
-                let priced_us = self.priced_us + calls_us + target_us + queries_us;
-                let value = self.filled_up(drafts, depths, priced_us + self.unpriced_us);
-                let plan = value.map(|value_tokens| Plan { value_tokens, priced_us, drafts: drafts as u32 });
-                best = match (best, plan) {
-                    (Some(old), Some(new)) if !new.beats(&old) => Some(old),
-                    (old, new) => new.or(old),
-                };
+        let deepest = self.rows.iter().map(|row| row.positions as usize).max().unwrap_or(0);
+        let drafted = (self.calls_made as usize).min(deepest);
+        let mut best = self.cost(&vec![0; self.rows.len()]);
+        for cap in drafted..=deepest {
+            let calls_us = problem.draft.at(1) * (cap - drafted) as f64;
+            let mut plan = Plan { drafts: 0, ..best };
+            plan.value_tokens = self.rows.iter().map(|row| f64::from(row.weight)).sum();
+            for value in self.values(cap).into_iter().take(self.drafts_max()) {
+                plan.value_tokens += value;
+                plan.drafts += 1;
+                let queries_us = f64::from(self.rows[0].query_us) * f64::from(plan.drafts);
+                let target_us = problem.target.at(self.rows.len() + plan.drafts as usize);
+                plan.priced_us = self.priced_us + calls_us + target_us + queries_us;
+                if plan.beats(&best) {
+                    best = plan;
+                }
             }
         }
         best
     }
 
-    /// Value of the floors of a step and the best other positions, `drafts` in all.
-    fn filled_up(&self, drafts: usize, depths: impl Fn(usize) -> usize, step_us: f64) -> Option<f64> {
-        let value =
-            |row: usize, depth| f64::from(self.rows[row].weight * self.problem().survival(row, depth));
-        let (mut sum, mut forced, mut free) = (0.0, 0, Vec::new());
+    /// What the positions above `cap` are worth, the most valuable first.
+    fn values(&self, cap: usize) -> Vec<f64> {
+        let mut values = Vec::new();
         for (row, terms) in self.rows.iter().enumerate() {
-            let allows = |length: &usize| {
-                terms.bound.is_none_or(|bound| step_us <= bound.deadline_us(self.tokens(row, *length as u32)))
-            };
-            let floor = (0..=depths(row)).find(allows)?;
-            sum += f64::from(terms.weight) + (0..floor).map(|depth| value(row, depth)).sum::<f64>();
-            forced += floor;
-            free.extend((floor..depths(row)).map(|depth| value(row, depth)));
+            let depths = 0..(terms.positions as usize).min(cap);
+            values.extend(depths.map(|depth| f64::from(terms.weight * self.problem().survival(row, depth))));
         }
-        free.sort_by(|a, b| b.total_cmp(a));
-        let filled = free.get(..drafts.checked_sub(forced)?)?;
-        Some(sum + filled.iter().sum::<f64>())
+        values.sort_by(|a, b| b.total_cmp(a));
+        values
     }
 }
 
@@ -202,31 +172,21 @@ impl Case {
 fn crowds() -> impl Strategy<Value = Case> {
     let step = prop_oneof![3 => Just(0.0), 1 => 0.0..4.0, 1 => 10.0..40.0];
     let confidence = prop_oneof![0.05f32..1.0, 0.9f32..1.0, Just(0.7f32)];
-    let row = (
-        prop_oneof![3 => Just(1.0f32), 1 => 0.2f32..3.0],
-        prop::option::weighted(0.6, (-20.0f64..600.0, 100.0f64..500.0)),
-        0u32..=8,
-        prop::collection::vec(confidence, 8),
-    );
-    let other = (1.0f64..25.0, 0u32..=8, 5.0f64..60.0, 0.0f64..30.0, 0.0f32..1.5, 30u32..=300);
+    let row =
+        (prop_oneof![3 => Just(1.0f32), 1 => 0.2f32..3.0], 0u32..=8, prop::collection::vec(confidence, 8));
+    let other = (1.0f64..25.0, 0u32..=8, 5.0f64..60.0, 0.0f32..1.5, 30u32..=300);
     (prop::collection::vec(row, 20..=60), prop::collection::vec(step, 300), other).prop_map(
-        |(rows, steps, (call_us, calls_made, priced_us, unpriced_us, query_us, rows_max))| {
+        |(rows, steps, (call_us, calls_made, priced_us, query_us, rows_max))| {
             let count = rows.len();
             let mut survival = vec![0.0; count * 8];
             for (index, row) in rows.iter().enumerate() {
                 let mut alive = 1.0;
-                for (depth, confidence) in row.3.iter().enumerate() {
+                for (depth, confidence) in row.2.iter().enumerate() {
                     alive *= confidence;
                     survival[depth * count + index] = alive;
                 }
             }
-            let bound = |(credit_us, token_us)| TpotBound { credit_us, token_us };
-            let row = |row: &(f32, Option<(f64, f64)>, u32, Vec<f32>)| Row {
-                weight: row.0,
-                query_us,
-                bound: row.1.map(bound),
-                positions: row.2,
-            };
+            let row = |row: &(f32, u32, Vec<f32>)| Row { weight: row.0, query_us, positions: row.1 };
             Case {
                 rows: rows.iter().map(row).collect(),
                 survival,
@@ -234,7 +194,6 @@ fn crowds() -> impl Strategy<Value = Case> {
                 draft: vec![call_us],
                 calls_made,
                 priced_us,
-                unpriced_us,
                 rows_max,
             }
         },
@@ -248,11 +207,8 @@ proptest! {
     fn the_plan_of_a_crowd_is_the_optimum_found_without_shortcuts(case in crowds()) {
         let (plan, lengths) = case.solve();
         let best = case.by_exchange();
-        prop_assert_eq!(plan.is_some(), best.is_some(), "{:?} {:?}", plan, best);
-        if let (Some(plan), Some(best)) = (plan, best) {
-            prop_assert!(close(plan.rate(), best.rate()), "{:?} {:?} {:?}", plan, lengths, best);
-            prop_assert!(case.keeps_bounds(&lengths, 1e-3));
-        }
+        prop_assert!(close(plan.rate(), best.rate()), "{:?} {:?} {:?}", plan, lengths, best);
+        prop_assert!(close(case.cost(&lengths).rate(), best.rate()));
     }
 }
 
@@ -263,38 +219,31 @@ proptest! {
     fn the_plan_is_the_brute_force_optimum_when_calls_cost_the_same_for_any_rows(case in cases(true, 0.0)) {
         let (plan, lengths) = case.solve();
         let best = case.brute_force();
-        prop_assert_eq!(plan.is_some(), best.is_some(), "{:?} {:?}", plan, best);
-        if let (Some(plan), Some(best)) = (plan, best) {
-            prop_assert!(close(plan.rate(), best.rate()), "{:?} {:?} {:?}", plan, lengths, best);
-        }
+        prop_assert!(close(plan.rate(), best.rate()), "{:?} {:?} {:?}", plan, lengths, best);
     }
 
     #[test]
-    fn every_plan_keeps_every_bound_and_is_costed_truly(case in cases(false, 6.0)) {
+    fn every_plan_keeps_the_row_limit_and_is_costed_truly(case in cases(false, 6.0)) {
         let (plan, lengths) = case.solve();
-        match plan {
-            None => prop_assert!(lengths.iter().all(|&length| length == 0)),
-            Some(plan) => {
-                prop_assert!(case.keeps_bounds(&lengths, 1e-3), "{:?} {:?}", plan, lengths);
-                let true_cost = case.cost(&lengths);
-                prop_assert!(close(plan.value_tokens, true_cost.value_tokens));
-                // A cap's calls are all charged, so the plan may cost a little less than it says.
-                prop_assert!(true_cost.priced_us <= plan.priced_us * (1.0 + 1e-6));
-            }
-        }
+        prop_assert!(plan.drafts as usize <= case.drafts_max(), "{:?} {:?}", plan, lengths);
+        let true_cost = case.cost(&lengths);
+        prop_assert_eq!(plan.drafts, true_cost.drafts);
+        prop_assert!(close(plan.value_tokens, true_cost.value_tokens));
+        // A cap's calls are all charged, so the plan may cost a little less than it says.
+        prop_assert!(true_cost.priced_us <= plan.priced_us * (1.0 + 1e-6));
     }
 
     #[test]
-    fn no_feasible_plan_with_one_length_for_all_is_better(case in cases(false, 0.0)) {
-        let unbounded = Case {
-            rows: case.rows.iter().map(|row| Row { bound: None, positions: 4, ..*row }).collect(),
+    fn no_plan_with_one_length_for_all_is_better(case in cases(false, 0.0)) {
+        let case = Case {
+            rows: case.rows.iter().map(|row| Row { positions: 4, ..*row }).collect(),
             rows_max: 100,
             ..case
         };
-        let (plan, _) = unbounded.solve();
-        for length in unbounded.calls_made..=4 {
-            let symmetric = unbounded.cost(&vec![length; unbounded.rows.len()]);
-            prop_assert!(plan.unwrap().rate() >= symmetric.rate() * (1.0 - 1e-6));
+        let (plan, _) = case.solve();
+        for length in 0..=4 {
+            let common = case.cost(&vec![length; case.rows.len()]);
+            prop_assert!(plan.rate() >= common.rate() * (1.0 - 1e-6));
         }
     }
 }
@@ -307,9 +256,8 @@ fn the_loss_is_small_where_optimality_is_not_claimed() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let (mut worst, mut total, mut count) = (1.0f64, 0.0, 0u32);
     for _ in 0..1500 {
-        let mut case = cases(false, 6.0).new_tree(&mut runner).unwrap().current();
-        case.rows.iter_mut().for_each(|row| row.bound = None);
-        let (plan, best) = (case.solve().0.unwrap(), case.brute_force().unwrap());
+        let case = cases(false, 6.0).new_tree(&mut runner).unwrap().current();
+        let (plan, best) = (case.solve().0, case.brute_force());
         worst = worst.min(plan.rate() / best.rate());
         total += plan.rate() / best.rate();
         count += 1;
@@ -324,13 +272,12 @@ fn uniform(requests: usize, positions: u32, confidence: f32, target: Vec<f64>) -
         survival.extend(vec![confidence.powi(depth as i32); requests]);
     }
     Case {
-        rows: vec![Row { weight: 1.0, query_us: 0.0, bound: None, positions }; requests],
+        rows: vec![Row { weight: 1.0, query_us: 0.0, positions }; requests],
         survival,
         target,
         draft: vec![4.0; requests + 1],
         calls_made: 0,
         priced_us: 0.0,
-        unpriced_us: 0.0,
         rows_max: 1024,
     }
 }
@@ -342,7 +289,7 @@ fn equal_marginals_on_an_affine_cost_give_the_symmetric_plan() {
         let (plan, lengths) = case.solve();
         assert!(lengths.iter().all(|length| *length == lengths[0]), "{lengths:?}");
         let best = (0..=8).map(|k| case.cost(&[k; 16]).rate()).fold(0.0, f64::max);
-        assert!(close(plan.unwrap().rate(), best));
+        assert!(close(plan.rate(), best));
     }
 }
 
@@ -352,7 +299,7 @@ fn a_free_step_of_the_staircase_is_filled_and_the_next_is_not_begun() {
     let target: Vec<f64> = (0..=40).map(|n| if n <= 8 { 100.0 } else { 200.0 }).collect();
     let case = Case { calls_made: 8, ..uniform(3, 8, 0.5, target) };
     let (plan, lengths) = case.solve();
-    assert_eq!(plan.unwrap().drafts, 5);
+    assert_eq!(plan.drafts, 5);
     assert!(lengths.iter().all(|&length| length == 1 || length == 2), "{lengths:?}");
 }
 
@@ -364,31 +311,13 @@ fn a_second_hill_of_the_staircase_is_found() {
     let case = Case { calls_made: 8, ..uniform(4, 8, 0.8, target) };
     let (plan, lengths) = case.solve();
     assert!(case.cost(&[1, 0, 0, 0]).rate() < case.cost(&[0; 4]).rate());
-    assert_eq!((plan.unwrap().drafts, lengths), (32, vec![8; 4]));
-}
-
-#[test]
-fn requests_that_need_more_than_one_token_are_served_first() {
-    let mut case = uniform(2, 4, 0.9, (0..=20).map(|n| 100.0 + 30.0 * f64::from(n)).collect());
-    case.calls_made = 4;
-    // Drafts of the second request survive less, but only they keep its objective.
-    (0..4).for_each(|depth| case.survival[2 * depth + 1] *= 0.5);
-    case.rows[1].bound = Some(TpotBound { credit_us: 0.0, token_us: 145.0 });
-    let (_, lengths) = case.solve();
-    assert!(lengths[1] >= 1 && case.keeps_bounds(&lengths, 1e-6), "{lengths:?}");
-}
-
-#[test]
-fn an_objective_that_no_step_meets_is_reported_as_such() {
-    let mut case = uniform(1, 4, 0.5, vec![100.0; 10]);
-    case.rows[0].bound = Some(TpotBound { credit_us: 0.0, token_us: 10.0 });
-    assert_eq!(case.solve(), (None, vec![0]));
+    assert_eq!((plan.drafts, lengths), (32, vec![8; 4]));
 }
 
 #[test]
 fn no_rows_and_no_positions_are_no_trouble() {
     let empty = uniform(0, 4, 0.5, vec![100.0]);
-    assert_eq!(empty.solve().0.unwrap().drafts, 0);
+    assert_eq!(empty.solve().0.drafts, 0);
     let stuck = Case { rows_max: 0, ..uniform(2, 0, 0.5, vec![100.0]) };
     assert_eq!(stuck.solve().1, [0, 0]);
 }

@@ -1,11 +1,10 @@
 //! A simulated deployment for tests: a batch of endless requests, the machine's true step times and
 //! the drafts' true acceptance.
 
-use super::slo::queue_attended;
 use super::{Learner, Policy, Scratch};
 use crate::protocol::{
-    DecodeView, DraftCounts, DraftedRow, Micros, PrefillView, Proposal, RequestId, Step, StepDecision,
-    StepReport, StepView,
+    DecodeView, DraftCounts, DraftedRow, Micros, Proposal, RequestId, Step, StepDecision, StepReport,
+    StepView,
 };
 use crate::random::SplitMix64;
 use crate::timing::correction::TimeModel;
@@ -24,10 +23,6 @@ pub(crate) struct World {
     pub(crate) confidence: fn(f32) -> f32,
     /// True chance that a draft with this probability is accepted.
     pub(crate) acceptance: fn(f32) -> f32,
-    /// Prefill tokens on offer in every step, of prompts that never end.
-    pub(crate) prefill_tokens: u32,
-    /// Tokens after which a request is replaced by a new one.
-    pub(crate) output_tokens: u32,
 }
 
 impl Default for World {
@@ -38,8 +33,6 @@ impl Default for World {
             slow: (1.0, 1.0),
             confidence: |uniform| 1.0 - 0.8 * uniform * uniform,
             acceptance: |q| q,
-            prefill_tokens: 0,
-            output_tokens: u32::MAX,
         }
     }
 }
@@ -54,19 +47,18 @@ pub(crate) struct Outcome {
     pub(crate) accepted: u64,
     /// Changes between steps that draft and steps that do not.
     pub(crate) switches: u64,
-    /// Row-steps at whose end the request's mean time per token was above its objective.
-    pub(crate) late: u64,
-    pub(crate) row_steps: u64,
-    /// Requests that reached their last token, and those of them within their objective.
-    pub(crate) finished: u64,
-    pub(crate) attained: u64,
-    pub(crate) prefilled: u64,
+    pub(crate) steps: u64,
 }
 
 impl Outcome {
     /// Tokens per second.
     pub(crate) fn rate(&self) -> f64 {
         self.tokens as f64 / self.micros * 1e6
+    }
+
+    /// Tokens per step, of all requests.
+    pub(crate) fn tokens_per_step(&self) -> f64 {
+        self.tokens as f64 / self.steps as f64
     }
 }
 
@@ -76,7 +68,6 @@ pub(crate) struct Run<'a> {
     truth: TimeModel,
     random: SplitMix64,
     now: f64,
-    first: Vec<f64>,
     rows: Vec<DecodeView>,
     was_drafting: Option<bool>,
     scratch: Scratch,
@@ -99,11 +90,16 @@ impl<'a> Run<'a> {
             truth: TimeModel::new(gpu_like().cost_model().unwrap()),
             random: SplitMix64::new(seed),
             now: 0.0,
-            first: vec![0.0; world.requests],
             rows: (0..world.requests).map(row).collect(),
             was_drafting: None,
             scratch: Scratch::default(),
         }
+    }
+
+    /// Goes on where something else is true, with the same requests.
+    pub(crate) fn enter(&mut self, world: &'a World) {
+        assert_eq!(world.requests, self.world.requests, "the requests stay");
+        self.world = world;
     }
 
     fn uniform(&mut self) -> f32 {
@@ -123,23 +119,7 @@ impl<'a> Run<'a> {
             outcome.verified += report.counts.iter().map(|counts| u64::from(counts.verified)).sum::<u64>();
             outcome.accepted += report.counts.iter().map(|counts| u64::from(counts.accepted)).sum::<u64>();
             outcome.tokens += report.counts.iter().map(|counts| u64::from(counts.accepted) + 1).sum::<u64>();
-            outcome.row_steps += self.rows.len() as u64;
-            let late = |row: &&DecodeView| {
-                let mean = row.since_first_token.0 as f64 / f64::from(row.output_tokens - 1);
-                row.tpot.is_some_and(|tpot| mean > tpot.0 as f64)
-            };
-            outcome.late += self.rows.iter().filter(late).count() as u64;
-            outcome.prefilled += u64::from(report.prefill_tokens);
-            for (row, first) in self.rows.iter_mut().zip(&mut self.first) {
-                if row.output_tokens >= self.world.output_tokens {
-                    outcome.finished += 1;
-                    outcome.attained += u64::from(!late(&&*row));
-                    *first = self.now;
-                    row.output_tokens = 1;
-                    row.since_first_token = Micros::ZERO;
-                    row.request.0 += self.world.requests as u64;
-                }
-            }
+            outcome.steps += 1;
             learner.observe(&report);
         }
         outcome
@@ -151,9 +131,9 @@ impl<'a> Run<'a> {
         let view = StepView {
             now: Micros(self.now as u64),
             decoding: self.rows.clone(),
-            prefilling: self.prompts(),
+            prefilling: Vec::new(),
             waiting: 0,
-            prefill_tokens_max: self.world.prefill_tokens,
+            prefill_tokens_max: 0,
         };
         let granted = policy.plan(&view, &mut self.scratch);
         let (drafted, draft_calls) = self.draft(policy, &view, &granted);
@@ -166,10 +146,6 @@ impl<'a> Run<'a> {
         }
         let accepted = self.accept(&drafted, &verified);
         let (draft_us, target_us) = self.times(&view, &draft_calls, &verified);
-        let prefill_attended_tokens = queue_attended(&view.prefilling, granted.prefill_tokens);
-        let prefill_tokens = granted.prefill_tokens;
-        let target_us =
-            target_us + self.truth.prefill_us(prefill_tokens, prefill_attended_tokens) * self.world.slow.0;
         let step_us = draft_us + target_us + 60.0;
         self.commit(&drafted, &accepted, step_us);
         let counts = verified.iter().zip(&accepted);
@@ -180,24 +156,13 @@ impl<'a> Run<'a> {
             drafted,
             counts,
             draft_calls,
-            prefill_tokens,
-            prefill_attended_tokens,
+            prefill_tokens: 0,
+            prefill_attended_tokens: 0,
             draft_time: Micros(draft_us as u64),
             target_time: Micros(target_us as u64),
             step_time: Micros(step_us as u64),
             device_idle: None,
         }
-    }
-
-    fn prompts(&self) -> Vec<PrefillView> {
-        let prompt = PrefillView {
-            request: RequestId(u64::MAX),
-            done_tokens: 0,
-            remaining_tokens: self.world.prefill_tokens,
-            since_arrival: Micros::ZERO,
-            ttft: None,
-        };
-        if self.world.prefill_tokens > 0 { vec![prompt] } else { Vec::new() }
     }
 
     fn draft(
@@ -274,7 +239,7 @@ impl<'a> Run<'a> {
             row.context_tokens += accepted[index] + 1;
             row.output_tokens += accepted[index] + 1;
             row.draft_lag_tokens = row.context_tokens - seen;
-            row.since_first_token = Micros((self.now - self.first[index]) as u64);
+            row.since_first_token = Micros(self.now as u64);
             // An endless context would drown everything else.
             if row.context_tokens > 600 {
                 (row.context_tokens, row.draft_lag_tokens) = (200, row.draft_lag_tokens.min(200));

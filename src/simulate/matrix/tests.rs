@@ -1,4 +1,5 @@
 use super::*;
+use crate::pacing::ServiceOrder;
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{Micros, Slo, StepDecision, StepView};
 use crate::replay::Arrival;
@@ -159,7 +160,8 @@ impl Policy for Broken {
 #[test]
 fn a_run_that_fails_names_its_cell() {
     let broken = || -> Box<dyn Learner> { Box::new(Static::new(Broken)) };
-    let machines = [Machine { policy: Box::new(broken), ..machine() }];
+    let broken = Contender { order: ServiceOrder::Fifo, learner: Box::new(broken) };
+    let machines = [Machine { policy: broken, ..machine() }];
     let matrix = Matrix { seed: 2, cells: 5, requests: 25, machines: &machines };
     let error = matrix.play(2).unwrap_err().to_string();
     let first = (0..5).find(|&index| matrix.cell(index).is_err()).unwrap();
@@ -172,8 +174,7 @@ fn a_second_class_halves_the_requests_that_have_objectives() {
     let attainment = |batch_class| {
         let cell = Cell { batch_class, ..draw(1, 0, 1) };
         let settings = cell.settings(&settings(), slo);
-        let report = simulate(&workload(&cell, 40), &settings, fixed(0)()).unwrap();
-        report.attainment
+        fixed(0).simulate(&workload(&cell, 40), &settings).unwrap().attainment
     };
     assert_eq!(attainment(false), 0.0);
     assert!((0.3..0.7).contains(&attainment(true)));
