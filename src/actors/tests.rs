@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::messages::DrafterMessage;
 use super::*;
 use crate::executor::{Drafter, Executor, ShadowExecutor, ShadowOptions, Target};
+use crate::pacing::Pacer;
 use crate::policy::slo::Infeasible;
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{
@@ -19,6 +20,7 @@ use crate::protocol::{
 };
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::MetricsConfig;
+use crate::timing::profile::tests::gpu_like;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -55,7 +57,8 @@ fn start_with(
     learner: Box<dyn Learner>,
     options: EngineOptions,
 ) -> Engine {
-    Engine::start(move || Ok((Box::new(executor), learner)), options).expect("starts")
+    let build = move || Ok(EngineParts { executor: Box::new(executor), learner, pacer: None });
+    Engine::start(build, options).expect("starts")
 }
 
 fn submission(seed: u32, prompt_tokens: u32, max_tokens: u32) -> Submission {
@@ -117,6 +120,25 @@ async fn concurrent_requests_get_their_own_tokens_in_order_and_one_end_each() {
         task.await.expect("gets its tokens");
     }
     assert!(engine.shutdown(LONG).await, "nothing was left to do");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engines_state_shows_the_order_of_service_and_what_the_pacer_learned() {
+    let learner = || Box::new(Static::new(Fixed::NONE));
+    let cost = gpu_like().cost_model().expect("valid");
+    for (pacer, order) in [(None, "fifo"), (Some(Pacer::new(cost)), "slo")] {
+        let paced = pacer.is_some();
+        let executor = Box::new(ShadowExecutor::new(shadow()));
+        let build = move || Ok(EngineParts { executor, learner: learner(), pacer });
+        let engine = Engine::start(build, options()).expect("starts");
+        let (said, _) = listen(engine.handle().submit(submission(1, 20, 7)).await.expect("admitted")).await;
+        assert_eq!(said, expected(&submission(1, 20, 7)));
+        let state = engine.handle().state().await;
+        assert_eq!(state["scheduler"]["order"], order);
+        let output_tokens = paced.then_some(7.0);
+        assert_eq!(state["scheduler"]["pacer"]["output_tokens"].as_f64(), output_tokens, "{state}");
+        engine.shutdown(LONG).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

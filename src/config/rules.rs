@@ -41,6 +41,8 @@ fn at_most(problems: &mut Problems, left: (&str, u32), right: (&str, u32)) {
 fn check_policy(config: &Config, problems: &mut Problems) {
     const POLICY: &str = "speculation.policy";
     const PROFILE_KEYS: [&str; 2] = ["speculation.profile", "speculation.profile_at_start"];
+    const PROFILE_ADVICE: &str = "set speculation.profile, or remove speculation.profile_at_start";
+    const ORDER: &str = "scheduler.order";
     let policy = config.speculation.policy;
     let value = || Some(format!("\"{policy}\""));
     if problems.mention(&[POLICY]) {
@@ -52,9 +54,14 @@ fn check_policy(config: &Config, problems: &mut Problems) {
     }
     let speculation = &config.speculation;
     let planless = speculation.profile.is_none() && !speculation.profile_at_start;
-    if policy.needs_profile() && planless && !problems.mention(&PROFILE_KEYS) {
-        let advice = "set speculation.profile, or remove speculation.profile_at_start";
-        problems.add(POLICY, value(), "requires a profile and none is configured", advice);
+    if planless && !problems.mention(&PROFILE_KEYS) {
+        let what = "requires a profile and none is configured";
+        if policy.needs_profile() {
+            problems.add(POLICY, value(), what, PROFILE_ADVICE);
+        } else if config.needs_profile() && !problems.mention(&[ORDER]) {
+            let order = format!("\"{}\"", config.scheduler.order.name());
+            problems.add(ORDER, Some(order), what, PROFILE_ADVICE);
+        }
     }
     let max = speculation.draft_tokens_max;
     let tokens = policy.draft_tokens().unwrap_or(0);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::ModelSource;
+use crate::pacing::ServiceOrder;
 use crate::policy::registry::PolicyName;
 use crate::protocol::{Micros, Slo};
 
@@ -112,6 +113,7 @@ fn omitted_keys_take_the_values_of_the_tiny_file() {
     let mut expected = Config::default_tiny();
     expected.draft = None;
     expected.speculation.policy = PolicyName::None;
+    expected.scheduler.order = ServiceOrder::Fifo;
     expected.slo.classes = vec![SloClass { name: "default".to_owned(), slo: Slo::default() }];
     assert_eq!(Config::parse(SMALLEST).expect("valid"), expected);
 }
@@ -203,6 +205,36 @@ fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
         let text = tiny_with("socket = \"/tmp/specserve.sock\"", &socket);
         assert_eq!(Config::parse(&text).is_ok(), good, "a socket path of {bytes} bytes");
     }
+}
+
+#[test]
+fn requests_are_served_by_slack_with_specserve_and_in_turn_with_others_unless_the_file_says() {
+    let order = |lines: &str| {
+        let text = format!("{SMALLEST}[draft]\nmodel = \"ngram\"\n{lines}");
+        Config::parse(&text).expect("valid").scheduler.order
+    };
+    assert_eq!(order(""), ServiceOrder::Slo);
+    assert_eq!(order("[speculation]\npolicy = \"smartspec\"\n"), ServiceOrder::Fifo);
+    assert_eq!(order("[scheduler]\norder = \"fifo\"\n"), ServiceOrder::Fifo);
+    let slo = "[scheduler]\norder = \"slo\"\n[speculation]\npolicy = \"fixed:3\"\n";
+    assert_eq!(order(slo), ServiceOrder::Slo);
+    assert_eq!(problem_paths(&format!("{SMALLEST}[scheduler]\norder = \"edf\"\n")), ["scheduler.order"]);
+}
+
+#[test]
+fn to_serve_by_slack_takes_a_profile_whatever_the_policy() {
+    let planless = |order: &str, policy: &str| {
+        let text = tiny_with("profile_at_start = true", "profile_at_start = false");
+        let text = text.replace("policy = \"specserve\"", &format!("policy = \"{policy}\""));
+        text.replace("order = \"slo\"", &format!("order = \"{order}\""))
+    };
+    assert!(Config::parse(&planless("fifo", "none")).is_ok_and(|config| !config.needs_profile()));
+    assert_eq!(problem_paths(&planless("slo", "none")), ["scheduler.order"]);
+    assert_eq!(problem_paths(&planless("slo", "specserve")), ["speculation.policy"], "said once");
+    assert!(
+        Config::parse(&tiny_with("policy = \"specserve\"", "policy = \"none\""))
+            .is_ok_and(|config| config.needs_profile())
+    );
 }
 
 #[test]

@@ -42,6 +42,16 @@ pub enum ServiceOrder {
     Slo,
 }
 
+impl ServiceOrder {
+    /// The name that the configuration and the command line use.
+    pub fn name(self) -> &'static str {
+        match self {
+            ServiceOrder::Fifo => "fifo",
+            ServiceOrder::Slo => "slo",
+        }
+    }
+}
+
 /// An unknown order of service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown order {0:?}; known are fifo and slo")]

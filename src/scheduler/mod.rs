@@ -30,7 +30,7 @@ use self::queue::Queue;
 use self::rows::RowPool;
 use self::sequence::Sequence;
 use crate::kv::{BlockPool, PoolUsage};
-use crate::pacing::Pacer;
+use crate::pacing::{Pacer, ServiceOrder};
 use crate::policy::Scratch;
 use crate::protocol::{
     DrafterNeeds, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, StepReport, Termination,
@@ -175,6 +175,11 @@ impl Scheduler {
         if let Some(pacing) = &mut self.pacing {
             pacing.pacer.observe(report);
         }
+    }
+
+    /// In which order requests are served.
+    pub fn order(&self) -> ServiceOrder {
+        if self.is_paced { ServiceOrder::Slo } else { ServiceOrder::Fifo }
     }
 
     /// What the pacer has learned, for `/v1/engine/state`; `None` without one.
