@@ -248,7 +248,10 @@ impl BatchBuilderState {
     }
 
     fn begin(&mut self) -> Option<StepPlan> {
-        let plan = self.arguments.core.begin(self.arguments.clock.now())?;
+        let plan = self.arguments.core.begin(self.arguments.clock.now());
+        let refused = self.arguments.core.take_refused();
+        self.deliver(refused);
+        let plan = plan?;
         for id in &plan.started {
             if let Some(active) = self.active.get_mut(id) {
                 active.permit = None;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::messages::DrafterMessage;
 use super::*;
 use crate::executor::{Drafter, Executor, ShadowExecutor, ShadowOptions, Target};
-use crate::pacing::Pacer;
+use crate::pacing::{LateAction, Pacer};
 use crate::policy::slo::Infeasible;
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{
@@ -483,6 +483,31 @@ async fn an_impossible_objective_is_refused_or_served_and_counted_as_configured(
         listen(engine.handle().submit(in_time(submission(1, 50, 3), 50)).await.expect("just possible")).await;
         engine.shutdown(LONG).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_becomes_late_in_the_queue_ends_once_and_counts_as_rejected() {
+    let mut options = options();
+    options.limits.running_requests_max = 1;
+    let executor = Box::new(Slow { shadow: ShadowExecutor::new(shadow()), step: Duration::from_millis(5) });
+    let pacer = Pacer::new(gpu_like().cost_model().expect("valid")).with_late(LateAction::Reject);
+    let learner: Box<dyn Learner> = Box::new(Static::new(Fixed::NONE));
+    let build = move || Ok(EngineParts { executor, learner, pacer: Some(pacer) });
+    let engine = Engine::start(build, options).expect("starts");
+    let running = engine.handle().submit(submission(1, 50, 900)).await.expect("runs");
+    eventually(engine.handle(), "it runs", |state| state["scheduler"]["running"] == 1).await;
+    let arrival = engine.handle().now();
+    let waits = Submission { arrival, ..in_time(submission(2, 60, 3), 100) };
+    let (said, end) = listen(engine.handle().submit(waits).await.expect("it could be in time")).await;
+    let ttft = Micros::from_millis(100);
+    assert_eq!((said, end), (vec![], TokenEvent::Failed(RequestFailure::Late { ttft })));
+    eventually(engine.handle(), "it is counted", |state| {
+        let counters = &state["metrics"]["counters"];
+        counters["rejected"] == 1 && counters["failed"] == 0
+    })
+    .await;
+    drop(running);
+    engine.shutdown(LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

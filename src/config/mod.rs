@@ -30,7 +30,7 @@ pub use models::{DraftConfig, TargetConfig};
 pub use problem::{ConfigError, ConfigProblem};
 pub use scheduler::SchedulerConfig;
 pub use server::{SOCKET_PATH_BYTES_MAX, ServerConfig};
-pub use slo::{CLASSES_MAX, InfeasibleAction, LateAction, SloClass, SloConfig};
+pub use slo::{CLASSES_MAX, InfeasibleAction, SloClass, SloConfig};
 pub use speculation::SpeculationConfig;
 pub use telemetry::{LogFormat, LogLevel, TelemetryConfig};
 
@@ -113,10 +113,11 @@ impl Config {
         let executor = ExecutorConfig::read(Section::take(&mut file, "executor", problems));
         let kv = KvConfig::read(Section::take(&mut file, "kv", problems));
         let (mut scheduler, order) = SchedulerConfig::read(Section::take(&mut file, "scheduler", problems));
-        let slo = SloConfig::read(&mut file, problems);
+        let (mut slo, late) = SloConfig::read(&mut file, problems);
         let speculation = SpeculationConfig::read(Section::take(&mut file, "speculation", problems), drafts);
         let telemetry = TelemetryConfig::read(Section::take(&mut file, "telemetry", problems));
         scheduler.order = order.unwrap_or(SchedulerConfig::order_with(speculation.policy));
+        slo.late = late.unwrap_or(SloConfig::late_in(scheduler.order));
         let config = Config { server, target, draft, executor, kv, scheduler, slo, speculation, telemetry };
         for name in file.keys() {
             let advice = "remove it; the sections are server, target, draft, executor, kv, scheduler, \

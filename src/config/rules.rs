@@ -2,6 +2,7 @@
 
 use super::Config;
 use super::reader::Problems;
+use crate::pacing::{LateAction, ServiceOrder};
 
 /// Reports every violated rule across keys.
 pub(super) fn check(config: &Config, problems: &mut Problems) {
@@ -27,6 +28,7 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
         ("executor.batch_tokens_max", executor.batch_tokens_max),
     );
     check_policy(config, problems);
+    check_late(config, problems);
 }
 
 /// Reports `left > right`, unless one of the two has been reported already.
@@ -36,6 +38,17 @@ fn at_most(problems: &mut Problems, left: (&str, u32), right: (&str, u32)) {
     }
     let what = format!("is more than {} = {}", right.0, right.1);
     problems.add(left.0, Some(left.1.to_string()), what, format!("lower it, or raise {}", right.0));
+}
+
+/// Only an order by objectives can let a late request wait behind those that are not.
+fn check_late(config: &Config, problems: &mut Problems) {
+    let (order, late) = (config.scheduler.order, config.slo.late);
+    let demotes_in_turn = order == ServiceOrder::Fifo && late == LateAction::Demote;
+    if demotes_in_turn && !problems.mention(&["scheduler.order", "speculation.policy"]) {
+        let what = "cannot be done in the order \"fifo\", which serves every request in its turn";
+        let advice = "set scheduler.order to \"slo\", or this to \"queue\" or \"reject\"";
+        problems.add("slo.late", Some(format!("\"{}\"", late.name())), what, advice);
+    }
 }
 
 fn check_policy(config: &Config, problems: &mut Problems) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::ModelSource;
-use crate::pacing::ServiceOrder;
+use crate::pacing::{LateAction, ServiceOrder};
 use crate::policy::registry::PolicyName;
 use crate::protocol::{Micros, Slo};
 
@@ -114,6 +114,7 @@ fn omitted_keys_take_the_values_of_the_tiny_file() {
     expected.draft = None;
     expected.speculation.policy = PolicyName::None;
     expected.scheduler.order = ServiceOrder::Fifo;
+    expected.slo.late = LateAction::Queue;
     expected.slo.classes = vec![SloClass { name: "default".to_owned(), slo: Slo::default() }];
     assert_eq!(Config::parse(SMALLEST).expect("valid"), expected);
 }
@@ -222,10 +223,35 @@ fn requests_are_served_by_slack_with_specserve_and_in_turn_with_others_unless_th
 }
 
 #[test]
+fn late_requests_give_way_where_service_is_by_slack_and_keep_their_turn_where_it_is_in_turn() {
+    let late = |order: &str, late: &str| {
+        let text = tiny_with("late = \"demote\"", late);
+        Config::parse(&text.replace("order = \"slo\"", &format!("order = \"{order}\"")))
+    };
+    for (order, line, action) in [
+        ("slo", "", LateAction::Demote),
+        ("fifo", "", LateAction::Queue),
+        ("slo", "late = \"queue\"", LateAction::Queue),
+        ("slo", "late = \"reject\"", LateAction::Reject),
+        ("fifo", "late = \"reject\"", LateAction::Reject),
+    ] {
+        assert_eq!(late(order, line).expect("valid").slo.late, action, "{order} {line}");
+    }
+    let error = late("fifo", "late = \"demote\"").expect_err("nothing can be demoted in turn");
+    assert_eq!(error.problems()[0].path, "slo.late");
+    assert!(
+        error.to_string().contains("in the order \"fifo\", which serves every request in its turn"),
+        "{error}"
+    );
+    assert!(late("slo", "late = \"drop\"").is_err());
+}
+
+#[test]
 fn to_serve_by_slack_takes_a_profile_whatever_the_policy() {
     let planless = |order: &str, policy: &str| {
         let text = tiny_with("profile_at_start = true", "profile_at_start = false");
         let text = text.replace("policy = \"specserve\"", &format!("policy = \"{policy}\""));
+        let text = text.replace("late = \"demote\"", "late = \"queue\"");
         text.replace("order = \"slo\"", &format!("order = \"{order}\""))
     };
     assert!(Config::parse(&planless("fifo", "none")).is_ok_and(|config| !config.needs_profile()));

@@ -8,11 +8,11 @@ use super::profiling::{TimeSource, for_drafter};
 use super::served::EngineBackend;
 use super::startup::{Assembled, OnPhase};
 use crate::actors::{AdmissionPolicy, Engine, EngineOptions, EngineParts, Polling};
-use crate::config::{Config, DraftConfig, InfeasibleAction, LateAction};
+use crate::config::{Config, DraftConfig, InfeasibleAction};
 use crate::drafting::{NgramOptions, WithPromptLookup};
 use crate::executor::Executor;
 use crate::model::{LoadedModel, ModelPair, load_pair};
-use crate::pacing::{Pacer, ServiceOrder};
+use crate::pacing::{LateAction, Pacer, ServiceOrder};
 use crate::policy::registry::{PolicyOptions, build as build_policy};
 use crate::policy::specserve::SpecServeOptions;
 use crate::policy::survival::POSITIONS_MAX;
@@ -47,7 +47,7 @@ where
         true => "building the executor and measuring step times",
     });
     let drafts = (config.draft.clone(), config.speculation.policy, policy_options(config));
-    let order = config.scheduler.order;
+    let (order, late) = (config.scheduler.order, config.slo.late);
     let engine = Engine::start(
         move || {
             let mut executor = build(plan, weights.0, weights.1)?;
@@ -56,7 +56,7 @@ where
             let profile = for_drafter(profile, draft.as_ref());
             let learner =
                 build_policy(policy, profile.as_ref(), &options).map_err(|error| error.to_string())?;
-            let pacer = pacer(order, profile.as_ref())?;
+            let pacer = pacer(order, late, profile.as_ref())?;
             Ok(EngineParts { executor: with_drafter(executor, draft.as_ref()), learner, pacer })
         },
         options,
@@ -106,13 +106,13 @@ fn engine_options(config: &Config, polling: Polling, clock: Arc<dyn Clock>) -> E
 }
 
 /// What serves by slack, if that is the order.
-fn pacer(order: ServiceOrder, profile: Option<&Profile>) -> Result<Option<Pacer>, String> {
+fn pacer(order: ServiceOrder, late: LateAction, profile: Option<&Profile>) -> Result<Option<Pacer>, String> {
     match (order, profile) {
         (ServiceOrder::Fifo, _) => Ok(None),
         (ServiceOrder::Slo, None) => Err("the order slo needs a profile".to_owned()),
         (ServiceOrder::Slo, Some(profile)) => {
             let cost = profile.cost_model().map_err(|error| error.to_string())?;
-            Ok(Some(Pacer::new(cost)))
+            Ok(Some(Pacer::new(cost).with_late(late)))
         }
     }
 }

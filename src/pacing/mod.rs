@@ -4,7 +4,8 @@
 //! steps cost and what requests are like, and answers three questions before each step:
 //!
 //! - *Who is next?* [`Pacer::rank`]: the largest set of prompts whose first tokens can all be in
-//!   time (Moore and Hodgson 1968), then those without an objective, then those that are late.
+//!   time (Moore and Hodgson 1968), then those without an objective, then those that are late
+//!   ([`LateAction`]).
 //! - *How many may run?* [`Pacer::running_limit`]: as many as give the most requests per second
 //!   within their TPOT objectives.
 //! - *How much prefill now?* [`Pacer::chunk`]: all there is, unless that costs a running request
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod chunk;
+mod late;
 mod limit;
 mod order;
 mod workload;
@@ -23,6 +25,7 @@ mod workload;
 #[cfg(test)]
 mod tests;
 
+pub use late::{LateAction, UnknownAction};
 pub use limit::Demand;
 pub use order::{LATE_PERIOD, Prompt, Ranked, Ranking, Standing};
 
@@ -74,6 +77,7 @@ impl std::str::FromStr for ServiceOrder {
 pub struct Pacer {
     time: TimeModel,
     load: Workload,
+    late: LateAction,
     buffers: Buffers,
 }
 
@@ -89,7 +93,12 @@ struct Buffers {
 impl Pacer {
     /// Starts from the times of a profile.
     pub fn new(cost: CostModel) -> Pacer {
-        Pacer { time: TimeModel::new(cost), load: Workload::default(), buffers: Buffers::default() }
+        Pacer {
+            time: TimeModel::new(cost),
+            load: Workload::default(),
+            late: LateAction::default(),
+            buffers: Buffers::default(),
+        }
     }
 
     /// Learns from a step.

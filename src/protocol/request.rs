@@ -61,6 +61,16 @@ pub enum RequestFailure {
     /// The client disconnected or cancelled.
     #[error("the request was cancelled")]
     Cancelled,
+    /// The first token could not be in time any more, and the config rejects such requests. No
+    /// token was sent.
+    #[error(
+        "the first token can no longer meet the TTFT objective of {} ms: the requests before it take too long",
+        ttft.as_millis_f64()
+    )]
+    Late {
+        /// The objective.
+        ttft: Micros,
+    },
     /// The drain timeout of a shutdown has passed.
     #[error("the server is shutting down")]
     ShuttingDown,

@@ -7,7 +7,7 @@
 use super::Scheduler;
 use super::sequence::Sequence;
 use crate::pacing::{Demand, LATE_PERIOD, Pacer, Prompt, Ranking, Standing};
-use crate::protocol::{DecodeView, Micros, PrefillView, RequestId};
+use crate::protocol::{DecodeView, Micros, PrefillView, RequestFailure, RequestId, Termination};
 
 /// The pacer and what it is shown.
 #[derive(Debug)]
@@ -63,6 +63,7 @@ impl Scheduler {
         }
         let chunk_max = self.prefill_tokens_max(pacing.decoding.len());
         pacing.rank(now, chunk_max);
+        self.refuse_late(pacing, waiting_from);
         let limit = self.running_limit(pacing, waiting_from);
         let mut ahead_tokens = 0;
         for position in 0..pacing.ranking.order.len() {
@@ -102,6 +103,25 @@ impl Scheduler {
             ids.push(sequence.request.id);
         }
         waiting_from
+    }
+
+    /// Ends what waits, has not started and is late, if the pacer refuses it.
+    fn refuse_late(&mut self, pacing: &mut Pacing, waiting_from: usize) {
+        let Pacing { pacer, ranking, prompts, ids, .. } = pacing;
+        ranking.order.retain(|ranked| {
+            let index = ranked.index as usize;
+            let waits_late = index >= waiting_from && ranked.standing == Standing::Late;
+            !(waits_late && pacer.refuses(&prompts[index]) && self.refuse(ids[index]))
+        });
+    }
+
+    /// Ends a waiting request that has not started; whether there was one.
+    fn refuse(&mut self, id: RequestId) -> bool {
+        let unstarted = self.waiting.get(id).filter(|sequence| !sequence.has_started());
+        let Some(ttft) = unstarted.and_then(|sequence| sequence.request.slo.ttft) else { return false };
+        let refusal = self.end(id, Termination::Failed(RequestFailure::Late { ttft }));
+        self.refused.extend(refusal);
+        true
     }
 
     /// Most requests in the running set, by the objectives of those that run and of those that

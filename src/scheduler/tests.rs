@@ -2,6 +2,7 @@
 
 mod any_schedule;
 mod game;
+mod late;
 
 use std::sync::Arc;
 

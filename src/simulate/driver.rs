@@ -96,7 +96,9 @@ impl<'a> Run<'a> {
     fn finish(&mut self) -> Result<(), SimulationError> {
         loop {
             self.take_arrivals();
-            if let Some(plan) = self.core.begin(self.clock.now()) {
+            let plan = self.core.begin(self.clock.now());
+            self.collector.deliveries(&self.core.take_refused(), self.clock.now());
+            if let Some(plan) = plan {
                 self.step(plan)?;
             } else if let Some(next) = self.workload.get(self.arrived) {
                 self.clock.advance_to(next.at);

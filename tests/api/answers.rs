@@ -198,6 +198,7 @@ async fn a_stream_that_fails_midway_ends_with_an_error_and_without_done() {
 async fn a_failure_before_the_first_token_has_an_error_status() {
     for (failure, status, code) in [
         (RequestFailure::ShuttingDown, 503, "shutting_down"),
+        (RequestFailure::Late { ttft: Micros::from_millis(250) }, 503, "slo_too_late"),
         (RequestFailure::Numerical, 500, "numerical_error"),
         (RequestFailure::Engine("device lost".into()), 500, "engine_error"),
     ] {
