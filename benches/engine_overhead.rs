@@ -58,6 +58,7 @@ fn submission(seed: u32) -> Submission {
         stop_tokens: Arc::from([]),
         slo: Slo::default(),
         class: 0,
+        weight: 1.0,
         arrival: Micros::ZERO,
     }
 }

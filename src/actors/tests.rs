@@ -69,6 +69,7 @@ fn submission(seed: u32, prompt_tokens: u32, max_tokens: u32) -> Submission {
         stop_tokens: Arc::from([]),
         slo: Slo::default(),
         class: 0,
+        weight: 1.0,
         arrival: Micros::ZERO,
     }
 }

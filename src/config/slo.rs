@@ -2,7 +2,7 @@
 
 use toml::Value;
 
-use super::reader::{Integer, Problems, Section};
+use super::reader::{Integer, Number, Problems, Section};
 use super::render::{Entry, Rendered, number};
 use crate::pacing::{LateAction, ServiceOrder};
 use crate::protocol::{Micros, Slo};
@@ -12,6 +12,7 @@ pub const CLASSES_MAX: usize = 16;
 
 const TTFT_MS: Integer = Integer::new("ttft_ms", 1_000, 1, 3_600_000);
 const TPOT_MS: Integer = Integer::new("tpot_ms", 50, 1, 3_600_000);
+const WEIGHT: Number = Number { name: "weight", default: 1.0, min: 0.0, max: 1000.0 };
 const NAME_BOUND: &str = "1 to 32 of a-z, 0-9, - and _";
 const NAME_BYTES_MAX: usize = 32;
 const INFEASIBLE_BOUND: &str = "\"best_effort\" or \"reject\"";
@@ -45,16 +46,25 @@ impl InfeasibleAction {
 }
 
 /// A named pair of objectives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SloClass {
     /// Class name in requests.
     pub name: String,
     /// Objectives; `None` leaves one unbounded.
     pub slo: Slo,
+    /// What attaining them is worth beside other classes.
+    pub weight: f64,
+}
+
+impl SloClass {
+    /// A class of the default weight.
+    pub fn new(name: impl Into<String>, slo: Slo) -> SloClass {
+        SloClass { name: name.into(), slo, weight: WEIGHT.default }
+    }
 }
 
 /// Request classes and admission rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SloConfig {
     /// At least one; the index is the priority, 0 the most urgent.
     pub classes: Vec<SloClass>,
@@ -99,7 +109,7 @@ impl SloConfig {
             late: late.unwrap_or(LateAction::Queue),
         };
         if config.classes.is_empty() {
-            config.classes.push(SloClass { name: "default".to_owned(), slo: Slo::default() });
+            config.classes.push(SloClass::new("default", Slo::default()));
         }
         config.check_names(problems);
         if let Some(name) = default_name {
@@ -177,16 +187,18 @@ impl SloClass {
             ttft: section.optional_integer(&TTFT_MS).map(Micros::from_millis),
             tpot: section.optional_integer(&TPOT_MS).map(Micros::from_millis),
         };
+        let weight = section.number(&WEIGHT);
         section.finish();
-        SloClass { name, slo }
+        SloClass { name, slo, weight }
     }
 
-    fn entries(&self) -> [Entry; 3] {
+    fn entries(&self) -> [Entry; 4] {
         let millis = |span: Option<Micros>| span.map(|span| number(span.0 / 1000));
         [
             Entry::text("name", self.name.clone(), NAME_BOUND),
             Entry::optional(TTFT_MS.name, millis(self.slo.ttft), TTFT_MS.bound()),
             Entry::optional(TPOT_MS.name, millis(self.slo.tpot), TPOT_MS.bound()),
+            Entry::number(&WEIGHT, self.weight),
         ]
     }
 }

@@ -47,8 +47,8 @@ fn milliseconds_become_spans_of_time() {
     assert_eq!(config.server.request_timeout, Duration::from_secs(600));
     assert_eq!(config.server.drain_timeout, Duration::from_secs(30));
     let interactive = Slo { ttft: Some(Micros(1_000_000)), tpot: Some(Micros(50_000)) };
-    assert_eq!(config.slo.classes[0], SloClass { name: "interactive".to_owned(), slo: interactive });
-    assert_eq!(config.slo.classes[1], SloClass { name: "batch".to_owned(), slo: Slo::default() });
+    assert_eq!(config.slo.classes[0], SloClass::new("interactive", interactive));
+    assert_eq!(config.slo.classes[1], SloClass::new("batch", Slo::default()));
     assert_eq!(config.slo.class("batch"), Some(1));
     assert_eq!(config.slo.class("absent"), None);
 }
@@ -115,7 +115,7 @@ fn omitted_keys_take_the_values_of_the_tiny_file() {
     expected.speculation.policy = PolicyName::None;
     expected.scheduler.order = ServiceOrder::Fifo;
     expected.slo.late = LateAction::Queue;
-    expected.slo.classes = vec![SloClass { name: "default".to_owned(), slo: Slo::default() }];
+    expected.slo.classes = vec![SloClass::new("default", Slo::default())];
     assert_eq!(Config::parse(SMALLEST).expect("valid"), expected);
 }
 
@@ -244,6 +244,22 @@ fn late_requests_give_way_where_service_is_by_slack_and_keep_their_turn_where_it
         "{error}"
     );
     assert!(late("slo", "late = \"drop\"").is_err());
+}
+
+#[test]
+fn the_weight_of_a_class_is_a_number_within_its_bounds_and_1_by_default() {
+    let weight = |line: &str| {
+        let text = format!("{SMALLEST}[[slo.classes]]\nname = \"gold\"\n{line}\n");
+        Config::parse(&text).map(|config| config.slo.classes[0].weight)
+    };
+    let good = [("", 1.0), ("weight = 0", 0.0), ("weight = 0.1", 0.1), ("weight = 1000", 1000.0)];
+    for (line, value) in good {
+        assert_eq!(weight(line).expect("valid"), value, "{line}");
+    }
+    for wrong in ["-0.1", "1000.1", "nan", "inf", "\"2\""] {
+        let error = weight(&format!("weight = {wrong}")).expect_err("out of bounds");
+        assert_eq!(error.problems()[0].path, "slo.classes[0].weight", "{wrong}");
+    }
 }
 
 #[test]

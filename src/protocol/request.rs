@@ -41,6 +41,8 @@ pub struct GenerationRequest {
     pub slo: Slo,
     /// Index of the request's class in the config; lower is more urgent.
     pub class: u8,
+    /// What attaining its objectives is worth beside other requests, 0 to 1000; 1 by default.
+    pub weight: f32,
     /// Arrival at the socket.
     pub arrival: Micros,
 }

@@ -128,12 +128,15 @@ impl Scheduler {
     /// wait and can be in time.
     fn running_limit(&self, pacing: &mut Pacing, waiting_from: usize) -> u32 {
         let most = self.limits.running_requests_max;
-        let demand = |tpot: Option<Micros>| Demand { tpot_us: tpot.map(|tpot| tpot.0), weight: 1.0 };
-        let running = self.running.iter().map(|sequence| demand(sequence.request.slo.tpot));
+        let demand = |sequence: &Sequence| Demand {
+            tpot_us: sequence.request.slo.tpot.map(|tpot| tpot.0),
+            weight: sequence.request.weight,
+        };
+        let running = self.running.iter().map(demand);
         let Pacing { pacer, ranking, .. } = pacing;
         let late = ranking.order.iter().filter(|ranked| ranked.standing == Standing::Late);
         let late = late.filter(|ranked| ranked.index as usize >= waiting_from).count();
-        let waiting = self.waiting.iter().map(|sequence| demand(sequence.request.slo.tpot));
+        let waiting = self.waiting.iter().map(demand);
         // Late requests are few or many alike; the mix of those in time is what counts.
         let waiting = waiting.take(self.waiting.len() - late);
         pacer.running_limit(running.chain(waiting), most)

@@ -190,6 +190,7 @@ impl Sequence {
             output_tokens: self.output_tokens(),
             since_first_token: now.saturating_sub(self.first_token.unwrap_or(now)),
             tpot: self.request.slo.tpot,
+            weight: self.request.weight,
             draft_lag_tokens,
             drafts_max,
             temperature: self.request.sampling.temperature,

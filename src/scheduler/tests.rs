@@ -122,6 +122,19 @@ fn the_lower_class_goes_first_and_within_a_class_the_first_come() {
 }
 
 #[test]
+fn policies_see_the_weight_of_each_request() {
+    let mut game = Game::new(64, 0);
+    for (id, weight) in [(1, 0.0), (2, 2.5)] {
+        game.arrive(GenerationRequest { weight, ..request(id, 8, 9) });
+    }
+    game.step();
+    let plan = game.plan().expect("both decode");
+    let weights: Vec<f32> = plan.view.decoding.iter().map(|row| row.weight).collect();
+    assert_eq!(weights, [0.0, 2.5]);
+    game.finish(plan);
+}
+
+#[test]
 fn a_request_whose_client_left_frees_its_blocks_at_the_next_step() {
     let mut game = Game::new(64, 4);
     let id = game.arrive(request(1, 50, 100));

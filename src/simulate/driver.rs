@@ -135,6 +135,7 @@ impl<'a> Run<'a> {
             stop_tokens: self.stop_tokens.clone(),
             slo: self.settings.classes[usize::from(class)].slo,
             class,
+            weight: 1.0,
             arrival: arrival.at,
         }
     }

@@ -15,6 +15,7 @@ fn decoding(request: u64) -> DecodeView {
         output_tokens: 2,
         since_first_token: Micros(100),
         tpot: None,
+        weight: 1.0,
         draft_lag_tokens: 1,
         drafts_max: 8,
         temperature: 0.0,

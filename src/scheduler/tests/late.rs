@@ -28,6 +28,7 @@ fn request(id: u64, ttft: Option<Micros>) -> GenerationRequest {
         stop_tokens: Arc::from([]),
         slo: Slo { ttft, tpot: None },
         class: 0,
+        weight: 1.0,
         arrival: Micros::ZERO,
     }
 }
