@@ -1,8 +1,5 @@
 //! What becomes of prompts whose first token cannot be in time any more.
 
-use super::{Pacer, Prompt};
-use crate::timing::cost_model::prefill_attended;
-
 /// What to do with requests whose first token cannot be in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LateAction {
@@ -44,28 +41,9 @@ impl std::str::FromStr for LateAction {
     }
 }
 
-impl Pacer {
-    /// What it does with late prompts; [`LateAction::Demote`] unless told otherwise.
-    #[must_use]
-    pub fn with_late(self, late: LateAction) -> Pacer {
-        Pacer { late, ..self }
-    }
-
-    /// Whether a late prompt that was not begun is to be refused. One whose objective is too tight
-    /// even for an idle machine is not: admission decided to serve it as well as may be.
-    pub fn refuses(&self, prompt: &Prompt) -> bool {
-        let Some(deadline) = prompt.deadline.filter(|_| self.late == LateAction::Reject) else {
-            return false;
-        };
-        let tokens = prompt.remaining_tokens;
-        let alone_us = self.time.prefill_us(tokens, prefill_attended(prompt.done_tokens, tokens));
-        alone_us <= deadline.saturating_sub(prompt.arrival).0 as f64
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{Ranking, Standing};
+    use super::super::{Pacer, Prompt, Ranking, Standing};
     use super::*;
     use crate::protocol::Micros;
     use crate::timing::profile::tests::gpu_like;

@@ -32,7 +32,7 @@ pub use order::{LATE_PERIOD, Prompt, Ranked, Ranking, Standing};
 use self::workload::Workload;
 use crate::protocol::{DecodeView, RequestSummary, StepReport};
 use crate::timing::correction::TimeModel;
-use crate::timing::cost_model::CostModel;
+use crate::timing::cost_model::{CostModel, prefill_attended};
 
 /// In which order requests are served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -101,6 +101,12 @@ impl Pacer {
         }
     }
 
+    /// What it does with late prompts; [`LateAction::Demote`] unless told otherwise.
+    #[must_use]
+    pub fn with_late(self, late: LateAction) -> Pacer {
+        Pacer { late, ..self }
+    }
+
     /// Learns from a step.
     pub fn observe(&mut self, report: &StepReport) {
         self.time.observe(report);
@@ -116,6 +122,17 @@ impl Pacer {
     fn decode_us(&self, decoding: &[DecodeView]) -> f64 {
         let context_tokens = decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
         self.time.plain_step_us(decoding.len() as u32, context_tokens) * self.load.stretch()
+    }
+
+    /// Whether a late prompt that was not begun is to be refused. One whose objective is too tight
+    /// even for an idle machine is not: admission decided to serve it as well as may be.
+    pub fn refuses(&self, prompt: &Prompt) -> bool {
+        let Some(deadline) = prompt.deadline.filter(|_| self.late == LateAction::Reject) else {
+            return false;
+        };
+        let tokens = prompt.remaining_tokens;
+        let alone_us = self.time.prefill_us(tokens, prefill_attended(prompt.done_tokens, tokens));
+        alone_us <= deadline.saturating_sub(prompt.arrival).0 as f64
     }
 
     /// What has been learned, for `/v1/engine/state`.

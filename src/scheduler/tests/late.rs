@@ -56,10 +56,10 @@ fn executor(limits: &SchedulerLimits, clock: Arc<VirtualClock>) -> VirtualExecut
     VirtualExecutor::new(options, clock)
 }
 
-/// All terminal events, in order, of requests that arrive at once.
-fn serve(requests: Vec<GenerationRequest>, late: LateAction) -> Vec<Delivery> {
+/// All terminal events, in order, of requests in the order of their arrival.
+fn serve(requests: Vec<GenerationRequest>, late: LateAction, slots: u32) -> Vec<Delivery> {
     let limits = SchedulerLimits {
-        running_requests_max: SLOTS,
+        running_requests_max: slots,
         prefill_chunk_tokens_max: 256,
         batch_tokens_max: 512,
         draft_tokens_max: 0,
@@ -71,11 +71,12 @@ fn serve(requests: Vec<GenerationRequest>, late: LateAction) -> Vec<Delivery> {
     let pacer = Pacer::new(gpu_like().cost_model().expect("valid")).with_late(late);
     let scheduler = Scheduler::new(limits).paced(pacer);
     let mut core = EngineCore::new(scheduler, Box::new(Static::new(Fixed::NONE)));
-    for request in requests {
-        core.enqueue(request);
-    }
+    let mut arrivals = requests.into_iter().peekable();
     let mut ends = Vec::new();
     loop {
+        while let Some(request) = arrivals.next_if(|request| request.arrival <= clock.now()) {
+            core.enqueue(request);
+        }
         let plan = core.begin(clock.now());
         ends.extend(core.take_refused());
         core.scheduler().assert_conserved();
@@ -86,7 +87,7 @@ fn serve(requests: Vec<GenerationRequest>, late: LateAction) -> Vec<Delivery> {
         core.settle(&finished.report);
         ends.extend(finished.deliveries.into_iter().filter(|(_, event)| event.is_terminal()));
     }
-    assert!(core.scheduler().is_idle() && executor.info().batch_sequences_max == SLOTS);
+    assert!(core.scheduler().is_idle() && arrivals.next().is_none());
     ends
 }
 
@@ -97,7 +98,7 @@ fn refused(end: &TokenEvent) -> bool {
 #[test]
 fn of_sixty_at_once_those_that_can_be_in_time_are_and_the_others_are_refused_once() {
     let slo = Slo { ttft: Some(Micros::from_millis(1000)), tpot: None };
-    let ends = serve((0..60).map(|id| request(id, slo.ttft)).collect(), LateAction::Reject);
+    let ends = serve((0..60).map(|id| request(id, slo.ttft)).collect(), LateAction::Reject, SLOTS);
     let mut ids: Vec<u64> = ends.iter().map(|(id, _)| id.0).collect();
     ids.sort_unstable();
     assert_eq!(ids, (0..60).collect::<Vec<_>>(), "each ends once");
@@ -113,7 +114,8 @@ fn of_sixty_at_once_those_that_can_be_in_time_are_and_the_others_are_refused_onc
 #[test]
 fn where_late_requests_are_not_refused_all_sixty_are_served() {
     for late in [LateAction::Queue, LateAction::Demote] {
-        let ends = serve((0..60).map(|id| request(id, Some(Micros::from_millis(1000)))).collect(), late);
+        let ends =
+            serve((0..60).map(|id| request(id, Some(Micros::from_millis(1000)))).collect(), late, SLOTS);
         assert!(ends.len() == 60 && !ends.iter().any(|(_, end)| refused(end)), "{late:?}");
     }
 }
@@ -122,17 +124,37 @@ fn where_late_requests_are_not_refused_all_sixty_are_served() {
 fn requests_without_an_objective_or_with_one_that_no_machine_could_meet_are_not_refused() {
     let hopeless = Some(Micros::from_millis(1));
     let requests = (0..20).map(|id| request(id, if id % 2 == 0 { None } else { hopeless })).collect();
-    let ends = serve(requests, LateAction::Reject);
+    let ends = serve(requests, LateAction::Reject, SLOTS);
     assert!(ends.len() == 20 && !ends.iter().any(|(_, end)| refused(end)));
 }
 
 #[test]
 fn the_refusal_names_the_objective() {
-    let ends =
-        serve((0..60).map(|id| request(id, Some(Micros::from_millis(250)))).collect(), LateAction::Reject);
+    let ends = serve(
+        (0..60).map(|id| request(id, Some(Micros::from_millis(250)))).collect(),
+        LateAction::Reject,
+        SLOTS,
+    );
     let failure = ends.iter().find_map(|(_, end)| match end {
         TokenEvent::Failed(failure) => Some(failure.to_string()),
         _ => None,
     });
     assert!(failure.is_some_and(|text| text.contains("TTFT objective of 250 ms")));
+}
+
+#[test]
+fn a_request_that_was_begun_is_served_even_if_an_urgent_one_made_it_late() {
+    let background = GenerationRequest { class: 1, ..request(0, None) };
+    let begun = GenerationRequest {
+        prompt: VirtualExecutor::prompt(RequestId(1), 900),
+        class: 1,
+        arrival: Micros(1),
+        ..request(1, Some(Micros::from_millis(150)))
+    };
+    let urgent = GenerationRequest { arrival: Micros::from_millis(20), ..request(2, None) };
+    let ends = serve(vec![background, begun, urgent], LateAction::Reject, 2);
+    let Some((_, TokenEvent::Finished { summary, .. })) = ends.iter().find(|(id, _)| id.0 == 1) else {
+        panic!("it was refused: {ends:?}")
+    };
+    assert!(summary.preemptions == 1 && summary.ttft() > Micros::from_millis(150), "{summary:?}");
 }
