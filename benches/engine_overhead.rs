@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use specserve::actors::{AdmissionPolicy, Engine, EngineOptions, Polling};
-use specserve::executor::{Executor, ShadowExecutor, ShadowOptions};
-use specserve::policy::{Fixed, Learner, Static};
+use specserve::actors::{AdmissionPolicy, Engine, EngineOptions, EngineParts, Polling};
+use specserve::executor::{ShadowExecutor, ShadowOptions};
+use specserve::policy::{Fixed, Static};
 use specserve::protocol::{
     DrafterNeeds, ExecutorInfo, Micros, MonotonicClock, SamplingParams, Slo, Submission, TokenEvent,
 };
@@ -58,16 +58,18 @@ fn submission(seed: u32) -> Submission {
         stop_tokens: Arc::from([]),
         slo: Slo::default(),
         class: 0,
+        weight: 1.0,
         arrival: Micros::ZERO,
     }
 }
 
-/// What the engine is started with.
-type Built = Result<(Box<dyn Executor>, Box<dyn Learner>), String>;
-
 async fn measure(requests: u32, draft_tokens: u32, polling: Polling) {
-    let build = move || -> Built {
-        Ok((Box::new(ShadowExecutor::new(shadow())), Box::new(Static::new(Fixed { draft_tokens }))))
+    let build = move || {
+        Ok(EngineParts {
+            executor: Box::new(ShadowExecutor::new(shadow())),
+            learner: Box::new(Static::new(Fixed { draft_tokens })),
+            pacer: None,
+        })
     };
     let engine = Engine::start(build, options(polling)).expect("starts");
     let mut tasks = Vec::new();

@@ -98,6 +98,7 @@ fn scheduler() -> Scheduler {
             stop_tokens: Arc::from([]),
             slo: Slo::default(),
             class: 0,
+            weight: 1.0,
             arrival: specserve::protocol::Micros::ZERO,
         });
     }

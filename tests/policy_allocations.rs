@@ -85,6 +85,7 @@ fn view() -> StepView {
         output_tokens: 10,
         since_first_token: Micros(90_000),
         tpot: index.is_multiple_of(2).then_some(Micros(14_000 + 100 * index as u64)),
+        weight: 1.0,
         draft_lag_tokens: 1,
         drafts_max: POSITIONS as u32,
         temperature: 0.0,

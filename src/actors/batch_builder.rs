@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use super::admission::Permit;
 use super::device::Device;
 use super::messages::{
-    Admitted, BatchBuilderMessage, DrafterMessage, EndedRequest, SloMonitorMessage, StepObservation,
-    SupervisorMessage, VerifierMessage,
+    Admitted, BatchBuilderMessage, DrafterMessage, EndedRequest, PlanningState, SloMonitorMessage,
+    StepObservation, SupervisorMessage, VerifierMessage,
 };
 use crate::engine::{EngineCore, Finished};
 use crate::policy::Policy;
@@ -106,9 +106,7 @@ impl Actor for BatchBuilder {
             }
             BatchBuilderMessage::Watch => state.watch()?,
             // the caller may have gone
-            BatchBuilderMessage::LearnerState(reply) => {
-                _ = reply.send(state.arguments.core.learner().state());
-            }
+            BatchBuilderMessage::State(reply) => _ = reply.send(state.describe()),
         }
         state.pump()?;
         if let Some(finished) = finished {
@@ -250,7 +248,10 @@ impl BatchBuilderState {
     }
 
     fn begin(&mut self) -> Option<StepPlan> {
-        let plan = self.arguments.core.begin(self.arguments.clock.now())?;
+        let plan = self.arguments.core.begin(self.arguments.clock.now());
+        let refused = self.arguments.core.take_refused();
+        self.deliver(refused);
+        let plan = plan?;
         for id in &plan.started {
             if let Some(active) = self.active.get_mut(id) {
                 active.permit = None;
@@ -273,6 +274,15 @@ impl BatchBuilderState {
             self.arguments.supervisor.cast(SupervisorMessage::Fatal(reason))?;
         }
         Ok(())
+    }
+
+    fn describe(&self) -> PlanningState {
+        let core = &self.arguments.core;
+        PlanningState {
+            policy: core.learner().state(),
+            order: core.scheduler().order(),
+            pacer: core.scheduler().pacer_state(),
+        }
     }
 
     fn answer_drains(&mut self) {

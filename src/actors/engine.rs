@@ -19,10 +19,11 @@ use super::condition::{Condition, HealthWatch};
 use super::device::{DeviceThread, Polling};
 use super::intake::AdmissionPolicy;
 use super::messages::{
-    BatchBuilderMessage, IntakeMessage, SloMonitorMessage, SupervisorMessage, VerifierMessage,
+    BatchBuilderMessage, IntakeMessage, PlanningState, SloMonitorMessage, SupervisorMessage, VerifierMessage,
 };
 use super::supervisor::{ActorRefs, Supervisor, SupervisorArguments};
 use crate::executor::Executor;
+use crate::pacing::Pacer;
 use crate::policy::Learner;
 use crate::protocol::{
     AdmissionError, Clock, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission,
@@ -57,6 +58,16 @@ pub struct EngineOptions {
     pub polling: Polling,
 }
 
+/// What the device thread builds.
+pub struct EngineParts {
+    /// Runs the steps.
+    pub executor: Box<dyn Executor>,
+    /// The policy's learner, with what it knows already.
+    pub learner: Box<dyn Learner>,
+    /// Serves by slack; `None`: first come, first served.
+    pub pacer: Option<Pacer>,
+}
+
 /// A running engine. Dropping it without [`shutdown`](Engine::shutdown) leaves its threads to
 /// the end of the process.
 pub struct Engine {
@@ -84,17 +95,18 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Builds the executor and the policy's learner on the device thread, then the actors on
-    /// theirs. Blocks meanwhile. They are built together because a learner may start from times
-    /// that were measured with the executor that is going to serve.
+    /// Builds the parts on the device thread, then the actors on theirs. Blocks meanwhile. They are
+    /// built together because learner and pacer may start from times that were measured with the
+    /// executor that is going to serve.
     ///
     /// # Errors
     /// What `build` says, or why a thread or actor could not be started.
     pub fn start<B>(build: B, options: EngineOptions) -> Result<Engine, String>
     where
-        B: FnOnce() -> Result<(Box<dyn Executor>, Box<dyn Learner>), String> + Send + 'static,
+        B: FnOnce() -> Result<EngineParts, String> + Send + 'static,
     {
-        let DeviceThread { device, info, beside: learner, thread: device_thread } =
+        let build = || build().map(|parts| (parts.executor, (parts.learner, parts.pacer)));
+        let DeviceThread { device, info, beside: (learner, pacer), thread: device_thread } =
             DeviceThread::start(build, options.clock.clone(), options.polling)?;
         let info = Arc::new(info);
         let health = HealthWatch::new();
@@ -104,6 +116,7 @@ impl Engine {
             device,
             limits: options.limits.within(&info),
             learner,
+            pacer,
             info: info.clone(),
             metrics: options.metrics,
             clock: options.clock.clone(),
@@ -235,10 +248,13 @@ impl EngineHandle {
         else {
             return serde_json::Value::Null;
         };
-        if let Ok(CallResult::Success(learner)) =
-            self.actors.batch_builder.call(BatchBuilderMessage::LearnerState, None).await
+        if let Ok(CallResult::Success(planning)) =
+            self.actors.batch_builder.call(BatchBuilderMessage::State, None).await
         {
-            state["policy"] = learner;
+            let PlanningState { policy, order, pacer } = planning;
+            state["policy"] = policy;
+            state["scheduler"]["order"] = order.name().into();
+            state["scheduler"]["pacer"] = pacer.unwrap_or_default();
         }
         if let Ok(CallResult::Success(acceptance)) =
             self.actors.verifier.call(VerifierMessage::State, Some(STATE_TIMEOUT)).await

@@ -147,6 +147,7 @@ fn into_request(submission: Submission, id: RequestId) -> GenerationRequest {
         stop_tokens: submission.stop_tokens,
         slo: submission.slo,
         class: submission.class,
+        weight: submission.weight,
         arrival: submission.arrival,
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::Permit;
 use super::device::StepTicket;
+use crate::pacing::ServiceOrder;
 use crate::protocol::{
     AdmissionError, Generation, GenerationRequest, Micros, RequestFailure, RequestId, Slo, StepReport,
     Submission, Termination, TokenEvent,
@@ -57,8 +58,19 @@ pub enum BatchBuilderMessage {
     AbortAll(RequestFailure),
     /// Checks whether the step in flight takes too long.
     Watch,
+    /// What steps are planned with.
+    State(RpcReplyPort<PlanningState>),
+}
+
+/// What steps are planned with, for `/v1/engine/state`.
+#[derive(Debug)]
+pub struct PlanningState {
     /// What the learner knows, as JSON.
-    LearnerState(RpcReplyPort<serde_json::Value>),
+    pub policy: serde_json::Value,
+    /// In which order requests are served.
+    pub order: ServiceOrder,
+    /// What the pacer has learned, as JSON; `None` without one.
+    pub pacer: Option<serde_json::Value>,
 }
 
 /// To the drafter.

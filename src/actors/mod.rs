@@ -10,7 +10,7 @@
 //! verifier checks what the device returns. A supervisor starts them, restarts the drafter, and
 //! ends the engine on any other failure.
 //!
-//! May import: protocol, kv, policy, executor, step, scheduler, engine, telemetry.
+//! May import: protocol, kv, pacing, policy, executor, step, scheduler, engine, telemetry.
 #![forbid(unsafe_code)]
 
 mod admission;
@@ -30,5 +30,5 @@ mod verifier;
 
 pub use condition::{Condition, HealthWatch};
 pub use device::Polling;
-pub use engine::{Engine, EngineHandle, EngineOptions};
+pub use engine::{Engine, EngineHandle, EngineOptions, EngineParts};
 pub use intake::AdmissionPolicy;

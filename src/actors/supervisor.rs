@@ -19,6 +19,7 @@ use super::messages::{
 use super::slo_monitor::{SloMonitor, SloMonitorArguments};
 use super::verifier::{Verifier, VerifierArguments};
 use crate::engine::EngineCore;
+use crate::pacing::Pacer;
 use crate::policy::Learner;
 use crate::protocol::{Clock, ExecutorInfo, Micros, RequestFailure};
 use crate::scheduler::{Scheduler, SchedulerLimits};
@@ -41,6 +42,8 @@ pub struct SupervisorArguments {
     pub limits: SchedulerLimits,
     /// The policy's learner, with what it knows already.
     pub learner: Box<dyn Learner>,
+    /// Serves by slack; `None`: first come, first served.
+    pub pacer: Option<Pacer>,
     /// The executor's properties.
     pub info: Arc<ExecutorInfo>,
     /// What the metrics say of the deployment.
@@ -97,7 +100,12 @@ impl Actor for Supervisor {
             SloMonitorArguments { metrics: arguments.metrics, has_drafter: arguments.info.drafter.is_some() };
         let (monitor, _) =
             SloMonitor::spawn_linked(None, SloMonitor, monitor_arguments, cell.clone()).await?;
-        let core = EngineCore::new(Scheduler::new(arguments.limits.clone()), arguments.learner);
+        let scheduler = Scheduler::new(arguments.limits.clone());
+        let scheduler = match arguments.pacer {
+            None => scheduler,
+            Some(pacer) => scheduler.paced(pacer),
+        };
+        let core = EngineCore::new(scheduler, arguments.learner);
         let (publish, policy) = watch::channel(core.policy().clone());
         let batch_builder_arguments = BatchBuilderArguments {
             core,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::messages::DrafterMessage;
 use super::*;
 use crate::executor::{Drafter, Executor, ShadowExecutor, ShadowOptions, Target};
+use crate::pacing::{LateAction, Pacer};
 use crate::policy::slo::Infeasible;
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{
@@ -19,6 +20,7 @@ use crate::protocol::{
 };
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::MetricsConfig;
+use crate::timing::profile::tests::gpu_like;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -55,7 +57,8 @@ fn start_with(
     learner: Box<dyn Learner>,
     options: EngineOptions,
 ) -> Engine {
-    Engine::start(move || Ok((Box::new(executor), learner)), options).expect("starts")
+    let build = move || Ok(EngineParts { executor: Box::new(executor), learner, pacer: None });
+    Engine::start(build, options).expect("starts")
 }
 
 fn submission(seed: u32, prompt_tokens: u32, max_tokens: u32) -> Submission {
@@ -66,6 +69,7 @@ fn submission(seed: u32, prompt_tokens: u32, max_tokens: u32) -> Submission {
         stop_tokens: Arc::from([]),
         slo: Slo::default(),
         class: 0,
+        weight: 1.0,
         arrival: Micros::ZERO,
     }
 }
@@ -117,6 +121,25 @@ async fn concurrent_requests_get_their_own_tokens_in_order_and_one_end_each() {
         task.await.expect("gets its tokens");
     }
     assert!(engine.shutdown(LONG).await, "nothing was left to do");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engines_state_shows_the_order_of_service_and_what_the_pacer_learned() {
+    let learner = || Box::new(Static::new(Fixed::NONE));
+    let cost = gpu_like().cost_model().expect("valid");
+    for (pacer, order) in [(None, "fifo"), (Some(Pacer::new(cost)), "slo")] {
+        let paced = pacer.is_some();
+        let executor = Box::new(ShadowExecutor::new(shadow()));
+        let build = move || Ok(EngineParts { executor, learner: learner(), pacer });
+        let engine = Engine::start(build, options()).expect("starts");
+        let (said, _) = listen(engine.handle().submit(submission(1, 20, 7)).await.expect("admitted")).await;
+        assert_eq!(said, expected(&submission(1, 20, 7)));
+        let state = engine.handle().state().await;
+        assert_eq!(state["scheduler"]["order"], order);
+        let output_tokens = paced.then_some(7.0);
+        assert_eq!(state["scheduler"]["pacer"]["output_tokens"].as_f64(), output_tokens, "{state}");
+        engine.shutdown(LONG).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -461,6 +484,31 @@ async fn an_impossible_objective_is_refused_or_served_and_counted_as_configured(
         listen(engine.handle().submit(in_time(submission(1, 50, 3), 50)).await.expect("just possible")).await;
         engine.shutdown(LONG).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_becomes_late_in_the_queue_ends_once_and_counts_as_rejected() {
+    let mut options = options();
+    options.limits.running_requests_max = 1;
+    let executor = Box::new(Slow { shadow: ShadowExecutor::new(shadow()), step: Duration::from_millis(5) });
+    let pacer = Pacer::new(gpu_like().cost_model().expect("valid")).with_late(LateAction::Reject);
+    let learner: Box<dyn Learner> = Box::new(Static::new(Fixed::NONE));
+    let build = move || Ok(EngineParts { executor, learner, pacer: Some(pacer) });
+    let engine = Engine::start(build, options).expect("starts");
+    let running = engine.handle().submit(submission(1, 50, 900)).await.expect("runs");
+    eventually(engine.handle(), "it runs", |state| state["scheduler"]["running"] == 1).await;
+    let arrival = engine.handle().now();
+    let waits = Submission { arrival, ..in_time(submission(2, 60, 3), 100) };
+    let (said, end) = listen(engine.handle().submit(waits).await.expect("it could be in time")).await;
+    let ttft = Micros::from_millis(100);
+    assert_eq!((said, end), (vec![], TokenEvent::Failed(RequestFailure::Late { ttft })));
+    eventually(engine.handle(), "it is counted", |state| {
+        let counters = &state["metrics"]["counters"];
+        counters["rejected"] == 1 && counters["failed"] == 0
+    })
+    .await;
+    drop(running);
+    engine.shutdown(LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -97,6 +97,8 @@ pub struct ClassInfo {
     pub name: String,
     /// Objectives of requests that carry none of their own.
     pub slo: Slo,
+    /// What attaining the objectives of its requests is worth beside other classes.
+    pub weight: f32,
 }
 
 /// Liveness and readiness of the backend.

@@ -110,6 +110,7 @@ impl From<RequestFailure> for ApiError {
     fn from(failure: RequestFailure) -> ApiError {
         let code = match failure {
             RequestFailure::Cancelled => ErrorCode::Cancelled,
+            RequestFailure::Late { .. } => ErrorCode::SloTooLate,
             RequestFailure::ShuttingDown => ErrorCode::ShuttingDown,
             RequestFailure::Numerical => ErrorCode::NumericalError,
             RequestFailure::Engine(_) => ErrorCode::EngineError,

@@ -98,6 +98,7 @@ impl ParsedRequest {
             stop_tokens: self.stop_tokens.as_slice().into(),
             slo: self.slo,
             class: self.class,
+            weight: info.classes[usize::from(self.class)].weight,
             arrival,
         })
     }

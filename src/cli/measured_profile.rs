@@ -9,6 +9,7 @@ use super::error::CliError;
 use super::host::DaemonHost;
 use super::private::private_directory;
 use crate::config::Config;
+use crate::pacing::ServiceOrder;
 use crate::policy::registry::PolicyName;
 
 /// A profile shared by the daemons of one command; removed on drop.
@@ -24,7 +25,8 @@ impl MeasuredProfile {
         &self.path
     }
 
-    /// Profiles once for all daemons, if a policy needs a profile and the configuration has none.
+    /// Profiles once for all daemons, if a policy or the order of service needs a profile and the
+    /// configuration has none.
     ///
     /// # Errors
     /// [`CliError`]: profiling fails, or the file cannot be written.
@@ -34,7 +36,8 @@ impl MeasuredProfile {
         policies: &[PolicyName],
         budget: Duration,
     ) -> Result<Option<MeasuredProfile>, CliError> {
-        let needed = policies.iter().any(|policy| policy.needs_profile());
+        let by_slack = config.scheduler.order == ServiceOrder::Slo;
+        let needed = by_slack || policies.iter().any(|policy| policy.needs_profile());
         if !needed || config.speculation.profile.is_some() {
             return Ok(None);
         }

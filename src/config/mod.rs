@@ -4,7 +4,7 @@
 //! with units. Validation opens no files or sockets, so `check-config` is safe to run
 //! anywhere. docs/config.md lists every key.
 //!
-//! May import: protocol, model, policy.
+//! May import: protocol, model, pacing, policy.
 #![forbid(unsafe_code)]
 
 mod executor;
@@ -30,12 +30,14 @@ pub use models::{DraftConfig, TargetConfig};
 pub use problem::{ConfigError, ConfigProblem};
 pub use scheduler::SchedulerConfig;
 pub use server::{SOCKET_PATH_BYTES_MAX, ServerConfig};
-pub use slo::{CLASSES_MAX, InfeasibleAction, LateAction, SloClass, SloConfig};
+pub use slo::{CLASSES_MAX, InfeasibleAction, SloClass, SloConfig};
 pub use speculation::SpeculationConfig;
 pub use telemetry::{LogFormat, LogLevel, TelemetryConfig};
 
 use reader::{Problems, Section};
 use render::Rendered;
+
+use crate::pacing::ServiceOrder;
 
 /// The commented configuration of the embedded pair, config/tiny-cpu.toml.
 pub const TINY_CPU_TOML: &str = include_str!("../../config/tiny-cpu.toml");
@@ -53,7 +55,7 @@ pub struct Config {
     pub executor: ExecutorConfig,
     /// The paged KV caches.
     pub kv: KvConfig,
-    /// Limits of the running set and the queue.
+    /// Order of service, limits of the running set and the queue.
     pub scheduler: SchedulerConfig,
     /// Request classes with their latency objectives.
     pub slo: SloConfig,
@@ -105,17 +107,18 @@ impl Config {
 
     fn from_table(mut file: toml::Table, problems: &mut Problems) -> Config {
         let drafts = file.contains_key("draft");
-        let config = Config {
-            server: ServerConfig::read(Section::take(&mut file, "server", problems)),
-            target: TargetConfig::read(Section::take(&mut file, "target", problems)),
-            draft: drafts.then(|| DraftConfig::read(Section::take(&mut file, "draft", problems))),
-            executor: ExecutorConfig::read(Section::take(&mut file, "executor", problems)),
-            kv: KvConfig::read(Section::take(&mut file, "kv", problems)),
-            scheduler: SchedulerConfig::read(Section::take(&mut file, "scheduler", problems)),
-            slo: SloConfig::read(&mut file, problems),
-            speculation: SpeculationConfig::read(Section::take(&mut file, "speculation", problems), drafts),
-            telemetry: TelemetryConfig::read(Section::take(&mut file, "telemetry", problems)),
-        };
+        let server = ServerConfig::read(Section::take(&mut file, "server", problems));
+        let target = TargetConfig::read(Section::take(&mut file, "target", problems));
+        let draft = drafts.then(|| DraftConfig::read(Section::take(&mut file, "draft", problems)));
+        let executor = ExecutorConfig::read(Section::take(&mut file, "executor", problems));
+        let kv = KvConfig::read(Section::take(&mut file, "kv", problems));
+        let (mut scheduler, order) = SchedulerConfig::read(Section::take(&mut file, "scheduler", problems));
+        let (mut slo, late) = SloConfig::read(&mut file, problems);
+        let speculation = SpeculationConfig::read(Section::take(&mut file, "speculation", problems), drafts);
+        let telemetry = TelemetryConfig::read(Section::take(&mut file, "telemetry", problems));
+        scheduler.order = order.unwrap_or(SchedulerConfig::order_with(speculation.policy));
+        slo.late = late.unwrap_or(SloConfig::late_in(scheduler.order));
+        let config = Config { server, target, draft, executor, kv, scheduler, slo, speculation, telemetry };
         for name in file.keys() {
             let advice = "remove it; the sections are server, target, draft, executor, kv, scheduler, \
                           slo, speculation, telemetry";
@@ -123,6 +126,11 @@ impl Config {
         }
         rules::check(&config, problems);
         config
+    }
+
+    /// Whether step times are needed: by the policy, or to serve by slack.
+    pub fn needs_profile(&self) -> bool {
+        self.speculation.policy.needs_profile() || self.scheduler.order == ServiceOrder::Slo
     }
 
     /// The effective configuration as TOML: every key with its value and bound. Round-trips

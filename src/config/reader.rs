@@ -29,6 +29,21 @@ impl Integer {
     }
 }
 
+/// Specification of a key with a number that need not be whole.
+pub(super) struct Number {
+    pub name: &'static str,
+    pub default: f64,
+    pub min: f64,
+    pub max: f64,
+}
+
+impl Number {
+    /// Human-readable bound.
+    pub fn bound(&self) -> String {
+        format!("{} to {}", self.min, self.max)
+    }
+}
+
 /// Specification of a key with a list of integers.
 pub(super) struct IntegerList {
     pub name: &'static str,
@@ -139,6 +154,21 @@ impl<'a> Section<'a> {
                 None
             }
         }
+    }
+
+    /// Reads a number within its bound; the default if absent or invalid.
+    pub fn number(&mut self, key: &Number) -> f64 {
+        let Some(value) = self.take_value(key.name) else { return key.default };
+        let number = value.as_float().or_else(|| value.as_integer().map(|number| number as f64));
+        let advice = format!("give a number, {}", key.bound());
+        match number {
+            Some(number) if (key.min..=key.max).contains(&number) => return number,
+            Some(_) => {
+                self.reject(key.name, &value, format!("is out of bounds, {}", key.bound()), advice);
+            }
+            None => self.reject(key.name, &value, "must be a number", advice),
+        }
+        key.default
     }
 
     /// Reads a list of integers within their bounds; `None` if absent or invalid.

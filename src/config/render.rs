@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::reader::Integer;
+use super::reader::{Integer, Number};
 
 /// A key with its effective value.
 pub(super) struct Entry {
@@ -14,6 +14,10 @@ pub(super) struct Entry {
 impl Entry {
     pub fn integer(key: &Integer, value: u64) -> Entry {
         Entry { key: key.name, value: Some(number(value)), bound: key.bound() }
+    }
+
+    pub fn number(key: &Number, value: f64) -> Entry {
+        Entry { key: key.name, value: Some(Value::Float(value)), bound: key.bound() }
     }
 
     pub fn text(key: &'static str, value: impl Into<String>, bound: impl Into<String>) -> Entry {

@@ -2,6 +2,7 @@
 
 use super::Config;
 use super::reader::Problems;
+use crate::pacing::{LateAction, ServiceOrder};
 
 /// Reports every violated rule across keys.
 pub(super) fn check(config: &Config, problems: &mut Problems) {
@@ -27,6 +28,7 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
         ("executor.batch_tokens_max", executor.batch_tokens_max),
     );
     check_policy(config, problems);
+    check_late(config, problems);
 }
 
 /// Reports `left > right`, unless one of the two has been reported already.
@@ -38,9 +40,22 @@ fn at_most(problems: &mut Problems, left: (&str, u32), right: (&str, u32)) {
     problems.add(left.0, Some(left.1.to_string()), what, format!("lower it, or raise {}", right.0));
 }
 
+/// Only an order by objectives can let a late request wait behind those that are not.
+fn check_late(config: &Config, problems: &mut Problems) {
+    let (order, late) = (config.scheduler.order, config.slo.late);
+    let demotes_in_turn = order == ServiceOrder::Fifo && late == LateAction::Demote;
+    if demotes_in_turn && !problems.mention(&["scheduler.order", "speculation.policy"]) {
+        let what = "cannot be done in the order \"fifo\", which serves every request in its turn";
+        let advice = "set scheduler.order to \"slo\", or this to \"queue\" or \"reject\"";
+        problems.add("slo.late", Some(format!("\"{}\"", late.name())), what, advice);
+    }
+}
+
 fn check_policy(config: &Config, problems: &mut Problems) {
     const POLICY: &str = "speculation.policy";
     const PROFILE_KEYS: [&str; 2] = ["speculation.profile", "speculation.profile_at_start"];
+    const PROFILE_ADVICE: &str = "set speculation.profile, or remove speculation.profile_at_start";
+    const ORDER: &str = "scheduler.order";
     let policy = config.speculation.policy;
     let value = || Some(format!("\"{policy}\""));
     if problems.mention(&[POLICY]) {
@@ -52,9 +67,14 @@ fn check_policy(config: &Config, problems: &mut Problems) {
     }
     let speculation = &config.speculation;
     let planless = speculation.profile.is_none() && !speculation.profile_at_start;
-    if policy.needs_profile() && planless && !problems.mention(&PROFILE_KEYS) {
-        let advice = "set speculation.profile, or remove speculation.profile_at_start";
-        problems.add(POLICY, value(), "requires a profile and none is configured", advice);
+    if planless && !problems.mention(&PROFILE_KEYS) {
+        let what = "requires a profile and none is configured";
+        if policy.needs_profile() {
+            problems.add(POLICY, value(), what, PROFILE_ADVICE);
+        } else if config.needs_profile() && !problems.mention(&[ORDER]) {
+            let order = format!("\"{}\"", config.scheduler.order.name());
+            problems.add(ORDER, Some(order), what, PROFILE_ADVICE);
+        }
     }
     let max = speculation.draft_tokens_max;
     let tokens = policy.draft_tokens().unwrap_or(0);

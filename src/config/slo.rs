@@ -2,8 +2,9 @@
 
 use toml::Value;
 
-use super::reader::{Integer, Problems, Section};
+use super::reader::{Integer, Number, Problems, Section};
 use super::render::{Entry, Rendered, number};
+use crate::pacing::{LateAction, ServiceOrder};
 use crate::protocol::{Micros, Slo};
 
 /// Most classes; requests refer to a class by a small index.
@@ -11,10 +12,11 @@ pub const CLASSES_MAX: usize = 16;
 
 const TTFT_MS: Integer = Integer::new("ttft_ms", 1_000, 1, 3_600_000);
 const TPOT_MS: Integer = Integer::new("tpot_ms", 50, 1, 3_600_000);
+const WEIGHT: Number = Number { name: "weight", default: 1.0, min: 0.0, max: 1000.0 };
 const NAME_BOUND: &str = "1 to 32 of a-z, 0-9, - and _";
 const NAME_BYTES_MAX: usize = 32;
 const INFEASIBLE_BOUND: &str = "\"best_effort\" or \"reject\"";
-const LATE_BOUND: &str = "\"queue\" or \"reject\"";
+const LATE_BOUND: &str = "\"queue\", \"demote\" or \"reject\"";
 const CLASSES_ADVICE: &str = "write each class as [[slo.classes]], 1 to 16 of them, most urgent first";
 
 /// Treatment of requests whose objective cannot be met even on an idle machine.
@@ -43,43 +45,26 @@ impl InfeasibleAction {
     }
 }
 
-/// Treatment of requests whose first token the queue would delay past the objective.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LateAction {
-    /// Queue them anyway.
-    Queue,
-    /// Reject them with 503, so that the caller can try another server.
-    Reject,
-}
-
-impl LateAction {
-    fn name(self) -> &'static str {
-        match self {
-            LateAction::Queue => "queue",
-            LateAction::Reject => "reject",
-        }
-    }
-
-    fn parse(text: &str) -> Result<LateAction, String> {
-        match text {
-            "queue" => Ok(LateAction::Queue),
-            "reject" => Ok(LateAction::Reject),
-            _ => Err("is not a known action".to_owned()),
-        }
-    }
-}
-
 /// A named pair of objectives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SloClass {
     /// Class name in requests.
     pub name: String,
     /// Objectives; `None` leaves one unbounded.
     pub slo: Slo,
+    /// What attaining them is worth beside other classes.
+    pub weight: f64,
+}
+
+impl SloClass {
+    /// A class of the default weight.
+    pub fn new(name: impl Into<String>, slo: Slo) -> SloClass {
+        SloClass { name: name.into(), slo, weight: WEIGHT.default }
+    }
 }
 
 /// Request classes and admission rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SloConfig {
     /// At least one; the index is the priority, 0 the most urgent.
     pub classes: Vec<SloClass>,
@@ -87,7 +72,7 @@ pub struct SloConfig {
     pub default_class: u8,
     /// Treatment of infeasible objectives.
     pub infeasible: InfeasibleAction,
-    /// Treatment of requests that the queue would delay past their TTFT objective.
+    /// Treatment of requests that the queue delays past their TTFT objective.
     pub late: LateAction,
 }
 
@@ -97,13 +82,17 @@ impl SloConfig {
         self.classes.iter().position(|class| class.name == name).map(|index| index as u8)
     }
 
-    pub(super) fn read(file: &mut toml::Table, problems: &mut Problems) -> SloConfig {
+    /// Reads the section. Where it names no action for late requests the default depends on the
+    /// order of service: see [`late_in`](Self::late_in).
+    pub(super) fn read(file: &mut toml::Table, problems: &mut Problems) -> (SloConfig, Option<LateAction>) {
         let mut section = Section::take(file, "slo", problems);
         let default_name =
             section.parsed("default_class", "give the name of a class", |text| Ok(text.to_owned()));
         let infeasible =
             section.parsed("infeasible", &format!("give {INFEASIBLE_BOUND}"), InfeasibleAction::parse);
-        let late = section.parsed("late", &format!("give {LATE_BOUND}"), LateAction::parse);
+        let late = section.parsed("late", &format!("give {LATE_BOUND}"), |text| {
+            text.parse::<LateAction>().map_err(|_| "is not a known action".to_owned())
+        });
         let tables = read_class_tables(&mut section);
         section.finish();
 
@@ -120,13 +109,21 @@ impl SloConfig {
             late: late.unwrap_or(LateAction::Queue),
         };
         if config.classes.is_empty() {
-            config.classes.push(SloClass { name: "default".to_owned(), slo: Slo::default() });
+            config.classes.push(SloClass::new("default", Slo::default()));
         }
         config.check_names(problems);
         if let Some(name) = default_name {
             config.choose_default(&name, problems);
         }
-        config
+        (config, late)
+    }
+
+    /// What to do with late requests where it is not configured.
+    pub fn late_in(order: ServiceOrder) -> LateAction {
+        match order {
+            ServiceOrder::Fifo => LateAction::Queue,
+            ServiceOrder::Slo => LateAction::Demote,
+        }
     }
 
     fn check_names(&self, problems: &mut Problems) {
@@ -190,16 +187,18 @@ impl SloClass {
             ttft: section.optional_integer(&TTFT_MS).map(Micros::from_millis),
             tpot: section.optional_integer(&TPOT_MS).map(Micros::from_millis),
         };
+        let weight = section.number(&WEIGHT);
         section.finish();
-        SloClass { name, slo }
+        SloClass { name, slo, weight }
     }
 
-    fn entries(&self) -> [Entry; 3] {
+    fn entries(&self) -> [Entry; 4] {
         let millis = |span: Option<Micros>| span.map(|span| number(span.0 / 1000));
         [
             Entry::text("name", self.name.clone(), NAME_BOUND),
             Entry::optional(TTFT_MS.name, millis(self.slo.ttft), TTFT_MS.bound()),
             Entry::optional(TPOT_MS.name, millis(self.slo.tpot), TPOT_MS.bound()),
+            Entry::number(&WEIGHT, self.weight),
         ]
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::ModelSource;
+use crate::pacing::{LateAction, ServiceOrder};
 use crate::policy::registry::PolicyName;
 use crate::protocol::{Micros, Slo};
 
@@ -46,8 +47,8 @@ fn milliseconds_become_spans_of_time() {
     assert_eq!(config.server.request_timeout, Duration::from_secs(600));
     assert_eq!(config.server.drain_timeout, Duration::from_secs(30));
     let interactive = Slo { ttft: Some(Micros(1_000_000)), tpot: Some(Micros(50_000)) };
-    assert_eq!(config.slo.classes[0], SloClass { name: "interactive".to_owned(), slo: interactive });
-    assert_eq!(config.slo.classes[1], SloClass { name: "batch".to_owned(), slo: Slo::default() });
+    assert_eq!(config.slo.classes[0], SloClass::new("interactive", interactive));
+    assert_eq!(config.slo.classes[1], SloClass::new("batch", Slo::default()));
     assert_eq!(config.slo.class("batch"), Some(1));
     assert_eq!(config.slo.class("absent"), None);
 }
@@ -112,7 +113,9 @@ fn omitted_keys_take_the_values_of_the_tiny_file() {
     let mut expected = Config::default_tiny();
     expected.draft = None;
     expected.speculation.policy = PolicyName::None;
-    expected.slo.classes = vec![SloClass { name: "default".to_owned(), slo: Slo::default() }];
+    expected.scheduler.order = ServiceOrder::Fifo;
+    expected.slo.late = LateAction::Queue;
+    expected.slo.classes = vec![SloClass::new("default", Slo::default())];
     assert_eq!(Config::parse(SMALLEST).expect("valid"), expected);
 }
 
@@ -203,6 +206,77 @@ fn numbers_are_taken_at_their_bounds_and_refused_beyond() {
         let text = tiny_with("socket = \"/tmp/specserve.sock\"", &socket);
         assert_eq!(Config::parse(&text).is_ok(), good, "a socket path of {bytes} bytes");
     }
+}
+
+#[test]
+fn requests_are_served_by_slack_with_specserve_and_in_turn_with_others_unless_the_file_says() {
+    let order = |lines: &str| {
+        let text = format!("{SMALLEST}[draft]\nmodel = \"ngram\"\n{lines}");
+        Config::parse(&text).expect("valid").scheduler.order
+    };
+    assert_eq!(order(""), ServiceOrder::Slo);
+    assert_eq!(order("[speculation]\npolicy = \"smartspec\"\n"), ServiceOrder::Fifo);
+    assert_eq!(order("[scheduler]\norder = \"fifo\"\n"), ServiceOrder::Fifo);
+    let slo = "[scheduler]\norder = \"slo\"\n[speculation]\npolicy = \"fixed:3\"\n";
+    assert_eq!(order(slo), ServiceOrder::Slo);
+    assert_eq!(problem_paths(&format!("{SMALLEST}[scheduler]\norder = \"edf\"\n")), ["scheduler.order"]);
+}
+
+#[test]
+fn late_requests_give_way_where_service_is_by_slack_and_keep_their_turn_where_it_is_in_turn() {
+    let late = |order: &str, late: &str| {
+        let text = tiny_with("late = \"demote\"", late);
+        Config::parse(&text.replace("order = \"slo\"", &format!("order = \"{order}\"")))
+    };
+    for (order, line, action) in [
+        ("slo", "", LateAction::Demote),
+        ("fifo", "", LateAction::Queue),
+        ("slo", "late = \"queue\"", LateAction::Queue),
+        ("slo", "late = \"reject\"", LateAction::Reject),
+        ("fifo", "late = \"reject\"", LateAction::Reject),
+    ] {
+        assert_eq!(late(order, line).expect("valid").slo.late, action, "{order} {line}");
+    }
+    let error = late("fifo", "late = \"demote\"").expect_err("nothing can be demoted in turn");
+    assert_eq!(error.problems()[0].path, "slo.late");
+    assert!(
+        error.to_string().contains("in the order \"fifo\", which serves every request in its turn"),
+        "{error}"
+    );
+    assert!(late("slo", "late = \"drop\"").is_err());
+}
+
+#[test]
+fn the_weight_of_a_class_is_a_number_within_its_bounds_and_1_by_default() {
+    let weight = |line: &str| {
+        let text = format!("{SMALLEST}[[slo.classes]]\nname = \"gold\"\n{line}\n");
+        Config::parse(&text).map(|config| config.slo.classes[0].weight)
+    };
+    let good = [("", 1.0), ("weight = 0", 0.0), ("weight = 0.1", 0.1), ("weight = 1000", 1000.0)];
+    for (line, value) in good {
+        assert_eq!(weight(line).expect("valid"), value, "{line}");
+    }
+    for wrong in ["-0.1", "1000.1", "nan", "inf", "\"2\""] {
+        let error = weight(&format!("weight = {wrong}")).expect_err("out of bounds");
+        assert_eq!(error.problems()[0].path, "slo.classes[0].weight", "{wrong}");
+    }
+}
+
+#[test]
+fn to_serve_by_slack_takes_a_profile_whatever_the_policy() {
+    let planless = |order: &str, policy: &str| {
+        let text = tiny_with("profile_at_start = true", "profile_at_start = false");
+        let text = text.replace("policy = \"specserve\"", &format!("policy = \"{policy}\""));
+        let text = text.replace("late = \"demote\"", "late = \"queue\"");
+        text.replace("order = \"slo\"", &format!("order = \"{order}\""))
+    };
+    assert!(Config::parse(&planless("fifo", "none")).is_ok_and(|config| !config.needs_profile()));
+    assert_eq!(problem_paths(&planless("slo", "none")), ["scheduler.order"]);
+    assert_eq!(problem_paths(&planless("slo", "specserve")), ["speculation.policy"], "said once");
+    assert!(
+        Config::parse(&tiny_with("policy = \"specserve\"", "policy = \"none\""))
+            .is_ok_and(|config| config.needs_profile())
+    );
 }
 
 #[test]

@@ -7,11 +7,12 @@ use super::executor_plan::ExecutorPlan;
 use super::profiling::{TimeSource, for_drafter};
 use super::served::EngineBackend;
 use super::startup::{Assembled, OnPhase};
-use crate::actors::{AdmissionPolicy, Engine, EngineOptions, Polling};
-use crate::config::{Config, DraftConfig, InfeasibleAction, LateAction};
+use crate::actors::{AdmissionPolicy, Engine, EngineOptions, EngineParts, Polling};
+use crate::config::{Config, DraftConfig, InfeasibleAction};
 use crate::drafting::{NgramOptions, WithPromptLookup};
 use crate::executor::Executor;
 use crate::model::{LoadedModel, ModelPair, load_pair};
+use crate::pacing::{LateAction, Pacer, ServiceOrder};
 use crate::policy::registry::{PolicyOptions, build as build_policy};
 use crate::policy::specserve::SpecServeOptions;
 use crate::policy::survival::POSITIONS_MAX;
@@ -19,6 +20,7 @@ use crate::protocol::{BLOCK_TOKENS, Clock, Micros, MonotonicClock};
 use crate::scheduler::SchedulerLimits;
 use crate::telemetry::MetricsConfig;
 use crate::timing::cost_model::ROWS_MAX;
+use crate::timing::profile::Profile;
 
 /// Loads the models and starts the engine. Blocks.
 pub(super) fn assemble(config: &Config, on_phase: OnPhase<'_>) -> Assembled {
@@ -45,6 +47,7 @@ where
         true => "building the executor and measuring step times",
     });
     let drafts = (config.draft.clone(), config.speculation.policy, policy_options(config));
+    let (order, late) = (config.scheduler.order, config.slo.late);
     let engine = Engine::start(
         move || {
             let mut executor = build(plan, weights.0, weights.1)?;
@@ -53,7 +56,8 @@ where
             let profile = for_drafter(profile, draft.as_ref());
             let learner =
                 build_policy(policy, profile.as_ref(), &options).map_err(|error| error.to_string())?;
-            Ok((with_drafter(executor, draft.as_ref()), learner))
+            let pacer = pacer(order, late, profile.as_ref())?;
+            Ok(EngineParts { executor: with_drafter(executor, draft.as_ref()), learner, pacer })
         },
         options,
     );
@@ -65,6 +69,7 @@ where
         target_blocks = info.target_blocks,
         draft_blocks = info.draft_blocks(),
         policy = %config.speculation.policy,
+        order = config.scheduler.order.name(),
         "engine started"
     );
     let served = EngineBackend::new(engine.handle().clone(), config, target);
@@ -97,6 +102,18 @@ fn engine_options(config: &Config, polling: Polling, clock: Arc<dyn Clock>) -> E
         clock,
         step_timeout: Micros::from(config.executor.step_timeout),
         polling,
+    }
+}
+
+/// What serves by slack, if that is the order.
+fn pacer(order: ServiceOrder, late: LateAction, profile: Option<&Profile>) -> Result<Option<Pacer>, String> {
+    match (order, profile) {
+        (ServiceOrder::Fifo, _) => Ok(None),
+        (ServiceOrder::Slo, None) => Err("the order slo needs a profile".to_owned()),
+        (ServiceOrder::Slo, Some(profile)) => {
+            let cost = profile.cost_model().map_err(|error| error.to_string())?;
+            Ok(Some(Pacer::new(cost).with_late(late)))
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! with its step times, and starts the engine (`assembly`). Profiling and recording build the same
 //! executor from the same config.
 //!
-//! May import: protocol, model, timing, replay, drafting, policy, executor, scheduler, telemetry,
+//! May import: protocol, model, timing, replay, drafting, pacing, policy, executor, scheduler, telemetry,
 //! analyzer, actors, api, config.
 #![forbid(unsafe_code)]
 

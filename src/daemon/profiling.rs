@@ -58,9 +58,9 @@ pub fn profile(
     measure(&plan, &pair, budget, on_progress)
 }
 
-/// Where the times come from that a policy plans with.
+/// Where the times come from that policy and scheduler plan with.
 pub(super) enum TimeSource {
-    /// The policy plans without.
+    /// Neither policy nor scheduler plans with times.
     None,
     /// A profile file that is valid for this machine and these models.
     File(Box<Profile>),
@@ -81,7 +81,7 @@ impl TimeSource {
     /// A profile that can't be used, unless the configuration says to measure instead.
     pub fn of(config: &Config, plan: &ExecutorPlan, pair: &ModelPair) -> Result<TimeSource, DaemonError> {
         let speculation = &config.speculation;
-        if !speculation.policy.needs_profile() {
+        if !config.needs_profile() {
             return Ok(TimeSource::None);
         }
         let machine = fingerprint(plan, pair)?;
@@ -218,17 +218,29 @@ fn measure(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SchedulerConfig;
+    use crate::pacing::ServiceOrder;
     use crate::policy::registry::PolicyName;
     use crate::timing::profile::tests::gpu_like;
 
     /// The embedded pair with a policy, and a profile in a file that may not be there.
     fn found(policy: PolicyName, text: Option<&str>, at_start: bool) -> Result<Option<Profile>, DaemonError> {
+        found_in(SchedulerConfig::order_with(policy), policy, text, at_start)
+    }
+
+    fn found_in(
+        order: ServiceOrder,
+        policy: PolicyName,
+        text: Option<&str>,
+        at_start: bool,
+    ) -> Result<Option<Profile>, DaemonError> {
         let directory = tempfile::tempdir().expect("a directory for the test");
         let path = directory.path().join("here.toml");
         if let Some(text) = text {
             std::fs::write(&path, text).expect("written");
         }
         let mut config = Config::default_tiny();
+        config.scheduler.order = order;
         config.speculation.policy = policy;
         config.speculation.profile = Some(path);
         config.speculation.profile_at_start = at_start;
@@ -293,5 +305,11 @@ mod tests {
         for policy in [PolicyName::None, PolicyName::Fixed(4), PolicyName::Threshold(0.5)] {
             assert!(matches!(found(policy, None, false), Ok(None)), "{policy}");
         }
+    }
+
+    #[test]
+    fn to_serve_by_slack_a_profile_is_measured_whatever_the_policy() {
+        let measured = found_in(ServiceOrder::Slo, PolicyName::None, None, true).expect("measured");
+        assert!(measured.is_some_and(|profile| profile.cost_model().is_ok()));
     }
 }

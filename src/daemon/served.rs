@@ -31,7 +31,11 @@ impl EngineBackend {
                 .slo
                 .classes
                 .iter()
-                .map(|class| ClassInfo { name: class.name.clone(), slo: class.slo })
+                .map(|class| ClassInfo {
+                    name: class.name.clone(),
+                    slo: class.slo,
+                    weight: class.weight as f32,
+                })
                 .collect(),
             default_class: config.slo.default_class,
         };

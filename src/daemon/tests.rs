@@ -10,13 +10,15 @@ use super::executor_plan::ExecutorPlan;
 use super::startup::{Assembled, OnPhase, StartingDaemon};
 use super::*;
 use crate::cli::client::{Client, ClientError};
+use crate::pacing::ServiceOrder;
 use crate::policy::registry::PolicyName;
 
-/// The embedded pair on a socket in `directory`, with a policy that needs no profile.
+/// The embedded pair on a socket in `directory`, with a policy and an order that need no profile.
 fn config(directory: &Path) -> Config {
     let mut config = Config::default_tiny();
     config.server.socket = directory.join("s");
     config.speculation.policy = PolicyName::None;
+    config.scheduler.order = ServiceOrder::Fifo;
     config
 }
 

@@ -81,7 +81,8 @@ impl EngineCore {
         }
     }
 
-    /// Plans the next step; `None` when there is nothing to run.
+    /// Plans the next step; `None` when there is nothing to run. Planning may refuse requests that
+    /// wait: see [`take_refused`](Self::take_refused).
     ///
     /// # Panics
     /// When a step is in flight.
@@ -94,6 +95,12 @@ impl EngineCore {
             self.step_started = before.unwrap_or(now);
         }
         plan
+    }
+
+    /// The terminal events of requests that the last [`begin`](Self::begin) refused because their
+    /// first token cannot be in time any more.
+    pub fn take_refused(&mut self) -> Vec<Delivery> {
+        self.scheduler.take_refused()
     }
 
     /// Commits a step; `None` for one that is no longer in flight (it was abandoned).

@@ -4,7 +4,8 @@
 //! steps cost and what requests are like, and answers three questions before each step:
 //!
 //! - *Who is next?* [`Pacer::rank`]: the largest set of prompts whose first tokens can all be in
-//!   time (Moore and Hodgson 1968), then those without an objective, then those that are late.
+//!   time (Moore and Hodgson 1968), then those without an objective, then those that are late
+//!   ([`LateAction`]).
 //! - *How many may run?* [`Pacer::running_limit`]: as many as give the most requests per second
 //!   within their TPOT objectives.
 //! - *How much prefill now?* [`Pacer::chunk`]: all there is, unless that costs a running request
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod chunk;
+mod late;
 mod limit;
 mod order;
 mod workload;
@@ -23,13 +25,14 @@ mod workload;
 #[cfg(test)]
 mod tests;
 
+pub use late::{LateAction, UnknownAction};
 pub use limit::Demand;
 pub use order::{LATE_PERIOD, Prompt, Ranked, Ranking, Standing};
 
 use self::workload::Workload;
 use crate::protocol::{DecodeView, Micros, RequestSummary, StepReport};
 use crate::timing::correction::TimeModel;
-use crate::timing::cost_model::CostModel;
+use crate::timing::cost_model::{CostModel, prefill_attended};
 
 /// In which order requests are served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -40,6 +43,16 @@ pub enum ServiceOrder {
     /// By slack, as a [`Pacer`] ranks and limits.
     #[default]
     Slo,
+}
+
+impl ServiceOrder {
+    /// The name that the configuration and the command line use.
+    pub fn name(self) -> &'static str {
+        match self {
+            ServiceOrder::Fifo => "fifo",
+            ServiceOrder::Slo => "slo",
+        }
+    }
 }
 
 /// An unknown order of service.
@@ -64,6 +77,7 @@ impl std::str::FromStr for ServiceOrder {
 pub struct Pacer {
     time: TimeModel,
     load: Workload,
+    late: LateAction,
     buffers: Buffers,
 }
 
@@ -78,7 +92,18 @@ struct Buffers {
 impl Pacer {
     /// Starts from the times of a profile.
     pub fn new(cost: CostModel) -> Pacer {
-        Pacer { time: TimeModel::new(cost), load: Workload::default(), buffers: Buffers::default() }
+        Pacer {
+            time: TimeModel::new(cost),
+            load: Workload::default(),
+            late: LateAction::default(),
+            buffers: Buffers::default(),
+        }
+    }
+
+    /// What it does with late prompts; [`LateAction::Demote`] unless told otherwise.
+    #[must_use]
+    pub fn with_late(self, late: LateAction) -> Pacer {
+        Pacer { late, ..self }
     }
 
     /// Learns from a step.
@@ -101,6 +126,17 @@ impl Pacer {
     fn decode_us(&self, decoding: &[DecodeView]) -> f64 {
         let context_tokens = decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
         self.time.plain_step_us(decoding.len() as u32, context_tokens) * self.load.stretch()
+    }
+
+    /// Whether a late prompt that was not begun is to be refused. One whose objective is too tight
+    /// even for an idle machine is not: admission decided to serve it as well as may be.
+    pub fn refuses(&self, prompt: &Prompt) -> bool {
+        let Some(deadline) = prompt.deadline.filter(|_| self.late == LateAction::Reject) else {
+            return false;
+        };
+        let tokens = prompt.remaining_tokens;
+        let alone_us = self.time.prefill_us(tokens, prefill_attended(prompt.done_tokens, tokens));
+        alone_us <= deadline.saturating_sub(prompt.arrival).0 as f64
     }
 
     /// What has been learned, for `/v1/engine/state`.

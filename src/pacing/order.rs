@@ -4,11 +4,12 @@
 //! jobs by deadline; whenever one would be late, drop the longest taken so far. Dropped prompts
 //! come last, first come first served, so that one long prompt does not ruin the short ones
 //! around it. Lest the dropped starve, the oldest of them comes first in every
-//! [`LATE_PERIOD`]th turn.
+//! [`LATE_PERIOD`]th turn. Where late prompts keep their turn ([`LateAction::Queue`]), they stay in
+//! the order of deadlines.
 
 use std::collections::BinaryHeap;
 
-use super::Pacer;
+use super::{LateAction, Pacer};
 use crate::protocol::{DecodeView, Micros};
 use crate::timing::cost_model::prefill_attended;
 
@@ -93,14 +94,19 @@ impl Pacer {
             (0..prompts.len() as u32)
                 .map(|index| Ranked { index, standing: first_standing(&prompts[index as usize]) }),
         );
+        let keeps_turn = self.late == LateAction::Queue;
         let key = |ranked: &Ranked| {
             let prompt = &prompts[ranked.index as usize];
-            let class = if ranked.standing == Standing::Resumes { 0 } else { prompt.class };
+            let standing = match ranked.standing {
+                Standing::Late if keeps_turn => Standing::OnTime,
+                standing => standing,
+            };
+            let class = if standing == Standing::Resumes { 0 } else { prompt.class };
             (
-                ranked.standing == Standing::Late,
-                ranked.standing != Standing::Resumes,
+                standing == Standing::Late,
+                standing != Standing::Resumes,
                 class,
-                ranked.standing,
+                standing,
                 prompt.deadline,
                 prompt.arrival,
                 ranked.index,
@@ -109,7 +115,7 @@ impl Pacer {
         order.sort_unstable_by_key(key);
         self.drop_late(now, prompts, decode_us, chunk_max, order);
         order.sort_unstable_by_key(key);
-        if late_turn {
+        if late_turn && !keeps_turn {
             let late = order.iter().enumerate().filter(|(_, ranked)| ranked.standing == Standing::Late);
             let oldest = late.min_by_key(|(_, ranked)| prompts[ranked.index as usize].arrival);
             if let Some((position, _)) = oldest {

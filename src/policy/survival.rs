@@ -172,6 +172,7 @@ mod tests {
             output_tokens: 1,
             since_first_token: Micros::ZERO,
             tpot: None,
+            weight: 1.0,
             draft_lag_tokens: 1,
             drafts_max: 8,
             temperature: 0.0,

@@ -21,6 +21,8 @@ pub struct Submission {
     pub slo: Slo,
     /// Index of the request's class in the config.
     pub class: u8,
+    /// What attaining its objectives is worth beside other requests, 0 to 1000; 1 by default.
+    pub weight: f32,
     /// Arrival at the socket, on the engine's clock.
     pub arrival: super::Micros,
 }

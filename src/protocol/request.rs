@@ -41,6 +41,8 @@ pub struct GenerationRequest {
     pub slo: Slo,
     /// Index of the request's class in the config; lower is more urgent.
     pub class: u8,
+    /// What attaining its objectives is worth beside other requests, 0 to 1000; 1 by default.
+    pub weight: f32,
     /// Arrival at the socket.
     pub arrival: Micros,
 }
@@ -61,6 +63,16 @@ pub enum RequestFailure {
     /// The client disconnected or cancelled.
     #[error("the request was cancelled")]
     Cancelled,
+    /// The first token could not be in time any more, and the config rejects such requests. No
+    /// token was sent.
+    #[error(
+        "the first token can no longer meet the TTFT objective of {} ms: the requests before it take too long",
+        ttft.as_millis_f64()
+    )]
+    Late {
+        /// The objective.
+        ttft: Micros,
+    },
     /// The drain timeout of a shutdown has passed.
     #[error("the server is shutting down")]
     ShuttingDown,

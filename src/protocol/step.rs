@@ -16,6 +16,8 @@ pub struct DecodeView {
     pub since_first_token: Micros,
     /// TPOT objective, if any.
     pub tpot: Option<Micros>,
+    /// What its tokens are worth beside those of other requests; 0: nothing, yet it is served.
+    pub weight: f32,
     /// Catch-up: committed tokens that the draft model has not seen; at least 1, the last token.
     pub draft_lag_tokens: u32,
     /// Most useful draft tokens, limited by KV blocks, context, remaining output and executor.

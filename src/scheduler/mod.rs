@@ -30,7 +30,7 @@ use self::queue::Queue;
 use self::rows::RowPool;
 use self::sequence::Sequence;
 use crate::kv::{BlockPool, PoolUsage};
-use crate::pacing::Pacer;
+use crate::pacing::{Pacer, ServiceOrder};
 use crate::policy::Scratch;
 use crate::protocol::{
     DrafterNeeds, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, StepReport, Termination,
@@ -128,6 +128,8 @@ pub struct Scheduler {
     /// Serves by slack; `None`: first come, first served.
     pacing: Option<Pacing>,
     is_paced: bool,
+    /// Terminal events of requests that planning refused.
+    refused: Vec<Delivery>,
     /// Whether there may be full blocks that the last commit left to be published.
     unpublished: bool,
     steps: u64,
@@ -157,6 +159,7 @@ impl Scheduler {
             policy_scratch: Scratch::default(),
             pacing: None,
             is_paced: false,
+            refused: Vec::new(),
             unpublished: false,
             steps: 0,
             preemptions: 0,
@@ -175,6 +178,11 @@ impl Scheduler {
         if let Some(pacing) = &mut self.pacing {
             pacing.pacer.observe(report);
         }
+    }
+
+    /// In which order requests are served.
+    pub fn order(&self) -> ServiceOrder {
+        if self.is_paced { ServiceOrder::Slo } else { ServiceOrder::Fifo }
     }
 
     /// What the pacer has learned, for `/v1/engine/state`; `None` without one.
@@ -220,6 +228,12 @@ impl Scheduler {
         let mut sequence = self.running.remove(position);
         self.release(&mut sequence);
         Some((id, sequence.ended(ending)))
+    }
+
+    /// The terminal events of requests that the last [`plan`](Self::plan) refused because their
+    /// first token cannot be in time any more.
+    pub fn take_refused(&mut self) -> Vec<Delivery> {
+        std::mem::take(&mut self.refused)
     }
 
     /// Ends every request now, the step in flight included: its outcome must not be committed.

@@ -7,7 +7,7 @@
 use super::Scheduler;
 use super::sequence::Sequence;
 use crate::pacing::{Demand, LATE_PERIOD, Pacer, Prompt, Ranking, Standing};
-use crate::protocol::{DecodeView, Micros, PrefillView, RequestId};
+use crate::protocol::{DecodeView, Micros, PrefillView, RequestFailure, RequestId, Termination};
 
 /// The pacer and what it is shown.
 #[derive(Debug)]
@@ -63,6 +63,7 @@ impl Scheduler {
         }
         let chunk_max = self.prefill_tokens_max(pacing.decoding.len());
         pacing.rank(now, chunk_max);
+        self.refuse_late(pacing, waiting_from);
         let limit = self.running_limit(pacing, waiting_from);
         let mut ahead_tokens = 0;
         for position in 0..pacing.ranking.order.len() {
@@ -104,16 +105,38 @@ impl Scheduler {
         waiting_from
     }
 
+    /// Ends what waits, has not started and is late, if the pacer refuses it.
+    fn refuse_late(&mut self, pacing: &mut Pacing, waiting_from: usize) {
+        let Pacing { pacer, ranking, prompts, ids, .. } = pacing;
+        ranking.order.retain(|ranked| {
+            let index = ranked.index as usize;
+            let waits_late = index >= waiting_from && ranked.standing == Standing::Late;
+            !(waits_late && pacer.refuses(&prompts[index]) && self.refuse(ids[index]))
+        });
+    }
+
+    /// Ends a waiting request that has not started; whether there was one.
+    fn refuse(&mut self, id: RequestId) -> bool {
+        let unstarted = self.waiting.get(id).filter(|sequence| !sequence.has_started());
+        let Some(ttft) = unstarted.and_then(|sequence| sequence.request.slo.ttft) else { return false };
+        let refusal = self.end(id, Termination::Failed(RequestFailure::Late { ttft }));
+        self.refused.extend(refusal);
+        true
+    }
+
     /// Most requests in the running set, by the objectives of those that run and of those that
     /// wait and can be in time.
     fn running_limit(&self, pacing: &mut Pacing, waiting_from: usize) -> u32 {
         let most = self.limits.running_requests_max;
-        let demand = |tpot: Option<Micros>| Demand { tpot_us: tpot.map(|tpot| tpot.0), weight: 1.0 };
-        let running = self.running.iter().map(|sequence| demand(sequence.request.slo.tpot));
+        let demand = |sequence: &Sequence| Demand {
+            tpot_us: sequence.request.slo.tpot.map(|tpot| tpot.0),
+            weight: sequence.request.weight,
+        };
+        let running = self.running.iter().map(demand);
         let Pacing { pacer, ranking, .. } = pacing;
         let late = ranking.order.iter().filter(|ranked| ranked.standing == Standing::Late);
         let late = late.filter(|ranked| ranked.index as usize >= waiting_from).count();
-        let waiting = self.waiting.iter().map(|sequence| demand(sequence.request.slo.tpot));
+        let waiting = self.waiting.iter().map(demand);
         // Late requests are few or many alike; the mix of those in time is what counts.
         let waiting = waiting.take(self.waiting.len() - late);
         pacer.running_limit(running.chain(waiting), most)

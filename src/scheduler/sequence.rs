@@ -113,6 +113,11 @@ impl Sequence {
         blocks_for(self.len() + 1).saturating_sub(self.target.table.blocks().len() as u32)
     }
 
+    /// Whether any step included the sequence.
+    pub fn has_started(&self) -> bool {
+        self.scheduled.is_some()
+    }
+
     /// Notes that a step includes the sequence; true for the first time.
     pub fn mark_scheduled(&mut self, now: Micros) -> bool {
         let first = self.scheduled.is_none();
@@ -185,6 +190,7 @@ impl Sequence {
             output_tokens: self.output_tokens(),
             since_first_token: now.saturating_sub(self.first_token.unwrap_or(now)),
             tpot: self.request.slo.tpot,
+            weight: self.request.weight,
             draft_lag_tokens,
             drafts_max,
             temperature: self.request.sampling.temperature,

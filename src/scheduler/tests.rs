@@ -2,6 +2,7 @@
 
 mod any_schedule;
 mod game;
+mod late;
 
 use std::sync::Arc;
 
@@ -118,6 +119,19 @@ fn the_lower_class_goes_first_and_within_a_class_the_first_come() {
         game.finish(plan);
     }
     assert_eq!(order, [RequestId(2), RequestId(4), RequestId(1), RequestId(3)]);
+}
+
+#[test]
+fn policies_see_the_weight_of_each_request() {
+    let mut game = Game::new(64, 0);
+    for (id, weight) in [(1, 0.0), (2, 2.5)] {
+        game.arrive(GenerationRequest { weight, ..request(id, 8, 9) });
+    }
+    game.step();
+    let plan = game.plan().expect("both decode");
+    let weights: Vec<f32> = plan.view.decoding.iter().map(|row| row.weight).collect();
+    assert_eq!(weights, [0.0, 2.5]);
+    game.finish(plan);
 }
 
 #[test]

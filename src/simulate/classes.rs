@@ -70,6 +70,11 @@ impl ClassTally {
         self.refused += u64::from(!admitted);
     }
 
+    /// Counts a request that arrived and was refused later.
+    pub fn refuse(&mut self) {
+        self.refused += 1;
+    }
+
     pub fn finish(&mut self, summary: &RequestSummary) {
         self.finished += 1;
         self.attained += u64::from(self.class.slo.is_attained_by(summary));

@@ -6,7 +6,7 @@ use super::classes::{ClassTally, SimulatedClass};
 use super::report::{Bin, Report};
 use crate::engine::EngineCore;
 use crate::pacing::ServiceOrder;
-use crate::protocol::{Micros, RequestId, RequestSummary, StepReport, TokenEvent};
+use crate::protocol::{Micros, RequestFailure, RequestId, RequestSummary, StepReport, TokenEvent};
 use crate::stats::quantile::nearest_rank;
 use crate::step::Delivery;
 use crate::telemetry::{LatencyHistogram, LatencyStats};
@@ -127,11 +127,18 @@ impl Collector {
                     }
                 }
                 TokenEvent::Finished { summary, .. } => self.finish(*id, summary),
+                TokenEvent::Failed(RequestFailure::Late { .. }) => self.refuse(*id),
                 // nothing in a simulation cancels a request, and its logits are always finite
                 TokenEvent::Failed(failure) => unreachable!("request {id} failed: {failure}"),
             }
         }
         self.bin_at(now).tokens += tokens;
+    }
+
+    /// A request that had been admitted to the queue.
+    fn refuse(&mut self, id: RequestId) {
+        self.class(id).refuse();
+        self.refused += 1;
     }
 
     fn finish(&mut self, id: RequestId, summary: &RequestSummary) {

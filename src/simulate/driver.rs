@@ -96,7 +96,9 @@ impl<'a> Run<'a> {
     fn finish(&mut self) -> Result<(), SimulationError> {
         loop {
             self.take_arrivals();
-            if let Some(plan) = self.core.begin(self.clock.now()) {
+            let plan = self.core.begin(self.clock.now());
+            self.collector.deliveries(&self.core.take_refused(), self.clock.now());
+            if let Some(plan) = plan {
                 self.step(plan)?;
             } else if let Some(next) = self.workload.get(self.arrived) {
                 self.clock.advance_to(next.at);
@@ -133,6 +135,7 @@ impl<'a> Run<'a> {
             stop_tokens: self.stop_tokens.clone(),
             slo: self.settings.classes[usize::from(class)].slo,
             class,
+            weight: 1.0,
             arrival: arrival.at,
         }
     }

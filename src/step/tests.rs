@@ -41,6 +41,7 @@ fn plan(policy: impl Policy + 'static, limit: u32) -> StepPlan {
         output_tokens: 1,
         since_first_token: Micros::ZERO,
         tpot: None,
+        weight: 1.0,
         draft_lag_tokens: 1,
         drafts_max: limit,
         temperature: 0.0,

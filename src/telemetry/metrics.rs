@@ -57,7 +57,7 @@ pub struct MetricsConfig {
     pub slos: Vec<Slo>,
 }
 
-/// Why a request was rejected at admission.
+/// Why a request was rejected, at admission or from the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectionReason {
     /// The queue was full.
@@ -274,15 +274,18 @@ impl Metrics {
         self.counters.slo_request.record(slo.is_attained_by(summary));
     }
 
-    /// Counts a request that failed or was cancelled after admission.
+    /// Counts a request that failed or was cancelled after admission. One that became late in the
+    /// queue counts as rejected.
     pub fn record_failed(&mut self, failure: &RequestFailure) {
-        self.counters.failed += 1;
-        *match failure {
+        let count = match failure {
             RequestFailure::Cancelled => &mut self.failures.cancelled,
+            RequestFailure::Late { .. } => return self.record_rejected(RejectionReason::TooLate),
             RequestFailure::ShuttingDown => &mut self.failures.shutting_down,
             RequestFailure::Numerical => &mut self.failures.numerical,
             RequestFailure::Engine(_) => &mut self.failures.engine,
-        } += 1;
+        };
+        *count += 1;
+        self.counters.failed += 1;
     }
 
     /// Relative errors of the predictions; `None` before the first.

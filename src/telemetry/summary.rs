@@ -66,7 +66,7 @@ pub struct Counters {
     pub finished_length: u64,
     /// Requests that failed after admission, including cancellations.
     pub failed: u64,
-    /// Requests rejected at admission.
+    /// Requests rejected, at admission or from the queue.
     pub rejected: u64,
     /// Preemptions for lack of KV blocks.
     pub preemptions: u64,

@@ -319,6 +319,7 @@ mod tests {
             output_tokens: 5,
             since_first_token: Micros(1),
             tpot: None,
+            weight: 1.0,
             draft_lag_tokens: 1,
             drafts_max: 8,
             temperature: 0.0,

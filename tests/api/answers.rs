@@ -117,7 +117,9 @@ async fn objectives_come_from_body_then_headers_then_class() {
     };
     let headers = [("x-slo-ttft-ms", "200"), ("x-llm-d-slo-tpot-ms", "12.5")];
     assert_eq!(ask(Value::Null, &[]).await, (0, Some(500_000), Some(50_000)));
+    assert_eq!(fixture.engine.last_submission().weight, 2.5, "the class's");
     assert_eq!(ask(json!({"class": "batch"}), &[]).await, (1, None, None));
+    assert_eq!(fixture.engine.last_submission().weight, 0.0);
     assert_eq!(ask(Value::Null, &headers).await, (0, Some(200_000), Some(12_500)));
     assert_eq!(
         ask(json!({"ttft_ms": 90, "class": "batch"}), &headers).await,
@@ -198,6 +200,7 @@ async fn a_stream_that_fails_midway_ends_with_an_error_and_without_done() {
 async fn a_failure_before_the_first_token_has_an_error_status() {
     for (failure, status, code) in [
         (RequestFailure::ShuttingDown, 503, "shutting_down"),
+        (RequestFailure::Late { ttft: Micros::from_millis(250) }, 503, "slo_too_late"),
         (RequestFailure::Numerical, 500, "numerical_error"),
         (RequestFailure::Engine("device lost".into()), 500, "engine_error"),
     ] {

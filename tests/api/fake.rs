@@ -290,8 +290,8 @@ fn info() -> BackendInfo {
         sampling: SamplingDefaults { temperature: 0.7, ..SamplingDefaults::default() },
         max_tokens_default: 100,
         classes: vec![
-            ClassInfo { name: "interactive".to_owned(), slo: millis(500, 50) },
-            ClassInfo { name: "batch".to_owned(), slo: Slo::default() },
+            ClassInfo { name: "interactive".to_owned(), slo: millis(500, 50), weight: 2.5 },
+            ClassInfo { name: "batch".to_owned(), slo: Slo::default(), weight: 0.0 },
         ],
         default_class: 0,
     }

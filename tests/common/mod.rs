@@ -129,6 +129,7 @@ pub fn request(number: usize, max_tokens: u32, sampling: SamplingParams) -> Gene
         stop_tokens: Arc::from([0, 2]),
         slo: Slo::default(),
         class: 0,
+        weight: 1.0,
         arrival: Micros(number as u64),
     }
 }

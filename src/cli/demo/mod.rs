@@ -21,6 +21,7 @@ use super::host::DaemonHost;
 use super::measured_profile::MeasuredProfile;
 use super::private::PrivateDaemon;
 use crate::config::Config;
+use crate::pacing::ServiceOrder;
 use crate::policy::registry::PolicyName;
 use report::{DemoReport, Setting};
 use round::{Round, warm_up};
@@ -70,8 +71,8 @@ enum Side {
 /// # Errors
 /// [`CliError::TextsDiffer`] after the report if outputs differ; otherwise startup and request errors.
 pub async fn run<H: DaemonHost>(args: &DemoArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
-    let (tiny, policies) = (Config::default_tiny(), [args.policy]);
-    let profile = MeasuredProfile::prepare(host, &tiny, &policies, PROFILE_BUDGET).await?;
+    let policies = [args.policy];
+    let profile = MeasuredProfile::prepare(host, &tiny(), &policies, PROFILE_BUDGET).await?;
     let profile = profile.as_ref().map(MeasuredProfile::path);
     let progress = progress_bar(u64::from(args.rounds) * 2 * PROMPTS.len() as u64);
     let mut plain = Vec::new();
@@ -126,8 +127,15 @@ async fn session<H: DaemonHost>(
     round
 }
 
-fn config(args: &DemoArgs, side: Side, profile: Option<&Path>) -> Config {
+/// The embedded pair. One request at a time needs no order.
+fn tiny() -> Config {
     let mut config = Config::default_tiny();
+    config.scheduler.order = ServiceOrder::Fifo;
+    config
+}
+
+fn config(args: &DemoArgs, side: Side, profile: Option<&Path>) -> Config {
+    let mut config = tiny();
     config.speculation.policy = match side {
         Side::Plain => PolicyName::None,
         Side::Speculative => args.policy,

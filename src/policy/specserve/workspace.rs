@@ -6,6 +6,9 @@ use crate::protocol::{DecodeView, StepView};
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::{Work, prefill_attended};
 
+/// Least worth of a row's tokens: a batch of worthless rows must still have some.
+const WEIGHT_MIN: f32 = 1e-3;
+
 /// Terms of a step's time that do not depend on any decision.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Costs<'a> {
@@ -102,7 +105,7 @@ impl Workspace {
     pub(super) fn begin(&mut self, costs: &Costs<'_>, view: &StepView) {
         self.rows.clear();
         self.rows.extend(view.decoding.iter().map(|row| Row {
-            weight: 1.0,
+            weight: row.weight.max(WEIGHT_MIN),
             query_us: costs.query_us(row),
             positions: 0,
         }));
@@ -156,5 +159,47 @@ impl Workspace {
     /// Whether any row has a planned draft.
     pub(super) fn drafts(&self) -> bool {
         self.lengths.iter().any(|&length| length > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::specserve::{SpecServe, SpecServeOptions};
+    use crate::policy::{Policy, Scratch};
+    use crate::protocol::{Micros, RequestId};
+    use crate::timing::profile::tests::gpu_like;
+
+    fn view(weights: &[f32]) -> StepView {
+        let row = |&weight: &f32| DecodeView {
+            request: RequestId(1),
+            context_tokens: 100,
+            output_tokens: 1,
+            since_first_token: Micros::ZERO,
+            tpot: None,
+            weight,
+            draft_lag_tokens: 1,
+            drafts_max: 8,
+            temperature: 0.0,
+        };
+        StepView { decoding: weights.iter().map(row).collect(), ..StepView::default() }
+    }
+
+    fn drafts(weights: &[f32]) -> Vec<u32> {
+        let cost = gpu_like().cost_model().expect("valid");
+        let policy = SpecServe::new(cost, None, SpecServeOptions::default());
+        policy.plan(&view(weights), &mut Scratch::default()).drafts
+    }
+
+    #[test]
+    fn requests_without_worth_are_planned_like_any_when_there_are_no_others() {
+        assert!(drafts(&[1.0; 4]).iter().all(|&length| length > 0));
+        assert_eq!(drafts(&[0.0; 4]), drafts(&[1.0; 4]));
+    }
+
+    #[test]
+    fn beside_a_worthy_request_those_without_worth_get_shorter_drafts() {
+        let drafts = drafts(&[1.0, 0.0, 1.0, 0.0]);
+        assert!(drafts[0] > drafts[1] && drafts[2] > drafts[3], "{drafts:?}");
     }
 }

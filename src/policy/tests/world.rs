@@ -81,6 +81,7 @@ impl<'a> Run<'a> {
             output_tokens: 1,
             since_first_token: Micros::ZERO,
             tpot: world.tpot,
+            weight: 1.0,
             draft_lag_tokens: 1,
             drafts_max: 8,
             temperature: 0.0,

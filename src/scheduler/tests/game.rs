@@ -183,6 +183,7 @@ pub(super) fn request(id: u64, prompt_tokens: u32, max_tokens: u32) -> Generatio
         stop_tokens: Arc::from([]),
         slo: Slo::default(),
         class: 0,
+        weight: 1.0,
         arrival: Micros(id),
     }
 }

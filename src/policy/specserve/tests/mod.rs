@@ -97,6 +97,7 @@ fn row(context_tokens: u32, tpot: Option<u64>) -> DecodeView {
         output_tokens: 1,
         since_first_token: Micros::ZERO,
         tpot: tpot.map(Micros),
+        weight: 1.0,
         draft_lag_tokens: 1,
         drafts_max: 8,
         temperature: 0.0,
