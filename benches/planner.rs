@@ -44,6 +44,7 @@ fn planner(criterion: &mut Criterion) {
         draft: Curve { table: &draft, factor: 1.0, row_us: 0.05 },
         calls_made,
         priced_us: 1200.0,
+        priced_tokens: 0.0,
         rows_max: 1024,
     };
     let cases = [

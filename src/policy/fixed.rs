@@ -26,6 +26,7 @@ impl Policy for Fixed {
 
     fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
         StepDecision {
+            rate: 0.0,
             drafts: view.decoding.iter().map(|row| self.draft_tokens.min(row.drafts_max)).collect(),
             prefill_tokens: view.prefill_tokens_max,
             warm_draft: self.draft_tokens > 0,

@@ -27,6 +27,8 @@ const STEP_FADE: f64 = 1.0 - 1.0 / 128.0;
 const EVIDENCE_MIN: f64 = 32.0;
 /// Decay of a request's evidence per draft.
 const REQUEST_FADE: f32 = 0.92;
+/// Decay of a request's evidence per step, so that one that is no longer drafted gets another try.
+const REQUEST_STEP_FADE: f32 = 0.97;
 /// Weight of the mean over all requests as the prior of one, in drafts.
 const REQUEST_PRIOR: f32 = 4.0;
 /// Range of a single draft's ratio.
@@ -35,6 +37,10 @@ const RATIO_RANGE: (f32, f32) = (0.1, 2.0);
 const CONFIDENCE_MAX: f32 = 0.98;
 /// Most requests tracked at once; more than the largest batch.
 const REQUESTS_MAX: usize = 1024;
+/// Variance of a draft's confidence around its forecast before anything has been drafted.
+const PRIOR_VARIANCE: f64 = 0.04;
+/// Weight of this first guess, in drafts; it decays like observations.
+const PRIOR_VARIANCE_DRAFTS: f64 = 16.0;
 /// Steps after which an absent request is forgotten (a preempted one comes back sooner).
 const ABSENT_STEPS_MAX: u64 = 256;
 
@@ -51,6 +57,8 @@ struct RequestRatio {
 #[derive(Clone, Debug)]
 pub struct Forecast {
     positions: [(f64, f64); POSITIONS_MAX],
+    /// Squared deviations of drafts from their forecasts, over all positions: weight and sum.
+    deviations: (f64, f64),
     requests: Vec<RequestRatio>,
     step: u64,
 }
@@ -59,7 +67,8 @@ impl Default for Forecast {
     fn default() -> Forecast {
         let mut positions = [(0.0, 0.0); POSITIONS_MAX];
         positions[0] = (FIRST_PRIOR_DRAFTS, PRIOR_CONFIDENCE * FIRST_PRIOR_DRAFTS);
-        Forecast { positions, requests: Vec::new(), step: 0 }
+        let deviations = (PRIOR_VARIANCE_DRAFTS, PRIOR_VARIANCE * PRIOR_VARIANCE_DRAFTS);
+        Forecast { positions, deviations, requests: Vec::new(), step: 0 }
     }
 }
 
@@ -75,6 +84,12 @@ impl Forecast {
             *mean = prior as f32;
         }
         means
+    }
+
+    /// Standard deviation of a draft's confidence around its forecast.
+    pub fn spread(&self) -> f32 {
+        let (weight, sum) = self.deviations;
+        (sum / weight).sqrt() as f32
     }
 
     /// The request's recent confidence relative to the mean; 1 for an unknown request.
@@ -103,7 +118,11 @@ impl Forecast {
                 let greedy = view.temperature == 0.0;
                 let confidence = calibration.acceptance(proposal.probability, depth as u32 + 1, greedy);
                 let index = depth.min(POSITIONS_MAX - 1);
-                self.learn_position(index, f64::from(confidence));
+                let ratio = self.request_ratio(view.request);
+                let forecast = forecast_confidence(&means, ratio, index);
+                self.learn_deviation(f64::from(confidence - forecast));
+                // Requests that are drafted further are better than the mean of all.
+                self.learn_position(index, f64::from(confidence / ratio));
                 self.learn_request(view.request, confidence / means[index]);
             }
         }
@@ -114,6 +133,13 @@ impl Forecast {
         let fade = (-1.0 / POSITION_HALF_LIFE).exp2();
         *weight = *weight * fade + 1.0;
         *weighted = *weighted * fade + confidence;
+    }
+
+    fn learn_deviation(&mut self, deviation: f64) {
+        let (weight, sum) = &mut self.deviations;
+        let fade = (-1.0 / POSITION_HALF_LIFE).exp2();
+        *weight = *weight * fade + 1.0;
+        *sum = *sum * fade + deviation * deviation;
     }
 
     fn learn_request(&mut self, request: RequestId, ratio: f32) {
@@ -134,12 +160,20 @@ impl Forecast {
     fn forget_absent(&mut self, report: &StepReport) {
         for view in &report.view.decoding {
             if let Ok(index) = self.requests.binary_search_by_key(&view.request, |entry| entry.request) {
-                self.requests[index].seen_step = self.step;
+                let entry = &mut self.requests[index];
+                entry.seen_step = self.step;
+                entry.weight *= REQUEST_STEP_FADE;
+                entry.weighted *= REQUEST_STEP_FADE;
             }
         }
         let step = self.step;
         self.requests.retain(|entry| step - entry.seen_step <= ABSENT_STEPS_MAX);
     }
+}
+
+/// Forecast of the confidence at a position (0-based) of a request with this ratio.
+pub fn forecast_confidence(means: &[f32; POSITIONS_MAX], ratio: f32, position: usize) -> f32 {
+    (means[position.min(POSITIONS_MAX - 1)] * ratio).min(CONFIDENCE_MAX)
 }
 
 /// Writes the survival of positions `from..to` (0-based) behind a prefix that survives with
@@ -154,7 +188,7 @@ pub fn forecast_survival(
 ) {
     let mut survival = alive;
     for position in from..to {
-        survival *= (means[position.min(POSITIONS_MAX - 1)] * ratio).min(CONFIDENCE_MAX);
+        survival *= forecast_confidence(means, ratio, position);
         write(position, survival);
     }
 }

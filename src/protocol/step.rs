@@ -79,6 +79,9 @@ pub struct StepDecision {
     /// Whether the draft model prefills as well, so that it can propose from the first decode
     /// step on. Costs draft time now; later catch-up costs the same or more.
     pub warm_draft: bool,
+    /// The rate that the policy expects of the step, in weighted tokens per microsecond; 0 where it
+    /// expects nothing.
+    pub rate: f64,
 }
 
 /// A step in progress: the view and the granted decision.

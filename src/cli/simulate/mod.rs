@@ -80,7 +80,9 @@ fn read_profile(path: &Path) -> Result<Profile, CliError> {
 
 fn find_saturation(workload: &[replay::Arrival], settings: &Settings) -> Result<f64, CliError> {
     let found = saturation_load(workload, settings).map_err(|error| CliError::Failed(error.to_string()))?;
-    found.ok_or_else(|| CliError::Failed("there is no load at which plain decoding saturates; change --slo".to_owned()))
+    found.ok_or_else(|| {
+        CliError::Failed("there is no load at which plain decoding saturates; change --slo".to_owned())
+    })
 }
 
 fn print(args: &SimulateArgs, reports: &[Report], out: &mut impl Write) -> Result<(), CliError> {

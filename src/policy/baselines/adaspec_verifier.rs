@@ -87,6 +87,7 @@ impl AdaSpecVerifier {
             draft: Curve::ZERO,
             calls_made: calls,
             priced_us: super::symmetric_us(&self.cost, view, calls, batch as u32) - stair_us,
+            priced_tokens: 0.0,
             rows_max: ROWS_MAX as u32,
         };
         solve(&problem, planner, lengths);

@@ -19,6 +19,7 @@ use crate::timing::cost_model::{CostModel, Work};
 /// `tokens` drafts for every sequence, all prefill that is offered.
 fn draft_everywhere(view: &StepView, tokens: u32) -> StepDecision {
     StepDecision {
+        rate: 0.0,
         drafts: view.decoding.iter().map(|row| tokens.min(row.drafts_max)).collect(),
         prefill_tokens: view.prefill_tokens_max,
         warm_draft: tokens > 0,

@@ -92,6 +92,8 @@ pub struct Problem<'a> {
     /// The rest of the step that counts for the value: context, host, drafting so far. Prefill
     /// does not: it has to be done in some step anyway.
     pub priced_us: f64,
+    /// Weighted tokens that come with it, beside one for each request.
+    pub priced_tokens: f64,
     /// Most verification rows.
     pub rows_max: u32,
 }

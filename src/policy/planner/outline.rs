@@ -69,8 +69,9 @@ impl Outline {
         self.drafts_max = problem.rows_max.saturating_sub(problem.rows.len() as u32);
         self.fill_cells(problem, ranking);
         self.points.resize((deepest - self.drafted + 1) * (self.buckets + 1), Point::default());
-        let weight = problem.rows.iter().map(|row| f64::from(row.weight)).sum();
-        let nothing = Point { value: weight, other_us: problem.priced_us, ..Point::default() };
+        let weight: f64 = problem.rows.iter().map(|row| f64::from(row.weight)).sum();
+        let nothing =
+            Point { value: problem.priced_tokens + weight, other_us: problem.priced_us, ..Point::default() };
         let mut best = (Boundary { cap: self.drafted, bucket: 0 }, nothing.plan(times));
         self.points[..=self.buckets].fill(nothing);
         let mut call_value = self.add_level(times, self.drafted, &mut best);

@@ -61,7 +61,7 @@ impl Ranking {
         self.positions.clear();
         self.positions.extend(rows.iter().map(|row| row.positions));
         let weight: f64 = self.weights.iter().copied().map(f64::from).sum();
-        self.price = weight / problem.plain_us();
+        self.price = (problem.priced_tokens + weight) / problem.plain_us();
         self.largest = self.weights.iter().copied().fold(0.0, f32::max);
         let buckets = (rows.len() * deepest / BUCKET_ITEMS).next_power_of_two();
         self.bucket_count = buckets.clamp(BUCKETS_MIN, BUCKETS_MAX);
@@ -267,6 +267,7 @@ mod tests {
                 draft: Curve::ZERO,
                 calls_made: 1,
                 priced_us: 0.0,
+                priced_tokens: 0.0,
                 rows_max: 1000,
             };
             let mut ranking = Ranking::default();

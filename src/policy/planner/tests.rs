@@ -23,6 +23,7 @@ impl Case {
             draft: Curve { table: &self.draft, factor: 1.0, row_us: 0.0 },
             calls_made: self.calls_made,
             priced_us: self.priced_us,
+            priced_tokens: 0.0,
             rows_max: self.rows_max,
         }
     }
@@ -121,6 +122,7 @@ fn cases(flat_draft: bool, query_us: f32) -> impl Strategy<Value = Case> {
                 draft: ascending(vec![if flat_draft { 0.0 } else { slope }; 4], call),
                 calls_made,
                 priced_us,
+                priced_tokens: 0.0,
                 rows_max,
             }
         })
@@ -194,6 +196,7 @@ fn crowds() -> impl Strategy<Value = Case> {
                 draft: vec![call_us],
                 calls_made,
                 priced_us,
+                priced_tokens: 0.0,
                 rows_max,
             }
         },
@@ -278,6 +281,7 @@ fn uniform(requests: usize, positions: u32, confidence: f32, target: Vec<f64>) -
         draft: vec![4.0; requests + 1],
         calls_made: 0,
         priced_us: 0.0,
+        priced_tokens: 0.0,
         rows_max: 1024,
     }
 }

@@ -37,6 +37,7 @@ impl Learner for SpecServeLearner {
         known.calibration.observe(report);
         known.forecast.observe(report, &known.calibration);
         known.gate.observe(report);
+        known.pace.observe(report);
     }
 
     fn snapshot(&self) -> Arc<dyn Policy> {

@@ -13,17 +13,21 @@
 
 mod gate;
 mod learner;
+mod option;
 mod predict;
 mod workspace;
+mod worth;
 
 use gate::Gate;
 pub use learner::SpecServeLearner;
+use option::Next;
 pub(super) use workspace::Workspace;
 use workspace::{Costs, Spent};
+use worth::Pace;
 
 use super::calibration::{Calibration, CalibrationMode};
 use super::slo::{Infeasible, check_feasible};
-use super::survival::{Forecast, POSITIONS_MAX, forecast_survival};
+use super::survival::{Forecast, POSITIONS_MAX, forecast_confidence, forecast_survival};
 use super::{Policy, Scratch};
 use crate::protocol::{DraftedRow, Intent, Slo, Step, StepDecision, StepView};
 use crate::timing::Reliability;
@@ -33,6 +37,10 @@ use crate::timing::cost_model::{CostModel, ROWS_MAX};
 /// Drafts less likely than this to be accepted are neither drafted nor verified, even where the
 /// staircase makes them free.
 const SURVIVAL_MIN: f32 = 0.01;
+
+/// Plain steps that a step under way is set among, at the rate that was planned with. On its own,
+/// a step with poor drafts would take time for cheap and draft on, and one with good drafts stop.
+const HORIZON_STEPS: f64 = 64.0;
 
 /// Settings of [`SpecServe`].
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +71,7 @@ pub struct SpecServe {
     calibration: Calibration,
     forecast: Forecast,
     gate: Gate,
+    pace: Pace,
 }
 
 impl SpecServe {
@@ -74,6 +83,7 @@ impl SpecServe {
             time: TimeModel::new(cost),
             forecast: Forecast::default(),
             gate: Gate::default(),
+            pace: Pace::default(),
         }
     }
 
@@ -120,6 +130,8 @@ impl SpecServe {
             }
         });
         space.rows[index].positions = positions;
+        let next = alive * forecast_confidence(means, ratio, from as usize);
+        space.next[index] = Next { mean: next, spread: alive * self.forecast.spread() };
     }
 
     /// Fills in the survival of what a row has drafted. Returns the survival of all of it, or
@@ -167,14 +179,18 @@ impl SpecServe {
         let call_us =
             |call: usize| costs.draft_call_us(rows.iter().filter(|row| row.proposals.len() > call).count());
         let round_us = if calls > 0 { costs.draft_round_us() } else { 0.0 };
-        Spent { calls: calls as u32, draft_us: round_us + (0..calls).map(call_us).sum::<f64>() }
+        let draft_us = round_us + (0..calls).map(call_us).sum::<f64>();
+        Spent { calls: calls as u32, draft_us, ..Spent::default() }
     }
 
     /// Sets the workspace up for a step in progress.
     fn resume(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
         let costs = Costs::of(&self.time, step.view);
-        space.begin(&costs, step.view);
-        self.spent(&costs, rows)
+        space.begin(&costs, &self.pace, step.view);
+        let mut spent = self.spent(&costs, rows);
+        spent.draft_us += costs.short_lags_us(step.view, |index| step.granted.drafts[index] > 0);
+        let before_us = HORIZON_STEPS * costs.plain_us();
+        if step.granted.rate > 0.0 { Spent { before_us, rate: step.granted.rate, ..spent } } else { spent }
     }
 }
 
@@ -202,12 +218,17 @@ impl Policy for SpecServe {
         let space = &mut scratch.specserve;
         let spent = self.resume(space, step, rows);
         self.survey(space, step, rows, active);
-        space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
-        let longer = |index: &&u32| {
-            let row = &rows[**index as usize];
-            space.lengths[row.decoding as usize] as usize > row.proposals.len()
-        };
-        keep.extend(active.iter().filter(longer));
+        let costs = Costs::of(&self.time, step.view);
+        let plan = space.solve(&costs, self.options.verify_rows_max, spent);
+        let longer = |row: &DraftedRow| space.lengths[row.decoding as usize] as usize > row.proposals.len();
+        if !active.iter().any(|&index| longer(&rows[index as usize])) {
+            return;
+        }
+        let hurdle = space.hurdle(&costs, plan.rate());
+        keep.extend(active.iter().filter(|&&index| {
+            let row = &rows[index as usize];
+            longer(row) || hurdle.is_cleared_by(space, row.decoding as usize)
+        }));
     }
 
     fn select(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, lengths: &mut Vec<u32>) {

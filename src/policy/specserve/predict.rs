@@ -17,21 +17,33 @@ impl SpecServe {
     /// The whole decision; leaves the planned lengths in `space`.
     pub(super) fn decide(&self, space: &mut Workspace, view: &StepView) -> StepDecision {
         let costs = Costs::of(&self.time, view);
-        space.begin(&costs, view);
-        let intent = self.plan_drafts(space, &costs, view);
+        space.begin(&costs, &self.pace, view);
+        let (intent, rate) = self.plan_drafts(space, &costs, view);
         let mut decision = StepDecision {
             intent,
             drafts: space.lengths.clone(),
             prefill_tokens: view.prefill_tokens_max,
             warm_draft: self.warms_draft(),
+            rate,
         };
         if intent == Intent::Draft {
-            // `extend` decides after each draft call how far a row really goes.
-            let rows = decision.drafts.iter_mut().zip(&view.decoding);
-            rows.filter(|(drafts, _)| **drafts > 0)
-                .for_each(|(drafts, row)| *drafts = self.positions(row.drafts_max));
+            self.grant(space, &costs, view, &mut decision.drafts);
         }
         decision
+    }
+
+    /// Lets all rows draft that are planned to, or that may turn out better than those;
+    /// `extend` decides after each draft call how far a row really goes.
+    fn grant(&self, space: &Workspace, costs: &Costs<'_>, view: &StepView, drafts: &mut [u32]) {
+        if !space.drafts() {
+            return;
+        }
+        let tokens: f64 = (0..costs.rows).map(|row| space.value(row)).sum();
+        let hurdle = space.hurdle(costs, tokens / space.step_us(costs));
+        for (index, (drafts, row)) in drafts.iter_mut().zip(&view.decoding).enumerate() {
+            let may = *drafts > 0 || space.rows[index].positions > 0 && hurdle.is_cleared_by(space, index);
+            *drafts = if may { self.positions(row.drafts_max) } else { 0 };
+        }
     }
 
     /// While speculation is on, the draft model prefills prompts too, or it would have to catch up
@@ -42,16 +54,17 @@ impl SpecServe {
 
     /// Plans drafting. On return `space.lengths` holds the planned lengths, all zero when a
     /// plain step is at least as good.
-    fn plan_drafts(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) -> Intent {
+    fn plan_drafts(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) -> (Intent, f64) {
         space.lengths.clear();
         space.lengths.resize(costs.rows, 0);
         if !self.time.has_draft() || view.decoding.iter().all(|row| row.drafts_max == 0) {
-            return Intent::Draft;
+            return (Intent::Draft, 0.0);
         }
         self.forecast_all(view, space);
         let rows_max = self.options.verify_rows_max;
         // Any draft pays for the round; the plain step that it is compared with does not.
-        let spent = Spent { draft_us: costs.draft_round_us(), ..Spent::default() };
+        let short_lags_us = costs.short_lags_us(view, |index| view.decoding[index].drafts_max > 0);
+        let spent = Spent { draft_us: costs.draft_round_us() + short_lags_us, ..Spent::default() };
         let mut plan = space.solve(costs, rows_max, spent);
         if space.drafts() && view.decoding.iter().any(lags) {
             self.admit_lagging(space, costs, view);
@@ -59,10 +72,10 @@ impl SpecServe {
         }
         let plain_rate = space.weight() / costs.plain_us();
         if space.drafts() && self.gate.opens_for(plan.rate() / plain_rate) {
-            return Intent::Draft;
+            return (Intent::Draft, plan.rate());
         }
         space.lengths.fill(0);
-        self.probe(space, costs, view)
+        (self.probe(space, costs, view), 0.0)
     }
 
     /// Decides which lagging rows may catch up and draft in this step, given the plan that assumes
@@ -108,6 +121,6 @@ impl SpecServe {
     }
 }
 
-fn lags(row: &DecodeView) -> bool {
+pub(super) fn lags(row: &DecodeView) -> bool {
     row.draft_lag_tokens > LAG_FREE_TOKENS
 }

@@ -1,5 +1,8 @@
 //! Turns a step's view and the time model into a problem for the planner.
 
+use super::option::{Hurdle, Next};
+use super::predict::lags;
+use super::worth::Pace;
 use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
 use crate::policy::survival::POSITIONS_MAX;
 use crate::protocol::{DecodeView, StepView};
@@ -60,6 +63,12 @@ impl<'a> Costs<'a> {
         self.draft().at(rows)
     }
 
+    /// What each row adds to a draft call, in the mean.
+    pub(super) fn draft_row_us(&self) -> f64 {
+        let others = self.rows.saturating_sub(1).max(1) as f64;
+        (self.draft().at(self.rows) - self.draft().at(1)).max(0.0) / others
+    }
+
     /// Fixed time of a drafting round beside its calls, once per step.
     pub(super) fn draft_round_us(&self) -> f64 {
         self.time.draft_round_us()
@@ -74,6 +83,14 @@ impl<'a> Costs<'a> {
     fn query_us(&self, row: &DecodeView) -> f32 {
         let token_us = self.time.cost().target.terms().attended_token_us * self.time.target_factor();
         (token_us * f64::from(row.context_tokens)) as f32
+    }
+
+    /// What catching up adds to a step in which the rows that `drafts` names draft: short lags
+    /// recur in every such step.
+    pub(super) fn short_lags_us(&self, view: &StepView, drafts: impl Fn(usize) -> bool) -> f64 {
+        let rows = view.decoding.iter().enumerate().filter(|&(index, row)| drafts(index) && !lags(row));
+        let missed = rows.map(|(_, row)| row.draft_lag_tokens.saturating_sub(1)).sum();
+        self.time.catch_up_us(missed, u64::from(missed) * self.mean_context_tokens as u64)
     }
 
     /// Time until the draft model has processed all but the last token of a sequence.
@@ -91,6 +108,8 @@ pub struct Workspace {
     pub(super) rows: Vec<Row>,
     pub(super) survival: Vec<f32>,
     pub(super) lengths: Vec<u32>,
+    /// What is expected of the next draft of each row.
+    pub(super) next: Vec<Next>,
 }
 
 /// Time spent on drafting so far in a step, for one call of the planner.
@@ -98,17 +117,23 @@ pub struct Workspace {
 pub(super) struct Spent {
     pub(super) calls: u32,
     pub(super) draft_us: f64,
+    /// The long run in which the step stands: its time, in microseconds, and its rate, in weighted
+    /// tokens per microsecond.
+    pub(super) before_us: f64,
+    pub(super) rate: f64,
 }
 
 impl Workspace {
     /// One row per decoding sequence; no positions yet.
-    pub(super) fn begin(&mut self, costs: &Costs<'_>, view: &StepView) {
+    pub(super) fn begin(&mut self, costs: &Costs<'_>, pace: &Pace, view: &StepView) {
         self.rows.clear();
         self.rows.extend(view.decoding.iter().map(|row| Row {
-            weight: row.weight.max(WEIGHT_MIN),
+            weight: pace.worth(row).max(WEIGHT_MIN),
             query_us: costs.query_us(row),
             positions: 0,
         }));
+        self.next.clear();
+        self.next.resize(self.rows.len(), Next::default());
         self.survival.clear();
         self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
     }
@@ -125,6 +150,24 @@ impl Workspace {
         1.0 + drafts.sum::<f64>()
     }
 
+    /// The same, weighted.
+    pub(super) fn value(&self, row: usize) -> f64 {
+        f64::from(self.rows[row].weight) * self.tokens(row, self.lengths[row])
+    }
+
+    /// What drafting on is held against, at a plan's rate in weighted tokens per microsecond.
+    pub(super) fn hurdle(&self, costs: &Costs<'_>, rate: f64) -> Hurdle {
+        let last = |(row, &length): (usize, &u32)| {
+            let depth = (length as usize).checked_sub(1)?;
+            Some(self.rows[row].weight * self.survival[depth * self.rows.len() + row])
+        };
+        let values = self.lengths.iter().enumerate().filter_map(last);
+        Hurdle {
+            marginal_value: values.fold(f32::INFINITY, f32::min),
+            price: (rate * costs.draft_row_us()) as f32,
+        }
+    }
+
     /// Weighted tokens of a plain step.
     pub(super) fn weight(&self) -> f64 {
         self.rows.iter().map(|row| f64::from(row.weight)).sum()
@@ -132,13 +175,17 @@ impl Workspace {
 
     /// Plans into `lengths`.
     pub(super) fn solve(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> Plan {
+        // A call drafts more rows than are verified: it is priced with all that can go on.
+        let going = self.rows.iter().filter(|row| row.positions > spent.calls).count();
+        let call_us = [costs.draft_call_us(going)];
         let problem = Problem {
             rows: &self.rows,
             survival: &self.survival,
             target: costs.target(),
-            draft: costs.draft(),
+            draft: Curve { table: &call_us, factor: 1.0, row_us: 0.0 },
             calls_made: spent.calls,
-            priced_us: costs.fixed_us + spent.draft_us,
+            priced_us: costs.fixed_us + spent.draft_us + spent.before_us,
+            priced_tokens: spent.before_us * spent.rate,
             rows_max,
         };
         solve(&problem, &mut self.planner, &mut self.lengths)
