@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::super::*;
 use crate::engine::EngineCore;
-use crate::executor::Executor;
 use crate::pacing::LateAction;
 use crate::policy::{Fixed, Scratch, Static};
 use crate::protocol::{Clock, ExecutorInfo, Micros, SamplingParams, Slo};

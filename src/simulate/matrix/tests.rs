@@ -3,8 +3,8 @@ use crate::pacing::ServiceOrder;
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{Micros, Slo, StepDecision, StepView};
 use crate::replay::Arrival;
+use crate::simulate::saturation_load;
 use crate::simulate::tests::settings;
-use crate::simulate::{saturation_load, simulate};
 
 fn fixed(draft_tokens: u32) -> Contender {
     Contender {

@@ -70,7 +70,7 @@ fn noisy_confidences_do_not_make_speculation_flap() {
 
 #[test]
 fn a_wrong_profile_costs_nothing_once_it_is_corrected() {
-    // By the profile, a draft call takes a tenth of what it does here: all batches draft too much.
+    // Both models slower than by the profile; drafting dearer than it says; drafting cheaper.
     for slow in [(1.4, 1.4), (0.7, 2.5), (2.0, 0.5)] {
         let world = World { slow, requests: 32, ..World::default() };
         let settled = |learner: &mut dyn Learner| {
