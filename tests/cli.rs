@@ -29,7 +29,8 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/tiny-cpu.toml");
 fn a_bad_config_prints_every_problem_and_exits_with_64() {
     let file = config_file("[server]\nsocket = \"\"\nconnections_max = 0\n[target]\nmodel = 3\nextra = 1\n");
     let path = file.path().to_str().expect("a text path");
-    for arguments in [&["check-config", path][..], &["serve", "--config", path]] {
+    let simulate = ["simulate", "--config", path, "--trace", "poisson:1,1", "--profile", MODELLED];
+    for arguments in [&["check-config", path][..], &["serve", "--config", path], &simulate] {
         let output = specserve(arguments);
         assert_eq!(output.status.code(), Some(64), "{arguments:?}");
         let errors = text(&output.stderr);
@@ -43,9 +44,12 @@ fn a_bad_config_prints_every_problem_and_exits_with_64() {
 
 #[test]
 fn a_config_that_is_not_there_exits_with_64() {
-    let output = specserve(&["serve", "--config", "/nonexistent/specserve.toml"]);
-    assert_eq!(output.status.code(), Some(64));
-    assert!(text(&output.stderr).contains("/nonexistent/specserve.toml"));
+    let file = ["--config", "/nonexistent/specserve.toml"];
+    for command in [&["serve"][..], &["simulate", "--trace", "poisson:1,1"]] {
+        let output = specserve(&[command, &file].concat());
+        assert_eq!(output.status.code(), Some(64), "{command:?}");
+        assert!(text(&output.stderr).contains("/nonexistent/specserve.toml"));
+    }
 }
 
 #[test]
@@ -202,6 +206,25 @@ fn capacity_is_printed_for_each_policy_attainment_and_seed() {
     }
     let means: Vec<_> = found[..3].iter().filter_map(|one| one["rps"]["mean"].as_f64()).collect();
     assert!(means.is_sorted(), "fewer requests attain at a higher rate: {means:?}");
+}
+
+#[test]
+fn every_shipped_config_can_be_simulated_and_an_explicit_option_wins() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
+    let files: Vec<_> =
+        std::fs::read_dir(directory).expect("config/").map(|file| file.expect("listed")).collect();
+    assert!(files.len() > 1);
+    for file in files {
+        let path = file.path();
+        let path = path.to_str().expect("a text path");
+        let line = ["--config", path, "--trace", "poisson:4,3", "--profile", MODELLED];
+        let document = simulated(&line);
+        assert_eq!(document["policy"], "specserve", "{path}");
+        assert_eq!(document["scheduler"], "slo", "{path}");
+        assert_eq!(document["classes"][0]["name"], "interactive", "{path}");
+        let document = simulated(&[&line[..], &["--policy", "none", "--scheduler", "fifo"]].concat());
+        assert_eq!((&document["policy"], &document["scheduler"]), (&"none".into(), &"fifo".into()), "{path}");
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@ mod args;
 mod capacity;
 mod capacity_args;
 mod classes;
+mod deployment;
+mod deployment_args;
 mod matrix;
 mod matrix_args;
 mod table;
@@ -16,6 +18,7 @@ use serde_json::json;
 
 pub use args::SimulateArgs;
 
+use self::deployment::Deployment;
 use super::error::CliError;
 use crate::policy::registry::{self, PolicyName};
 use crate::protocol::MonotonicClock;
@@ -26,21 +29,22 @@ use crate::timing::profile::Profile;
 /// Runs the command.
 ///
 /// # Errors
-/// [`CliError`]: an invalid trace or profile, or a policy that violates an invariant.
+/// [`CliError`]: an invalid configuration, trace or profile, or a policy that violates an invariant.
 pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let deployment = Deployment::of(&args.deployment)?;
     if let Some(cells) = args.matrix.cells {
-        return matrix::run(args, cells, out);
+        return matrix::run(args, &deployment, cells, out);
     }
     if args.capacity.capacity {
-        return capacity::run(args, out);
+        return capacity::run(args, &deployment, out);
     }
     let failed = |error: &dyn std::error::Error| CliError::Failed(error.to_string());
-    let profile = read_profile(args.profile()?)?;
+    let profile = read_profile(deployment.profile()?)?;
     let workload = args.workload(args.seed)?;
     let cost = profile.cost_model().map_err(|error| failed(&error))?;
-    let settings = args.settings(cost, args.recording()?)?;
+    let settings = args.settings(&deployment, cost, args.recording()?);
     let unit = if args.saturation { find_saturation(&workload, &settings)? } else { 1.0 };
-    let contenders = contenders(args.policies(), &profile, args)?;
+    let contenders = contenders(&deployment.policies, &profile, &deployment)?;
     let mut jobs = Vec::new();
     for &load in args.loads() {
         jobs.extend(contenders.iter().map(|contender| Job { rate: load * unit, load, contender }));
@@ -58,18 +62,18 @@ fn threads() -> usize {
 fn contenders(
     names: &[PolicyName],
     profile: &Profile,
-    args: &SimulateArgs,
+    deployment: &Deployment,
 ) -> Result<Vec<Contender>, CliError> {
-    names.iter().map(|&name| contender(name, profile, args)).collect()
+    names.iter().map(|&name| contender(name, profile, deployment)).collect()
 }
 
 /// Returns a factory that builds a fresh policy for each run.
-fn contender(name: PolicyName, profile: &Profile, args: &SimulateArgs) -> Result<Contender, CliError> {
-    let (profile, options) = (profile.clone(), args.policy_options());
+fn contender(name: PolicyName, profile: &Profile, deployment: &Deployment) -> Result<Contender, CliError> {
+    let (profile, options) = (profile.clone(), deployment.policy_options());
     let build = move || registry::build(name, Some(&profile), &options);
     build().map_err(|error| CliError::Failed(error.to_string()))?;
     let learner = Box::new(move || build().expect("the same options built a policy before"));
-    Ok(Contender { order: args.order(name), learner })
+    Ok(Contender { order: deployment.order(name), learner })
 }
 
 fn read_profile(path: &Path) -> Result<Profile, CliError> {
