@@ -228,10 +228,34 @@ fn every_shipped_config_can_be_simulated_and_an_explicit_option_wins() {
 }
 
 #[test]
+fn requests_refused_for_being_late_are_counted_in_the_table_and_in_json() {
+    let trace = ["--trace", "poisson:20,5", "--profile", MODELLED, "--running-max", "4"];
+    let line = [&trace[..], &["--slo", "ttft_ms=300", "--late", "reject"]].concat();
+    let document = simulated(&line);
+    let count = |field: &str| document[field].as_u64().expect("a count");
+    assert!(count("refused_late") > 0 && count("refused_late") == count("refused"), "{document}");
+    assert_eq!(count("finished") + count("refused"), count("requests"));
+    assert_eq!(document["classes"][0]["refused_late"], document["refused_late"]);
+
+    let printed = text(&specserve(&[&["simulate"], &line[..]].concat()).stdout);
+    let rows: Vec<Vec<&str>> = printed.lines().map(|line| line.split("  ").collect()).collect();
+    let cells = |row: &Vec<&str>| -> Vec<String> {
+        row.iter().filter(|cell| !cell.is_empty()).map(|cell| cell.trim().to_owned()).collect()
+    };
+    let column = cells(&rows[0]).iter().position(|title| title == "refused").expect("a column");
+    assert_eq!(cells(&rows[2])[column], document["refused"].to_string(), "{printed}");
+    assert_eq!(simulated(&line[..line.len() - 2])["refused"], 0, "by default they are demoted");
+}
+
+#[test]
 fn arguments_of_simulate_that_do_not_fit_together_exit_with_2() {
     for (arguments, advice) in [
         (&["--trace", "poisson:1,1", "--profile", MODELLED, "--profile", MEASURED][..], "need --matrix"),
         (&["--trace", "poisson:1,1", "--profile", MODELLED, "--class", "a:share=0.5"], "add up to 0.5"),
+        (
+            &["--trace", "poisson:1,1", "--profile", MODELLED, "--late", "reject", "--scheduler", "fifo"],
+            "about the order slo",
+        ),
         (
             &["--matrix", "1", "--profile", MODELLED, "--policy", "none", "--policy", "fixed:2"],
             "others with --rival",

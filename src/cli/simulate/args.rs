@@ -150,6 +150,7 @@ impl SimulateArgs {
             queue_requests_max: deployment.queue_requests_max,
             context_tokens_max: self.context_max,
             order: ServiceOrder::default(),
+            late: deployment.late,
             classes: deployment.classes.clone(),
             temperature: self.temperature as f32,
             seed: self.seed,

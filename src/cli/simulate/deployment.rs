@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::classes;
 use super::deployment_args::DeploymentArgs;
 use crate::cli::error::CliError;
-use crate::config::{Config, KvSize, PoolBlocks, SchedulerConfig};
-use crate::pacing::ServiceOrder;
+use crate::config::{Config, KvSize, PoolBlocks, SchedulerConfig, SloConfig};
+use crate::pacing::{LateAction, ServiceOrder};
 use crate::policy::registry::{PolicyName, PolicyOptions};
 use crate::policy::specserve::SpecServeOptions;
 use crate::protocol::DrafterNeeds;
@@ -28,6 +28,8 @@ pub struct Deployment {
     pub policies: Vec<PolicyName>,
     /// The order of service of all policies; `None`: what each is served with by default.
     order: Option<ServiceOrder>,
+    /// What becomes of late requests in the order slo.
+    pub late: LateAction,
     /// Classes of requests, most urgent first.
     pub classes: Vec<SimulatedClass>,
     /// Most requests that wait.
@@ -75,6 +77,7 @@ impl Deployment {
             profiles: profiles(args, config)?,
             policies: policies(args, config),
             order: args.scheduler.or(scheduler.map(|scheduler| scheduler.order)),
+            late: late(args, config),
             classes: classes::resolve(&args.classes, args.slo, config.map(|config| &config.slo))?,
             queue_requests_max: args
                 .queue_max
@@ -143,6 +146,14 @@ fn policies(args: &DeploymentArgs, config: Option<&Config>) -> Vec<PolicyName> {
     vec![config.map(|config| config.speculation.policy).unwrap_or_default()]
 }
 
+/// A file with the order fifo has to leave late requests their turn; that is no choice for the
+/// order slo.
+fn late(args: &DeploymentArgs, config: Option<&Config>) -> LateAction {
+    let (fifo, slo) = (SloConfig::late_in(ServiceOrder::Fifo), SloConfig::late_in(ServiceOrder::Slo));
+    let is_choice = |config: &&Config| config.scheduler.order == ServiceOrder::Slo || config.slo.late != fifo;
+    args.late.or(config.filter(is_choice).map(|config| config.slo.late)).unwrap_or(slo)
+}
+
 /// The KV pools. A size in memory says nothing here, where no model tells how large a block is.
 fn pools(args: &DeploymentArgs, config: Option<&Config>) -> PoolBlocks {
     let both = |blocks| PoolBlocks { target: blocks, draft: blocks };
@@ -178,6 +189,7 @@ mod tests {
         prefill_chunk_tokens_max = 400
         [slo]
         default_class = "batch"
+        late = "queue"
         [[slo.classes]]
         name = "chat"
         ttft_ms = 300
@@ -185,6 +197,7 @@ mod tests {
         [[slo.classes]]
         name = "batch"
         ttft_ms = 9000
+        weight = 0.25
         [speculation]
         policy = "smartspec"
         draft_tokens_max = 5
@@ -204,9 +217,15 @@ mod tests {
         Deployment::resolve(&line.deployment, Some(&config)).expect("it fits together")
     }
 
-    fn class(name: &str, share: f64, ttft_ms: Option<u64>, tpot_ms: Option<u64>) -> SimulatedClass {
+    fn class(
+        name: &str,
+        share: f64,
+        ttft_ms: Option<u64>,
+        tpot_ms: Option<u64>,
+        weight: f32,
+    ) -> SimulatedClass {
         let slo = Slo { ttft: ttft_ms.map(Micros::from_millis), tpot: tpot_ms.map(Micros::from_millis) };
-        SimulatedClass { name: name.to_owned(), share, slo }
+        SimulatedClass { weight, ..SimulatedClass::new(name, share, slo) }
     }
 
     #[test]
@@ -215,7 +234,8 @@ mod tests {
             profiles: vec!["measured.toml".into()],
             policies: vec![PolicyName::SmartSpec],
             order: Some(ServiceOrder::Slo),
-            classes: vec![class("batch", 1.0, Some(9000), None)],
+            late: LateAction::Queue,
+            classes: vec![class("batch", 1.0, Some(9000), None, 0.25)],
             queue_requests_max: 30,
             draft_tokens_max: 5,
             running_requests_max: 20,
@@ -230,13 +250,14 @@ mod tests {
 
     #[test]
     fn an_explicit_option_wins_over_the_file() {
-        let line = "--profile p.toml --policy none --policy fixed:2 --scheduler fifo --slo ttft_ms=100,tpot_ms=8 \
+        let line = "--profile p.toml --policy none --policy fixed:2 --scheduler fifo --late reject --slo ttft_ms=100,tpot_ms=8 \
                     --queue-max 3 --draft-max 2 --running-max 10 --prefill-chunk 256 --kv-blocks 50";
         let expected = Deployment {
             profiles: vec!["p.toml".into()],
             policies: vec![PolicyName::None, PolicyName::Fixed(2)],
             order: Some(ServiceOrder::Fifo),
-            classes: vec![class("batch", 1.0, Some(100), Some(8))],
+            late: LateAction::Reject,
+            classes: vec![class("batch", 1.0, Some(100), Some(8), 0.25)],
             queue_requests_max: 3,
             draft_tokens_max: 2,
             running_requests_max: 10,
@@ -248,12 +269,14 @@ mod tests {
     }
 
     #[test]
-    fn a_class_of_the_line_has_the_objectives_of_the_files_class_unless_it_names_its_own() {
+    fn a_class_of_the_line_is_the_files_class_except_for_what_it_says_itself() {
         let line = "--class chat:share=0.5,ttft_ms=100 --class batch:share=0.25 --class other:share=0.25";
+        let weighed = resolved("--class batch:share=1,weight=3", FILE).classes;
+        assert_eq!(weighed, [class("batch", 1.0, Some(9000), None, 3.0)]);
         let expected = [
-            class("chat", 0.5, Some(100), Some(20)),
-            class("batch", 0.25, Some(9000), None),
-            class("other", 0.25, None, None),
+            class("chat", 0.5, Some(100), Some(20), 1.0),
+            class("batch", 0.25, Some(9000), None, 0.25),
+            class("other", 0.25, None, None, 1.0),
         ];
         assert_eq!(resolved(line, FILE).classes, expected);
     }
@@ -265,6 +288,20 @@ mod tests {
         assert_eq!(tokens("--prefill-chunk 3001"), 3001 + 20 * 6);
         let small = FILE.replace("batch_tokens_max = 3000", "batch_tokens_max = 400");
         assert_eq!(resolved("--running-max 400", &small).limits(true).batch_tokens_max, 400 + 400 * 6);
+    }
+
+    #[test]
+    fn late_requests_are_demoted_unless_the_line_or_a_choice_of_the_file_says_otherwise() {
+        let late = |line, order: &str, action: &str| {
+            let file = FILE.replace("order = \"slo\"", order).replace("late = \"queue\"", action);
+            resolved(line, &file).late
+        };
+        let (fifo, slo) = ("order = \"fifo\"", "order = \"slo\"");
+        assert_eq!(late("", slo, ""), LateAction::Demote);
+        assert_eq!(late("", slo, "late = \"queue\""), LateAction::Queue);
+        assert_eq!(late("--scheduler slo", fifo, ""), LateAction::Demote);
+        assert_eq!(late("--scheduler slo", fifo, "late = \"reject\""), LateAction::Reject);
+        assert_eq!(late("--late queue", slo, "late = \"reject\""), LateAction::Queue);
     }
 
     #[test]
@@ -283,7 +320,7 @@ mod tests {
         assert_eq!(deployment.policies, [PolicyName::SpecServe]);
         assert_eq!(deployment.order(PolicyName::SpecServe), ServiceOrder::Slo);
         assert_eq!(deployment.order(PolicyName::None), ServiceOrder::Fifo);
-        assert_eq!(deployment.classes, [class("default", 1.0, None, None)]);
+        assert_eq!(deployment.classes, [class("default", 1.0, None, None, 1.0)]);
 
         let args = line("simulate --config file").unwrap_or_else(|error| panic!("{error}")).deployment;
         let error = Deployment::resolve(&args, Some(&Config::default_tiny())).expect_err("no profile");

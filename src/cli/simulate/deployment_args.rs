@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::classes::{self, ClassArg};
 use crate::cli::parse;
-use crate::pacing::ServiceOrder;
+use crate::pacing::{LateAction, ServiceOrder};
 use crate::policy::registry::PolicyName;
 use crate::protocol::Slo;
 
@@ -15,7 +15,8 @@ use crate::protocol::Slo;
 #[derive(Args, Debug)]
 pub struct DeploymentArgs {
     /// Configuration of a daemon, whose values replace the defaults of --profile, --policy, --slo,
-    /// --running-max, --queue-max, --prefill-chunk, --draft-max, --kv-blocks and --scheduler.
+    /// --running-max, --queue-max, --prefill-chunk, --draft-max, --kv-blocks, --scheduler and
+    /// --late.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Profile that times the virtual device; repeatable with --matrix.
@@ -27,8 +28,8 @@ pub struct DeploymentArgs {
     /// Objectives of all requests: ttft_ms=N, tpot_ms=N, or both separated by a comma.
     #[arg(long, value_name = "SLO", value_parser = parse::slo, default_value = "")]
     pub(super) slo: Slo,
-    /// A class of requests: NAME:share=S, then its objectives as in --slo; repeat the option,
-    /// the most urgent class first. Shares add up to 1.
+    /// A class of requests: NAME:share=S, then its objectives as in --slo, and weight=W if they
+    /// are not worth 1; repeat the option, the most urgent class first. Shares add up to 1.
     #[arg(long = "class", value_name = "CLASS", value_parser = classes::parse, conflicts_with = "slo")]
     pub(super) classes: Vec<ClassArg>,
     /// Most running requests, 256 by default.
@@ -50,4 +51,7 @@ pub struct DeploymentArgs {
     /// the others, as their originals serve.
     #[arg(long, value_name = "ORDER")]
     pub(super) scheduler: Option<ServiceOrder>,
+    /// What becomes of late requests in the order slo: queue, demote or reject; demote by default.
+    #[arg(long, value_name = "ACTION")]
+    pub(super) late: Option<LateAction>,
 }

@@ -20,6 +20,7 @@ pub use args::SimulateArgs;
 
 use self::deployment::Deployment;
 use super::error::CliError;
+use crate::pacing::ServiceOrder;
 use crate::policy::registry::{self, PolicyName};
 use crate::protocol::MonotonicClock;
 use crate::replay;
@@ -32,6 +33,7 @@ use crate::timing::profile::Profile;
 /// [`CliError`]: an invalid configuration, trace or profile, or a policy that violates an invariant.
 pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let deployment = Deployment::of(&args.deployment)?;
+    check_late(args, &deployment)?;
     if let Some(cells) = args.matrix.cells {
         return matrix::run(args, &deployment, cells, out);
     }
@@ -52,6 +54,18 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let clock = MonotonicClock::start();
     let reports = sweep(&workload, &settings, &jobs, threads(), &clock).map_err(|error| failed(&error))?;
     print(args, &reports, out)
+}
+
+/// Refuses `--late` where no run has the order of service that it is about.
+fn check_late(args: &SimulateArgs, deployment: &Deployment) -> Result<(), CliError> {
+    let rivals = args.matrix.cells.map_or(&[][..], |_| &args.matrix.rivals);
+    let mut policies = deployment.policies.iter().chain(rivals);
+    if args.deployment.late.is_some() && policies.all(|&name| deployment.order(name) == ServiceOrder::Fifo) {
+        let advice = "--late is about the order slo, and all policies run in the order fifo; \
+                      add --scheduler slo";
+        return Err(CliError::Arguments(advice.to_owned()));
+    }
+    Ok(())
 }
 
 /// As many threads as there are cores.
