@@ -29,7 +29,8 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/tiny-cpu.toml");
 fn a_bad_config_prints_every_problem_and_exits_with_64() {
     let file = config_file("[server]\nsocket = \"\"\nconnections_max = 0\n[target]\nmodel = 3\nextra = 1\n");
     let path = file.path().to_str().expect("a text path");
-    for arguments in [&["check-config", path][..], &["serve", "--config", path]] {
+    let simulate = ["simulate", "--config", path, "--trace", "poisson:1,1", "--profile", MODELLED];
+    for arguments in [&["check-config", path][..], &["serve", "--config", path], &simulate] {
         let output = specserve(arguments);
         assert_eq!(output.status.code(), Some(64), "{arguments:?}");
         let errors = text(&output.stderr);
@@ -43,9 +44,12 @@ fn a_bad_config_prints_every_problem_and_exits_with_64() {
 
 #[test]
 fn a_config_that_is_not_there_exits_with_64() {
-    let output = specserve(&["serve", "--config", "/nonexistent/specserve.toml"]);
-    assert_eq!(output.status.code(), Some(64));
-    assert!(text(&output.stderr).contains("/nonexistent/specserve.toml"));
+    let file = ["--config", "/nonexistent/specserve.toml"];
+    for command in [&["serve"][..], &["simulate", "--trace", "poisson:1,1"]] {
+        let output = specserve(&[command, &file].concat());
+        assert_eq!(output.status.code(), Some(64), "{command:?}");
+        assert!(text(&output.stderr).contains("/nonexistent/specserve.toml"));
+    }
 }
 
 #[test]
@@ -205,10 +209,53 @@ fn capacity_is_printed_for_each_policy_attainment_and_seed() {
 }
 
 #[test]
+fn every_shipped_config_can_be_simulated_and_an_explicit_option_wins() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
+    let files: Vec<_> =
+        std::fs::read_dir(directory).expect("config/").map(|file| file.expect("listed")).collect();
+    assert!(files.len() > 1);
+    for file in files {
+        let path = file.path();
+        let path = path.to_str().expect("a text path");
+        let line = ["--config", path, "--trace", "poisson:4,3", "--profile", MODELLED];
+        let document = simulated(&line);
+        assert_eq!(document["policy"], "specserve", "{path}");
+        assert_eq!(document["scheduler"], "slo", "{path}");
+        assert_eq!(document["classes"][0]["name"], "interactive", "{path}");
+        let document = simulated(&[&line[..], &["--policy", "none", "--scheduler", "fifo"]].concat());
+        assert_eq!((&document["policy"], &document["scheduler"]), (&"none".into(), &"fifo".into()), "{path}");
+    }
+}
+
+#[test]
+fn requests_refused_for_being_late_are_counted_in_the_table_and_in_json() {
+    let trace = ["--trace", "poisson:20,5", "--profile", MODELLED, "--running-max", "4"];
+    let line = [&trace[..], &["--slo", "ttft_ms=300", "--late", "reject"]].concat();
+    let document = simulated(&line);
+    let count = |field: &str| document[field].as_u64().expect("a count");
+    assert!(count("refused_late") > 0 && count("refused_late") == count("refused"), "{document}");
+    assert_eq!(count("finished") + count("refused"), count("requests"));
+    assert_eq!(document["classes"][0]["refused_late"], document["refused_late"]);
+
+    let printed = text(&specserve(&[&["simulate"], &line[..]].concat()).stdout);
+    let rows: Vec<Vec<&str>> = printed.lines().map(|line| line.split("  ").collect()).collect();
+    let cells = |row: &Vec<&str>| -> Vec<String> {
+        row.iter().filter(|cell| !cell.is_empty()).map(|cell| cell.trim().to_owned()).collect()
+    };
+    let column = cells(&rows[0]).iter().position(|title| title == "refused").expect("a column");
+    assert_eq!(cells(&rows[2])[column], document["refused"].to_string(), "{printed}");
+    assert_eq!(simulated(&line[..line.len() - 2])["refused"], 0, "by default they are demoted");
+}
+
+#[test]
 fn arguments_of_simulate_that_do_not_fit_together_exit_with_2() {
     for (arguments, advice) in [
         (&["--trace", "poisson:1,1", "--profile", MODELLED, "--profile", MEASURED][..], "need --matrix"),
         (&["--trace", "poisson:1,1", "--profile", MODELLED, "--class", "a:share=0.5"], "add up to 0.5"),
+        (
+            &["--trace", "poisson:1,1", "--profile", MODELLED, "--late", "reject", "--scheduler", "fifo"],
+            "about the order slo",
+        ),
         (
             &["--matrix", "1", "--profile", MODELLED, "--policy", "none", "--policy", "fixed:2"],
             "others with --rival",

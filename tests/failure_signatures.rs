@@ -1,7 +1,7 @@
 //! Known failure modes of adaptive speculation, in the simulator with the daemon's own
 //! scheduler and policy: a wrong time model, uninformative confidences, a useless draft.
 
-use specserve::pacing::ServiceOrder;
+use specserve::pacing::{LateAction, ServiceOrder};
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
 use specserve::protocol::{DrafterNeeds, Micros, Slo};
 use specserve::replay::{Arrival, Lengths, TraceSource, WorkloadOptions, load};
@@ -30,6 +30,7 @@ fn settings() -> Settings {
         queue_requests_max: 10_000,
         context_tokens_max: 8192,
         order: ServiceOrder::Slo,
+        late: LateAction::Demote,
         classes: SimulatedClass::of_all(Slo {
             ttft: Some(Micros::from_millis(1000)),
             tpot: Some(Micros::from_millis(15)),

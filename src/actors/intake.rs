@@ -39,7 +39,8 @@ pub struct IntakeArguments {
 pub struct AdmissionPolicy {
     /// Refuse what an empty machine could not meet; else it is served as well as may be.
     pub refuse_infeasible: bool,
-    /// Refuse what the requests before it would make late; else it waits.
+    /// Refuse what the requests that wait would make late; else it waits, too. Only where they are
+    /// served first come, first served: a pacer ranks what waits, and refuses by rank itself.
     pub refuse_late: bool,
 }
 

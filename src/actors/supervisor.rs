@@ -19,7 +19,7 @@ use super::messages::{
 use super::slo_monitor::{SloMonitor, SloMonitorArguments};
 use super::verifier::{Verifier, VerifierArguments};
 use crate::engine::EngineCore;
-use crate::pacing::Pacer;
+use crate::pacing::{Pacer, ServiceOrder};
 use crate::policy::Learner;
 use crate::protocol::{Clock, ExecutorInfo, Micros, RequestFailure};
 use crate::scheduler::{Scheduler, SchedulerLimits};
@@ -105,6 +105,9 @@ impl Actor for Supervisor {
             None => scheduler,
             Some(pacer) => scheduler.paced(pacer),
         };
+        let in_turn = scheduler.order() == ServiceOrder::Fifo;
+        let refuse_late = arguments.refusals.refuse_late && in_turn;
+        let refusals = AdmissionPolicy { refuse_late, ..arguments.refusals };
         let core = EngineCore::new(scheduler, arguments.learner);
         let (publish, policy) = watch::channel(core.policy().clone());
         let batch_builder_arguments = BatchBuilderArguments {
@@ -139,7 +142,7 @@ impl Actor for Supervisor {
             batch_builder: batch_builder.clone(),
             monitor: monitor.clone(),
             limits: arguments.limits,
-            refusals: arguments.refusals,
+            refusals,
             admission: arguments.admission,
             policy,
         };

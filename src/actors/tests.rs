@@ -526,3 +526,32 @@ async fn a_request_that_the_queue_makes_late_is_refused_where_the_config_says_so
     drop((running, waiting));
     engine.shutdown(LONG).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_comes_before_the_long_prompts_that_wait_is_not_refused_for_them() {
+    let refusals = AdmissionPolicy { refuse_infeasible: true, refuse_late: true };
+    let mut options = EngineOptions { refusals, ..options() };
+    options.limits.running_requests_max = 1;
+    let executor = Box::new(Slow { shadow: ShadowExecutor::new(shadow()), step: Duration::from_millis(5) });
+    let pacer = Pacer::new(gpu_like().cost_model().expect("valid")).with_late(LateAction::Reject);
+    let learner: Box<dyn Learner> = Box::new(Static::new(MillisecondAToken));
+    let build = move || Ok(EngineParts { executor, learner, pacer: Some(pacer) });
+    let engine = Engine::start(build, options).expect("starts");
+    let running = engine.handle().submit(submission(1, 50, 900)).await.expect("runs");
+    eventually(engine.handle(), "it runs", |state| state["scheduler"]["running"] == 1).await;
+    // they have no objective, so whoever has one goes first
+    let mut long = Vec::new();
+    for seed in [2, 3] {
+        long.push(engine.handle().submit(submission(seed, 900, 3)).await.expect("waits"));
+    }
+    // behind 1800 tokens it would be late
+    let urgent = Submission { arrival: engine.handle().now(), ..in_time(submission(4, 60, 3), 1800) };
+    let urgent_tokens = expected(&urgent);
+    let urgent = engine.handle().submit(urgent).await.expect("it is next");
+    drop(running);
+    let (said, end) = listen(urgent).await;
+    assert!(matches!(end, TokenEvent::Finished { .. }), "{end:?}");
+    assert_eq!(said, urgent_tokens);
+    drop(long);
+    engine.shutdown(LONG).await;
+}

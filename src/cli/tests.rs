@@ -32,6 +32,8 @@ fn every_command_of_the_docs_parses() {
         "specserve simulate --trace poisson:8,600 --profile p.toml --policy none --policy fixed:3 \
          --slo ttft_ms=1000,tpot_ms=15 --load 0.5,1 --saturation --seed 2 --lengths spec-bench --thin 0.5 \
          --confidence noisy:1 --time-error 1.4 --jitter 0.05 --json",
+        "specserve simulate --trace t.csv --profile p.toml --late reject --class a:share=1,weight=2,ttft_ms=9",
+        "specserve simulate --config c.toml --trace t.csv --running-max 8",
         "specserve simulate --trace t.csv --profile p.toml --class a:share=0.5,ttft_ms=1000 --class b:share=0.5",
         "specserve simulate --trace t.csv --profile p.toml --capacity --seeds 3 --policy none --policy adaspec --json",
         "specserve simulate --matrix 24 --profile p.toml --profile q.toml --seed 3 --policy adaspec --rival none \
@@ -58,6 +60,7 @@ fn bad_arguments_are_refused_before_anything_runs() {
         ("specserve simulate --trace t --profile p --slo itl_ms=3", ErrorKind::ValueValidation),
         ("specserve simulate --trace t --profile p --load 0.5,0", ErrorKind::ValueValidation),
         ("specserve simulate --trace t --profile p --class a", ErrorKind::ValueValidation),
+        ("specserve simulate --trace t --profile p --late drop", ErrorKind::ValueValidation),
         (
             "specserve simulate --trace t --profile p --class a:share=1 --slo ttft_ms=1",
             ErrorKind::ArgumentConflict,
@@ -69,6 +72,7 @@ fn bad_arguments_are_refused_before_anything_runs() {
         ("specserve simulate --matrix 4 --profile p --seeds 2", ErrorKind::ArgumentConflict),
         ("specserve simulate --profile p", ErrorKind::MissingRequiredArgument),
         ("specserve simulate --matrix 4", ErrorKind::MissingRequiredArgument),
+        ("specserve simulate --matrix 4 --profile p --config c.toml", ErrorKind::ArgumentConflict),
         ("specserve simulate --matrix 0 --profile p", ErrorKind::ValueValidation),
         ("specserve simulate --matrix 4 --profile p --trace t", ErrorKind::ArgumentConflict),
         ("specserve simulate --matrix 4 --profile p --slo ttft_ms=9", ErrorKind::ArgumentConflict),

@@ -30,7 +30,7 @@ pub use models::{DraftConfig, TargetConfig};
 pub use problem::{ConfigError, ConfigProblem};
 pub use scheduler::SchedulerConfig;
 pub use server::{SOCKET_PATH_BYTES_MAX, ServerConfig};
-pub use slo::{CLASSES_MAX, InfeasibleAction, SloClass, SloConfig};
+pub use slo::{CLASS_WEIGHT_MAX, CLASSES_MAX, InfeasibleAction, SloClass, SloConfig};
 pub use speculation::SpeculationConfig;
 pub use telemetry::{LogFormat, LogLevel, TelemetryConfig};
 

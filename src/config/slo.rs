@@ -9,10 +9,12 @@ use crate::protocol::{Micros, Slo};
 
 /// Most classes; requests refer to a class by a small index.
 pub const CLASSES_MAX: usize = 16;
+/// Highest weight of a class.
+pub const CLASS_WEIGHT_MAX: f64 = 1000.0;
 
 const TTFT_MS: Integer = Integer::new("ttft_ms", 1_000, 1, 3_600_000);
 const TPOT_MS: Integer = Integer::new("tpot_ms", 50, 1, 3_600_000);
-const WEIGHT: Number = Number { name: "weight", default: 1.0, min: 0.0, max: 1000.0 };
+const WEIGHT: Number = Number { name: "weight", default: 1.0, min: 0.0, max: CLASS_WEIGHT_MAX };
 const NAME_BOUND: &str = "1 to 32 of a-z, 0-9, - and _";
 const NAME_BYTES_MAX: usize = 32;
 const INFEASIBLE_BOUND: &str = "\"best_effort\" or \"reject\"";

@@ -17,12 +17,19 @@ pub struct SimulatedClass {
     pub share: f64,
     /// Objectives of its requests.
     pub slo: Slo,
+    /// What attaining them is worth beside other classes.
+    pub weight: f32,
 }
 
 impl SimulatedClass {
+    /// A class that is worth as much as any other.
+    pub fn new(name: impl Into<String>, share: f64, slo: Slo) -> SimulatedClass {
+        SimulatedClass { name: name.into(), share, slo, weight: 1.0 }
+    }
+
     /// A single class that holds every request.
     pub fn of_all(slo: Slo) -> Vec<SimulatedClass> {
-        vec![SimulatedClass { name: "default".to_owned(), share: 1.0, slo }]
+        vec![SimulatedClass::new("default", 1.0, slo)]
     }
 }
 
@@ -46,6 +53,7 @@ pub(super) struct ClassTally {
     class: SimulatedClass,
     requests: u64,
     refused: u64,
+    refused_late: u64,
     finished: u64,
     attained: u64,
     ttft: LatencyHistogram,
@@ -58,6 +66,7 @@ impl ClassTally {
             class,
             requests: 0,
             refused: 0,
+            refused_late: 0,
             finished: 0,
             attained: 0,
             ttft: LatencyHistogram::new([]),
@@ -70,9 +79,10 @@ impl ClassTally {
         self.refused += u64::from(!admitted);
     }
 
-    /// Counts a request that arrived and was refused later.
-    pub fn refuse(&mut self) {
+    /// Counts a request that was refused while it waited, because it could not be in time.
+    pub fn refuse_late(&mut self) {
         self.refused += 1;
+        self.refused_late += 1;
     }
 
     pub fn finish(&mut self, summary: &RequestSummary) {
@@ -97,6 +107,7 @@ impl ClassTally {
             requests: self.requests,
             finished: self.finished,
             refused: self.refused,
+            refused_late: self.refused_late,
             attainment: if self.requests > 0 { attained / self.requests as f64 } else { 0.0 },
             goodput_rps: if seconds > 0.0 { attained / seconds } else { 0.0 },
             ttft_ms: LatencyStats::of_histogram(&self.ttft),
@@ -110,7 +121,7 @@ mod tests {
     use super::*;
 
     fn shares(shares: &[f64]) -> Vec<SimulatedClass> {
-        let class = |&share: &f64| SimulatedClass { name: String::new(), share, slo: Slo::default() };
+        let class = |&share: &f64| SimulatedClass::new("", share, Slo::default());
         shares.iter().map(class).collect()
     }
 

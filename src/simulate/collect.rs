@@ -36,6 +36,7 @@ pub(super) struct Collector {
     class_of: Arc<[u8]>,
     requests: u64,
     refused: u64,
+    refused_late: u64,
     finished: u64,
     output_tokens: u64,
     steps: u64,
@@ -63,6 +64,7 @@ impl Collector {
             classes: classes.iter().cloned().map(ClassTally::new).collect(),
             requests: class_of.len() as u64,
             refused: 0,
+            refused_late: 0,
             finished: 0,
             output_tokens: 0,
             steps: 0,
@@ -127,7 +129,7 @@ impl Collector {
                     }
                 }
                 TokenEvent::Finished { summary, .. } => self.finish(*id, summary),
-                TokenEvent::Failed(RequestFailure::Late { .. }) => self.refuse(*id),
+                TokenEvent::Failed(RequestFailure::Late { .. }) => self.refuse_late(*id),
                 // nothing in a simulation cancels a request, and its logits are always finite
                 TokenEvent::Failed(failure) => unreachable!("request {id} failed: {failure}"),
             }
@@ -136,9 +138,10 @@ impl Collector {
     }
 
     /// A request that had been admitted to the queue.
-    fn refuse(&mut self, id: RequestId) {
-        self.class(id).refuse();
+    fn refuse_late(&mut self, id: RequestId) {
+        self.class(id).refuse_late();
         self.refused += 1;
+        self.refused_late += 1;
     }
 
     fn finish(&mut self, id: RequestId, summary: &RequestSummary) {
@@ -182,6 +185,7 @@ impl Collector {
             requests: self.requests,
             finished: self.finished,
             refused: self.refused,
+            refused_late: self.refused_late,
             attainment: per(attained, self.requests),
             goodput_rps: per_second(attained),
             tokens_per_second: per_second(self.output_tokens),

@@ -71,7 +71,7 @@ impl<'a> Run<'a> {
         let scheduler = Scheduler::new(settings.limits.clone().within(executor.info()));
         let scheduler = match settings.order {
             ServiceOrder::Fifo => scheduler,
-            ServiceOrder::Slo => scheduler.paced(Pacer::new(settings.cost.clone())),
+            ServiceOrder::Slo => scheduler.paced(Pacer::new(settings.cost.clone()).with_late(settings.late)),
         };
         let last_arrival = workload.last().map_or(Micros::ZERO, |last| last.at);
         let classes: Arc<[u8]> = classes::assign(&settings.classes, workload.len(), settings.seed).into();
@@ -126,16 +126,17 @@ impl<'a> Run<'a> {
     }
 
     fn request(&self, id: RequestId, arrival: &Arrival) -> GenerationRequest {
-        let class = self.classes[id.0 as usize];
+        let index = self.classes[id.0 as usize];
+        let class = &self.settings.classes[usize::from(index)];
         GenerationRequest {
             id,
             prompt: VirtualExecutor::prompt(id, arrival.prompt_tokens),
             max_tokens: arrival.output_tokens,
             sampling: self.sampling.clone(),
             stop_tokens: self.stop_tokens.clone(),
-            slo: self.settings.classes[usize::from(class)].slo,
-            class,
-            weight: 1.0,
+            slo: class.slo,
+            class: index,
+            weight: class.weight,
             arrival: arrival.at,
         }
     }

@@ -30,7 +30,7 @@ pub use driver::{SimulationError, simulate};
 pub use report::{Bin, ClassReport, Report};
 pub use sweep::{Contender, Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
 
-use crate::pacing::ServiceOrder;
+use crate::pacing::{LateAction, ServiceOrder};
 use crate::protocol::{BLOCK_TOKENS, ExecutorInfo};
 use crate::replay::{Arrival, Recording};
 use crate::scheduler::SchedulerLimits;
@@ -55,6 +55,8 @@ pub struct Settings {
     pub context_tokens_max: u32,
     /// In which order requests are served.
     pub order: ServiceOrder,
+    /// What becomes of late requests in the order slo.
+    pub late: LateAction,
     /// The classes of requests, most urgent first; 1 to 256.
     pub classes: Vec<SimulatedClass>,
     /// Sampling temperature, which policies are told.

@@ -36,8 +36,10 @@ pub struct ClassReport {
     pub requests: u64,
     /// Of those, the ones that got their whole output.
     pub finished: u64,
-    /// Requests that were too long, or found the queue full.
+    /// Requests that were too long, found the queue full, or were refused while they waited.
     pub refused: u64,
+    /// Of those, the ones refused while they waited, because they could not be in time.
+    pub refused_late: u64,
     /// Requests that met their objectives, over all requests of the class: a refused one
     /// missed them, and one without objectives meets them by finishing.
     pub attainment: f64,
@@ -67,8 +69,10 @@ pub struct Report {
     pub requests: u64,
     /// Requests that got their whole output.
     pub finished: u64,
-    /// Requests that were too long, or found the queue full.
+    /// Requests that were too long, found the queue full, or were refused while they waited.
     pub refused: u64,
+    /// Of those, the ones refused while they waited, because they could not be in time.
+    pub refused_late: u64,
     /// Requests that met their objectives, over all requests: a refused one missed them.
     pub attainment: f64,
     /// Requests that met their objectives, per second of simulated time.

@@ -13,9 +13,9 @@ const DRAFT_US: f64 = 300.0;
 const HOST_US: f64 = 50.0;
 
 /// Times that depend on rows alone.
-fn rows_only() -> CostModel {
+fn rows_only(target_us: f64, row_us: f64) -> CostModel {
     let terms = |micros: [f64; 2]| LatencyTerms::staircase(Between::Interpolate, &[1, 1001], &micros);
-    let target = [TARGET_US + TARGET_ROW_US, TARGET_US + 1001.0 * TARGET_ROW_US];
+    let target = [target_us + row_us, target_us + 1001.0 * row_us];
     CostModel {
         target: LatencyModel::new(terms(target)).unwrap(),
         draft: Some(LatencyModel::new(terms([DRAFT_US; 2])).unwrap()),
@@ -25,7 +25,7 @@ fn rows_only() -> CostModel {
 
 pub(crate) fn settings() -> Settings {
     Settings {
-        cost: rows_only(),
+        cost: rows_only(TARGET_US, TARGET_ROW_US),
         error: TimeError::NONE,
         draft: DraftQuality::typical(),
         limits: SchedulerLimits {
@@ -39,6 +39,7 @@ pub(crate) fn settings() -> Settings {
         queue_requests_max: 10_000,
         context_tokens_max: 65_536,
         order: ServiceOrder::Fifo,
+        late: LateAction::default(),
         classes: SimulatedClass::of_all(Slo {
             ttft: Some(Micros::from_millis(500)),
             tpot: Some(Micros::from_millis(8)),
@@ -162,7 +163,7 @@ fn requests_that_do_not_fit_are_refused_and_miss_their_objectives() {
 
 #[test]
 fn each_class_is_judged_by_its_own_objectives_and_the_first_is_served_first() {
-    let class = |name: &str, slo| SimulatedClass { name: name.to_owned(), share: 0.5, slo };
+    let class = |name: &str, slo| SimulatedClass::new(name, 0.5, slo);
     let strict = Slo { ttft: Some(Micros::from_millis(300)), tpot: None };
     let hopeless = Slo { ttft: Some(Micros(1)), tpot: None };
     let mut settings = settings();
@@ -185,6 +186,58 @@ fn each_class_is_judged_by_its_own_objectives_and_the_first_is_served_first() {
 
     let report = run_with(Slo::default(), hopeless);
     assert_eq!((report.classes[0].attainment, report.classes[1].attainment), (1.0, 0.0));
+}
+
+#[test]
+fn late_requests_are_served_or_refused_as_told_and_a_refused_one_is_a_miss() {
+    let slo = Slo { ttft: Some(Micros::from_millis(400)), tpot: None };
+    let mut settings =
+        Settings { order: ServiceOrder::Slo, classes: SimulatedClass::of_all(slo), ..settings() };
+    settings.limits.running_requests_max = 2;
+    let workload: Vec<Arrival> = (0..30).map(|n| arrival(n, 200, 30)).collect();
+    let run_with = |late| run(&workload, &Settings { late, ..settings.clone() }, 0);
+    for late in [LateAction::Queue, LateAction::Demote] {
+        let report = run_with(late);
+        assert_eq!((report.finished, report.refused, report.refused_late), (30, 0, 0), "{late:?}");
+    }
+    let report = run_with(LateAction::Reject);
+    assert!(report.refused_late > 0 && report.finished > 0, "{report:?}");
+    assert_eq!(report.refused, report.refused_late);
+    assert_eq!(report.finished + report.refused, report.requests);
+    let class = &report.classes[0];
+    assert_eq!((class.refused, class.refused_late), (report.refused, report.refused_late));
+    // pairs take 152 ms, so the third one is the last in time
+    assert_eq!(report.finished, 6);
+    assert_within(report.attainment, 6.0 / 30.0, 1e-9);
+    assert_within(report.goodput_rps * report.simulated_seconds, 6.0, 1e-9);
+}
+
+#[test]
+fn in_the_order_of_arrival_no_waiting_request_is_refused() {
+    let slo = Slo { ttft: Some(Micros::from_millis(300)), tpot: None };
+    let classes = SimulatedClass::of_all(slo);
+    let mut settings = Settings { late: LateAction::Reject, classes, ..settings() };
+    settings.limits.running_requests_max = 2;
+    let workload: Vec<Arrival> = (0..30).map(|n| arrival(n, 200, 30)).collect();
+    assert_eq!(run(&workload, &settings, 0).finished, 30);
+}
+
+#[test]
+fn a_class_that_is_worth_more_attains_more_of_its_objectives() {
+    let class = |name: &str, tpot_us, weight| {
+        let slo = Slo { ttft: None, tpot: Some(Micros(tpot_us)) };
+        SimulatedClass { weight, ..SimulatedClass::new(name, 0.5, slo) }
+    };
+    let workload = poisson(40.0, 20.0);
+    let strict = |weight| {
+        // fourteen at once keep the strict pace, but more at once give more tokens per second
+        let classes = vec![class("strict", 4500, weight), class("patient", 50_000, 1.0)];
+        let cost = rows_only(1000.0, 200.0);
+        let settings = Settings { order: ServiceOrder::Slo, cost, classes, ..settings() };
+        run(&workload, &settings, 0).classes[0].attainment
+    };
+    let (light, heavy) = (strict(0.0), strict(1000.0));
+    assert!(light + 0.2 < heavy, "{light} and {heavy}");
 }
 
 #[test]

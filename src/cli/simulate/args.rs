@@ -1,23 +1,20 @@
 //! Arguments of `specserve simulate`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 
 use super::capacity_args::CapacityArgs;
-use super::classes;
+use super::deployment::Deployment;
+use super::deployment_args::DeploymentArgs;
 use super::matrix_args::MatrixArgs;
 use crate::cli::error::CliError;
 use crate::cli::parse;
 use crate::pacing::ServiceOrder;
-use crate::policy::registry::{PolicyName, PolicyOptions};
-use crate::policy::specserve::SpecServeOptions;
-use crate::protocol::{DrafterNeeds, Slo};
 use crate::replay::{self, Arrival, Lengths, Recording, TraceSource, WorkloadOptions};
-use crate::scheduler::SchedulerLimits;
 use crate::simulate::virtual_executor::{Confidence, TimeError};
-use crate::simulate::{DraftQuality, Settings, SimulatedClass};
+use crate::simulate::{DraftQuality, Settings};
 use crate::timing::cost_model::CostModel;
 
 /// Highest accepted temperature.
@@ -31,19 +28,8 @@ pub struct SimulateArgs {
     /// poisson:RPS,SECONDS, or gamma:RPS,CV,SECONDS.
     #[arg(long, value_name = "TRACE", required_unless_present = "cells")]
     trace: Option<TraceSource>,
-    /// Profile that times the virtual device; repeatable with --matrix.
-    #[arg(long = "profile", value_name = "FILE", required = true)]
-    profiles: Vec<PathBuf>,
-    /// Policy; repeat the option to compare several, except with --matrix.
-    #[arg(long = "policy", value_name = "POLICY", default_value = "specserve")]
-    policies: Vec<PolicyName>,
-    /// Objectives of all requests: ttft_ms=N, tpot_ms=N, or both separated by a comma.
-    #[arg(long, value_name = "SLO", value_parser = parse::slo, default_value = "")]
-    slo: Slo,
-    /// A class of requests: NAME:share=S, then its objectives as in --slo; repeat the option,
-    /// the most urgent class first. Shares add up to 1.
-    #[arg(long = "class", value_name = "CLASS", value_parser = classes::parse, conflicts_with = "slo")]
-    classes: Vec<SimulatedClass>,
+    #[command(flatten)]
+    pub deployment: DeploymentArgs,
     /// Multiples of the trace's rate, or of the saturating rate with --saturation.
     #[arg(long = "load", value_name = "LOADS", value_delimiter = ',', default_value = "1", value_parser = parse::positive)]
     loads: Vec<f64>,
@@ -87,28 +73,9 @@ pub struct SimulateArgs {
     /// Sampling temperature shown to policies.
     #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = temperature)]
     temperature: f64,
-    /// Most running requests.
-    #[arg(long, value_name = "REQUESTS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    running_max: u32,
-    /// Most waiting requests; further ones are rejected.
-    #[arg(long, value_name = "REQUESTS", default_value_t = 100_000)]
-    queue_max: u32,
-    /// Most prefill tokens per step.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    prefill_chunk: u32,
-    /// Most draft tokens per request and step.
-    #[arg(long, value_name = "TOKENS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=32))]
-    draft_max: u32,
-    /// KV blocks of 16 tokens per model.
-    #[arg(long, value_name = "BLOCKS", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
-    kv_blocks: u32,
     /// Context length: longest prompt plus output; longer requests are rejected.
     #[arg(long, value_name = "TOKENS", default_value_t = 32_768)]
     context_max: u32,
-    /// Order of service of all policies: fifo or slo. By default slo for specserve, and fifo for
-    /// the others, as their originals serve.
-    #[arg(long, value_name = "ORDER")]
-    scheduler: Option<ServiceOrder>,
     #[command(flatten)]
     pub capacity: CapacityArgs,
     #[command(flatten)]
@@ -119,35 +86,6 @@ pub struct SimulateArgs {
 }
 
 impl SimulateArgs {
-    /// Policies to run.
-    pub fn policies(&self) -> &[PolicyName] {
-        &self.policies
-    }
-
-    /// The order of service under a policy.
-    pub fn order(&self, policy: PolicyName) -> ServiceOrder {
-        self.scheduler.unwrap_or(match policy {
-            PolicyName::SpecServe => ServiceOrder::Slo,
-            _ => ServiceOrder::Fifo,
-        })
-    }
-
-    /// Profiles; at least one.
-    pub fn profiles(&self) -> &[PathBuf] {
-        &self.profiles
-    }
-
-    /// The profile of a command that takes only one.
-    ///
-    /// # Errors
-    /// [`CliError::Arguments`]: several.
-    pub fn profile(&self) -> Result<&Path, CliError> {
-        match &self.profiles[..] {
-            [profile] => Ok(profile),
-            _ => Err(CliError::Arguments("several --profile need --matrix".to_owned())),
-        }
-    }
-
     /// The requests of the trace under `seed`.
     ///
     /// # Errors
@@ -178,12 +116,6 @@ impl SimulateArgs {
         }
     }
 
-    /// Options of the policies.
-    pub fn policy_options(&self) -> PolicyOptions {
-        let specserve = SpecServeOptions { draft_tokens_max: self.draft_max, ..SpecServeOptions::default() };
-        PolicyOptions { specserve, ..PolicyOptions::default() }
-    }
-
     /// The recording to play back, if any.
     ///
     /// # Errors
@@ -198,19 +130,15 @@ impl SimulateArgs {
         }
     }
 
-    /// The remaining settings of the simulation.
-    ///
-    /// # Errors
-    /// [`CliError::Arguments`]: classes that do not fit together.
-    pub fn settings(&self, cost: CostModel, recording: Option<Arc<Recording>>) -> Result<Settings, CliError> {
-        let classes = if self.classes.is_empty() {
-            SimulatedClass::of_all(self.slo)
-        } else {
-            classes::check(&self.classes)?;
-            self.classes.clone()
-        };
-        let drafter = cost.draft.is_some().then(|| DrafterNeeds::kv_cache(self.kv_blocks));
-        Ok(Settings {
+    /// The settings of the simulation of `deployment`. Each run sets its order of service.
+    pub fn settings(
+        &self,
+        deployment: &Deployment,
+        cost: CostModel,
+        recording: Option<Arc<Recording>>,
+    ) -> Settings {
+        Settings {
+            limits: deployment.limits(cost.draft.is_some()),
             cost,
             error: TimeError { jitter: self.jitter, ..TimeError::all(self.time_error) },
             draft: DraftQuality {
@@ -219,22 +147,14 @@ impl SimulateArgs {
                 recording,
                 ..DraftQuality::typical()
             },
-            limits: SchedulerLimits {
-                running_requests_max: self.running_max,
-                prefill_chunk_tokens_max: self.prefill_chunk,
-                // room for the drafts of all requests in addition to a full prefill chunk
-                batch_tokens_max: self.prefill_chunk + self.running_max * (1 + self.draft_max),
-                draft_tokens_max: self.draft_max,
-                target_blocks: self.kv_blocks,
-                drafter,
-            },
-            queue_requests_max: self.queue_max,
+            queue_requests_max: deployment.queue_requests_max,
             context_tokens_max: self.context_max,
-            order: self.scheduler.unwrap_or_default(),
-            classes,
+            order: ServiceOrder::default(),
+            late: deployment.late,
+            classes: deployment.classes.clone(),
             temperature: self.temperature as f32,
             seed: self.seed,
-        })
+        }
     }
 }
 

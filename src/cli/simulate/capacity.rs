@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde_json::json;
 
+use super::deployment::Deployment;
 use super::{SimulateArgs, contenders, read_profile, threads};
 use crate::cli::error::CliError;
 use crate::cli::table::{Table, or_dash};
@@ -13,13 +14,13 @@ use crate::simulate::{CAPACITY_ATTAINMENTS, Capacity, Settings, Trial, capacitie
 ///
 /// # Errors
 /// [`CliError`]: an invalid trace or profile, or a policy that violates an invariant.
-pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
+pub fn run(args: &SimulateArgs, deployment: &Deployment, out: &mut impl Write) -> Result<(), CliError> {
     let failed = |error: &dyn std::error::Error| CliError::Failed(error.to_string());
-    let profile = read_profile(args.profile()?)?;
+    let profile = read_profile(deployment.profile()?)?;
     let cost = profile.cost_model().map_err(|error| failed(&error))?;
-    let settings = args.settings(cost, args.recording()?)?;
+    let settings = args.settings(deployment, cost, args.recording()?);
     let trials = trials(args, &settings)?;
-    let policies = contenders(args.policies(), &profile, args)?;
+    let policies = contenders(&deployment.policies, &profile, deployment)?;
     let found = capacities(&policies, &trials, threads()).map_err(|error| failed(&error))?;
     if args.json {
         writeln!(out, "{:#}", json!({ "capacities": found }))?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::deployment::Deployment;
 use super::{SimulateArgs, contender, contenders, read_profile, threads};
 use crate::cli::error::CliError;
 use crate::cli::table::{Table, or_dash};
@@ -17,8 +18,13 @@ const REQUESTS_DEFAULT: usize = 1500;
 ///
 /// # Errors
 /// [`CliError`]: several policies to test, an invalid profile, or a run that failed.
-pub fn run(args: &SimulateArgs, cells: u64, out: &mut impl Write) -> Result<(), CliError> {
-    let machines = machines(args)?;
+pub fn run(
+    args: &SimulateArgs,
+    deployment: &Deployment,
+    cells: u64,
+    out: &mut impl Write,
+) -> Result<(), CliError> {
+    let machines = machines(args, deployment)?;
     let requests = args.limit.unwrap_or(REQUESTS_DEFAULT);
     let matrix = Matrix { seed: args.seed, cells, requests, machines: &machines };
     let Outcomes { mut played, skipped } =
@@ -40,8 +46,8 @@ pub fn run(args: &SimulateArgs, cells: u64, out: &mut impl Write) -> Result<(), 
 }
 
 /// A machine per profile.
-fn machines(args: &SimulateArgs) -> Result<Vec<Machine>, CliError> {
-    let &[policy] = args.policies() else {
+fn machines(args: &SimulateArgs, deployment: &Deployment) -> Result<Vec<Machine>, CliError> {
+    let &[policy] = &deployment.policies[..] else {
         let advice = "--matrix tests a single --policy; name the others with --rival";
         return Err(CliError::Arguments(advice.to_owned()));
     };
@@ -51,12 +57,12 @@ fn machines(args: &SimulateArgs) -> Result<Vec<Machine>, CliError> {
         let cost = cost.map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
         Ok(Machine {
             name: path.display().to_string(),
-            settings: args.settings(cost, None)?,
-            policy: contender(policy, &profile, args)?,
-            rivals: contenders(&args.matrix.rivals, &profile, args)?,
+            settings: args.settings(deployment, cost, None),
+            policy: contender(policy, &profile, deployment)?,
+            rivals: contenders(&args.matrix.rivals, &profile, deployment)?,
         })
     };
-    args.profiles().iter().map(machine).collect()
+    deployment.profiles.iter().map(machine).collect()
 }
 
 fn document(

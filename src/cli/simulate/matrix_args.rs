@@ -5,7 +5,8 @@ use clap::Args;
 use crate::policy::registry::PolicyName;
 
 /// What each cell draws, or has no use for.
-const DRAWN: [&str; 18] = [
+const DRAWN: [&str; 19] = [
+    "config",
     "trace",
     "slo",
     "classes",

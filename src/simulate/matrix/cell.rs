@@ -177,8 +177,10 @@ impl Cell {
         if !self.batch_class {
             return SimulatedClass::of_all(slo);
         }
-        let class = |name: &str, share, slo| SimulatedClass { name: name.to_owned(), share, slo };
-        vec![class("interactive", 1.0 - BATCH_SHARE, slo), class("batch", BATCH_SHARE, Slo::default())]
+        vec![
+            SimulatedClass::new("interactive", 1.0 - BATCH_SHARE, slo),
+            SimulatedClass::new("batch", BATCH_SHARE, Slo::default()),
+        ]
     }
 
     fn limits(&self, machine: &SchedulerLimits) -> SchedulerLimits {
