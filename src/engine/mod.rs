@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::policy::{Fixed, Learner, Policy};
 use crate::protocol::{
-    DeviceIdle, GenerationRequest, Micros, RequestFailure, RequestId, StepReport, Termination,
+    DeviceIdle, GenerationRequest, Micros, RequestFailure, RequestId, StepReport, Termination, TokenEvent,
 };
 use crate::scheduler::{Scheduler, SchedulerGauges};
 use crate::step::{Delivery, SpeculationFault, StepPlan, StepResult};
@@ -118,6 +118,10 @@ impl EngineCore {
             report.device_idle = report.device_idle.map(|idle| DeviceIdle { before: Micros::ZERO, ..idle });
         }
         let deliveries = self.scheduler.commit(outcome, now);
+        report.finished.extend(deliveries.iter().filter_map(|(_, event)| match event {
+            TokenEvent::Finished { summary, .. } => Some(*summary),
+            _ => None,
+        }));
         self.scheduler.recycle(&mut plan);
         self.step_ended = Some(now);
         let gauges = self.scheduler.gauges();

@@ -16,8 +16,8 @@ use super::Pacer;
 use crate::protocol::{DecodeView, PrefillView};
 use crate::timing::cost_model::prefill_attended;
 
-/// TPOT objectives, in expectation, that a step of prefill that could wait may cost.
-const FREE_LOSSES: f64 = 0.1;
+/// Share of the requests that may miss a TPOT objective, in expectation, by prefill that could wait.
+const LOSS_SHARE: f64 = 0.02;
 /// Mean output before any request finished, in tokens.
 const FIRST_OUTPUT_TOKENS: f64 = 64.0;
 /// Least prefill of a step while a prompt waits, in tokens: guarantees progress.
@@ -40,7 +40,10 @@ impl Pacer {
         }
         let decode_us = self.decode_us(decoding);
         self.list_debts(decoding, decode_us);
-        let free = self.chunk_within(prefilling, FREE_LOSSES, all);
+        // Of the requests that the step is expected to finish.
+        let tokens = decoding.len() as f64 * self.load.tokens();
+        let finished = tokens / self.load.output_tokens().unwrap_or(FIRST_OUTPUT_TOKENS).max(1.0);
+        let free = self.chunk_within(prefilling, LOSS_SHARE * finished, all);
         // A TTFT objective is worth a TPOT objective.
         let hurried = paces.iter().filter(|&&pace| pace > free).count();
         let chunk = if free < all && hurried > 0 {

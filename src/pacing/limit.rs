@@ -4,20 +4,24 @@
 //! `T(B)`. Prefill takes a share `ρ` of the time at the present rate of arrivals, which makes a
 //! request's time per token `t(B) = T(B)/E / (1 − ρ)`; but no more than `T(B)/E + B·w`, where `w`
 //! is the prefill that comes with each output token when every request that ends is followed by
-//! another one. Requests then finish at a rate
-//! proportional to `B/t(B)`, and a share of them within their objectives; the limit is the `B` at
-//! which the product is largest. TPOT differs between requests, so the share falls smoothly where
-//! `t(B)` passes an objective: how much headroom that leaves follows from the spread that was
-//! observed. Objectives that no `B` can meet do not count, and without any the share is 1 and all
-//! may run.
+//! another one. So requests of `N` tokens are served at the rate `B/(N·t(B))`, or as they arrive
+//! if that is slower, and a share of them within their objectives. The limit is the `B` at which
+//! the product is largest.
+//!
+//! A limit holds requests back, which cannot pay once `B` requests are served as fast as they
+//! arrive: more are then seldom running. If the product is largest there, there is no limit.
+//!
+//! TPOT differs between requests, so the share falls smoothly where `t(B)` passes an objective:
+//! how much headroom that leaves follows from the spread that was observed. Objectives that no `B`
+//! can meet do not count, and without any the share is 1 and all may run.
 
 use super::Pacer;
 
 /// Slope that makes a logistic curve close to the normal distribution's.
 const LOGISTIC_SLOPE: f64 = 1.702;
 
-/// Arrivals over what is served at the limit from which on it holds.
-const BUSY: f64 = 0.8;
+/// What a limit must promise over none where none is needed to serve all: it makes requests wait.
+const LIMIT_GAIN: f64 = 1.15;
 
 /// What one request asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +39,14 @@ pub(super) struct Objective {
     weight: f64,
 }
 
+impl Objective {
+    /// Whether an objective is so close that one entry stands for both: callers choose their own,
+    /// and the list must stay short.
+    fn is_like(&self, tpot_us: u64) -> bool {
+        self.tpot_us.abs_diff(tpot_us) <= self.tpot_us / 16
+    }
+}
+
 impl Pacer {
     /// Most requests in the running set, 1 to `most`, given what those that run and wait ask for.
     pub fn running_limit(&mut self, demands: impl Iterator<Item = Demand>, most: u32) -> u32 {
@@ -46,7 +58,7 @@ impl Pacer {
             let weight = f64::from(demand.weight);
             match demand.tpot_us {
                 None => free_weight += weight,
-                Some(tpot_us) => match objectives.iter_mut().find(|objective| objective.tpot_us == tpot_us) {
+                Some(tpot_us) => match objectives.iter_mut().find(|objective| objective.is_like(tpot_us)) {
                     Some(objective) => objective.weight += weight,
                     None => objectives.push(Objective { tpot_us, weight }),
                 },
@@ -54,23 +66,15 @@ impl Pacer {
         }
         let limit = match objectives.is_empty() {
             true => most,
-            false => self.needed(self.best_batch(&objectives, free_weight, most), most),
+            false => self.best_limit(&objectives, free_weight, most),
         };
         self.buffers.objectives = objectives;
         limit
     }
 
-    /// A limit holds requests back, so it is there only while they come nearly as fast as they are
-    /// served at it: with time to spare, few are running most of the time anyway.
-    fn needed(&self, limit: u32, most: u32) -> u32 {
-        let output_tokens = self.load.output_tokens().unwrap_or(0.0);
-        let served_us = output_tokens * self.token_us(limit) / f64::from(limit);
-        let busy = served_us / self.load.interarrival_us();
-        if busy >= BUSY { limit } else { most }
-    }
-
-    fn best_batch(&self, objectives: &[Objective], free_weight: f64, most: u32) -> u32 {
+    fn best_limit(&self, objectives: &[Objective], free_weight: f64, most: u32) -> u32 {
         let spread = self.load.spread();
+        let output_tokens = self.load.output_tokens().unwrap_or(1.0).max(1.0);
         let mut best = (0.0, most);
         for batch in 1..=most {
             let token_us = self.token_us(batch);
@@ -79,7 +83,12 @@ impl Pacer {
                 objective.weight / (1.0 + (-LOGISTIC_SLOPE * headroom).exp())
             };
             let attained = free_weight + objectives.iter().map(within).sum::<f64>();
-            let rate = attained * f64::from(batch) / token_us;
+            let served_us = output_tokens * token_us / f64::from(batch);
+            let is_enough = served_us <= self.load.interarrival_us();
+            let rate = attained / served_us.max(self.load.interarrival_us());
+            if is_enough {
+                return if rate * LIMIT_GAIN >= best.0 { most } else { best.1 };
+            }
             if rate >= best.0 {
                 best = (rate, batch);
             }

@@ -30,7 +30,7 @@ pub use limit::Demand;
 pub use order::{LATE_PERIOD, Prompt, Ranked, Ranking, Standing};
 
 use self::workload::Workload;
-use crate::protocol::{DecodeView, Micros, RequestSummary, StepReport};
+use crate::protocol::{DecodeView, Micros, StepReport};
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::{CostModel, prefill_attended};
 
@@ -110,16 +110,14 @@ impl Pacer {
     pub fn observe(&mut self, report: &StepReport) {
         self.time.observe(report);
         self.load.observe_step(&self.time, report);
+        for summary in &report.finished {
+            self.load.observe_finished(&self.time, summary);
+        }
     }
 
     /// Learns from an arrival; they come in order.
     pub fn observe_arrival(&mut self, arrival: Micros) {
         self.load.observe_arrival(arrival);
-    }
-
-    /// Learns from a finished request.
-    pub fn observe_finished(&mut self, summary: &RequestSummary) {
-        self.load.observe_finished(&self.time, summary);
     }
 
     /// The decode part of the next step, drafts included, in microseconds.

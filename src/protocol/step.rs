@@ -1,7 +1,7 @@
 //! Data of one step for policies, scheduler and telemetry: the view it is planned from, the
 //! decision, the drafts, and the report that policies learn from.
 
-use super::{Micros, Proposal, RequestId};
+use super::{Micros, Proposal, RequestId, RequestSummary};
 
 /// A decoding sequence, as shown to policies.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,6 +144,8 @@ pub struct StepReport {
     pub step_time: Micros,
     /// Device idle time; `None` if the backend does not report it.
     pub device_idle: Option<DeviceIdle>,
+    /// Requests whose output the step completed.
+    pub finished: Vec<RequestSummary>,
 }
 
 /// Idle times of the device around and within a step.

@@ -75,11 +75,7 @@ impl Scheduler {
             deliveries.push((id, TokenEvent::Tokens(sent)));
         }
         if let Some(reason) = finish {
-            let summary = sequence.summary();
-            if let Some(pacing) = &mut self.pacing {
-                pacing.pacer.observe_finished(&summary);
-            }
-            return Some(TokenEvent::Finished { reason, summary });
+            return Some(TokenEvent::Finished { reason, summary: sequence.summary() });
         }
         let computed = row.computed + verdict.accepted;
         let tokens = sequence.len();

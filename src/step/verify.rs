@@ -123,6 +123,7 @@ fn account(
         device_idle: drafted.idle,
         granted: std::mem::take(&mut plan.granted),
         view: std::mem::take(&mut plan.view),
+        finished: Vec::new(),
     };
     debug_assert!(plan.rows.iter().take(decoding).all(|row| row.role == RowRole::Decode));
     let outcome = StepOutcome { number: plan.number, rows, draft_ran: drafted.ran };

@@ -38,6 +38,7 @@ impl Learner for SpecServeLearner {
         known.forecast.observe(report, &known.calibration);
         known.gate.observe(report);
         known.pace.observe(report);
+        known.lifetime.observe(report);
     }
 
     fn snapshot(&self) -> Arc<dyn Policy> {

@@ -13,6 +13,7 @@
 
 mod gate;
 mod learner;
+mod lifetime;
 mod option;
 mod predict;
 mod workspace;
@@ -20,6 +21,7 @@ mod worth;
 
 use gate::Gate;
 pub use learner::SpecServeLearner;
+use lifetime::Lifetime;
 use option::Next;
 pub(super) use workspace::Workspace;
 use workspace::{Costs, Spent};
@@ -72,6 +74,7 @@ pub struct SpecServe {
     forecast: Forecast,
     gate: Gate,
     pace: Pace,
+    lifetime: Lifetime,
 }
 
 impl SpecServe {
@@ -84,6 +87,7 @@ impl SpecServe {
             forecast: Forecast::default(),
             gate: Gate::default(),
             pace: Pace::default(),
+            lifetime: Lifetime::default(),
         }
     }
 

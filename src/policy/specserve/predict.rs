@@ -5,25 +5,37 @@ use super::gate::PROBE_DRAFTS;
 use super::workspace::{Costs, Spent, Workspace};
 use super::{SpecServe, StepDecision, StepView};
 use crate::protocol::{DecodeView, Intent};
+use crate::timing::cost_model::prefill_attended;
 
 /// Lag that needs no admission: a step that accepted all its drafts leaves two tokens.
 const LAG_FREE_TOKENS: u32 = 4;
-/// Steps within which catching up must pay for itself.
-const CATCH_UP_HORIZON_STEPS: f64 = 32.0;
 /// Fraction of a plain step that catching up may add beyond the first row.
 const CATCH_UP_SHARE: f64 = 0.5;
+
+/// What was planned before the first draft call.
+struct Drafting {
+    intent: Intent,
+    /// Planned rate, in weighted tokens per microsecond; 0 without drafts.
+    rate: f64,
+    /// Rate over that of plain decoding, were the draft model caught up on all rows.
+    gain: f64,
+}
+
+impl Drafting {
+    const NONE: Drafting = Drafting { intent: Intent::Draft, rate: 0.0, gain: 1.0 };
+}
 
 impl SpecServe {
     /// The whole decision; leaves the planned lengths in `space`.
     pub(super) fn decide(&self, space: &mut Workspace, view: &StepView) -> StepDecision {
         let costs = Costs::of(&self.time, view);
         space.begin(&costs, &self.pace, view);
-        let (intent, rate) = self.plan_drafts(space, &costs, view);
+        let Drafting { intent, rate, gain } = self.plan_drafts(space, &costs, view);
         let mut decision = StepDecision {
             intent,
             drafts: space.lengths.clone(),
             prefill_tokens: view.prefill_tokens_max,
-            warm_draft: self.warms_draft(),
+            warm_draft: self.warms_draft(&costs, view, gain),
             rate,
         };
         if intent == Intent::Draft {
@@ -47,18 +59,30 @@ impl SpecServe {
     }
 
     /// While speculation is on, the draft model prefills prompts too, or it would have to catch up
-    /// before the first draft.
-    fn warms_draft(&self) -> bool {
-        self.gate.is_on() && self.time.has_draft()
+    /// before the first draft; unless drafting at `gain` times the rate of plain decoding does not
+    /// earn that over a request's output.
+    fn warms_draft(&self, costs: &Costs<'_>, view: &StepView, gain: f64) -> bool {
+        if !self.gate.is_on() || !self.time.has_draft() {
+            return false;
+        }
+        if costs.rows == 0 || view.prefilling.is_empty() {
+            return true;
+        }
+        let prompts = view.prefilling.len() as f64;
+        let tokens: u32 = view.prefilling.iter().map(|row| row.done_tokens + row.remaining_tokens).sum();
+        let mean_tokens = (f64::from(tokens) / prompts) as u32;
+        let cost_us = self.time.catch_up_us(mean_tokens, prefill_attended(0, mean_tokens));
+        let token_us = costs.plain_us() / costs.rows as f64;
+        self.lifetime.output_tokens() * token_us * (1.0 - 1.0 / gain) > cost_us
     }
 
     /// Plans drafting. On return `space.lengths` holds the planned lengths, all zero when a
     /// plain step is at least as good.
-    fn plan_drafts(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) -> (Intent, f64) {
+    fn plan_drafts(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) -> Drafting {
         space.lengths.clear();
         space.lengths.resize(costs.rows, 0);
         if !self.time.has_draft() || view.decoding.iter().all(|row| row.drafts_max == 0) {
-            return (Intent::Draft, 0.0);
+            return Drafting::NONE;
         }
         self.forecast_all(view, space);
         let rows_max = self.options.verify_rows_max;
@@ -66,35 +90,38 @@ impl SpecServe {
         let short_lags_us = costs.short_lags_us(view, |index| view.decoding[index].drafts_max > 0);
         let spent = Spent { draft_us: costs.draft_round_us() + short_lags_us, ..Spent::default() };
         let mut plan = space.solve(costs, rows_max, spent);
+        let plain_rate = space.weight() / costs.plain_us();
+        let gain = plan.rate() / plain_rate;
         if space.drafts() && view.decoding.iter().any(lags) {
             self.admit_lagging(space, costs, view);
             plan = space.solve(costs, rows_max, spent);
         }
-        let plain_rate = space.weight() / costs.plain_us();
         if space.drafts() && self.gate.opens_for(plan.rate() / plain_rate) {
-            return (Intent::Draft, plan.rate());
+            return Drafting { intent: Intent::Draft, rate: plan.rate(), gain };
         }
         space.lengths.fill(0);
-        (self.probe(space, costs, view), 0.0)
+        Drafting { intent: self.probe(space, costs, view), rate: 0.0, gain }
     }
 
     /// Decides which lagging rows may catch up and draft in this step, given the plan that assumes
     /// all rows caught up; clears the positions of the others.
     ///
-    /// A row is admitted if its gain over the horizon covers the cost at the plan's rate.
+    /// A row is admitted if its gain over the output still to come covers the cost at the plan's
+    /// rate.
     fn admit_lagging(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) {
         let step_us = space.step_us(costs);
         let tokens: f64 = (0..costs.rows).map(|row| space.tokens(row, space.lengths[row])).sum();
         let rate = tokens / step_us;
         let drafts: u32 = space.lengths.iter().sum();
         let draft_us = (step_us - costs.plain_us()) / f64::from(drafts.max(1));
+        let horizon_steps = self.lifetime.output_tokens() * costs.rows as f64 / tokens;
         let budget_us = CATCH_UP_SHARE * costs.plain_us();
         let mut total_us = 0.0;
         for (index, row) in view.decoding.iter().enumerate().filter(|(_, row)| lags(row)) {
             let cost_us = costs.catch_up_us(row);
             let length = space.lengths[index];
             let gain = space.tokens(index, length) - 1.0 - rate * draft_us * f64::from(length);
-            let pays = gain * CATCH_UP_HORIZON_STEPS > rate * cost_us;
+            let pays = gain * horizon_steps > rate * cost_us;
             // The first row may exceed the share, or a long prompt would never be admitted.
             let fits = total_us + cost_us <= budget_us || total_us == 0.0;
             if pays && fits {
