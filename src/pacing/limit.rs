@@ -20,14 +20,18 @@ use super::Pacer;
 /// Slope that makes a logistic curve close to the normal distribution's.
 const LOGISTIC_SLOPE: f64 = 1.702;
 
-/// What a limit must promise over none where none is needed to serve all: it makes requests wait.
-const LIMIT_GAIN: f64 = 1.15;
+/// A limit makes requests wait, which may cost them their TTFT objectives. With such objectives it
+/// must promise this much more than none does, and arrivals must exceed what is served by this
+/// much, as both are means of few requests.
+const WAITING_GAIN: f64 = 1.15;
 
 /// What one request asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Demand {
     /// TPOT objective, in microseconds.
     pub tpot_us: Option<u64>,
+    /// Whether it has a TTFT objective.
+    pub ttft: bool,
     /// What attaining its objectives is worth.
     pub weight: f32,
 }
@@ -53,9 +57,11 @@ impl Pacer {
         let Some(_) = self.load.output_tokens() else { return most };
         let mut objectives = std::mem::take(&mut self.buffers.objectives);
         objectives.clear();
-        let mut free_weight = 0.0;
+        let (mut free_weight, mut hurried_weight, mut weights) = (0.0, 0.0, 0.0);
         for demand in demands {
             let weight = f64::from(demand.weight);
+            weights += weight;
+            hurried_weight += if demand.ttft { weight } else { 0.0 };
             match demand.tpot_us {
                 None => free_weight += weight,
                 Some(tpot_us) => match objectives.iter_mut().find(|objective| objective.is_like(tpot_us)) {
@@ -66,13 +72,17 @@ impl Pacer {
         }
         let limit = match objectives.is_empty() {
             true => most,
-            false => self.best_limit(&objectives, free_weight, most),
+            false => {
+                let hurried = if weights > 0.0 { hurried_weight / weights } else { 0.0 };
+                let gain_min = 1.0 + (WAITING_GAIN - 1.0) * hurried;
+                self.best_limit(&objectives, free_weight, gain_min, most)
+            }
         };
         self.buffers.objectives = objectives;
         limit
     }
 
-    fn best_limit(&self, objectives: &[Objective], free_weight: f64, most: u32) -> u32 {
+    fn best_limit(&self, objectives: &[Objective], free_weight: f64, gain_min: f64, most: u32) -> u32 {
         let spread = self.load.spread();
         let output_tokens = self.load.output_tokens().unwrap_or(1.0).max(1.0);
         let mut best = (0.0, most);
@@ -84,10 +94,10 @@ impl Pacer {
             };
             let attained = free_weight + objectives.iter().map(within).sum::<f64>();
             let served_us = output_tokens * token_us / f64::from(batch);
-            let is_enough = served_us <= self.load.interarrival_us();
+            let is_enough = served_us <= gain_min * self.load.interarrival_us();
             let rate = attained / served_us.max(self.load.interarrival_us());
             if is_enough {
-                return if rate * LIMIT_GAIN >= best.0 { most } else { best.1 };
+                return if rate * gain_min >= best.0 { most } else { best.1 };
             }
             if rate >= best.0 {
                 best = (rate, batch);

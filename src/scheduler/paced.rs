@@ -131,6 +131,7 @@ impl Scheduler {
         let demand = |sequence: &Sequence| Demand {
             tpot_us: sequence.request.slo.tpot.map(|tpot| tpot.0),
             weight: sequence.request.weight,
+            ttft: sequence.request.slo.ttft.is_some(),
         };
         let running = self.running.iter().map(demand);
         let Pacing { pacer, ranking, .. } = pacing;
