@@ -16,8 +16,10 @@ use super::Pacer;
 use crate::protocol::{DecodeView, PrefillView};
 use crate::timing::cost_model::prefill_attended;
 
-/// Share of the requests that may miss a TPOT objective, in expectation, by prefill that could wait.
+/// Share of the requests that are about to finish whose TPOT objectives prefill may always cost.
 const LOSS_SHARE: f64 = 0.02;
+/// Tokens that the mean pace of all requests counts as beside a request's own.
+const PACE_TOKENS: f64 = 16.0;
 /// Mean output before any request finished, in tokens.
 const FIRST_OUTPUT_TOKENS: f64 = 64.0;
 /// Least prefill of a step while a prompt waits, in tokens: guarantees progress.
@@ -40,15 +42,14 @@ impl Pacer {
         }
         let decode_us = self.decode_us(decoding);
         self.list_debts(decoding, decode_us);
-        // Of the requests that the step is expected to finish.
-        let tokens = decoding.len() as f64 * self.load.tokens();
-        let finished = tokens / self.load.output_tokens().unwrap_or(FIRST_OUTPUT_TOKENS).max(1.0);
-        let free = self.chunk_within(prefilling, LOSS_SHARE * finished, all);
+        let usual = self.usual_losses(decoding.len());
+        let free = self.chunk_within(prefilling, usual, all);
         // A TTFT objective is worth a TPOT objective.
         let hurried = paces.iter().filter(|&&pace| pace > free).count();
         let chunk = if free < all && hurried > 0 {
             let needed = paces.iter().copied().max().unwrap_or(0).min(all);
-            free.max(self.chunk_within(prefilling, hurried as f64, needed))
+            let hurried = hurried as f64;
+            free.max(self.chunk_within(prefilling, Tolerance { losses: hurried, per_us: 0.0 }, needed))
         } else {
             free
         };
@@ -61,29 +62,66 @@ impl Pacer {
         let to_come = self.load.output_tokens().unwrap_or(FIRST_OUTPUT_TOKENS);
         let debts = &mut self.buffers.debts;
         debts.clear();
+        let (ages_us, all_emitted) = decoding.iter().fold((0.0, 0.0), |(ages, emitted), row| {
+            (ages + row.since_first_token.0 as f64, emitted + emitted_tokens(row))
+        });
+        let mean_us = if all_emitted > 0.0 { ages_us / all_emitted } else { 0.0 };
         for row in decoding {
             let Some(tpot) = row.tpot else { continue };
-            let objective_us = tpot.0 as f64;
-            let emitted = f64::from(row.output_tokens.saturating_sub(1));
-            let credit_us = objective_us * (emitted + tokens) - row.since_first_token.0 as f64;
-            let gain_us = objective_us - decode_us / tokens;
-            // One that decoding alone does not bring back is lost if it owes anything.
-            debts.push(Debt { owed_us: decode_us - credit_us, recovered_us: (gain_us * to_come).max(1.0) });
+            let (objective_us, age_us) = (tpot.0 as f64, row.since_first_token.0 as f64);
+            let emitted = emitted_tokens(row);
+            // Requests differ in how many of their drafts are accepted; their pace shows it.
+            let own_us = (age_us + PACE_TOKENS * mean_us) / (emitted + PACE_TOKENS);
+            let slower = if mean_us > 0.0 { own_us / mean_us } else { 1.0 };
+            let tokens = (tokens / slower).max(1.0);
+            let credit_us = objective_us * (emitted + tokens) - age_us;
+            let recovered_us = (objective_us - decode_us / tokens) * to_come;
+            // What decoding alone does not bring back is lost whatever the step prefills.
+            if recovered_us > 0.0 {
+                debts.push(Debt { owed_us: decode_us - credit_us, recovered_us });
+            }
         }
     }
 
-    /// Most prefill tokens, at most `tokens_max`, that cost no more than `losses_max` TPOT
-    /// objectives in expectation.
-    fn chunk_within(&self, prefilling: &[PrefillView], losses_max: f64, tokens_max: u32) -> u32 {
+    /// What prefill usually costs: it has to be done some time, so it is held back only where it
+    /// costs more than at other times. Learns what it would cost now.
+    fn usual_losses(&mut self, decoding: usize) -> Tolerance {
+        let prompt_us = self.load.prefill_us().max(1.0);
+        let now = self.losses(prompt_us) / prompt_us;
+        let per_us = self.load.observe_losses(now);
+        let tokens = decoding as f64 * self.load.tokens();
+        let finishing = tokens / self.load.output_tokens().unwrap_or(FIRST_OUTPUT_TOKENS).max(1.0);
+        Tolerance { losses: LOSS_SHARE * finishing, per_us }
+    }
+
+    /// TPOT objectives, in expectation, that so much prefill costs now.
+    fn losses(&self, prefill_us: f64) -> f64 {
+        self.buffers.debts.iter().map(|debt| debt.loss(prefill_us)).sum()
+    }
+
+    /// Most prefill tokens, at most `tokens_max`, whose losses are tolerated.
+    fn chunk_within(&self, prefilling: &[PrefillView], tolerance: Tolerance, tokens_max: u32) -> u32 {
         let (mut fits, mut too_many) = (0, tokens_max + 1);
         while too_many - fits > 1 {
             let middle = if too_many > tokens_max { tokens_max } else { fits + (too_many - fits) / 2 };
             let prefill_us = self.time.prefill_us(middle, attended(prefilling, middle));
-            let losses: f64 = self.buffers.debts.iter().map(|debt| debt.loss(prefill_us)).sum();
-            if losses <= losses_max { fits = middle } else { too_many = middle }
+            let tolerated = tolerance.losses + tolerance.per_us * prefill_us;
+            if self.losses(prefill_us) <= tolerated { fits = middle } else { too_many = middle }
         }
         fits
     }
+}
+
+/// TPOT objectives, in expectation, that a step's prefill may cost.
+#[derive(Clone, Copy, Debug)]
+struct Tolerance {
+    losses: f64,
+    /// In addition, for each microsecond of prefill.
+    per_us: f64,
+}
+
+fn emitted_tokens(row: &DecodeView) -> f64 {
+    f64::from(row.output_tokens.saturating_sub(1))
 }
 
 /// What a running request owes to its TPOT objective.
