@@ -3,7 +3,7 @@
 //! Commands that need a daemon start it through a `DaemonHost`, which `main` provides and tests
 //! replace.
 //!
-//! May import: protocol, stats, model, timing, replay, policy, scheduler, telemetry, analyzer,
+//! May import: protocol, stats, model, timing, pacing, replay, policy, scheduler, telemetry, analyzer,
 //! simulate, api, config, doctor, charts.
 #![forbid(unsafe_code)]
 

@@ -13,7 +13,7 @@
 //!
 //! TPOT differs between requests, so the share falls smoothly where `t(B)` passes an objective:
 //! how much headroom that leaves follows from the spread that was observed. Objectives that no `B`
-//! can meet do not count, and without any the share is 1 and all may run.
+//! can meet count for next to nothing beside others. Without any objective all may run.
 
 use super::Pacer;
 

@@ -2,9 +2,9 @@
 //!
 //! Minimizing the number of late jobs on one machine is Moore and Hodgson's problem (1968): take
 //! jobs by deadline; whenever one would be late, drop the longest taken so far. Dropped prompts
-//! come last, first come first served, so that one long prompt does not ruin the short ones
-//! around it. Lest the dropped starve, the oldest of them comes first in every
-//! [`LATE_PERIOD`]th turn. Where late prompts keep their turn ([`LateAction::Queue`]), they stay in
+//! come last, by class and deadline, so that one long prompt does not ruin the short ones
+//! around it. Lest the dropped starve, the oldest of them comes first after [`LATE_PERIOD`] steps
+//! in which none made progress. Where late prompts keep their turn ([`LateAction::Queue`]), they stay in
 //! the order of deadlines.
 
 use std::collections::BinaryHeap;
@@ -13,7 +13,7 @@ use super::{LateAction, Pacer};
 use crate::protocol::{DecodeView, Micros};
 use crate::timing::cost_model::prefill_attended;
 
-/// Every so many turns, the oldest late prompt comes first.
+/// After so many steps in which no late prompt made progress, the oldest comes first.
 pub const LATE_PERIOD: u32 = 16;
 /// Share of the time left until a deadline that is planned with.
 const DEADLINE_AIM: f64 = 0.8;

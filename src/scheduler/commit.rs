@@ -8,7 +8,7 @@ use crate::step::{Delivery, RowOutcome, StepOutcome};
 impl Scheduler {
     /// Appends the chosen tokens, moves the caches' marks, frees what ended, and returns the
     /// events to deliver, in order. An outcome of a step that is no longer in flight (it was
-    /// abandoned) is ignored. This is the only running_index where a request gains tokens.
+    /// abandoned) is ignored. This is the only place where a request gains tokens.
     ///
     /// What the step computed can be found by other prompts once
     /// [`publish_computed`](Self::publish_computed) was called.

@@ -5,11 +5,12 @@
 //! [`Scheduler::plan`] and [`Scheduler::commit`] the running set does not change, and
 //! cancellations wait for the commit.
 //!
-//! Order of service: lower class first, then earlier arrival. When KV blocks run short, drafts get
-//! shorter first; then the last request in that order is preempted and recomputed later. The first
-//! in the order always makes progress, because any admitted request fits the pool alone.
+//! Order of urgency: lower class first, then earlier arrival. It is the order of service unless a
+//! pacer ranks the prompts. When KV blocks run short, drafts get shorter first; then the last
+//! running request in that order is preempted and recomputed later. The first in the order can
+//! always run, because any admitted request fits the pool alone.
 //!
-//! May import: protocol, kv, policy, step.
+//! May import: protocol, kv, pacing, policy, step.
 #![forbid(unsafe_code)]
 
 mod commit;

@@ -1,10 +1,10 @@
-//! `specserve`: plans drafting and verification for the most tokens per second. The phases are
-//! AdaSpec's (SoCC'25, section 5: predict, execute, correct, verify), per request.
+//! `specserve`: plans drafting and verification for the most weighted tokens per second. The
+//! phases are AdaSpec's (SoCC'25, section 5: predict, execute, correct, verify), per request.
 //!
 //! - [`plan`](Policy::plan) predicts: which rows draft, if any.
 //! - [`extend`](Policy::extend) corrects after every draft call: it plans again with the actual
-//!   confidences so far and forecasts for the rest; only rows whose next draft is in the new plan
-//!   continue.
+//!   confidences so far and forecasts for the rest. Rows whose next draft is in the new plan
+//!   continue, and with them those whose next draft may turn out worth verifying.
 //! - [`select`](Policy::select) chooses what is verified, over all rows at once.
 //!
 //! The inputs are the step's view, the corrected time model ([`crate::timing`]), and survival from
