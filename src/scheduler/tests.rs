@@ -362,6 +362,7 @@ impl Policy for Probing {
             drafts: vec![2; view.decoding.len()],
             prefill_tokens: view.prefill_tokens_max,
             warm_draft: false,
+            ..StepDecision::default()
         }
     }
 }
