@@ -3,6 +3,8 @@
 mod any_schedule;
 mod game;
 mod late;
+mod paced;
+mod timed;
 
 use std::sync::Arc;
 
