@@ -107,6 +107,7 @@ fn solving_allocates_nothing_in_steady_state() {
         draft: Curve { table: &draft, factor: 1.0, row_us: 0.0 },
         calls_made: 0,
         priced_us: 100.0,
+        priced_tokens: 0.0,
         rows_max: 1024,
     };
     let (mut buffers, mut lengths) = (Buffers::default(), Vec::new());

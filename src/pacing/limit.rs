@@ -25,6 +25,9 @@ const LOGISTIC_SLOPE: f64 = 1.702;
 /// much, as both are means of few requests.
 const WAITING_GAIN: f64 = 1.15;
 
+/// Share of requests within an objective, one at a time, below which no batch can meet it.
+const SHARE_MIN: f64 = 0.05;
+
 /// What one request asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Demand {
@@ -49,6 +52,13 @@ impl Objective {
     fn is_like(&self, tpot_us: u64) -> bool {
         self.tpot_us.abs_diff(tpot_us) <= self.tpot_us / 16
     }
+
+    /// Share of requests that are within it, where their mean time per token is `token_us` and the
+    /// standard deviation of its logarithm `spread`.
+    fn share(&self, token_us: f64, spread: f64) -> f64 {
+        let headroom = (self.tpot_us.max(1) as f64 / token_us).ln() / spread;
+        1.0 / (1.0 + (-LOGISTIC_SLOPE * headroom).exp())
+    }
 }
 
 impl Pacer {
@@ -70,6 +80,8 @@ impl Pacer {
                 },
             }
         }
+        let (alone_us, spread) = (self.token_us(1), self.load.spread());
+        objectives.retain(|objective| objective.share(alone_us, spread) >= SHARE_MIN);
         let limit = match objectives.is_empty() {
             true => most,
             false => {
@@ -88,10 +100,7 @@ impl Pacer {
         let mut best = (0.0, most);
         for batch in 1..=most {
             let token_us = self.token_us(batch);
-            let within = |objective: &Objective| {
-                let headroom = (objective.tpot_us.max(1) as f64 / token_us).ln() / spread;
-                objective.weight / (1.0 + (-LOGISTIC_SLOPE * headroom).exp())
-            };
+            let within = |objective: &Objective| objective.weight * objective.share(token_us, spread);
             let attained = free_weight + objectives.iter().map(within).sum::<f64>();
             let served_us = output_tokens * token_us / f64::from(batch);
             let is_enough = served_us <= gain_min * self.load.interarrival_us();

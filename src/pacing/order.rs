@@ -102,12 +102,14 @@ impl Pacer {
                 standing => standing,
             };
             let class = if standing == Standing::Resumes { 0 } else { prompt.class };
+            // A deadline that is missed says nothing about who waited longest.
+            let deadline = prompt.deadline.filter(|_| standing != Standing::Late);
             (
                 standing == Standing::Late,
                 standing != Standing::Resumes,
                 class,
                 standing,
-                prompt.deadline,
+                deadline,
                 prompt.arrival,
                 ranked.index,
             )

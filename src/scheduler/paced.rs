@@ -39,10 +39,17 @@ impl Pacing {
         self.pacer.chunk(decoding, prefilling, &self.ranking.paces, tokens_max)
     }
 
-    /// Follows a step that prefills `served`, so that late prompts get their turn.
-    pub fn count_late<'a>(&mut self, mut served: impl Iterator<Item = &'a Sequence>) {
+    /// Follows a step that prefills so many tokens of prompts that stand so, so that late prompts
+    /// get their turn. What others happen to leave of a chunk is no turn: of a token in every step
+    /// a long prompt would starve.
+    pub fn count_late(&mut self, served: impl Iterator<Item = (Standing, u32)>) {
         let any_late = self.ranking.order.iter().any(|ranked| ranked.standing == Standing::Late);
-        let progress = served.any(|sequence| sequence.standing == Standing::Late);
+        let (mut tokens, mut late_tokens) = (0, 0);
+        for (standing, prefilled) in served {
+            tokens += prefilled;
+            late_tokens += if standing == Standing::Late { prefilled } else { 0 };
+        }
+        let progress = late_tokens > 0 && late_tokens.saturating_mul(LATE_PERIOD) >= tokens;
         self.late_waits = if any_late && !progress { self.late_waits + 1 } else { 0 };
     }
 

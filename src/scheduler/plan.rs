@@ -73,8 +73,11 @@ impl Scheduler {
         }
         self.plan_prefill(&mut step, &prefilling, &decision);
         if let Some(pacing) = &mut self.pacing {
-            let prefills = step.in_flight.rows.iter().filter(|row| row.role == RowRole::Prefill);
-            pacing.count_late(prefills.map(|row| &self.running[row.running_index]));
+            let rows = step.in_flight.rows.iter().zip(&step.plan.rows);
+            let prefills = rows.filter(|(row, _)| row.role == RowRole::Prefill);
+            pacing.count_late(prefills.map(|(planned, row)| {
+                (self.running[planned.running_index].standing, row.input.tokens.len() as u32)
+            }));
         }
         let mut plan = step.plan;
         plan.granted.prefill_tokens = plan.prefill_tokens();

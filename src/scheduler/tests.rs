@@ -3,6 +3,8 @@
 mod any_schedule;
 mod game;
 mod late;
+mod paced;
+mod timed;
 
 use std::sync::Arc;
 
@@ -362,6 +364,7 @@ impl Policy for Probing {
             drafts: vec![2; view.decoding.len()],
             prefill_tokens: view.prefill_tokens_max,
             warm_draft: false,
+            ..StepDecision::default()
         }
     }
 }

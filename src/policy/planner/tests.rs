@@ -122,7 +122,6 @@ fn cases(flat_draft: bool, query_us: f32) -> impl Strategy<Value = Case> {
                 draft: ascending(vec![if flat_draft { 0.0 } else { slope }; 4], call),
                 calls_made,
                 priced_us,
-                priced_tokens: 0.0,
                 rows_max,
             }
         })
@@ -196,7 +195,6 @@ fn crowds() -> impl Strategy<Value = Case> {
                 draft: vec![call_us],
                 calls_made,
                 priced_us,
-                priced_tokens: 0.0,
                 rows_max,
             }
         },
@@ -281,7 +279,6 @@ fn uniform(requests: usize, positions: u32, confidence: f32, target: Vec<f64>) -
         draft: vec![4.0; requests + 1],
         calls_made: 0,
         priced_us: 0.0,
-        priced_tokens: 0.0,
         rows_max: 1024,
     }
 }

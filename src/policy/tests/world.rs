@@ -163,6 +163,7 @@ impl<'a> Run<'a> {
             target_time: Micros(target_us as u64),
             step_time: Micros(step_us as u64),
             device_idle: None,
+            finished: Vec::new(),
         }
     }
 

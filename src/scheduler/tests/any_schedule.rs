@@ -35,6 +35,7 @@ impl Policy for Whim {
             drafts,
             prefill_tokens: self.roll(view.now.0, 3) * 40,
             warm_draft: self.roll(view.now.0, 2) == 0,
+            ..StepDecision::default()
         }
     }
 

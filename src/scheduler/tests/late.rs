@@ -1,93 +1,23 @@
 //! Requests that cannot be in time, under a virtual clock.
 
-use std::sync::Arc;
-
 use super::super::*;
-use crate::engine::EngineCore;
+use super::timed::{Timed, limits, pacer};
 use crate::pacing::LateAction;
-use crate::policy::{Fixed, Scratch, Static};
-use crate::protocol::{Clock, ExecutorInfo, Micros, SamplingParams, Slo};
-use crate::simulate::DraftQuality;
-use crate::simulate::virtual_executor::{
-    TimeError, VOCAB_SIZE, VirtualClock, VirtualExecutor, VirtualOptions,
-};
-use crate::step;
-use crate::timing::profile::tests::gpu_like;
+use crate::protocol::{Micros, Slo};
+use crate::simulate::virtual_executor::VirtualExecutor;
 
 const SLOTS: u32 = 4;
-const BLOCKS: u32 = 4096;
 
 /// A request of 200 prompt tokens, 5 ms of prefill, that arrives at once.
 fn request(id: u64, ttft: Option<Micros>) -> GenerationRequest {
-    GenerationRequest {
-        id: RequestId(id),
-        prompt: VirtualExecutor::prompt(RequestId(id), 200),
-        max_tokens: 40,
-        sampling: Arc::new(SamplingParams::greedy()),
-        stop_tokens: Arc::from([]),
-        slo: Slo { ttft, tpot: None },
-        class: 0,
-        weight: 1.0,
-        arrival: Micros::ZERO,
-    }
-}
-
-fn executor(limits: &SchedulerLimits, clock: Arc<VirtualClock>) -> VirtualExecutor {
-    let info = ExecutorInfo {
-        backend: "virtual".to_owned(),
-        device: "a test".to_owned(),
-        vocab_size: VOCAB_SIZE,
-        context_tokens_max: 1024,
-        block_tokens: 16,
-        target_blocks: BLOCKS,
-        drafter: None,
-        batch_tokens_max: limits.batch_tokens_max,
-        batch_sequences_max: limits.running_requests_max,
-        draft_tokens_max: 0,
-    };
-    let options = VirtualOptions {
-        info,
-        cost: gpu_like().cost_model().expect("valid"),
-        error: TimeError::NONE,
-        acceptance: DraftQuality::typical().options(&[]),
-        seed: 1,
-    };
-    VirtualExecutor::new(options, clock)
+    GenerationRequest { slo: Slo { ttft, tpot: None }, ..super::timed::request(id, 200) }
 }
 
 /// All terminal events, in order, of requests in the order of their arrival.
 fn serve(requests: Vec<GenerationRequest>, late: LateAction, slots: u32) -> Vec<Delivery> {
-    let limits = SchedulerLimits {
-        running_requests_max: slots,
-        prefill_chunk_tokens_max: 256,
-        batch_tokens_max: 512,
-        draft_tokens_max: 0,
-        target_blocks: BLOCKS,
-        drafter: None,
-    };
-    let clock = Arc::new(VirtualClock::default());
-    let mut executor = executor(&limits, clock.clone());
-    let pacer = Pacer::new(gpu_like().cost_model().expect("valid")).with_late(late);
-    let scheduler = Scheduler::new(limits).paced(pacer);
-    let mut core = EngineCore::new(scheduler, Box::new(Static::new(Fixed::NONE)));
-    let mut arrivals = requests.into_iter().peekable();
-    let mut ends = Vec::new();
-    loop {
-        while let Some(request) = arrivals.next_if(|request| request.arrival <= clock.now()) {
-            core.enqueue(request);
-        }
-        let plan = core.begin(clock.now());
-        ends.extend(core.take_refused());
-        core.scheduler().assert_conserved();
-        let Some(plan) = plan else { break };
-        let result = step::run(&mut executor, plan, &mut Scratch::default(), &*clock).expect("runs");
-        executor.spend_host_time();
-        let finished = core.finish(result, clock.now()).expect("it is in flight");
-        core.settle(&finished.report);
-        ends.extend(finished.deliveries.into_iter().filter(|(_, event)| event.is_terminal()));
-    }
-    assert!(core.scheduler().is_idle() && arrivals.next().is_none());
-    ends
+    let mut timed = Timed::new(limits(slots), Some(pacer().with_late(late)));
+    timed.serve(requests);
+    timed.ends
 }
 
 fn refused(end: &TokenEvent) -> bool {
