@@ -231,7 +231,7 @@ impl Policy for SpecServe {
         let hurdle = space.hurdle(&costs, plan.rate());
         keep.extend(active.iter().filter(|&&index| {
             let row = &rows[index as usize];
-            longer(row) || hurdle.is_cleared_by(space, row.decoding as usize)
+            longer(row) || space.clears(&hurdle, row.decoding as usize)
         }));
     }
 

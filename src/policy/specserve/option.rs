@@ -6,8 +6,6 @@
 //! survival `λ`, `E[max(w·S − λ, 0)]`. `S` is taken as logistic around its forecast, with the
 //! spread that was observed, which makes the expectation a softplus.
 
-use super::workspace::Workspace;
-
 /// Scale of a logistic distribution over its standard deviation, `√3/π`.
 const LOGISTIC_SCALE: f32 = 0.551;
 /// Fraction of its cost that a row must be expected to earn. Below 1, because `λ` is the one with
@@ -32,8 +30,8 @@ pub(super) struct Hurdle {
 
 impl Hurdle {
     /// Whether a row's next draft is worth its price.
-    pub(super) fn is_cleared_by(&self, space: &Workspace, row: usize) -> bool {
-        self.gain(space.rows[row].weight, space.next[row]) > PRICE_SHARE * self.price
+    pub(super) fn is_cleared_by(&self, weight: f32, next: Next) -> bool {
+        self.gain(weight, next) > PRICE_SHARE * self.price
     }
 
     /// `E[max(w·S − λ, 0)]`.

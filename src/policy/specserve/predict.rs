@@ -2,13 +2,11 @@
 //! (docs/policy.md, "One step").
 
 use super::gate::PROBE_DRAFTS;
-use super::workspace::{Costs, Spent, Workspace};
+use super::workspace::{Costs, Spent, Workspace, lags};
 use super::{SpecServe, StepDecision, StepView};
-use crate::protocol::{DecodeView, Intent};
+use crate::protocol::Intent;
 use crate::timing::cost_model::prefill_attended;
 
-/// Lag that needs no admission: a step that accepted all its drafts leaves two tokens.
-const LAG_FREE_TOKENS: u32 = 4;
 /// Fraction of a plain step that catching up may add beyond the first row.
 const CATCH_UP_SHARE: f64 = 0.5;
 
@@ -53,7 +51,7 @@ impl SpecServe {
         let tokens: f64 = (0..costs.rows).map(|row| space.value(row)).sum();
         let hurdle = space.hurdle(costs, tokens / space.step_us(costs));
         for (index, (drafts, row)) in drafts.iter_mut().zip(&view.decoding).enumerate() {
-            let may = *drafts > 0 || space.rows[index].positions > 0 && hurdle.is_cleared_by(space, index);
+            let may = *drafts > 0 || space.rows[index].positions > 0 && space.clears(&hurdle, index);
             *drafts = if may { self.positions(row.drafts_max) } else { 0 };
         }
     }
@@ -146,8 +144,4 @@ impl SpecServe {
         }
         Intent::Draft
     }
-}
-
-pub(super) fn lags(row: &DecodeView) -> bool {
-    row.draft_lag_tokens > LAG_FREE_TOKENS
 }

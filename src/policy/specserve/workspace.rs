@@ -1,7 +1,6 @@
 //! Turns a step's view and the time model into a problem for the planner.
 
 use super::option::{Hurdle, Next};
-use super::predict::lags;
 use super::worth::Pace;
 use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
 use crate::policy::survival::POSITIONS_MAX;
@@ -11,6 +10,14 @@ use crate::timing::cost_model::{Work, prefill_attended};
 
 /// Least worth of a row's tokens: a batch of worthless rows must still have some.
 const WEIGHT_MIN: f32 = 1e-3;
+
+/// Lag that needs no admission: a step that accepted all its drafts leaves two tokens.
+const LAG_FREE_TOKENS: u32 = 4;
+
+/// Whether a sequence's draft cache has fallen behind by more than one step.
+pub(super) fn lags(row: &DecodeView) -> bool {
+    row.draft_lag_tokens > LAG_FREE_TOKENS
+}
 
 /// Terms of a step's time that do not depend on any decision.
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +173,11 @@ impl Workspace {
             marginal_value: values.fold(f32::INFINITY, f32::min),
             price: (rate * costs.draft_row_us()) as f32,
         }
+    }
+
+    /// Whether a row's next draft clears the hurdle.
+    pub(super) fn clears(&self, hurdle: &Hurdle, row: usize) -> bool {
+        hurdle.is_cleared_by(self.rows[row].weight, self.next[row])
     }
 
     /// Weighted tokens of a plain step.
