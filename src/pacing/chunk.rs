@@ -16,7 +16,7 @@ use super::Pacer;
 use crate::protocol::{DecodeView, PrefillView};
 use crate::timing::cost_model::prefill_attended;
 
-/// Share of the requests that are about to finish whose TPOT objectives prefill may always cost.
+/// Share of the finishing requests whose TPOT objectives prefill that could wait may cost.
 const LOSS_SHARE: f64 = 0.02;
 /// Tokens that the mean pace of all requests counts as beside a request's own.
 const PACE_TOKENS: f64 = 16.0;
@@ -42,14 +42,15 @@ impl Pacer {
         }
         let decode_us = self.decode_us(decoding);
         self.list_debts(decoding, decode_us);
-        let usual = self.usual_losses(decoding.len());
-        let free = self.chunk_within(prefilling, usual, all);
+        // Of the requests that the step is expected to finish.
+        let tokens = decoding.len() as f64 * self.load.tokens();
+        let finishing = tokens / self.load.output_tokens().unwrap_or(FIRST_OUTPUT_TOKENS).max(1.0);
+        let free = self.chunk_within(prefilling, LOSS_SHARE * finishing, all);
         // A TTFT objective is worth a TPOT objective.
         let hurried = paces.iter().filter(|&&pace| pace > free).count();
         let chunk = if free < all && hurried > 0 {
             let needed = paces.iter().copied().max().unwrap_or(0).min(all);
-            let hurried = hurried as f64;
-            free.max(self.chunk_within(prefilling, Tolerance { losses: hurried, per_us: 0.0 }, needed))
+            free.max(self.chunk_within(prefilling, hurried as f64, needed))
         } else {
             free
         };
@@ -83,41 +84,22 @@ impl Pacer {
         }
     }
 
-    /// What prefill usually costs: it has to be done some time, so it is held back only where it
-    /// costs more than at other times. Learns what it would cost now.
-    fn usual_losses(&mut self, decoding: usize) -> Tolerance {
-        let prompt_us = self.load.prefill_us().max(1.0);
-        let now = self.losses(prompt_us) / prompt_us;
-        let per_us = self.load.observe_losses(now);
-        let tokens = decoding as f64 * self.load.tokens();
-        let finishing = tokens / self.load.output_tokens().unwrap_or(FIRST_OUTPUT_TOKENS).max(1.0);
-        Tolerance { losses: LOSS_SHARE * finishing, per_us }
-    }
-
     /// TPOT objectives, in expectation, that so much prefill costs now.
     fn losses(&self, prefill_us: f64) -> f64 {
         self.buffers.debts.iter().map(|debt| debt.loss(prefill_us)).sum()
     }
 
-    /// Most prefill tokens, at most `tokens_max`, whose losses are tolerated.
-    fn chunk_within(&self, prefilling: &[PrefillView], tolerance: Tolerance, tokens_max: u32) -> u32 {
+    /// Most prefill tokens, at most `tokens_max`, that cost no more than `losses_max` TPOT
+    /// objectives in expectation.
+    fn chunk_within(&self, prefilling: &[PrefillView], losses_max: f64, tokens_max: u32) -> u32 {
         let (mut fits, mut too_many) = (0, tokens_max + 1);
         while too_many - fits > 1 {
             let middle = if too_many > tokens_max { tokens_max } else { fits + (too_many - fits) / 2 };
             let prefill_us = self.time.prefill_us(middle, attended(prefilling, middle));
-            let tolerated = tolerance.losses + tolerance.per_us * prefill_us;
-            if self.losses(prefill_us) <= tolerated { fits = middle } else { too_many = middle }
+            if self.losses(prefill_us) <= losses_max { fits = middle } else { too_many = middle }
         }
         fits
     }
-}
-
-/// TPOT objectives, in expectation, that a step's prefill may cost.
-#[derive(Clone, Copy, Debug)]
-struct Tolerance {
-    losses: f64,
-    /// In addition, for each microsecond of prefill.
-    per_us: f64,
 }
 
 fn emitted_tokens(row: &DecodeView) -> f64 {

@@ -6,8 +6,6 @@ use crate::timing::cost_model::prefill_attended;
 
 /// Steps that the means of steps remember.
 const STEPS: f64 = 32.0;
-/// Steps that the mean of losses remembers.
-const LOSSES: f64 = 256.0;
 /// Requests that the means of requests remember.
 const REQUESTS: f64 = 64.0;
 /// Spread of TPOT between requests before any finished, as the standard deviation of its
@@ -49,8 +47,6 @@ pub(super) struct Workload {
     output_tokens: Mean,
     /// Prefill of a request, in microseconds.
     prefill_us: Mean,
-    /// TPOT objectives that a microsecond of prefill costs.
-    losses_per_us: Mean,
     /// Time between two arrivals, in microseconds, and the last one.
     interarrival_us: Mean,
     last_arrival: Option<Micros>,
@@ -122,17 +118,6 @@ impl Workload {
     /// Time between two arrivals, in microseconds.
     pub fn interarrival_us(&self) -> f64 {
         self.interarrival_us.get().unwrap_or(f64::INFINITY).max(1.0)
-    }
-
-    /// Mean prefill of a request, in microseconds; 0 before any finished.
-    pub fn prefill_us(&self) -> f64 {
-        self.prefill_us.get().unwrap_or(0.0)
-    }
-
-    /// Takes in what a microsecond of prefill would cost in the step at hand; returns the mean.
-    pub fn observe_losses(&mut self, losses_per_us: f64) -> f64 {
-        self.losses_per_us.add(losses_per_us, LOSSES);
-        self.losses_per_us.value
     }
 
     /// Share of the time that prefill takes at the present rate of arrivals, if all of it is
