@@ -77,9 +77,10 @@ impl Pacer {
             let tokens = (tokens / slower).max(1.0);
             let credit_us = objective_us * (emitted + tokens) - age_us;
             let recovered_us = (objective_us - decode_us / tokens) * to_come;
+            let owed_us = decode_us - credit_us;
             // What decoding alone does not bring back is lost whatever the step prefills.
-            if recovered_us > 0.0 {
-                debts.push(Debt { owed_us: decode_us - credit_us, recovered_us });
+            if recovered_us > 0.0 || owed_us < 0.0 {
+                debts.push(Debt { owed_us, recovered_us: recovered_us.max(1.0) });
             }
         }
     }
