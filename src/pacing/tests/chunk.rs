@@ -144,7 +144,7 @@ fn context_that_is_attended_to_costs_time_as_well() {
     let decoding = vec![running(30_000); 8];
     let deep = PrefillView { done_tokens: 20_000, ..prefilling(3000) };
     let fresh = pacer().chunk(&decoding, &[prefilling(3000)], &[], 2048);
-    let behind = pacer().chunk(&decoding, &[deep.clone()], &[], 2048);
+    let behind = pacer().chunk(&decoding, std::slice::from_ref(&deep), &[], 2048);
     assert!(behind < fresh * 2 / 3, "{behind} of {fresh}");
     // the first in the order goes first
     let short_first = pacer().chunk(&decoding, &[prefilling(500), deep], &[], 2048);

@@ -375,7 +375,7 @@ fn random_requests(seed: u64) -> Vec<GenerationRequest> {
     let mut random = SplitMix64::new(seed);
     let mut one = |id| {
         let mut below = |bound| random.below(bound);
-        let objective = |draw: u64| (draw % 3 > 0).then_some(Micros(draw * 500));
+        let objective = |draw: u64| (!draw.is_multiple_of(3)).then_some(Micros(draw * 500));
         let sampling = SamplingParams { temperature: below(2) as f32, seed: id, ..SamplingParams::greedy() };
         GenerationRequest {
             class: below(3) as u8,
