@@ -129,6 +129,8 @@ fn prompts_in_a_hurry_cost_no_more_requests_than_they_are() {
         assert!(losses(&pacer, &decoding, 64.0, chunk + 1) > hurried as f64);
     }
     assert_eq!(pacer.chunk(&decoding, &[prefilling(3000)], &[2048; 16], 2048), 2048);
+    let one = pacer.chunk(&decoding, &[prefilling(3000)], &[2048], 2048);
+    assert_eq!(pacer.chunk(&decoding, &[prefilling(3000)], &[2048, 0, 0], 2048), one, "two have time");
 }
 
 #[test]
@@ -142,7 +144,7 @@ fn context_that_is_attended_to_costs_time_as_well() {
     let decoding = vec![running(30_000); 8];
     let deep = PrefillView { done_tokens: 20_000, ..prefilling(3000) };
     let fresh = pacer().chunk(&decoding, &[prefilling(3000)], &[], 2048);
-    let behind = pacer().chunk(&decoding, &[deep.clone()], &[], 2048);
+    let behind = pacer().chunk(&decoding, std::slice::from_ref(&deep), &[], 2048);
     assert!(behind < fresh * 2 / 3, "{behind} of {fresh}");
     // the first in the order goes first
     let short_first = pacer().chunk(&decoding, &[prefilling(500), deep], &[], 2048);
@@ -160,7 +162,7 @@ fn prefill_makes_progress_and_stays_within_what_is_there_and_allowed() {
         let hurried = pacer().chunk(&decoding, &[prefilling(remaining)], &[u32::MAX; 9], most);
         assert_eq!(hurried, remaining.min(most), "{remaining} tokens in a hurry, at most {most}");
     }
-    let many = vec![prefilling(u32::MAX / 2); 5];
+    let many = vec![prefilling(1 << 31); 2];
     assert_eq!(pacer().chunk(&[], &many, &[], 2048), 2048, "their sum is out of range");
 }
 
@@ -172,4 +174,12 @@ fn the_longer_outputs_are_the_sooner_a_delay_is_made_up_for() {
         pacer.chunk(&vec![running(0); 16], &[prefilling(3000)], &[2048], 2048)
     };
     assert!(chunk(50) < chunk(100) && chunk(100) < chunk(200));
+}
+
+#[test]
+fn credit_that_no_decoding_brings_back_is_not_overdrawn() {
+    // 5 ms a token cannot be kept; 8 ms are left of what was saved
+    let decoding = [row(101, 490_000, Some(5000))];
+    let chunk = pacer().chunk(&decoding, &[prefilling(3000)], &[], 2048);
+    assert!((250..350).contains(&chunk), "{chunk}");
 }

@@ -1,7 +1,7 @@
 //! How many requests may run.
 
 use super::super::{Demand, Pacer};
-use super::{experienced, finished, pacer};
+use super::{experienced, finished, pacer, row, step};
 use crate::protocol::Micros;
 
 const MOST: u32 = 64;
@@ -23,9 +23,11 @@ fn there_is_no_limit_before_any_request_finished() {
     for arrival in 0..200 {
         pacer.observe_arrival(Micros(arrival));
     }
-    assert_eq!(limit(&mut pacer, 10_000), MOST);
+    // a step of 512 takes twice as long
+    let demands = [demand(Some(7200), 1.0)];
+    assert_eq!(pacer.running_limit(demands.into_iter(), 512), 512);
     pacer.observe(&finished(400, 100, 8000));
-    assert!(limit(&mut pacer, 10_000) < MOST);
+    assert!(pacer.running_limit(demands.into_iter(), 512) < 512);
 }
 
 #[test]
@@ -179,4 +181,15 @@ fn prefill_counts_at_the_rate_of_arrivals_until_it_follows_every_output() {
     assert!(close(time(5000), all_us) && close(time(10_300), all_us));
     // a tenth of the time
     assert!(close(time(102_100), alone_us / 0.9));
+}
+
+#[test]
+fn drafts_that_are_accepted_make_room_for_more() {
+    let mut pacer = experienced(OVERLOAD_US);
+    let before = limit(&mut pacer, 9000);
+    for _ in 0..200 {
+        let report = step(&pacer, vec![row(10, 0, None); 4], 1, 1.2);
+        pacer.observe(&report);
+    }
+    assert!(limit(&mut pacer, 9000) > 2 * before);
 }

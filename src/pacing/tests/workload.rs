@@ -116,10 +116,11 @@ fn the_spread_starts_from_a_guess_and_follows_what_is_seen() {
 }
 
 #[test]
-fn outputs_of_one_token_have_no_tpot_to_learn_from() {
+fn outputs_of_one_token_or_all_at_once_have_no_tpot_to_learn_from() {
     let mut pacer = pacer();
     for _ in 0..100 {
         pacer.observe(&finished(100, 1, 0));
+        pacer.observe(&finished(100, 50, 0));
     }
     assert!(close(pacer.load.spread(), 0.15));
 }

@@ -163,6 +163,108 @@ fn a_prompt_waits_for_blocks_and_is_not_let_in_to_be_preempted() {
     assert_eq!(timed.core.scheduler().gauges().preemptions, 0);
 }
 
+#[test]
+fn what_decodes_takes_no_part_of_the_room_for_prompts() {
+    let mut timed = Timed::new(limits(16), Some(pacer()));
+    enqueue(&mut timed, (1..=8).map(|id| timed::request(id, 20)));
+    assert!(timed.step());
+    enqueue(&mut timed, [due(11, 500, 0, 10_000), due(12, 100, 0, 20_000)]);
+    let plan = timed.plan().expect("two wait");
+    assert_eq!(prefills(&plan), [(11, 500), (12, 4)], "504 tokens beside eight rows");
+}
+
+#[test]
+fn a_prompt_is_late_if_it_is_so_beside_what_decodes() {
+    let refused = |decoding: u64| {
+        let mut timed = Timed::new(limits(16), Some(pacer().with_late(LateAction::Reject)));
+        enqueue(&mut timed, (1..=decoding).map(|id| timed::request(id, 20)));
+        timed.step();
+        // 26 ms of prefill, and two steps of 7 ms
+        let arrival = timed.now();
+        enqueue(&mut timed, [GenerationRequest { arrival, ..due(99, 1000, 0, 34) }]);
+        timed.plan();
+        !timed.ends.is_empty()
+    };
+    assert!(refused(8));
+    assert!(!refused(0), "an idle machine has the time");
+}
+
+#[test]
+fn a_late_prompt_that_waited_for_a_slot_has_its_turn_when_one_is_free() {
+    let mut timed = Timed::new(limits(1), Some(pacer()));
+    enqueue(&mut timed, [timed::request(1, 20)]);
+    assert!(timed.step());
+    enqueue(&mut timed, [due(2, 4000, 0, 1), due(3, 20, 0, 60_000)]);
+    while timed.ends.is_empty() {
+        assert!(timed.step());
+    }
+    let plan = timed.plan().expect("two wait");
+    assert_eq!(prefills(&plan)[0].0, 2);
+}
+
+/// Requests without a TTFT objective, many more than can be served.
+fn overload(prompt_tokens: u32, tpot_us: u64) -> Vec<GenerationRequest> {
+    let one = |id| GenerationRequest {
+        arrival: Micros::from_millis(5 * id),
+        slo: Slo { ttft: None, tpot: Some(Micros(tpot_us)) },
+        ..timed::request(id, prompt_tokens)
+    };
+    (0..200).map(one).collect()
+}
+
+/// Most requests at once when some have ended and many still wait, and how many kept their objectives.
+fn serve_overload(pacer: Option<Pacer>, requests: Vec<GenerationRequest>) -> (u32, usize) {
+    let mut timed = Timed::new(limits(64), pacer);
+    let mut arrivals = requests.iter().cloned().peekable();
+    let mut peak = 0;
+    loop {
+        let now = timed.now();
+        while let Some(request) = arrivals.next_if(|request| request.arrival <= now) {
+            timed.core.enqueue(request);
+        }
+        if !timed.step() {
+            break;
+        }
+        if (80..150).contains(&timed.ends.len()) {
+            peak = peak.max(timed.core.scheduler().gauges().running);
+        }
+    }
+    assert_eq!(timed.ends.len(), requests.len());
+    let attained = requests.iter().filter(|request| {
+        let summary = timed.summary(request.id.0);
+        request.slo.is_attained_by(&summary)
+    });
+    (peak, attained.count())
+}
+
+#[test]
+fn in_overload_no_more_run_than_keep_their_tpot() {
+    let (peak, attained) = serve_overload(Some(pacer()), overload(200, 11_000));
+    let (fifo_peak, fifo_attained) = serve_overload(None, overload(200, 11_000));
+    assert!(peak < 30 && fifo_peak > 60, "{peak} at once, {fifo_peak} by fifo");
+    assert!(attained > 2 * fifo_attained, "{attained} attained, {fifo_attained} by fifo");
+}
+
+#[test]
+fn what_late_prompts_ask_for_does_not_limit_those_in_time() {
+    let peak_beside = |tpot_us| {
+        let late = (1000..1200).map(|id| GenerationRequest {
+            class: 1,
+            arrival: Micros::from_millis(400),
+            slo: Slo { ttft: Some(Micros(1)), tpot: Some(Micros(tpot_us)) },
+            ..timed::request(id, 20)
+        });
+        let mut requests: Vec<_> = overload(20, 8500).into_iter().chain(late).collect();
+        requests.sort_by_key(|request| request.arrival);
+        serve_overload(Some(pacer()), requests).0
+    };
+    let (modest, demanding) = (peak_beside(8500), peak_beside(7600));
+    assert!(
+        demanding * 10 >= modest * 9,
+        "{demanding} at once beside demanding ones, {modest} beside modest"
+    );
+}
+
 /// A small game that is served by slack. Nothing bounds a chunk but the batch.
 fn paced_game(slots: u32, target_blocks: u32, draft_tokens: u32) -> Game {
     let mut game = fifo_game(slots, target_blocks, draft_tokens);
@@ -273,7 +375,7 @@ fn random_requests(seed: u64) -> Vec<GenerationRequest> {
     let mut random = SplitMix64::new(seed);
     let mut one = |id| {
         let mut below = |bound| random.below(bound);
-        let objective = |draw: u64| (draw % 3 > 0).then_some(Micros(draw * 500));
+        let objective = |draw: u64| (!draw.is_multiple_of(3)).then_some(Micros(draw * 500));
         let sampling = SamplingParams { temperature: below(2) as f32, seed: id, ..SamplingParams::greedy() };
         GenerationRequest {
             class: below(3) as u8,
