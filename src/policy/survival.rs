@@ -112,6 +112,7 @@ impl Forecast {
             *weighted *= STEP_FADE;
         }
         let means = self.position_means();
+        let mean_ratio = self.mean_ratio(report);
         for row in &report.drafted {
             let Some(view) = report.view.decoding.get(row.decoding as usize) else { continue };
             for (depth, proposal) in row.proposals.iter().enumerate() {
@@ -122,10 +123,17 @@ impl Forecast {
                 let forecast = forecast_confidence(&means, ratio, index);
                 self.learn_deviation(f64::from(confidence - forecast));
                 // Requests that are drafted further are better than the mean of all.
-                self.learn_position(index, f64::from(confidence / ratio));
+                self.learn_position(index, f64::from(confidence * mean_ratio / ratio));
                 self.learn_request(view.request, confidence / means[index]);
             }
         }
+    }
+
+    /// Mean ratio of the decoding requests; 1 without any.
+    fn mean_ratio(&self, report: &StepReport) -> f32 {
+        let requests = report.view.decoding.len();
+        let ratios = report.view.decoding.iter().map(|view| self.request_ratio(view.request));
+        if requests > 0 { ratios.sum::<f32>() / requests as f32 } else { 1.0 }
     }
 
     fn learn_position(&mut self, index: usize, confidence: f64) {

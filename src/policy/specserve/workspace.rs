@@ -225,7 +225,6 @@ impl Workspace {
 mod tests {
     use super::*;
     use crate::policy::specserve::{SpecServe, SpecServeOptions};
-    use crate::policy::{Policy, Scratch};
     use crate::protocol::{Micros, RequestId};
     use crate::timing::profile::tests::gpu_like;
 
@@ -244,10 +243,13 @@ mod tests {
         StepView { decoding: weights.iter().map(row).collect(), ..StepView::default() }
     }
 
+    /// Planned lengths; more may be drafted.
     fn drafts(weights: &[f32]) -> Vec<u32> {
         let cost = gpu_like().cost_model().expect("valid");
         let policy = SpecServe::new(cost, None, SpecServeOptions::default());
-        policy.plan(&view(weights), &mut Scratch::default()).drafts
+        let mut space = Workspace::default();
+        policy.decide(&mut space, &view(weights));
+        space.lengths
     }
 
     #[test]

@@ -1,24 +1,27 @@
 //! What `plan` spends on the draft model: catching up, and following prefills.
 
 use super::*;
-use crate::protocol::StepReport;
+use crate::protocol::{RequestSummary, StepReport};
 
 fn plan(policy: &SpecServe, view: &StepView) -> StepDecision {
     policy.plan(view, &mut Scratch::default())
 }
 
 #[test]
-fn a_draft_model_catches_up_only_where_that_pays_within_the_horizon() {
+fn a_draft_model_catches_up_only_where_that_pays_over_the_output_to_come() {
     let mut profile = gpu_like();
     profile.draft.as_mut().unwrap().prefill_token_us = 100.0;
-    let policy = SpecServe::new(profile.cost_model().unwrap(), None, SpecServeOptions::default());
-    let drafts = |lag| {
+    let mut policy = SpecServe::new(profile.cost_model().unwrap(), None, SpecServeOptions::default());
+    let drafts = |policy: &SpecServe, lag| {
         let lagging = DecodeView { draft_lag_tokens: lag, ..row(6000, None) };
-        plan(&policy, &StepView { decoding: vec![lagging], ..StepView::default() }).drafts[0]
+        plan(policy, &StepView { decoding: vec![lagging], ..StepView::default() }).drafts[0]
     };
-    // Drafting gains about 2.5 tokens a step, 80 over 32 steps: worth 160 ms.
-    assert!(drafts(1000) > 0, "100 ms pay");
-    assert_eq!(drafts(3000), 0, "300 ms don't");
+    // Drafting gains about 2.5 tokens a step, 45 over 64 tokens to come: worth 90 ms.
+    assert!(drafts(&policy, 500) > 0, "50 ms pay");
+    assert_eq!(drafts(&policy, 3000), 0, "300 ms don't");
+    let finished = vec![RequestSummary { output_tokens: 4000, ..RequestSummary::default() }; 64];
+    policy.lifetime.observe(&StepReport { finished, ..StepReport::default() });
+    assert!(drafts(&policy, 3000) > 0, "they do over thousands of tokens");
 }
 
 #[test]
