@@ -13,12 +13,10 @@
 //!
 //! TPOT differs between requests, so the share falls smoothly where `t(B)` passes an objective:
 //! how much headroom that leaves follows from the spread that was observed. Objectives that no `B`
-//! can meet count for next to nothing beside others. Without any objective all may run.
+//! can meet do not count, and without any other all may run.
 
 use super::Pacer;
-
-/// Slope that makes a logistic curve close to the normal distribution's.
-const LOGISTIC_SLOPE: f64 = 1.702;
+use crate::stats::logistic;
 
 /// A limit makes requests wait, which may cost them their TTFT objectives. With such objectives it
 /// must promise this much more than none does, and arrivals must exceed what is served by this
@@ -57,7 +55,7 @@ impl Objective {
     /// standard deviation of its logarithm `spread`.
     fn share(&self, token_us: f64, spread: f64) -> f64 {
         let headroom = (self.tpot_us.max(1) as f64 / token_us).ln() / spread;
-        1.0 / (1.0 + (-LOGISTIC_SLOPE * headroom).exp())
+        logistic::chance(headroom)
     }
 }
 

@@ -13,7 +13,7 @@
 //!
 //! It is pure: no clock, no random numbers. docs/policy.md, "Scheduling", has the derivations.
 //!
-//! May import: protocol, timing.
+//! May import: protocol, stats, timing.
 #![forbid(unsafe_code)]
 
 mod chunk;

@@ -1,6 +1,7 @@
 //! What steps and requests are like: exponentially weighted means of finished steps and requests.
 
 use crate::protocol::{Micros, RequestSummary, StepReport};
+use crate::stats::mean::RunningMean;
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::prefill_attended;
 
@@ -13,46 +14,26 @@ const REQUESTS: f64 = 64.0;
 const FIRST_SPREAD: f64 = 0.15;
 /// Requests that this first guess counts as.
 const FIRST_SPREAD_REQUESTS: u32 = 16;
-/// The spread never vanishes, or a limit would be planned to the last microsecond.
-const SPREAD_MIN: f64 = 0.05;
-
-/// A mean that starts as the plain mean and then forgets.
-#[derive(Clone, Copy, Debug, Default)]
-struct Mean {
-    value: f64,
-    count: u32,
-}
-
-impl Mean {
-    fn add(&mut self, value: f64, memory: f64) {
-        self.count = self.count.saturating_add(1);
-        self.value += (value - self.value) / f64::from(self.count).min(memory);
-    }
-
-    fn get(&self) -> Option<f64> {
-        (self.count > 0).then_some(self.value)
-    }
-}
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Workload {
     /// Tokens per decoding request and step.
-    tokens: Mean,
+    tokens: RunningMean,
     /// The decode part of a step over a plain step of the same batch.
-    stretch: Mean,
+    stretch: RunningMean,
     /// Context of a decoding request.
-    context_tokens: Mean,
+    context_tokens: RunningMean,
     /// Output tokens of a request.
-    output_tokens: Mean,
+    output_tokens: RunningMean,
     /// Prefill of a request, in microseconds.
-    prefill_us: Mean,
+    prefill_us: RunningMean,
     /// Time between two arrivals, in microseconds, and the last one.
-    interarrival_us: Mean,
+    interarrival_us: RunningMean,
     last_arrival: Option<Micros>,
     /// Logarithm of a request's TPOT in microseconds, and its squared deviation.
-    log_tpot: Mean,
-    log_tpot_variance: Mean,
+    log_tpot: RunningMean,
+    log_tpot_variance: RunningMean,
 }
 
 impl Workload {
@@ -126,13 +107,13 @@ impl Workload {
         self.prefill_us.get().unwrap_or(0.0) / self.interarrival_us()
     }
 
-    /// Spread of TPOT between requests: the standard deviation of its logarithm.
+    /// Spread of TPOT between requests: the standard deviation of its logarithm. It never vanishes,
+    /// because the first guess keeps its weight: no limit is planned to the last microsecond.
     pub fn spread(&self) -> f64 {
-        let seen = f64::from(self.log_tpot_variance.count.min(REQUESTS as u32));
+        let seen = f64::from(self.log_tpot_variance.count().min(REQUESTS as u32));
+        let variance = self.log_tpot_variance.get().unwrap_or(0.0);
         let first = f64::from(FIRST_SPREAD_REQUESTS);
-        let variance =
-            (self.log_tpot_variance.value * seen + FIRST_SPREAD * FIRST_SPREAD * first) / (seen + first);
-        variance.sqrt().max(SPREAD_MIN)
+        ((variance * seen + FIRST_SPREAD * FIRST_SPREAD * first) / (seen + first)).sqrt()
     }
 
     pub fn state(&self) -> serde_json::Value {

@@ -81,9 +81,11 @@ impl Scheduler {
                 break;
             }
             ahead_tokens += pacing.prompts[index].remaining_tokens;
-            self.set_rank(id, rank);
+            if index >= waiting_from {
+                self.set_rank(id, rank);
+            }
         }
-        // The other running prompts keep their order behind those that were looked at.
+        // Those that ran already are ranked however far admission went.
         for (position, ranked) in pacing.ranking.order.iter().enumerate() {
             if (ranked.index as usize) < waiting_from {
                 self.set_rank(pacing.ids[ranked.index as usize], (position as u32, ranked.standing));

@@ -1,8 +1,11 @@
-//! Statistics shared by several rooms: quantiles, intervals of means and isotonic regression.
+//! Statistics shared by several rooms: quantiles, running means and their intervals, the
+//! logistic curve and isotonic regression.
 //!
 //! May import: nothing.
 #![forbid(unsafe_code)]
 
 pub mod interval;
 pub mod isotonic;
+pub mod logistic;
+pub mod mean;
 pub mod quantile;

@@ -5,39 +5,34 @@
 //! so at any time the mean output is what is expected to come.
 
 use crate::protocol::StepReport;
+use crate::stats::mean::RunningMean;
 
 /// Output that is expected before any request finished, in tokens.
 const FIRST_OUTPUT_TOKENS: f64 = 64.0;
 /// Requests that the first guess counts as.
-const FIRST_REQUESTS: f64 = 4.0;
+const FIRST_REQUESTS: u32 = 4;
 /// Requests that the mean remembers.
 const REQUESTS: f64 = 64.0;
 
 /// The mean output of a request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lifetime {
-    output_tokens: f64,
-    requests: f64,
-}
+pub(super) struct Lifetime(RunningMean);
 
 impl Default for Lifetime {
     fn default() -> Lifetime {
-        Lifetime { output_tokens: FIRST_OUTPUT_TOKENS, requests: FIRST_REQUESTS }
+        Lifetime(RunningMean::guess(FIRST_OUTPUT_TOKENS, FIRST_REQUESTS))
     }
 }
 
 impl Lifetime {
     /// Learns from the requests that a step finished.
     pub(super) fn observe(&mut self, report: &StepReport) {
-        for summary in &report.finished {
-            self.requests = (self.requests + 1.0).min(REQUESTS);
-            self.output_tokens += (f64::from(summary.output_tokens) - self.output_tokens) / self.requests;
-        }
+        report.finished.iter().for_each(|summary| self.0.add(f64::from(summary.output_tokens), REQUESTS));
     }
 
     /// Output tokens that a request is expected to have still to come.
     pub(super) fn output_tokens(&self) -> f64 {
-        self.output_tokens
+        self.0.get().unwrap_or(FIRST_OUTPUT_TOKENS)
     }
 }
 

@@ -12,6 +12,8 @@
 //! that function is what a relative change of its pace is worth.
 
 use crate::protocol::{DecodeView, StepReport};
+use crate::stats::logistic;
+use crate::stats::mean::RunningMean;
 
 /// Steps that the mean time per token remembers.
 const STEPS: f64 = 32.0;
@@ -21,16 +23,13 @@ const PRIOR_TOKENS: f64 = 16.0;
 const PACE_RANGE: (f64, f64) = (0.25, 4.0);
 /// Spread of a request's TPOT around its pace so far, as the standard deviation of its logarithm.
 const SPREAD: f64 = 0.1;
-/// Slope that makes a logistic curve close to the normal distribution's.
-const LOGISTIC_SLOPE: f64 = 1.702;
 /// What meeting an objective adds to the worth of a token where it decides: at no headroom.
 const EDGE: f64 = 2.0;
 
 /// The mean time per token of all requests, which a request's own pace is held against.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
-    token_us: f64,
-    steps: u32,
+    token_us: RunningMean,
 }
 
 impl Pace {
@@ -42,19 +41,15 @@ impl Pace {
         }
         let accepted: u32 = report.counts.iter().map(|counts| counts.accepted).sum();
         let tokens = 1.0 + f64::from(accepted) / rows as f64;
-        let token_us = report.step_time.max(report.target_time).0 as f64 / tokens;
-        self.steps = self.steps.saturating_add(1);
-        self.token_us += (token_us - self.token_us) / f64::from(self.steps).min(STEPS);
+        self.token_us.add(report.step_time.max(report.target_time).0 as f64 / tokens, STEPS);
     }
 
     /// Weight of a request's tokens.
     pub(super) fn worth(&self, row: &DecodeView) -> f32 {
-        if self.token_us <= 0.0 {
-            return row.weight;
-        }
+        let Some(mean_us) = self.token_us.get().filter(|&mean_us| mean_us > 0.0) else { return row.weight };
         let gaps = f64::from(row.output_tokens.saturating_sub(1));
-        let own_us = (row.since_first_token.0 as f64 + PRIOR_TOKENS * self.token_us) / (gaps + PRIOR_TOKENS);
-        let pace = (own_us / self.token_us).clamp(PACE_RANGE.0, PACE_RANGE.1);
+        let own_us = (row.since_first_token.0 as f64 + PRIOR_TOKENS * mean_us) / (gaps + PRIOR_TOKENS);
+        let pace = (own_us / mean_us).clamp(PACE_RANGE.0, PACE_RANGE.1);
         let edge = row.tpot.map_or(0.0, |tpot| edge(tpot.0.max(1) as f64 / own_us));
         row.weight * (pace * (1.0 + EDGE * edge)) as f32
     }
@@ -62,7 +57,7 @@ impl Pace {
 
 /// Slope of the chance to meet an objective that is `headroom` times the pace; at most 1.
 fn edge(headroom: f64) -> f64 {
-    let chance = 1.0 / (1.0 + (-LOGISTIC_SLOPE * headroom.ln() / SPREAD).exp());
+    let chance = logistic::chance(headroom.ln() / SPREAD);
     4.0 * chance * (1.0 - chance)
 }
 
