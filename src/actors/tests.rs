@@ -539,7 +539,7 @@ async fn a_request_that_comes_before_the_long_prompts_that_wait_is_not_refused_f
     let engine = Engine::start(build, options).expect("starts");
     let running = engine.handle().submit(submission(1, 50, 900)).await.expect("runs");
     eventually(engine.handle(), "it runs", |state| state["scheduler"]["running"] == 1).await;
-    // they have no objective, so whoever has one goes first
+    // they have no objective, so a request with one goes first
     let mut long = Vec::new();
     for seed in [2, 3] {
         long.push(engine.handle().submit(submission(seed, 900, 3)).await.expect("waits"));

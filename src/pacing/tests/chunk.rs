@@ -110,7 +110,7 @@ fn a_prompt_in_a_hurry_gets_its_pace_if_that_costs_one_request_at_most() {
     let decoding = vec![running(0); 2];
     let mut pacer = pacer();
     assert_eq!(pacer.chunk(&decoding, &[prefilling(3000)], &[300], 2048), 300);
-    // nobody is in a hurry at this pace
+    // no prompt needs more than this chunk
     assert_eq!(pacer.chunk(&decoding, &[prefilling(3000)], &[0], 2048), CHUNK_FLOOR);
     let rich = vec![running(30_000); 2];
     let free = pacer.chunk(&rich, &[prefilling(3000)], &[], 2048);
