@@ -4,9 +4,9 @@
 //! probability, with exponential decay. Sparse cells are pulled towards the table pooled over all
 //! positions, and that towards a warm start; the curve is made monotone (pool adjacent violators)
 //! and interpolated between bins. A level, the acceptance of the last hundreds of drafts over what
-//! the table promised, follows changes that the table needs thousands for. Acceptance is conditional: a draft is a sample only if all
-//! drafts before it were accepted, because the target's choice after a rejection is unobserved
-//! (censoring). Selecting by draft probability does not bias the table, which conditions on it.
+//! the table promised, follows changes that the table needs thousands for. Acceptance is
+//! conditional: a draft is a sample only if all drafts before it were accepted, because the target's
+//! choice after a rejection is unobserved (censoring). Selecting by draft probability does not bias the table, which conditions on it.
 //! The input is the step report; docs/policy.md, section "Survival".
 
 use serde::{Deserialize, Serialize};
