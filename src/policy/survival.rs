@@ -267,6 +267,42 @@ mod tests {
     }
 
     #[test]
+    fn a_position_that_only_good_requests_reach_is_not_taken_for_an_easy_one() {
+        let raw = Calibration::new(CalibrationMode::Raw, None);
+        let mut forecast = Forecast::default();
+        for _ in 0..600 {
+            forecast.observe(&report(&[(1, &[0.8, 0.8]), (2, &[0.4])]), &raw);
+        }
+        let means = forecast.position_means();
+        let second = |request| forecast_confidence(&means, forecast.request_ratio(RequestId(request)), 1);
+        assert!((second(1) - 0.8).abs() < 0.1, "{}", second(1));
+        assert!(second(2) < 0.55, "{}: it would be 0.6 by the drafts of the other", second(2));
+    }
+
+    #[test]
+    fn a_request_that_is_no_longer_drafted_is_taken_for_an_average_one_again() {
+        let raw = Calibration::new(CalibrationMode::Raw, None);
+        let mut forecast = Forecast::default();
+        (0..50).for_each(|_| forecast.observe(&report(&[(1, &[0.2]), (2, &[0.9])]), &raw));
+        let poor = forecast.request_ratio(RequestId(1));
+        (0..100).for_each(|_| forecast.observe(&report(&[(1, &[]), (2, &[0.9])]), &raw));
+        assert!(poor < 0.6 && forecast.request_ratio(RequestId(1)) > 0.9, "{poor}");
+    }
+
+    #[test]
+    fn the_spread_follows_how_far_drafts_are_from_their_forecasts() {
+        let raw = Calibration::new(CalibrationMode::Raw, None);
+        let spread = |drafts: [f32; 2]| {
+            let mut forecast = Forecast::default();
+            (0..2000).for_each(|step| forecast.observe(&report(&[(1, &[drafts[step % 2]])]), &raw));
+            forecast.spread()
+        };
+        assert_eq!(Forecast::default().spread(), 0.2);
+        assert!(spread([0.6, 0.6]) < 0.05);
+        assert!((spread([0.9, 0.3]) - 0.3).abs() < 0.05);
+    }
+
+    #[test]
     fn absent_requests_are_forgotten_and_memory_is_bounded() {
         let raw = Calibration::new(CalibrationMode::Raw, None);
         let mut forecast = Forecast::default();

@@ -36,6 +36,14 @@ fn the_draft_model_follows_prefills_while_speculation_is_on() {
     let warms = |policy: &SpecServe| [&decoding, &prefilling].map(|view| plan(policy, view).warm_draft);
     assert_eq!(warms(&policy()), [true, true]);
 
+    let prefilling = vec![prompt(10_000, None)];
+    let long = StepView { decoding: vec![row(100, None); 64], prefilling, ..decoding.clone() };
+    assert!(!plan(&policy(), &long).warm_draft, "64 tokens to come do not pay for reading 10,000");
+    let mut patient = policy();
+    let finished = vec![RequestSummary { output_tokens: 4000, ..RequestSummary::default() }; 64];
+    patient.lifetime.observe(&StepReport { finished, ..StepReport::default() });
+    assert!(plan(&patient, &long).warm_draft, "thousands do");
+
     let mut off = policy();
     off.gate.observe(&StepReport { view: decoding.clone(), ..StepReport::default() });
     assert_eq!(warms(&off), [false, false]);
