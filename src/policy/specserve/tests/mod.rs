@@ -1,6 +1,7 @@
 mod planning;
 mod probe;
 mod useless;
+mod who_drafts;
 
 use proptest::prelude::*;
 
@@ -115,7 +116,7 @@ fn prompt(remaining_tokens: u32, ttft: Option<u64>) -> PrefillView {
 }
 
 #[test]
-fn prefill_takes_all_it_is_offered_and_objectives_change_no_plan() {
+fn prefill_takes_all_it_is_offered_and_objectives_change_no_plan_before_a_pace_is_known() {
     let view = |tpot, ttft| StepView {
         decoding: vec![row(100, tpot); 3],
         prefilling: vec![prompt(5000, ttft)],
