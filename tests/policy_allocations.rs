@@ -62,8 +62,8 @@ fn terms(first_us: f64, row_us: f64) -> LatencyTerms {
         micros: rows.map(|rows| first_us + row_us * f64::from(rows)).to_vec(),
         context_token_us: 0.02,
         attended_token_us: 0.001,
+        prefill_row: 1.0,
         prefill_step_us: 10.0,
-        prefill_token_us: 5.0,
         prefill_attended_us: 0.0,
         round_us: 0.0,
     }

@@ -21,7 +21,7 @@ const LEAST_ROWS: [u32; 4] = [1, 2, 4, 8];
 /// Contexts, in tokens; the longest that fits is added.
 const CONTEXTS: [u32; 6] = [32, 128, 512, 2048, 8192, 32_768];
 /// Prefill chunks, in tokens.
-const CHUNKS: [u32; 9] = [8, 16, 32, 64, 128, 256, 512, 1024, 2048];
+const CHUNKS: [u32; 11] = [8, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048];
 /// Catch-up chunks of the draft model that are too short for prefills: after a step that
 /// accepted every draft it has missed one token.
 const SHORT_CHUNKS: [u32; 2] = [1, 4];

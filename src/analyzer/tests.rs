@@ -73,8 +73,8 @@ fn target_law() -> LatencyTerms {
         micros,
         context_token_us: 0.9,
         attended_token_us: 0.25,
+        prefill_row: 0.9,
         prefill_step_us: 0.0,
-        prefill_token_us: 14.0,
         prefill_attended_us: 0.03,
         round_us: 0.0,
     }
@@ -86,7 +86,6 @@ fn draft_law() -> LatencyTerms {
         micros: vec![300.0, 615.0],
         context_token_us: 0.2,
         attended_token_us: 0.0,
-        prefill_token_us: 3.0,
         ..target_law()
     }
 }
@@ -285,7 +284,7 @@ fn even_no_budget_gives_one_pass_over_the_shapes_that_a_model_needs() {
     let least = shapes(&info()).iter().filter(|shape| shape.tier == Tier::Least).count();
     assert_eq!(profile.points.len(), least);
     for terms in [&profile.target, profile.draft.as_ref().expect("there is a draft")] {
-        assert!(terms.rows.len() >= 4 && terms.prefill_token_us > 0.0, "{terms:?}");
+        assert!(terms.rows.len() >= 4 && terms.prefill_row > 0.0, "{terms:?}");
     }
 }
 

@@ -16,7 +16,7 @@ use super::table::{Table, or_dash};
 use crate::charts::draw_profile;
 use crate::config::Config;
 use crate::protocol::ModelRole;
-use crate::timing::cost_model::LatencyTerms;
+use crate::timing::cost_model::{LatencyModel, LatencyTerms};
 use crate::timing::fit::FitError;
 use crate::timing::profile::Profile;
 
@@ -134,7 +134,7 @@ fn table(profile: &Profile) -> String {
             format!("{:.3}", millis(terms.micros.first())),
             terms.rows.last().map_or(0, |rows| *rows).to_string(),
             format!("{:.3}", millis(terms.micros.last())),
-            format!("{:.1}", terms.prefill_token_us),
+            or_dash(prefill_token_us(terms), 1),
             percent(|error| error.mape),
             percent(|error| error.p99),
         ]);
@@ -148,6 +148,15 @@ fn progress_bar() -> ProgressBar {
     let template = "measuring {bar:40} {percent:>3} % of the budget, {msg}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(BAR_STEPS).with_style(style)
+}
+
+/// Prefill tokens of the chunk that the table tells the price of.
+const TABLE_CHUNK: u32 = 512;
+
+/// What each token of a chunk adds to a pass that reads the weights anyway.
+fn prefill_token_us(terms: &LatencyTerms) -> Option<f64> {
+    let model = LatencyModel::new(terms.clone()).ok()?;
+    Some(model.prefill_us(1, TABLE_CHUNK, 0) / f64::from(TABLE_CHUNK))
 }
 
 #[cfg(test)]
@@ -186,7 +195,7 @@ mod tests {
         let mut out = Vec::new();
         run(&args, &host(), &mut out).await.expect("profiled");
         let document: Value = serde_json::from_slice(&out).expect("JSON");
-        assert_eq!(document["target"]["terms"]["prefill_token_us"], 25.0);
+        assert_eq!(document["target"]["terms"]["prefill_row"], 1.0);
         assert_eq!(document["fingerprint"]["backend"], "virtual");
         assert_eq!(document["draft"]["held_out"], Value::Null);
     }

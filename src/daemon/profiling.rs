@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_profile_is_refused_even_with_leave_to_measure() {
-        let error = found(PolicyName::SpecServe, Some("format = 1\n"), true).expect_err("no profile");
+        let error = found(PolicyName::SpecServe, Some("format = 2\n"), true).expect_err("no profile");
         assert!(matches!(error, DaemonError::Profile { source: ProfileError::Parse(_), .. }), "{error}");
     }
 

@@ -45,12 +45,13 @@ impl Pacer {
         // Of the requests that the step is expected to finish.
         let tokens = decoding.len() as f64 * self.load.tokens();
         let finishing = tokens / self.load.output_tokens().unwrap_or(FIRST_OUTPUT_TOKENS).max(1.0);
-        let free = self.chunk_within(prefilling, LOSS_SHARE * finishing, all);
+        let rows = self.verify_rows(decoding.len());
+        let free = self.chunk_within(rows, prefilling, LOSS_SHARE * finishing, all);
         // A TTFT objective is worth a TPOT objective.
         let hurried = paces.iter().filter(|&&pace| pace > free).count();
         let chunk = if free < all && hurried > 0 {
             let needed = paces.iter().copied().max().unwrap_or(0).min(all);
-            free.max(self.chunk_within(prefilling, hurried as f64, needed))
+            free.max(self.chunk_within(rows, prefilling, hurried as f64, needed))
         } else {
             free
         };
@@ -91,12 +92,12 @@ impl Pacer {
     }
 
     /// Most prefill tokens, at most `tokens_max`, that cost no more than `losses_max` TPOT
-    /// objectives in expectation.
-    fn chunk_within(&self, prefilling: &[PrefillView], losses_max: f64, tokens_max: u32) -> u32 {
+    /// objectives in expectation, beside `rows` decode and verification rows.
+    fn chunk_within(&self, rows: u32, prefilling: &[PrefillView], losses_max: f64, tokens_max: u32) -> u32 {
         let (mut fits, mut too_many) = (0, tokens_max + 1);
         while too_many - fits > 1 {
             let middle = if too_many > tokens_max { tokens_max } else { fits + (too_many - fits) / 2 };
-            let prefill_us = self.time.prefill_us(middle, attended(prefilling, middle));
+            let prefill_us = self.time.prefill_us(rows, middle, attended(prefilling, middle));
             if self.losses(prefill_us) <= losses_max { fits = middle } else { too_many = middle }
         }
         fits

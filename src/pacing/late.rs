@@ -46,7 +46,7 @@ mod tests {
     use super::super::{Pacer, Prompt, Ranking, Standing};
     use super::*;
     use crate::protocol::Micros;
-    use crate::timing::profile::tests::gpu_like;
+    use crate::timing::profile::tests::with_even_rows;
 
     /// Prompts of so many tokens, 25 µs each, that are due so many milliseconds from now.
     fn prompts(tokens_and_ms: &[(u32, u64)]) -> Vec<Prompt> {
@@ -62,7 +62,7 @@ mod tests {
     }
 
     fn pacer(late: LateAction) -> Pacer {
-        Pacer::new(gpu_like().cost_model().expect("valid")).with_late(late)
+        Pacer::new(with_even_rows().cost_model().expect("valid")).with_late(late)
     }
 
     fn ranked(late: LateAction, prompts: &[Prompt]) -> Vec<(u32, Standing)> {

@@ -126,6 +126,11 @@ impl Pacer {
         self.time.plain_step_us(decoding.len() as u32, context_tokens) * self.load.stretch()
     }
 
+    /// Decode and verification rows of the next step, with `decoding` requests.
+    fn verify_rows(&self, decoding: usize) -> u32 {
+        (decoding as f64 * self.load.rows()).round() as u32
+    }
+
     /// Whether a late prompt that was not begun is to be refused. One whose objective is too tight
     /// even for an idle machine is not: admission decided to serve it as well as may be.
     pub fn refuses(&self, prompt: &Prompt) -> bool {
@@ -133,7 +138,7 @@ impl Pacer {
             return false;
         };
         let tokens = prompt.remaining_tokens;
-        let alone_us = self.time.prefill_us(tokens, prefill_attended(prompt.done_tokens, tokens));
+        let alone_us = self.time.prefill_us(1, tokens, prefill_attended(prompt.done_tokens, tokens));
         alone_us <= deadline.saturating_sub(prompt.arrival).0 as f64
     }
 

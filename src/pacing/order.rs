@@ -67,6 +67,19 @@ pub struct Ranking {
     pub paces: Vec<u32>,
 }
 
+/// What prefill takes beside the requests that decode, in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PrefillCosts {
+    /// The decode part of a step.
+    decode_us: f64,
+    /// A step with next to no prefill; every step of prefill has a cost of its own.
+    pub(super) step_us: f64,
+    /// Each token, in a step with as many as are allowed: prompts share steps.
+    token_us: f64,
+    /// Tokens that a step takes at most.
+    chunk: f64,
+}
+
 /// Working memory of [`Pacer::rank`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Buffers {
@@ -87,7 +100,7 @@ impl Pacer {
         late_turn: bool,
         ranking: &mut Ranking,
     ) {
-        let decode_us = if decoding.is_empty() { 0.0 } else { self.decode_us(decoding) };
+        let costs = self.prefill_costs(decoding, chunk_max);
         let Ranking { order, paces } = ranking;
         order.clear();
         order.extend(
@@ -115,7 +128,7 @@ impl Pacer {
             )
         };
         order.sort_unstable_by_key(key);
-        self.drop_late(now, prompts, decode_us, chunk_max, order);
+        self.drop_late(now, prompts, costs, order);
         order.sort_unstable_by_key(key);
         if late_turn && !keeps_turn {
             let late = order.iter().enumerate().filter(|(_, ranked)| ranked.standing == Standing::Late);
@@ -124,18 +137,11 @@ impl Pacer {
                 order[..=position].rotate_right(1);
             }
         }
-        self.find_paces(now, prompts, decode_us, order, paces);
+        self.find_paces(now, prompts, costs, order, paces);
     }
 
     /// Marks prompts as late, as few as possible.
-    fn drop_late(
-        &mut self,
-        now: Micros,
-        prompts: &[Prompt],
-        decode_us: f64,
-        chunk_max: u32,
-        order: &mut [Ranked],
-    ) {
+    fn drop_late(&mut self, now: Micros, prompts: &[Prompt], costs: PrefillCosts, order: &mut [Ranked]) {
         let mut buffers = std::mem::take(&mut self.buffers.order);
         buffers.taken.clear();
         buffers.late.clear();
@@ -143,7 +149,7 @@ impl Pacer {
         let mut total_us = 0.0;
         for (position, ranked) in order.iter().enumerate() {
             let prompt = &prompts[ranked.index as usize];
-            let work_us = self.work_us(prompt, decode_us, chunk_max);
+            let work_us = self.work_us(prompt, costs);
             total_us += work_us;
             if ranked.standing != Standing::OnTime {
                 continue;
@@ -166,11 +172,28 @@ impl Pacer {
         self.buffers.order = buffers;
     }
 
-    /// Time to prefill the rest of a prompt at full pace beside the decoding requests.
-    fn work_us(&self, prompt: &Prompt, decode_us: f64, chunk_max: u32) -> f64 {
+    pub(super) fn prefill_costs(&self, decoding: &[DecodeView], chunk_max: u32) -> PrefillCosts {
+        let (rows, chunk) = (self.verify_rows(decoding.len()), chunk_max.max(1));
+        let decode_us = if decoding.is_empty() { 0.0 } else { self.decode_us(decoding) };
+        PrefillCosts {
+            decode_us,
+            step_us: decode_us + self.time.prefill_us(rows, 1, 0),
+            token_us: self.time.prefill_us(rows, chunk, 0) / f64::from(chunk),
+            chunk: f64::from(chunk),
+        }
+    }
+
+    /// What the rest of a prompt adds to steps that are full of prefill.
+    pub(super) fn prefill_us(&self, prompt: &Prompt, costs: PrefillCosts) -> f64 {
         let tokens = prompt.remaining_tokens;
-        let steps = f64::from(tokens) / f64::from(chunk_max.max(1));
-        self.time.prefill_us(tokens, prefill_attended(prompt.done_tokens, tokens)) + steps * decode_us
+        let attended_us = self.time.prefill_attended_us(prefill_attended(prompt.done_tokens, tokens));
+        f64::from(tokens) * costs.token_us + attended_us
+    }
+
+    /// Time to prefill the rest of a prompt at full pace beside the decoding requests.
+    pub(super) fn work_us(&self, prompt: &Prompt, costs: PrefillCosts) -> f64 {
+        let steps = f64::from(prompt.remaining_tokens) / costs.chunk;
+        self.prefill_us(prompt, costs) + steps * costs.decode_us
     }
 
     /// The first `i` prompts have `C` tokens to go and `L` left, of which [`DEADLINE_AIM`] is
@@ -180,19 +203,18 @@ impl Pacer {
         &self,
         now: Micros,
         prompts: &[Prompt],
-        decode_us: f64,
+        costs: PrefillCosts,
         order: &[Ranked],
         paces: &mut Vec<u32>,
     ) {
         paces.clear();
         let (mut tokens, mut prefill_us) = (0.0, 0.0);
-        // Every step of prefill has a cost of its own.
-        let step_us = decode_us + self.time.prefill_us(1, 0);
+        let step_us = costs.step_us;
         for ranked in order {
             let prompt = &prompts[ranked.index as usize];
             let remaining = prompt.remaining_tokens;
             tokens += f64::from(remaining);
-            prefill_us += self.time.prefill_us(remaining, prefill_attended(prompt.done_tokens, remaining));
+            prefill_us += self.prefill_us(prompt, costs);
             if ranked.standing != Standing::OnTime {
                 continue;
             }

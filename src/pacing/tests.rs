@@ -9,11 +9,11 @@ use super::{LateAction, Pacer};
 use crate::protocol::{
     DecodeView, DraftCounts, Micros, RequestId, RequestSummary, RequestTimes, StepReport, StepView,
 };
-use crate::timing::profile::tests::gpu_like;
+use crate::timing::profile::tests::with_even_rows;
 
 /// Prefill takes 25 µs a token, a small step of decoding about 7 ms.
 fn pacer() -> Pacer {
-    Pacer::new(gpu_like().cost_model().expect("valid")).with_late(LateAction::Demote)
+    Pacer::new(with_even_rows().cost_model().expect("valid")).with_late(LateAction::Demote)
 }
 
 /// A request that emitted so many tokens and has had so long for all but the first of them.

@@ -20,6 +20,8 @@ const FIRST_SPREAD_REQUESTS: u32 = 16;
 pub(super) struct Workload {
     /// Tokens per decoding request and step.
     tokens: RunningMean,
+    /// Decode and verification rows per decoding request and step.
+    rows: RunningMean,
     /// The decode part of a step over a plain step of the same batch.
     stretch: RunningMean,
     /// Context of a decoding request.
@@ -28,6 +30,9 @@ pub(super) struct Workload {
     output_tokens: RunningMean,
     /// Prefill of a request, in microseconds.
     prefill_us: RunningMean,
+    /// What prefill added to a step with prefill, in microseconds and per token.
+    step_prefill_us: RunningMean,
+    step_prefill_tokens: RunningMean,
     /// Time between two arrivals, in microseconds, and the last one.
     interarrival_us: RunningMean,
     last_arrival: Option<Micros>,
@@ -39,15 +44,23 @@ pub(super) struct Workload {
 impl Workload {
     pub fn observe_step(&mut self, time: &TimeModel, report: &StepReport) {
         let rows = report.view.decoding.len();
+        let verified: u32 = report.counts.iter().map(|counts| counts.verified).sum();
+        let prefill_tokens = report.prefill_tokens;
+        let prefill_us =
+            time.prefill_us(rows as u32 + verified, prefill_tokens, report.prefill_attended_tokens);
+        if prefill_tokens > 0 {
+            self.step_prefill_us.add(prefill_us, STEPS);
+            self.step_prefill_tokens.add(f64::from(prefill_tokens), STEPS);
+        }
         if rows == 0 {
             return;
         }
         let context_tokens: u64 = report.view.decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
         let accepted: u64 = report.counts.iter().map(|counts| u64::from(counts.accepted)).sum();
-        let prefill_us = time.prefill_us(report.prefill_tokens, report.prefill_attended_tokens);
         let decode_us = report.step_time.max(report.target_time).0 as f64 - prefill_us;
         let plain_us = time.plain_step_us(rows as u32, context_tokens);
         self.tokens.add(1.0 + accepted as f64 / rows as f64, STEPS);
+        self.rows.add(1.0 + f64::from(verified) / rows as f64, STEPS);
         self.stretch.add((decode_us / plain_us).clamp(0.5, 8.0), STEPS);
         self.context_tokens.add(context_tokens as f64 / rows as f64, STEPS);
     }
@@ -61,7 +74,12 @@ impl Workload {
     pub fn observe_finished(&mut self, time: &TimeModel, summary: &RequestSummary) {
         self.output_tokens.add(f64::from(summary.output_tokens), REQUESTS);
         let prompt = summary.prompt_tokens;
-        self.prefill_us.add(time.prefill_us(prompt, prefill_attended(0, prompt)), REQUESTS);
+        // Prompts share steps, and the more rows a step has already, the more each token adds.
+        let prefill_us = match (self.step_prefill_us.get(), self.step_prefill_tokens.get()) {
+            (Some(step_us), Some(step_tokens)) => f64::from(prompt) * step_us / step_tokens,
+            _ => time.prefill_us(1, prompt, prefill_attended(0, prompt)),
+        };
+        self.prefill_us.add(prefill_us, REQUESTS);
         if let Some(tpot) = summary.tpot().filter(|tpot| tpot.0 > 0) {
             let log = (tpot.0 as f64).ln();
             let deviation = log - self.log_tpot.get().unwrap_or(log);
@@ -73,6 +91,11 @@ impl Workload {
     /// Length of a step's decode part over that of a plain step.
     pub fn stretch(&self) -> f64 {
         self.stretch.get().unwrap_or(1.0)
+    }
+
+    /// Decode and verification rows of a request in a step.
+    pub fn rows(&self) -> f64 {
+        self.rows.get().unwrap_or(1.0)
     }
 
     /// Expected tokens of a request in a step.

@@ -5,13 +5,14 @@ use crate::timing::cost_model::prefill_attended;
 
 /// What prefilling costs: the terms of the time model, corrections included.
 pub trait PrefillCost {
-    /// Microseconds that `tokens` prefill tokens attending to `attended_tokens` add to a step.
+    /// Microseconds that `tokens` prefill tokens attending to `attended_tokens` add to a step over
+    /// one row.
     fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64;
 }
 
 impl PrefillCost for crate::timing::correction::TimeModel {
     fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
-        crate::timing::correction::TimeModel::prefill_us(self, tokens, attended_tokens)
+        crate::timing::correction::TimeModel::prefill_us(self, 1, tokens, attended_tokens)
     }
 }
 

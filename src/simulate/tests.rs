@@ -118,8 +118,8 @@ fn a_full_pool_preempts_and_every_request_still_finishes() {
 fn plain_decoding_takes_the_closed_form() {
     let workload: Vec<Arrival> = (0..16).map(|_| arrival(0, 32, 500)).collect();
     let report = run(&workload, &settings(), 0);
-    // one chunk prefills all 16 prompts; its pass has no decode rows and costs one row
-    let prefill = TARGET_US + TARGET_ROW_US + HOST_US;
+    // one chunk prefills all 16 prompts, and each of its tokens is a row
+    let prefill = TARGET_US + 16.0 * 32.0 * TARGET_ROW_US + HOST_US;
     let step = TARGET_US + 16.0 * TARGET_ROW_US + HOST_US;
     assert_within(report.ttft_ms.mean.unwrap(), prefill / 1e3, 0.001);
     assert_within(report.tpot_ms.mean.unwrap(), step / 1e3, 0.001);

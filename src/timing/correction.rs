@@ -41,6 +41,18 @@ const P99_STEPS_MIN: usize = 64;
 /// Steps between two evaluations of the quantiles.
 const MARGIN_PERIOD_STEPS: u64 = 16;
 
+/// Times of rows beside prefill; see [`TimeModel::beside`].
+#[derive(Clone, Copy, Debug)]
+pub struct Beside<'a> {
+    /// Microseconds by decode and verification rows.
+    pub table: &'a [f64],
+    /// Correction on them.
+    pub factor: f64,
+    /// What of them the prefill takes, at the price of a row there: steps with more prefill and
+    /// fewer without would take that much more.
+    pub prefill_us: f64,
+}
+
 /// One multiplicative correction.
 #[derive(Clone, Copy, Debug, Default)]
 struct Correction {
@@ -137,9 +149,28 @@ impl TimeModel {
         self.cost.target.decode_us(work) * self.target.factor()
     }
 
-    /// The target's prefill part of a step, in microseconds.
-    pub fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
-        self.cost.target.prefill_us(tokens, attended_tokens) * self.prefill.factor()
+    /// What prefill adds to a step over `rows` decode and verification rows, in microseconds.
+    pub fn prefill_us(&self, rows: u32, tokens: u32, attended_tokens: u64) -> f64 {
+        self.cost.target.prefill_us(rows, tokens, attended_tokens) * self.prefill.factor()
+    }
+
+    /// What the context that prefill attends to adds to it, in microseconds.
+    pub fn prefill_attended_us(&self, attended_tokens: u64) -> f64 {
+        self.cost.target.terms().prefill_attended_us * attended_tokens as f64 * self.prefill.factor()
+    }
+
+    /// The target's staircase for `rows` decode and verification rows and more, beside
+    /// `prefill_tokens` of prefill.
+    pub fn beside(&self, rows: u32, prefill_tokens: u32) -> Beside<'_> {
+        let target = &self.cost.target;
+        let prefill_rows = target.prefill_rows(prefill_tokens);
+        let (decode_us, all_us) = (target.rows_us(rows), target.rows_us(rows.saturating_add(prefill_rows)));
+        let corrected_us = decode_us * self.target.factor() + (all_us - decode_us) * self.prefill.factor();
+        Beside {
+            table: target.table_from(prefill_rows as usize),
+            factor: corrected_us / all_us,
+            prefill_us: corrected_us / all_us * self.cost.target.marginal_us(rows, prefill_rows),
+        }
     }
 
     /// One draft call over `rows` sequences with `context_tokens` behind them in all, in
@@ -157,10 +188,10 @@ impl TimeModel {
         round_us * self.draft.factor()
     }
 
-    /// Catching the draft model up on `tokens`, in microseconds.
-    pub fn catch_up_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
+    /// Catching the draft model up on `tokens` in a call over `rows` sequences, in microseconds.
+    pub fn catch_up_us(&self, rows: u32, tokens: u32, attended_tokens: u64) -> f64 {
         let Some(draft) = &self.cost.draft else { return 0.0 };
-        draft.prefill_us(tokens, attended_tokens) * self.draft.factor()
+        draft.prefill_us(rows, tokens, attended_tokens) * self.draft.factor()
     }
 
     /// A plain decode step of `rows` sequences with `context_tokens` behind them in all, in
@@ -185,7 +216,7 @@ impl TimeModel {
     pub fn step_us(&self, report: &StepReport) -> f64 {
         let work = target_work(report);
         let target = if work.rows > 0 { self.target_us(&work) } else { self.base_us() };
-        let prefill = self.prefill_us(report.prefill_tokens, report.prefill_attended_tokens);
+        let prefill = self.prefill_us(work.rows, report.prefill_tokens, report.prefill_attended_tokens);
         target + prefill + self.draft_us(report) + self.host_us
     }
 
@@ -242,8 +273,8 @@ impl TimeModel {
     fn learn_target(&mut self, report: &StepReport, observed_us: f64) {
         let work = target_work(report);
         let decode_us = if work.rows > 0 { self.target_us(&work) } else { self.base_us() };
-        let prefill_us = self.prefill_us(report.prefill_tokens, report.prefill_attended_tokens);
-        if prefill_us == 0.0 {
+        let prefill_us = self.prefill_us(work.rows, report.prefill_tokens, report.prefill_attended_tokens);
+        if report.prefill_tokens == 0 {
             self.target.learn(observed_us, decode_us / self.target.factor());
         } else if prefill_us >= PREFILL_SHARE_MIN * (decode_us + prefill_us) {
             let left_us = (observed_us - decode_us).max(prefill_us / CORRECTION_MAX);
@@ -339,8 +370,9 @@ mod tests {
 
     /// Fills in the times of a machine whose terms are the profile's times `slow`.
     fn run(truth: &TimeModel, mut report: StepReport, slow: [f64; 3], host_us: f64) -> StepReport {
-        let target = truth.target_us(&target_work(&report)) * slow[0]
-            + truth.prefill_us(report.prefill_tokens, report.prefill_attended_tokens) * slow[1];
+        let work = target_work(&report);
+        let prefill_us = truth.prefill_us(work.rows, report.prefill_tokens, report.prefill_attended_tokens);
+        let target = truth.target_us(&work) * slow[0] + prefill_us * slow[1];
         let draft = truth.draft_us(&report) * slow[2];
         report.target_time = Micros(target as u64);
         report.draft_time = Micros(draft as u64);
@@ -444,6 +476,6 @@ mod tests {
         cost.draft = None;
         let model = TimeModel::new(cost);
         assert!(!model.has_draft());
-        assert_eq!((model.draft_call_us(4, 100), model.catch_up_us(5, 5)), (0.0, 0.0));
+        assert_eq!((model.draft_call_us(4, 100), model.catch_up_us(4, 5, 5)), (0.0, 0.0));
     }
 }

@@ -3,24 +3,34 @@
 //! For one model,
 //!
 //! ```text
-//! T(rows, C, A, p, P) = stair(rows) + κ·C + α·A + [p > 0]·o + β·p + π·P
+//! T(rows, C, A, p, P) = stair(rows + ω·p) + κ·C + α·A + [p > 0]·o + π·P
 //! ```
 //!
 //! where `C` sums the context of each sequence once (bytes of KV read), `A` sums it
 //! once per query token (attention arithmetic), `p` are prefill (for the draft model:
-//! catch-up) tokens and `P` the context they attend to. The draft model has no `o`; its first
-//! call in a step costs [`round_us`](LatencyTerms::round_us) more than the others. On a GPU the staircase has one
-//! step per captured graph size and a batch is padded up to it ([`Between::Pad`]); a CPU
-//! has no graphs and is read off between the measured sizes ([`Between::Interpolate`]).
+//! catch-up) tokens and `P` the context they attend to. All tokens of a pass go through the same
+//! matrix products, so they share one staircase: beside a long prefill, which keeps the
+//! arithmetic units busy, a row costs several times what it costs in a step that waits for memory.
+//! A prefill token counts as `ω` rows, at most one, because only its prompt's last needs logits.
+//!
+//! The draft model has no `o`; its first
+//! call in a step costs [`round_us`](LatencyTerms::round_us) more than the others. On a GPU a batch
+//! is padded up to the next size, that of a captured graph or of a whole tile
+//! ([`Between::Pad`]); a CPU
+//! has no such sizes and is read off between the measured ones ([`Between::Interpolate`]).
 //! All times are microseconds.
 
 use serde::{Deserialize, Serialize};
 
 use super::error::ProfileError;
 
-/// Most decode and verification rows of one step; the largest captured graph. The
-/// staircase is tabulated up to here and extrapolated beyond.
+/// Most decode and verification rows of one step; the largest captured graph.
 pub const ROWS_MAX: usize = 1024;
+/// The staircase is tabulated up to this many rows, prefill included, and extrapolated beyond.
+const TABLE_ROWS: usize = 4 * ROWS_MAX;
+
+/// Rows to either side that a slope is taken over: a tile.
+const SLOPE_ROWS: u32 = 128;
 
 /// What happens between two measured row counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,10 +56,10 @@ pub struct LatencyTerms {
     pub context_token_us: f64,
     /// `α`: microseconds per context token, counted once per query token.
     pub attended_token_us: f64,
+    /// `ω`: rows that a prefill token counts as, above 0 and at most 1.
+    pub prefill_row: f64,
     /// `o`: microseconds that any prefill adds.
     pub prefill_step_us: f64,
-    /// `β`: microseconds per prefill token.
-    pub prefill_token_us: f64,
     /// `π`: microseconds per context token that a prefill token attends to.
     pub prefill_attended_us: f64,
     /// Draft model: microseconds that a drafting round adds to its calls, because it finds the
@@ -67,8 +77,8 @@ impl LatencyTerms {
             micros: micros.to_vec(),
             context_token_us: 0.0,
             attended_token_us: 0.0,
+            prefill_row: 1.0,
             prefill_step_us: 0.0,
-            prefill_token_us: 0.0,
             prefill_attended_us: 0.0,
             round_us: 0.0,
         }
@@ -112,7 +122,7 @@ impl LatencyModel {
     pub fn new(terms: LatencyTerms) -> Result<LatencyModel, ProfileError> {
         check(&terms).map_err(ProfileError::Terms)?;
         let beyond_us = slope_beyond(&terms);
-        let table = (0..=ROWS_MAX).map(|rows| stair(&terms, beyond_us, rows as f64)).collect();
+        let table = (0..=TABLE_ROWS).map(|rows| stair(&terms, beyond_us, rows as f64)).collect();
         Ok(LatencyModel { terms, table, beyond_us })
     }
 
@@ -121,17 +131,18 @@ impl LatencyModel {
         &self.terms
     }
 
-    /// The staircase at 0 to [`ROWS_MAX`] rows. No rows cost as much as one: the
-    /// weights are read for the prefill alone as well.
-    pub fn table(&self) -> &[f64] {
-        &self.table
+    /// The staircase at `beside` rows and more, at least [`ROWS_MAX`] more: what any number of rows
+    /// takes beside so many others. No rows take as long as one: the weights are read for it.
+    pub fn table_from(&self, beside: usize) -> &[f64] {
+        // Beyond the table the staircase goes on with one slope.
+        &self.table[beside.min(TABLE_ROWS - ROWS_MAX)..]
     }
 
     /// The staircase at `rows`.
     pub fn rows_us(&self, rows: u32) -> f64 {
         match self.table.get(rows as usize) {
             Some(&micros) => micros,
-            None => self.table[ROWS_MAX] + self.beyond_us * f64::from(rows - ROWS_MAX as u32),
+            None => self.table[TABLE_ROWS] + self.beyond_us * f64::from(rows - TABLE_ROWS as u32),
         }
     }
 
@@ -147,17 +158,35 @@ impl LatencyModel {
         Some(sizes.iter().rev().copied().find(|&size| steps(size)).unwrap_or(0))
     }
 
-    /// The prefill terms alone.
-    pub fn prefill_us(&self, tokens: u32, attended_tokens: u64) -> f64 {
+    /// Rows that prefill tokens count as.
+    pub fn prefill_rows(&self, tokens: u32) -> u32 {
+        (self.terms.prefill_row * f64::from(tokens)).ceil() as u32
+    }
+
+    /// What prefill adds to a pass over `rows` decode and verification rows.
+    pub fn prefill_us(&self, rows: u32, tokens: u32, attended_tokens: u64) -> f64 {
         if tokens == 0 {
             return 0.0;
         }
-        self.terms.prefill_step_us
-            + self.terms.prefill_token_us * f64::from(tokens)
+        let more_rows = self.prefill_rows(tokens);
+        self.rows_us(rows.saturating_add(more_rows)) - self.rows_us(rows)
+            + self.terms.prefill_step_us
             + self.terms.prefill_attended_us * attended_tokens as f64
     }
 
-    /// Everything but the prefill terms.
+    /// What `more_rows` cost on top of `rows` at the price of a row there, which is at most that of
+    /// the mean row. On a staircase that is the slope over a tile to either side.
+    pub fn marginal_us(&self, rows: u32, more_rows: u32) -> f64 {
+        let all = rows.saturating_add(more_rows);
+        if more_rows == 0 {
+            return 0.0;
+        }
+        let (low, high) = (rows.max(all.saturating_sub(SLOPE_ROWS)), all.saturating_add(SLOPE_ROWS));
+        let slope_us = (self.rows_us(high) - self.rows_us(low)) / f64::from(high - low);
+        slope_us.min(self.rows_us(all) / f64::from(all)) * f64::from(more_rows)
+    }
+
+    /// The pass without its prefill.
     pub fn decode_us(&self, work: &Work) -> f64 {
         self.rows_us(work.rows)
             + self.terms.context_token_us * work.context_tokens as f64
@@ -169,7 +198,7 @@ impl LatencyModel {
         if work.rows == 0 && work.prefill_tokens == 0 {
             return 0.0;
         }
-        self.decode_us(work) + self.prefill_us(work.prefill_tokens, work.prefill_attended_tokens)
+        self.decode_us(work) + self.prefill_us(work.rows, work.prefill_tokens, work.prefill_attended_tokens)
     }
 }
 
@@ -205,10 +234,12 @@ fn check(terms: &LatencyTerms) -> Result<(), String> {
         terms.context_token_us,
         terms.attended_token_us,
         terms.prefill_step_us,
-        terms.prefill_token_us,
         terms.prefill_attended_us,
         terms.round_us,
     ];
+    if !(terms.prefill_row > 0.0 && terms.prefill_row <= 1.0) {
+        return Err(format!("prefill_row is {}, not above 0 and at most 1", terms.prefill_row));
+    }
     if micros.iter().chain(&slopes).any(|value| !value.is_finite() || *value < 0.0) {
         return Err("times must be finite and not negative".to_owned());
     }
@@ -293,7 +324,7 @@ pub(crate) mod tests {
         let model = LatencyModel::new(LatencyTerms::staircase(Between::Pad, &[1, 2, 4], &[10.0, 12.0, 20.0]))
             .unwrap();
         assert_eq!(model.rows_us(6), 28.0);
-        assert_eq!(model.rows_us(2000), 20.0 + 4.0 * 1996.0);
+        assert_eq!(model.rows_us(9000), 20.0 + 4.0 * 8996.0);
     }
 
     #[test]
@@ -308,10 +339,10 @@ pub(crate) mod tests {
         let terms = LatencyTerms {
             context_token_us: 0.5,
             attended_token_us: 0.25,
+            prefill_row: 0.75,
             prefill_step_us: 3.0,
-            prefill_token_us: 2.0,
             prefill_attended_us: 0.125,
-            ..LatencyTerms::staircase(Between::Pad, &[2], &[10.0])
+            ..LatencyTerms::staircase(Between::Pad, &[2, 5], &[10.0, 18.0])
         };
         let model = LatencyModel::new(terms).unwrap();
         let work = Work {
@@ -321,8 +352,25 @@ pub(crate) mod tests {
             prefill_tokens: 4,
             prefill_attended_tokens: prefill_attended(6, 4),
         };
-        assert_eq!(model.micros(&work), 10.0 + 4.0 + 4.0 + 3.0 + 8.0 + 34.0 * 0.125);
+        // four prefill tokens count as three rows
+        assert_eq!(model.micros(&work), 18.0 + 4.0 + 4.0 + 3.0 + 34.0 * 0.125);
         assert_eq!(model.micros(&Work::default()), 0.0);
+    }
+
+    #[test]
+    fn rows_beside_prefill_cost_what_they_cost_there() {
+        // memory-bound up to 256 rows, then 20 us a row
+        let terms = LatencyTerms::staircase(
+            Between::Interpolate,
+            &[1, 256, 512, 1024],
+            &[5000.0, 5000.0, 10_120.0, 20_360.0],
+        );
+        let model = LatencyModel::new(terms).unwrap();
+        let pass_us = |rows, prefill_tokens| model.micros(&Work { rows, prefill_tokens, ..Work::default() });
+        assert_eq!(pass_us(128, 0) - pass_us(64, 0), 0.0);
+        assert!((pass_us(128, 512) - pass_us(64, 512) - 64.0 * 20.0).abs() < 1e-6);
+        assert_eq!(model.table_from(512)[64], model.rows_us(576));
+        assert_eq!(model.table_from(usize::MAX).len(), ROWS_MAX + 1);
     }
 
     #[test]
@@ -335,7 +383,9 @@ pub(crate) mod tests {
             LatencyTerms::staircase(Between::Pad, &[1, 2], &[3.0, 2.0]),
             LatencyTerms::staircase(Between::Pad, &[1], &[0.0]),
             LatencyTerms::staircase(Between::Pad, &[1], &[f64::NAN]),
-            LatencyTerms { prefill_token_us: -1.0, ..LatencyTerms::staircase(Between::Pad, &[1], &[1.0]) },
+            LatencyTerms { prefill_step_us: -1.0, ..LatencyTerms::staircase(Between::Pad, &[1], &[1.0]) },
+            LatencyTerms { prefill_row: 0.0, ..LatencyTerms::staircase(Between::Pad, &[1], &[1.0]) },
+            LatencyTerms { prefill_row: 1.1, ..LatencyTerms::staircase(Between::Pad, &[1], &[1.0]) },
         ];
         for terms in refused {
             assert!(LatencyModel::new(terms.clone()).is_err(), "{terms:?}");

@@ -1,7 +1,7 @@
 //! Why a time model or a profile can't be used.
 
 /// Version of the file format; a file of another version is refused.
-pub const PROFILE_FORMAT: u32 = 1;
+pub const PROFILE_FORMAT: u32 = 2;
 
 /// Why a profile can't be used.
 #[derive(Debug, thiserror::Error)]

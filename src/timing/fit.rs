@@ -1,9 +1,12 @@
 //! Fits [`LatencyTerms`] to the analyzer's measured points.
 //!
-//! Unknowns are one time per measured row count and five linear terms. Residuals
+//! Unknowns are one time per size and four linear terms. The sizes are the measured row counts;
+//! where batches are padded, a pass with prefill has the next of them up to [`TILE_ROWS_FROM`] and
+//! whole tiles above. Residuals
 //! are relative (a 10 µs error matters at 100 µs, not at 10 ms), outliers lose weight
 //! (Huber, by iterated reweighting), linear terms are kept non-negative by dropping
-//! those that would be negative, and the staircase is made monotone at the end.
+//! those that would be negative, and the staircase is made monotone at the end. How many rows a
+//! prefill token counts as is searched for: the one with the least error.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,14 +18,18 @@ use crate::stats::isotonic::make_monotone;
 use crate::stats::quantile::nearest_rank;
 
 /// Linear terms of the model.
-const LINEAR_TERMS: usize = 5;
+const LINEAR_TERMS: usize = 4;
 /// Index of the prefill terms among them. The draft model has the cost of a round where the target
 /// has the fixed cost of a prefill.
 const PREFILL_STEP: usize = 2;
 /// See [`PREFILL_STEP`].
-const PREFILL_TOKEN: usize = 3;
-/// See [`PREFILL_STEP`].
-const PREFILL_ATTENDED: usize = 4;
+const PREFILL_ATTENDED: usize = 3;
+/// Rows of a tile of the matrix products that are bound by arithmetic: their time steps there.
+const TILE_ROWS: u32 = 128;
+/// Padded passes with prefill are priced by whole tiles above this many rows.
+const TILE_ROWS_FROM: u32 = 256;
+/// Rows that a prefill token may count as, where batches are not padded.
+const PREFILL_ROWS: [f64; 11] = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0];
 /// Rounds of reweighting; the weights settle in three or four.
 const ROUNDS: usize = 8;
 /// Residuals up to this many standard deviations keep their full weight (Huber's constant
@@ -74,8 +81,11 @@ pub fn fit(
         .filter(|point| point.model == role && point.micros.is_finite() && point.micros > 0.0)
         .cloned()
         .collect();
+    if usable.iter().all(|point| point.rows == 0) {
+        return Err(ProfileError::TooFew("no point has decode rows".to_owned()));
+    }
     let terms = fit_terms(&usable, between)?;
-    let (seen, unseen) = split(&usable, hold_out_every);
+    let (seen, unseen) = split(&usable, between, hold_out_every);
     let held_out = if unseen.is_empty() {
         error_on(&LatencyModel::new(terms.clone())?, &usable)
     } else {
@@ -96,14 +106,16 @@ pub fn error_on(model: &LatencyModel, points: &[ProfilePoint]) -> FitError {
     })
 }
 
-fn split(points: &[ProfilePoint], every: usize) -> (Vec<ProfilePoint>, Vec<ProfilePoint>) {
-    let mut met: Vec<u32> = Vec::new();
+fn split(points: &[ProfilePoint], between: Between, every: usize) -> (Vec<ProfilePoint>, Vec<ProfilePoint>) {
+    let sizes = Sizes::of(points, between, 1.0);
+    let mut met: Vec<usize> = Vec::new();
     let mut candidates = 0usize;
     let (mut seen, mut unseen) = (Vec::new(), Vec::new());
     for point in points {
-        let first = !met.contains(&point.rows);
+        let size = sizes.place(point).0;
+        let first = !met.contains(&size);
         if first {
-            met.push(point.rows);
+            met.push(size);
         } else {
             candidates += 1;
         }
@@ -113,17 +125,122 @@ fn split(points: &[ProfilePoint], every: usize) -> (Vec<ProfilePoint>, Vec<Profi
     (seen, unseen)
 }
 
+/// The sizes that times are found for, and where a pass lies among them.
+struct Sizes {
+    between: Between,
+    prefill_row: f64,
+    /// Measured decode and verification rows, ascending.
+    decoding: Vec<u32>,
+    /// All sizes, ascending.
+    sizes: Vec<u32>,
+}
+
+impl Sizes {
+    fn of(points: &[ProfilePoint], between: Between, prefill_row: f64) -> Sizes {
+        let sorted = |mut sizes: Vec<u32>| {
+            sizes.sort_unstable();
+            sizes.dedup();
+            sizes
+        };
+        let decoding = sorted(points.iter().map(|point| point.rows).filter(|&rows| rows > 0).collect());
+        let mut found = Sizes { between, prefill_row, sizes: decoding.clone(), decoding };
+        match between {
+            Between::Pad => {
+                let padded: Vec<u32> = points.iter().map(|point| found.padded(point)).collect();
+                found.sizes.extend(padded);
+            }
+            Between::Interpolate => {
+                let most = points.iter().map(|point| found.rows(point).ceil() as u32).max();
+                found.sizes.extend(most.filter(|most| found.decoding.last().is_some_and(|last| most > last)));
+            }
+        }
+        found.sizes = sorted(found.sizes);
+        found
+    }
+
+    /// All rows of a pass.
+    fn rows(&self, point: &ProfilePoint) -> f64 {
+        f64::from(point.rows) + (self.prefill_row * f64::from(point.prefill_tokens)).ceil()
+    }
+
+    /// The size that a pass is padded to.
+    fn padded(&self, point: &ProfilePoint) -> u32 {
+        if point.prefill_tokens == 0 {
+            return point.rows;
+        }
+        let rows = self.rows(point).ceil() as u32;
+        let captured = self.decoding.iter().copied().find(|&size| size >= rows && rows <= TILE_ROWS_FROM);
+        captured.unwrap_or_else(|| rows.next_multiple_of(TILE_ROWS))
+    }
+
+    /// Index of the size at or above a pass, and how much of its time is that size's; the rest is
+    /// that of the size below.
+    fn place(&self, point: &ProfilePoint) -> (usize, f64) {
+        match self.between {
+            Between::Pad => (self.sizes.partition_point(|&size| size < self.padded(point)), 1.0),
+            Between::Interpolate => {
+                let rows = self.rows(point);
+                let above = self.sizes.partition_point(|&size| f64::from(size) < rows);
+                if above == 0 {
+                    return (0, 1.0);
+                }
+                let (left, right) = (f64::from(self.sizes[above - 1]), f64::from(self.sizes[above]));
+                (above, (rows - left) / (right - left))
+            }
+        }
+    }
+
+    /// The staircase, given a time for each size. Tiles that were not measured are read off between
+    /// their neighbours.
+    fn staircase(&self, micros: &[f64]) -> (Vec<u32>, Vec<f64>) {
+        let last = *self.sizes.last().expect("there are decode rows");
+        let tiles =
+            (TILE_ROWS_FROM..last).step_by(TILE_ROWS as usize).filter(|_| self.between == Between::Pad);
+        let mut rows: Vec<u32> =
+            tiles.filter(|&tile| tile > self.sizes[0]).chain(self.sizes.clone()).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let time_at = |&rows: &u32| {
+            let above = self.sizes.partition_point(|&size| size < rows);
+            if self.sizes[above] == rows {
+                return micros[above];
+            }
+            let (left, right) = (f64::from(self.sizes[above - 1]), f64::from(self.sizes[above]));
+            let share = (f64::from(rows) - left) / (right - left);
+            micros[above - 1] + share * (micros[above] - micros[above - 1])
+        };
+        let times = rows.iter().map(time_at).collect();
+        (rows, times)
+    }
+}
+
 /// A weighted least-squares problem with one column per level and per linear term.
 struct System {
     role: ModelRole,
-    levels: Vec<u32>,
+    sizes: Sizes,
     rows: Vec<Vec<f64>>,
     measured: Vec<f64>,
     scale: Vec<f64>,
 }
 
 fn fit_terms(points: &[ProfilePoint], between: Between) -> Result<LatencyTerms, ProfileError> {
-    let system = System::new(points)?;
+    let candidates = match between {
+        Between::Pad => &PREFILL_ROWS[PREFILL_ROWS.len() - 1..],
+        Between::Interpolate => &PREFILL_ROWS[..],
+    };
+    let mut best: Option<(f64, LatencyTerms)> = None;
+    for &prefill_row in candidates {
+        let terms = fit_sizes(points, Sizes::of(points, between, prefill_row))?;
+        let error = error_on(&LatencyModel::new(terms.clone())?, points).mape;
+        if best.as_ref().is_none_or(|(least, _)| error < *least) {
+            best = Some((error, terms));
+        }
+    }
+    best.map(|(_, terms)| terms).ok_or_else(|| ProfileError::TooFew("there are no points".to_owned()))
+}
+
+fn fit_sizes(points: &[ProfilePoint], sizes: Sizes) -> Result<LatencyTerms, ProfileError> {
+    let system = System::new(points, sizes);
     let columns = system.scale.len();
     let mut weights = vec![1.0; points.len()];
     let mut solution = vec![0.0; columns];
@@ -131,25 +248,19 @@ fn fit_terms(points: &[ProfilePoint], between: Between) -> Result<LatencyTerms, 
         solution = system.solve_non_negative(&weights)?;
         weights = system.huber_weights(&solution);
     }
-    system.terms(&solution, between)
+    system.terms(&solution)
 }
 
 impl System {
-    fn new(points: &[ProfilePoint]) -> Result<System, ProfileError> {
-        let mut levels: Vec<u32> = points.iter().map(|point| point.rows).filter(|&rows| rows > 0).collect();
-        levels.sort_unstable();
-        levels.dedup();
-        if levels.is_empty() {
-            return Err(ProfileError::TooFew("no point has decode rows".to_owned()));
-        }
-        let features: Vec<Vec<f64>> = points.iter().map(|point| features(&levels, point)).collect();
+    fn new(points: &[ProfilePoint], sizes: Sizes) -> System {
+        let features: Vec<Vec<f64>> = points.iter().map(|point| features(&sizes, point)).collect();
         let measured: Vec<f64> = points.iter().map(|point| point.micros).collect();
         let relative = features
             .iter()
             .zip(&measured)
             .map(|(row, micros)| row.iter().map(|value| value / micros).collect::<Vec<f64>>());
         let mut rows: Vec<Vec<f64>> = relative.collect();
-        let scale: Vec<f64> = (0..levels.len() + LINEAR_TERMS)
+        let scale: Vec<f64> = (0..sizes.sizes.len() + LINEAR_TERMS)
             .map(|column| rows.iter().map(|row| row[column] * row[column]).sum::<f64>().sqrt())
             .map(|norm| if norm > 0.0 { norm } else { 1.0 })
             .collect();
@@ -157,7 +268,7 @@ impl System {
             row.iter_mut().zip(&scale).for_each(|(value, norm)| *value /= norm);
         }
         let role = points[0].model;
-        Ok(System { role, levels, rows, measured, scale })
+        System { role, sizes, rows, measured, scale }
     }
 
     /// Solves, dropping the most negative linear term until none is negative.
@@ -165,19 +276,11 @@ impl System {
         let mut active = vec![true; self.scale.len()];
         loop {
             let solution = self.solve(weights, &active)?;
-            let most_negative = (self.levels.len()..self.scale.len())
+            let most_negative = (self.sizes.sizes.len()..self.scale.len())
                 .filter(|&column| solution[column] < 0.0)
                 .min_by(|&a, &b| solution[a].total_cmp(&solution[b]));
             let Some(column) = most_negative else { return Ok(solution) };
-            // A prefill token that costs nothing could not be corrected online: what has taken
-            // its part, the step's fixed cost or the context's, goes first.
-            let of_prefill = |term: usize| self.levels.len() + term;
-            let others = [of_prefill(PREFILL_STEP), of_prefill(PREFILL_ATTENDED)];
-            let rival = others.into_iter().find(|&other| active[other] && solution[other] > 0.0);
-            match rival {
-                Some(rival) if column == of_prefill(PREFILL_TOKEN) => active[rival] = false,
-                _ => active[column] = false,
-            }
+            active[column] = false;
         }
     }
 
@@ -213,23 +316,24 @@ impl System {
         residuals.iter().map(|&error| if error <= bound { 1.0 } else { bound / error }).collect()
     }
 
-    fn terms(&self, solution: &[f64], between: Between) -> Result<LatencyTerms, ProfileError> {
+    fn terms(&self, solution: &[f64]) -> Result<LatencyTerms, ProfileError> {
         let plain: Vec<f64> = solution.iter().zip(&self.scale).map(|(value, norm)| value / norm).collect();
         let fastest = self.measured.iter().copied().fold(f64::INFINITY, f64::min);
-        let levels = self.levels.len();
+        let (micros, linear) = plain.split_at(self.sizes.sizes.len());
         let drafts = self.role == ModelRole::Draft;
-        let mut micros: Vec<f64> = plain[..levels].iter().map(|&value| value.max(fastest * 1e-3)).collect();
-        make_monotone(&mut micros, &vec![1.0; levels]);
-        let round_us = if drafts { bounded_round_us(&mut micros, plain[levels + PREFILL_STEP]) } else { 0.0 };
+        let mut micros: Vec<f64> = micros.iter().map(|&value| value.max(fastest * 1e-3)).collect();
+        make_monotone(&mut micros, &vec![1.0; self.sizes.sizes.len()]);
+        let round_us = if drafts { bounded_round_us(&mut micros, linear[PREFILL_STEP]) } else { 0.0 };
+        let (rows, micros) = self.sizes.staircase(&micros);
         let terms = LatencyTerms {
-            between,
-            rows: self.levels.clone(),
+            between: self.sizes.between,
+            rows,
             micros,
-            context_token_us: plain[levels],
-            attended_token_us: plain[levels + 1],
-            prefill_step_us: if drafts { 0.0 } else { plain[levels + PREFILL_STEP] },
-            prefill_token_us: plain[levels + PREFILL_TOKEN],
-            prefill_attended_us: plain[levels + PREFILL_ATTENDED],
+            context_token_us: linear[0],
+            attended_token_us: linear[1],
+            prefill_row: self.sizes.prefill_row,
+            prefill_step_us: if drafts { 0.0 } else { linear[PREFILL_STEP] },
+            prefill_attended_us: linear[PREFILL_ATTENDED],
             round_us,
         };
         LatencyModel::new(terms).map(|model| model.terms().clone())
@@ -247,20 +351,23 @@ fn bounded_round_us(micros: &mut [f64], round_us: f64) -> f64 {
     round_us - excess_us
 }
 
-/// One-hot level (no rows count as the smallest level), then the linear terms.
-fn features(levels: &[u32], point: &ProfilePoint) -> Vec<f64> {
+/// The shares of the sizes, then the linear terms.
+fn features(sizes: &Sizes, point: &ProfilePoint) -> Vec<f64> {
     let work = &point.work();
     let prefills = work.prefill_tokens > 0;
-    let mut row = vec![0.0; levels.len() + LINEAR_TERMS];
-    row[levels.partition_point(|&size| size < work.rows)] = 1.0;
+    let mut row = vec![0.0; sizes.sizes.len() + LINEAR_TERMS];
+    let (above, share) = sizes.place(point);
+    row[above] = share;
+    if let Some(below) = above.checked_sub(1) {
+        row[below] = 1.0 - share;
+    }
     let linear = [
         work.context_tokens as f64,
         work.attended_tokens as f64,
         if point.model == ModelRole::Draft { point.rounds_per_call() } else { f64::from(u8::from(prefills)) },
-        f64::from(work.prefill_tokens),
         work.prefill_attended_tokens as f64,
     ];
-    row[levels.len()..].copy_from_slice(&linear);
+    row[sizes.sizes.len()..].copy_from_slice(&linear);
     row
 }
 
@@ -294,15 +401,17 @@ mod tests {
     use super::*;
     use crate::random::SplitMix64;
 
+    /// Padded passes with prefill have two sizes more.
     fn truth(between: Between) -> LatencyModel {
+        let sizes = if between == Between::Pad { 7 } else { 5 };
         LatencyModel::new(LatencyTerms {
             between,
-            rows: vec![1, 2, 4, 8, 16],
-            micros: vec![100.0, 110.0, 112.0, 150.0, 260.0],
+            rows: [1, 2, 4, 8, 16, 128, 384][..sizes].to_vec(),
+            micros: [100.0, 110.0, 112.0, 150.0, 260.0, 300.0, 700.0][..sizes].to_vec(),
             context_token_us: 0.02,
             attended_token_us: 0.005,
+            prefill_row: if between == Between::Pad { 1.0 } else { 0.8 },
             prefill_step_us: 12.0,
-            prefill_token_us: 1.5,
             prefill_attended_us: 0.001,
             round_us: 0.0,
         })
@@ -315,7 +424,7 @@ mod tests {
         let mut points = Vec::new();
         for rows in [1u32, 2, 4, 8, 16] {
             for (share, context) in [(1, 64), (2, 64), (1, 700), (2, 700), (1, 1500)] {
-                for (prefill_tokens, prefill_done_tokens) in [(0, 0), (64, 0), (64, 512), (256, 128)] {
+                for (prefill_tokens, prefill_done_tokens) in [(0, 0), (8, 0), (64, 512), (256, 128)] {
                     let mut point = ProfilePoint {
                         model: ModelRole::Target,
                         rows,
@@ -339,7 +448,7 @@ mod tests {
         let model = truth(Between::Pad);
         let found = fit(&measured(&model, 0.0), ModelRole::Target, Between::Pad, 5).unwrap();
         assert!(found.held_out.points >= 15 && found.held_out.p99 < 1e-4, "{:?}", found.held_out);
-        assert!((found.terms.prefill_token_us - 1.5).abs() < 1e-3);
+        assert!((found.terms.prefill_step_us - 12.0).abs() < 1e-3, "{:?}", found.terms);
         assert!((found.terms.context_token_us - 0.02).abs() < 1e-4);
     }
 
@@ -390,13 +499,31 @@ mod tests {
     }
 
     #[test]
-    fn a_prefill_token_is_not_free_because_another_term_explains_a_little_more() {
-        let model = truth(Between::Pad);
+    fn how_many_rows_a_prefill_token_counts_as_is_found() {
+        let model = truth(Between::Interpolate);
+        let found = fit(&measured(&model, 0.0), ModelRole::Target, Between::Interpolate, 5).unwrap();
+        assert!((found.terms.prefill_row - 0.8).abs() < 1e-9, "{:?}", found.terms);
+        assert!(found.held_out.p99 < 1e-3, "{:?}", found.held_out);
+    }
+
+    #[test]
+    fn padded_passes_with_prefill_take_whole_tiles_and_tiles_between_are_read_off() {
+        let rows: Vec<u32> =
+            [1, 2, 4, 8, 16, 128, 256].into_iter().chain((3..10).map(|tile| 128 * tile)).collect();
+        let micros: Vec<f64> = rows.iter().map(|&rows| 500.0 + f64::from(rows)).collect();
+        let model = LatencyModel::new(LatencyTerms::staircase(Between::Pad, &rows, &micros)).unwrap();
         let mut points = measured(&model, 0.0);
-        // chunks cost nearly the same whatever their size
-        points.iter_mut().filter(|point| point.prefill_tokens == 64).for_each(|point| point.micros += 400.0);
-        let found = fit(&points, ModelRole::Target, Between::Pad, 0).unwrap();
-        assert!(found.terms.prefill_token_us > 0.0, "{:?}", found.terms);
+        // 4 + 1020 rows make one tile of 1,024; what lies between is not measured
+        for point in &mut points {
+            point.prefill_tokens =
+                if point.prefill_tokens == 256 { 1024 - point.rows } else { point.prefill_tokens };
+            point.micros = model.micros(&point.work());
+        }
+        let found =
+            LatencyModel::new(fit(&points, ModelRole::Target, Between::Pad, 5).unwrap().terms).unwrap();
+        for (rows, micros) in [(1000, 1524.0), (600, 1140.0), (400, 1012.0), (257, 884.0)] {
+            assert!((found.rows_us(rows) - micros).abs() < 1.0, "{rows}: {}", found.rows_us(rows));
+        }
     }
 
     #[test]

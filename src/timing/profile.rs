@@ -86,16 +86,23 @@ pub struct Profile {
     pub points: Vec<ProfilePoint>,
 }
 
+/// The part of a profile that every version can read.
+#[derive(Deserialize)]
+struct Header {
+    format: u32,
+}
+
 impl Profile {
     /// Reads a profile and checks all of it but the fingerprint.
     ///
     /// # Errors
     /// [`ProfileError::Parse`], [`ProfileError::Format`] or [`ProfileError::Terms`].
     pub fn from_toml(text: &str) -> Result<Profile, ProfileError> {
-        let profile: Profile = toml::from_str(text)?;
-        if profile.format != PROFILE_FORMAT {
-            return Err(ProfileError::Format { actual: profile.format });
+        let Header { format } = toml::from_str(text)?;
+        if format != PROFILE_FORMAT {
+            return Err(ProfileError::Format { actual: format });
         }
+        let profile: Profile = toml::from_str(text)?;
         profile.cost_model()?;
         if profile.reliability.as_ref().is_some_and(|table| !table.is_valid()) {
             return Err(ProfileError::Terms("the reliability table is not one".to_owned()));
@@ -155,14 +162,12 @@ pub(crate) mod tests {
             host_us: 60.0,
             target: LatencyTerms {
                 context_token_us: 0.05,
-                prefill_token_us: 25.0,
                 prefill_attended_us: 0.002,
                 prefill_step_us: 50.0,
                 ..LatencyTerms::staircase(Between::Pad, &rows, &target)
             },
             draft: Some(LatencyTerms {
                 context_token_us: 0.004,
-                prefill_token_us: 0.9,
                 ..LatencyTerms::staircase(Between::Pad, &rows, &draft)
             }),
             target_error: None,
@@ -178,6 +183,16 @@ pub(crate) mod tests {
                 micros: 7100.5,
             }],
         }
+    }
+
+    /// The same, but that every row takes 25 us, and so every prefill token beside any others.
+    pub(crate) fn with_even_rows() -> Profile {
+        let profile = gpu_like();
+        let (rows, micros) = ([1, 1001], [7006.0, 32_006.0]);
+        let even = LatencyTerms::staircase(Between::Interpolate, &rows, &micros);
+        let target =
+            LatencyTerms { rows: even.rows, micros: even.micros, between: even.between, ..profile.target };
+        Profile { target, ..profile }
     }
 
     #[test]
@@ -200,8 +215,8 @@ pub(crate) mod tests {
     fn unknown_keys_other_formats_and_bad_terms_are_refused() {
         let text = gpu_like().to_toml().unwrap();
         assert!(Profile::from_toml(&format!("surprise = 1\n{text}")).is_err());
-        let newer = text.replacen("format = 1", "format = 2", 1);
-        assert!(matches!(Profile::from_toml(&newer), Err(ProfileError::Format { actual: 2 })));
+        let newer = text.replacen("format = 2\n", "format = 3\nsurprise = 1\n", 1);
+        assert!(matches!(Profile::from_toml(&newer), Err(ProfileError::Format { actual: 3 })));
         let negative = text.replacen("host_us = 60.0", "host_us = -1.0", 1);
         assert!(matches!(Profile::from_toml(&negative), Err(ProfileError::Terms(_))));
     }

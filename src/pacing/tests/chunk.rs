@@ -27,7 +27,8 @@ fn running(credit_us: u64) -> DecodeView {
 fn losses(pacer: &Pacer, decoding: &[DecodeView], output_tokens: f64, tokens: u32) -> f64 {
     let per_step = pacer.load.tokens();
     let decode_us = pacer.decode_us(decoding);
-    let prefill_us = pacer.time.prefill_us(tokens, prefill_attended(0, tokens));
+    let prefill_us =
+        pacer.time.prefill_us(pacer.verify_rows(decoding.len()), tokens, prefill_attended(0, tokens));
     let chance = |row: &DecodeView, prefill_us: f64| {
         let objective_us = row.tpot.expect("has one").0 as f64;
         let credit_us = objective_us * f64::from(row.output_tokens - 1) - row.since_first_token.0 as f64;

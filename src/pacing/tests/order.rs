@@ -4,7 +4,6 @@ use super::super::{LateAction, Pacer, Prompt, Ranking, Standing};
 use super::{pacer, row};
 use crate::protocol::{DecodeView, Micros};
 use crate::random::SplitMix64;
-use crate::timing::cost_model::prefill_attended;
 
 /// A prompt of so many tokens that is due at that millisecond.
 fn due(tokens: u32, ms: u64) -> Prompt {
@@ -140,9 +139,8 @@ fn random_prompts(random: &mut SplitMix64) -> Vec<Prompt> {
 
 /// Whether all of `chosen` are in time if they are served by deadline after what resumes.
 fn feasible(pacer: &Pacer, prompts: &[Prompt], chosen: &[usize]) -> bool {
-    let work_us = |prompt: &Prompt| {
-        pacer.time.prefill_us(prompt.remaining_tokens, prefill_attended(0, prompt.remaining_tokens))
-    };
+    let costs = pacer.prefill_costs(&[], 256);
+    let work_us = |prompt: &Prompt| pacer.work_us(prompt, costs);
     let mut done_us: f64 = prompts.iter().filter(|prompt| prompt.resumes).map(work_us).sum();
     let mut by_deadline: Vec<&Prompt> = chosen.iter().map(|&index| &prompts[index]).collect();
     by_deadline.sort_by_key(|prompt| prompt.deadline);
@@ -225,7 +223,9 @@ fn paces(prompts: &[Prompt], decoding: &[DecodeView]) -> Vec<u32> {
 fn steps_of_a_prompts_pace_finish_it_in_time_and_smaller_ones_would_not_keep_the_reserve() {
     let decoding = vec![row(10, 0, None); 3];
     let mut pacer = pacer();
-    let step_us = pacer.decode_us(&decoding) + pacer.time.prefill_us(1, 0);
+    let costs = pacer.prefill_costs(&decoding, 4096);
+    let step_us = pacer.decode_us(&decoding) + pacer.time.prefill_us(3, 1, 0);
+    assert_eq!(costs.step_us, step_us);
     for seed in 0..200 {
         let mut random = SplitMix64::new(seed);
         let prompts: Vec<Prompt> =
@@ -237,8 +237,7 @@ fn steps_of_a_prompts_pace_finish_it_in_time_and_smaller_ones_would_not_keep_the
         for (ranked, &pace) in ranking.order.iter().zip(&ranking.paces) {
             let prompt = prompts[ranked.index as usize];
             tokens += f64::from(prompt.remaining_tokens);
-            let attended = prefill_attended(0, prompt.remaining_tokens);
-            prefill_us += pacer.time.prefill_us(prompt.remaining_tokens, attended);
+            prefill_us += pacer.prefill_us(&prompt, costs);
             let left_us = prompt.deadline.expect("all have one").0 as f64;
             let done_us = |pace: u32| tokens / f64::from(pace) * step_us + prefill_us;
             assert!((tokens / f64::from(pace)).ceil() * step_us + prefill_us <= left_us, "seed {seed}");

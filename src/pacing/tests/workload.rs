@@ -60,7 +60,7 @@ fn prefill_is_no_part_of_what_decoding_takes() {
     let mut pacer = pacer();
     let mut report = step(&pacer, vec![row(5, 0, None)], 0, 1.0);
     report.prefill_tokens = 1000;
-    report.step_time += Micros(pacer.time.prefill_us(1000, 0) as u64);
+    report.step_time += Micros(pacer.time.prefill_us(1, 1000, 0) as u64);
     pacer.observe(&report);
     assert!(close(pacer.load.stretch(), 1.0), "{}", pacer.load.stretch());
 }

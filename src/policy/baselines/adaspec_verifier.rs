@@ -83,7 +83,7 @@ impl AdaSpecVerifier {
         let problem = Problem {
             rows,
             survival,
-            target: Curve { table: target.table(), factor: 1.0, row_us: 0.0 },
+            target: Curve { table: target.table_from(0), factor: 1.0, row_us: 0.0 },
             draft: Curve::ZERO,
             calls_made: calls,
             priced_us: super::symmetric_us(&self.cost, view, calls, batch as u32) - stair_us,

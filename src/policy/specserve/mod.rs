@@ -189,7 +189,7 @@ impl SpecServe {
 
     /// Sets the workspace up for a step in progress.
     fn resume(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
-        let costs = Costs::of(&self.time, step.view);
+        let costs = Costs::of(&self.time, step.view, step.granted.prefill_tokens);
         space.begin(&costs, &self.pace, step.view);
         let mut spent = self.spent(&costs, rows);
         spent.draft_us += costs.short_lags_us(step.view, |index| step.granted.drafts[index] > 0);
@@ -222,7 +222,7 @@ impl Policy for SpecServe {
         let space = &mut scratch.specserve;
         let spent = self.resume(space, step, rows);
         self.survey(space, step, rows, active);
-        let costs = Costs::of(&self.time, step.view);
+        let costs = Costs::of(&self.time, step.view, step.granted.prefill_tokens);
         let plan = space.solve(&costs, self.options.verify_rows_max, spent);
         let longer = |row: &DraftedRow| space.lengths[row.decoding as usize] as usize > row.proposals.len();
         if !active.iter().any(|&index| longer(&rows[index as usize])) {
@@ -246,7 +246,8 @@ impl Policy for SpecServe {
         for row in rows {
             self.measure_row(space, step.view, row);
         }
-        space.solve(&Costs::of(&self.time, step.view), self.options.verify_rows_max, spent);
+        let costs = Costs::of(&self.time, step.view, step.granted.prefill_tokens);
+        space.solve(&costs, self.options.verify_rows_max, spent);
         lengths.extend(rows.iter().map(|row| space.lengths[row.decoding as usize]));
     }
 

@@ -26,7 +26,7 @@ impl Drafting {
 impl SpecServe {
     /// The whole decision; leaves the planned lengths in `space`.
     pub(super) fn decide(&self, space: &mut Workspace, view: &StepView) -> StepDecision {
-        let costs = Costs::of(&self.time, view);
+        let costs = Costs::of(&self.time, view, view.prefill_tokens_max);
         space.begin(&costs, &self.pace, view);
         let Drafting { intent, rate, gain } = self.plan_drafts(space, &costs, view);
         let mut decision = StepDecision {
@@ -69,7 +69,7 @@ impl SpecServe {
         let prompts = view.prefilling.len() as f64;
         let tokens: u32 = view.prefilling.iter().map(|row| row.done_tokens + row.remaining_tokens).sum();
         let mean_tokens = (f64::from(tokens) / prompts) as u32;
-        let cost_us = self.time.catch_up_us(mean_tokens, prefill_attended(0, mean_tokens));
+        let cost_us = self.time.catch_up_us(costs.rows as u32, mean_tokens, prefill_attended(0, mean_tokens));
         let token_us = costs.plain_us() / costs.rows as f64;
         self.lifetime.output_tokens() * token_us * (1.0 - 1.0 / gain) > cost_us
     }

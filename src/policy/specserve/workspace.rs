@@ -5,7 +5,7 @@ use super::worth::Pace;
 use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
 use crate::policy::survival::POSITIONS_MAX;
 use crate::protocol::{DecodeView, StepView};
-use crate::timing::correction::TimeModel;
+use crate::timing::correction::{Beside, TimeModel};
 use crate::timing::cost_model::{Work, prefill_attended};
 
 /// Least worth of a row's tokens: a batch of worthless rows must still have some.
@@ -24,29 +24,35 @@ pub(super) fn lags(row: &DecodeView) -> bool {
 pub(super) struct Costs<'a> {
     time: &'a TimeModel,
     pub(super) rows: usize,
-    /// Context and host: a plain step without the staircase.
+    /// The target's times beside the step's prefill.
+    beside: Beside<'a>,
+    /// Context and host, less what the prefill takes: a plain step without the staircase.
     fixed_us: f64,
     /// Mean context of the decoding sequences.
     mean_context_tokens: f64,
 }
 
 impl<'a> Costs<'a> {
-    pub(super) fn of(time: &'a TimeModel, view: &StepView) -> Costs<'a> {
+    /// Of a step that takes `prefill_tokens` of what the view offers.
+    pub(super) fn of(time: &'a TimeModel, view: &StepView, prefill_tokens: u32) -> Costs<'a> {
         let rows = view.decoding.len();
         let context_tokens = view.decoding.iter().map(|row| u64::from(row.context_tokens)).sum();
         let work =
             Work { rows: rows as u32, context_tokens, attended_tokens: context_tokens, ..Work::default() };
         let stair_us = time.cost().target.rows_us(rows as u32) * time.target_factor();
+        let offered = view.prefilling.iter().fold(0u32, |sum, row| sum.saturating_add(row.remaining_tokens));
+        let beside = time.beside(rows as u32, prefill_tokens.min(offered));
         Costs {
             time,
             rows,
-            fixed_us: time.target_us(&work) - stair_us + time.host_us(),
+            beside,
+            fixed_us: time.target_us(&work) - stair_us + time.host_us() - beside.prefill_us,
             mean_context_tokens: context_tokens as f64 / rows.max(1) as f64,
         }
     }
 
     fn target(&self) -> Curve<'a> {
-        Curve { table: self.time.cost().target.table(), factor: self.time.target_factor(), row_us: 0.0 }
+        Curve { table: self.beside.table, factor: self.beside.factor, row_us: 0.0 }
     }
 
     fn draft(&self) -> Curve<'a> {
@@ -54,7 +60,7 @@ impl<'a> Costs<'a> {
         let terms = draft.terms();
         let token_us = (terms.context_token_us + terms.attended_token_us) * self.time.draft_factor();
         Curve {
-            table: draft.table(),
+            table: draft.table_from(0),
             factor: self.time.draft_factor(),
             row_us: token_us * self.mean_context_tokens,
         }
@@ -97,14 +103,14 @@ impl<'a> Costs<'a> {
     pub(super) fn short_lags_us(&self, view: &StepView, drafts: impl Fn(usize) -> bool) -> f64 {
         let rows = view.decoding.iter().enumerate().filter(|&(index, row)| drafts(index) && !lags(row));
         let missed = rows.map(|(_, row)| row.draft_lag_tokens.saturating_sub(1)).sum();
-        self.time.catch_up_us(missed, u64::from(missed) * self.mean_context_tokens as u64)
+        self.time.catch_up_us(self.rows as u32, missed, u64::from(missed) * self.mean_context_tokens as u64)
     }
 
     /// Time until the draft model has processed all but the last token of a sequence.
     pub(super) fn catch_up_us(&self, row: &DecodeView) -> f64 {
         let missed = row.draft_lag_tokens.saturating_sub(1);
         let done = row.context_tokens.saturating_sub(row.draft_lag_tokens);
-        self.time.catch_up_us(missed, prefill_attended(done, missed))
+        self.time.catch_up_us(self.rows as u32, missed, prefill_attended(done, missed))
     }
 }
 

@@ -224,7 +224,7 @@ impl<'a> Run<'a> {
             .iter()
             .map(|&(rows, input)| {
                 let share = context_tokens * u64::from(rows) / view.decoding.len() as u64;
-                self.truth.draft_call_us(rows, share) + self.truth.catch_up_us(input - rows, 0)
+                self.truth.draft_call_us(rows, share) + self.truth.catch_up_us(rows, input - rows, 0)
             })
             .sum();
         (draft * self.world.slow.1, self.truth.target_us(&work) * self.world.slow.0)

@@ -179,9 +179,9 @@ fn a_prompt_is_late_if_it_is_so_beside_what_decodes() {
         let mut timed = Timed::new(limits(16), Some(pacer().with_late(LateAction::Reject)));
         enqueue(&mut timed, (1..=decoding).map(|id| timed::request(id, 20)));
         timed.step();
-        // 26 ms of prefill, and two steps of 7 ms
+        // 17 ms of prefill, and two steps of 7 ms
         let arrival = timed.now();
-        enqueue(&mut timed, [GenerationRequest { arrival, ..due(99, 1000, 0, 34) }]);
+        enqueue(&mut timed, [GenerationRequest { arrival, ..due(99, 1000, 0, 27) }]);
         timed.plan();
         !timed.ends.is_empty()
     };
@@ -239,8 +239,8 @@ fn serve_overload(pacer: Option<Pacer>, requests: Vec<GenerationRequest>) -> (u3
 
 #[test]
 fn in_overload_no_more_run_than_keep_their_tpot() {
-    let (peak, attained) = serve_overload(Some(pacer()), overload(200, 11_000));
-    let (fifo_peak, fifo_attained) = serve_overload(None, overload(200, 11_000));
+    let (peak, attained) = serve_overload(Some(pacer()), overload(400, 11_000));
+    let (fifo_peak, fifo_attained) = serve_overload(None, overload(400, 11_000));
     assert!(peak < 30 && fifo_peak > 60, "{peak} at once, {fifo_peak} by fifo");
     assert!(attained > 2 * fifo_attained, "{attained} attained, {fifo_attained} by fifo");
 }

@@ -95,7 +95,7 @@ fn pass_us(model: &LatencyModel, work: &Work, decode_factor: f64, prefill_factor
     if work.rows == 0 && work.prefill_tokens == 0 {
         return 0.0;
     }
-    let prefill_us = model.prefill_us(work.prefill_tokens, work.prefill_attended_tokens);
+    let prefill_us = model.prefill_us(work.rows, work.prefill_tokens, work.prefill_attended_tokens);
     model.decode_us(work) * decode_factor + prefill_us * prefill_factor
 }
 
@@ -127,7 +127,7 @@ mod tests {
         let cost = gpu_like().cost_model().unwrap();
         let error = TimeError { target_factor: 1.4, prefill_factor: 2.0, ..TimeError::NONE };
         let mut timer = Timer::new(cost.clone(), error, 1);
-        let prefill = cost.target.prefill_us(WORK.prefill_tokens, WORK.prefill_attended_tokens);
+        let prefill = cost.target.prefill_us(WORK.rows, WORK.prefill_tokens, WORK.prefill_attended_tokens);
         let expected = 1.4 * cost.target.decode_us(&WORK) + 2.0 * prefill;
         assert!((timer.target_us(&WORK) - expected).abs() < 1e-6);
         assert_eq!(timer.host_us(), cost.host_us);

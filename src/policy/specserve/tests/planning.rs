@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::protocol::{RequestSummary, StepReport};
+use crate::timing::cost_model::{Between, LatencyTerms};
 
 fn plan(policy: &SpecServe, view: &StepView) -> StepDecision {
     policy.plan(view, &mut Scratch::default())
@@ -10,7 +11,9 @@ fn plan(policy: &SpecServe, view: &StepView) -> StepDecision {
 #[test]
 fn a_draft_model_catches_up_only_where_that_pays_over_the_output_to_come() {
     let mut profile = gpu_like();
-    profile.draft.as_mut().unwrap().prefill_token_us = 100.0;
+    // 100 µs for each row
+    let rows = [1, 1001];
+    profile.draft = Some(LatencyTerms::staircase(Between::Interpolate, &rows, &[400.0, 100_400.0]));
     let mut policy = SpecServe::new(profile.cost_model().unwrap(), None, SpecServeOptions::default());
     let drafts = |policy: &SpecServe, lag| {
         let lagging = DecodeView { draft_lag_tokens: lag, ..row(6000, None) };
