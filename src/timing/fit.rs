@@ -1,7 +1,7 @@
 //! Fits [`LatencyTerms`] to the analyzer's measured points.
 //!
 //! Unknowns are one time per size and four linear terms. The sizes are the measured row counts;
-//! where batches are padded, a pass with prefill has the next of them up to [`TILE_ROWS_FROM`] and
+//! where batches are padded, a pass with prefill has the next of them up to 256 rows and
 //! whole tiles above. Residuals
 //! are relative (a 10 µs error matters at 100 µs, not at 10 ms), outliers lose weight
 //! (Huber, by iterated reweighting), linear terms are kept non-negative by dropping
