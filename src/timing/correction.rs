@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use super::cost_model::{CostModel, Work, prefill_attended};
+use super::cost_model::{BESIDE_ROWS_MAX, CostModel, Work, prefill_attended};
 use super::error_window::ErrorWindow;
 use crate::protocol::{DraftCounts, StepReport};
 
@@ -160,10 +160,10 @@ impl TimeModel {
     }
 
     /// The target's staircase for `rows` decode and verification rows and more, beside
-    /// `prefill_tokens` of prefill.
+    /// `prefill_tokens` of prefill; of more than [`BESIDE_ROWS_MAX`] rows of it, beside so many.
     pub fn beside(&self, rows: u32, prefill_tokens: u32) -> Beside<'_> {
         let target = &self.cost.target;
-        let prefill_rows = target.prefill_rows(prefill_tokens);
+        let prefill_rows = target.prefill_rows(prefill_tokens).min(BESIDE_ROWS_MAX as u32);
         let (decode_us, all_us) = (target.rows_us(rows), target.rows_us(rows.saturating_add(prefill_rows)));
         let corrected_us = decode_us * self.target.factor() + (all_us - decode_us) * self.prefill.factor();
         Beside {
@@ -462,6 +462,35 @@ mod tests {
         (0..640).for_each(|_| learner.observe(&run(&truth, step(8, 0), [1.0; 3], 60.0)));
         assert_eq!(learner.margin(), 0.0);
         assert!(learner.relative_error(0.99).unwrap() < 0.05);
+    }
+
+    #[test]
+    fn times_beside_prefill_are_corrected_as_the_step_is() {
+        let (truth, mut learner) = (model(), model());
+        for index in 0..200u32 {
+            learner.observe(&run(&truth, step(8, 700 * (index % 2)), [1.2, 1.5, 1.0], 60.0));
+        }
+        let (rows, prefill_tokens) = (24, 700);
+        let beside = learner.beside(rows, prefill_tokens);
+        // without context and the fixed cost of a prefill
+        let stair = |rows| truth.cost().target.rows_us(rows);
+        let expected_us = 1.2 * stair(24) + 1.5 * (stair(724) - stair(24));
+        assert!((beside.table[24] * beside.factor / expected_us - 1.0).abs() < 0.01, "{beside:?}");
+        let prefill_us = beside.factor * truth.cost().target.marginal_us(rows, prefill_tokens);
+        assert!((beside.prefill_us - prefill_us).abs() < 1e-6);
+        let alone = learner.beside(rows, 0);
+        assert_eq!((alone.prefill_us, alone.table[24]), (0.0, stair(24)));
+    }
+
+    #[test]
+    fn any_amount_of_prefill_leaves_rows_a_time() {
+        let model = model();
+        for prefill_tokens in [1, 128, 3000, 4000, 20_000, u32::MAX] {
+            let beside = model.beside(64, prefill_tokens);
+            let times_us: Vec<f64> =
+                (64..=1024).map(|rows| beside.table[rows] * beside.factor - beside.prefill_us).collect();
+            assert!(times_us[0] > 0.0 && times_us.is_sorted(), "{prefill_tokens}: {}", times_us[0]);
+        }
     }
 
     #[test]

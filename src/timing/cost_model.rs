@@ -28,6 +28,8 @@ use super::error::ProfileError;
 pub const ROWS_MAX: usize = 1024;
 /// The staircase is tabulated up to this many rows, prefill included, and extrapolated beyond.
 const TABLE_ROWS: usize = 4 * ROWS_MAX;
+/// Most rows that others are tabulated beside.
+pub const BESIDE_ROWS_MAX: usize = TABLE_ROWS - ROWS_MAX;
 
 /// Rows to either side that a slope is taken over: a tile.
 const SLOPE_ROWS: u32 = 128;
@@ -133,9 +135,12 @@ impl LatencyModel {
 
     /// The staircase at `beside` rows and more, at least [`ROWS_MAX`] more: what any number of rows
     /// takes beside so many others. No rows take as long as one: the weights are read for it.
+    ///
+    /// # Panics
+    /// Beside more than [`BESIDE_ROWS_MAX`] rows.
     pub fn table_from(&self, beside: usize) -> &[f64] {
-        // Beyond the table the staircase goes on with one slope.
-        &self.table[beside.min(TABLE_ROWS - ROWS_MAX)..]
+        assert!(beside <= BESIDE_ROWS_MAX, "beside {beside} rows, tabulated up to {BESIDE_ROWS_MAX}");
+        &self.table[beside..]
     }
 
     /// The staircase at `rows`.
@@ -370,7 +375,23 @@ pub(crate) mod tests {
         assert_eq!(pass_us(128, 0) - pass_us(64, 0), 0.0);
         assert!((pass_us(128, 512) - pass_us(64, 512) - 64.0 * 20.0).abs() < 1e-6);
         assert_eq!(model.table_from(512)[64], model.rows_us(576));
-        assert_eq!(model.table_from(usize::MAX).len(), ROWS_MAX + 1);
+        assert_eq!(model.table_from(BESIDE_ROWS_MAX).len(), ROWS_MAX + 1);
+    }
+
+    #[test]
+    fn the_marginal_price_is_the_slope_there_and_at_most_the_mean() {
+        let model = |micros: &[f64]| {
+            let rows = [1, 256, 512, 1024];
+            LatencyModel::new(LatencyTerms::staircase(Between::Interpolate, &rows, micros)).unwrap()
+        };
+        // 20 us a row from 256 on; 576 rows on top of 64 add less than that each
+        let convex = model(&[5000.0, 6000.0, 11_120.0, 21_360.0]);
+        assert!((convex.marginal_us(64, 576) - 576.0 * 20.0).abs() < 1e-6);
+        assert!(convex.rows_us(640) - convex.rows_us(64) < 576.0 * 15.0);
+        assert_eq!(convex.marginal_us(64, 0), 0.0);
+        // so steep that the slope alone would take more than the whole pass
+        let steep = model(&[1.0, 10.0, 20.0, 200_000.0]);
+        assert!((steep.marginal_us(64, 576) - 576.0 * steep.rows_us(640) / 640.0).abs() < 1e-6);
     }
 
     #[test]

@@ -55,3 +55,42 @@ fn the_draft_model_follows_prefills_while_speculation_is_on() {
     let alone = SpecServe::new(alone, None, SpecServeOptions::default());
     assert_eq!(warms(&alone), [false, false]);
 }
+
+/// A step of 64 requests that may take `prefill_tokens` of one prompt.
+fn beside_prefill(prefill_tokens: u32) -> StepView {
+    StepView {
+        decoding: vec![row(100, None); 64],
+        prefilling: vec![prompt(1500, None)],
+        prefill_tokens_max: prefill_tokens,
+        ..StepView::default()
+    }
+}
+
+/// Drafts that are planned for verification, where up to 512 rows wait for memory and each row
+/// beyond takes 40 µs.
+fn planned(view: &StepView) -> u32 {
+    let mut profile = gpu_like();
+    let micros = [7000.0, 7100.0, 150_460.0];
+    profile.target = LatencyTerms::staircase(Between::Interpolate, &[1, 512, 4096], &micros);
+    let policy = SpecServe::new(profile.cost_model().unwrap(), None, SpecServeOptions::default());
+    let mut space = Workspace::default();
+    policy.decide(&mut space, view);
+    space.lengths.iter().sum()
+}
+
+#[test]
+fn drafts_beside_a_long_prefill_are_fewer_because_they_cost_what_a_row_costs_there() {
+    let (alone, beside) = (planned(&beside_prefill(0)), planned(&beside_prefill(1000)));
+    assert!(beside * 2 < alone && alone > 64, "{beside} beside 1,000 tokens, {alone} without");
+    // what is allowed but not there costs nothing
+    let empty = StepView { prefilling: Vec::new(), ..beside_prefill(1000) };
+    assert_eq!(planned(&empty), alone);
+}
+
+#[test]
+fn more_prefill_than_is_tabulated_is_planned_beside() {
+    let long = StepView { prefilling: vec![prompt(30_000, None)], ..beside_prefill(30_000) };
+    let decision = plan(&policy(), &long);
+    assert!(decision.rate.is_finite() && decision.rate >= 0.0, "{}", decision.rate);
+    assert!(planned(&long) <= planned(&beside_prefill(1000)));
+}
