@@ -188,13 +188,16 @@ impl SpecServe {
     }
 
     /// Sets the workspace up for a step in progress.
-    fn resume(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) -> Spent {
+    fn resume(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) -> (Costs<'_>, Spent) {
         let costs = Costs::of(&self.time, step.view, step.granted.prefill_tokens);
         space.begin(&costs, &self.pace, step.view);
         let mut spent = self.spent(&costs, rows);
         spent.draft_us += costs.short_lags_us(step.view, |index| step.granted.drafts[index] > 0);
         let before_us = HORIZON_STEPS * costs.plain_us();
-        if step.granted.rate > 0.0 { Spent { before_us, rate: step.granted.rate, ..spent } } else { spent }
+        if step.granted.rate > 0.0 {
+            spent = Spent { before_us, rate: step.granted.rate, ..spent };
+        }
+        (costs, spent)
     }
 }
 
@@ -220,9 +223,8 @@ impl Policy for SpecServe {
             return;
         }
         let space = &mut scratch.specserve;
-        let spent = self.resume(space, step, rows);
+        let (costs, spent) = self.resume(space, step, rows);
         self.survey(space, step, rows, active);
-        let costs = Costs::of(&self.time, step.view, step.granted.prefill_tokens);
         let plan = space.solve(&costs, self.options.verify_rows_max, spent);
         let longer = |row: &DraftedRow| space.lengths[row.decoding as usize] as usize > row.proposals.len();
         if !active.iter().any(|&index| longer(&rows[index as usize])) {
@@ -242,11 +244,10 @@ impl Policy for SpecServe {
             return;
         }
         let space = &mut scratch.specserve;
-        let spent = self.resume(space, step, rows);
+        let (costs, spent) = self.resume(space, step, rows);
         for row in rows {
             self.measure_row(space, step.view, row);
         }
-        let costs = Costs::of(&self.time, step.view, step.granted.prefill_tokens);
         space.solve(&costs, self.options.verify_rows_max, spent);
         lengths.extend(rows.iter().map(|row| space.lengths[row.decoding as usize]));
     }

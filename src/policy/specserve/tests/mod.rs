@@ -242,8 +242,7 @@ fn usable(policy: &SpecServe, step: Step<'_>, drafted: &[DraftedRow]) -> Vec<u32
 /// the planned rate.
 fn value(policy: &SpecServe, step: Step<'_>, drafted: &[DraftedRow], lengths: &[u32]) -> f64 {
     let mut space = Workspace::default();
-    let spent = policy.resume(&mut space, step, drafted);
-    let costs = Costs::of(&policy.time, step.view, step.granted.prefill_tokens);
+    let (costs, spent) = policy.resume(&mut space, step, drafted);
     let (mut tokens, mut queries_us) = (costs.rows as f64, 0.0);
     for (row, &length) in drafted.iter().zip(lengths) {
         policy.measure_row(&mut space, step.view, row);

@@ -65,7 +65,7 @@ fn the_short_lags_of_those_that_draft_are_part_of_a_steps_time() {
         let view = view_of(&[(100, lag), (100, lag), (100, lag)]);
         let granted = StepDecision { drafts: vec![8, 8, 0], rate: 1.0, ..StepDecision::default() };
         let step = Step { view: &view, granted: &granted };
-        policy.resume(&mut Workspace::default(), step, &[]).draft_us
+        policy.resume(&mut Workspace::default(), step, &[]).1.draft_us
     };
     let caught_up_us = policy.time.catch_up_us(3, 4, 400);
     assert!((spent(3) - spent(1) - caught_up_us).abs() < 1e-6, "{} {} {caught_up_us}", spent(3), spent(1));
