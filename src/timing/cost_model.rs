@@ -6,19 +6,18 @@
 //! T(rows, C, A, p, P) = stair(rows + ω·p) + κ·C + α·A + [p > 0]·o + π·P
 //! ```
 //!
-//! where `C` sums the context of each sequence once (bytes of KV read), `A` sums it
-//! once per query token (attention arithmetic), `p` are prefill (for the draft model:
-//! catch-up) tokens and `P` the context they attend to. All tokens of a pass go through the same
-//! matrix products, so they share one staircase: beside a long prefill, which keeps the
-//! arithmetic units busy, a row costs several times what it costs in a step that waits for memory.
-//! A prefill token counts as `ω` rows, at most one, because only its prompt's last needs logits.
+//! where `C` sums the context of each sequence once (bytes of KV read), `A` sums it once per query
+//! token (attention arithmetic), `p` are prefill (for the draft model: catch-up) tokens and `P` the
+//! context they attend to. All tokens of a pass go through the same matrix products, so they share
+//! one staircase: beside a long prefill, which keeps the arithmetic units busy, a row costs several
+//! times what it costs in a step that waits for memory. A prefill token counts as `ω` rows, at most
+//! one, because only its prompt's last needs logits.
 //!
-//! The draft model has no `o`; its first
-//! call in a step costs [`round_us`](LatencyTerms::round_us) more than the others. On a GPU a batch
-//! is padded up to the next size, that of a captured graph or of a whole tile
-//! ([`Between::Pad`]); a CPU
-//! has no such sizes and is read off between the measured ones ([`Between::Interpolate`]).
-//! All times are microseconds.
+//! The draft model has no `o`; its first call in a step costs
+//! [`round_us`](LatencyTerms::round_us) more than the others. On a GPU a batch is padded up to the
+//! next size, that of a captured graph or of a whole tile ([`Between::Pad`]); a CPU has no such
+//! sizes and is read off between the measured ones ([`Between::Interpolate`]). All times are
+//! microseconds.
 
 use serde::{Deserialize, Serialize};
 
@@ -124,7 +123,7 @@ impl LatencyModel {
     pub fn new(terms: LatencyTerms) -> Result<LatencyModel, ProfileError> {
         check(&terms).map_err(ProfileError::Terms)?;
         let beyond_us = slope_beyond(&terms);
-        let table = (0..=TABLE_ROWS).map(|rows| stair(&terms, beyond_us, rows as f64)).collect();
+        let table = (0..=TABLE_ROWS as u32).map(|rows| stair(&terms, beyond_us, rows)).collect();
         Ok(LatencyModel { terms, table, beyond_us })
     }
 
@@ -165,7 +164,7 @@ impl LatencyModel {
 
     /// Rows that prefill tokens count as.
     pub fn prefill_rows(&self, tokens: u32) -> u32 {
-        (self.terms.prefill_row * f64::from(tokens)).ceil() as u32
+        prefill_rows(self.terms.prefill_row, tokens)
     }
 
     /// What prefill adds to a pass over `rows` decode and verification rows.
@@ -265,17 +264,24 @@ fn slope_beyond(terms: &LatencyTerms) -> f64 {
     (terms.micros[last] - terms.micros[from]) / f64::from(terms.rows[last] - terms.rows[from])
 }
 
-fn stair(terms: &LatencyTerms, beyond_us: f64, rows: f64) -> f64 {
-    let next = terms.rows.partition_point(|&size| f64::from(size) < rows);
+/// Rows that `tokens` prefill tokens count as, at `prefill_row` each.
+pub(super) fn prefill_rows(prefill_row: f64, tokens: u32) -> u32 {
+    (prefill_row * f64::from(tokens)).ceil() as u32
+}
+
+/// The staircase at `rows`, with `beyond_us` for each row beyond its last size.
+pub(super) fn stair(terms: &LatencyTerms, beyond_us: f64, rows: u32) -> f64 {
+    let next = terms.rows.partition_point(|&size| size < rows);
     if next == terms.rows.len() {
         let last = next - 1;
-        return terms.micros[last] + beyond_us * (rows - f64::from(terms.rows[last]));
+        return terms.micros[last] + beyond_us * f64::from(rows - terms.rows[last]);
     }
-    if next == 0 || terms.between == Between::Pad {
+    // a size has its own time to the last bit, lest a staircase made of such times should fall
+    if next == 0 || terms.between == Between::Pad || terms.rows[next] == rows {
         return terms.micros[next];
     }
-    let (left, right) = (f64::from(terms.rows[next - 1]), f64::from(terms.rows[next]));
-    let share = (rows - left) / (right - left);
+    let (left, right) = (terms.rows[next - 1], terms.rows[next]);
+    let share = f64::from(rows - left) / f64::from(right - left);
     terms.micros[next - 1] + share * (terms.micros[next] - terms.micros[next - 1])
 }
 
@@ -322,6 +328,14 @@ pub(crate) mod tests {
             LatencyModel::new(LatencyTerms::staircase(Between::Interpolate, &[1, 5], &[10.0, 30.0])).unwrap();
         assert_eq!(model.rows_us(2), 15.0);
         assert_eq!(model.rows_us(4), 25.0);
+    }
+
+    #[test]
+    fn a_size_between_others_has_its_own_time_to_the_last_bit() {
+        // in floating point, 1/7 and what 2/3 is more than that are not 2/3
+        let (rows, micros) = ([1, 3, 5], [1.0 / 7.0, 2.0 / 3.0, 2.0 / 3.0]);
+        let model = LatencyModel::new(LatencyTerms::staircase(Between::Interpolate, &rows, &micros)).unwrap();
+        assert_eq!(rows.map(|rows| model.rows_us(rows)), micros);
     }
 
     #[test]

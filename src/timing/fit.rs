@@ -1,10 +1,9 @@
 //! Fits [`LatencyTerms`] to the analyzer's measured points.
 //!
 //! Unknowns are one time per size and four linear terms. The sizes are the measured row counts;
-//! where batches are padded, a pass with prefill has the next of them up to 256 rows and
-//! whole tiles above. Residuals
-//! are relative (a 10 µs error matters at 100 µs, not at 10 ms), outliers lose weight
-//! (Huber, by iterated reweighting), linear terms are kept non-negative by dropping
+//! where batches are padded, a pass with prefill has the next of them up to 256 rows and whole
+//! tiles above. Residuals are relative (a 10 µs error matters at 100 µs, not at 10 ms), outliers
+//! lose weight (Huber, by iterated reweighting), linear terms are kept non-negative by dropping
 //! those that would be negative, and the staircase is made monotone at the end. How many rows a
 //! prefill token counts as is searched for: the one with the least error.
 
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::cost_model::{Between, LatencyModel, LatencyTerms};
 use super::error::ProfileError;
 use super::point::{ProfilePoint, ROUND_CALLS};
+use super::sizes::Sizes;
 use crate::protocol::ModelRole;
 use crate::stats::isotonic::make_monotone;
 use crate::stats::quantile::nearest_rank;
@@ -24,12 +24,8 @@ const LINEAR_TERMS: usize = 4;
 const PREFILL_STEP: usize = 2;
 /// See [`PREFILL_STEP`].
 const PREFILL_ATTENDED: usize = 3;
-/// Rows of a tile of the matrix products that are bound by arithmetic: their time steps there.
-const TILE_ROWS: u32 = 128;
-/// Padded passes with prefill are priced by whole tiles above this many rows.
-const TILE_ROWS_FROM: u32 = 256;
 /// Rows that a prefill token may count as, where batches are not padded.
-const PREFILL_ROWS: [f64; 11] = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0];
+const PREFILL_ROW_CANDIDATES: [f64; 11] = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0];
 /// Rounds of reweighting; the weights settle in three or four.
 const ROUNDS: usize = 8;
 /// Residuals up to this many standard deviations keep their full weight (Huber's constant
@@ -125,96 +121,7 @@ fn split(points: &[ProfilePoint], between: Between, every: usize) -> (Vec<Profil
     (seen, unseen)
 }
 
-/// The sizes that times are found for, and where a pass lies among them.
-struct Sizes {
-    between: Between,
-    prefill_row: f64,
-    /// Measured decode and verification rows, ascending.
-    decoding: Vec<u32>,
-    /// All sizes, ascending.
-    sizes: Vec<u32>,
-}
-
-impl Sizes {
-    fn of(points: &[ProfilePoint], between: Between, prefill_row: f64) -> Sizes {
-        let sorted = |mut sizes: Vec<u32>| {
-            sizes.sort_unstable();
-            sizes.dedup();
-            sizes
-        };
-        let decoding = sorted(points.iter().map(|point| point.rows).filter(|&rows| rows > 0).collect());
-        let mut found = Sizes { between, prefill_row, sizes: decoding.clone(), decoding };
-        match between {
-            Between::Pad => {
-                let padded: Vec<u32> = points.iter().map(|point| found.padded(point)).collect();
-                found.sizes.extend(padded);
-            }
-            Between::Interpolate => {
-                let most = points.iter().map(|point| found.rows(point).ceil() as u32).max();
-                found.sizes.extend(most.filter(|most| found.decoding.last().is_some_and(|last| most > last)));
-            }
-        }
-        found.sizes = sorted(found.sizes);
-        found
-    }
-
-    /// All rows of a pass.
-    fn rows(&self, point: &ProfilePoint) -> f64 {
-        f64::from(point.rows) + (self.prefill_row * f64::from(point.prefill_tokens)).ceil()
-    }
-
-    /// The size that a pass is padded to.
-    fn padded(&self, point: &ProfilePoint) -> u32 {
-        if point.prefill_tokens == 0 {
-            return point.rows;
-        }
-        let rows = self.rows(point).ceil() as u32;
-        let captured = self.decoding.iter().copied().find(|&size| size >= rows && rows <= TILE_ROWS_FROM);
-        captured.unwrap_or_else(|| rows.next_multiple_of(TILE_ROWS))
-    }
-
-    /// Index of the size at or above a pass, and how much of its time is that size's; the rest is
-    /// that of the size below.
-    fn place(&self, point: &ProfilePoint) -> (usize, f64) {
-        match self.between {
-            Between::Pad => (self.sizes.partition_point(|&size| size < self.padded(point)), 1.0),
-            Between::Interpolate => {
-                let rows = self.rows(point);
-                let above = self.sizes.partition_point(|&size| f64::from(size) < rows);
-                if above == 0 {
-                    return (0, 1.0);
-                }
-                let (left, right) = (f64::from(self.sizes[above - 1]), f64::from(self.sizes[above]));
-                (above, (rows - left) / (right - left))
-            }
-        }
-    }
-
-    /// The staircase, given a time for each size. Tiles that were not measured are read off between
-    /// their neighbours.
-    fn staircase(&self, micros: &[f64]) -> (Vec<u32>, Vec<f64>) {
-        let last = *self.sizes.last().expect("there are decode rows");
-        let tiles =
-            (TILE_ROWS_FROM..last).step_by(TILE_ROWS as usize).filter(|_| self.between == Between::Pad);
-        let mut rows: Vec<u32> =
-            tiles.filter(|&tile| tile > self.sizes[0]).chain(self.sizes.clone()).collect();
-        rows.sort_unstable();
-        rows.dedup();
-        let time_at = |&rows: &u32| {
-            let above = self.sizes.partition_point(|&size| size < rows);
-            if self.sizes[above] == rows {
-                return micros[above];
-            }
-            let (left, right) = (f64::from(self.sizes[above - 1]), f64::from(self.sizes[above]));
-            let share = (f64::from(rows) - left) / (right - left);
-            micros[above - 1] + share * (micros[above] - micros[above - 1])
-        };
-        let times = rows.iter().map(time_at).collect();
-        (rows, times)
-    }
-}
-
-/// A weighted least-squares problem with one column per level and per linear term.
+/// A weighted least-squares problem with one column per size and per linear term.
 struct System {
     role: ModelRole,
     sizes: Sizes,
@@ -225,18 +132,17 @@ struct System {
 
 fn fit_terms(points: &[ProfilePoint], between: Between) -> Result<LatencyTerms, ProfileError> {
     let candidates = match between {
-        Between::Pad => &PREFILL_ROWS[PREFILL_ROWS.len() - 1..],
-        Between::Interpolate => &PREFILL_ROWS[..],
+        Between::Pad => &PREFILL_ROW_CANDIDATES[PREFILL_ROW_CANDIDATES.len() - 1..],
+        Between::Interpolate => &PREFILL_ROW_CANDIDATES[..],
     };
-    let mut best: Option<(f64, LatencyTerms)> = None;
-    for &prefill_row in candidates {
+    let fit_one = |&prefill_row: &f64| {
         let terms = fit_sizes(points, Sizes::of(points, between, prefill_row))?;
         let error = error_on(&LatencyModel::new(terms.clone())?, points).mape;
-        if best.as_ref().is_none_or(|(least, _)| error < *least) {
-            best = Some((error, terms));
-        }
-    }
-    best.map(|(_, terms)| terms).ok_or_else(|| ProfileError::TooFew("there are no points".to_owned()))
+        Ok((error, terms))
+    };
+    let fits = candidates.iter().map(fit_one).collect::<Result<Vec<(f64, LatencyTerms)>, ProfileError>>()?;
+    let best = fits.into_iter().min_by(|(one, _), (other, _)| one.total_cmp(other));
+    Ok(best.expect("there are candidates").1)
 }
 
 fn fit_sizes(points: &[ProfilePoint], sizes: Sizes) -> Result<LatencyTerms, ProfileError> {
@@ -260,7 +166,7 @@ impl System {
             .zip(&measured)
             .map(|(row, micros)| row.iter().map(|value| value / micros).collect::<Vec<f64>>());
         let mut rows: Vec<Vec<f64>> = relative.collect();
-        let scale: Vec<f64> = (0..sizes.sizes.len() + LINEAR_TERMS)
+        let scale: Vec<f64> = (0..sizes.all.len() + LINEAR_TERMS)
             .map(|column| rows.iter().map(|row| row[column] * row[column]).sum::<f64>().sqrt())
             .map(|norm| if norm > 0.0 { norm } else { 1.0 })
             .collect();
@@ -276,7 +182,7 @@ impl System {
         let mut active = vec![true; self.scale.len()];
         loop {
             let solution = self.solve(weights, &active)?;
-            let most_negative = (self.sizes.sizes.len()..self.scale.len())
+            let most_negative = (self.sizes.all.len()..self.scale.len())
                 .filter(|&column| solution[column] < 0.0)
                 .min_by(|&a, &b| solution[a].total_cmp(&solution[b]));
             let Some(column) = most_negative else { return Ok(solution) };
@@ -319,10 +225,10 @@ impl System {
     fn terms(&self, solution: &[f64]) -> Result<LatencyTerms, ProfileError> {
         let plain: Vec<f64> = solution.iter().zip(&self.scale).map(|(value, norm)| value / norm).collect();
         let fastest = self.measured.iter().copied().fold(f64::INFINITY, f64::min);
-        let (micros, linear) = plain.split_at(self.sizes.sizes.len());
+        let (micros, linear) = plain.split_at(self.sizes.all.len());
         let drafts = self.role == ModelRole::Draft;
         let mut micros: Vec<f64> = micros.iter().map(|&value| value.max(fastest * 1e-3)).collect();
-        make_monotone(&mut micros, &vec![1.0; self.sizes.sizes.len()]);
+        make_monotone(&mut micros, &vec![1.0; self.sizes.all.len()]);
         let round_us = if drafts { bounded_round_us(&mut micros, linear[PREFILL_STEP]) } else { 0.0 };
         let (rows, micros) = self.sizes.staircase(&micros);
         let terms = LatencyTerms {
@@ -355,7 +261,7 @@ fn bounded_round_us(micros: &mut [f64], round_us: f64) -> f64 {
 fn features(sizes: &Sizes, point: &ProfilePoint) -> Vec<f64> {
     let work = &point.work();
     let prefills = work.prefill_tokens > 0;
-    let mut row = vec![0.0; sizes.sizes.len() + LINEAR_TERMS];
+    let mut row = vec![0.0; sizes.all.len() + LINEAR_TERMS];
     let (above, share) = sizes.place(point);
     row[above] = share;
     if let Some(below) = above.checked_sub(1) {
@@ -367,7 +273,7 @@ fn features(sizes: &Sizes, point: &ProfilePoint) -> Vec<f64> {
         if point.model == ModelRole::Draft { point.rounds_per_call() } else { f64::from(u8::from(prefills)) },
         work.prefill_attended_tokens as f64,
     ];
-    row[sizes.sizes.len()..].copy_from_slice(&linear);
+    row[sizes.all.len()..].copy_from_slice(&linear);
     row
 }
 

@@ -15,6 +15,7 @@ pub mod fit;
 mod point;
 pub mod profile;
 pub mod reliability;
+mod sizes;
 
 pub use error::{PROFILE_FORMAT, ProfileError};
 pub use point::{ProfilePoint, ROUND_CALLS};
