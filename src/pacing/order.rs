@@ -69,11 +69,11 @@ pub struct Ranking {
 
 /// What prefill takes beside the requests that decode, in microseconds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PrefillCosts {
+struct PrefillCosts {
     /// The decode part of a step.
     decode_us: f64,
     /// A step with next to no prefill; every step of prefill has a cost of its own.
-    pub(super) step_us: f64,
+    step_us: f64,
     /// Each token, in a step with as many as are allowed: prompts share steps.
     token_us: f64,
     /// Tokens that a step takes at most.
@@ -172,7 +172,7 @@ impl Pacer {
         self.buffers.order = buffers;
     }
 
-    pub(super) fn prefill_costs(&self, decoding: &[DecodeView], chunk_max: u32) -> PrefillCosts {
+    fn prefill_costs(&self, decoding: &[DecodeView], chunk_max: u32) -> PrefillCosts {
         let (rows, chunk) = (self.verify_rows(decoding.len()), chunk_max.max(1));
         let decode_us = if decoding.is_empty() { 0.0 } else { self.decode_us(decoding) };
         PrefillCosts {
@@ -184,14 +184,14 @@ impl Pacer {
     }
 
     /// What the rest of a prompt adds to steps that are full of prefill.
-    pub(super) fn prefill_us(&self, prompt: &Prompt, costs: PrefillCosts) -> f64 {
+    fn prefill_us(&self, prompt: &Prompt, costs: PrefillCosts) -> f64 {
         let tokens = prompt.remaining_tokens;
         let attended_us = self.time.prefill_attended_us(prefill_attended(prompt.done_tokens, tokens));
         f64::from(tokens) * costs.token_us + attended_us
     }
 
     /// Time to prefill the rest of a prompt at full pace beside the decoding requests.
-    pub(super) fn work_us(&self, prompt: &Prompt, costs: PrefillCosts) -> f64 {
+    fn work_us(&self, prompt: &Prompt, costs: PrefillCosts) -> f64 {
         let steps = f64::from(prompt.remaining_tokens) / costs.chunk;
         self.prefill_us(prompt, costs) + steps * costs.decode_us
     }

@@ -9,11 +9,19 @@ use super::{LateAction, Pacer};
 use crate::protocol::{
     DecodeView, DraftCounts, Micros, RequestId, RequestSummary, RequestTimes, StepReport, StepView,
 };
+use crate::timing::cost_model::{Between, CostModel, LatencyModel, LatencyTerms};
 use crate::timing::profile::tests::with_even_rows;
 
 /// Prefill takes 25 µs a token, a small step of decoding about 7 ms.
 fn pacer() -> Pacer {
     Pacer::new(with_even_rows().cost_model().expect("valid")).with_late(LateAction::Demote)
+}
+
+/// A step takes 5 ms, whatever its context; rows are free up to 256 and take 20 µs each above,
+/// those of prefill too.
+fn bound_by_memory_up_to_256_rows() -> Pacer {
+    let terms = LatencyTerms::staircase(Between::Interpolate, &[1, 256, 1256], &[5000.0, 5000.0, 25_000.0]);
+    Pacer::new(CostModel { target: LatencyModel::new(terms).expect("valid"), draft: None, host_us: 0.0 })
 }
 
 /// A request that emitted so many tokens and has had so long for all but the first of them.

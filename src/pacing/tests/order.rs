@@ -1,7 +1,7 @@
 //! Who is next, and at which pace.
 
 use super::super::{LateAction, Pacer, Prompt, Ranking, Standing};
-use super::{pacer, row};
+use super::{bound_by_memory_up_to_256_rows, pacer, row, step};
 use crate::protocol::{DecodeView, Micros};
 use crate::random::SplitMix64;
 
@@ -137,15 +137,27 @@ fn random_prompts(random: &mut SplitMix64) -> Vec<Prompt> {
     (0..count).map(one).collect()
 }
 
+/// What a new prompt's attention takes: each token attends to itself and to those before it, at
+/// 0.002 µs each.
+fn attention_us(prompt: &Prompt) -> f64 {
+    assert_eq!(prompt.done_tokens, 0, "a new prompt");
+    let tokens = f64::from(prompt.remaining_tokens);
+    0.002 * tokens * (tokens + 1.0) / 2.0
+}
+
+/// Time of a new prompt that is prefilled in chunks of 256 tokens while nothing decodes. A chunk
+/// takes 50 µs and 25 µs for each row but the first, for which the weights are read anyway.
+fn alone_us(prompt: &Prompt) -> f64 {
+    f64::from(prompt.remaining_tokens) * (50.0 + 25.0 * 255.0) / 256.0 + attention_us(prompt)
+}
+
 /// Whether all of `chosen` are in time if they are served by deadline after what resumes.
-fn feasible(pacer: &Pacer, prompts: &[Prompt], chosen: &[usize]) -> bool {
-    let costs = pacer.prefill_costs(&[], 256);
-    let work_us = |prompt: &Prompt| pacer.work_us(prompt, costs);
-    let mut done_us: f64 = prompts.iter().filter(|prompt| prompt.resumes).map(work_us).sum();
+fn feasible(prompts: &[Prompt], chosen: &[usize]) -> bool {
+    let mut done_us: f64 = prompts.iter().filter(|prompt| prompt.resumes).map(alone_us).sum();
     let mut by_deadline: Vec<&Prompt> = chosen.iter().map(|&index| &prompts[index]).collect();
     by_deadline.sort_by_key(|prompt| prompt.deadline);
     by_deadline.into_iter().all(|prompt| {
-        done_us += work_us(prompt);
+        done_us += alone_us(prompt);
         prompt.deadline.is_some_and(|deadline| done_us <= deadline.0 as f64)
     })
 }
@@ -155,15 +167,14 @@ fn no_choice_makes_fewer_prompts_late() {
     let mut dropped_any = 0;
     for seed in 0..400 {
         let prompts = random_prompts(&mut SplitMix64::new(seed));
-        let mut pacer = pacer();
-        let order = ranking(&mut pacer, &prompts, false).order;
+        let order = ranking(&mut pacer(), &prompts, false).order;
         let on_time = order.iter().filter(|ranked| ranked.standing == Standing::OnTime);
         let on_time: Vec<usize> = on_time.map(|ranked| ranked.index as usize).collect();
-        assert!(feasible(&pacer, &prompts, &on_time), "seed {seed}: {on_time:?} of {prompts:?}");
+        assert!(feasible(&prompts, &on_time), "seed {seed}: {on_time:?} of {prompts:?}");
         let dated: Vec<usize> = (0..prompts.len()).filter(|&i| prompts[i].deadline.is_some()).collect();
         let most = (0u32..1 << dated.len())
             .map(|set| (0..dated.len()).filter(|i| set >> i & 1 == 1).map(|i| dated[i]).collect::<Vec<_>>())
-            .filter(|chosen| feasible(&pacer, &prompts, chosen))
+            .filter(|chosen| feasible(&prompts, chosen))
             .map(|chosen| chosen.len())
             .max();
         assert_eq!(Some(on_time.len()), most, "seed {seed}: {prompts:?}");
@@ -222,10 +233,11 @@ fn paces(prompts: &[Prompt], decoding: &[DecodeView]) -> Vec<u32> {
 #[test]
 fn steps_of_a_prompts_pace_finish_it_in_time_and_smaller_ones_would_not_keep_the_reserve() {
     let decoding = vec![row(10, 0, None); 3];
+    // three rows, 500 tokens of context behind each, the host
+    let decode_us = 7006.0 + 2.0 * 25.0 + 1500.0 * 0.05 + 60.0;
+    // what is planned with: steps with one token already, and the cost of a chunk of 4096 shared out
+    let (step_us, token_us) = (decode_us + 50.0 + 25.0, 25.0 + 50.0 / 4096.0);
     let mut pacer = pacer();
-    let costs = pacer.prefill_costs(&decoding, 4096);
-    let step_us = pacer.decode_us(&decoding) + pacer.time.prefill_us(3, 1, 0);
-    assert_eq!(costs.step_us, step_us);
     for seed in 0..200 {
         let mut random = SplitMix64::new(seed);
         let prompts: Vec<Prompt> =
@@ -233,17 +245,34 @@ fn steps_of_a_prompts_pace_finish_it_in_time_and_smaller_ones_would_not_keep_the
         let mut ranking = Ranking::default();
         pacer.rank(Micros::ZERO, &prompts, &decoding, 4096, false, &mut ranking);
         assert_eq!(ranking.paces.len(), 4, "all are on time");
-        let (mut tokens, mut prefill_us) = (0.0, 0.0);
+        let (mut tokens, mut attention_us) = (0.0, 0.0);
         for (ranked, &pace) in ranking.order.iter().zip(&ranking.paces) {
             let prompt = prompts[ranked.index as usize];
             tokens += f64::from(prompt.remaining_tokens);
-            prefill_us += pacer.prefill_us(&prompt, costs);
+            attention_us += self::attention_us(&prompt);
             let left_us = prompt.deadline.expect("all have one").0 as f64;
-            let done_us = |pace: u32| tokens / f64::from(pace) * step_us + prefill_us;
-            assert!((tokens / f64::from(pace)).ceil() * step_us + prefill_us <= left_us, "seed {seed}");
-            assert!(pace == 1 || done_us(pace - 1) > 0.8 * left_us, "seed {seed}: {pace} hurries");
+            let steps = (tokens / f64::from(pace)).ceil();
+            let taken_us = steps * (decode_us + 50.0) + tokens * 25.0 + attention_us;
+            assert!(taken_us <= left_us, "seed {seed}");
+            let slower_us = tokens / f64::from(pace - 1) * step_us + tokens * token_us + attention_us;
+            assert!(pace == 1 || slower_us > 0.8 * left_us, "seed {seed}: {pace} hurries");
         }
     }
+}
+
+#[test]
+fn a_prompt_is_priced_in_full_chunks_beside_the_rows_that_decode_and_are_verified() {
+    let mut pacer = bound_by_memory_up_to_256_rows();
+    let decoding = vec![row(10, 0, None); 64];
+    let report = step(&pacer, decoding.clone(), 2, 1.0);
+    pacer.observe(&report);
+    // 192 rows: half of a chunk of 128 is above 256, so a token takes 10 µs; eight steps of 5 ms
+    let mut standing = |ms| {
+        let mut ranking = Ranking::default();
+        pacer.rank(Micros::ZERO, &[due(1024, ms)], &decoding, 128, false, &mut ranking);
+        ranking.order[0].standing
+    };
+    assert_eq!([standing(50), standing(51)], [Standing::Late, Standing::OnTime]);
 }
 
 #[test]

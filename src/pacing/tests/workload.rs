@@ -1,7 +1,7 @@
 //! Means of what was observed.
 
-use super::{finished, pacer, row, step};
-use crate::protocol::Micros;
+use super::{bound_by_memory_up_to_256_rows, finished, pacer, row, step};
+use crate::protocol::{DraftCounts, Micros, StepReport};
 
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 0.01 * b.abs()
@@ -56,6 +56,20 @@ fn steps_tell_tokens_context_and_what_drafting_costs() {
 }
 
 #[test]
+fn rows_are_counted_per_request_whether_or_not_their_drafts_are_accepted() {
+    let mut pacer = pacer();
+    assert_eq!((pacer.load.rows(), pacer.verify_rows(10)), (1.0, 10));
+    let verified = |drafts: [u32; 4]| StepReport {
+        counts: drafts.map(|verified| DraftCounts { verified, accepted: 0 }).to_vec(),
+        ..step(&self::pacer(), vec![row(5, 0, None); 4], 0, 1.0)
+    };
+    pacer.observe(&verified([0, 1, 2, 3]));
+    assert_eq!((pacer.load.rows(), pacer.verify_rows(10)), (2.5, 25));
+    pacer.observe(&verified([5, 5, 0, 0]));
+    assert_eq!((pacer.load.rows(), pacer.load.tokens()), (3.0, 1.0));
+}
+
+#[test]
 fn prefill_is_no_part_of_what_decoding_takes() {
     let mut pacer = pacer();
     let mut report = step(&pacer, vec![row(5, 0, None)], 0, 1.0);
@@ -89,6 +103,31 @@ fn prefill_is_counted_per_output_token_and_as_a_share_of_the_time_between_arriva
     }
     assert!(close(pacer.load.interarrival_us(), 20_000.0));
     assert!(close(pacer.load.prefill_share(), 0.5105));
+}
+
+#[test]
+fn a_prompt_is_priced_at_what_its_tokens_take_in_steps_that_several_share() {
+    let mut pacer = pacer();
+    // 50 µs and 25 µs a token: 100 µs, then 500 µs
+    for prefill_tokens in [2, 18] {
+        let report = step(&pacer, vec![row(5, 0, None)], 0, 1.0);
+        pacer.observe(&StepReport { prefill_tokens, ..report });
+    }
+    // so 30 µs a token over both, where a prompt with a step to itself would take 25.5
+    pacer.observe(&finished(400, 100, 8000));
+    let price_us = pacer.load.prefill_us_per_token();
+    assert!((price_us - 400.0 * 30.0 / 100.0).abs() < 1e-6, "{price_us}");
+}
+
+#[test]
+fn a_prompt_is_priced_beside_the_rows_that_decoded_and_were_verified_with_it() {
+    let mut pacer = bound_by_memory_up_to_256_rows();
+    // 64 requests with three drafts each are 256 rows: no token beside them is free
+    let report = step(&pacer, vec![row(5, 0, None); 64], 3, 1.0);
+    pacer.observe(&StepReport { prefill_tokens: 100, ..report });
+    pacer.observe(&finished(400, 100, 8000));
+    let price_us = pacer.load.prefill_us_per_token();
+    assert!((price_us - 400.0 * 20.0 / 100.0).abs() < 1e-6, "{price_us}");
 }
 
 #[test]
