@@ -284,7 +284,23 @@ fn even_no_budget_gives_one_pass_over_the_shapes_that_a_model_needs() {
     let least = shapes(&info()).iter().filter(|shape| shape.tier == Tier::Least).count();
     assert_eq!(profile.points.len(), least);
     for terms in [&profile.target, profile.draft.as_ref().expect("there is a draft")] {
-        assert!(terms.rows.len() >= 4 && terms.prefill_row > 0.0, "{terms:?}");
+        assert!(terms.rows.len() >= 4, "{terms:?}");
+    }
+    let cost = profile.cost_model().expect("valid");
+    // Passes with 8, 16 and 64 tokens of prefill settle its price to a few percent. A draft call
+    // with catch-up begins a round as well, and so few calls tell the one from the other to some
+    // 10 µs only, of 79 for 16 tokens.
+    assert_prefill_is_priced(&cost.target, target_law(), 0.05);
+    assert_prefill_is_priced(&cost.draft.expect("there is a draft"), draft_law(), 0.15);
+}
+
+/// Up to the longest prefill of the least shapes, and beside few rows and many.
+fn assert_prefill_is_priced(found: &LatencyModel, law: LatencyTerms, tolerance: f64) {
+    let law = LatencyModel::new(law).expect("a law");
+    for (rows, tokens) in [(1, 16), (1, 32), (1, 64), (8, 64), (32, 16), (32, 64)] {
+        let price_us = |model: &LatencyModel| model.prefill_us(rows, tokens, prefill_attended(0, tokens));
+        let ratio = price_us(found) / price_us(&law);
+        assert!((ratio - 1.0).abs() < tolerance, "{tokens} tokens beside {rows} rows are off by {ratio}");
     }
 }
 
