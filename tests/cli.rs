@@ -57,7 +57,7 @@ fn check_config_prints_the_effective_config_with_bounds() {
     for arguments in [&["check-config", TINY][..], &["check-config", "--config", TINY]] {
         let output = specserve(arguments);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-        assert!(text(&output.stdout).contains("connections_max = 256  # 1 to 65536\n"));
+        assert!(text(&output.stdout).contains("connections_max = 352  # 1 to 65536\n"));
     }
 }
 

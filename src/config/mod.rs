@@ -107,7 +107,7 @@ impl Config {
 
     fn from_table(mut file: toml::Table, problems: &mut Problems) -> Config {
         let drafts = file.contains_key("draft");
-        let server = ServerConfig::read(Section::take(&mut file, "server", problems));
+        let (mut server, connections) = ServerConfig::read(Section::take(&mut file, "server", problems));
         let target = TargetConfig::read(Section::take(&mut file, "target", problems));
         let draft = drafts.then(|| DraftConfig::read(Section::take(&mut file, "draft", problems)));
         let executor = ExecutorConfig::read(Section::take(&mut file, "executor", problems));
@@ -116,6 +116,7 @@ impl Config {
         let (mut slo, late) = SloConfig::read(&mut file, problems);
         let speculation = SpeculationConfig::read(Section::take(&mut file, "speculation", problems), drafts);
         let telemetry = TelemetryConfig::read(Section::take(&mut file, "telemetry", problems));
+        server.connections_max = connections.unwrap_or(ServerConfig::connections_for(&scheduler));
         scheduler.order = order.unwrap_or(SchedulerConfig::order_with(speculation.policy));
         slo.late = late.unwrap_or(SloConfig::late_in(scheduler.order));
         let config = Config { server, target, draft, executor, kv, scheduler, slo, speculation, telemetry };

@@ -8,6 +8,7 @@ use toml::Value;
 
 use super::reader::{Integer, IntegerList, Section};
 use super::render::{Entry, number};
+use super::scheduler::SchedulerConfig;
 
 /// Longest socket path in bytes: `sun_path` holds 108, including the NUL terminator.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -18,7 +19,9 @@ const SOCKET_MODE_DEFAULT: u32 = 0o600;
 const SOCKET_UIDS: IntegerList =
     IntegerList { name: "socket_uids", what: "user ids", entries_max: 64, max: u32::MAX as u64 - 1 };
 const BODY_BYTES_MAX: Integer = Integer::new("body_bytes_max", 1 << 20, 1 << 10, 64 << 20);
-const CONNECTIONS_MAX: Integer = Integer::new("connections_max", 256, 1, 65_536);
+/// Connections beside those of requests: health checks, scrapes, clients that keep theirs open.
+const CONNECTIONS_SPARE: usize = 64;
+const CONNECTIONS_MAX: Integer = Integer::new("connections_max", CONNECTIONS_SPARE as u64, 1, 65_536);
 const HEADER_TIMEOUT_MS: Integer = Integer::new("header_timeout_ms", 10_000, 100, 600_000);
 const REQUEST_TIMEOUT_MS: Integer = Integer::new("request_timeout_ms", 600_000, 100, 86_400_000);
 const DRAIN_TIMEOUT_MS: Integer = Integer::new("drain_timeout_ms", 30_000, 0, 3_600_000);
@@ -51,7 +54,11 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
-    pub(super) fn read(mut section: Section<'_>) -> ServerConfig {
+    /// Reads the section. Where it names no number of connections the default depends on the
+    /// scheduler, which is read later: see [`connections_for`](Self::connections_for).
+    pub(super) fn read(mut section: Section<'_>) -> (ServerConfig, Option<usize>) {
+        let connections_max =
+            section.optional_integer(&CONNECTIONS_MAX).map(|connections| connections as usize);
         let config = ServerConfig {
             socket: section
                 .parsed("socket", &format!("give {SOCKET_BOUND}"), parse_socket)
@@ -64,13 +71,20 @@ impl ServerConfig {
                 .map(|uids| uids.into_iter().map(|uid| uid as u32).collect()),
             http: section.parsed("http", &format!("give {HTTP_BOUND}, or leave it out"), parse_address),
             body_bytes_max: section.integer(&BODY_BYTES_MAX) as usize,
-            connections_max: section.integer(&CONNECTIONS_MAX) as usize,
+            connections_max: connections_max.unwrap_or(CONNECTIONS_SPARE),
             header_timeout: Duration::from_millis(section.integer(&HEADER_TIMEOUT_MS)),
             request_timeout: Duration::from_millis(section.integer(&REQUEST_TIMEOUT_MS)),
             drain_timeout: Duration::from_millis(section.integer(&DRAIN_TIMEOUT_MS)),
         };
         section.finish();
-        config
+        (config, connections_max)
+    }
+
+    /// The number of connections where none is configured: one for each request that runs or waits,
+    /// so that the queue fills up and refuses requests before the listener stops accepting them.
+    pub fn connections_for(scheduler: &SchedulerConfig) -> usize {
+        let requests = scheduler.running_requests_max as usize + scheduler.queue_requests_max as usize;
+        (requests + CONNECTIONS_SPARE).min(CONNECTIONS_MAX.max as usize)
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {

@@ -29,7 +29,7 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     assert_eq!(config.server.socket_mode, 0o600);
     assert_eq!(config.server.http, None);
     assert_eq!(config.server.body_bytes_max, 1 << 20);
-    assert_eq!(config.server.connections_max, 256);
+    assert_eq!(config.server.connections_max, 352);
     assert_eq!(config.target, TargetConfig { model: ModelSource::EmbeddedTiny, name: "tiny".to_owned() });
     assert_eq!(config.draft, Some(DraftConfig::Model(ModelSource::EmbeddedTiny)));
     assert_eq!(config.executor.threads, 0);
@@ -38,6 +38,18 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     assert_eq!(config.scheduler.running_requests_max, 32);
     assert_eq!(config.speculation.policy, PolicyName::SpecServe);
     assert_eq!(config.telemetry.log_level, LogLevel::Info);
+}
+
+#[test]
+fn unless_the_file_says_there_is_a_connection_for_each_request_that_runs_or_waits() {
+    let connections = |lines: &str| {
+        let text = format!("{SMALLEST}[scheduler]\n{lines}");
+        Config::parse(&text).map(|config| config.server.connections_max)
+    };
+    assert_eq!(connections("").expect("valid"), 32 + 256 + 64);
+    assert_eq!(connections("queue_requests_max = 1024").expect("valid"), 32 + 1024 + 64);
+    assert_eq!(connections("queue_requests_max = 1048576").expect("valid"), 65_536, "the most there may be");
+    assert_eq!(connections("[server]\nconnections_max = 3").expect("valid"), 3);
 }
 
 #[test]
@@ -141,10 +153,10 @@ fn a_file_with_ten_mistakes_lists_ten_problems() {
     assert_eq!(
         problem_paths(text),
         [
+            "server.connections_max",
             "server.socket",
             "server.socket_mode",
             "server.http",
-            "server.connections_max",
             "server.drain_timeout_ms",
             "target.model",
             "executor.threads",
@@ -158,7 +170,7 @@ fn a_file_with_ten_mistakes_lists_ten_problems() {
 #[test]
 fn a_problem_names_key_value_bound_and_remedy() {
     let error =
-        Config::parse(&tiny_with("connections_max = 256", "connections_max = 70000")).expect_err("too many");
+        Config::parse(&tiny_with("connections_max = 352", "connections_max = 70000")).expect_err("too many");
     assert_eq!(
         error.to_string(),
         "1 problem in the configuration:\n  server.connections_max = 70000: is out of bounds, 1 to 65536; \

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -18,6 +19,25 @@ pub(super) type OnPhase<'a> = &'a dyn Fn(&'static str);
 
 /// Result of the assembly.
 pub(super) type Assembled = Result<(Engine, EngineBackend), DaemonError>;
+
+/// Open files beside the connections: models, sockets, pipes, logs.
+const OTHER_FILES: u64 = 128;
+
+/// Raises the process's limit of open files to the most it may have, and warns if that does not do
+/// for so many connections.
+fn allow_open_files(connections: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    // left as it is if that fails
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let needed = connections as u64 + OTHER_FILES;
+    if let Some(most) = getrlimit(Resource::Nofile).current.filter(|&most| most < needed) {
+        tracing::warn!(
+            open_files_max = most,
+            needed,
+            "too few open files for server.connections_max: raise `ulimit -n` or LimitNOFILE="
+        );
+    }
+}
 
 /// A daemon whose socket is open and whose engine is being built; requests get 503.
 pub(super) struct StartingDaemon {
@@ -46,6 +66,7 @@ impl StartingDaemon {
             users: config.server.socket_uids.clone(),
         };
         let bound = BoundSocket::bind(&options)?;
+        allow_open_files(config.server.connections_max);
         let limits = ApiLimits {
             body_bytes_max: config.server.body_bytes_max,
             header_timeout: config.server.header_timeout,
