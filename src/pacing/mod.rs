@@ -4,8 +4,8 @@
 //! steps cost and what requests are like, and answers three questions before each step:
 //!
 //! - *Who is next?* [`Pacer::rank`]: the largest set of prompts whose first tokens can all be in
-//!   time (Moore and Hodgson 1968), then those without an objective, then those that are late
-//!   ([`LateAction`]).
+//!   time (Moore and Hodgson 1968), shortest first as far as nobody gets late by it (Smith 1956),
+//!   then those without an objective, then those that are late ([`LateAction`]).
 //! - *How many may run?* [`Pacer::running_limit`]: as many as give the most requests per second
 //!   within their TPOT objectives.
 //! - *How much prefill now?* [`Pacer::chunk`]: all there is, unless that costs a running request
@@ -20,6 +20,7 @@ mod chunk;
 mod late;
 mod limit;
 mod order;
+mod shortest;
 mod workload;
 
 #[cfg(test)]
@@ -86,6 +87,7 @@ pub struct Pacer {
 struct Buffers {
     debts: Vec<chunk::Debt>,
     order: order::Buffers,
+    shortest: shortest::Buffers,
     objectives: Vec<limit::Objective>,
 }
 

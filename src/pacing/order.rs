@@ -1,11 +1,11 @@
-//! Who is next: the largest set of prompts that can all be in time, in order of their deadlines.
+//! Who is next: the largest set of prompts that can all be in time.
 //!
 //! Minimizing the number of late jobs on one machine is Moore and Hodgson's problem (1968): take
 //! jobs by deadline; whenever one would be late, drop the longest taken so far. Dropped prompts
 //! come last, by class and deadline, so that one long prompt does not ruin the short ones
 //! around it. Lest the dropped starve, the oldest of them comes first after [`LATE_PERIOD`] steps
-//! in which none made progress. Where late prompts keep their turn ([`LateAction::Queue`]), they stay in
-//! the order of deadlines.
+//! in which none made progress. Where late prompts keep their turn ([`LateAction::Queue`]), they
+//! stay in the order of deadlines. How those in time are ordered is in `shortest.rs`.
 
 use std::collections::BinaryHeap;
 
@@ -15,7 +15,10 @@ use crate::timing::cost_model::prefill_attended;
 
 /// After so many steps in which no late prompt made progress, the oldest comes first.
 pub const LATE_PERIOD: u32 = 16;
-/// Share of the time left until a deadline that is planned with.
+/// Share of a TTFT objective that is kept in reserve: a prompt waits for the end of its step, and
+/// its first token for the host and the way to the client.
+const RESERVE: f64 = 0.05;
+/// Share of the time left that is planned with.
 const DEADLINE_AIM: f64 = 0.8;
 
 /// A prompt that is prefilled or waits for it.
@@ -33,6 +36,15 @@ pub struct Prompt {
     pub deadline: Option<Micros>,
     /// Whether it was preempted after its first token: its stream stands still.
     pub resumes: bool,
+}
+
+impl Prompt {
+    /// Microseconds from `now` until it has to be prefilled.
+    pub(super) fn left_us(&self, now: Micros) -> f64 {
+        let Some(deadline) = self.deadline else { return f64::INFINITY };
+        let reserve_us = RESERVE * deadline.saturating_sub(self.arrival).0 as f64;
+        (deadline.saturating_sub(now).0 as f64 - reserve_us).max(0.0)
+    }
 }
 
 /// Where a prompt stands.
@@ -69,7 +81,7 @@ pub struct Ranking {
 
 /// What prefill takes beside the requests that decode, in microseconds.
 #[derive(Clone, Copy, Debug)]
-struct PrefillCosts {
+pub(super) struct PrefillCosts {
     /// The decode part of a step.
     decode_us: f64,
     /// A step with next to no prefill; every step of prefill has a cost of its own.
@@ -130,6 +142,9 @@ impl Pacer {
         order.sort_unstable_by_key(key);
         self.drop_late(now, prompts, costs, order);
         order.sort_unstable_by_key(key);
+        if !keeps_turn {
+            self.put_shortest_first(now, prompts, costs, order);
+        }
         if late_turn && !keeps_turn {
             let late = order.iter().enumerate().filter(|(_, ranked)| ranked.standing == Standing::Late);
             let oldest = late.min_by_key(|(_, ranked)| prompts[ranked.index as usize].arrival);
@@ -155,8 +170,7 @@ impl Pacer {
                 continue;
             }
             buffers.taken.push(((work_us * 1e3) as u64, position as u32));
-            let left_us =
-                prompt.deadline.map_or(f64::INFINITY, |deadline| deadline.saturating_sub(now).0 as f64);
+            let left_us = prompt.left_us(now);
             while total_us > left_us {
                 let Some((dropped_ns, dropped)) = buffers.taken.pop() else { break };
                 total_us -= dropped_ns as f64 * 1e-3;
@@ -191,7 +205,7 @@ impl Pacer {
     }
 
     /// Time to prefill the rest of a prompt at full pace beside the decoding requests.
-    fn work_us(&self, prompt: &Prompt, costs: PrefillCosts) -> f64 {
+    pub(super) fn work_us(&self, prompt: &Prompt, costs: PrefillCosts) -> f64 {
         let steps = f64::from(prompt.remaining_tokens) / costs.chunk;
         self.prefill_us(prompt, costs) + steps * costs.decode_us
     }
@@ -218,8 +232,7 @@ impl Pacer {
             if ranked.standing != Standing::OnTime {
                 continue;
             }
-            let left_us =
-                prompt.deadline.map_or(f64::INFINITY, |deadline| deadline.saturating_sub(now).0 as f64);
+            let left_us = prompt.left_us(now);
             let room_us = (DEADLINE_AIM * left_us - prefill_us).max(step_us.max(1.0));
             paces.push((tokens * step_us / room_us).min(tokens).ceil() as u32);
         }

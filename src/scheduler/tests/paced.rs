@@ -170,7 +170,7 @@ fn what_decodes_takes_no_part_of_the_room_for_prompts() {
     assert!(timed.step());
     enqueue(&mut timed, [due(11, 500, 0, 10_000), due(12, 100, 0, 20_000)]);
     let plan = timed.plan().expect("two wait");
-    assert_eq!(prefills(&plan), [(11, 500), (12, 4)], "504 tokens beside eight rows");
+    assert_eq!(prefills(&plan), [(12, 100), (11, 404)], "504 tokens beside eight rows");
 }
 
 #[test]
