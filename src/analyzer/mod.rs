@@ -20,7 +20,7 @@ mod workbench;
 use std::sync::Arc;
 
 pub use fingerprint::{Machine, fingerprint, model_digest};
-pub use record::{RecordJob, RecordOptions, record};
+pub use record::{RecordJob, RecordOptions, RecordPrompt, RecordText, record};
 
 use crate::executor::Executor;
 use crate::protocol::{Clock, ExecutorError, Micros, ModelRole, SamplingParams, TokenId};

@@ -20,12 +20,32 @@ use crate::replay::RecordedSequence;
 /// What is recorded.
 #[derive(Clone, Debug)]
 pub struct RecordOptions {
-    /// Conversations, each a list of messages.
-    pub conversations: Vec<Value>,
-    /// Most output tokens of each.
+    /// What is asked, in order.
+    pub prompts: Vec<RecordPrompt>,
+    /// Most output tokens of each prompt that does not say.
     pub tokens_max: u32,
     /// Sampling temperature.
     pub temperature: f32,
+    /// Whether outputs go on behind the token that would end them, as load generators ask for.
+    pub ignore_eos: bool,
+}
+
+/// A prompt to record the answer to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordPrompt {
+    /// What is asked.
+    pub text: RecordText,
+    /// Most output tokens; `None` for [`RecordOptions::tokens_max`].
+    pub tokens_max: Option<u32>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RecordText {
+    /// A conversation, as a list of messages.
+    Messages(Value),
+    /// The prompt's tokens themselves.
+    Tokens(Vec<TokenId>),
 }
 
 /// What one output is recorded from.

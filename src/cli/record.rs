@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::error::CliError;
 use super::host::DaemonHost;
-use super::replay::prompts::Prompts;
+use super::replay::prompts::{Prompts, messages_of};
 use super::{logging, parse};
-use crate::analyzer::RecordOptions;
+use crate::analyzer::{RecordOptions, RecordPrompt, RecordText};
 use crate::config::Config;
 use crate::replay::RecordedSequence;
 
@@ -30,12 +30,16 @@ pub struct RecordArgs {
     /// Output file, .jsonl.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// A .jsonl file of objects with prompt, messages or turns; built-in prompts by default.
+    /// A .jsonl file of objects with prompt (text or tokens), messages or turns, and max_tokens if
+    /// it differs; built-in prompts by default.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Maximum output tokens per prompt.
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=65_536))]
     max_tokens: u32,
+    /// Go on behind the token that ends an output.
+    #[arg(long)]
+    ignore_eos: bool,
     /// Sampling temperature.
     #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = temperature)]
     temperature: f64,
@@ -51,11 +55,11 @@ pub struct RecordArgs {
 pub async fn run<H: DaemonHost>(args: &RecordArgs, host: &H, out: &mut impl Write) -> Result<(), CliError> {
     let config = Config::read(&args.config)?;
     logging::start(&config.telemetry);
-    let prompts = args.prompts.as_deref().map_or_else(|| Ok(Prompts::built_in()), Prompts::read)?;
     let options = RecordOptions {
-        conversations: prompts.conversations().to_vec(),
+        prompts: args.prompts.as_deref().map_or_else(|| Ok(built_in()), read)?,
         tokens_max: args.max_tokens,
         temperature: args.temperature as f32,
+        ignore_eos: args.ignore_eos,
     };
     let recorded = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&recorded);
@@ -73,6 +77,47 @@ pub async fn run<H: DaemonHost>(args: &RecordArgs, host: &H, out: &mut impl Writ
     }
     write_file(&args.out, &sequences)?;
     report(args, &sequences, out)
+}
+
+fn built_in() -> Vec<RecordPrompt> {
+    let messages = Prompts::built_in().conversations().to_vec();
+    let asked = |messages| RecordPrompt { text: RecordText::Messages(messages), tokens_max: None };
+    messages.into_iter().map(asked).collect()
+}
+
+fn read(path: &Path) -> Result<Vec<RecordPrompt>, CliError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| CliError::File { path: path.to_owned(), source })?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let prompts = lines.map(|(index, line)| {
+        let problem =
+            |what: String| CliError::Failed(format!("{}: line {}: {what}", path.display(), index + 1));
+        let line: Value = serde_json::from_str(line).map_err(|error| problem(error.to_string()))?;
+        parse_prompt(&line).map_err(|what| problem(what.to_owned()))
+    });
+    let prompts = prompts.collect::<Result<Vec<RecordPrompt>, CliError>>()?;
+    if prompts.is_empty() {
+        return Err(CliError::Failed(format!("{}: the file holds no prompts", path.display())));
+    }
+    Ok(prompts)
+}
+
+fn parse_prompt(line: &Value) -> Result<RecordPrompt, &'static str> {
+    let text = match line.get("prompt") {
+        Some(tokens @ Value::Array(_)) => {
+            let tokens = serde_json::from_value(tokens.clone());
+            RecordText::Tokens(tokens.map_err(|_| "the prompt is neither a text nor a list of tokens")?)
+        }
+        _ => RecordText::Messages(messages_of(line).ok_or("no messages, prompt or turns")?),
+    };
+    let tokens_max = match line.get("max_tokens") {
+        None | Some(Value::Null) => None,
+        Some(count) => {
+            let count = count.as_u64().and_then(|count| u32::try_from(count).ok());
+            Some(count.filter(|&count| count > 0).ok_or("max_tokens is not a positive number of tokens")?)
+        }
+    };
+    Ok(RecordPrompt { text, tokens_max })
 }
 
 fn write_file(path: &Path, sequences: &[RecordedSequence]) -> Result<(), CliError> {
@@ -135,6 +180,7 @@ mod tests {
             out: path.clone(),
             prompts: None,
             max_tokens: 4,
+            ignore_eos: false,
             temperature: 0.0,
             json: true,
         };
@@ -147,5 +193,43 @@ mod tests {
             serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
         assert_eq!(first, json!({ "probabilities": [0.5, 0.6667, 0.75], "accepted": [true, true, true] }));
         assert_eq!(Recording::parse(&text).expect("good").sequences().len(), 24);
+    }
+
+    #[test]
+    fn a_line_has_a_text_a_conversation_or_tokens_and_may_say_how_many_it_wants() {
+        let parse = |line: Value| parse_prompt(&line);
+        let user = json!([{ "role": "user", "content": "a" }]);
+        let messages = RecordPrompt { text: RecordText::Messages(user.clone()), tokens_max: None };
+        assert_eq!(parse(json!({ "prompt": "a" })), Ok(messages.clone()));
+        assert_eq!(parse(json!({ "messages": user })), Ok(messages.clone()));
+        assert_eq!(
+            parse(json!({ "turns": ["a"], "max_tokens": 7 })),
+            Ok(RecordPrompt { tokens_max: Some(7), ..messages })
+        );
+        let tokens = RecordPrompt { text: RecordText::Tokens(vec![3, 1]), tokens_max: None };
+        assert_eq!(parse(json!({ "prompt": [3, 1] })), Ok(tokens));
+        for bad in [json!({}), json!({ "prompt": [-1] }), json!({ "prompt": ["a"] })] {
+            assert!(parse(bad).is_err());
+        }
+        for count in [json!(0), json!(-1), json!(1.5), json!(4294967296u64), json!("7")] {
+            let problem = parse(json!({ "prompt": "a", "max_tokens": count }));
+            assert_eq!(problem, Err("max_tokens is not a positive number of tokens"));
+        }
+    }
+
+    #[test]
+    fn bad_prompts_are_refused_by_file_and_line() {
+        let folder = ScratchDirectory::new();
+        let path = folder.path().join("prompts.jsonl");
+        let problem = |text: &str| {
+            std::fs::write(&path, text).expect("written");
+            read(&path).expect_err("bad").to_string()
+        };
+        assert!(
+            problem("{\"prompt\":\"a\"}\n\n{\"prompt\":3}\n")
+                .ends_with("line 3: no messages, prompt or turns")
+        );
+        assert!(problem("nonsense").contains("line 1: "));
+        assert!(problem("\n").ends_with("the file holds no prompts"));
     }
 }

@@ -129,7 +129,7 @@ impl DaemonHost for ScriptedHost {
         options: RecordOptions,
         mut on_sequence: OnSequence,
     ) -> Result<(), HostError> {
-        for _ in &options.conversations {
+        for _ in &options.prompts {
             let probabilities = (1..options.tokens_max).map(|place| 1.0 - 1.0 / (1.0 + place as f32));
             let probabilities: Vec<f32> = probabilities.collect();
             let accepted = vec![true; probabilities.len()];

@@ -80,6 +80,8 @@ pub struct DraftQuality {
     pub confidence: Confidence,
     /// What a real pair did, instead of all this.
     pub recording: Option<Arc<Recording>>,
+    /// Whether requests play it in its order, instead of what is drawn for each.
+    pub recording_in_order: bool,
 }
 
 impl DraftQuality {
@@ -93,6 +95,7 @@ impl DraftQuality {
             correlation: 0.5,
             confidence: Confidence::Calibrated,
             recording: None,
+            recording_in_order: false,
         }
     }
 
@@ -109,6 +112,7 @@ impl DraftQuality {
             playback: self.recording.clone().map(|recording| Playback {
                 recording,
                 prompts: workload.iter().map(|arrival| arrival.prompt_tokens).collect(),
+                in_order: self.recording_in_order,
             }),
         }
     }

@@ -57,6 +57,7 @@ fn geometric(acceptance: f64) -> DraftQuality {
         correlation: 0.0,
         confidence: Confidence::Calibrated,
         recording: None,
+        recording_in_order: false,
     }
 }
 

@@ -57,12 +57,9 @@ impl Prompts {
         for (index, line) in lines.take(PROMPTS_MAX) {
             let value: Value =
                 serde_json::from_str(line).map_err(|error| format!("line {}: {error}", index + 1))?;
-            let messages = match (value.get("messages"), value.get("prompt"), value.pointer("/turns/0")) {
-                (Some(messages @ Value::Array(_)), _, _) => messages.clone(),
-                (None, Some(Value::String(text)), _) | (None, None, Some(Value::String(text))) => user(text),
-                _ => return Err(format!("line {}: no messages, prompt or turns", index + 1)),
-            };
-            prompts.push(messages);
+            let messages = messages_of(&value);
+            prompts
+                .push(messages.ok_or_else(|| format!("line {}: no messages, prompt or turns", index + 1))?);
         }
         if prompts.is_empty() { Err("the file holds no prompts".to_owned()) } else { Ok(Prompts(prompts)) }
     }
@@ -80,6 +77,15 @@ impl Prompts {
     /// Messages of request `index`.
     pub fn messages(&self, index: usize) -> &Value {
         &self.0[index % self.0.len()]
+    }
+}
+
+/// The conversation of a line, if it has one.
+pub(in crate::cli) fn messages_of(line: &Value) -> Option<Value> {
+    match (line.get("messages"), line.get("prompt"), line.pointer("/turns/0")) {
+        (Some(messages @ Value::Array(_)), _, _) => Some(messages.clone()),
+        (None, Some(Value::String(text)), _) | (None, None, Some(Value::String(text))) => Some(user(text)),
+        _ => None,
     }
 }
 

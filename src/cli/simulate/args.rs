@@ -61,6 +61,9 @@ pub struct SimulateArgs {
     /// Play back a recording written by `record` instead of drawing acceptance.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["acceptance", "confidence"])]
     recording: Option<PathBuf>,
+    /// Play the recording's outputs to the requests in order, instead of one drawn for each.
+    #[arg(long, requires = "recording")]
+    recording_in_order: bool,
     /// Draft confidence: calibrated, noisy:SD, overconfident:SHARE, misaligned:SHARE.
     #[arg(long, value_name = "KIND", value_parser = parse_confidence, default_value = "calibrated")]
     confidence: Confidence,
@@ -145,6 +148,7 @@ impl SimulateArgs {
                 median: self.acceptance,
                 confidence: self.confidence.clone(),
                 recording,
+                recording_in_order: self.recording_in_order,
                 ..DraftQuality::typical()
             },
             queue_requests_max: deployment.queue_requests_max,

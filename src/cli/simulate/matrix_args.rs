@@ -5,7 +5,7 @@ use clap::Args;
 use crate::policy::registry::PolicyName;
 
 /// What each cell draws, or has no use for.
-const DRAWN: [&str; 19] = [
+const DRAWN: [&str; 20] = [
     "config",
     "trace",
     "slo",
@@ -18,6 +18,7 @@ const DRAWN: [&str; 19] = [
     "max_prompt",
     "acceptance",
     "recording",
+    "recording_in_order",
     "confidence",
     "time_error",
     "jitter",
