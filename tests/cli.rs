@@ -179,6 +179,17 @@ fn a_matrix_repeats_by_its_seed_and_lists_the_worst_cell_last() {
 }
 
 #[test]
+fn in_a_fixed_set_of_random_situations_no_rival_serves_more() {
+    let profiles = ["--profile", MEASURED, "--profile", MODELLED];
+    let document = simulated(&[&["--matrix", "30", "--limit", "400", "--seed", "1"], &profiles[..]].concat());
+    let summary = &document["summary"];
+    let number = |key: &str| summary[key].as_f64().expect("a number");
+    assert!(number("cells") >= 20.0, "{summary:#}");
+    assert!(number("ratio_min") >= 0.98 && number("ratio_geometric_mean") >= 1.05, "{summary:#}");
+    assert_eq!(summary["late_for_nothing"], 0, "{summary:#}");
+}
+
+#[test]
 fn a_simulation_with_classes_prints_a_row_for_each() {
     let arguments = ["simulate", "--trace", "poisson:5,5", "--profile", MODELLED, "--policy", "none"];
     let classes = ["--class", "chat:share=0.5,ttft_ms=500", "--class", "batch:share=0.5"];
