@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::error::CliError;
 use super::host::DaemonHost;
-use super::replay::prompts::{Prompts, messages_of};
+use super::replay::prompts::{Prompts, messages_of, read_lines};
 use super::{logging, parse};
 use crate::analyzer::{RecordOptions, RecordPrompt, RecordText};
 use crate::config::Config;
@@ -56,7 +56,10 @@ pub async fn run<H: DaemonHost>(args: &RecordArgs, host: &H, out: &mut impl Writ
     let config = Config::read(&args.config)?;
     logging::start(&config.telemetry);
     let options = RecordOptions {
-        prompts: args.prompts.as_deref().map_or_else(|| Ok(built_in()), read)?,
+        prompts: args
+            .prompts
+            .as_deref()
+            .map_or_else(|| Ok(built_in()), |path| read_lines(path, parse_prompt))?,
         tokens_max: args.max_tokens,
         temperature: args.temperature as f32,
         ignore_eos: args.ignore_eos,
@@ -85,30 +88,13 @@ fn built_in() -> Vec<RecordPrompt> {
     messages.into_iter().map(asked).collect()
 }
 
-fn read(path: &Path) -> Result<Vec<RecordPrompt>, CliError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| CliError::File { path: path.to_owned(), source })?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let prompts = lines.map(|(index, line)| {
-        let problem =
-            |what: String| CliError::Failed(format!("{}: line {}: {what}", path.display(), index + 1));
-        let line: Value = serde_json::from_str(line).map_err(|error| problem(error.to_string()))?;
-        parse_prompt(&line).map_err(|what| problem(what.to_owned()))
-    });
-    let prompts = prompts.collect::<Result<Vec<RecordPrompt>, CliError>>()?;
-    if prompts.is_empty() {
-        return Err(CliError::Failed(format!("{}: the file holds no prompts", path.display())));
-    }
-    Ok(prompts)
-}
-
 fn parse_prompt(line: &Value) -> Result<RecordPrompt, &'static str> {
     let text = match line.get("prompt") {
         Some(tokens @ Value::Array(_)) => {
             let tokens = serde_json::from_value(tokens.clone());
             RecordText::Tokens(tokens.map_err(|_| "the prompt is neither a text nor a list of tokens")?)
         }
-        _ => RecordText::Messages(messages_of(line).ok_or("no messages, prompt or turns")?),
+        _ => RecordText::Messages(messages_of(line)?),
     };
     let tokens_max = match line.get("max_tokens") {
         None | Some(Value::Null) => None,
@@ -223,7 +209,7 @@ mod tests {
         let path = folder.path().join("prompts.jsonl");
         let problem = |text: &str| {
             std::fs::write(&path, text).expect("written");
-            read(&path).expect_err("bad").to_string()
+            read_lines(&path, parse_prompt).expect_err("bad").to_string()
         };
         assert!(
             problem("{\"prompt\":\"a\"}\n\n{\"prompt\":3}\n")

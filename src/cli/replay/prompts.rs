@@ -46,22 +46,7 @@ impl Prompts {
     /// # Errors
     /// [`CliError::File`], and [`CliError::Failed`] with the first bad line.
     pub fn read(path: &Path) -> Result<Prompts, CliError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| CliError::File { path: path.to_owned(), source })?;
-        Prompts::parse(&text).map_err(|problem| CliError::Failed(format!("{}: {problem}", path.display())))
-    }
-
-    fn parse(text: &str) -> Result<Prompts, String> {
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let mut prompts = Vec::new();
-        for (index, line) in lines.take(PROMPTS_MAX) {
-            let value: Value =
-                serde_json::from_str(line).map_err(|error| format!("line {}: {error}", index + 1))?;
-            let messages = messages_of(&value);
-            prompts
-                .push(messages.ok_or_else(|| format!("line {}: no messages, prompt or turns", index + 1))?);
-        }
-        if prompts.is_empty() { Err("the file holds no prompts".to_owned()) } else { Ok(Prompts(prompts)) }
+        read_lines(path, messages_of).map(Prompts)
     }
 
     /// All conversations.
@@ -80,12 +65,40 @@ impl Prompts {
     }
 }
 
-/// The conversation of a line, if it has one.
-pub(in crate::cli) fn messages_of(line: &Value) -> Option<Value> {
+/// Reads a JSON Lines file, with `read_line` for what each line holds; empty lines are skipped.
+///
+/// # Errors
+/// [`CliError::File`], and [`CliError::Failed`] with the first bad line.
+pub(in crate::cli) fn read_lines<T>(
+    path: &Path,
+    read_line: impl Fn(&Value) -> Result<T, &'static str>,
+) -> Result<Vec<T>, CliError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| CliError::File { path: path.to_owned(), source })?;
+    parse_lines(&text, read_line)
+        .map_err(|problem| CliError::Failed(format!("{}: {problem}", path.display())))
+}
+
+fn parse_lines<T>(
+    text: &str,
+    read_line: impl Fn(&Value) -> Result<T, &'static str>,
+) -> Result<Vec<T>, String> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let parsed = lines.take(PROMPTS_MAX).map(|(index, line)| {
+        let problem = |what: &dyn std::fmt::Display| format!("line {}: {what}", index + 1);
+        let line = serde_json::from_str(line).map_err(|error| problem(&error))?;
+        read_line(&line).map_err(|what| problem(&what))
+    });
+    let parsed = parsed.collect::<Result<Vec<T>, String>>()?;
+    if parsed.is_empty() { Err("the file holds no prompts".to_owned()) } else { Ok(parsed) }
+}
+
+/// The conversation of a line.
+pub(in crate::cli) fn messages_of(line: &Value) -> Result<Value, &'static str> {
     match (line.get("messages"), line.get("prompt"), line.pointer("/turns/0")) {
-        (Some(messages @ Value::Array(_)), _, _) => Some(messages.clone()),
-        (None, Some(Value::String(text)), _) | (None, None, Some(Value::String(text))) => Some(user(text)),
-        _ => None,
+        (Some(messages @ Value::Array(_)), _, _) => Ok(messages.clone()),
+        (None, Some(Value::String(text)), _) | (None, None, Some(Value::String(text))) => Ok(user(text)),
+        _ => Err("no messages, prompt or turns"),
     }
 }
 
@@ -100,7 +113,7 @@ mod tests {
     #[test]
     fn all_three_shapes_of_a_line_are_read_and_repeat() {
         let text = "{\"prompt\":\"a\"}\n\n{\"turns\":[\"b\",\"c\"]}\n{\"messages\":[{\"role\":\"user\",\"content\":\"d\"}]}\n";
-        let prompts = Prompts::parse(text).expect("good");
+        let prompts = Prompts(parse_lines(text, messages_of).expect("good"));
         let asked: Vec<&str> =
             (0..4).map(|index| prompts.messages(index)[0]["content"].as_str().expect("text")).collect();
         assert_eq!(asked, ["a", "b", "d", "a"]);
@@ -108,7 +121,7 @@ mod tests {
 
     #[test]
     fn bad_lines_and_empty_files_are_refused_by_number() {
-        let problem = |text: &str| Prompts::parse(text).expect_err("bad");
+        let problem = |text: &str| parse_lines(text, messages_of).expect_err("bad");
         assert!(problem("{\"prompt\":\"a\"}\nnot json").starts_with("line 2: "));
         for line in ["{}", "[]", "{\"prompt\":3}", "{\"turns\":[]}", "{\"messages\":\"a\"}"] {
             assert_eq!(problem(line), "line 1: no messages, prompt or turns");
