@@ -66,7 +66,8 @@ impl StartingDaemon {
             users: config.server.socket_uids.clone(),
         };
         let bound = BoundSocket::bind(&options)?;
-        allow_open_files(config.server.connections_max);
+        let listeners = 1 + usize::from(config.server.http.is_some());
+        allow_open_files(listeners * config.server.connections_max);
         let limits = ApiLimits {
             body_bytes_max: config.server.body_bytes_max,
             header_timeout: config.server.header_timeout,
