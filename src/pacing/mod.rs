@@ -4,7 +4,7 @@
 //! steps cost and what requests are like, and answers three questions before each step:
 //!
 //! - *Who is next?* [`Pacer::rank`]: the largest set of prompts whose first tokens can all be in
-//!   time (Moore and Hodgson 1968), shortest first as far as nobody gets late by it (Smith 1956),
+//!   time (Moore and Hodgson 1968), shortest first as long as none becomes late by it (Smith 1956),
 //!   then those without an objective, then those that are late ([`LateAction`]).
 //! - *How many may run?* [`Pacer::running_limit`]: as many as give the most requests per second
 //!   within their TPOT objectives.

@@ -1,4 +1,4 @@
-//! Shortest first, as far as nobody gets late by it.
+//! Shortest first, as long as no prompt becomes late because of it.
 //!
 //! Of all orders that keep every deadline, the one with the least mean waiting time is found from
 //! its end (Smith 1956): of the prompts that may be the last, which are those with a deadline that

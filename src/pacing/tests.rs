@@ -17,8 +17,7 @@ fn pacer() -> Pacer {
     Pacer::new(with_even_rows().cost_model().expect("valid")).with_late(LateAction::Demote)
 }
 
-/// A step takes 5 ms, whatever its context; rows are free up to 256 and take 20 µs each above,
-/// those of prefill too.
+/// A step takes 5 ms up to 256 rows, prefill included, and 20 µs more for each row above.
 fn bound_by_memory_up_to_256_rows() -> Pacer {
     let terms = LatencyTerms::staircase(Between::Interpolate, &[1, 256, 1256], &[5000.0, 5000.0, 25_000.0]);
     Pacer::new(CostModel { target: LatencyModel::new(terms).expect("valid"), draft: None, host_us: 0.0 })
