@@ -9,6 +9,10 @@
 //! end without notice: with a mean of `N` tokens still to come, the chance that it ends before
 //! that is taken as `x/(1 + x)` for `x = d/((τ − T₀/E)·N)`.
 //!
+//! A step that yields `E` tokens on average may yield a single one. A short output does not make up
+//! for that, so it is counted as a case of its own: one token with the chance `1/E`, otherwise
+//! `1 + E`, which is the mean of a geometric number of tokens above one.
+//!
 //! The chunk is the largest whose expected losses are negligible. If prompts would miss their
 //! TTFT objectives at that pace, it may cost as many TPOT objectives as TTFT objectives it saves.
 
@@ -17,7 +21,8 @@ use crate::protocol::{DecodeView, PrefillView};
 use crate::timing::cost_model::prefill_attended;
 
 /// Share of the finishing requests whose TPOT objectives prefill that could wait may cost.
-const LOSS_SHARE: f64 = 0.02;
+/// Well below what 99 % attainment may lose.
+const LOSS_SHARE: f64 = 0.002;
 /// Tokens that the mean pace of all requests counts as beside a request's own.
 const PACE_TOKENS: f64 = 16.0;
 /// Mean output before any request finished, in tokens.
@@ -58,7 +63,7 @@ impl Pacer {
         chunk.max(CHUNK_FLOOR.min(all))
     }
 
-    /// What each running request with a TPOT objective owes after a step of decoding alone.
+    /// What each running request with a TPOT objective may owe after a step of decoding alone.
     fn list_debts(&mut self, decoding: &[DecodeView], decode_us: f64) {
         let tokens = self.load.tokens();
         let to_come = self.load.output_tokens().unwrap_or(FIRST_OUTPUT_TOKENS);
@@ -76,12 +81,14 @@ impl Pacer {
             let own_us = (age_us + PACE_TOKENS * mean_us) / (emitted + PACE_TOKENS);
             let slower = if mean_us > 0.0 { own_us / mean_us } else { 1.0 };
             let tokens = (tokens / slower).max(1.0);
-            let credit_us = objective_us * (emitted + tokens) - age_us;
             let recovered_us = (objective_us - decode_us / tokens) * to_come;
-            let owed_us = decode_us - credit_us;
-            // What decoding alone does not bring back is lost whatever the step prefills.
-            if recovered_us > 0.0 || owed_us < 0.0 {
-                debts.push(Debt { owed_us, recovered_us: recovered_us.max(1.0) });
+            for (yielded, chance) in yields(tokens) {
+                let credit_us = objective_us * (emitted + yielded) - age_us;
+                let owed_us = decode_us - credit_us;
+                // What decoding alone does not bring back is lost whatever the step prefills.
+                if recovered_us > 0.0 || owed_us < 0.0 {
+                    debts.push(Debt { owed_us, recovered_us: recovered_us.max(1.0), chance });
+                }
             }
         }
     }
@@ -108,23 +115,33 @@ fn emitted_tokens(row: &DecodeView) -> f64 {
     f64::from(row.output_tokens.saturating_sub(1))
 }
 
-/// What a running request owes to its TPOT objective.
+/// Tokens that a step may yield to a request, and with which chance: no draft is accepted, or some
+/// are. The mean is `tokens`, which is at least 1.
+fn yields(tokens: f64) -> [(f64, f64); 2] {
+    let single = 1.0 / tokens;
+    [(1.0, single), (1.0 + tokens, 1.0 - single)]
+}
+
+/// What a running request may owe to its TPOT objective.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Debt {
     /// After a step of decoding alone, in microseconds; negative: credit.
     owed_us: f64,
     /// What it would bring back in the output that is still to come.
     recovered_us: f64,
+    /// How likely the step yields the tokens that this debt is based on.
+    chance: f64,
 }
 
 impl Debt {
-    /// By how much a delay raises the chance that the request misses its objective.
+    /// By how much a delay raises the chance that this comes true and the request misses its
+    /// objective.
     fn loss(self, delay_us: f64) -> f64 {
-        let chance = |owed_us: f64| {
+        let missed = |owed_us: f64| {
             let share = owed_us.max(0.0) / self.recovered_us;
             share / (1.0 + share)
         };
-        chance(self.owed_us + delay_us) - chance(self.owed_us)
+        self.chance * (missed(self.owed_us + delay_us) - missed(self.owed_us))
     }
 }
 

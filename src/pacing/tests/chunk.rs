@@ -29,13 +29,18 @@ fn losses(pacer: &Pacer, decoding: &[DecodeView], output_tokens: f64, tokens: u3
     let decode_us = pacer.decode_us(decoding);
     let prefill_us =
         pacer.time.prefill_us(pacer.verify_rows(decoding.len()), tokens, prefill_attended(0, tokens));
-    let chance = |row: &DecodeView, prefill_us: f64| {
+    let missed = |row: &DecodeView, prefill_us: f64, yielded: f64| {
         let objective_us = row.tpot.expect("has one").0 as f64;
         let credit_us = objective_us * f64::from(row.output_tokens - 1) - row.since_first_token.0 as f64;
-        let behind_us = decode_us + prefill_us - objective_us * per_step - credit_us;
+        let behind_us = decode_us + prefill_us - objective_us * yielded - credit_us;
         let back_us = (objective_us - decode_us / per_step) * output_tokens;
         let x = behind_us.max(0.0) / back_us;
         x / (1.0 + x)
+    };
+    // one token, or some drafts are accepted
+    let chance = |row: &DecodeView, prefill_us: f64| {
+        missed(row, prefill_us, 1.0) / per_step
+            + missed(row, prefill_us, 1.0 + per_step) * (1.0 - 1.0 / per_step)
     };
     decoding.iter().map(|row| chance(row, prefill_us) - chance(row, 0.0)).sum()
 }
@@ -67,7 +72,7 @@ fn requests_with_credit_let_prefill_through_up_to_a_negligible_loss() {
         let chunk = pacer.chunk(&decoding, &[prefilling(3000)], &[], 2048);
         // 30 ms of 25 µs each
         assert!((1100..1200).contains(&chunk), "{chunk}");
-        let negligible = 0.02 * 8.0 / output_tokens;
+        let negligible = 0.002 * 8.0 / output_tokens;
         assert!(losses(&pacer, &decoding, output_tokens, chunk) <= negligible);
         assert!(losses(&pacer, &decoding, output_tokens, chunk + 1) > negligible);
         let rich = vec![running(900_000); 8];
@@ -75,18 +80,33 @@ fn requests_with_credit_let_prefill_through_up_to_a_negligible_loss() {
     }
 }
 
-#[test]
-fn drafts_that_are_accepted_leave_more_room() {
+/// Has seen steps of about 11 ms that yield three tokens.
+fn drafting(decoding: &[DecodeView]) -> Pacer {
     let mut pacer = pacer();
-    let decoding = vec![running(0); 8];
     for _ in 0..32 {
-        let report = step(&pacer, decoding.clone(), 2, 1.5);
+        let report = step(&pacer, decoding.to_vec(), 2, 1.5);
         pacer.observe(&report);
     }
-    // 27 ms for three tokens, of which decoding takes 11
-    let chunk = pacer.chunk(&decoding, &[prefilling(3000)], &[], 2048);
-    assert!((500..700).contains(&chunk), "{chunk}");
-    assert!(losses(&pacer, &decoding, 64.0, chunk + 1) > 0.02 * 8.0 * 3.0 / 64.0);
+    pacer
+}
+
+#[test]
+fn drafts_that_are_accepted_let_a_hurried_prompt_have_more() {
+    let decoding = vec![running(0); 16];
+    let plain = pacer().chunk(&decoding, &[prefilling(3000)], &[2048], 2048);
+    let mut pacer = drafting(&decoding);
+    let chunk = pacer.chunk(&decoding, &[prefilling(3000)], &[2048], 2048);
+    assert!(chunk > plain, "{chunk}, {plain} without drafts");
+    assert!(losses(&pacer, &decoding, 64.0, chunk) <= 1.0);
+    assert!(losses(&pacer, &decoding, 64.0, chunk + 1) > 1.0);
+}
+
+#[test]
+fn prefill_that_can_wait_does_not_count_on_drafts_being_accepted() {
+    // Three tokens in their first step would leave 34 ms for prefill. One token leaves 4 ms.
+    let decoding = vec![row(1, 0, Some(15_000)); 4];
+    let chunk = drafting(&decoding).chunk(&decoding, &[prefilling(3000)], &[], 2048);
+    assert!((100..200).contains(&chunk), "{chunk}");
 }
 
 #[test]
