@@ -1,12 +1,18 @@
-//! Planning time for 256 requests × 8 positions (docs/policy.md gives figures).
+//! Planning time for 256 requests × 8 positions, and what the order of service takes for 256 running
+//! requests and a queue (docs/policy.md gives figures).
 //!
 //! `cargo bench --bench planner`
 
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use specserve::pacing::{Demand, Pacer, Prompt, Ranking};
 use specserve::policy::planner::{Buffers, Curve, Problem, Row, solve};
+use specserve::protocol::{
+    DecodeView, Micros, PrefillView, RequestId, RequestSummary, RequestTimes, StepReport,
+};
 use specserve::random::SplitMix64;
+use specserve::timing::cost_model::{Between, CostModel, LatencyModel, LatencyTerms};
 
 const REQUESTS: usize = 256;
 const POSITIONS: usize = 8;
@@ -61,11 +67,89 @@ fn planner(criterion: &mut Criterion) {
     }
 }
 
+/// A pacer that knows how long outputs are: without that it sets no limit.
+fn pacer() -> Pacer {
+    let rows: Vec<u32> = (0..=64).map(|index| 1 + 32 * index).collect();
+    let times: Vec<f64> = rows.iter().map(|&rows| 7000.0 + 15.0 * f64::from(rows)).collect();
+    let terms = LatencyTerms::staircase(Between::Interpolate, &rows, &times);
+    let target = LatencyModel::new(terms).expect("rises with the rows");
+    let mut pacer = Pacer::new(CostModel { target, draft: None, host_us: 60.0 });
+    let times = RequestTimes { last_token: Micros(1_500_000), ..RequestTimes::default() };
+    let summary =
+        RequestSummary { prompt_tokens: 348, output_tokens: 132, times, ..RequestSummary::default() };
+    for arrival in 0..64 {
+        pacer.observe_arrival(Micros(arrival * 14_000));
+        pacer.observe(&StepReport { finished: vec![summary.clone()], ..StepReport::default() });
+    }
+    pacer
+}
+
+/// Requests in the middle of their outputs, some of them behind their objective.
+fn decoding() -> Vec<DecodeView> {
+    let request = |index: u64| DecodeView {
+        request: RequestId(index),
+        context_tokens: 300 + 7 * (index as u32 % 90),
+        output_tokens: 1 + index as u32 % 130,
+        since_first_token: Micros(index % 130 * (13_000 + index % 7 * 500)),
+        tpot: Some(Micros(15_000)),
+        weight: 1.0,
+        draft_lag_tokens: 1,
+        drafts_max: 8,
+        temperature: 0.0,
+    };
+    (0..REQUESTS as u64).map(request).collect()
+}
+
+/// Prompts that arrived within the last second, some of them late.
+fn waiting(count: u64, now: Micros) -> Vec<Prompt> {
+    let mut random = SplitMix64::new(2);
+    let prompt = |index: u64| {
+        let arrival = Micros(now.0 - 1_100_000 + index * 1_100_000 / count);
+        Prompt {
+            class: 0,
+            arrival,
+            done_tokens: 0,
+            remaining_tokens: 16 + (600.0 * random.uniform()) as u32,
+            deadline: Some(Micros(arrival.0 + 1_000_000)),
+            resumes: false,
+        }
+    };
+    (0..count).map(prompt).collect()
+}
+
+fn order_of_service(criterion: &mut Criterion) {
+    let (mut pacer, decoding, now) = (pacer(), decoding(), Micros(10_000_000));
+    for count in [16, 64, 256, 1024] {
+        let prompts = waiting(count, now);
+        let demand = Demand { tpot_us: Some(15_000), ttft: true, weight: 1.0 };
+        let mut ranking = Ranking::default();
+        criterion.bench_function(&format!("rank_256_running_{count}_waiting"), |bencher| {
+            bencher.iter(|| pacer.rank(now, black_box(&prompts), &decoding, 2048, false, &mut ranking));
+        });
+        criterion.bench_function(&format!("limit_256_running_{count}_waiting"), |bencher| {
+            let demands = || std::iter::repeat_n(demand, REQUESTS + prompts.len());
+            bencher.iter(|| black_box(pacer.running_limit(demands(), REQUESTS as u32)));
+        });
+    }
+    let prefilling: Vec<PrefillView> = (0..8)
+        .map(|index| PrefillView {
+            request: RequestId(1000 + index),
+            done_tokens: 0,
+            remaining_tokens: 348,
+            since_arrival: Micros(300_000),
+            ttft: Some(Micros(1_000_000)),
+        })
+        .collect();
+    criterion.bench_function("chunk_256_running", |bencher| {
+        bencher.iter(|| black_box(pacer.chunk(&decoding, &prefilling, &[200, 2000], 2048)));
+    });
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .warm_up_time(std::time::Duration::from_millis(300))
         .measurement_time(std::time::Duration::from_secs(1));
-    targets = planner
+    targets = planner, order_of_service
 }
 criterion_main!(benches);

@@ -93,19 +93,20 @@ impl Pacer {
         }
     }
 
-    /// TPOT objectives, in expectation, that so much prefill costs now.
-    fn losses(&self, prefill_us: f64) -> f64 {
-        self.buffers.debts.iter().map(|debt| debt.loss(prefill_us)).sum()
+    /// TPOT objectives, in expectation, that are missed after so much prefill.
+    fn missed(&self, prefill_us: f64) -> f64 {
+        self.buffers.debts.iter().map(|debt| debt.missed(prefill_us)).sum()
     }
 
     /// Most prefill tokens, at most `tokens_max`, that cost no more than `losses_max` TPOT
     /// objectives in expectation, beside `rows` decode and verification rows.
     fn chunk_within(&self, rows: u32, prefilling: &[PrefillView], losses_max: f64, tokens_max: u32) -> u32 {
+        let missed_max = self.missed(0.0) + losses_max;
         let (mut fits, mut too_many) = (0, tokens_max + 1);
         while too_many - fits > 1 {
             let middle = if too_many > tokens_max { tokens_max } else { fits + (too_many - fits) / 2 };
             let prefill_us = self.time.prefill_us(rows, middle, attended(prefilling, middle));
-            if self.losses(prefill_us) <= losses_max { fits = middle } else { too_many = middle }
+            if self.missed(prefill_us) <= missed_max { fits = middle } else { too_many = middle }
         }
         fits
     }
@@ -134,14 +135,11 @@ pub(super) struct Debt {
 }
 
 impl Debt {
-    /// By how much a delay raises the chance that this comes true and the request misses its
-    /// objective.
-    fn loss(self, delay_us: f64) -> f64 {
-        let missed = |owed_us: f64| {
-            let share = owed_us.max(0.0) / self.recovered_us;
-            share / (1.0 + share)
-        };
-        self.chance * (missed(self.owed_us + delay_us) - missed(self.owed_us))
+    /// Chance that this comes true and the request misses its objective after a delay:
+    /// `x/(1 + x)` with `x` of the module's text.
+    fn missed(self, delay_us: f64) -> f64 {
+        let owed_us = (self.owed_us + delay_us).max(0.0);
+        self.chance * owed_us / (owed_us + self.recovered_us)
     }
 }
 

@@ -98,6 +98,7 @@ pub(super) struct Buffers {
     /// Prompts taken, longest first: work in nanoseconds, index into the order of deadlines.
     taken: BinaryHeap<(u64, u32)>,
     late: Vec<bool>,
+    moved: Vec<Ranked>,
 }
 
 impl Pacer {
@@ -141,8 +142,9 @@ impl Pacer {
         };
         order.sort_unstable_by_key(key);
         self.drop_late(now, prompts, costs, order);
-        order.sort_unstable_by_key(key);
         if !keeps_turn {
+            let late = self.put_late_last(order);
+            order[late..].sort_unstable_by_key(key);
             self.put_shortest_first(now, prompts, costs, order);
         }
         if late_turn && !keeps_turn {
@@ -184,6 +186,24 @@ impl Pacer {
             ranked.standing = Standing::Late;
         }
         self.buffers.order = buffers;
+    }
+
+    /// Moves late prompts behind the others, whose order stays; returns the position of the first.
+    fn put_late_last(&mut self, order: &mut [Ranked]) -> usize {
+        let late = &mut self.buffers.order.moved;
+        late.clear();
+        let mut kept = 0;
+        for position in 0..order.len() {
+            let ranked = order[position];
+            if ranked.standing == Standing::Late {
+                late.push(ranked);
+            } else {
+                order[kept] = ranked;
+                kept += 1;
+            }
+        }
+        order[kept..].copy_from_slice(late);
+        kept
     }
 
     fn prefill_costs(&self, decoding: &[DecodeView], chunk_max: u32) -> PrefillCosts {
