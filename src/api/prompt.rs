@@ -4,7 +4,6 @@ use serde_json::Value;
 
 use super::backend::{BackendInfo, ChatMessage, TextError, TextModel};
 use super::error::ApiError;
-use super::error_code::ErrorCode;
 use super::fields::{Fields, wrong_type};
 use super::params::token_ids;
 use crate::protocol::TokenId;
@@ -81,12 +80,8 @@ impl Prompt {
         if tokens.is_empty() {
             return Err(invalid(format!("{param} is empty after tokenization")));
         }
-        let (count, context) = (tokens.len(), info.context_tokens_max);
-        if count >= context as usize {
-            let message = format!(
-                "{param} is {count} tokens long; the context length is {context} tokens, output included"
-            );
-            return Err(ApiError { code: ErrorCode::ContextLengthExceeded, ..invalid(message) });
+        if tokens.len() >= info.context_tokens_max as usize {
+            return Err(ApiError::context_exceeded(param, info.context_tokens_max, tokens.len() as u64, None));
         }
         Ok(tokens)
     }

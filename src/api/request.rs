@@ -84,12 +84,8 @@ impl ParsedRequest {
         let left = context.saturating_sub(prompt_tokens) as u32;
         let max_tokens = self.max_tokens.unwrap_or(left.min(info.max_tokens_default));
         if max_tokens > left {
-            let message = format!(
-                "the prompt's {prompt_tokens} tokens and max_tokens {max_tokens} exceed the context of \
-                 {context} tokens"
-            );
-            let code = ErrorCode::ContextLengthExceeded;
-            return Err(ApiError { code, ..ApiError::invalid("max_tokens", message) });
+            let context = info.context_tokens_max;
+            return Err(ApiError::context_exceeded("max_tokens", context, prompt_tokens, Some(max_tokens)));
         }
         Ok(Submission {
             prompt: prompt.into(),

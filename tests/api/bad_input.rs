@@ -186,9 +186,18 @@ async fn a_prompt_that_does_not_fit_the_context_is_refused_with_the_numbers() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
     let long = json!({"model": MODEL, "prompt": "x".repeat(300)}).to_string();
     let reply = send(&fixture, request(Method::POST, COMPLETIONS, &[], long)).await;
-    let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("300 tokens") && message.contains("256 tokens"), "{message}");
+    assert_eq!(
+        reply.json()["error"]["message"],
+        "This model's maximum context length is 256 tokens. However, you requested at least 301 tokens \
+         (300 in the prompt, at least 1 in the completion). Please reduce the length of the prompt."
+    );
     assert_eq!(reply.json()["error"]["code"], "context_length_exceeded");
+    let reply = post(&fixture, COMPLETIONS, &prompt(json!({"max_tokens": 254}))).await;
+    assert_eq!(
+        reply.json()["error"]["message"],
+        "This model's maximum context length is 256 tokens. However, you requested 257 tokens \
+         (3 in the prompt, 254 in the completion). Please reduce the length of the prompt or max_tokens."
+    );
     let body = prompt(json!({"max_tokens": 254})).to_string();
     assert_refused(
         &fixture,
