@@ -125,6 +125,12 @@ pub trait TextModel: Send + Sync {
     /// [`TextError::Tokenizer`].
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError>;
 
+    /// Special tokens by their names, such as `bos_token`, as the chat template sees them.
+    fn special_tokens(&self) -> Vec<(String, String)>;
+
+    /// Source of the chat template, if the model has one.
+    fn chat_template(&self) -> Option<String>;
+
     /// Creates a streaming decoder for one output.
     fn decoder(&self) -> Box<dyn TextDecoder>;
 

@@ -17,6 +17,7 @@ pub mod counters;
 pub mod error;
 pub mod error_code;
 pub mod fields;
+mod info_routes;
 pub mod output;
 pub mod params;
 pub mod prompt;

@@ -20,7 +20,7 @@ use super::error_code::ErrorCode;
 use super::output::Output;
 use super::request::{Endpoint, ParsedRequest, unknown_model};
 use super::response::Envelope;
-use super::{stream, text_routes};
+use super::{info_routes, stream, text_routes};
 use crate::protocol::{Micros, Submission};
 
 type Shared<B> = State<Arc<App<B>>>;
@@ -36,8 +36,15 @@ pub fn router<B: Backend>(backend: Arc<B>, limits: ApiLimits, counters: Arc<ApiC
         .route("/v1/engine/state", get(engine_state::<B>))
         .route("/tokenize", post(text_routes::tokenize::<B>))
         .route("/detokenize", post(text_routes::detokenize::<B>))
+        .route("/tokenizer_info", get(info_routes::tokenizer_info::<B>))
+        .route("/server_info", get(info_routes::server_info::<B>))
+        .route("/version", get(info_routes::version))
+        .route("/", get(info_routes::root))
         .route("/health/live", get(live::<B>))
         .route("/health/ready", get(ready::<B>))
+        // as other servers name it
+        .route("/health", get(ready::<B>))
+        .route("/ping", get(ready::<B>).post(ready::<B>))
         .route("/metrics", get(metrics::<B>))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
@@ -130,6 +137,7 @@ fn model_card(info: &BackendInfo) -> Value {
     json!({
         "id": info.model,
         "object": "model",
+        "root": info.model,
         "created": info.loaded_unix_s,
         "owned_by": "specserve",
         "max_model_len": info.context_tokens_max,

@@ -15,6 +15,7 @@ use super::app::{health, metrics_page, wrong_method};
 use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
+use super::info_routes;
 
 /// State of the request handlers.
 struct Starting {
@@ -31,6 +32,9 @@ pub fn starting_router(phase: watch::Receiver<&'static str>, counters: Arc<ApiCo
     Router::new()
         .route("/health/live", get(async || health("live", None)))
         .route("/health/ready", get(ready))
+        .route("/health", get(ready))
+        .route("/ping", get(ready).post(ready))
+        .route("/version", get(info_routes::version))
         .route("/metrics", get(metrics))
         .fallback(refuse)
         .method_not_allowed_fallback(wrong_method)

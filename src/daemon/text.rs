@@ -25,6 +25,14 @@ impl TextModel for ServedText {
         self.tokenizer.decode(tokens, false).map_err(|error| TextError::Tokenizer(error.to_string()))
     }
 
+    fn special_tokens(&self) -> Vec<(String, String)> {
+        self.chat_template.as_ref().map(|template| template.special_tokens().to_vec()).unwrap_or_default()
+    }
+
+    fn chat_template(&self) -> Option<String> {
+        self.chat_template.as_ref().map(ChatTemplate::source)
+    }
+
     fn decoder(&self) -> Box<dyn TextDecoder> {
         Box::new(Decoder(self.tokenizer.stream_decoder(true)))
     }

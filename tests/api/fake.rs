@@ -200,6 +200,14 @@ impl TextModel for ByteText {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    fn special_tokens(&self) -> Vec<(String, String)> {
+        vec![("bos_token".to_owned(), "<s>".to_owned())]
+    }
+
+    fn chat_template(&self) -> Option<String> {
+        Some("{{ messages }}".to_owned())
+    }
+
     fn decoder(&self) -> Box<dyn TextDecoder> {
         Box::new(ByteDecoder(Vec::new()))
     }

@@ -42,6 +42,42 @@ async fn health_tells_live_from_ready() {
 }
 
 #[tokio::test]
+async fn the_health_routes_of_other_servers_mean_readiness() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let ask = async || {
+        let mut statuses = Vec::new();
+        for (method, path) in [(Method::GET, "/health"), (Method::GET, "/ping"), (Method::POST, "/ping")] {
+            statuses.push(send(&fixture, request(method, path, &[], "")).await.status);
+        }
+        statuses
+    };
+    assert_eq!(ask().await, [StatusCode::OK; 3]);
+    fixture.engine.set_health(Health { not_live: None, not_ready: Some("loading weights".into()) });
+    assert_eq!(ask().await, [StatusCode::SERVICE_UNAVAILABLE; 3]);
+    let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
+    fixture.server.route_to(starting_router(phases, Arc::default()));
+    assert_eq!(ask().await, [StatusCode::SERVICE_UNAVAILABLE; 3]);
+}
+
+#[tokio::test]
+async fn version_server_and_tokenizer_describe_themselves() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(get(&fixture, "/version").await.json(), json!({"version": version}));
+    assert_eq!(get(&fixture, "/").await.json()["name"], "specserve");
+    let server = get(&fixture, "/server_info").await.json();
+    assert_eq!((&server["served_model_name"], &server["context_length"]), (&json!(MODEL), &json!(CONTEXT)));
+    let tokenizer = get(&fixture, "/tokenizer_info").await.json();
+    assert_eq!(
+        tokenizer,
+        json!({
+            "bos_token": "<s>", "eos_token": "", "chat_template": "{{ messages }}",
+            "vocab_size": 257, "model_max_length": CONTEXT,
+        })
+    );
+}
+
+#[tokio::test]
 async fn tokenize_and_detokenize_are_inverse() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
     let tokens = post(&fixture, "/tokenize", &json!({"model": MODEL, "prompt": "é!"})).await.json();
