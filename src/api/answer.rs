@@ -61,6 +61,11 @@ impl<B: Backend> Answer<B> {
         self.id
     }
 
+    /// Output tokens so far, as [`Completion::output_tokens`].
+    pub fn output_tokens(&self) -> u32 {
+        self.output.tokens()
+    }
+
     /// Waits for the next progress. Must not be called after [`AnswerProgress::Done`] or
     /// [`AnswerProgress::Failed`].
     pub async fn next(&mut self) -> AnswerProgress {

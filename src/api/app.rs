@@ -14,6 +14,7 @@ use super::body;
 use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
+use super::fields::UnknownFields;
 use crate::telemetry::PROMETHEUS_CONTENT_TYPE;
 
 /// Limits on the resources a client can take.
@@ -40,6 +41,13 @@ impl Default for ApiLimits {
     }
 }
 
+/// How requests are taken, beyond the limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiRules {
+    /// What to do with fields that the API does not know.
+    pub unknown_fields: UnknownFields,
+}
+
 /// Bodies longer than this, in bytes, are parsed and tokenized off the async workers.
 const INLINE_BODY_BYTES_MAX: usize = 16 << 10;
 
@@ -47,6 +55,7 @@ const INLINE_BODY_BYTES_MAX: usize = 16 << 10;
 pub struct App<B: Backend> {
     pub backend: Arc<B>,
     pub limits: ApiLimits,
+    pub rules: ApiRules,
     pub counters: Arc<ApiCounters>,
 }
 

@@ -172,4 +172,7 @@ pub struct ChatMessage {
     pub role: &'static str,
     /// Text of the message.
     pub content: String,
+    /// Name of the participant, for templates that show it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }

@@ -18,6 +18,8 @@ pub mod error;
 pub mod error_code;
 pub mod fields;
 mod info_routes;
+mod min_tokens;
+mod neutral;
 pub mod output;
 pub mod params;
 pub mod prompt;
@@ -33,13 +35,14 @@ mod stream;
 mod text_routes;
 mod write_stall;
 
-pub use app::ApiLimits;
+pub use app::{ApiLimits, ApiRules};
 pub use backend::{
     Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
 };
 pub use counters::ApiCounters;
 pub use error::ApiError;
 pub use error_code::ErrorCode;
+pub use fields::UnknownFields;
 pub use routes::router;
 pub use server::{Server, ServerError};
 pub use socket::{BoundSocket, SocketError, SocketOptions};

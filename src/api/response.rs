@@ -85,7 +85,8 @@ impl Envelope {
         })
     }
 
-    fn usage(&self, output_tokens: u32) -> Value {
+    /// Token usage after `output_tokens` of output.
+    pub fn usage(&self, output_tokens: u32) -> Value {
         json!({
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": output_tokens,

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::answer::{Answer, AnswerProgress};
-use super::app::{ApiLimits, App, health, metrics_page, off_the_workers, wrong_method};
+use super::app::{ApiLimits, ApiRules, App, health, metrics_page, off_the_workers, wrong_method};
 use super::backend::{Backend, BackendInfo};
 use super::counters::ApiCounters;
 use super::error::ApiError;
@@ -27,7 +27,12 @@ type Shared<B> = State<Arc<App<B>>>;
 
 /// Builds the router over `backend`. `counters` are those of the server; `/metrics` appends
 /// them to the engine's metrics.
-pub fn router<B: Backend>(backend: Arc<B>, limits: ApiLimits, counters: Arc<ApiCounters>) -> Router {
+pub fn router<B: Backend>(
+    backend: Arc<B>,
+    limits: ApiLimits,
+    rules: ApiRules,
+    counters: Arc<ApiCounters>,
+) -> Router {
     Router::new()
         .route("/v1/completions", post(completions::<B>))
         .route("/v1/chat/completions", post(chat_completions::<B>))
@@ -48,7 +53,7 @@ pub fn router<B: Backend>(backend: Arc<B>, limits: ApiLimits, counters: Arc<ApiC
         .route("/metrics", get(metrics::<B>))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(App { backend, limits, counters }))
+        .with_state(Arc::new(App { backend, limits, rules, counters }))
 }
 
 async fn completions<B: Backend>(State(app): Shared<B>, request: Request) -> Result<Response, ApiError> {
@@ -75,7 +80,8 @@ async fn generate<B: Backend>(
     let info = app.backend.info();
     let (prompt_tokens, seed) = (submission.prompt.len() as u32, submission.sampling.seed);
     let decoder = app.backend.text().decoder();
-    let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings);
+    let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings)
+        .with_min_tokens(parsed.min_tokens);
     let generation = app.backend.submit(submission).await?;
     let mut answer = Answer::new(app.backend.clone(), generation, output, deadline);
     let envelope = Envelope::new(endpoint, answer.id(), &info.model, prompt_tokens, seed);
@@ -95,8 +101,8 @@ fn prepare<B: Backend>(
     arrival: Micros,
 ) -> Result<(ParsedRequest, Submission), ApiError> {
     let info = app.backend.info();
-    let parsed = ParsedRequest::parse(endpoint, body, headers, info)?;
-    let prompt = parsed.prompt.encode(app.backend.text(), info)?;
+    let parsed = ParsedRequest::parse(endpoint, body, headers, info, app.rules.unknown_fields)?;
+    let prompt = parsed.prompt.encode(app.backend.text(), parsed.add_special_tokens, info)?;
     let submission = parsed.submission(prompt, arrival, info)?;
     Ok((parsed, submission))
 }

@@ -87,10 +87,14 @@ impl<B: Backend> EventStream<B> {
         events + &event(&last) + DONE
     }
 
-    /// If usage was requested, sets it to null on all chunks but the last.
+    /// If usage was requested, sets it on a chunk that is not the last: to null, or to the usage
+    /// so far if every chunk is to carry that.
     fn open_usage(&self, mut chunk: Value) -> Value {
         if self.options.include_usage {
-            chunk["usage"] = Value::Null;
+            chunk["usage"] = match self.options.continuous_usage {
+                true => self.envelope.usage(self.answer.output_tokens()),
+                false => Value::Null,
+            };
         }
         chunk
     }

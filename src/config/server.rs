@@ -28,7 +28,32 @@ const DRAIN_TIMEOUT_MS: Integer = Integer::new("drain_timeout_ms", 30_000, 0, 3_
 
 const SOCKET_BOUND: &str = "a path of 1 to 107 bytes";
 const SOCKET_MODE_BOUND: &str = "octal, \"0000\" to \"0777\"";
+const UNKNOWN_FIELDS_BOUND: &str = "\"refuse\" or \"ignore\"";
 const HTTP_BOUND: &str = "an address and a port, such as \"127.0.0.1:8000\"";
+
+/// What happens to requests with fields that the API does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// They are refused, naming the field.
+    #[default]
+    Refuse,
+    /// They are served as if the field were not there.
+    Ignore,
+}
+
+impl UnknownFields {
+    fn name(self) -> &'static str {
+        match self {
+            UnknownFields::Refuse => "refuse",
+            UnknownFields::Ignore => "ignore",
+        }
+    }
+
+    fn parse(text: &str) -> Result<UnknownFields, String> {
+        let known = [UnknownFields::Refuse, UnknownFields::Ignore];
+        known.into_iter().find(|choice| choice.name() == text).ok_or_else(|| "is neither".to_owned())
+    }
+}
 
 /// The server's sockets and limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +66,8 @@ pub struct ServerConfig {
     pub socket_uids: Option<Vec<u32>>,
     /// Additional TCP address to listen on.
     pub http: Option<SocketAddr>,
+    /// What happens to requests with unknown fields.
+    pub unknown_fields: UnknownFields,
     /// Longest request body, in bytes.
     pub body_bytes_max: usize,
     /// Most open connections per listener.
@@ -70,6 +97,9 @@ impl ServerConfig {
                 .integer_list(&SOCKET_UIDS)
                 .map(|uids| uids.into_iter().map(|uid| uid as u32).collect()),
             http: section.parsed("http", &format!("give {HTTP_BOUND}, or leave it out"), parse_address),
+            unknown_fields: section
+                .parsed("unknown_fields", &format!("give {UNKNOWN_FIELDS_BOUND}"), UnknownFields::parse)
+                .unwrap_or_default(),
             body_bytes_max: section.integer(&BODY_BYTES_MAX) as usize,
             connections_max: connections_max.unwrap_or(CONNECTIONS_SPARE),
             header_timeout: Duration::from_millis(section.integer(&HEADER_TIMEOUT_MS)),
@@ -96,6 +126,7 @@ impl ServerConfig {
             Entry::text("socket_mode", format!("{:04o}", self.socket_mode), SOCKET_MODE_BOUND),
             Entry::optional(SOCKET_UIDS.name, uids, SOCKET_UIDS.bound()),
             Entry::optional("http", http, HTTP_BOUND),
+            Entry::text("unknown_fields", self.unknown_fields.name(), UNKNOWN_FIELDS_BOUND),
             Entry::integer(&BODY_BYTES_MAX, self.body_bytes_max as u64),
             Entry::integer(&CONNECTIONS_MAX, self.connections_max as u64),
             Entry::integer(&HEADER_TIMEOUT_MS, self.header_timeout.as_millis() as u64),

@@ -318,6 +318,15 @@ fn users_of_the_socket_are_a_short_list_of_ids() {
 }
 
 #[test]
+fn unknown_request_fields_are_refused_unless_the_file_says_ignore() {
+    let with = |choice: &str| tiny_with("unknown_fields = \"refuse\"", choice);
+    let choice = |line: &str| Config::parse(&with(line)).expect("valid").server.unknown_fields;
+    assert_eq!(choice(""), UnknownFields::Refuse);
+    assert_eq!(choice("unknown_fields = \"ignore\""), UnknownFields::Ignore);
+    assert_eq!(problem_paths(&with("unknown_fields = \"drop\"")), ["server.unknown_fields"]);
+}
+
+#[test]
 fn logs_have_three_formats() {
     for (text, format) in
         [("text", LogFormat::Text), ("compact", LogFormat::Compact), ("json", LogFormat::Json)]

@@ -41,10 +41,8 @@ impl TextModel for ServedText {
         let Some(template) = &self.chat_template else {
             return Err(TextError::NoChatTemplate);
         };
-        let messages: Vec<serde_json::Value> = messages
-            .iter()
-            .map(|message| serde_json::json!({ "role": message.role, "content": message.content }))
-            .collect();
+        let messages: Vec<serde_json::Value> =
+            messages.iter().map(|message| serde_json::json!(message)).collect();
         let input = ChatInput {
             messages: &messages,
             add_generation_prompt: true,
