@@ -62,6 +62,8 @@ pub struct BackendInfo {
     /// Output limit of requests without `max_tokens`, in tokens; further limited by the
     /// remaining context.
     pub max_tokens_default: u32,
+    /// Most draft tokens per request and step; 0 without a drafter.
+    pub draft_tokens_max: u32,
     /// Request classes, most urgent first; 1 to 256.
     pub classes: Vec<ClassInfo>,
     /// Index of the class of requests that do not name one.

@@ -84,7 +84,7 @@ async fn generate<B: Backend>(
         .with_min_tokens(parsed.min_tokens);
     let generation = app.backend.submit(submission).await?;
     let mut answer = Answer::new(app.backend.clone(), generation, output, deadline);
-    let envelope = Envelope::new(endpoint, answer.id(), &info.model, prompt_tokens, seed);
+    let envelope = Envelope::new(endpoint, answer.id(), info, prompt_tokens, seed);
     match (answer.next().await, parsed.stream) {
         (AnswerProgress::Failed(error), _) => Err(error),
         (first, Some(options)) => Ok(stream::respond(answer, first, envelope, options)),

@@ -17,13 +17,21 @@ async fn a_completion_holds_text_reason_usage_and_metrics() {
     assert_eq!((&body["object"], &body["model"]), (&json!("text_completion"), &json!(MODEL)));
     let choice = json!({"index": 0, "text": "Hi!", "logprobs": null, "finish_reason": "stop"});
     assert_eq!(body["choices"], json!([choice]));
-    assert_eq!(body["usage"], json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}));
+    let usage = json!({
+        "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    });
+    assert_eq!(body["usage"], usage);
     let metrics = json!({
         "queue_ms": 2.0,
         "ttft_ms": 10.0,
         "tpot_ms": 1.5,
-        "speculative_decoding":
-            {"steps": 2, "drafted": 6, "verified": 5, "accepted": 3, "mean_acceptance_length": 2.5},
+        "speculative_decoding": {
+            "mean_acceptance_length": 2.5, "draft_acceptance_rate": 0.6,
+            "acceptance_histogram": [1, 0, 0, 1, 0],
+            "num_spec_steps": 2, "num_accepted_draft_tokens": 3, "num_draft_tokens": 5,
+            "num_spec_tokens": 4, "num_proposed_draft_tokens": 6,
+        },
         "preemptions": 1,
         "seed": 7,
     });
@@ -281,7 +289,11 @@ async fn usage_comes_in_a_separate_chunk_if_requested() {
     let chunks = post(&fixture, COMPLETIONS, &prompt(options)).await.chunks();
     let (last, rest) = chunks.split_last().unwrap();
     assert_eq!(last["choices"], json!([]));
-    assert_eq!(last["usage"], json!({"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}));
+    let usage = json!({
+        "prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    });
+    assert_eq!(last["usage"], usage);
     assert!(last["metrics"]["seed"].is_u64());
     assert!(rest.iter().all(|chunk| chunk["usage"].is_null() && chunk.get("metrics").is_none()));
 }

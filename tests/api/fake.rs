@@ -127,6 +127,7 @@ impl FakeBackend {
 pub fn finished(reason: FinishReason) -> TokenEvent {
     let summary = RequestSummary {
         prompt_tokens: 3,
+        cached_tokens: 2,
         output_tokens: 5,
         times: RequestTimes {
             arrival: Micros(1_000),
@@ -134,7 +135,13 @@ pub fn finished(reason: FinishReason) -> TokenEvent {
             first_token: Micros(11_000),
             last_token: Micros(17_000),
         },
-        speculation: SpeculationStats { steps: 2, drafted: 6, verified: 5, accepted: 3 },
+        speculation: SpeculationStats {
+            steps: 2,
+            drafted: 6,
+            verified: 5,
+            accepted: 3,
+            steps_by_accepted: vec![1, 0, 0, 1],
+        },
         preemptions: 1,
     };
     TokenEvent::Finished { reason, summary }
@@ -306,6 +313,7 @@ fn info() -> BackendInfo {
         end_tokens: vec![END],
         sampling: SamplingDefaults { temperature: 0.7, ..SamplingDefaults::default() },
         max_tokens_default: 100,
+        draft_tokens_max: 4,
         classes: vec![
             ClassInfo { name: "interactive".to_owned(), slo: millis(500, 50), weight: 2.5 },
             ClassInfo { name: "batch".to_owned(), slo: Slo::default(), weight: 0.0 },
