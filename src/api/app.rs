@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use serde_json::json;
 
 use super::backend::Backend;
-use super::body;
 use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::UnknownFields;
+use super::{access, body, content_type, cors};
 use crate::telemetry::PROMETHEUS_CONTENT_TYPE;
 
 /// Limits on the resources a client can take.
@@ -46,6 +47,19 @@ impl Default for ApiLimits {
 pub struct ApiRules {
     /// What to do with fields that the API does not know.
     pub unknown_fields: UnknownFields,
+    /// Origins whose web pages may use the API, or `*`; empty: none.
+    pub cors_origins: Vec<HeaderValue>,
+}
+
+/// Adds what all requests have in common: an id and a line in the log, the answers to browsers,
+/// and the refusal of what only browsers send.
+pub fn with_layers(routes: Router, rules: &ApiRules) -> Router {
+    let routes = routes.layer(middleware::from_fn(content_type::require_json));
+    let routes = match rules.cors_origins.as_slice() {
+        [] => routes,
+        origins => routes.layer(cors::layer(origins)),
+    };
+    routes.layer(middleware::from_fn(access::trace))
 }
 
 /// Bodies longer than this, in bytes, are parsed and tokenized off the async workers.

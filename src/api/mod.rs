@@ -9,10 +9,13 @@
 //! May import: protocol, telemetry.
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod answer;
 mod app;
 pub mod backend;
 pub mod body;
+mod content_type;
+mod cors;
 pub mod counters;
 pub mod error;
 pub mod error_code;

@@ -11,8 +11,11 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::access::Outcome;
 use super::answer::{Answer, AnswerProgress};
-use super::app::{ApiLimits, ApiRules, App, health, metrics_page, off_the_workers, wrong_method};
+use super::app::{
+    ApiLimits, ApiRules, App, health, metrics_page, off_the_workers, with_layers, wrong_method,
+};
 use super::backend::{Backend, BackendInfo};
 use super::counters::ApiCounters;
 use super::error::ApiError;
@@ -33,7 +36,8 @@ pub fn router<B: Backend>(
     rules: ApiRules,
     counters: Arc<ApiCounters>,
 ) -> Router {
-    Router::new()
+    let app = Arc::new(App { backend, limits, rules: rules.clone(), counters });
+    let routes = Router::new()
         .route("/v1/completions", post(completions::<B>))
         .route("/v1/chat/completions", post(chat_completions::<B>))
         .route("/v1/models", get(models::<B>))
@@ -53,7 +57,8 @@ pub fn router<B: Backend>(
         .route("/metrics", get(metrics::<B>))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(App { backend, limits, rules, counters }))
+        .with_state(app);
+    with_layers(routes, &rules)
 }
 
 async fn completions<B: Backend>(State(app): Shared<B>, request: Request) -> Result<Response, ApiError> {
@@ -72,18 +77,20 @@ async fn generate<B: Backend>(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (arrival, deadline) = (app.backend.now(), Instant::now() + app.limits.request_timeout);
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let outcome: Outcome = parts.extensions.remove().unwrap_or_default();
     let (parsed, submission) = off_the_workers(&app, body, parts.headers, move |app, body, headers| {
         prepare(app, endpoint, body, headers, arrival)
     })
     .await?;
     let info = app.backend.info();
     let (prompt_tokens, seed) = (submission.prompt.len() as u32, submission.sampling.seed);
+    outcome.note(|seen| seen.prompt_tokens = Some(prompt_tokens));
     let decoder = app.backend.text().decoder();
     let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings)
         .with_min_tokens(parsed.min_tokens);
     let generation = app.backend.submit(submission).await?;
-    let mut answer = Answer::new(app.backend.clone(), generation, output, deadline);
+    let mut answer = Answer::new(app.backend.clone(), generation, output, outcome, deadline);
     let envelope = Envelope::new(endpoint, answer.id(), info, prompt_tokens, seed);
     match (answer.next().await, parsed.stream) {
         (AnswerProgress::Failed(error), _) => Err(error),

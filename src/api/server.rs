@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::app::ApiLimits;
+use super::content_type::Transport;
 use super::counters::ApiCounters;
 use super::error_code::ErrorCode;
 use super::socket::{BoundSocket, SocketFile};
@@ -98,15 +99,17 @@ impl Server {
         let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
         let (stage, stages) = watch::channel(Stage::Open);
         let (routes, routes_now) = watch::channel(routes);
-        let acceptor = || Acceptor {
+        let acceptor = |transport| Acceptor {
+            transport,
             routes: routes_now.clone(),
             counters: counters.clone(),
             stages: stages.clone(),
             header_timeout: limits.header_timeout,
             permits: Arc::new(Semaphore::new(limits.connections_max)),
         };
-        let mut tasks = vec![tokio::spawn(acceptor().run(Listener::Unix(unix, users), Some(file)))];
-        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor().run(Listener::Tcp(tcp), None))));
+        let mut tasks =
+            vec![tokio::spawn(acceptor(Transport::Unix).run(Listener::Unix(unix, users), Some(file)))];
+        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor(Transport::Tcp).run(Listener::Tcp(tcp), None))));
         Ok(Server { routes, stage, tasks, tcp_address })
     }
 
@@ -205,6 +208,8 @@ impl Listener {
 
 #[derive(Clone)]
 struct Acceptor {
+    /// Noted on each request.
+    transport: Transport,
     /// The current router, read for each request.
     routes: watch::Receiver<Router>,
     counters: Arc<ApiCounters>,
@@ -265,7 +270,8 @@ impl Acceptor {
     async fn serve(mut self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
         let io = TokioIo::new(WriteStall::new(stream, WRITE_STALL_TIMEOUT));
         let (routes, counters) = (self.routes, self.counters.clone());
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(self.transport);
             let router = routes.borrow().clone();
             answer(router, counters.clone(), request)
         });

@@ -11,7 +11,7 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::sync::watch;
 
-use super::app::{health, metrics_page, wrong_method};
+use super::app::{ApiRules, health, metrics_page, with_layers, wrong_method};
 use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
@@ -28,8 +28,12 @@ type Shared = State<Arc<Starting>>;
 
 /// Builds the router of a starting daemon: live, not ready, with its own metrics. All other
 /// routes return 503 until [`router`](super::router) replaces this one.
-pub fn starting_router(phase: watch::Receiver<&'static str>, counters: Arc<ApiCounters>) -> Router {
-    Router::new()
+pub fn starting_router(
+    phase: watch::Receiver<&'static str>,
+    rules: &ApiRules,
+    counters: Arc<ApiCounters>,
+) -> Router {
+    let routes = Router::new()
         .route("/health/live", get(async || health("live", None)))
         .route("/health/ready", get(ready))
         .route("/health", get(ready))
@@ -38,7 +42,8 @@ pub fn starting_router(phase: watch::Receiver<&'static str>, counters: Arc<ApiCo
         .route("/metrics", get(metrics))
         .fallback(refuse)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(Starting { phase, counters }))
+        .with_state(Arc::new(Starting { phase, counters }));
+    with_layers(routes, rules)
 }
 
 async fn ready(State(starting): Shared) -> Response {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -43,7 +44,10 @@ fn allow_open_files(connections: usize) {
 
 /// How requests are taken, as the configuration says.
 fn api_rules(server: &ServerConfig) -> ApiRules {
+    let origins = server.cors_origins.iter().flatten();
+    let origin = |origin: &String| HeaderValue::try_from(origin).expect("validated by the configuration");
     ApiRules {
+        cors_origins: origins.map(origin).collect(),
         unknown_fields: match server.unknown_fields {
             UnknownFields::Refuse => api::UnknownFields::Refuse,
             UnknownFields::Ignore => api::UnknownFields::Ignore,
@@ -90,7 +94,7 @@ impl StartingDaemon {
         let rules = api_rules(&config.server);
         let counters = Arc::<ApiCounters>::default();
         let (phase, phases) = watch::channel("initializing");
-        let routes = starting_router(phases, counters.clone());
+        let routes = starting_router(phases, &rules, counters.clone());
         let server = Server::start(routes, bound, config.server.http, &limits, counters.clone()).await?;
         let tcp = server.tcp_address().map(tracing::field::display);
         tracing::info!(socket = %socket.display(), tcp, "listening; starting the engine");

@@ -57,6 +57,16 @@ pub enum FinishReason {
     Length,
 }
 
+impl FinishReason {
+    /// Name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestFailure {

@@ -175,7 +175,7 @@ async fn fields_of_other_servers_are_taken_at_their_neutral_values() {
 
 #[tokio::test]
 async fn unknown_fields_are_served_without_if_the_server_is_told_to() {
-    let rules = ApiRules { unknown_fields: UnknownFields::Ignore };
+    let rules = ApiRules { unknown_fields: UnknownFields::Ignore, ..ApiRules::default() };
     let fixture = Fixture::with_rules(Script::text("x", 1), rules).await;
     let messages = json!([{"role": "user", "content": "hi", "mood": "good"}]);
     let body = json!({"messages": messages, "temprature": 1, "slo": {"p99_ms": 1}});

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::{Method, StatusCode};
 use serde_json::json;
-use specserve::api::{ApiLimits, Health, starting_router};
+use specserve::api::{ApiLimits, ApiRules, Health, starting_router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -55,7 +55,7 @@ async fn the_health_routes_of_other_servers_mean_readiness() {
     fixture.engine.set_health(Health { not_live: None, not_ready: Some("loading weights".into()) });
     assert_eq!(ask().await, [StatusCode::SERVICE_UNAVAILABLE; 3]);
     let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
-    fixture.server.route_to(starting_router(phases, Arc::default()));
+    fixture.server.route_to(starting_router(phases, &ApiRules::default(), Arc::default()));
     assert_eq!(ask().await, [StatusCode::SERVICE_UNAVAILABLE; 3]);
 }
 
@@ -150,7 +150,7 @@ async fn new_routes_answer_on_connections_that_are_open_already() {
     };
     assert_eq!(ask().await.status, StatusCode::OK);
     let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
-    fixture.server.route_to(starting_router(phases, Arc::default()));
+    fixture.server.route_to(starting_router(phases, &ApiRules::default(), Arc::default()));
     let refused = ask().await;
     let reason = json!("the daemon is starting: the tests are running");
     assert_eq!((refused.status.as_u16(), &refused.json()["error"]["message"]), (503, &reason));
