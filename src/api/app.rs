@@ -29,6 +29,10 @@ pub struct ApiLimits {
     pub request_timeout: Duration,
     /// Most concurrent connections per listener; further ones wait to be accepted.
     pub connections_max: usize,
+    /// Longest wait for the first text before a stream's headers are sent without it.
+    pub stream_head_wait: Duration,
+    /// Longest silence of a stream before a comment is sent.
+    pub stream_keep_alive: Duration,
 }
 
 impl Default for ApiLimits {
@@ -38,6 +42,8 @@ impl Default for ApiLimits {
             header_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(600),
             connections_max: 1024,
+            stream_head_wait: Duration::from_millis(100),
+            stream_keep_alive: Duration::from_secs(10),
         }
     }
 }

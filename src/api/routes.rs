@@ -90,12 +90,11 @@ async fn generate<B: Backend>(
     let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings)
         .with_min_tokens(parsed.min_tokens);
     let generation = app.backend.submit(submission).await?;
-    let mut answer = Answer::new(app.backend.clone(), generation, output, outcome, deadline);
+    let answer = Answer::new(app.backend.clone(), generation, output, outcome, deadline);
     let envelope = Envelope::new(endpoint, answer.id(), info, prompt_tokens, seed);
-    match (answer.next().await, parsed.stream) {
-        (AnswerProgress::Failed(error), _) => Err(error),
-        (first, Some(options)) => Ok(stream::respond(answer, first, envelope, options)),
-        (first, None) => whole(answer, first, &envelope).await,
+    match parsed.stream {
+        Some(options) => stream::respond(answer, envelope, options, &app.limits).await,
+        None => whole(answer, &envelope).await,
     }
 }
 
@@ -114,14 +113,10 @@ fn prepare<B: Backend>(
     Ok((parsed, submission))
 }
 
-async fn whole<B: Backend>(
-    mut answer: Answer<B>,
-    first: AnswerProgress,
-    envelope: &Envelope,
-) -> Result<Response, ApiError> {
-    let (mut text, mut progress) = (String::new(), first);
+async fn whole<B: Backend>(mut answer: Answer<B>, envelope: &Envelope) -> Result<Response, ApiError> {
+    let mut text = String::new();
     loop {
-        match progress {
+        match answer.next().await {
             AnswerProgress::Text(more) => text += &more,
             AnswerProgress::Done(completion) => {
                 text += &completion.text;
@@ -129,7 +124,6 @@ async fn whole<B: Backend>(
             }
             AnswerProgress::Failed(error) => return Err(error),
         }
-        progress = answer.next().await;
     }
 }
 

@@ -90,6 +90,7 @@ impl StartingDaemon {
             header_timeout: config.server.header_timeout,
             request_timeout: config.server.request_timeout,
             connections_max: config.server.connections_max,
+            ..ApiLimits::default()
         };
         let rules = api_rules(&config.server);
         let counters = Arc::<ApiCounters>::default();

@@ -43,6 +43,35 @@ async fn a_client_that_leaves_in_the_middle_of_a_stream_cancels_its_request() {
 }
 
 #[tokio::test]
+async fn a_stream_that_waits_has_its_headers_and_comments_meanwhile() {
+    let limits = ApiLimits {
+        stream_head_wait: Duration::from_millis(5),
+        stream_keep_alive: Duration::from_millis(5),
+        ..ApiLimits::default()
+    };
+    let fixture = Fixture::with_limits(Script::Hang(vec![]), limits).await;
+    let mut response = open(&fixture.socket, CHAT, &chat(json!({"stream": true}))).await;
+    assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+    for _ in 0..2 {
+        let comment = response.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(&*comment, b": keep-alive\n\n");
+    }
+    fixture.engine.end_all(finished(FinishReason::Stop));
+    let reply = Reply::read(response).await;
+    assert_eq!(reply.chunks().last().unwrap()["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn a_stream_that_fails_after_its_headers_ends_with_an_error_event() {
+    let limits = ApiLimits { stream_head_wait: Duration::from_millis(5), ..ApiLimits::default() };
+    let fixture = Fixture::with_limits(Script::Hang(vec![]), limits).await;
+    let response = open(&fixture.socket, CHAT, &chat(json!({"stream": true}))).await;
+    fixture.engine.end_all(TokenEvent::Failed(RequestFailure::ShuttingDown));
+    let events = Reply::read(response).await.events();
+    assert!(events.len() == 1 && events[0].contains("shutting_down"), "{events:?}");
+}
+
+#[tokio::test]
 async fn a_request_that_takes_too_long_is_given_up() {
     let limits = ApiLimits { request_timeout: Duration::from_millis(50), ..ApiLimits::default() };
     let mut fixture = Fixture::with_limits(Script::Hang(vec![vec![65]]), limits).await;
