@@ -33,6 +33,9 @@ pub struct ApiLimits {
     pub stream_head_wait: Duration,
     /// Longest silence of a stream before a comment is sent.
     pub stream_keep_alive: Duration,
+    /// How long a TCP client that has closed its sending side waits before it is checked with an
+    /// interim response.
+    pub half_close_patience: Duration,
 }
 
 impl Default for ApiLimits {
@@ -44,6 +47,7 @@ impl Default for ApiLimits {
             connections_max: 1024,
             stream_head_wait: Duration::from_millis(100),
             stream_keep_alive: Duration::from_secs(10),
+            half_close_patience: Duration::from_secs(3),
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod counters;
 pub mod error;
 pub mod error_code;
 pub mod fields;
+mod half_close;
 mod info_routes;
 mod min_tokens;
 mod neutral;

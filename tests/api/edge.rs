@@ -1,7 +1,7 @@
 //! What all requests have in common: ids, the access log, and what browsers may do.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -9,44 +9,47 @@ use specserve::api::ApiRules;
 use specserve::protocol::RequestFailure;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::client::*;
 use crate::fake::{BackendCall, Fixture, Script};
 
-/// The log of this thread, on which tests run their servers.
+/// The log of the process. Tests find their own lines by the ids that they give their requests.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    fn start() -> (Log, DefaultGuard) {
-        let log = Log::default();
-        let subscriber = tracing_subscriber::fmt()
-            .json()
-            .flatten_event(true)
-            .with_max_level(tracing::Level::DEBUG)
-            .with_writer(log.clone())
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
+    fn start() -> &'static Log {
+        static LOG: OnceLock<Log> = OnceLock::new();
+        LOG.get_or_init(|| {
+            let log = Log::default();
+            let subscriber = tracing_subscriber::fmt()
+                .json()
+                .flatten_event(true)
+                .with_max_level(tracing::Level::DEBUG)
+                .with_writer(log.clone())
+                .finish();
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+            log
+        })
     }
 
-    /// The lines of the access log.
-    fn requests(&self) -> Vec<Value> {
+    /// The lines of the access log with this request id.
+    fn requests(&self, id: &str) -> Vec<Value> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines.filter(|line| line["message"] == "request").collect()
+        lines.filter(|line| line["message"] == "request" && line["request_id"] == id).collect()
     }
 
     /// Waits until so many requests were logged: a line is written after the response.
-    async fn wait_for(&self, count: usize) -> Vec<Value> {
+    async fn wait_for(&self, id: &str, count: usize) -> Vec<Value> {
         for _ in 0..1000 {
-            if self.requests().len() >= count {
+            if self.requests(id).len() >= count {
                 break;
             }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        let lines = self.requests();
+        let lines = self.requests(id);
         assert_eq!(lines.len(), count, "{lines:?}");
         lines
     }
@@ -89,14 +92,14 @@ async fn a_request_keeps_its_id_or_is_given_one() {
 
 #[tokio::test]
 async fn an_answer_is_one_line_in_the_log_with_its_figures_and_no_text() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let fixture = Fixture::start(Script::text("secret", 2)).await;
     for stream in [false, true] {
         let body = prompt(json!({"prompt": "private", "stream": stream})).to_string();
-        send(&fixture, request(Method::POST, COMPLETIONS, &[("x-request-id", "abc")], body)).await;
+        send(&fixture, request(Method::POST, COMPLETIONS, &[("x-request-id", "figures")], body)).await;
     }
-    for line in log.wait_for(2).await {
-        assert_eq!((&line["request_id"], &line["level"]), (&json!("abc"), &json!("INFO")));
+    for line in log.wait_for("figures", 2).await {
+        assert_eq!(line["level"], "INFO");
         assert_eq!((&line["method"], &line["path"]), (&json!("POST"), &json!(COMPLETIONS)));
         assert_eq!((&line["status"], &line["reason"]), (&json!(200), &json!("stop")));
         assert_eq!((&line["prompt_tokens"], &line["cached_tokens"]), (&json!(7), &json!(2)));
@@ -110,12 +113,14 @@ async fn an_answer_is_one_line_in_the_log_with_its_figures_and_no_text() {
 
 #[tokio::test]
 async fn a_line_says_why_a_request_was_refused_or_failed() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let fixture = Fixture::start(Script::Fail(vec![vec![65]], RequestFailure::Numerical)).await;
-    post(&fixture, CHAT, &chat(json!({"n": 2}))).await;
-    post(&fixture, CHAT, &chat(json!({"stream": true}))).await;
-    get(&fixture, "/nowhere").await;
-    let lines = log.wait_for(3).await;
+    let id = [("x-request-id", "refused")];
+    for body in [chat(json!({"n": 2})), chat(json!({"stream": true}))] {
+        send(&fixture, request(Method::POST, CHAT, &id, body.to_string())).await;
+    }
+    send(&fixture, request(Method::GET, "/nowhere", &id, "")).await;
+    let lines = log.wait_for("refused", 3).await;
     let seen: Vec<_> = lines.iter().map(|line| (&line["status"], &line["reason"])).collect();
     assert_eq!(
         seen,
@@ -129,23 +134,25 @@ async fn a_line_says_why_a_request_was_refused_or_failed() {
 
 #[tokio::test]
 async fn a_client_that_leaves_is_in_the_log() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let mut fixture = Fixture::start(Script::Hang(vec![vec![65]])).await;
-    let response = open(&fixture.socket, COMPLETIONS, &prompt(json!({"stream": true}))).await;
+    let body = prompt(json!({"stream": true})).to_string();
+    let leaves = request(Method::POST, COMPLETIONS, &[("x-request-id", "leaves")], body);
+    let response = connect(&fixture.socket).await.send_request(leaves).await.unwrap();
     assert!(matches!(fixture.told().await, BackendCall::Submitted(_)));
     drop(response);
-    let lines = log.wait_for(1).await;
+    let lines = log.wait_for("leaves", 1).await;
     assert_eq!((&lines[0]["reason"], &lines[0]["output_tokens"]), (&json!("disconnected"), &json!(1)));
 }
 
 #[tokio::test]
 async fn probes_are_logged_at_debug() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let fixture = Fixture::start(Script::text("x", 1)).await;
     for path in ["/health", "/health/live", "/health/ready", "/ping", "/metrics"] {
-        get(&fixture, path).await;
+        send(&fixture, request(Method::GET, path, &[("x-request-id", "probe")], "")).await;
     }
-    assert!(log.wait_for(5).await.iter().all(|line| line["level"] == "DEBUG"));
+    assert!(log.wait_for("probe", 5).await.iter().all(|line| line["level"] == "DEBUG"));
 }
 
 /// Posts over TCP; the status.
