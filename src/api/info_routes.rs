@@ -36,6 +36,12 @@ pub async fn server_info<B: Backend>(State(app): State<Arc<App<B>>>) -> Json<Val
     }))
 }
 
+/// The model, in the form of SGLang.
+pub async fn model_info<B: Backend>(State(app): State<Arc<App<B>>>) -> Json<Value> {
+    let model = &app.backend.info().model;
+    Json(json!({"model_path": model, "tokenizer_path": model, "is_generation": true}))
+}
+
 /// Special tokens and chat template, in the form of vLLM. `lm-eval` tokenizes with these and
 /// `/tokenize`.
 pub async fn tokenizer_info<B: Backend>(State(app): State<Arc<App<B>>>) -> Json<Value> {

@@ -38,6 +38,7 @@ const KNOWN: &[Neutral] = &[
     },
     Neutral {
         fields: &[
+            "continue_final_message",
             "echo",
             "include_stop_str_in_output",
             "logprobs",
@@ -59,6 +60,7 @@ const KNOWN: &[Neutral] = &[
     },
     Neutral {
         fields: &[
+            "add_generation_prompt",
             "detokenize",
             "include_reasoning",
             "separate_reasoning",
@@ -92,6 +94,7 @@ const KNOWN: &[Neutral] = &[
         fields: &[
             "allowed_token_ids",
             "bad_words",
+            "chat_template_kwargs",
             "custom_params",
             "documents",
             "functions",

@@ -47,6 +47,7 @@ pub fn router<B: Backend>(
         .route("/detokenize", post(text_routes::detokenize::<B>))
         .route("/tokenizer_info", get(info_routes::tokenizer_info::<B>))
         .route("/server_info", get(info_routes::server_info::<B>))
+        .route("/model_info", get(info_routes::model_info::<B>))
         .route("/version", get(info_routes::version))
         .route("/", get(info_routes::root))
         .route("/health/live", get(live::<B>))

@@ -162,7 +162,7 @@ async fn fields_of_other_servers_are_taken_at_their_neutral_values() {
         "return_token_ids": false, "return_tokens_as_token_ids": false, "structured_outputs": null,
         // SGLang
         "separate_reasoning": true, "stream_reasoning": true, "return_hidden_states": false,
-        "no_stop_trim": false, "rid": "abc", "stop_regex": [], "lora_path": null,
+        "no_stop_trim": false, "continue_final_message": false, "rid": "abc", "stop_regex": [], "lora_path": null,
         // llama.cpp
         "cache_prompt": true, "typical_p": 1.0, "mirostat": 0, "repeat_penalty": 1.0, "id_slot": -1,
         // OpenAI

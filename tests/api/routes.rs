@@ -67,6 +67,7 @@ async fn version_server_and_tokenizer_describe_themselves() {
     assert_eq!(get(&fixture, "/").await.json()["name"], "specserve");
     let server = get(&fixture, "/server_info").await.json();
     assert_eq!((&server["served_model_name"], &server["context_length"]), (&json!(MODEL), &json!(CONTEXT)));
+    assert_eq!(get(&fixture, "/model_info").await.json()["model_path"], MODEL);
     let tokenizer = get(&fixture, "/tokenizer_info").await.json();
     assert_eq!(
         tokenizer,
