@@ -128,7 +128,7 @@ impl Drop for Line {
     fn drop(&mut self) {
         let generated = self.outcome.get();
         let reason = self.reason(&generated);
-        let duration_ms = self.arrival.elapsed().as_secs_f64() * 1e3;
+        let duration_ms = self.arrival.elapsed().as_micros() as f64 / 1e3;
         /// `event!` takes its level as a constant.
         macro_rules! write_line {
             ($level:ident) => {
