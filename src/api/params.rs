@@ -178,3 +178,37 @@ fn bounded(path: &str, what: &str, actual: usize, limit: usize) -> Result<(), Ap
     }
     Err(ApiError::invalid(path, format!("{path} may have at most {limit} {what} and has {actual}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The row of a request field in docs/api.md.
+    fn documented(field: &str) -> &'static str {
+        let docs = include_str!("../../docs/api.md");
+        let section = docs.split("\n## Request fields\n").nth(1).expect("a section on fields");
+        let mut rows = section.lines().filter(|line| line.starts_with("| `"));
+        rows.find(|row| row.split('|').nth(1).is_some_and(|cell| cell.contains(&format!("`{field}`"))))
+            .unwrap_or_else(|| panic!("docs/api.md has no row for {field}"))
+    }
+
+    #[test]
+    fn the_docs_give_the_bounds_of_every_number() {
+        let range = |low: f64, high: f64| format!("{low} to {high}");
+        let of = |bounds: RangeInclusive<f64>| range(*bounds.start(), *bounds.end());
+        for (field, bounds) in [
+            ("temperature", of(TEMPERATURE_BOUNDS)),
+            ("top_p", of(TOP_P_BOUNDS)),
+            ("min_p", of(MIN_P_BOUNDS)),
+            ("repetition_penalty", of(REPETITION_PENALTY_BOUNDS)),
+            ("presence_penalty", of(PENALTY_BOUNDS)),
+            ("frequency_penalty", of(PENALTY_BOUNDS)),
+            ("logit_bias", of(LOGIT_BIAS_BOUNDS)),
+            ("logit_bias", format!("up to {LOGIT_BIAS_TOKENS_MAX} token ids")),
+            ("stop", format!("up to {STOP_STRINGS_MAX}, each up to {STOP_STRING_BYTES_MAX} bytes")),
+            ("stop_token_ids", format!("up to {STOP_TOKENS_MAX} token ids")),
+        ] {
+            assert!(documented(field).contains(&bounds), "docs/api.md does not say {bounds} of {field}");
+        }
+    }
+}

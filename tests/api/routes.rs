@@ -41,6 +41,33 @@ async fn health_tells_live_from_ready() {
     assert_eq!(get(&fixture, "/health/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
 }
 
+/// Method and path of each route in docs/api.md.
+fn documented_routes() -> Vec<(Method, String)> {
+    let docs = include_str!("../../docs/api.md");
+    let rows = docs.split("\n| route | answer |").nth(1).expect("a table of routes");
+    let rows = rows.lines().skip(1).take_while(|line| line.is_empty() || line.starts_with('|'));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    let names =
+        cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>());
+    let routes = names.filter_map(|name| {
+        let (method, path) = name.split_once(' ')?;
+        Some((method.parse().unwrap(), path.replace("{id}", MODEL)))
+    });
+    routes.collect()
+}
+
+#[tokio::test]
+async fn every_route_of_the_docs_answers() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let routes = documented_routes();
+    assert!(routes.len() >= 15, "{routes:?}");
+    for (method, path) in routes {
+        let status = send(&fixture, request(method.clone(), &path, &[], "")).await.status;
+        let expected = if method == Method::POST && path != "/ping" { 400 } else { 200 };
+        assert_eq!(status.as_u16(), expected, "{method} {path}");
+    }
+}
+
 #[tokio::test]
 async fn the_health_routes_of_other_servers_mean_readiness() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
