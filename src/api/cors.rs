@@ -11,8 +11,8 @@ use super::access::REQUEST_ID;
 /// How long a browser may remember that a page may use the API.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// Allows pages of `origins`; of any, if `*` is among them. Nobody logs in here, so there are no
-/// credentials to allow.
+/// Allows pages of `origins`, or of any origin if `*` is among them. The API uses no cookies, so
+/// credentials are not allowed.
 pub fn layer(origins: &[HeaderValue]) -> CorsLayer {
     let allowed = match origins.iter().any(|origin| origin == "*") {
         true => AllowOrigin::any(),

@@ -97,7 +97,7 @@ impl Fields {
         self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
     }
 
-    /// Takes an integer within bounds. `4.0` is an integer, too: some clients write all numbers so.
+    /// Takes an integer within bounds. `4.0` counts as one: some clients write all numbers that way.
     ///
     /// # Errors
     /// 400 for any other type or value.

@@ -1,8 +1,7 @@
 //! Fields of the OpenAI API and of other servers that this one has no use for.
 //!
 //! Clients written for another server send its fields, most of them at values that ask for nothing.
-//! Those are taken; a value that would change the answer is refused, so that nobody gets an answer
-//! other than the one asked for.
+//! Those are taken. A value that would change the answer is refused rather than ignored.
 
 use serde_json::{Value, json};
 
