@@ -119,10 +119,14 @@ fn a_draft_equal_to_the_target_is_always_accepted() {
         let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 3 })), 7, &all);
         assert_same_output(&ours, &plain, &all, "with the target as its own draft");
         for one in ours.values() {
-            let stats = one.summary.speculation;
+            let stats = &one.summary.speculation;
             // an output that ends within its accepted drafts discards the rest of them
             assert_eq!(stats.accepted, stats.verified, "{stats:?}");
             assert!(stats.verified > 0);
+            let steps: u32 = stats.steps_by_accepted.iter().sum();
+            let accepted: u32 =
+                (0..).zip(&stats.steps_by_accepted).map(|(drafts, steps)| drafts * steps).sum();
+            assert_eq!((steps, accepted), (stats.steps, stats.accepted), "{stats:?}");
         }
     }
 }

@@ -100,7 +100,9 @@ def check_extensions(client, model):
     metrics = answer.model_extra["metrics"]
     assert metrics["ttft_ms"] >= metrics["queue_ms"] >= 0, metrics
     speculation = metrics["speculative_decoding"]
-    assert speculation["accepted"] <= speculation["verified"] <= speculation["drafted"], speculation
+    accepted, verified = speculation["num_accepted_draft_tokens"], speculation["num_draft_tokens"]
+    assert accepted <= verified <= speculation["num_proposed_draft_tokens"], speculation
+    assert sum(speculation["acceptance_histogram"]) == speculation["num_spec_steps"], speculation
 
 
 def check_refused(client, kind, param, **request):

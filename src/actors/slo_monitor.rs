@@ -94,6 +94,7 @@ impl SloMonitorState {
             self.metrics.record_preemption();
         }
         self.preemptions = scheduler.preemptions;
+        self.metrics.set_prefix_cache(scheduler.prefix_query_tokens, scheduler.prefix_hit_tokens);
         self.scheduler = scheduler;
         let kv = |model: &str, usage: PoolUsage| KvGauge {
             model: model.to_owned(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
+use super::access::Outcome;
 use super::backend::Backend;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
@@ -43,6 +44,8 @@ pub struct Answer<B: Backend> {
     id: RequestId,
     events: UnboundedReceiver<TokenEvent>,
     output: Output,
+    /// For the access log.
+    outcome: Outcome,
     /// When the request times out.
     deadline: Instant,
     /// Whether the engine has sent the terminal event.
@@ -51,9 +54,15 @@ pub struct Answer<B: Backend> {
 
 impl<B: Backend> Answer<B> {
     /// Wraps an admitted request.
-    pub fn new(backend: Arc<B>, generation: Generation, output: Output, deadline: Instant) -> Answer<B> {
+    pub fn new(
+        backend: Arc<B>,
+        generation: Generation,
+        output: Output,
+        outcome: Outcome,
+        deadline: Instant,
+    ) -> Answer<B> {
         let Generation { id, events } = generation;
-        Answer { backend, id, events, output, deadline, terminal: false }
+        Answer { backend, id, events, output, outcome, deadline, terminal: false }
     }
 
     /// The request's id.
@@ -61,9 +70,35 @@ impl<B: Backend> Answer<B> {
         self.id
     }
 
+    /// Output tokens so far, as [`Completion::output_tokens`].
+    pub fn output_tokens(&self) -> u32 {
+        self.output.tokens()
+    }
+
     /// Waits for the next progress. Must not be called after [`AnswerProgress::Done`] or
-    /// [`AnswerProgress::Failed`].
+    /// [`AnswerProgress::Failed`]. Cancel-safe.
     pub async fn next(&mut self) -> AnswerProgress {
+        let progress = self.progress().await;
+        match &progress {
+            AnswerProgress::Text(_) => {}
+            AnswerProgress::Done(completion) => self.note_done(completion),
+            AnswerProgress::Failed(error) => self.outcome.note(|seen| seen.reason = Some(error.code.name())),
+        }
+        progress
+    }
+
+    fn note_done(&self, completion: &Completion) {
+        self.outcome.note(|seen| {
+            seen.reason = Some(completion.reason.name());
+            if let Some(summary) = &completion.summary {
+                seen.cached_tokens = Some(summary.cached_tokens);
+                seen.ttft_ms = Some(summary.ttft().as_millis_f64());
+                seen.tpot_ms = summary.tpot().map(|tpot| tpot.as_millis_f64());
+            }
+        });
+    }
+
+    async fn progress(&mut self) -> AnswerProgress {
         loop {
             let Ok(event) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
                 return AnswerProgress::Failed(timeout());
@@ -119,6 +154,8 @@ impl<B: Backend> Answer<B> {
 
 impl<B: Backend> Drop for Answer<B> {
     fn drop(&mut self) {
+        let output_tokens = self.output.tokens();
+        self.outcome.note(|seen| seen.output_tokens = Some(output_tokens));
         if !self.terminal {
             self.backend.cancel(self.id);
         }

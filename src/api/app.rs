@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use serde_json::json;
 
 use super::backend::Backend;
-use super::body;
 use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
+use super::fields::UnknownFields;
+use super::{access, body, content_type, cors};
 use crate::telemetry::PROMETHEUS_CONTENT_TYPE;
 
 /// Limits on the resources a client can take.
@@ -27,6 +29,13 @@ pub struct ApiLimits {
     pub request_timeout: Duration,
     /// Most concurrent connections per listener; further ones wait to be accepted.
     pub connections_max: usize,
+    /// Longest wait for the first text before a stream's headers are sent without it.
+    pub stream_head_wait: Duration,
+    /// Longest silence of a stream before a comment is sent.
+    pub stream_keep_alive: Duration,
+    /// How long a TCP client that has closed its sending side waits before it is checked with an
+    /// interim response.
+    pub half_close_patience: Duration,
 }
 
 impl Default for ApiLimits {
@@ -36,8 +45,31 @@ impl Default for ApiLimits {
             header_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(600),
             connections_max: 1024,
+            stream_head_wait: Duration::from_millis(100),
+            stream_keep_alive: Duration::from_secs(10),
+            half_close_patience: Duration::from_secs(3),
         }
     }
+}
+
+/// How requests are taken, beyond the limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiRules {
+    /// What to do with fields that the API does not know.
+    pub unknown_fields: UnknownFields,
+    /// Origins whose web pages may use the API, or `*`; empty: none.
+    pub cors_origins: Vec<HeaderValue>,
+}
+
+/// Adds what all requests have in common: an id and a line in the log, the answers to browsers,
+/// and the refusal of what only browsers send.
+pub fn with_layers(routes: Router, rules: &ApiRules) -> Router {
+    let routes = routes.layer(middleware::from_fn(content_type::require_json));
+    let routes = match rules.cors_origins.as_slice() {
+        [] => routes,
+        origins => routes.layer(cors::layer(origins)),
+    };
+    routes.layer(middleware::from_fn(access::trace))
 }
 
 /// Bodies longer than this, in bytes, are parsed and tokenized off the async workers.
@@ -47,6 +79,7 @@ const INLINE_BODY_BYTES_MAX: usize = 16 << 10;
 pub struct App<B: Backend> {
     pub backend: Arc<B>,
     pub limits: ApiLimits,
+    pub rules: ApiRules,
     pub counters: Arc<ApiCounters>,
 }
 

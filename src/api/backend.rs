@@ -62,6 +62,8 @@ pub struct BackendInfo {
     /// Output limit of requests without `max_tokens`, in tokens; further limited by the
     /// remaining context.
     pub max_tokens_default: u32,
+    /// Most draft tokens per request and step; 0 without a drafter.
+    pub draft_tokens_max: u32,
     /// Request classes, most urgent first; 1 to 256.
     pub classes: Vec<ClassInfo>,
     /// Index of the class of requests that do not name one.
@@ -125,6 +127,12 @@ pub trait TextModel: Send + Sync {
     /// [`TextError::Tokenizer`].
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError>;
 
+    /// Special tokens by their names, such as `bos_token`, as the chat template sees them.
+    fn special_tokens(&self) -> Vec<(String, String)>;
+
+    /// Source of the chat template, if the model has one.
+    fn chat_template(&self) -> Option<String>;
+
     /// Creates a streaming decoder for one output.
     fn decoder(&self) -> Box<dyn TextDecoder>;
 
@@ -166,4 +174,7 @@ pub struct ChatMessage {
     pub role: &'static str,
     /// Text of the message.
     pub content: String,
+    /// Name of the participant, for templates that show it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }

@@ -46,6 +46,30 @@ impl ApiError {
         ApiError::new(ErrorCode::UnsupportedParameter, message).with_param(param)
     }
 
+    /// 400: the prompt, or the prompt and `max_tokens` together, exceed the context. `max_tokens`
+    /// is `None` if the prompt alone leaves no room for output.
+    ///
+    /// The first sentence is the OpenAI API's: LiteLLM and LangChain recognize the error by it.
+    pub fn context_exceeded(
+        param: &str,
+        context_tokens: u32,
+        prompt_tokens: u64,
+        max_tokens: Option<u32>,
+    ) -> ApiError {
+        let (part, output) = match max_tokens {
+            Some(tokens) => ("prompt or max_tokens", tokens),
+            None => ("prompt", 1),
+        };
+        let requested = prompt_tokens + u64::from(output);
+        let at_least = if max_tokens.is_none() { "at least " } else { "" };
+        let message = format!(
+            "This model's maximum context length is {context_tokens} tokens. However, you requested \
+             {at_least}{requested} tokens ({prompt_tokens} in the prompt, {at_least}{output} in the \
+             completion). Please reduce the length of the {part}."
+        );
+        ApiError::new(ErrorCode::ContextLengthExceeded, message).with_param(param)
+    }
+
     /// Sets the field that caused the error.
     pub fn with_param(mut self, param: impl Into<String>) -> ApiError {
         self.param = Some(cut(param.into(), PARAM_CHARACTERS_MAX));

@@ -62,6 +62,8 @@ error_codes! {
     BodyTimeout = REQUEST_TIMEOUT, "body_timeout";
     /// The body exceeds the size limit.
     BodyTooLarge = PAYLOAD_TOO_LARGE, "body_too_large";
+    /// The body is not declared as JSON.
+    UnsupportedContentType = UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type";
     /// The body is compressed.
     UnsupportedEncoding = UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding";
     /// The model's logits were not finite.

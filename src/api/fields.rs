@@ -7,12 +7,23 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 
+/// What to do with fields that the API does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// Refuse the request, naming the field.
+    #[default]
+    Refuse,
+    /// Serve the request as if the field were not there.
+    Ignore,
+}
+
 /// The remaining fields of an object. `null` is the same as absent.
 #[derive(Debug)]
 pub struct Fields {
     fields: Map<String, Value>,
     /// Path prefix of field names in error messages, for example `slo.`; may be empty.
     prefix: String,
+    unknown: UnknownFields,
 }
 
 impl Fields {
@@ -20,25 +31,25 @@ impl Fields {
     ///
     /// # Errors
     /// 400 if it is not UTF-8, not JSON, or not an object.
-    pub fn from_body(body: &[u8]) -> Result<Fields, ApiError> {
+    pub fn from_body(body: &[u8], unknown: UnknownFields) -> Result<Fields, ApiError> {
         let refuse = |message: String| ApiError::new(ErrorCode::InvalidJson, message);
         let text = std::str::from_utf8(body).map_err(|error| {
             refuse(format!("the body is not valid UTF-8 at byte {}", error.valid_up_to()))
         })?;
         match serde_json::from_str(text) {
-            Ok(Value::Object(fields)) => Ok(Fields { fields, prefix: String::new() }),
+            Ok(Value::Object(fields)) => Ok(Fields { fields, prefix: String::new(), unknown }),
             Ok(other) => Err(refuse(format!("the body must be a JSON object and is {}", kind(&other)))),
             Err(error) => Err(refuse(format!("the body is not valid JSON: {error}"))),
         }
     }
 
-    /// Opens the nested object of field `path`.
+    /// Opens an object nested in this one, whose full name is `path`.
     ///
     /// # Errors
     /// 400 if it is not an object.
-    pub fn from_value(path: &str, value: Value) -> Result<Fields, ApiError> {
+    pub fn nested(&self, path: &str, value: Value) -> Result<Fields, ApiError> {
         match value {
-            Value::Object(fields) => Ok(Fields { fields, prefix: format!("{path}.") }),
+            Value::Object(fields) => Ok(Fields { fields, prefix: format!("{path}."), unknown: self.unknown }),
             other => Err(wrong_type(path, "an object", &other)),
         }
     }
@@ -86,13 +97,13 @@ impl Fields {
         self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
     }
 
-    /// Takes an integer within bounds.
+    /// Takes an integer within bounds. `4.0` counts as one: some clients write all numbers that way.
     ///
     /// # Errors
     /// 400 for any other type or value.
     pub fn integer(&mut self, name: &str, bounds: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        match value.as_i64() {
+        match whole(&value) {
             Some(number) if bounds.contains(&number) => Ok(Some(number)),
             _ if value.is_number() => Err(out_of_bounds(&self.path(name), "a whole number", &bounds, &value)),
             _ => Err(wrong_type(&self.path(name), "a whole number", &value)),
@@ -122,11 +133,14 @@ impl Fields {
         read(&value).map(Some).ok_or_else(|| wrong_type(&self.path(name), expected, &value))
     }
 
-    /// Rejects unrecognized fields.
+    /// Rejects unrecognized fields, unless they are to be ignored.
     ///
     /// # Errors
     /// 400 if a field remains.
     pub fn finish(self) -> Result<(), ApiError> {
+        if self.unknown == UnknownFields::Ignore {
+            return Ok(());
+        }
         match self.fields.iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
             Some((name, _)) => {
@@ -136,6 +150,16 @@ impl Fields {
             }
         }
     }
+}
+
+/// The whole number that a JSON number stands for, written with a point or without.
+pub fn whole(value: &Value) -> Option<i64> {
+    /// Beyond it a float no longer tells whole numbers apart.
+    const EXACT_MAX: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
+    value.as_i64().or_else(|| {
+        let number = value.as_f64()?;
+        (number.fract() == 0.0 && number.abs() <= EXACT_MAX).then_some(number as i64)
+    })
 }
 
 /// Error for a field of the wrong JSON type.
@@ -169,7 +193,7 @@ mod tests {
     use super::*;
 
     fn fields(json: &str) -> Fields {
-        Fields::from_body(json.as_bytes()).unwrap()
+        Fields::from_body(json.as_bytes(), UnknownFields::Refuse).unwrap()
     }
 
     fn message<T: std::fmt::Debug>(result: Result<T, ApiError>) -> String {
@@ -188,7 +212,7 @@ mod tests {
             (b"{\"a\":\"\\ud800\"}", "not valid JSON"),
             (b"{\"a\":\"\xff\"}", "not valid UTF-8 at byte 6"),
         ] {
-            let message = message(Fields::from_body(body));
+            let message = message(Fields::from_body(body, UnknownFields::Refuse));
             assert!(message.contains(part), "{message:?} lacks {part:?}");
         }
     }
@@ -196,7 +220,9 @@ mod tests {
     #[test]
     fn nesting_beyond_the_bound_is_refused() {
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
-        assert!(message(Fields::from_body(deep.as_bytes())).contains("recursion limit"));
+        assert!(
+            message(Fields::from_body(deep.as_bytes(), UnknownFields::Refuse)).contains("recursion limit")
+        );
     }
 
     #[test]
@@ -209,10 +235,30 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_number_may_be_written_with_a_point() {
+        let mut fields = fields(r#"{"a": 4.0, "b": 1e2, "c": -1.0, "d": 4.5, "e": 1e300}"#);
+        let mut integer = |name: &str| fields.integer(name, -9..=i64::MAX);
+        assert_eq!(integer("a"), Ok(Some(4)));
+        assert_eq!(integer("b"), Ok(Some(100)));
+        assert_eq!(integer("c"), Ok(Some(-1)));
+        assert!(integer("d").is_err() && integer("e").is_err());
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_where_the_server_says_so_nested_ones_too() {
+        let body = br#"{"typo": 1, "slo": {"x": 1}}"#;
+        let mut fields = Fields::from_body(body, UnknownFields::Ignore).unwrap();
+        let value = fields.take("slo").unwrap();
+        assert_eq!(fields.nested("slo", value).unwrap().finish(), Ok(()));
+        assert_eq!(fields.finish(), Ok(()));
+    }
+
+    #[test]
     fn remaining_fields_are_rejected_by_full_name_unless_null() {
         assert_eq!(fields(r#"{"a": null}"#).finish(), Ok(()));
-        let nested = Fields::from_value("slo", fields(r#"{"slo": {"x": 1}}"#).take("slo").unwrap()).unwrap();
-        let error = nested.finish().unwrap_err();
+        let mut outer = fields(r#"{"slo": {"x": 1}}"#);
+        let value = outer.take("slo").unwrap();
+        let error = outer.nested("slo", value).unwrap().finish().unwrap_err();
         assert_eq!((error.param.as_deref(), error.code), (Some("slo.x"), ErrorCode::UnknownParameter));
     }
 }

@@ -9,14 +9,21 @@
 //! May import: protocol, telemetry.
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod answer;
 mod app;
 pub mod backend;
 pub mod body;
+mod content_type;
+mod cors;
 pub mod counters;
 pub mod error;
 pub mod error_code;
 pub mod fields;
+mod half_close;
+mod info_routes;
+mod min_tokens;
+mod neutral;
 pub mod output;
 pub mod params;
 pub mod prompt;
@@ -32,13 +39,14 @@ mod stream;
 mod text_routes;
 mod write_stall;
 
-pub use app::ApiLimits;
+pub use app::{ApiLimits, ApiRules};
 pub use backend::{
     Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
 };
 pub use counters::ApiCounters;
 pub use error::ApiError;
 pub use error_code::ErrorCode;
+pub use fields::UnknownFields;
 pub use routes::router;
 pub use server::{Server, ServerError};
 pub use socket::{BoundSocket, SocketError, SocketOptions};

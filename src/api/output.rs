@@ -15,6 +15,8 @@ pub struct Output {
     /// Tokens that end the output and do not appear in its text.
     end_tokens: Arc<[TokenId]>,
     stops: StopMatcher,
+    /// Tokens before which no stop string is looked for.
+    min_tokens: u32,
     tokens: u32,
     end: Option<OutputEnd>,
 }
@@ -31,7 +33,13 @@ pub enum OutputEnd {
 impl Output {
     /// Creates an empty output.
     pub fn new(decoder: Box<dyn TextDecoder>, end_tokens: Arc<[TokenId]>, stops: Vec<String>) -> Output {
-        Output { decoder, end_tokens, stops: StopMatcher::new(stops), tokens: 0, end: None }
+        Output { decoder, end_tokens, stops: StopMatcher::new(stops), min_tokens: 0, tokens: 0, end: None }
+    }
+
+    /// Looks for stop strings only in the text of later tokens than the first `min_tokens`.
+    #[must_use]
+    pub fn with_min_tokens(self, min_tokens: u32) -> Output {
+        Output { min_tokens, ..self }
     }
 
     /// Appends tokens and returns the text that may be released; possibly empty.
@@ -70,6 +78,9 @@ impl Output {
     }
 
     fn scan(&mut self, piece: &str, text: &mut String) {
+        if self.tokens <= self.min_tokens {
+            return text.push_str(piece);
+        }
         match self.stops.push(piece) {
             Scan::Clear(more) => text.push_str(&more),
             Scan::Stopped(more) => {
@@ -156,6 +167,13 @@ mod tests {
         assert_eq!((output.tokens(), output.end()), (5, Some(OutputEnd::StopString)));
         assert_eq!(output.push(&tokens("late")), "");
         assert_eq!(output.tokens(), 5);
+    }
+
+    #[test]
+    fn a_stop_string_within_the_least_output_is_text() {
+        let mut output = output(&["END"]).with_min_tokens(4);
+        assert_eq!(output.push(&tokens("END END")), "END ");
+        assert_eq!((output.tokens(), output.end()), (7, Some(OutputEnd::StopString)));
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! Sampling parameters, stop conditions and unsupported fields.
+//! Sampling parameters and stop conditions.
 
 use std::hash::{BuildHasher, Hasher};
 use std::ops::RangeInclusive;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::backend::BackendInfo;
 use super::error::ApiError;
-use super::fields::{Fields, wrong_type};
+use super::fields::{Fields, whole, wrong_type};
 use crate::protocol::{SamplingParams, TokenId};
 
 /// Accepted range of `temperature`.
@@ -26,8 +26,8 @@ pub const PENALTY_BOUNDS: RangeInclusive<f64> = -2.0..=2.0;
 pub const LOGIT_BIAS_BOUNDS: RangeInclusive<f64> = -100.0..=100.0;
 /// Most entries of `logit_bias`.
 pub const LOGIT_BIAS_TOKENS_MAX: usize = 1024;
-/// Most stop strings of a request.
-pub const STOP_STRINGS_MAX: usize = 4;
+/// Most stop strings of a request. The OpenAI API takes 4; harnesses for code send a dozen.
+pub const STOP_STRINGS_MAX: usize = 64;
 /// Longest stop string, in bytes.
 pub const STOP_STRING_BYTES_MAX: usize = 256;
 /// Most stop tokens of a request.
@@ -36,79 +36,8 @@ pub const STOP_TOKENS_MAX: usize = 64;
 /// Bound of server-drawn seeds; below it every JSON reader keeps them exact.
 const DRAWN_SEED_BITS: u32 = 53;
 
-/// Fields that are accepted without effect, because they do not concern the output.
-const WITHOUT_EFFECT: [&str; 7] = [
-    "user",
-    "metadata",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "parallel_tool_calls",
-];
-
-/// Fields that would change the output in an unsupported way.
-const UNSUPPORTED: [&str; 24] = [
-    "audio",
-    "best_of",
-    "echo",
-    "function_call",
-    "functions",
-    "logprobs",
-    "min_tokens",
-    "modalities",
-    "n",
-    "prediction",
-    "priority",
-    "prompt_logprobs",
-    "reasoning_effort",
-    "response_format",
-    "speculative",
-    "store",
-    "suffix",
-    "tool_choice",
-    "tools",
-    "top_logprobs",
-    "use_beam_search",
-    "verbosity",
-    "web_search_options",
-    "length_penalty",
-];
-
-/// Rejects unsupported fields unless they hold their neutral value, and drops those without
-/// effect.
-///
-/// # Errors
-/// 400, naming the field.
-pub fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    for name in WITHOUT_EFFECT {
-        fields.take(name);
-    }
-    for name in UNSUPPORTED {
-        if let Some(value) = fields.take(name).filter(|value| !is_neutral(name, value)) {
-            return Err(ApiError::unsupported(name, format!("{name} = {} is not supported", brief(&value))));
-        }
-    }
-    Ok(())
-}
-
-fn is_neutral(name: &str, value: &Value) -> bool {
-    match name {
-        "n" | "best_of" => *value == json!(1),
-        "length_penalty" => value.as_f64() == Some(1.0),
-        "min_tokens" | "priority" | "top_logprobs" => *value == json!(0),
-        "logprobs" | "echo" | "store" | "use_beam_search" => *value == json!(false),
-        "tools" | "functions" => *value == json!([]),
-        "tool_choice" | "function_call" => *value == json!("none"),
-        "modalities" => *value == json!(["text"]),
-        "response_format" => *value == json!({"type": "text"}),
-        "suffix" => *value == json!(""),
-        _ => false,
-    }
-}
-
 /// Formats a value for a message, truncated if long.
-fn brief(value: &Value) -> String {
+pub fn brief(value: &Value) -> String {
     const CHARACTERS_MAX: usize = 60;
     let text = value.to_string();
     match text.char_indices().nth(CHARACTERS_MAX) {
@@ -147,7 +76,7 @@ pub fn sampling(fields: &mut Fields, info: &BackendInfo) -> Result<SamplingParam
 /// The given seed or a random one. Negative seeds are taken as two's complement.
 fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
     let Some(value) = fields.take("seed") else { return Ok(fresh_seed()) };
-    value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64)).ok_or_else(|| {
+    value.as_u64().or_else(|| whole(&value).map(|seed| seed as u64)).ok_or_else(|| {
         ApiError::invalid("seed", format!("seed must be a 64-bit whole number and is {}", brief(&value)))
     })
 }
@@ -184,10 +113,10 @@ fn logit_bias(fields: &mut Fields, vocab_size: u32) -> Result<Vec<(TokenId, f32)
     Ok(biases)
 }
 
-/// Parses `stop`: a string or an array of strings.
+/// Parses `stop`: a string or an array of strings. Empty ones stop nothing and are left out.
 ///
 /// # Errors
-/// 400 for another type, too many strings, or one that is too long or empty.
+/// 400 for another type, too many strings, or one that is too long.
 pub fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     let expected = "a string or an array of strings";
     let values = match fields.take("stop") {
@@ -199,11 +128,10 @@ pub fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     let mut stops = Vec::with_capacity(values.len());
     for value in values {
         let Value::String(stop) = value else { return Err(wrong_type("stop", expected, &value)) };
-        if stop.is_empty() {
-            return Err(ApiError::invalid("stop", "stop must not contain an empty string"));
-        }
         bounded("stop", "bytes in a string", stop.len(), STOP_STRING_BYTES_MAX)?;
-        stops.push(stop);
+        if !stop.is_empty() {
+            stops.push(stop);
+        }
     }
     Ok(stops)
 }
@@ -234,7 +162,7 @@ pub fn stop_tokens(fields: &mut Fields, info: &BackendInfo) -> Result<Vec<TokenI
 pub fn token_ids(path: &str, value: &Value, vocab_size: u32) -> Result<Vec<TokenId>, ApiError> {
     let Value::Array(values) = value else { return Err(wrong_type(path, "an array of token ids", value)) };
     let token = |(at, value): (usize, &Value)| {
-        let id = value.as_u64().filter(|&id| id < u64::from(vocab_size));
+        let id = whole(value).filter(|id| (0..i64::from(vocab_size)).contains(id));
         id.map(|id| id as TokenId).ok_or_else(|| {
             let message =
                 format!("{path}[{at}] must be a token id below {vocab_size} and is {}", brief(value));
@@ -249,4 +177,38 @@ fn bounded(path: &str, what: &str, actual: usize, limit: usize) -> Result<(), Ap
         return Ok(());
     }
     Err(ApiError::invalid(path, format!("{path} may have at most {limit} {what} and has {actual}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The row of a request field in docs/api.md.
+    fn documented(field: &str) -> &'static str {
+        let docs = include_str!("../../docs/api.md");
+        let section = docs.split("\n## Request fields\n").nth(1).expect("a section on fields");
+        let mut rows = section.lines().filter(|line| line.starts_with("| `"));
+        rows.find(|row| row.split('|').nth(1).is_some_and(|cell| cell.contains(&format!("`{field}`"))))
+            .unwrap_or_else(|| panic!("docs/api.md has no row for {field}"))
+    }
+
+    #[test]
+    fn the_docs_give_the_bounds_of_every_number() {
+        let range = |low: f64, high: f64| format!("{low} to {high}");
+        let of = |bounds: RangeInclusive<f64>| range(*bounds.start(), *bounds.end());
+        for (field, bounds) in [
+            ("temperature", of(TEMPERATURE_BOUNDS)),
+            ("top_p", of(TOP_P_BOUNDS)),
+            ("min_p", of(MIN_P_BOUNDS)),
+            ("repetition_penalty", of(REPETITION_PENALTY_BOUNDS)),
+            ("presence_penalty", of(PENALTY_BOUNDS)),
+            ("frequency_penalty", of(PENALTY_BOUNDS)),
+            ("logit_bias", of(LOGIT_BIAS_BOUNDS)),
+            ("logit_bias", format!("up to {LOGIT_BIAS_TOKENS_MAX} token ids")),
+            ("stop", format!("up to {STOP_STRINGS_MAX}, each up to {STOP_STRING_BYTES_MAX} bytes")),
+            ("stop_token_ids", format!("up to {STOP_TOKENS_MAX} token ids")),
+        ] {
+            assert!(documented(field).contains(&bounds), "docs/api.md does not say {bounds} of {field}");
+        }
+    }
 }

@@ -4,7 +4,6 @@ use serde_json::Value;
 
 use super::backend::{BackendInfo, ChatMessage, TextError, TextModel};
 use super::error::ApiError;
-use super::error_code::ErrorCode;
 use super::fields::{Fields, wrong_type};
 use super::params::token_ids;
 use crate::protocol::TokenId;
@@ -62,31 +61,39 @@ impl Prompt {
         conversation(fields).map(Prompt::Chat)
     }
 
-    /// Tokenizes the prompt: at least one token, and fewer than the context length.
+    /// Tokenizes the prompt: at least one token, and fewer than the context length. Unless
+    /// `add_special` says otherwise, special tokens are added to a text, and not to a rendered
+    /// conversation, whose template has written them.
     ///
     /// # Errors
     /// 400 if empty or too long, or if the tokenizer or chat template rejects it.
-    pub fn encode(&self, text: &dyn TextModel, info: &BackendInfo) -> Result<Vec<TokenId>, ApiError> {
+    pub fn encode(
+        &self,
+        text: &dyn TextModel,
+        add_special: Option<bool>,
+        info: &BackendInfo,
+    ) -> Result<Vec<TokenId>, ApiError> {
         let param = if matches!(self, Prompt::Chat(_)) { "messages" } else { "prompt" };
         let invalid = |message: String| ApiError::invalid(param, message);
         let rejected = |error: TextError| ApiError::invalid(param, error.to_string());
         let tokens = match self {
             Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Text(prompt) => text.encode(prompt, true).map_err(rejected)?,
+            Prompt::Text(prompt) => text.encode(prompt, add_special.unwrap_or(true)).map_err(rejected)?,
             Prompt::Chat(messages) => {
                 let prompt = text.render_chat(messages).map_err(rejected)?;
-                text.encode(&prompt, false).map_err(rejected)?
+                text.encode(&prompt, add_special.unwrap_or(false)).map_err(rejected)?
             }
         };
         if tokens.is_empty() {
             return Err(invalid(format!("{param} is empty after tokenization")));
         }
-        let (count, context) = (tokens.len(), info.context_tokens_max);
-        if count >= context as usize {
-            let message = format!(
-                "{param} is {count} tokens long; the context length is {context} tokens, output included"
-            );
-            return Err(ApiError { code: ErrorCode::ContextLengthExceeded, ..invalid(message) });
+        if tokens.len() >= info.context_tokens_max as usize {
+            return Err(ApiError::context_exceeded(
+                param,
+                info.context_tokens_max,
+                tokens.len() as u64,
+                None,
+            ));
         }
         Ok(tokens)
     }
@@ -106,19 +113,20 @@ pub fn conversation(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
         let message = format!("messages must hold 1 to {MESSAGES_MAX} messages and holds {count}");
         return Err(ApiError::invalid("messages", message));
     }
-    let read = |(at, value)| message(&format!("messages[{at}]"), value);
-    messages.into_iter().enumerate().map(read).collect()
+    let nested = |(at, value)| fields.nested(&format!("messages[{at}]"), value);
+    messages.into_iter().enumerate().map(|at| message(nested(at)?)).collect()
 }
 
-fn message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
-    let mut fields = Fields::from_value(path, value)?;
+fn message(mut fields: Fields) -> Result<ChatMessage, ApiError> {
     let role = fields.required("role")?;
     let role = ROLES.iter().find(|(name, _)| role == *name).map(|(_, role)| *role).ok_or_else(|| {
         let names = ROLES.map(|(name, _)| name);
         let path = fields.path("role");
         ApiError::unsupported(path.clone(), format!("{path} must be one of {names:?} and is {role}"))
     })?;
-    let content = content(&fields.path("content"), fields.required("content")?)?;
+    let content = fields.required("content")?;
+    let content = content_text(&fields, content)?;
+    let name = fields.string("name")?;
     // Clients send assistant messages back as received, including empty optional fields.
     for name in ["annotations", "tool_calls"] {
         if let Some(value) =
@@ -129,20 +137,21 @@ fn message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
         }
     }
     fields.finish()?;
-    Ok(ChatMessage { role, content })
+    Ok(ChatMessage { role, content, name })
 }
 
 /// Parses a message's content: a string, or text parts that are concatenated.
-fn content(path: &str, value: Value) -> Result<String, ApiError> {
+fn content_text(message: &Fields, value: Value) -> Result<String, ApiError> {
+    let path = message.path("content");
     let parts = match value {
         Value::String(text) => return Ok(text),
         Value::Array(parts) => parts,
-        other => return Err(wrong_type(path, "a string or an array of text parts", &other)),
+        other => return Err(wrong_type(&path, "a string or an array of text parts", &other)),
     };
     let mut text = String::new();
     for (at, part) in parts.into_iter().enumerate() {
         let path = format!("{path}[{at}]");
-        let mut fields = Fields::from_value(&path, part)?;
+        let mut fields = message.nested(&path, part)?;
         let kind = fields.required("type")?;
         if kind != "text" {
             let path = fields.path("type");
@@ -152,6 +161,8 @@ fn content(path: &str, value: Value) -> Result<String, ApiError> {
         let piece = fields.required("text")?;
         let piece = piece.as_str().ok_or_else(|| wrong_type(&fields.path("text"), "a string", &piece))?;
         text.push_str(piece);
+        // A hint for another provider's cache.
+        fields.take("cache_control");
         fields.finish()?;
     }
     Ok(text)

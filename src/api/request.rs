@@ -7,9 +7,10 @@ use axum::http::HeaderMap;
 use super::backend::BackendInfo;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
-use super::fields::Fields;
+use super::fields::{Fields, UnknownFields};
+use super::min_tokens::MinTokens;
 use super::prompt::Prompt;
-use super::{params, slo};
+use super::{neutral, params, slo};
 use crate::protocol::{Micros, SamplingParams, Slo, Submission, TokenId};
 
 /// The generation routes.
@@ -25,8 +26,12 @@ pub enum Endpoint {
 #[derive(Debug)]
 pub struct ParsedRequest {
     pub prompt: Prompt,
+    /// Whether the tokenizer puts its special tokens around the prompt; `None`: as usual.
+    pub add_special_tokens: Option<bool>,
     pub sampling: SamplingParams,
     pub max_tokens: Option<u32>,
+    /// Least output tokens, before which nothing ends the output.
+    pub min_tokens: u32,
     pub stop_strings: Vec<String>,
     pub stop_tokens: Vec<TokenId>,
     pub class: u8,
@@ -36,10 +41,12 @@ pub struct ParsedRequest {
 }
 
 /// Options of a streamed response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamOptions {
     /// Whether a final chunk carries the token usage.
     pub include_usage: bool,
+    /// Whether every chunk carries the usage so far; only with `include_usage`.
+    pub continuous_usage: bool,
 }
 
 impl ParsedRequest {
@@ -49,8 +56,9 @@ impl ParsedRequest {
         body: &[u8],
         headers: &HeaderMap,
         info: &BackendInfo,
+        unknown: UnknownFields,
     ) -> Result<ParsedRequest, ApiError> {
-        let mut fields = Fields::from_body(body)?;
+        let mut fields = Fields::from_body(body, unknown)?;
         check_model(&mut fields, info)?;
         let prompt = match endpoint {
             Endpoint::Completions => Prompt::from_prompt(&mut fields, info)?,
@@ -59,17 +67,26 @@ impl ParsedRequest {
         let (class, slo) = slo::parse(&mut fields, headers, info)?;
         let request = ParsedRequest {
             prompt,
+            add_special_tokens: fields.boolean("add_special_tokens")?,
             sampling: params::sampling(&mut fields, info)?,
             max_tokens: max_tokens(&mut fields)?,
+            min_tokens: min_tokens(&mut fields)?,
             stop_strings: params::stop_strings(&mut fields)?,
             stop_tokens: params::stop_tokens(&mut fields, info)?,
             class,
             slo,
             stream: stream_options(&mut fields)?,
         };
-        params::refuse_unsupported(&mut fields)?;
+        neutral::drop_neutral(&mut fields)?;
         fields.finish()?;
         Ok(request)
+    }
+
+    fn sampling(&self, info: &BackendInfo) -> SamplingParams {
+        SamplingParams {
+            constraint: MinTokens::constraint(self.min_tokens, &self.stop_tokens, info.vocab_size),
+            ..self.sampling.clone()
+        }
     }
 
     /// Builds the submission for the encoded prompt. Without `max_tokens`, the output is
@@ -84,17 +101,17 @@ impl ParsedRequest {
         let left = context.saturating_sub(prompt_tokens) as u32;
         let max_tokens = self.max_tokens.unwrap_or(left.min(info.max_tokens_default));
         if max_tokens > left {
-            let message = format!(
-                "the prompt's {prompt_tokens} tokens and max_tokens {max_tokens} exceed the context of \
-                 {context} tokens"
-            );
-            let code = ErrorCode::ContextLengthExceeded;
-            return Err(ApiError { code, ..ApiError::invalid("max_tokens", message) });
+            let context = info.context_tokens_max;
+            return Err(ApiError::context_exceeded("max_tokens", context, prompt_tokens, Some(max_tokens)));
+        }
+        if self.min_tokens > max_tokens {
+            let message = format!("min_tokens is {} and max_tokens is {max_tokens}", self.min_tokens);
+            return Err(ApiError::invalid("min_tokens", message));
         }
         Ok(Submission {
             prompt: prompt.into(),
             max_tokens,
-            sampling: Arc::new(self.sampling.clone()),
+            sampling: Arc::new(self.sampling(info)),
             stop_tokens: self.stop_tokens.as_slice().into(),
             slo: self.slo,
             class: self.class,
@@ -104,13 +121,19 @@ impl ParsedRequest {
     }
 }
 
-/// Takes `model` and compares it with the served model.
+fn min_tokens(fields: &mut Fields) -> Result<u32, ApiError> {
+    let tokens = fields.integer("min_tokens", 0..=i64::from(u32::MAX))?;
+    Ok(tokens.unwrap_or(0) as u32)
+}
+
+/// Takes `model` and compares it with the served model. Without one, or with an empty one, the
+/// served model is meant.
 pub fn check_model(fields: &mut Fields, info: &BackendInfo) -> Result<(), ApiError> {
-    let value = fields.required("model")?;
-    if value == info.model.as_str() {
-        return Ok(());
+    match fields.take("model") {
+        None => Ok(()),
+        Some(value) if value == "" || value == info.model.as_str() => Ok(()),
+        Some(value) => Err(unknown_model(&value.to_string(), info)),
     }
-    Err(unknown_model(&value.to_string(), info))
 }
 
 /// 404: the requested model is not the served one.
@@ -135,15 +158,16 @@ fn max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
 /// Without `stream`, `stream_options` is validated but has no effect.
 fn stream_options(fields: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
     let stream = fields.boolean("stream")?.unwrap_or(false);
-    let mut include_usage = false;
+    let mut chosen = StreamOptions::default();
     if let Some(value) = fields.take("stream_options") {
-        let mut options = Fields::from_value("stream_options", value)?;
-        include_usage = options.boolean("include_usage")?.unwrap_or(false);
+        let mut options = fields.nested("stream_options", value)?;
+        chosen.include_usage = options.boolean("include_usage")?.unwrap_or(false);
+        chosen.continuous_usage = options.boolean("continuous_usage_stats")?.unwrap_or(false);
         if options.boolean("include_obfuscation")?.unwrap_or(false) {
             let path = options.path("include_obfuscation");
             return Err(ApiError::unsupported(path.clone(), format!("{path} = true is not supported")));
         }
         options.finish()?;
     }
-    Ok(stream.then_some(StreamOptions { include_usage }))
+    Ok(stream.then_some(chosen))
 }

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::answer::Completion;
+use super::backend::BackendInfo;
 use super::request::Endpoint;
-use crate::protocol::{FinishReason, RequestId, RequestSummary, unix_time};
+use crate::protocol::{FinishReason, RequestId, RequestSummary, SpeculationStats, unix_time};
 
 /// Fields common to all bodies of one response.
 #[derive(Clone, Debug)]
@@ -15,11 +16,19 @@ pub struct Envelope {
     pub model: String,
     pub prompt_tokens: u32,
     pub seed: u64,
+    /// Most draft tokens of a step; 0 without a drafter.
+    pub draft_tokens_max: u32,
 }
 
 impl Envelope {
     /// Creates the envelope of a newly admitted request.
-    pub fn new(endpoint: Endpoint, id: RequestId, model: &str, prompt_tokens: u32, seed: u64) -> Envelope {
+    pub fn new(
+        endpoint: Endpoint,
+        id: RequestId,
+        info: &BackendInfo,
+        prompt_tokens: u32,
+        seed: u64,
+    ) -> Envelope {
         let since_epoch = unix_time();
         let prefix = match endpoint {
             Endpoint::Completions => "cmpl",
@@ -27,8 +36,9 @@ impl Envelope {
         };
         // Request numbers restart with the process; the time keeps ids unique across restarts.
         let id = format!("{prefix}-{:x}-{id}", since_epoch.as_micros());
-        let (model, created_unix_s) = (model.to_owned(), since_epoch.as_secs());
-        Envelope { endpoint, id, created_unix_s, model, prompt_tokens, seed }
+        let (model, created_unix_s) = (info.model.clone(), since_epoch.as_secs());
+        let draft_tokens_max = info.draft_tokens_max;
+        Envelope { endpoint, id, created_unix_s, model, prompt_tokens, seed, draft_tokens_max }
     }
 
     /// The body of a response in one piece; `text` is the complete text.
@@ -45,7 +55,7 @@ impl Envelope {
             Endpoint::Chat => "chat.completion",
         };
         let mut body = self.body(object, json!([closed(choice, Some(completion.reason))]));
-        body["usage"] = self.usage(completion.output_tokens);
+        body["usage"] = self.final_usage(completion);
         body["metrics"] = self.metrics(completion.summary.as_ref());
         body
     }
@@ -64,7 +74,7 @@ impl Envelope {
     /// The final chunk of a stream, which carries the usage and no text.
     pub fn usage_chunk(&self, completion: &Completion) -> Value {
         let mut body = self.body(self.chunk_object(), json!([]));
-        body["usage"] = self.usage(completion.output_tokens);
+        body["usage"] = self.final_usage(completion);
         body
     }
 
@@ -85,7 +95,8 @@ impl Envelope {
         })
     }
 
-    fn usage(&self, output_tokens: u32) -> Value {
+    /// Token usage after `output_tokens` of output.
+    pub fn usage(&self, output_tokens: u32) -> Value {
         json!({
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": output_tokens,
@@ -93,28 +104,49 @@ impl Envelope {
         })
     }
 
+    /// Token usage of a complete answer, with the prompt tokens that the prefix cache held.
+    fn final_usage(&self, completion: &Completion) -> Value {
+        let mut usage = self.usage(completion.output_tokens);
+        if let Some(summary) = &completion.summary {
+            usage["prompt_tokens_details"] = json!({"cached_tokens": summary.cached_tokens});
+        }
+        usage
+    }
+
     /// The engine's timings and speculation counts, and the seed that reproduces the output.
     pub fn metrics(&self, summary: Option<&RequestSummary>) -> Value {
         let Some(summary) = summary else { return json!({"seed": self.seed}) };
-        let speculation = &summary.speculation;
-        let steps = f64::from(speculation.steps);
-        let mean_acceptance_length =
-            (speculation.steps > 0).then(|| 1.0 + f64::from(speculation.accepted) / steps);
         json!({
             "queue_ms": summary.queue_time().as_millis_f64(),
             "ttft_ms": summary.ttft().as_millis_f64(),
             "tpot_ms": summary.tpot().map(|tpot| tpot.as_millis_f64()),
-            "speculative_decoding": {
-                "steps": speculation.steps,
-                "drafted": speculation.drafted,
-                "verified": speculation.verified,
-                "accepted": speculation.accepted,
-                "mean_acceptance_length": mean_acceptance_length,
-            },
+            "speculative_decoding": self.speculation(&summary.speculation),
             "preemptions": summary.preemptions,
             "seed": self.seed,
         })
     }
+
+    /// Acceptance in the form of vLLM, which AIPerf reads: draft tokens are those that the target
+    /// verified. The last field, tokens proposed, pruned ones included, is our own.
+    fn speculation(&self, stats: &SpeculationStats) -> Value {
+        let mut histogram = stats.steps_by_accepted.clone();
+        histogram.resize(histogram.len().max(self.draft_tokens_max as usize + 1), 0);
+        json!({
+            "mean_acceptance_length": 1.0 + ratio(stats.accepted, stats.steps),
+            "draft_acceptance_rate": ratio(stats.accepted, stats.verified),
+            "acceptance_histogram": histogram,
+            "num_spec_steps": stats.steps,
+            "num_accepted_draft_tokens": stats.accepted,
+            "num_draft_tokens": stats.verified,
+            "num_spec_tokens": self.draft_tokens_max,
+            "num_proposed_draft_tokens": stats.drafted,
+        })
+    }
+}
+
+/// 0 if there is nothing to divide.
+fn ratio(part: u32, whole: u32) -> f64 {
+    f64::from(part) / f64::from(whole.max(1))
 }
 
 fn closed(mut choice: Value, reason: Option<FinishReason>) -> Value {

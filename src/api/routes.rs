@@ -11,8 +11,11 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::access::Outcome;
 use super::answer::{Answer, AnswerProgress};
-use super::app::{ApiLimits, App, health, metrics_page, off_the_workers, wrong_method};
+use super::app::{
+    ApiLimits, ApiRules, App, health, metrics_page, off_the_workers, with_layers, wrong_method,
+};
 use super::backend::{Backend, BackendInfo};
 use super::counters::ApiCounters;
 use super::error::ApiError;
@@ -20,15 +23,21 @@ use super::error_code::ErrorCode;
 use super::output::Output;
 use super::request::{Endpoint, ParsedRequest, unknown_model};
 use super::response::Envelope;
-use super::{stream, text_routes};
+use super::{info_routes, stream, text_routes};
 use crate::protocol::{Micros, Submission};
 
 type Shared<B> = State<Arc<App<B>>>;
 
 /// Builds the router over `backend`. `counters` are those of the server; `/metrics` appends
 /// them to the engine's metrics.
-pub fn router<B: Backend>(backend: Arc<B>, limits: ApiLimits, counters: Arc<ApiCounters>) -> Router {
-    Router::new()
+pub fn router<B: Backend>(
+    backend: Arc<B>,
+    limits: ApiLimits,
+    rules: ApiRules,
+    counters: Arc<ApiCounters>,
+) -> Router {
+    let app = Arc::new(App { backend, limits, rules: rules.clone(), counters });
+    let routes = Router::new()
         .route("/v1/completions", post(completions::<B>))
         .route("/v1/chat/completions", post(chat_completions::<B>))
         .route("/v1/models", get(models::<B>))
@@ -36,12 +45,21 @@ pub fn router<B: Backend>(backend: Arc<B>, limits: ApiLimits, counters: Arc<ApiC
         .route("/v1/engine/state", get(engine_state::<B>))
         .route("/tokenize", post(text_routes::tokenize::<B>))
         .route("/detokenize", post(text_routes::detokenize::<B>))
+        .route("/tokenizer_info", get(info_routes::tokenizer_info::<B>))
+        .route("/server_info", get(info_routes::server_info::<B>))
+        .route("/model_info", get(info_routes::model_info::<B>))
+        .route("/version", get(info_routes::version))
+        .route("/", get(info_routes::root))
         .route("/health/live", get(live::<B>))
         .route("/health/ready", get(ready::<B>))
+        // as other servers name it
+        .route("/health", get(ready::<B>))
+        .route("/ping", get(ready::<B>).post(ready::<B>))
         .route("/metrics", get(metrics::<B>))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(App { backend, limits, counters }))
+        .with_state(app);
+    with_layers(routes, &rules)
 }
 
 async fn completions<B: Backend>(State(app): Shared<B>, request: Request) -> Result<Response, ApiError> {
@@ -60,22 +78,24 @@ async fn generate<B: Backend>(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (arrival, deadline) = (app.backend.now(), Instant::now() + app.limits.request_timeout);
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let outcome: Outcome = parts.extensions.remove().unwrap_or_default();
     let (parsed, submission) = off_the_workers(&app, body, parts.headers, move |app, body, headers| {
         prepare(app, endpoint, body, headers, arrival)
     })
     .await?;
     let info = app.backend.info();
     let (prompt_tokens, seed) = (submission.prompt.len() as u32, submission.sampling.seed);
+    outcome.note(|seen| seen.prompt_tokens = Some(prompt_tokens));
     let decoder = app.backend.text().decoder();
-    let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings);
+    let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings)
+        .with_min_tokens(parsed.min_tokens);
     let generation = app.backend.submit(submission).await?;
-    let mut answer = Answer::new(app.backend.clone(), generation, output, deadline);
-    let envelope = Envelope::new(endpoint, answer.id(), &info.model, prompt_tokens, seed);
-    match (answer.next().await, parsed.stream) {
-        (AnswerProgress::Failed(error), _) => Err(error),
-        (first, Some(options)) => Ok(stream::respond(answer, first, envelope, options)),
-        (first, None) => whole(answer, first, &envelope).await,
+    let answer = Answer::new(app.backend.clone(), generation, output, outcome, deadline);
+    let envelope = Envelope::new(endpoint, answer.id(), info, prompt_tokens, seed);
+    match parsed.stream {
+        Some(options) => stream::respond(answer, envelope, options, &app.limits).await,
+        None => whole(answer, &envelope).await,
     }
 }
 
@@ -88,20 +108,16 @@ fn prepare<B: Backend>(
     arrival: Micros,
 ) -> Result<(ParsedRequest, Submission), ApiError> {
     let info = app.backend.info();
-    let parsed = ParsedRequest::parse(endpoint, body, headers, info)?;
-    let prompt = parsed.prompt.encode(app.backend.text(), info)?;
+    let parsed = ParsedRequest::parse(endpoint, body, headers, info, app.rules.unknown_fields)?;
+    let prompt = parsed.prompt.encode(app.backend.text(), parsed.add_special_tokens, info)?;
     let submission = parsed.submission(prompt, arrival, info)?;
     Ok((parsed, submission))
 }
 
-async fn whole<B: Backend>(
-    mut answer: Answer<B>,
-    first: AnswerProgress,
-    envelope: &Envelope,
-) -> Result<Response, ApiError> {
-    let (mut text, mut progress) = (String::new(), first);
+async fn whole<B: Backend>(mut answer: Answer<B>, envelope: &Envelope) -> Result<Response, ApiError> {
+    let mut text = String::new();
     loop {
-        match progress {
+        match answer.next().await {
             AnswerProgress::Text(more) => text += &more,
             AnswerProgress::Done(completion) => {
                 text += &completion.text;
@@ -109,7 +125,6 @@ async fn whole<B: Backend>(
             }
             AnswerProgress::Failed(error) => return Err(error),
         }
-        progress = answer.next().await;
     }
 }
 
@@ -130,6 +145,7 @@ fn model_card(info: &BackendInfo) -> Value {
     json!({
         "id": info.model,
         "object": "model",
+        "root": info.model,
         "created": info.loaded_unix_s,
         "owned_by": "specserve",
         "max_model_len": info.context_tokens_max,

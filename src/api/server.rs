@@ -3,10 +3,12 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::response::Response;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -21,8 +23,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::app::ApiLimits;
+use super::content_type::Transport;
 use super::counters::ApiCounters;
 use super::error_code::ErrorCode;
+use super::half_close::{Answered, Exchange, HalfClose, Received};
 use super::socket::{BoundSocket, SocketFile};
 use super::write_stall::WriteStall;
 
@@ -98,15 +102,18 @@ impl Server {
         let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
         let (stage, stages) = watch::channel(Stage::Open);
         let (routes, routes_now) = watch::channel(routes);
-        let acceptor = || Acceptor {
+        let acceptor = |transport| Acceptor {
+            transport,
             routes: routes_now.clone(),
             counters: counters.clone(),
             stages: stages.clone(),
             header_timeout: limits.header_timeout,
+            half_close_patience: limits.half_close_patience,
             permits: Arc::new(Semaphore::new(limits.connections_max)),
         };
-        let mut tasks = vec![tokio::spawn(acceptor().run(Listener::Unix(unix, users), Some(file)))];
-        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor().run(Listener::Tcp(tcp), None))));
+        let mut tasks =
+            vec![tokio::spawn(acceptor(Transport::Unix).run(Listener::Unix(unix, users), Some(file)))];
+        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor(Transport::Tcp).run(Listener::Tcp(tcp), None))));
         Ok(Server { routes, stage, tasks, tcp_address })
     }
 
@@ -177,8 +184,8 @@ enum Peer {
 }
 
 /// A client's byte stream.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+trait Stream: AsyncRead + AsyncWrite + AsFd + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + AsFd + Unpin + Send> Stream for T {}
 
 impl Listener {
     async fn accept(&self) -> io::Result<Peer> {
@@ -205,11 +212,14 @@ impl Listener {
 
 #[derive(Clone)]
 struct Acceptor {
+    /// Noted on each request.
+    transport: Transport,
     /// The current router, read for each request.
     routes: watch::Receiver<Router>,
     counters: Arc<ApiCounters>,
     stages: watch::Receiver<Stage>,
     header_timeout: Duration,
+    half_close_patience: Duration,
     /// One permit per connection. Per listener, because a pending accept holds one.
     permits: Arc<Semaphore>,
 }
@@ -263,11 +273,16 @@ impl Acceptor {
 
     /// Serves one connection until it ends.
     async fn serve(mut self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
+        let exchange = Arc::<Exchange>::default();
+        let stream = HalfClose::new(stream, exchange.clone(), self.half_close_patience);
         let io = TokioIo::new(WriteStall::new(stream, WRITE_STALL_TIMEOUT));
         let (routes, counters) = (self.routes, self.counters.clone());
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(self.transport);
+            // Here and not in `answer`, which runs only after the parser's next read.
+            let request = exchange.begin(request);
             let router = routes.borrow().clone();
-            answer(router, counters.clone(), request)
+            answer(router, counters.clone(), exchange.clone(), request)
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
@@ -294,13 +309,14 @@ impl Acceptor {
 async fn answer(
     router: Router,
     counters: Arc<ApiCounters>,
-    request: Request<Incoming>,
-) -> Result<Response, Infallible> {
+    exchange: Arc<Exchange>,
+    request: Request<Received<Incoming>>,
+) -> Result<Response<Answered<Body>>, Infallible> {
     let response = TowerToHyperService::new(router).call(request).await?;
     if let Some(&code) = response.extensions().get::<ErrorCode>() {
         counters.count_error(code);
     }
-    Ok(response)
+    Ok(response.map(|body| Answered::new(body, exchange)))
 }
 
 /// Waits until shutdown has reached `stage` or the server is dropped.

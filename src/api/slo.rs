@@ -26,7 +26,7 @@ const TPOT_HEADERS: [&str; 2] = ["x-slo-tpot-ms", "x-llm-d-slo-tpot-ms"];
 pub fn parse(fields: &mut Fields, headers: &HeaderMap, info: &BackendInfo) -> Result<(u8, Slo), ApiError> {
     let (mut class, mut body) = (info.default_class, Slo::default());
     if let Some(value) = fields.take("slo") {
-        let mut slo = Fields::from_value("slo", value)?;
+        let mut slo = fields.nested("slo", value)?;
         body.ttft = slo.number("ttft_ms", SLO_MS_BOUNDS)?.map(micros);
         body.tpot = slo.number("tpot_ms", SLO_MS_BOUNDS)?.map(micros);
         if let Some(name) = slo.string("class")? {

@@ -11,10 +11,11 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::sync::watch;
 
-use super::app::{health, metrics_page, wrong_method};
+use super::app::{ApiRules, health, metrics_page, with_layers, wrong_method};
 use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
+use super::info_routes;
 
 /// State of the request handlers.
 struct Starting {
@@ -27,14 +28,22 @@ type Shared = State<Arc<Starting>>;
 
 /// Builds the router of a starting daemon: live, not ready, with its own metrics. All other
 /// routes return 503 until [`router`](super::router) replaces this one.
-pub fn starting_router(phase: watch::Receiver<&'static str>, counters: Arc<ApiCounters>) -> Router {
-    Router::new()
+pub fn starting_router(
+    phase: watch::Receiver<&'static str>,
+    rules: &ApiRules,
+    counters: Arc<ApiCounters>,
+) -> Router {
+    let routes = Router::new()
         .route("/health/live", get(async || health("live", None)))
         .route("/health/ready", get(ready))
+        .route("/health", get(ready))
+        .route("/ping", get(ready).post(ready))
+        .route("/version", get(info_routes::version))
         .route("/metrics", get(metrics))
         .fallback(refuse)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(Starting { phase, counters }))
+        .with_state(Arc::new(Starting { phase, counters }));
+    with_layers(routes, rules)
 }
 
 async fn ready(State(starting): Shared) -> Response {

@@ -1,16 +1,23 @@
 //! Responses as server-sent events.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::answer::{Answer, AnswerProgress, Completion};
+use super::app::ApiLimits;
 use super::backend::Backend;
+use super::error::ApiError;
 use super::request::StreamOptions;
 use super::response::Envelope;
+
+/// Keeps an idle connection open; clients skip it.
+const KEEP_ALIVE: &str = ": keep-alive\n\n";
 
 /// Terminates a complete stream.
 const DONE: &str = "data: [DONE]\n\n";
@@ -20,7 +27,9 @@ struct EventStream<B: Backend> {
     answer: Answer<B>,
     envelope: Envelope,
     options: StreamOptions,
-    /// The first progress, already awaited by the caller of [`respond`].
+    /// Longest silence before a comment.
+    keep_alive: Duration,
+    /// The first progress, if [`respond`] has got it.
     ready: Option<AnswerProgress>,
     /// Whether a chunk has been written.
     opened: bool,
@@ -28,21 +37,30 @@ struct EventStream<B: Backend> {
     closed: bool,
 }
 
-/// Streams `answer`. Its first progress has already been awaited, so that a request that
-/// fails before its first token gets an error status.
-pub fn respond<B: Backend>(
-    answer: Answer<B>,
-    first: AnswerProgress,
+/// Streams `answer`. A request that fails at once gets an error status; one that waits longer
+/// for its first text gets its headers meanwhile, so that the client knows it was taken.
+///
+/// # Errors
+/// The failure of the answer, if it comes before the headers.
+pub async fn respond<B: Backend>(
+    mut answer: Answer<B>,
     envelope: Envelope,
     options: StreamOptions,
-) -> Response {
-    let stream = EventStream { answer, envelope, options, ready: Some(first), opened: false, closed: false };
+    limits: &ApiLimits,
+) -> Result<Response, ApiError> {
+    let ready = match timeout(limits.stream_head_wait, answer.next()).await {
+        Ok(AnswerProgress::Failed(error)) => return Err(error),
+        Ok(first) => Some(first),
+        Err(_) => None,
+    };
+    let keep_alive = limits.stream_keep_alive;
+    let stream = EventStream { answer, envelope, options, keep_alive, ready, opened: false, closed: false };
     let events = futures::stream::unfold(stream, |mut stream| async {
         let bytes = stream.next().await?;
         Some((Ok::<_, Infallible>(bytes), stream))
     });
     let headers = [(CONTENT_TYPE, "text/event-stream; charset=utf-8"), (CACHE_CONTROL, "no-cache")];
-    (headers, Body::from_stream(events)).into_response()
+    Ok((headers, Body::from_stream(events)).into_response())
 }
 
 impl<B: Backend> EventStream<B> {
@@ -52,7 +70,10 @@ impl<B: Backend> EventStream<B> {
         }
         let progress = match self.ready.take() {
             Some(progress) => progress,
-            None => self.answer.next().await,
+            None => match timeout(self.keep_alive, self.answer.next()).await {
+                Ok(progress) => progress,
+                Err(_) => return Some(Bytes::from_static(KEEP_ALIVE.as_bytes())),
+            },
         };
         let events = match progress {
             AnswerProgress::Text(text) => self.text(&text),
@@ -87,10 +108,14 @@ impl<B: Backend> EventStream<B> {
         events + &event(&last) + DONE
     }
 
-    /// If usage was requested, sets it to null on all chunks but the last.
+    /// If usage was requested, sets it on a chunk that is not the last: to null, or to the usage
+    /// so far if every chunk is to carry that.
     fn open_usage(&self, mut chunk: Value) -> Value {
         if self.options.include_usage {
-            chunk["usage"] = Value::Null;
+            chunk["usage"] = match self.options.continuous_usage {
+                true => self.envelope.usage(self.answer.output_tokens()),
+                false => Value::Null,
+            };
         }
         chunk
     }

@@ -10,6 +10,7 @@ use super::app::{App, off_the_workers};
 use super::backend::Backend;
 use super::error::ApiError;
 use super::fields::Fields;
+use super::neutral;
 use super::params::token_ids;
 use super::prompt::conversation;
 use super::request::check_model;
@@ -32,6 +33,7 @@ pub async fn tokenize<B: Backend>(
                 ("messages", text.render_chat(&messages).and_then(|prompt| text.encode(&prompt, false)))
             }
         };
+        neutral::drop_neutral(&mut fields)?;
         fields.finish()?;
         let tokens = tokens.map_err(|error| ApiError::invalid(param, error.to_string()))?;
         let context = app.backend.info().context_tokens_max;
@@ -58,9 +60,7 @@ pub async fn detokenize<B: Backend>(
 }
 
 fn open<B: Backend>(app: &App<B>, body: &[u8]) -> Result<Fields, ApiError> {
-    let mut fields = Fields::from_body(body)?;
-    if fields.has("model") {
-        check_model(&mut fields, app.backend.info())?;
-    }
+    let mut fields = Fields::from_body(body, app.rules.unknown_fields)?;
+    check_model(&mut fields, app.backend.info())?;
     Ok(fields)
 }

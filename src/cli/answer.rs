@@ -15,16 +15,20 @@ pub struct Usage {
     pub completion_tokens: u64,
 }
 
-/// Speculation statistics of a request.
+/// Speculation statistics of a request; the server names them as vLLM does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SpeculativeDecoding {
     /// Target steps after the prefill.
+    #[serde(alias = "num_spec_steps")]
     pub steps: u64,
     /// Draft tokens proposed.
+    #[serde(alias = "num_proposed_draft_tokens")]
     pub drafted: u64,
     /// Draft tokens verified by the target.
+    #[serde(alias = "num_draft_tokens")]
     pub verified: u64,
     /// Draft tokens accepted by the target.
+    #[serde(alias = "num_accepted_draft_tokens")]
     pub accepted: u64,
     /// Mean tokens per target step.
     pub mean_acceptance_length: Option<f64>,

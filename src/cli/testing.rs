@@ -153,7 +153,10 @@ pub fn chat_answer(pieces: &[&str]) -> String {
         "queue_ms": 0.1,
         "ttft_ms": 2.0,
         "tpot_ms": 0.5,
-        "speculative_decoding": { "steps": 1, "drafted": 0, "verified": 0, "accepted": 0 },
+        "speculative_decoding": {
+            "mean_acceptance_length": 1.0, "num_spec_steps": 1, "num_proposed_draft_tokens": 0,
+            "num_draft_tokens": 0, "num_accepted_draft_tokens": 0,
+        },
     });
     chat_answer_with(pieces, &metrics)
 }

@@ -29,7 +29,7 @@ pub use kv::{KvConfig, KvSize, PoolBlocks};
 pub use models::{DraftConfig, TargetConfig};
 pub use problem::{ConfigError, ConfigProblem};
 pub use scheduler::SchedulerConfig;
-pub use server::{SOCKET_PATH_BYTES_MAX, ServerConfig};
+pub use server::{SOCKET_PATH_BYTES_MAX, ServerConfig, UnknownFields};
 pub use slo::{CLASS_WEIGHT_MAX, CLASSES_MAX, InfeasibleAction, SloClass, SloConfig};
 pub use speculation::SpeculationConfig;
 pub use telemetry::{LogFormat, LogLevel, TelemetryConfig};

@@ -60,6 +60,21 @@ impl IntegerList {
     }
 }
 
+/// Specification of a key with a list of texts.
+pub(super) struct TextList {
+    pub name: &'static str,
+    /// What the entries are, in the plural.
+    pub what: &'static str,
+    pub entries_max: usize,
+}
+
+impl TextList {
+    /// Human-readable bound.
+    pub fn bound(&self) -> String {
+        format!("1 to {} {}", self.entries_max, self.what)
+    }
+}
+
 /// Problems found so far.
 #[derive(Default)]
 pub(super) struct Problems(Vec<ConfigProblem>);
@@ -187,6 +202,19 @@ impl<'a> Section<'a> {
             return None;
         }
         Some(numbers)
+    }
+
+    /// Reads a list of texts that `is_good`; `None` if absent or invalid.
+    pub fn text_list(&mut self, key: &TextList, is_good: impl Fn(&str) -> bool) -> Option<Vec<String>> {
+        let value = self.take_value(key.name)?;
+        let text = |entry: &Value| entry.as_str().filter(|text| is_good(text)).map(str::to_owned);
+        let texts: Option<Vec<String>> = value.as_array().and_then(|list| list.iter().map(text).collect());
+        let texts = texts.filter(|texts| (1..=key.entries_max).contains(&texts.len()));
+        if texts.is_none() {
+            let advice = format!("give {} in brackets, or leave it out", key.bound());
+            self.reject(key.name, &value, format!("must be a list of {}", key.what), advice);
+        }
+        texts
     }
 
     /// Reads a string and parses it. The error of `parse` states what is wrong; `advice` lists

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::Value;
 
-use super::reader::{Integer, IntegerList, Section};
+use super::reader::{Integer, IntegerList, Section, TextList};
 use super::render::{Entry, number};
 use super::scheduler::SchedulerConfig;
 
@@ -28,7 +28,37 @@ const DRAIN_TIMEOUT_MS: Integer = Integer::new("drain_timeout_ms", 30_000, 0, 3_
 
 const SOCKET_BOUND: &str = "a path of 1 to 107 bytes";
 const SOCKET_MODE_BOUND: &str = "octal, \"0000\" to \"0777\"";
+const CORS_ORIGINS: TextList = TextList {
+    name: "cors_origins",
+    what: "origins such as \"https://example.org\", or \"*\"",
+    entries_max: 64,
+};
+const UNKNOWN_FIELDS_BOUND: &str = "\"refuse\" or \"ignore\"";
 const HTTP_BOUND: &str = "an address and a port, such as \"127.0.0.1:8000\"";
+
+/// What happens to requests with fields that the API does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// They are refused, naming the field.
+    #[default]
+    Refuse,
+    /// They are served as if the field were not there.
+    Ignore,
+}
+
+impl UnknownFields {
+    fn name(self) -> &'static str {
+        match self {
+            UnknownFields::Refuse => "refuse",
+            UnknownFields::Ignore => "ignore",
+        }
+    }
+
+    fn parse(text: &str) -> Result<UnknownFields, String> {
+        let known = [UnknownFields::Refuse, UnknownFields::Ignore];
+        known.into_iter().find(|choice| choice.name() == text).ok_or_else(|| "is neither".to_owned())
+    }
+}
 
 /// The server's sockets and limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +71,10 @@ pub struct ServerConfig {
     pub socket_uids: Option<Vec<u32>>,
     /// Additional TCP address to listen on.
     pub http: Option<SocketAddr>,
+    /// Origins whose web pages may use the API, or `*` for all; `None` for none.
+    pub cors_origins: Option<Vec<String>>,
+    /// What happens to requests with unknown fields.
+    pub unknown_fields: UnknownFields,
     /// Longest request body, in bytes.
     pub body_bytes_max: usize,
     /// Most open connections per listener.
@@ -70,6 +104,10 @@ impl ServerConfig {
                 .integer_list(&SOCKET_UIDS)
                 .map(|uids| uids.into_iter().map(|uid| uid as u32).collect()),
             http: section.parsed("http", &format!("give {HTTP_BOUND}, or leave it out"), parse_address),
+            cors_origins: section.text_list(&CORS_ORIGINS, is_origin),
+            unknown_fields: section
+                .parsed("unknown_fields", &format!("give {UNKNOWN_FIELDS_BOUND}"), UnknownFields::parse)
+                .unwrap_or_default(),
             body_bytes_max: section.integer(&BODY_BYTES_MAX) as usize,
             connections_max: connections_max.unwrap_or(CONNECTIONS_SPARE),
             header_timeout: Duration::from_millis(section.integer(&HEADER_TIMEOUT_MS)),
@@ -91,11 +129,16 @@ impl ServerConfig {
         let http = self.http.map(|address| Value::String(address.to_string()));
         let uids = self.socket_uids.as_ref();
         let uids = uids.map(|uids| Value::Array(uids.iter().map(|&uid| number(uid.into())).collect()));
+        let origins = self.cors_origins.as_ref();
+        let origins = origins.map(|origins| origins.iter().cloned().map(Value::String).collect());
+        let origins = origins.map(Value::Array);
         vec![
             Entry::text("socket", self.socket.to_string_lossy(), SOCKET_BOUND),
             Entry::text("socket_mode", format!("{:04o}", self.socket_mode), SOCKET_MODE_BOUND),
             Entry::optional(SOCKET_UIDS.name, uids, SOCKET_UIDS.bound()),
             Entry::optional("http", http, HTTP_BOUND),
+            Entry::optional(CORS_ORIGINS.name, origins, CORS_ORIGINS.bound()),
+            Entry::text("unknown_fields", self.unknown_fields.name(), UNKNOWN_FIELDS_BOUND),
             Entry::integer(&BODY_BYTES_MAX, self.body_bytes_max as u64),
             Entry::integer(&CONNECTIONS_MAX, self.connections_max as u64),
             Entry::integer(&HEADER_TIMEOUT_MS, self.header_timeout.as_millis() as u64),
@@ -114,6 +157,15 @@ fn parse_socket(text: &str) -> Result<PathBuf, String> {
         _ if text.contains('\0') => Err("contains a zero byte".to_owned()),
         _ => Ok(PathBuf::from(text)),
     }
+}
+
+/// Whether a text is an origin as browsers send it: scheme, host, perhaps a port, and no path.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let is_host = |host: &str| {
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
+    };
+    text == "*" || host.is_some_and(is_host)
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

@@ -15,9 +15,9 @@ pub enum LogLevel {
     Error,
     /// Plus suspicious conditions.
     Warn,
-    /// Plus lifecycle events: startup, readiness, shutdown.
+    /// Plus lifecycle events (startup, readiness, shutdown) and a line per request.
     Info,
-    /// Plus each request.
+    /// Plus probes and details.
     Debug,
     /// Plus each step.
     Trace,

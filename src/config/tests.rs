@@ -112,7 +112,8 @@ fn the_effective_configuration_parses_back_to_itself() {
     let blocks = tiny_with("memory_mib_max = 64", "target_blocks = 64\ndraft_blocks = 32");
     let http = tiny_with("# http =", "http =");
     let uids = tiny_with("# socket_uids =", "socket_uids =");
-    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http, &uids] {
+    let origins = tiny_with("# cors_origins =", "cors_origins =");
+    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http, &uids, &origins] {
         let config = Config::parse(text).expect("valid");
         assert_eq!(Config::parse(&config.to_toml()).expect("its own text is valid"), config);
         let table = config.to_table().to_string();
@@ -314,6 +315,31 @@ fn users_of_the_socket_are_a_short_list_of_ids() {
     let long = format!("{:?}", [7; 65]);
     for wrong in ["[]", "1000", "[\"root\"]", "[-1]", "[4294967295]", "[1000, 1.5]", "\"1000\"", &long] {
         assert_eq!(problem_paths(&with(wrong)), ["server.socket_uids"], "{wrong}");
+    }
+}
+
+#[test]
+fn unknown_request_fields_are_refused_unless_the_file_says_ignore() {
+    let with = |choice: &str| tiny_with("unknown_fields = \"refuse\"", choice);
+    let choice = |line: &str| Config::parse(&with(line)).expect("valid").server.unknown_fields;
+    assert_eq!(choice(""), UnknownFields::Refuse);
+    assert_eq!(choice("unknown_fields = \"ignore\""), UnknownFields::Ignore);
+    assert_eq!(problem_paths(&with("unknown_fields = \"drop\"")), ["server.unknown_fields"]);
+}
+
+#[test]
+fn origins_have_a_scheme_and_a_host_and_no_path() {
+    let with = |list: &str| {
+        tiny_with("# cors_origins = [\"https://example.org\"]", &format!("cors_origins = {list}"))
+    };
+    let origins = |list: &str| Config::parse(&with(list)).expect("valid").server.cors_origins;
+    assert_eq!(Config::default_tiny().server.cors_origins, None);
+    assert_eq!(origins("[\"*\"]"), Some(vec!["*".to_owned()]));
+    assert_eq!(origins("[\"http://localhost:3000\", \"http://[::1]:80\"]").map(|list| list.len()), Some(2));
+    for wrong in
+        ["[]", "\"*\"", "[\"example.org\"]", "[\"https://\"]", "[\"http://a/\"]", "[\"http://a\\n\"]", "[1]"]
+    {
+        assert_eq!(problem_paths(&with(wrong)), ["server.cors_origins"], "{wrong}");
     }
 }
 

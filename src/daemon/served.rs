@@ -27,6 +27,10 @@ impl EngineBackend {
             end_tokens: target.eos.clone(),
             sampling: SamplingDefaults::default(),
             max_tokens_default: context_tokens_max,
+            draft_tokens_max: match handle.info().drafter {
+                Some(_) => config.speculation.draft_tokens_max.min(handle.info().draft_tokens_max),
+                None => 0,
+            },
             classes: config
                 .slo
                 .classes

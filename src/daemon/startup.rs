@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -11,8 +12,10 @@ use tokio::task::JoinHandle;
 use super::served::EngineBackend;
 use super::{Daemon, DaemonError};
 use crate::actors::Engine;
-use crate::api::{ApiCounters, ApiLimits, BoundSocket, Server, SocketOptions, router, starting_router};
-use crate::config::Config;
+use crate::api::{
+    self, ApiCounters, ApiLimits, ApiRules, BoundSocket, Server, SocketOptions, router, starting_router,
+};
+use crate::config::{Config, ServerConfig, UnknownFields};
 
 /// Called with the current phase, which completes "the daemon is starting: …".
 pub(super) type OnPhase<'a> = &'a dyn Fn(&'static str);
@@ -39,11 +42,25 @@ fn allow_open_files(connections: usize) {
     }
 }
 
+/// How requests are taken, as the configuration says.
+fn api_rules(server: &ServerConfig) -> ApiRules {
+    let origins = server.cors_origins.iter().flatten();
+    let origin = |origin: &String| HeaderValue::try_from(origin).expect("validated by the configuration");
+    ApiRules {
+        cors_origins: origins.map(origin).collect(),
+        unknown_fields: match server.unknown_fields {
+            UnknownFields::Refuse => api::UnknownFields::Refuse,
+            UnknownFields::Ignore => api::UnknownFields::Ignore,
+        },
+    }
+}
+
 /// A daemon whose socket is open and whose engine is being built; requests get 503.
 pub(super) struct StartingDaemon {
     server: Server,
     socket: PathBuf,
     limits: ApiLimits,
+    rules: ApiRules,
     counters: Arc<ApiCounters>,
     drain_timeout: Duration,
     assembling: JoinHandle<Assembled>,
@@ -73,10 +90,12 @@ impl StartingDaemon {
             header_timeout: config.server.header_timeout,
             request_timeout: config.server.request_timeout,
             connections_max: config.server.connections_max,
+            ..ApiLimits::default()
         };
+        let rules = api_rules(&config.server);
         let counters = Arc::<ApiCounters>::default();
         let (phase, phases) = watch::channel("initializing");
-        let routes = starting_router(phases, counters.clone());
+        let routes = starting_router(phases, &rules, counters.clone());
         let server = Server::start(routes, bound, config.server.http, &limits, counters.clone()).await?;
         let tcp = server.tcp_address().map(tracing::field::display);
         tracing::info!(socket = %socket.display(), tcp, "listening; starting the engine");
@@ -86,7 +105,7 @@ impl StartingDaemon {
                 phase.send_replace(now);
             })
         });
-        Ok(StartingDaemon { server, socket, limits, counters, drain_timeout, assembling })
+        Ok(StartingDaemon { server, socket, limits, rules, counters, drain_timeout, assembling })
     }
 
     /// Waits for the engine. Cancel-safe.
@@ -107,8 +126,8 @@ impl StartingDaemon {
                 return Err(error);
             }
         };
-        let StartingDaemon { server, socket, limits, counters, drain_timeout, .. } = self;
-        server.route_to(router(Arc::new(served), limits, counters));
+        let StartingDaemon { server, socket, limits, rules, counters, drain_timeout, .. } = self;
+        server.route_to(router(Arc::new(served), limits, rules, counters));
         tracing::info!("serving");
         Ok(Daemon { engine, server, socket, drain_timeout })
     }

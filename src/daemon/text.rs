@@ -25,6 +25,14 @@ impl TextModel for ServedText {
         self.tokenizer.decode(tokens, false).map_err(|error| TextError::Tokenizer(error.to_string()))
     }
 
+    fn special_tokens(&self) -> Vec<(String, String)> {
+        self.chat_template.as_ref().map(|template| template.special_tokens().to_vec()).unwrap_or_default()
+    }
+
+    fn chat_template(&self) -> Option<String> {
+        self.chat_template.as_ref().map(ChatTemplate::source)
+    }
+
     fn decoder(&self) -> Box<dyn TextDecoder> {
         Box::new(Decoder(self.tokenizer.stream_decoder(true)))
     }
@@ -33,10 +41,8 @@ impl TextModel for ServedText {
         let Some(template) = &self.chat_template else {
             return Err(TextError::NoChatTemplate);
         };
-        let messages: Vec<serde_json::Value> = messages
-            .iter()
-            .map(|message| serde_json::json!({ "role": message.role, "content": message.content }))
-            .collect();
+        let messages: Vec<serde_json::Value> =
+            messages.iter().map(|message| serde_json::json!(message)).collect();
         let input = ChatInput {
             messages: &messages,
             add_generation_prompt: true,

@@ -119,7 +119,7 @@ impl EngineCore {
         }
         let deliveries = self.scheduler.commit(outcome, now);
         report.finished.extend(deliveries.iter().filter_map(|(_, event)| match event {
-            TokenEvent::Finished { summary, .. } => Some(*summary),
+            TokenEvent::Finished { summary, .. } => Some(summary.clone()),
             _ => None,
         }));
         self.scheduler.recycle(&mut plan);

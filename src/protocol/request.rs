@@ -57,6 +57,16 @@ pub enum FinishReason {
     Length,
 }
 
+impl FinishReason {
+    /// Name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestFailure {
@@ -94,7 +104,7 @@ pub enum Termination {
 }
 
 /// Speculation statistics of one request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct SpeculationStats {
     /// Verification steps: target steps that yielded tokens after the prefill.
     pub steps: u32,
@@ -104,6 +114,23 @@ pub struct SpeculationStats {
     pub verified: u32,
     /// Draft tokens accepted: equal to the target's own samples.
     pub accepted: u32,
+    /// Verification steps by how many drafts they accepted, up to the most that one did.
+    pub steps_by_accepted: Vec<u32>,
+}
+
+impl SpeculationStats {
+    /// Counts one verification step.
+    pub fn record(&mut self, drafted: u32, verified: u32, accepted: u32) {
+        self.steps += 1;
+        self.drafted += drafted;
+        self.verified += verified;
+        self.accepted += accepted;
+        let bucket = accepted as usize;
+        if self.steps_by_accepted.len() <= bucket {
+            self.steps_by_accepted.resize(bucket + 1, 0);
+        }
+        self.steps_by_accepted[bucket] += 1;
+    }
 }
 
 /// Times of one finished request.
@@ -120,10 +147,12 @@ pub struct RequestTimes {
 }
 
 /// Final statistics of one request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct RequestSummary {
     /// Prompt length in tokens.
     pub prompt_tokens: u32,
+    /// Prompt tokens that the prefix cache held when the request first ran.
+    pub cached_tokens: u32,
     /// Output tokens, including the stop token.
     pub output_tokens: u32,
     /// Timestamps.

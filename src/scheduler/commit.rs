@@ -65,10 +65,7 @@ impl Scheduler {
             return Some(TokenEvent::Failed(RequestFailure::Numerical));
         }
         if row.role == RowRole::Decode {
-            sequence.speculation.steps += 1;
-            sequence.speculation.drafted += drafted;
-            sequence.speculation.verified += verified;
-            sequence.speculation.accepted += verdict.accepted;
+            sequence.speculation.record(drafted, verified, verdict.accepted);
         }
         let (sent, finish) = sequence.append(verdict.tokens, now);
         if !sent.is_empty() {

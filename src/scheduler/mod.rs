@@ -101,7 +101,10 @@ pub struct SchedulerGauges {
     pub draft_kv: PoolUsage,
     /// Preemptions since the start.
     pub preemptions: u64,
-    /// Prompt tokens found in the prefix cache since the start.
+    /// Tokens of sequences when they started or resumed, since the start: what was looked up in
+    /// the prefix cache.
+    pub prefix_query_tokens: u64,
+    /// Those of them that the prefix cache held.
     pub prefix_hit_tokens: u64,
 }
 
@@ -135,6 +138,7 @@ pub struct Scheduler {
     unpublished: bool,
     steps: u64,
     preemptions: u64,
+    prefix_query_tokens: u64,
     prefix_hit_tokens: u64,
 }
 
@@ -164,6 +168,7 @@ impl Scheduler {
             unpublished: false,
             steps: 0,
             preemptions: 0,
+            prefix_query_tokens: 0,
             prefix_hit_tokens: 0,
         }
     }
@@ -288,6 +293,7 @@ impl Scheduler {
             target_kv: self.target_pool.usage(),
             draft_kv: self.drafts.usage(),
             preemptions: self.preemptions,
+            prefix_query_tokens: self.prefix_query_tokens,
             prefix_hit_tokens: self.prefix_hit_tokens,
         }
     }

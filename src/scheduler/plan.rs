@@ -128,6 +128,8 @@ impl Scheduler {
     pub(super) fn start(&mut self, mut sequence: Sequence) {
         let adopted = sequence.target.table.adopt_prefix(&mut self.target_pool, &sequence.tokens);
         sequence.target.computed = adopted;
+        sequence.cached_tokens.get_or_insert(adopted);
+        self.prefix_query_tokens += u64::from(sequence.len());
         self.prefix_hit_tokens += u64::from(adopted);
         let running_index = self.running.partition_point(|other| other.urgency() < sequence.urgency());
         self.running.insert(running_index, sequence);

@@ -52,6 +52,8 @@ pub(super) struct Sequence {
     last_token: Micros,
     pub speculation: SpeculationStats,
     pub preemptions: u32,
+    /// Prompt tokens that the prefix cache held when it was first taken into the running set.
+    pub cached_tokens: Option<u32>,
     /// Its turn among the prompts that are prefilled, and where it stands, if there is a pacer.
     pub rank: u32,
     pub standing: Standing,
@@ -70,6 +72,7 @@ impl Sequence {
             last_token: Micros::ZERO,
             speculation: SpeculationStats::default(),
             preemptions: 0,
+            cached_tokens: None,
             rank: 0,
             standing: Standing::default(),
         }
@@ -262,6 +265,7 @@ impl Sequence {
     pub fn summary(&self) -> RequestSummary {
         RequestSummary {
             prompt_tokens: self.request.prompt.len() as u32,
+            cached_tokens: self.cached_tokens.unwrap_or(0),
             output_tokens: self.output_tokens(),
             times: RequestTimes {
                 arrival: self.request.arrival,
@@ -269,7 +273,7 @@ impl Sequence {
                 first_token: self.first_token.unwrap_or_default(),
                 last_token: self.last_token,
             },
-            speculation: self.speculation,
+            speculation: self.speculation.clone(),
             preemptions: self.preemptions,
         }
     }

@@ -237,7 +237,7 @@ fn a_prompt_seen_before_is_not_prefilled_again() {
     let mut game = Game::new(64, 2);
     let first = request(1, 100, 10);
     let second = GenerationRequest { id: RequestId(2), ..first.clone() };
-    game.arrive(first);
+    game.arrive(first.clone());
     game.play_out();
     game.arrive(second.clone());
     let plan = game.plan().expect("prefills");
@@ -245,7 +245,10 @@ fn a_prompt_seen_before_is_not_prefilled_again() {
     game.finish(plan);
     game.play_out();
     assert_eq!(game.outputs[&second.id], expect(&game, &second));
-    assert_eq!(game.core.scheduler().gauges().prefix_hit_tokens, 96);
+    let cached = [first.id, second.id].map(|id| game.summary(id).cached_tokens);
+    assert_eq!(cached, [0, 96]);
+    let gauges = game.core.scheduler().gauges();
+    assert_eq!((gauges.prefix_hit_tokens, gauges.prefix_query_tokens), (96, 200));
 }
 
 #[test]

@@ -247,6 +247,12 @@ impl Metrics {
         self.counters.preemptions += 1;
     }
 
+    /// Sets the totals of the prefix cache: tokens looked up and tokens found.
+    pub fn set_prefix_cache(&mut self, query_tokens: u64, hit_tokens: u64) {
+        self.counters.prefix_query_tokens = query_tokens;
+        self.counters.prefix_hit_tokens = hit_tokens;
+    }
+
     /// Records a request with a complete output.
     pub fn record_finished(&mut self, summary: &RequestSummary, reason: FinishReason, slo: &Slo) {
         match reason {

@@ -112,6 +112,16 @@ impl Metrics {
             "Requests preempted from running to waiting for lack of KV blocks.",
             counters.preemptions,
         );
+        page.counter(
+            "specserve_prefix_cache_queries_total",
+            "Tokens of requests when they start or resume, looked up in the prefix cache.",
+            counters.prefix_query_tokens,
+        );
+        page.counter(
+            "specserve_prefix_cache_hits_total",
+            "Tokens found in the prefix cache, which need no prefill. Hit rate = this / queries.",
+            counters.prefix_hit_tokens,
+        );
     }
 
     fn render_speculation(&self, page: &mut PrometheusText) {

@@ -70,6 +70,12 @@ pub struct Counters {
     pub rejected: u64,
     /// Preemptions for lack of KV blocks.
     pub preemptions: u64,
+    /// Tokens looked up in the prefix cache.
+    #[serde(default)]
+    pub prefix_query_tokens: u64,
+    /// Tokens found there.
+    #[serde(default)]
+    pub prefix_hit_tokens: u64,
     /// Admitted requests whose objective could not be met even on an idle machine.
     pub best_effort: u64,
     /// Engine steps.

@@ -87,6 +87,16 @@ fn a_step_counts_drafted_verified_and_accepted_apart() {
 }
 
 #[test]
+fn the_prefix_cache_counts_tokens_looked_up_and_tokens_found() {
+    let mut metrics = metrics();
+    metrics.set_prefix_cache(200, 96);
+    let page = metrics.render();
+    for line in ["specserve_prefix_cache_queries_total 200", "specserve_prefix_cache_hits_total 96"] {
+        assert!(page.lines().any(|seen| seen == line), "no {line} in\n{page}");
+    }
+}
+
+#[test]
 fn device_idle_times_are_separate_and_absent_if_unknown() {
     let idle_of = |pauses: &[Option<u64>]| {
         let mut idle = None;

@@ -2,6 +2,7 @@
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
+use specserve::api::{ApiRules, UnknownFields};
 use specserve::protocol::{Micros, RequestFailure};
 
 use crate::client::*;
@@ -16,13 +17,21 @@ async fn a_completion_holds_text_reason_usage_and_metrics() {
     assert_eq!((&body["object"], &body["model"]), (&json!("text_completion"), &json!(MODEL)));
     let choice = json!({"index": 0, "text": "Hi!", "logprobs": null, "finish_reason": "stop"});
     assert_eq!(body["choices"], json!([choice]));
-    assert_eq!(body["usage"], json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}));
+    let usage = json!({
+        "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    });
+    assert_eq!(body["usage"], usage);
     let metrics = json!({
         "queue_ms": 2.0,
         "ttft_ms": 10.0,
         "tpot_ms": 1.5,
-        "speculative_decoding":
-            {"steps": 2, "drafted": 6, "verified": 5, "accepted": 3, "mean_acceptance_length": 2.5},
+        "speculative_decoding": {
+            "mean_acceptance_length": 2.5, "draft_acceptance_rate": 0.6,
+            "acceptance_histogram": [1, 0, 0, 1, 0],
+            "num_spec_steps": 2, "num_accepted_draft_tokens": 3, "num_draft_tokens": 5,
+            "num_spec_tokens": 4, "num_proposed_draft_tokens": 6,
+        },
         "preemptions": 1,
         "seed": 7,
     });
@@ -65,6 +74,114 @@ async fn text_parts_are_joined_and_developers_speak_as_the_system() {
     let text = post(&fixture, "/detokenize", &json!({"tokens": reply["tokens"]})).await.json();
     assert_eq!(text["prompt"], "system: a\nuser: bc\nassistant: d\nassistant: ");
     assert_eq!(reply["count"], reply["tokens"].as_array().unwrap().len());
+}
+
+#[tokio::test]
+async fn special_tokens_are_added_to_texts_and_not_to_conversations_unless_the_request_says() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let added = async |path: &str, extra: Value| {
+        let messages = json!([{"role": "user", "content": "special"}]);
+        let body = if path == CHAT { json!({"messages": messages}) } else { json!({"prompt": "special"}) };
+        let reply = post(&fixture, path, &with(body, extra)).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+        fixture.engine.last_submission().prompt[0] == END
+    };
+    assert!(added(COMPLETIONS, json!({})).await);
+    assert!(!added(COMPLETIONS, json!({"add_special_tokens": false})).await);
+    assert!(!added(CHAT, json!({})).await);
+    assert!(added(CHAT, json!({"add_special_tokens": true})).await);
+}
+
+#[tokio::test]
+async fn participants_may_have_names() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let messages = json!([{"role": "user", "name": "bob", "content": "hi"}]);
+    post(&fixture, CHAT, &json!({"messages": messages})).await;
+    let prompt: Vec<u32> = b"user (bob): hi\nassistant: ".iter().map(|&byte| u32::from(byte)).collect();
+    assert_eq!(&*fixture.engine.last_submission().prompt, prompt);
+}
+
+#[tokio::test]
+async fn the_one_served_model_need_not_be_named() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    for body in [json!({"prompt": "abc"}), prompt(json!({"model": null})), prompt(json!({"model": ""}))] {
+        let reply = post(&fixture, COMPLETIONS, &body).await;
+        assert_eq!((reply.status, &reply.json()["model"]), (StatusCode::OK, &json!(MODEL)));
+    }
+}
+
+#[tokio::test]
+async fn whole_numbers_may_be_written_with_a_point() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let body = r#"{"prompt": [97.0], "max_tokens": 9.0, "seed": 7.0, "top_k": 3.0, "n": 1.0,
+        "stop_token_ids": [8.0]}"#;
+    let reply = send(&fixture, request(Method::POST, COMPLETIONS, &[], body)).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+    let submission = fixture.engine.last_submission();
+    let sampling = &submission.sampling;
+    assert_eq!((submission.max_tokens, sampling.seed, sampling.top_k), (9, 7, 3));
+    assert_eq!((&*submission.prompt, &*submission.stop_tokens), (&[97][..], &[8, END][..]));
+}
+
+#[tokio::test]
+async fn many_stop_strings_are_taken_and_empty_ones_stop_nothing() {
+    let fixture = Fixture::start(Script::text("Hi you", 1)).await;
+    let text = async |stop: Value| {
+        let reply = post(&fixture, COMPLETIONS, &prompt(json!({"stop": stop}))).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+        reply.json()["choices"][0]["text"].clone()
+    };
+    let mut many: Vec<String> = (0..63).map(|number| format!("{number} never")).collect();
+    many.push(" y".to_owned());
+    assert_eq!(text(json!(many)).await, "Hi");
+    assert_eq!(text(json!("")).await, "Hi you");
+    assert_eq!(text(json!(["", "u"])).await, "Hi yo");
+}
+
+#[tokio::test]
+async fn nothing_ends_an_output_before_its_min_tokens() {
+    let fixture = Fixture::start(Script::text("END END", 1)).await;
+    let body = prompt(json!({"min_tokens": 4, "stop": "END"}));
+    assert_eq!(post(&fixture, COMPLETIONS, &body).await.json()["choices"][0]["text"], "END ");
+    let submission = fixture.engine.last_submission();
+    let constraint = submission.sampling.constraint.as_ref().expect("end tokens are forbidden");
+    assert!(constraint.mask(&[1; 3]).is_some_and(|mask| !mask.allows(END) && mask.allows(END - 1)));
+    assert!(constraint.mask(&[1; 4]).is_none());
+    post(&fixture, COMPLETIONS, &prompt(json!({"min_tokens": 4, "ignore_eos": true}))).await;
+    assert!(fixture.engine.last_submission().sampling.constraint.is_none(), "nothing to forbid");
+}
+
+#[tokio::test]
+async fn fields_of_other_servers_are_taken_at_their_neutral_values() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let body = chat(json!({
+        // vLLM
+        "min_tokens": 0, "skip_special_tokens": true, "spaces_between_special_tokens": true,
+        "include_stop_str_in_output": false, "use_beam_search": false, "length_penalty": 1.0,
+        "include_reasoning": true, "priority": 0, "request_id": "abc", "bad_words": [],
+        "return_token_ids": false, "return_tokens_as_token_ids": false, "structured_outputs": null,
+        // SGLang
+        "separate_reasoning": true, "stream_reasoning": true, "return_hidden_states": false,
+        "no_stop_trim": false, "continue_final_message": false, "rid": "abc", "stop_regex": [], "lora_path": null,
+        // llama.cpp
+        "cache_prompt": true, "typical_p": 1.0, "mirostat": 0, "repeat_penalty": 1.0, "id_slot": -1,
+        // OpenAI
+        "store": true, "verbosity": "medium", "reasoning_effort": "none", "metadata": {"a": "b"},
+        "parallel_tool_calls": true, "service_tier": "auto", "top_logprobs": 0, "n": 1, "logprobs": false,
+    }));
+    let reply = post(&fixture, CHAT, &body).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+}
+
+#[tokio::test]
+async fn unknown_fields_are_served_without_if_the_server_is_told_to() {
+    let rules = ApiRules { unknown_fields: UnknownFields::Ignore, ..ApiRules::default() };
+    let fixture = Fixture::with_rules(Script::text("x", 1), rules).await;
+    let messages = json!([{"role": "user", "content": "hi", "mood": "good"}]);
+    let body = json!({"messages": messages, "temprature": 1, "slo": {"p99_ms": 1}});
+    assert_eq!(post(&fixture, CHAT, &body).await.status, StatusCode::OK);
+    let reply = post(&fixture, CHAT, &chat(json!({"n": 2}))).await;
+    assert_eq!(reply.json()["error"]["code"], "unsupported_parameter", "this one is known");
 }
 
 #[tokio::test]
@@ -172,9 +289,27 @@ async fn usage_comes_in_a_separate_chunk_if_requested() {
     let chunks = post(&fixture, COMPLETIONS, &prompt(options)).await.chunks();
     let (last, rest) = chunks.split_last().unwrap();
     assert_eq!(last["choices"], json!([]));
-    assert_eq!(last["usage"], json!({"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}));
+    let usage = json!({
+        "prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    });
+    assert_eq!(last["usage"], usage);
     assert!(last["metrics"]["seed"].is_u64());
     assert!(rest.iter().all(|chunk| chunk["usage"].is_null() && chunk.get("metrics").is_none()));
+}
+
+#[tokio::test]
+async fn the_usage_so_far_is_on_every_chunk_if_requested() {
+    let fixture = Fixture::start(Script::text("Hi", 1)).await;
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let body = prompt(json!({"stream": true, "stream_options": options}));
+    let chunks = post(&fixture, COMPLETIONS, &body).await.chunks();
+    let counts = chunks.iter().map(|chunk| &chunk["usage"]["completion_tokens"]).collect::<Vec<_>>();
+    assert_eq!(counts, [1, 2, 3, 3]);
+    assert_eq!(chunks[0]["usage"], json!({"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}));
+    let body = prompt(json!({"stream": true, "stream_options": {"continuous_usage_stats": true}}));
+    let chunks = post(&fixture, COMPLETIONS, &body).await.chunks();
+    assert!(chunks.iter().all(|chunk| chunk.get("usage").is_none()), "only with include_usage");
 }
 
 #[tokio::test]

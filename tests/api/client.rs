@@ -58,9 +58,9 @@ impl Reply {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error} in {:?}", self.text))
     }
 
-    /// The data of a stream's events.
+    /// The data of a stream's events, without the comments.
     pub fn events(&self) -> Vec<String> {
-        let events = self.text.split_terminator("\n\n");
+        let events = self.text.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
         events.map(|event| event.strip_prefix("data: ").expect(event).to_owned()).collect()
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use specserve::api::{
-    ApiCounters, ApiLimits, Backend, BackendInfo, BoundSocket, ChatMessage, ClassInfo, Health,
+    ApiCounters, ApiLimits, ApiRules, Backend, BackendInfo, BoundSocket, ChatMessage, ClassInfo, Health,
     SamplingDefaults, Server, SocketOptions, TextDecoder, TextError, TextModel, router,
 };
 use specserve::protocol::{
@@ -127,6 +127,7 @@ impl FakeBackend {
 pub fn finished(reason: FinishReason) -> TokenEvent {
     let summary = RequestSummary {
         prompt_tokens: 3,
+        cached_tokens: 2,
         output_tokens: 5,
         times: RequestTimes {
             arrival: Micros(1_000),
@@ -134,7 +135,13 @@ pub fn finished(reason: FinishReason) -> TokenEvent {
             first_token: Micros(11_000),
             last_token: Micros(17_000),
         },
-        speculation: SpeculationStats { steps: 2, drafted: 6, verified: 5, accepted: 3 },
+        speculation: SpeculationStats {
+            steps: 2,
+            drafted: 6,
+            verified: 5,
+            accepted: 3,
+            steps_by_accepted: vec![1, 0, 0, 1],
+        },
         preemptions: 1,
     };
     TokenEvent::Finished { reason, summary }
@@ -191,8 +198,10 @@ impl Backend for FakeBackend {
 struct ByteText;
 
 impl TextModel for ByteText {
-    fn encode(&self, text: &str, _add_special: bool) -> Result<Vec<TokenId>, TextError> {
-        Ok(text.bytes().map(TokenId::from).collect())
+    /// The special token is added to the text "special" only, so that others are easy to compare.
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
+        let special = (add_special && text.contains("special")).then_some(END);
+        Ok(special.into_iter().chain(text.bytes().map(TokenId::from)).collect())
     }
 
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError> {
@@ -200,12 +209,23 @@ impl TextModel for ByteText {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    fn special_tokens(&self) -> Vec<(String, String)> {
+        vec![("bos_token".to_owned(), "<s>".to_owned())]
+    }
+
+    fn chat_template(&self) -> Option<String> {
+        Some("{{ messages }}".to_owned())
+    }
+
     fn decoder(&self) -> Box<dyn TextDecoder> {
         Box::new(ByteDecoder(Vec::new()))
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
-        let lines = messages.iter().map(|message| format!("{}: {}\n", message.role, message.content));
+        let lines = messages.iter().map(|message| {
+            let name = message.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+            format!("{}{name}: {}\n", message.role, message.content)
+        });
         Ok(lines.collect::<String>() + "assistant: ")
     }
 }
@@ -241,15 +261,19 @@ impl Fixture {
     }
 
     pub async fn with_limits(script: Script, limits: ApiLimits) -> Fixture {
-        Fixture::with(script, limits, None).await
+        Fixture::with(script, limits, ApiRules::default(), None).await
+    }
+
+    pub async fn with_rules(script: Script, rules: ApiRules) -> Fixture {
+        Fixture::with(script, ApiLimits::default(), rules, None).await
     }
 
     /// Only these user ids may connect to the socket.
     pub async fn for_users(script: Script, users: Vec<u32>) -> Fixture {
-        Fixture::with(script, ApiLimits::default(), Some(users)).await
+        Fixture::with(script, ApiLimits::default(), ApiRules::default(), Some(users)).await
     }
 
-    async fn with(script: Script, limits: ApiLimits, users: Option<Vec<u32>>) -> Fixture {
+    async fn with(script: Script, limits: ApiLimits, rules: ApiRules, users: Option<Vec<u32>>) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let (told, listener) = unbounded_channel();
@@ -266,7 +290,7 @@ impl Fixture {
         let bound = BoundSocket::bind(&SocketOptions { path: socket.clone(), mode: 0o600, users }).unwrap();
         let tcp = Some("127.0.0.1:0".parse().unwrap());
         let counters = Arc::<ApiCounters>::default();
-        let router = router(engine.clone(), limits.clone(), counters.clone());
+        let router = router(engine.clone(), limits.clone(), rules, counters.clone());
         let server = Server::start(router, bound, tcp, &limits, counters).await.unwrap();
         Fixture { engine, server, socket, told: listener, _directory: directory }
     }
@@ -289,6 +313,7 @@ fn info() -> BackendInfo {
         end_tokens: vec![END],
         sampling: SamplingDefaults { temperature: 0.7, ..SamplingDefaults::default() },
         max_tokens_default: 100,
+        draft_tokens_max: 4,
         classes: vec![
             ClassInfo { name: "interactive".to_owned(), slo: millis(500, 50), weight: 2.5 },
             ClassInfo { name: "batch".to_owned(), slo: Slo::default(), weight: 0.0 },

@@ -4,6 +4,7 @@
 mod answers;
 mod bad_input;
 mod client;
+mod edge;
 mod fake;
 mod lifecycle;
 mod routes;

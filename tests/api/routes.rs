@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::{Method, StatusCode};
 use serde_json::json;
-use specserve::api::{ApiLimits, Health, starting_router};
+use specserve::api::{ApiLimits, ApiRules, Health, starting_router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -39,6 +39,70 @@ async fn health_tells_live_from_ready() {
     fixture.engine.set_health(Health { not_live: Some("device lost".into()), not_ready: None });
     assert_eq!(get(&fixture, "/health/live").await.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(get(&fixture, "/health/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// Method and path of each route in docs/api.md.
+fn documented_routes() -> Vec<(Method, String)> {
+    let docs = include_str!("../../docs/api.md");
+    let rows = docs.split("\n| route | answer |").nth(1).expect("a table of routes");
+    let rows = rows.lines().skip(1).take_while(|line| line.is_empty() || line.starts_with('|'));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    let names =
+        cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>());
+    let routes = names.filter_map(|name| {
+        let (method, path) = name.split_once(' ')?;
+        Some((method.parse().unwrap(), path.replace("{id}", MODEL)))
+    });
+    routes.collect()
+}
+
+#[tokio::test]
+async fn every_route_of_the_docs_answers() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let routes = documented_routes();
+    assert!(routes.len() >= 15, "{routes:?}");
+    for (method, path) in routes {
+        let status = send(&fixture, request(method.clone(), &path, &[], "")).await.status;
+        let expected = if method == Method::POST && path != "/ping" { 400 } else { 200 };
+        assert_eq!(status.as_u16(), expected, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn the_health_routes_of_other_servers_mean_readiness() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let ask = async || {
+        let mut statuses = Vec::new();
+        for (method, path) in [(Method::GET, "/health"), (Method::GET, "/ping"), (Method::POST, "/ping")] {
+            statuses.push(send(&fixture, request(method, path, &[], "")).await.status);
+        }
+        statuses
+    };
+    assert_eq!(ask().await, [StatusCode::OK; 3]);
+    fixture.engine.set_health(Health { not_live: None, not_ready: Some("loading weights".into()) });
+    assert_eq!(ask().await, [StatusCode::SERVICE_UNAVAILABLE; 3]);
+    let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
+    fixture.server.route_to(starting_router(phases, &ApiRules::default(), Arc::default()));
+    assert_eq!(ask().await, [StatusCode::SERVICE_UNAVAILABLE; 3]);
+}
+
+#[tokio::test]
+async fn version_server_and_tokenizer_describe_themselves() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(get(&fixture, "/version").await.json(), json!({"version": version}));
+    assert_eq!(get(&fixture, "/").await.json()["name"], "specserve");
+    let server = get(&fixture, "/server_info").await.json();
+    assert_eq!((&server["served_model_name"], &server["context_length"]), (&json!(MODEL), &json!(CONTEXT)));
+    assert_eq!(get(&fixture, "/model_info").await.json()["model_path"], MODEL);
+    let tokenizer = get(&fixture, "/tokenizer_info").await.json();
+    assert_eq!(
+        tokenizer,
+        json!({
+            "bos_token": "<s>", "eos_token": "", "chat_template": "{{ messages }}",
+            "vocab_size": 257, "model_max_length": CONTEXT,
+        })
+    );
 }
 
 #[tokio::test]
@@ -114,7 +178,7 @@ async fn new_routes_answer_on_connections_that_are_open_already() {
     };
     assert_eq!(ask().await.status, StatusCode::OK);
     let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
-    fixture.server.route_to(starting_router(phases, Arc::default()));
+    fixture.server.route_to(starting_router(phases, &ApiRules::default(), Arc::default()));
     let refused = ask().await;
     let reason = json!("the daemon is starting: the tests are running");
     assert_eq!((refused.status.as_u16(), &refused.json()["error"]["message"]), (503, &reason));

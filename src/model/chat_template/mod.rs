@@ -96,6 +96,17 @@ impl ChatTemplate {
         Ok(Self { inner: Arc::new(Inner { templates: environment, special_tokens }) })
     }
 
+    /// Special tokens by name, such as `bos_token`, as templates see them.
+    pub fn special_tokens(&self) -> &[(String, String)] {
+        &self.inner.special_tokens
+    }
+
+    /// Source of the default template, in Jinja.
+    pub fn source(&self) -> String {
+        let template = self.inner.templates.get_template(DEFAULT).expect("checked when compiled");
+        template.source().to_owned()
+    }
+
     /// Renders a conversation. The result must be encoded without special tokens, since the
     /// template has already written them.
     ///

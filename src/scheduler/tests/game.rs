@@ -168,7 +168,7 @@ impl Game {
 
     pub(super) fn summary(&self, id: RequestId) -> RequestSummary {
         match &self.ends[&id] {
-            TokenEvent::Finished { summary, .. } => *summary,
+            TokenEvent::Finished { summary, .. } => summary.clone(),
             other => panic!("request {id} ended with {other:?}"),
         }
     }

@@ -151,7 +151,7 @@ impl Timed {
     /// Of a request that finished.
     pub(super) fn summary(&self, id: u64) -> RequestSummary {
         match self.ends.iter().find(|(ended, _)| ended.0 == id) {
-            Some((_, TokenEvent::Finished { summary, .. })) => *summary,
+            Some((_, TokenEvent::Finished { summary, .. })) => summary.clone(),
             other => panic!("request {id} did not finish: {other:?}"),
         }
     }
