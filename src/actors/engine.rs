@@ -46,6 +46,8 @@ pub struct EngineOptions {
     pub queue_requests_max: u32,
     /// Most prompt tokens that wait.
     pub queue_prompt_tokens_max: u32,
+    /// How long a request may wait for the first step that includes it; then it is refused.
+    pub queue_wait_max: Micros,
     /// Which requests are refused for their objectives.
     pub refusals: AdmissionPolicy,
     /// What the metrics say of the deployment.
@@ -121,6 +123,7 @@ impl Engine {
             metrics: options.metrics,
             clock: options.clock.clone(),
             step_timeout: options.step_timeout,
+            queue_wait_max: options.queue_wait_max,
             refusals: options.refusals,
             admission: admission.clone(),
             health: health.clone(),

@@ -101,6 +101,7 @@ fn engine_options(config: &Config, polling: Polling, clock: Arc<dyn Clock>) -> E
         },
         clock,
         step_timeout: Micros::from(config.executor.step_timeout),
+        queue_wait_max: Micros::from(config.scheduler.queue_wait_max),
         polling,
     }
 }
