@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::admission::Admission;
 use super::batch_builder::{BatchBuilder, BatchBuilderArguments};
-use super::condition::{Condition, HealthWatch};
+use super::condition::HealthWatch;
 use super::device::Device;
 use super::drafter::{Drafter, DrafterArguments};
 use super::intake::{AdmissionPolicy, Intake, IntakeArguments};
@@ -232,7 +232,7 @@ impl SupervisorState {
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
     ) -> Result<(), ActorProcessingErr> {
-        if self.health.get() != Condition::Serving {
+        if !self.health.get().takes_requests() {
             return Ok(());
         }
         self.drafter = start_drafter(myself, self.drafter_arguments.clone()).await?;

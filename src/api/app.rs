@@ -25,7 +25,8 @@ pub struct ApiLimits {
     pub header_timeout: Duration,
     /// Longest time from a request's head to the end of its response.
     pub request_timeout: Duration,
-    /// Most concurrent connections per listener; further ones wait to be accepted.
+    /// Most concurrent connections per listener. Beyond them idle ones are closed, and of further
+    /// ones only probes are answered.
     pub connections_max: usize,
 }
 

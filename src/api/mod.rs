@@ -13,10 +13,13 @@ pub mod answer;
 mod app;
 pub mod backend;
 pub mod body;
+mod connections;
 pub mod counters;
 pub mod error;
 pub mod error_code;
 pub mod fields;
+mod gate;
+mod house;
 pub mod output;
 pub mod params;
 pub mod prompt;
@@ -36,10 +39,11 @@ pub use app::ApiLimits;
 pub use backend::{
     Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
 };
+pub use connections::EXTRA_PLACES;
 pub use counters::ApiCounters;
 pub use error::ApiError;
 pub use error_code::ErrorCode;
 pub use routes::router;
-pub use server::{Server, ServerError};
+pub use server::{Server, ServerError, TcpListeners};
 pub use socket::{BoundSocket, SocketError, SocketOptions};
 pub use starting::starting_router;

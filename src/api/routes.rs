@@ -25,6 +25,15 @@ use crate::protocol::{Micros, Submission};
 
 type Shared<B> = State<Arc<App<B>>>;
 
+/// Routes that show how the daemon is. They are answered when requests are not: while all
+/// connections are taken, and during a drain.
+const PROBES: [&str; 4] = ["/health/live", "/health/ready", "/metrics", "/v1/engine/state"];
+
+/// Whether `path` is one of the probes.
+pub(super) fn is_probe(path: &str) -> bool {
+    PROBES.contains(&path)
+}
+
 /// Builds the router over `backend`. `counters` are those of the server; `/metrics` appends
 /// them to the engine's metrics.
 pub fn router<B: Backend>(backend: Arc<B>, limits: ApiLimits, counters: Arc<ApiCounters>) -> Router {

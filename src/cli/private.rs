@@ -2,6 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -36,6 +37,8 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
         // the directory's permissions suffice, and the list might exclude this user
         config.server.socket_uids = None;
         config.server.http = None;
+        config.server.admin = None;
+        config.server.drain_delay = Duration::ZERO;
         config.telemetry.log_level = config.telemetry.log_level.min(LogLevel::Warn);
         logging::start(&config.telemetry);
         let daemon = host.start(config).await.map_err(CliError::Daemon)?;

@@ -1,17 +1,20 @@
 //! Startup: from the bound socket to the running engine.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::served::EngineBackend;
-use super::{Daemon, DaemonError};
+use super::{Daemon, DaemonError, DrainTimes};
 use crate::actors::Engine;
-use crate::api::{ApiCounters, ApiLimits, BoundSocket, Server, SocketOptions, router, starting_router};
+use crate::api::{
+    ApiCounters, ApiLimits, BoundSocket, EXTRA_PLACES, Server, SocketOptions, TcpListeners, router,
+    starting_router,
+};
 use crate::config::Config;
 
 /// Called with the current phase, which completes "the daemon is starting: …".
@@ -20,7 +23,7 @@ pub(super) type OnPhase<'a> = &'a dyn Fn(&'static str);
 /// Result of the assembly.
 pub(super) type Assembled = Result<(Engine, EngineBackend), DaemonError>;
 
-/// Open files beside the connections: models, sockets, pipes, logs.
+/// Open files beside the connections: models, sockets, probes, pipes, logs.
 const OTHER_FILES: u64 = 128;
 
 /// Raises the process's limit of open files to the most it may have, and warns if that does not do
@@ -45,7 +48,7 @@ pub(super) struct StartingDaemon {
     socket: PathBuf,
     limits: ApiLimits,
     counters: Arc<ApiCounters>,
-    drain_timeout: Duration,
+    drain: DrainTimes,
     assembling: JoinHandle<Assembled>,
 }
 
@@ -67,7 +70,7 @@ impl StartingDaemon {
         };
         let bound = BoundSocket::bind(&options)?;
         let listeners = 1 + usize::from(config.server.http.is_some());
-        allow_open_files(listeners * config.server.connections_max);
+        allow_open_files(listeners * (config.server.connections_max + EXTRA_PLACES));
         let limits = ApiLimits {
             body_bytes_max: config.server.body_bytes_max,
             header_timeout: config.server.header_timeout,
@@ -75,18 +78,25 @@ impl StartingDaemon {
             connections_max: config.server.connections_max,
         };
         let counters = Arc::<ApiCounters>::default();
+        let tcp = TcpListeners { http: config.server.http, admin: config.server.admin };
         let (phase, phases) = watch::channel("initializing");
         let routes = starting_router(phases, counters.clone());
-        let server = Server::start(routes, bound, config.server.http, &limits, counters.clone()).await?;
-        let tcp = server.tcp_address().map(tracing::field::display);
-        tracing::info!(socket = %socket.display(), tcp, "listening; starting the engine");
-        let drain_timeout = config.server.drain_timeout;
+        let server = Server::start(routes, bound, tcp, &limits, counters.clone()).await?;
+        let shown = |address: Option<SocketAddr>| address.map(tracing::field::display);
+        let TcpListeners { http, admin } = server.tcp_addresses();
+        tracing::info!(
+            socket = %socket.display(),
+            tcp = shown(http),
+            admin = shown(admin),
+            "listening; starting the engine"
+        );
+        let drain = DrainTimes { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
         let assembling = tokio::task::spawn_blocking(move || {
             assemble(&config, &|now| {
                 phase.send_replace(now);
             })
         });
-        Ok(StartingDaemon { server, socket, limits, counters, drain_timeout, assembling })
+        Ok(StartingDaemon { server, socket, limits, counters, drain, assembling })
     }
 
     /// Waits for the engine. Cancel-safe.
@@ -107,10 +117,10 @@ impl StartingDaemon {
                 return Err(error);
             }
         };
-        let StartingDaemon { server, socket, limits, counters, drain_timeout, .. } = self;
+        let StartingDaemon { server, socket, limits, counters, drain, .. } = self;
         server.route_to(router(Arc::new(served), limits, counters));
         tracing::info!("serving");
-        Ok(Daemon { engine, server, socket, drain_timeout })
+        Ok(Daemon { engine, server, socket, drain })
     }
 
     /// Aborts startup and removes the socket. An engine under construction cannot be stopped;

@@ -6,4 +6,5 @@ mod bad_input;
 mod client;
 mod fake;
 mod lifecycle;
+mod overload;
 mod routes;
