@@ -7,7 +7,7 @@ use crate::executor::{DraftChains, Executor};
 use crate::protocol::{
     Clock, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, RowRole, Verdict, VerifyRow,
 };
-use crate::stats::quantile::median;
+use crate::stats::quantile::{median, nearest_rank};
 use crate::timing::ProfilePoint;
 
 /// Most sweeps; more make medians no better.
@@ -31,7 +31,13 @@ const SEEN_TIMES: usize = 3;
 /// ... unless it takes long: models that fill no cache gain nothing by it.
 const VISIT: Micros = Micros(8_000);
 
-/// Measures `shapes` and returns the median of each, in the order of the grid.
+/// A median this many times as long as the shortest time is one of a machine that does other work
+/// as well.
+const DISTURBED: f64 = 2.0;
+/// The quantile that counts then.
+const UNDISTURBED_SHARE: f64 = 0.25;
+
+/// Measures `shapes` and returns the typical time of each, in the order of the grid.
 pub fn run(
     executor: &mut dyn Executor,
     clock: &dyn Clock,
@@ -43,14 +49,9 @@ pub fn run(
     let workbench = Workbench::new(&info, options.text.clone(), options.sampling.clone());
     let start = clock.now();
     let mut session = Session {
-        bench: Bench {
-            executor,
-            clock,
-            chains: DraftChains::default(),
-            proposals: Vec::new(),
-            verdicts: Vec::new(),
-        },
+        bench: Bench::new(executor, clock),
         deadline: start + options.budget,
+        limit: start + options.limit,
         start,
         passes: 0,
         on_progress,
@@ -62,7 +63,48 @@ pub fn run(
         let full = left.as_secs_f64() >= FULL_SWEEPS_MIN * full_sweep_s;
         session.sweeps(&mut cells, if full { Tier::Full } else { Tier::Coarse })?;
     }
-    Ok(medians(cells))
+    Ok(cells.into_iter().filter_map(|cell| Some(cell.shape.point(typical(cell.times)?))).collect())
+}
+
+/// Runs `shapes` in turn, `times` times each, as far as there is time until `until`. Returns the
+/// shortest time of each: what disturbs a reading makes it longer.
+pub fn readings(
+    executor: &mut dyn Executor,
+    clock: &dyn Clock,
+    shapes: &[Shape],
+    options: &AnalyzerOptions,
+    times: usize,
+    until: Micros,
+) -> Result<Vec<ProfilePoint>, AnalyzerError> {
+    let info = executor.info().clone();
+    let workbench = Workbench::new(&info, options.text.clone(), options.sampling.clone());
+    let mut bench = Bench::new(executor, clock);
+    let mut cells: Vec<Cell> = shapes.iter().map(|&shape| Cell::new(&info, &workbench, shape)).collect();
+    for round in 0..times {
+        for cell in &mut cells {
+            if bench.clock.now() >= until {
+                break;
+            }
+            // the first run after another shape finds the caches full of that one's data
+            for _ in 0..UNSEEN_TIMES.min(round) {
+                bench.once(cell)?;
+            }
+            cell.times.extend(bench.once(cell)?);
+        }
+    }
+    let shortest = |times: Vec<f64>| times.into_iter().min_by(f64::total_cmp);
+    Ok(cells.into_iter().filter_map(|cell| Some(cell.shape.point(shortest(cell.times)?))).collect())
+}
+
+/// The median, if the times are alike. Else the machine was busy with other things during part of
+/// them, which adds whole time slices: then the lower quartile.
+fn typical(mut times: Vec<f64>) -> Option<f64> {
+    let shortest = times.iter().copied().min_by(f64::total_cmp)?;
+    let middle = median(times.clone())?;
+    if middle <= DISTURBED * shortest {
+        return Some(middle);
+    }
+    nearest_rank(&mut times, UNDISTURBED_SHARE, f64::total_cmp)
 }
 
 fn scaled(span: Micros, share: f64) -> Micros {
@@ -73,11 +115,6 @@ fn scaled(span: Micros, share: f64) -> Micros {
 fn tokens<'a>(cells: impl Iterator<Item = &'a Cell>, times: impl Fn(&Cell) -> usize) -> f64 {
     let cost = |cell: &Cell| (u64::from(cell.shape.tokens()) + PASS_TOKENS) * times(cell) as u64;
     cells.map(cost).sum::<u64>().max(1) as f64
-}
-
-fn medians(cells: Vec<Cell>) -> Vec<ProfilePoint> {
-    let measured = cells.into_iter().filter_map(|cell| Some(cell.shape.point(median(cell.times)?)));
-    measured.collect()
 }
 
 /// A shape, its batch with what comes before it, and the times seen so far in microseconds.
@@ -133,7 +170,11 @@ struct Bench<'a> {
     verdicts: Vec<Verdict>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    fn new(executor: &'a mut dyn Executor, clock: &'a dyn Clock) -> Bench<'a> {
+        Bench { executor, clock, chains: DraftChains::default(), proposals: Vec::new(), verdicts: Vec::new() }
+    }
+
     /// Runs a cell's batch after what comes before it; microseconds of the batch alone.
     fn once(&mut self, cell: &Cell) -> Result<Option<f64>, ExecutorError> {
         if let Some(lead) = &cell.lead {
@@ -175,6 +216,8 @@ struct Session<'a, 'b> {
     bench: Bench<'a>,
     start: Micros,
     deadline: Micros,
+    /// When even the shapes that are needed are given up.
+    limit: Micros,
     passes: u64,
     on_progress: &'b mut dyn FnMut(Progress),
 }
@@ -212,18 +255,24 @@ impl Session<'_, '_> {
 
     /// Runs shapes once, the smallest first: those that are needed whatever it takes, then the
     /// rest of the coarse grid. Returns what a sweep over everything would take in seconds,
-    /// `None` if there was no time for the coarse grid.
+    /// `None` if there was no time for the coarse grid. Beyond the limit only the first shape of
+    /// each model is still run.
     fn warm_up(&mut self, cells: &mut [Cell]) -> Result<Option<f64>, ExecutorError> {
         let mut order: Vec<&mut Cell> =
             cells.iter_mut().filter(|cell| cell.shape.tier < Tier::Full).collect();
         order.sort_by_key(|cell| (cell.shape.tier, cell.shape.tokens()));
         let shapes = order.len();
         let start = self.bench.clock.now();
+        let mut begun: Vec<ModelRole> = Vec::new();
         for cell in order {
             let now = self.bench.clock.now();
             if cell.shape.tier > Tier::Least && now >= self.deadline {
                 return Ok(None);
             }
+            if now >= self.limit && begun.contains(&cell.shape.model) {
+                continue;
+            }
+            begun.push(cell.shape.model);
             self.report(now, 0, shapes);
             cell.times.extend(self.bench.once(cell)?);
             self.passes += 1;

@@ -19,7 +19,7 @@ use super::error_code::ErrorCode;
 /// State of the request handlers.
 struct Starting {
     /// Current startup phase, human-readable.
-    phase: watch::Receiver<&'static str>,
+    phase: watch::Receiver<String>,
     counters: Arc<ApiCounters>,
 }
 
@@ -27,7 +27,7 @@ type Shared = State<Arc<Starting>>;
 
 /// Builds the router of a starting daemon: live, not ready, with its own metrics. All other
 /// routes return 503 until [`router`](super::router) replaces this one.
-pub fn starting_router(phase: watch::Receiver<&'static str>, counters: Arc<ApiCounters>) -> Router {
+pub fn starting_router(phase: watch::Receiver<String>, counters: Arc<ApiCounters>) -> Router {
     Router::new()
         .route("/health/live", get(async || health("live", None)))
         .route("/health/ready", get(ready))

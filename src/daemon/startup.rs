@@ -17,8 +17,26 @@ use crate::api::{
 };
 use crate::config::Config;
 
-/// Called with the current phase, which completes "the daemon is starting: …".
-pub(super) type OnPhase<'a> = &'a dyn Fn(&'static str);
+/// Shows what the startup is doing; completes "the daemon is starting: …".
+#[derive(Clone, Debug)]
+pub(super) struct Phase(watch::Sender<String>);
+
+impl Phase {
+    /// Shows a new phase.
+    pub fn show(&self, now: impl Into<String>) {
+        self.0.send_replace(now.into());
+    }
+}
+
+#[cfg(test)]
+impl Default for Phase {
+    fn default() -> Phase {
+        Phase(watch::Sender::new(String::new()))
+    }
+}
+
+/// What an assembly reports its phases to.
+pub(super) type OnPhase<'a> = &'a Phase;
 
 /// Result of the assembly.
 pub(super) type Assembled = Result<(Engine, EngineBackend), DaemonError>;
@@ -79,7 +97,7 @@ impl StartingDaemon {
         };
         let counters = Arc::<ApiCounters>::default();
         let tcp = TcpListeners { http: config.server.http, admin: config.server.admin };
-        let (phase, phases) = watch::channel("initializing");
+        let (phase, phases) = watch::channel("initializing".to_owned());
         let routes = starting_router(phases, counters.clone());
         let server = Server::start(routes, bound, tcp, &limits, counters.clone()).await?;
         let shown = |address: Option<SocketAddr>| address.map(tracing::field::display);
@@ -91,11 +109,7 @@ impl StartingDaemon {
             "listening; starting the engine"
         );
         let drain = DrainTimes { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
-        let assembling = tokio::task::spawn_blocking(move || {
-            assemble(&config, &|now| {
-                phase.send_replace(now);
-            })
-        });
+        let assembling = tokio::task::spawn_blocking(move || assemble(&config, &Phase(phase)));
         Ok(StartingDaemon { server, socket, limits, counters, drain, assembling })
     }
 

@@ -113,7 +113,7 @@ async fn new_routes_answer_on_connections_that_are_open_already() {
         Reply::read(sender.send_request(request).await.unwrap()).await
     };
     assert_eq!(ask().await.status, StatusCode::OK);
-    let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
+    let (_phase, phases) = tokio::sync::watch::channel("the tests are running".to_owned());
     fixture.server.route_to(starting_router(phases, Arc::default()));
     let refused = ask().await;
     let reason = json!("the daemon is starting: the tests are running");
