@@ -10,6 +10,7 @@ use super::client::Client;
 use super::error::CliError;
 use super::host::{DaemonHost, RunningDaemon};
 use super::logging;
+use super::notice::while_starting;
 use crate::config::{Config, LogLevel};
 
 /// Mode of a private directory.
@@ -41,7 +42,8 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
         config.server.drain_delay = Duration::ZERO;
         config.telemetry.log_level = config.telemetry.log_level.min(LogLevel::Warn);
         logging::start(&config.telemetry);
-        let daemon = host.start(config).await.map_err(CliError::Daemon)?;
+        let client = Client::new(&config.server.socket);
+        let daemon = while_starting(&client, host.start(config)).await.map_err(CliError::Daemon)?;
         Client::new(daemon.socket()).wait_until_ready().await?;
         Ok(PrivateDaemon { daemon, _directory: directory })
     }
