@@ -17,7 +17,7 @@ const FULL_SWEEPS_MIN: f64 = 3.0;
 /// Share of the budget that writing the caches once may take.
 const FILL_SHARE: f64 = 0.15;
 /// What a pass costs however small it is, in tokens; only for estimating.
-const PASS_TOKENS: u64 = 16;
+const PASS_TOKENS: f64 = 16.0;
 /// Shapes of at most so many tokens are measured as they are in service: after what the
 /// engine runs before them, and several times in a row. There the step before was alike, and
 /// left weights and KV in the processor's caches; here it was any other. On Zen 3 a decode
@@ -52,12 +52,14 @@ pub fn run(
         bench: Bench::new(executor, clock),
         deadline: start + options.budget,
         limit: start + options.limit,
+        paces: Vec::new(),
         start,
         passes: 0,
         on_progress,
     };
-    session.fill(&workbench, start + scaled(options.budget, FILL_SHARE))?;
     let mut cells: Vec<Cell> = shapes.into_iter().map(|shape| Cell::new(&info, &workbench, shape)).collect();
+    session.probe(&cells)?;
+    session.fill(&workbench, start + scaled(options.budget, FILL_SHARE))?;
     if let Some(full_sweep_s) = session.warm_up(&mut cells)? {
         let left = session.deadline.saturating_sub(session.bench.clock.now());
         let full = left.as_secs_f64() >= FULL_SWEEPS_MIN * full_sweep_s;
@@ -111,10 +113,14 @@ fn scaled(span: Micros, share: f64) -> Micros {
     Micros::from_secs_f64(span.as_secs_f64() * share)
 }
 
+/// Work of a pass, in tokens.
+fn work(tokens: u32) -> f64 {
+    f64::from(tokens) + PASS_TOKENS
+}
+
 /// Work of a sweep over some cells, in tokens.
 fn tokens<'a>(cells: impl Iterator<Item = &'a Cell>, times: impl Fn(&Cell) -> usize) -> f64 {
-    let cost = |cell: &Cell| (u64::from(cell.shape.tokens()) + PASS_TOKENS) * times(cell) as u64;
-    cells.map(cost).sum::<u64>().max(1) as f64
+    cells.map(|cell| work(cell.shape.tokens()) * times(cell) as f64).sum::<f64>().max(1.0)
 }
 
 /// A shape, its batch with what comes before it, and the times seen so far in microseconds.
@@ -218,16 +224,48 @@ struct Session<'a, 'b> {
     deadline: Micros,
     /// When even the shapes that are needed are given up.
     limit: Micros,
+    /// Seconds per token, by the last pass of each model.
+    paces: Vec<(ModelRole, f64)>,
     passes: u64,
     on_progress: &'b mut dyn FnMut(Progress),
 }
 
 impl Session<'_, '_> {
+    /// Runs a cell; the time of its batch in microseconds.
+    fn run(&mut self, cell: &Cell) -> Result<Option<f64>, ExecutorError> {
+        let start = self.bench.clock.now();
+        let micros = self.bench.once(cell)?;
+        let spent = (self.bench.clock.now() - start).as_secs_f64();
+        let model = cell.shape.model;
+        self.paces.retain(|(known, _)| *known != model);
+        self.paces.push((model, spent / work(cell.shape.tokens())));
+        Ok(micros)
+    }
+
+    /// Whether a pass over so many tokens would probably be over by `until`. One of a model that
+    /// has not run yet always is.
+    fn has_time(&self, model: ModelRole, tokens: u32, until: Micros) -> bool {
+        let pace = self.paces.iter().find(|(known, _)| *known == model);
+        let span = pace.map_or(Micros::ZERO, |(_, pace)| Micros::from_secs_f64(pace * work(tokens)));
+        self.bench.clock.now() + span < until
+    }
+
+    /// Runs the smallest shape of each model once, to see how long its passes take.
+    fn probe(&mut self, cells: &[Cell]) -> Result<(), ExecutorError> {
+        for model in [ModelRole::Target, ModelRole::Draft] {
+            let own = cells.iter().filter(|cell| cell.shape.model == model);
+            if let Some(smallest) = own.min_by_key(|cell| (cell.shape.tier, cell.shape.tokens())) {
+                self.run(smallest)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes every block once, as far as `until` allows.
     fn fill(&mut self, workbench: &Workbench, until: Micros) -> Result<(), ExecutorError> {
         let info = self.bench.executor.info().clone();
         for (model, input) in workbench.fill(&info) {
-            if self.bench.clock.now() >= until {
+            if !self.has_time(model, input.tokens.len() as u32, until) {
                 break;
             }
             let batch = match model {
@@ -269,12 +307,14 @@ impl Session<'_, '_> {
             if cell.shape.tier > Tier::Least && now >= self.deadline {
                 return Ok(None);
             }
-            if now >= self.limit && begun.contains(&cell.shape.model) {
+            let Shape { model, .. } = cell.shape;
+            if begun.contains(&model) && !self.has_time(model, cell.shape.tokens(), self.limit) {
                 continue;
             }
-            begun.push(cell.shape.model);
+            begun.push(model);
             self.report(now, 0, shapes);
-            cell.times.extend(self.bench.once(cell)?);
+            let micros = self.run(cell)?;
+            cell.times.extend(micros);
             self.passes += 1;
         }
         let spent = self.bench.clock.now() - start;

@@ -24,6 +24,8 @@ const READINGS: usize = 8;
 const READING_SHARE: f64 = 0.2;
 /// Most that a prediction and a reading may differ by, as a factor.
 const RATIO_MAX: f64 = 2.5;
+/// Shapes with more tokens only refine the price of a prefill.
+const NEEDED_TOKENS_MAX: u32 = 32;
 /// Largest mean error on points that the fit has not seen.
 const FIT_ERROR_MAX: f64 = 0.5;
 
@@ -163,8 +165,9 @@ fn checked(info: &ExecutorInfo) -> Vec<Shape> {
 
 /// Shapes that a fit needs and that were not measured.
 fn missing_shapes(points: &[ProfilePoint], info: &ExecutorInfo) -> usize {
-    let least = shapes(info).into_iter().filter(|shape| shape.tier == Tier::Least);
-    least.filter(|shape| !points.iter().any(|point| same_shape(point, &shape.point(0.0)))).count()
+    let needed = |shape: &Shape| shape.tier == Tier::Least && shape.tokens() <= NEEDED_TOKENS_MAX;
+    let needed = shapes(info).into_iter().filter(needed);
+    needed.filter(|shape| !points.iter().any(|point| same_shape(point, &shape.point(0.0)))).count()
 }
 
 fn same_shape(one: &ProfilePoint, other: &ProfilePoint) -> bool {
@@ -216,5 +219,25 @@ fn profile_of(
         draft_error: None,
         reliability: None,
         points,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::ShadowOptions;
+
+    #[test]
+    fn rows_and_short_prefills_are_needed_and_long_prefills_are_not() {
+        let info = ShadowOptions::small(512, 512).info;
+        let least: Vec<Shape> = shapes(&info).into_iter().filter(|shape| shape.tier == Tier::Least).collect();
+        let missing_without = |left_out: &dyn Fn(&Shape) -> bool| {
+            let measured = least.iter().filter(|shape| !left_out(shape)).map(|shape| shape.point(1.0));
+            missing_shapes(&measured.collect::<Vec<_>>(), &info)
+        };
+        assert_eq!(missing_without(&|_| false), 0);
+        assert_eq!(missing_without(&|shape| shape.prefill_tokens == 64), 0);
+        assert_eq!(missing_without(&|shape| shape.prefill_tokens == 16), 2);
+        assert!(missing_without(&|shape| shape.rows == 8) > 1);
     }
 }

@@ -42,7 +42,7 @@ def is_prime(number):
 into another room an hour before you sleep.
 ";
 
-/// Hears how far the measuring is.
+/// Called with the progress of the measurement.
 pub type OnProgress<'a> = &'a mut (dyn FnMut(Progress) + Send);
 
 /// Measures the machine and the models of `config`. Blocks for about `budget`.
