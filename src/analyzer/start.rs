@@ -1,9 +1,9 @@
 //! Measuring at the start of a daemon: in little time, on a machine that may be busy.
 //!
-//! A measurement that was disturbed can be off by orders of magnitude, and a policy that plans
-//! with it does harm for long. So it is checked against a second reading of a few shapes, and by
-//! its own error on points that were held out. In doubt it is measured again, and what was seen
-//! twice counts with its shorter time. If doubt remains, the profile is a conservative model.
+//! A disturbed measurement can be off by orders of magnitude, more than the online correction can
+//! make up for. So the fit is checked against a second reading of a few shapes, and by its error on
+//! held-out points. If a check fails, the measurement is repeated, and a shape that was measured
+//! twice keeps its shorter time. If the checks still fail, the profile is a conservative model.
 
 use super::grid::{Shape, Tier, shapes};
 use super::measure;
@@ -34,14 +34,14 @@ const FIT_ERROR_MAX: f64 = 0.5;
 pub struct StartProfile {
     /// The step times, measured or conservative.
     pub profile: Profile,
-    /// Why the measurements are not believed; empty if they are.
+    /// Which checks the measurements failed; empty if none.
     pub doubts: Vec<String>,
-    /// How often was measured.
+    /// Number of measurements.
     pub attempts: u32,
 }
 
-/// Measures `executor` for `options.budget`, again if the result can't be true, and for
-/// `options.limit` at most. One pass of each model is measured whatever it takes.
+/// Measures `executor` for `options.budget`, repeats that if the result fails a check, and takes
+/// at most `options.limit` for all of it. One pass of each model is measured in any case.
 ///
 /// # Errors
 /// As [`analyze`](super::analyze).
@@ -89,7 +89,7 @@ pub fn analyze_at_start(
     }
 }
 
-/// The fits of both models, or why they are not believed.
+/// The fits of both models, or the checks that they fail.
 fn fitted(
     points: &[ProfilePoint],
     readings: &[ProfilePoint],
@@ -121,7 +121,7 @@ fn fitted(
     }
 }
 
-/// What speaks against a fit.
+/// The checks that a fit fails.
 fn doubts_about(found: &Fit, role: ModelRole, readings: &[ProfilePoint]) -> Vec<String> {
     let who = match role {
         ModelRole::Target => "the target",
@@ -185,7 +185,7 @@ fn merge(points: &mut Vec<ProfilePoint>, more: Vec<ProfilePoint>) {
     }
 }
 
-/// The profile that a policy starts from when the measurements are not believed.
+/// The profile to start from when the measurements fail the checks.
 fn careful(
     fingerprint: &Fingerprint,
     info: &ExecutorInfo,
@@ -197,7 +197,7 @@ fn careful(
     };
     let target = terms(ModelRole::Target)?;
     let draft = info.has_draft_model().then(|| terms(ModelRole::Draft)).transpose()?;
-    let origin = "modelled: a conservative model, as the measurements at the start were not believed";
+    let origin = "modelled: conservative, because the measurements at startup failed their checks";
     Ok(profile_of(fingerprint, origin, target, draft, points))
 }
 

@@ -1,31 +1,31 @@
-//! Which connections a listener keeps, and which it closes to make room. Pure.
+//! The connections of a listener, and which of them to close when it runs out. Pure.
 //!
-//! A listener has places for clients, and a few more for those that come when all of these are
-//! taken: there a probe gets its answer and anything else gets 503, so that a full house is
-//! never a silent one. Before a client has to go there, the connection that has been idle the
-//! longest is closed.
+//! Up to `connections_max` connections are served in full. When all of them are in use, the one
+//! that has been idle the longest is closed to make room. If none is idle, a few overflow
+//! connections are accepted, on which probes are answered and any other request gets 503: under
+//! overload a client is told to come back, instead of waiting to be accepted.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Places beside those for clients.
-pub const EXTRA_PLACES: usize = 64;
+/// Most overflow connections of a listener.
+pub const OVERFLOW_CONNECTIONS_MAX: usize = 64;
 
-/// How long a connection may stay silent before its first request while others need its place.
+/// A connection that has sent no request for so long counts as idle.
 pub const SILENCE: Duration = Duration::from_secs(1);
 
 /// Identifies a connection of one listener.
 pub type ConnectionId = u64;
 
-/// Where a new connection goes.
+/// What a connection counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Among the clients: it may ask for anything.
-    Client,
-    /// Beside them: probes only.
-    Extra,
+pub enum Slot {
+    /// `connections_max`: any request is served.
+    Regular,
+    /// The overflow: only probes are answered.
+    Overflow,
 }
 
 /// What a connection is doing.
@@ -41,80 +41,80 @@ enum Activity {
 
 #[derive(Clone, Copy, Debug)]
 struct Connection {
-    place: Place,
+    slot: Slot,
     activity: Activity,
     /// Since when.
     since: Instant,
-    /// Told to close.
+    /// It has been told to close.
     closing: bool,
 }
 
 /// The open connections of one listener.
 #[derive(Debug)]
 pub struct Connections {
-    clients_max: usize,
+    connections_max: usize,
     next: ConnectionId,
     open: BTreeMap<ConnectionId, Connection>,
 }
 
 impl Connections {
-    /// No connections yet, and places for so many clients.
-    pub fn new(clients_max: usize) -> Connections {
-        Connections { clients_max, next: 0, open: BTreeMap::new() }
+    /// No connections yet, and room for so many.
+    pub fn new(connections_max: usize) -> Connections {
+        Connections { connections_max, next: 0, open: BTreeMap::new() }
     }
 
-    /// Whether another connection can come in without one being closed for it.
+    /// Whether another connection can be accepted without closing one.
     pub fn has_room(&self) -> bool {
-        self.free_place().is_some()
+        self.free_slot().is_some()
     }
 
-    /// The connection that has to make room for the next one, if any can: the longest idle of the
-    /// clients, else, where the extra places are taken too, the longest idle there.
+    /// The connection to close before the next one is accepted, if any: the longest idle regular
+    /// one, or, when the overflow is full as well, the longest idle of that.
     pub fn to_close(&self, now: Instant) -> Option<ConnectionId> {
-        match self.free_place() {
-            Some(Place::Client) => None,
-            Some(Place::Extra) => self.longest_unused(Place::Client, now),
-            None => [Place::Client, Place::Extra].iter().find_map(|&place| self.longest_unused(place, now)),
+        match self.free_slot() {
+            Some(Slot::Regular) => None,
+            Some(Slot::Overflow) => self.longest_unused(Slot::Regular, now),
+            None => [Slot::Regular, Slot::Overflow].iter().find_map(|&slot| self.longest_unused(slot, now)),
         }
     }
 
-    /// Takes a new connection in.
+    /// Adds a new connection.
     pub fn open(&mut self, now: Instant) -> ConnectionId {
-        let place = self.free_place().unwrap_or(Place::Extra);
+        let slot = self.free_slot().unwrap_or(Slot::Overflow);
         let id = self.next;
         self.next += 1;
-        let connection = Connection { place, activity: Activity::Silent, since: now, closing: false };
+        let connection = Connection { slot, activity: Activity::Silent, since: now, closing: false };
         self.open.insert(id, connection);
         id
     }
 
-    /// A request's head has been read; where its connection is. One of the extra places is a
-    /// client as soon as there is room for it.
-    pub fn begin_request(&mut self, id: ConnectionId, now: Instant) -> Place {
-        let room = self.taken(Place::Client) < self.clients_max;
-        let Some(connection) = self.open.get_mut(&id) else { return Place::Extra };
+    /// Notes that a request's head has been read, and returns the connection's slot. An overflow
+    /// connection becomes a regular one if there is room by now.
+    pub fn begin_request(&mut self, id: ConnectionId, now: Instant) -> Slot {
+        let room = self.taken(Slot::Regular) < self.connections_max;
+        let Some(connection) = self.open.get_mut(&id) else { return Slot::Overflow };
         if room && !connection.closing {
-            connection.place = Place::Client;
+            connection.slot = Slot::Regular;
         }
         (connection.activity, connection.since) = (Activity::Busy, now);
-        connection.place
+        connection.slot
     }
 
-    /// A response has been sent, or given up.
+    /// Notes that the response has been sent, or abandoned.
     pub fn end_request(&mut self, id: ConnectionId, now: Instant) {
         if let Some(connection) = self.open.get_mut(&id) {
             (connection.activity, connection.since) = (Activity::Idle, now);
         }
     }
 
-    /// Notes that a connection has been told to close. Its place is free from now on.
+    /// Notes that a connection has been told to close. It no longer counts.
     pub fn mark_closing(&mut self, id: ConnectionId) {
         if let Some(connection) = self.open.get_mut(&id) {
             connection.closing = true;
         }
     }
 
-    /// A connection has ended.
+    /// Removes a connection that has ended.
     pub fn close(&mut self, id: ConnectionId) {
         self.open.remove(&id);
     }
@@ -124,24 +124,24 @@ impl Connections {
         self.open.get(&id).is_some_and(|connection| connection.activity == Activity::Silent)
     }
 
-    /// Requests that are being answered.
+    /// Requests in flight.
     pub fn busy(&self) -> usize {
         self.open.values().filter(|connection| connection.activity == Activity::Busy).count()
     }
 
-    fn free_place(&self) -> Option<Place> {
-        if self.taken(Place::Client) < self.clients_max {
-            return Some(Place::Client);
+    fn free_slot(&self) -> Option<Slot> {
+        if self.taken(Slot::Regular) < self.connections_max {
+            return Some(Slot::Regular);
         }
-        (self.taken(Place::Extra) < EXTRA_PLACES).then_some(Place::Extra)
+        (self.taken(Slot::Overflow) < OVERFLOW_CONNECTIONS_MAX).then_some(Slot::Overflow)
     }
 
-    fn taken(&self, place: Place) -> usize {
-        self.open.values().filter(|connection| connection.place == place && !connection.closing).count()
+    fn taken(&self, slot: Slot) -> usize {
+        self.open.values().filter(|connection| connection.slot == slot && !connection.closing).count()
     }
 
-    /// Of the connections without a request, the one that has had none for the longest.
-    fn longest_unused(&self, place: Place, now: Instant) -> Option<ConnectionId> {
+    /// The connection that has been without a request for the longest.
+    fn longest_unused(&self, slot: Slot, now: Instant) -> Option<ConnectionId> {
         let unused = |connection: &Connection| match connection.activity {
             Activity::Busy => false,
             Activity::Idle => true,
@@ -151,7 +151,7 @@ impl Connections {
         let unused = self
             .open
             .iter()
-            .filter(|(_, connection)| connection.place == place && !connection.closing && unused(connection));
+            .filter(|(_, connection)| connection.slot == slot && !connection.closing && unused(connection));
         unused.min_by_key(|(_, connection)| connection.since).map(|(&id, _)| id)
     }
 }
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     /// Opens connections with a request each.
-    fn busy(connections: &mut Connections, count: usize, now: Instant) -> Vec<(ConnectionId, Place)> {
+    fn busy(connections: &mut Connections, count: usize, now: Instant) -> Vec<(ConnectionId, Slot)> {
         (0..count)
             .map(|_| {
                 let id = connections.open(now);
@@ -171,13 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn those_that_come_when_all_places_are_taken_are_beside_the_clients() {
+    fn connections_beyond_the_maximum_are_overflow() {
         let now = Instant::now();
         let mut connections = Connections::new(2);
-        let places: Vec<Place> = busy(&mut connections, 3, now).into_iter().map(|(_, place)| place).collect();
-        assert_eq!(places, [Place::Client, Place::Client, Place::Extra]);
+        let slots: Vec<Slot> = busy(&mut connections, 3, now).into_iter().map(|(_, slot)| slot).collect();
+        assert_eq!(slots, [Slot::Regular, Slot::Regular, Slot::Overflow]);
         assert_eq!(connections.to_close(now), None, "none of them is idle");
-        busy(&mut connections, EXTRA_PLACES - 1, now);
+        busy(&mut connections, OVERFLOW_CONNECTIONS_MAX - 1, now);
         assert!(!connections.has_room());
     }
 
@@ -185,22 +185,22 @@ mod tests {
     fn the_connection_that_has_been_idle_the_longest_makes_room() {
         let start = Instant::now();
         let mut connections = Connections::new(3);
-        let clients = busy(&mut connections, 3, start);
-        for (order, &(id, _)) in [&clients[2], &clients[0]].into_iter().enumerate() {
+        let opened = busy(&mut connections, 3, start);
+        for (order, &(id, _)) in [&opened[2], &opened[0]].into_iter().enumerate() {
             connections.end_request(id, start + Duration::from_millis(order as u64));
         }
         let now = start + Duration::from_millis(5);
-        for expected in [clients[2].0, clients[0].0] {
+        for expected in [opened[2].0, opened[0].0] {
             assert_eq!(connections.to_close(now), Some(expected));
             connections.mark_closing(expected);
-            assert_eq!(connections.to_close(now), None, "its place is free");
-            assert_eq!(busy(&mut connections, 1, now)[0].1, Place::Client);
+            assert_eq!(connections.to_close(now), None, "its slot is free");
+            assert_eq!(busy(&mut connections, 1, now)[0].1, Slot::Regular);
         }
         assert_eq!(connections.to_close(now), None, "the third is busy");
     }
 
     #[test]
-    fn a_connection_that_sends_nothing_keeps_its_place_for_a_second() {
+    fn a_silent_connection_keeps_its_slot_for_a_second() {
         let start = Instant::now();
         let mut connections = Connections::new(1);
         let silent = connections.open(start);
@@ -209,27 +209,27 @@ mod tests {
     }
 
     #[test]
-    fn silent_connections_in_the_extra_places_do_not_keep_probes_out() {
+    fn silent_overflow_connections_do_not_keep_probes_out() {
         let start = Instant::now();
         let mut connections = Connections::new(1);
         busy(&mut connections, 1, start);
-        let first_extra = connections.open(start);
-        (1..EXTRA_PLACES).for_each(|_| _ = connections.open(start));
+        let first_overflow = connections.open(start);
+        (1..OVERFLOW_CONNECTIONS_MAX).for_each(|_| _ = connections.open(start));
         assert!(!connections.has_room());
         assert_eq!(connections.to_close(start), None);
-        assert_eq!(connections.to_close(start + SILENCE), Some(first_extra));
+        assert_eq!(connections.to_close(start + SILENCE), Some(first_overflow));
     }
 
     #[test]
-    fn a_connection_in_an_extra_place_becomes_a_client_when_there_is_room() {
+    fn an_overflow_connection_becomes_a_regular_one_when_there_is_room() {
         let now = Instant::now();
         let mut connections = Connections::new(1);
-        let client = connections.open(now);
-        let extra = connections.open(now);
-        assert_eq!(connections.begin_request(extra, now), Place::Extra);
-        connections.end_request(extra, now);
-        connections.close(client);
-        assert_eq!(connections.begin_request(extra, now), Place::Client);
+        let regular = connections.open(now);
+        let overflow = connections.open(now);
+        assert_eq!(connections.begin_request(overflow, now), Slot::Overflow);
+        connections.end_request(overflow, now);
+        connections.close(regular);
+        assert_eq!(connections.begin_request(overflow, now), Slot::Regular);
         assert_eq!(connections.busy(), 1);
     }
 }

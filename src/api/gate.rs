@@ -1,4 +1,4 @@
-//! What happens to a request before it is routed: whether it is let in, and the books of it.
+//! Decides whether a request is routed or refused, and counts error responses.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::watch;
 
-use super::connections::Place;
+use super::connections::Slot;
 use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
-use super::house::{Busy, BusyBody};
 use super::routes::is_probe;
 use super::server::Stage;
+use super::tracker::{InFlightBody, InFlightRequest};
 
-/// How long the body of a refused request is read. A client that still writes when its connection
-/// is closed may lose the response.
+/// How long the body of a refused request is read. Closing the connection while the client is still
+/// writing could cost it the response.
 const REFUSED_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a listener serves.
@@ -37,7 +37,7 @@ pub enum Scope {
     Probes,
 }
 
-/// The way from a connection to the routes.
+/// Takes a request from its connection to the routes.
 #[derive(Clone)]
 pub struct Gate {
     /// The current router, read for each request.
@@ -51,8 +51,12 @@ pub struct Gate {
 
 impl Gate {
     /// Answers one request, or refuses it.
-    pub async fn answer(&self, busy: Busy, request: Request<Incoming>) -> Result<Response, Infallible> {
-        let refusal = if is_probe(request.uri().path()) { None } else { self.refusal(busy.place) };
+    pub async fn answer(
+        &self,
+        in_flight: InFlightRequest,
+        request: Request<Incoming>,
+    ) -> Result<Response, Infallible> {
+        let refusal = if is_probe(request.uri().path()) { None } else { self.refusal(in_flight.slot) };
         let mut response = match refusal {
             None => {
                 let router = self.routes.borrow().clone();
@@ -63,17 +67,17 @@ impl Gate {
                 error.into_response()
             }
         };
-        if busy.place == Place::Extra || *self.stages.borrow() >= Stage::Leaving {
+        if in_flight.slot == Slot::Overflow || *self.stages.borrow() >= Stage::Leaving {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(&code) = response.extensions().get::<ErrorCode>() {
             self.counters.count_error(code);
         }
-        Ok(response.map(|body| Body::new(BusyBody::new(body, busy))))
+        Ok(response.map(|body| Body::new(InFlightBody::new(body, in_flight))))
     }
 
-    /// Why a request that is no probe can't be let in.
-    fn refusal(&self, place: Place) -> Option<ApiError> {
+    /// Why a request other than a probe is refused.
+    fn refusal(&self, slot: Slot) -> Option<ApiError> {
         if self.scope == Scope::Probes {
             let message = "this address (server.admin) serves health, metrics and engine state only";
             return Some(ApiError::new(ErrorCode::UnknownUrl, message));
@@ -81,14 +85,14 @@ impl Gate {
         if *self.stages.borrow() >= Stage::Refusing {
             return Some(ApiError::new(ErrorCode::ShuttingDown, "the server is shutting down"));
         }
-        (place == Place::Extra).then(|| {
+        (slot == Slot::Overflow).then(|| {
             let message = "all connections of the server are taken; try again later";
             ApiError::new(ErrorCode::TooManyConnections, message)
         })
     }
 }
 
-/// Reads a body to its end, within bounds, and forgets it.
+/// Reads a body to its end and discards it, within bounds.
 async fn discard(mut body: Incoming, bytes_max: usize) {
     if body.size_hint().lower() > bytes_max as u64 {
         return;
@@ -103,6 +107,6 @@ async fn discard(mut body: Incoming, bytes_max: usize) {
             }
         }
     };
-    // what is not there in time is not waited for
+    // a slow body is not worth waiting for
     let _ = tokio::time::timeout(REFUSED_BODY_TIMEOUT, read).await;
 }

@@ -19,7 +19,6 @@ pub mod error;
 pub mod error_code;
 pub mod fields;
 mod gate;
-mod house;
 pub mod output;
 pub mod params;
 pub mod prompt;
@@ -33,13 +32,14 @@ mod starting;
 pub mod stop;
 mod stream;
 mod text_routes;
+mod tracker;
 mod write_stall;
 
 pub use app::ApiLimits;
 pub use backend::{
     Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
 };
-pub use connections::EXTRA_PLACES;
+pub use connections::OVERFLOW_CONNECTIONS_MAX;
 pub use counters::ApiCounters;
 pub use error::ApiError;
 pub use error_code::ErrorCode;

@@ -1,6 +1,6 @@
 //! HTTP server on a Unix socket and optionally on TCP, with graceful shutdown.
 //!
-//! A listener whose places are all taken still answers probes; see [`connections`](super::connections).
+//! A listener that has run out of connections still answers probes; see [`connections`](super::connections).
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,8 +20,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::app::ApiLimits;
 use super::counters::ApiCounters;
 use super::gate::{Gate, Scope};
-use super::house::{Guest, House};
 use super::socket::{BoundSocket, SocketFile};
+use super::tracker::{ConnectionTracker, TrackedConnection};
 use super::write_stall::WriteStall;
 
 /// Longest request head (line and headers), in bytes.
@@ -36,8 +36,11 @@ const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Most connections of the listener for probes.
 const PROBE_CONNECTIONS_MAX: usize = 64;
 
-/// After the end of a drain, how long the listeners wait for a connection that was made before.
+/// How long the backlog must be empty before a listener closes.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(20);
+
+/// When it closes even though clients keep connecting.
+const BACKLOG_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Startup errors of the server, for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +91,7 @@ pub struct Server {
     stage: watch::Sender<Stage>,
     tasks: Vec<JoinHandle<()>>,
     /// The connections of each listener.
-    houses: Vec<Arc<House>>,
+    trackers: Vec<Arc<ConnectionTracker>>,
     addresses: TcpListeners,
 }
 
@@ -121,19 +124,19 @@ impl Server {
                 body_bytes_max: limits.body_bytes_max,
             },
             header_timeout: limits.header_timeout,
-            house: House::new(connections_max),
+            tracker: ConnectionTracker::new(connections_max),
         };
         let all = (Scope::All, limits.connections_max);
         let mut listeners = vec![(all, Listener::Unix(unix, users), Some(file))];
         listeners.extend(http.map(|tcp| (all, Listener::Tcp(tcp), None)));
         listeners.extend(admin.map(|tcp| ((Scope::Probes, PROBE_CONNECTIONS_MAX), Listener::Tcp(tcp), None)));
-        let (mut tasks, mut houses) = (Vec::new(), Vec::new());
+        let (mut tasks, mut trackers) = (Vec::new(), Vec::new());
         for ((scope, connections_max), listener, file) in listeners {
             let acceptor = acceptor(scope, connections_max);
-            houses.push(acceptor.house.clone());
+            trackers.push(acceptor.tracker.clone());
             tasks.push(tokio::spawn(acceptor.run(listener, file)));
         }
-        Ok(Server { routes, stage, tasks, houses, addresses })
+        Ok(Server { routes, stage, tasks, trackers, addresses })
     }
 
     /// The bound TCP addresses, with the actual ports where 0 was configured.
@@ -161,8 +164,8 @@ impl Server {
     /// Waits up to `patience` until no request is being answered; whether that was so.
     pub async fn answered(&self, patience: Duration) -> bool {
         let quiet = async {
-            for house in &self.houses {
-                house.quiet().await;
+            for tracker in &self.trackers {
+                tracker.quiet().await;
             }
         };
         tokio::time::timeout(patience, quiet).await.is_ok()
@@ -264,8 +267,8 @@ impl Listener {
 struct Acceptor {
     gate: Gate,
     header_timeout: Duration,
-    /// Per listener, so that neither can take the places of the other.
-    house: Arc<House>,
+    /// Per listener, so that one cannot use up the connections of another.
+    tracker: Arc<ConnectionTracker>,
 }
 
 impl Acceptor {
@@ -281,15 +284,18 @@ impl Acceptor {
                 // Reaps finished connections. A panic affects only its own connection.
                 Some(_) = connections.join_next() => {}
                 stream = self.accept(&listener) => {
-                    connections.spawn(self.clone().serve(stream, self.house.admit()));
+                    connections.spawn(self.clone().serve(stream, self.tracker.admit()));
                 }
             }
         }
         drop(file);
-        // those that connected before get an answer
-        while let Ok(stream) = tokio::time::timeout(BACKLOG_PAUSE, self.accept(&listener)).await {
-            connections.spawn(self.clone().serve(stream, self.house.admit()));
-        }
+        // clients in the backlog get an answer
+        let backlog = async {
+            while let Ok(stream) = tokio::time::timeout(BACKLOG_PAUSE, self.accept(&listener)).await {
+                connections.spawn(self.clone().serve(stream, self.tracker.admit()));
+            }
+        };
+        let _ = tokio::time::timeout(BACKLOG_TIMEOUT, backlog).await;
         drop(listener);
         tokio::select! {
             () = reached(&mut stages, Stage::Closed) => connections.shutdown().await,
@@ -299,7 +305,7 @@ impl Acceptor {
 
     async fn accept(&self, listener: &Listener) -> Box<dyn Stream> {
         loop {
-            self.house.room().await;
+            self.tracker.room().await;
             match listener.accept().await {
                 Ok(Peer::Client(stream)) => return stream,
                 Ok(Peer::Unauthorized(peer)) => self.note_unauthorized(peer),
@@ -321,9 +327,9 @@ impl Acceptor {
     }
 
     /// Serves one connection until it ends.
-    async fn serve(self, stream: Box<dyn Stream>, guest: Guest) {
+    async fn serve(self, stream: Box<dyn Stream>, tracked: TrackedConnection) {
         let io = TokioIo::new(WriteStall::new(stream, WRITE_STALL_TIMEOUT));
-        let service = service_fn(|request| self.gate.answer(guest.begin_request(), request));
+        let service = service_fn(|request| self.gate.answer(tracked.begin_request(), request));
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
         builder.max_buf_size(HEAD_BYTES_MAX);
@@ -332,10 +338,10 @@ impl Acceptor {
         let leaves = async {
             tokio::select! {
                 () = reached(&mut stages, Stage::Draining) => {}
-                () = guest.told_to_close() => {}
+                () = tracked.told_to_close() => {}
             }
             // closing now would reset a client that has sent its request already
-            guest.first_request().await;
+            tracked.first_request().await;
         };
         let outcome = tokio::select! {
             outcome = connection.as_mut() => outcome,

@@ -12,8 +12,8 @@ use super::served::EngineBackend;
 use super::{Daemon, DaemonError, DrainTimes};
 use crate::actors::Engine;
 use crate::api::{
-    ApiCounters, ApiLimits, BoundSocket, EXTRA_PLACES, Server, SocketOptions, TcpListeners, router,
-    starting_router,
+    ApiCounters, ApiLimits, BoundSocket, OVERFLOW_CONNECTIONS_MAX, Server, SocketOptions, TcpListeners,
+    router, starting_router,
 };
 use crate::config::Config;
 
@@ -88,7 +88,7 @@ impl StartingDaemon {
         };
         let bound = BoundSocket::bind(&options)?;
         let listeners = 1 + usize::from(config.server.http.is_some());
-        allow_open_files(listeners * (config.server.connections_max + EXTRA_PLACES));
+        allow_open_files(listeners * (config.server.connections_max + OVERFLOW_CONNECTIONS_MAX));
         let limits = ApiLimits {
             body_bytes_max: config.server.body_bytes_max,
             header_timeout: config.server.header_timeout,

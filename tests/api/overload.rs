@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use serde_json::json;
-use specserve::api::{ApiLimits, EXTRA_PLACES};
+use specserve::api::{ApiLimits, OVERFLOW_CONNECTIONS_MAX};
 use specserve::protocol::FinishReason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -89,7 +89,7 @@ async fn the_connection_that_has_been_idle_the_longest_is_closed_for_the_next_cl
 async fn connections_that_send_nothing_do_not_keep_probes_out() {
     let fixture = with_connections(2, Script::text("ok", 1)).await;
     let mut silent = Vec::new();
-    for _ in 0..2 + EXTRA_PLACES {
+    for _ in 0..2 + OVERFLOW_CONNECTIONS_MAX {
         silent.push(UnixStream::connect(&fixture.socket).await.unwrap());
     }
     let reply = tokio::time::timeout(Duration::from_secs(5), get(&fixture, "/health/live")).await;
@@ -178,4 +178,21 @@ async fn a_drain_does_not_wait_for_connections_that_send_nothing() {
     assert_serving(&fixture).await;
     fixture.server.drain();
     assert!(fixture.server.drained(Duration::from_secs(3)).await, "its head may take ten");
+}
+
+#[tokio::test]
+async fn a_server_stops_although_clients_keep_connecting() {
+    let mut fixture = Fixture::start(Script::text("ok", 1)).await;
+    let address = fixture.server.tcp_addresses().http.unwrap();
+    let insistent = tokio::spawn(async move {
+        while let Ok(mut client) = TcpStream::connect(address).await {
+            let _ = client.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    while get(&fixture, "/health/live").await.status != StatusCode::OK {}
+    fixture.server.refuse_requests();
+    fixture.server.drain();
+    assert!(fixture.server.drained(Duration::from_secs(5)).await);
+    insistent.await.unwrap();
 }
