@@ -40,6 +40,7 @@ fn options(polling: Polling) -> EngineOptions {
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
         step_timeout: Micros::from_millis(10_000),
+        queue_wait_max: Micros::from_millis(600_000),
         polling,
     }
 }

@@ -7,10 +7,19 @@ use tokio::sync::watch;
 pub enum Condition {
     /// Takes requests.
     Serving,
+    /// Takes requests, but is about to shut down: load balancers should send no more.
+    Leaving,
     /// Finishes what it has and takes nothing new.
     Draining,
     /// Ended for this reason; the process should exit.
     Failed(String),
+}
+
+impl Condition {
+    /// Whether new requests are admitted.
+    pub fn takes_requests(&self) -> bool {
+        matches!(self, Condition::Serving | Condition::Leaving)
+    }
 }
 
 /// Shows the [`Condition`]; all clones show the same.
@@ -30,14 +39,23 @@ impl HealthWatch {
         self.state.borrow().clone()
     }
 
+    /// Still takes requests, but says that there should be no more.
+    pub fn leave(&self) {
+        self.advance(|now| *now == Condition::Serving, Condition::Leaving);
+    }
+
     /// Takes no more requests, unless the engine has failed already.
     pub fn drain(&self) {
+        self.advance(Condition::takes_requests, Condition::Draining);
+    }
+
+    fn advance(&self, from: impl Fn(&Condition) -> bool, to: Condition) {
         self.state.send_if_modified(|condition| {
-            let serving = *condition == Condition::Serving;
-            if serving {
-                *condition = Condition::Draining;
+            let advances = from(condition);
+            if advances {
+                *condition = to;
             }
-            serving
+            advances
         });
     }
 

@@ -15,7 +15,7 @@ use ractor::rpc::CallResult;
 use ractor::{Actor, ActorRef, RpcReplyPort};
 
 use super::admission::Admission;
-use super::condition::{Condition, HealthWatch};
+use super::condition::HealthWatch;
 use super::device::{DeviceThread, Polling};
 use super::intake::AdmissionPolicy;
 use super::messages::{
@@ -46,6 +46,8 @@ pub struct EngineOptions {
     pub queue_requests_max: u32,
     /// Most prompt tokens that wait.
     pub queue_prompt_tokens_max: u32,
+    /// How long a request may wait for the first step that includes it; then it is refused.
+    pub queue_wait_max: Micros,
     /// Which requests are refused for their objectives.
     pub refusals: AdmissionPolicy,
     /// What the metrics say of the deployment.
@@ -121,6 +123,7 @@ impl Engine {
             metrics: options.metrics,
             clock: options.clock.clone(),
             step_timeout: options.step_timeout,
+            queue_wait_max: options.queue_wait_max,
             refusals: options.refusals,
             admission: admission.clone(),
             health: health.clone(),
@@ -144,9 +147,15 @@ impl Engine {
         &self.handle
     }
 
-    /// Takes nothing new, finishes what runs within `drain`, fails the rest, and ends both
-    /// threads. Whether everything was finished in time.
+    /// [Drains](Self::drain) and [stops](Self::stop). Whether everything was finished in time.
     pub async fn shutdown(self, drain: Duration) -> bool {
+        let drained = self.drain(drain).await;
+        self.stop().await && drained
+    }
+
+    /// Takes nothing new, finishes what runs within `drain`, and fails the rest. Whether everything
+    /// was finished in time. State and metrics go on being answered.
+    pub async fn drain(&self, drain: Duration) -> bool {
         self.handle.health.drain();
         let batch_builder = &self.handle.actors.batch_builder;
         let drained = matches!(
@@ -158,6 +167,11 @@ impl Engine {
             let _ = batch_builder.cast(BatchBuilderMessage::AbortAll(RequestFailure::ShuttingDown));
             let _ = batch_builder.call(BatchBuilderMessage::Drain, Some(ABORT_GRACE)).await;
         }
+        drained
+    }
+
+    /// Ends both threads; whether neither had panicked. Called after [`drain`](Self::drain).
+    pub async fn stop(self) -> bool {
         self.supervisor.stop(None);
         let threads = tokio::task::spawn_blocking(move || {
             let engine = self.engine_thread.join().is_ok();
@@ -165,7 +179,7 @@ impl Engine {
             let device = self.device_thread.join().is_ok();
             engine && device
         });
-        threads.await.unwrap_or(false) && drained
+        threads.await.unwrap_or(false)
     }
 }
 
@@ -205,7 +219,7 @@ impl EngineHandle {
     /// # Errors
     /// See [`AdmissionError`]; the queue's bounds are checked before anything is sent.
     pub async fn submit(&self, submission: Submission) -> Result<Generation, AdmissionError> {
-        if self.health.get() != Condition::Serving {
+        if !self.health.get().takes_requests() {
             self.count_rejection(RejectionReason::Unavailable);
             return Err(AdmissionError::Unavailable);
         }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::admission::Admission;
 use super::batch_builder::{BatchBuilder, BatchBuilderArguments};
-use super::condition::{Condition, HealthWatch};
+use super::condition::HealthWatch;
 use super::device::Device;
 use super::drafter::{Drafter, DrafterArguments};
 use super::intake::{AdmissionPolicy, Intake, IntakeArguments};
@@ -52,6 +52,8 @@ pub struct SupervisorArguments {
     pub clock: Arc<dyn Clock>,
     /// A step longer than this is a device error.
     pub step_timeout: Micros,
+    /// How long a request may wait for the first step that includes it.
+    pub queue_wait_max: Micros,
     /// Which requests are refused for their objectives.
     pub refusals: AdmissionPolicy,
     /// The queue's bounds.
@@ -100,7 +102,7 @@ impl Actor for Supervisor {
             SloMonitorArguments { metrics: arguments.metrics, has_drafter: arguments.info.drafter.is_some() };
         let (monitor, _) =
             SloMonitor::spawn_linked(None, SloMonitor, monitor_arguments, cell.clone()).await?;
-        let scheduler = Scheduler::new(arguments.limits.clone());
+        let scheduler = Scheduler::new(arguments.limits.clone()).with_queue_wait(arguments.queue_wait_max);
         let scheduler = match arguments.pacer {
             None => scheduler,
             Some(pacer) => scheduler.paced(pacer),
@@ -230,7 +232,7 @@ impl SupervisorState {
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
     ) -> Result<(), ActorProcessingErr> {
-        if self.health.get() != Condition::Serving {
+        if !self.health.get().takes_requests() {
             return Ok(());
         }
         self.drafter = start_drafter(myself, self.drafter_arguments.clone()).await?;

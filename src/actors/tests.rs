@@ -40,6 +40,7 @@ fn options() -> EngineOptions {
         metrics: MetricsConfig::default(),
         clock: Arc::new(MonotonicClock::start()),
         step_timeout: Micros::from_millis(5_000),
+        queue_wait_max: Micros::from_millis(60_000),
         polling: Polling::NONE,
     }
 }

@@ -7,7 +7,7 @@ use crate::executor::{DraftChains, Executor};
 use crate::protocol::{
     Clock, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, RowRole, Verdict, VerifyRow,
 };
-use crate::stats::quantile::median;
+use crate::stats::quantile::{median, nearest_rank};
 use crate::timing::ProfilePoint;
 
 /// Most sweeps; more make medians no better.
@@ -17,7 +17,7 @@ const FULL_SWEEPS_MIN: f64 = 3.0;
 /// Share of the budget that writing the caches once may take.
 const FILL_SHARE: f64 = 0.15;
 /// What a pass costs however small it is, in tokens; only for estimating.
-const PASS_TOKENS: u64 = 16;
+const PASS_TOKENS: f64 = 16.0;
 /// Shapes of at most so many tokens are measured as they are in service: after what the
 /// engine runs before them, and several times in a row. There the step before was alike, and
 /// left weights and KV in the processor's caches; here it was any other. On Zen 3 a decode
@@ -31,7 +31,13 @@ const SEEN_TIMES: usize = 3;
 /// ... unless it takes long: models that fill no cache gain nothing by it.
 const VISIT: Micros = Micros(8_000);
 
-/// Measures `shapes` and returns the median of each, in the order of the grid.
+/// A median this many times as long as the shortest time is one of a machine that does other work
+/// as well.
+const DISTURBED: f64 = 2.0;
+/// The quantile that counts then.
+const UNDISTURBED_SHARE: f64 = 0.25;
+
+/// Measures `shapes` and returns the typical time of each, in the order of the grid.
 pub fn run(
     executor: &mut dyn Executor,
     clock: &dyn Clock,
@@ -43,41 +49,78 @@ pub fn run(
     let workbench = Workbench::new(&info, options.text.clone(), options.sampling.clone());
     let start = clock.now();
     let mut session = Session {
-        bench: Bench {
-            executor,
-            clock,
-            chains: DraftChains::default(),
-            proposals: Vec::new(),
-            verdicts: Vec::new(),
-        },
+        bench: Bench::new(executor, clock),
         deadline: start + options.budget,
+        limit: start + options.limit,
+        paces: Vec::new(),
         start,
         passes: 0,
         on_progress,
     };
-    session.fill(&workbench, start + scaled(options.budget, FILL_SHARE))?;
     let mut cells: Vec<Cell> = shapes.into_iter().map(|shape| Cell::new(&info, &workbench, shape)).collect();
+    session.probe(&cells)?;
+    session.fill(&workbench, start + scaled(options.budget, FILL_SHARE))?;
     if let Some(full_sweep_s) = session.warm_up(&mut cells)? {
         let left = session.deadline.saturating_sub(session.bench.clock.now());
         let full = left.as_secs_f64() >= FULL_SWEEPS_MIN * full_sweep_s;
         session.sweeps(&mut cells, if full { Tier::Full } else { Tier::Coarse })?;
     }
-    Ok(medians(cells))
+    Ok(cells.into_iter().filter_map(|cell| Some(cell.shape.point(typical(cell.times)?))).collect())
+}
+
+/// Runs `shapes` in turn, `times` times each, as far as there is time until `until`. Returns the
+/// shortest time of each: what disturbs a reading makes it longer.
+pub fn readings(
+    executor: &mut dyn Executor,
+    clock: &dyn Clock,
+    shapes: &[Shape],
+    options: &AnalyzerOptions,
+    times: usize,
+    until: Micros,
+) -> Result<Vec<ProfilePoint>, AnalyzerError> {
+    let info = executor.info().clone();
+    let workbench = Workbench::new(&info, options.text.clone(), options.sampling.clone());
+    let mut bench = Bench::new(executor, clock);
+    let mut cells: Vec<Cell> = shapes.iter().map(|&shape| Cell::new(&info, &workbench, shape)).collect();
+    for round in 0..times {
+        for cell in &mut cells {
+            if bench.clock.now() >= until {
+                break;
+            }
+            // the first run after another shape finds the caches full of that one's data
+            for _ in 0..UNSEEN_TIMES.min(round) {
+                bench.once(cell)?;
+            }
+            cell.times.extend(bench.once(cell)?);
+        }
+    }
+    let shortest = |times: Vec<f64>| times.into_iter().min_by(f64::total_cmp);
+    Ok(cells.into_iter().filter_map(|cell| Some(cell.shape.point(shortest(cell.times)?))).collect())
+}
+
+/// The median, if the times are alike. Else the machine was busy with other things during part of
+/// them, which adds whole time slices: then the lower quartile.
+fn typical(mut times: Vec<f64>) -> Option<f64> {
+    let shortest = times.iter().copied().min_by(f64::total_cmp)?;
+    let middle = median(times.clone())?;
+    if middle <= DISTURBED * shortest {
+        return Some(middle);
+    }
+    nearest_rank(&mut times, UNDISTURBED_SHARE, f64::total_cmp)
 }
 
 fn scaled(span: Micros, share: f64) -> Micros {
     Micros::from_secs_f64(span.as_secs_f64() * share)
 }
 
-/// Work of a sweep over some cells, in tokens.
-fn tokens<'a>(cells: impl Iterator<Item = &'a Cell>, times: impl Fn(&Cell) -> usize) -> f64 {
-    let cost = |cell: &Cell| (u64::from(cell.shape.tokens()) + PASS_TOKENS) * times(cell) as u64;
-    cells.map(cost).sum::<u64>().max(1) as f64
+/// Work of a pass, in tokens.
+fn work(tokens: u32) -> f64 {
+    f64::from(tokens) + PASS_TOKENS
 }
 
-fn medians(cells: Vec<Cell>) -> Vec<ProfilePoint> {
-    let measured = cells.into_iter().filter_map(|cell| Some(cell.shape.point(median(cell.times)?)));
-    measured.collect()
+/// Work of a sweep over some cells, in tokens.
+fn tokens<'a>(cells: impl Iterator<Item = &'a Cell>, times: impl Fn(&Cell) -> usize) -> f64 {
+    cells.map(|cell| work(cell.shape.tokens()) * times(cell) as f64).sum::<f64>().max(1.0)
 }
 
 /// A shape, its batch with what comes before it, and the times seen so far in microseconds.
@@ -133,7 +176,11 @@ struct Bench<'a> {
     verdicts: Vec<Verdict>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    fn new(executor: &'a mut dyn Executor, clock: &'a dyn Clock) -> Bench<'a> {
+        Bench { executor, clock, chains: DraftChains::default(), proposals: Vec::new(), verdicts: Vec::new() }
+    }
+
     /// Runs a cell's batch after what comes before it; microseconds of the batch alone.
     fn once(&mut self, cell: &Cell) -> Result<Option<f64>, ExecutorError> {
         if let Some(lead) = &cell.lead {
@@ -175,16 +222,50 @@ struct Session<'a, 'b> {
     bench: Bench<'a>,
     start: Micros,
     deadline: Micros,
+    /// When even the shapes that are needed are given up.
+    limit: Micros,
+    /// Seconds per token, by the last pass of each model.
+    paces: Vec<(ModelRole, f64)>,
     passes: u64,
     on_progress: &'b mut dyn FnMut(Progress),
 }
 
 impl Session<'_, '_> {
+    /// Runs a cell; the time of its batch in microseconds.
+    fn run(&mut self, cell: &Cell) -> Result<Option<f64>, ExecutorError> {
+        let start = self.bench.clock.now();
+        let micros = self.bench.once(cell)?;
+        let spent = (self.bench.clock.now() - start).as_secs_f64();
+        let model = cell.shape.model;
+        self.paces.retain(|(known, _)| *known != model);
+        self.paces.push((model, spent / work(cell.shape.tokens())));
+        Ok(micros)
+    }
+
+    /// Whether a pass over so many tokens would probably be over by `until`. One of a model that
+    /// has not run yet always is.
+    fn has_time(&self, model: ModelRole, tokens: u32, until: Micros) -> bool {
+        let pace = self.paces.iter().find(|(known, _)| *known == model);
+        let span = pace.map_or(Micros::ZERO, |(_, pace)| Micros::from_secs_f64(pace * work(tokens)));
+        self.bench.clock.now() + span < until
+    }
+
+    /// Runs the smallest shape of each model once, to see how long its passes take.
+    fn probe(&mut self, cells: &[Cell]) -> Result<(), ExecutorError> {
+        for model in [ModelRole::Target, ModelRole::Draft] {
+            let own = cells.iter().filter(|cell| cell.shape.model == model);
+            if let Some(smallest) = own.min_by_key(|cell| (cell.shape.tier, cell.shape.tokens())) {
+                self.run(smallest)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes every block once, as far as `until` allows.
     fn fill(&mut self, workbench: &Workbench, until: Micros) -> Result<(), ExecutorError> {
         let info = self.bench.executor.info().clone();
         for (model, input) in workbench.fill(&info) {
-            if self.bench.clock.now() >= until {
+            if !self.has_time(model, input.tokens.len() as u32, until) {
                 break;
             }
             let batch = match model {
@@ -212,20 +293,28 @@ impl Session<'_, '_> {
 
     /// Runs shapes once, the smallest first: those that are needed whatever it takes, then the
     /// rest of the coarse grid. Returns what a sweep over everything would take in seconds,
-    /// `None` if there was no time for the coarse grid.
+    /// `None` if there was no time for the coarse grid. Beyond the limit only the first shape of
+    /// each model is still run.
     fn warm_up(&mut self, cells: &mut [Cell]) -> Result<Option<f64>, ExecutorError> {
         let mut order: Vec<&mut Cell> =
             cells.iter_mut().filter(|cell| cell.shape.tier < Tier::Full).collect();
         order.sort_by_key(|cell| (cell.shape.tier, cell.shape.tokens()));
         let shapes = order.len();
         let start = self.bench.clock.now();
+        let mut begun: Vec<ModelRole> = Vec::new();
         for cell in order {
             let now = self.bench.clock.now();
             if cell.shape.tier > Tier::Least && now >= self.deadline {
                 return Ok(None);
             }
+            let Shape { model, .. } = cell.shape;
+            if begun.contains(&model) && !self.has_time(model, cell.shape.tokens(), self.limit) {
+                continue;
+            }
+            begun.push(model);
             self.report(now, 0, shapes);
-            cell.times.extend(self.bench.once(cell)?);
+            let micros = self.run(cell)?;
+            cell.times.extend(micros);
             self.passes += 1;
         }
         let spent = self.bench.clock.now() - start;

@@ -13,6 +13,7 @@ mod fingerprint;
 mod grid;
 mod measure;
 mod record;
+mod start;
 #[cfg(test)]
 mod tests;
 mod workbench;
@@ -21,13 +22,14 @@ use std::sync::Arc;
 
 pub use fingerprint::{Machine, fingerprint, model_digest};
 pub use record::{RecordJob, RecordOptions, RecordPrompt, RecordText, record};
+pub use start::{StartProfile, analyze_at_start};
 
 use crate::executor::Executor;
 use crate::protocol::{Clock, ExecutorError, Micros, ModelRole, SamplingParams, TokenId};
 use crate::timing::cost_model::Between;
 use crate::timing::fit::fit;
 use crate::timing::profile::{Fingerprint, Profile};
-use crate::timing::{PROFILE_FORMAT, ProfileError};
+use crate::timing::{PROFILE_FORMAT, ProfileError, ProfilePoint};
 
 /// What a step is taken to cost beside the models before any step has been seen, in
 /// microseconds; the engine learns the true value within a few steps.
@@ -55,13 +57,24 @@ pub enum AnalyzerError {
 /// How to measure.
 #[derive(Clone, Debug)]
 pub struct AnalyzerOptions {
-    /// Time for everything. It is exceeded only where the coarse grid takes longer once.
+    /// Time for everything. It is exceeded only where the shapes without which there is no model
+    /// take longer once.
     pub budget: Micros,
+    /// Time that these may take as well. Only the first pass of each model exceeds it.
+    pub limit: Micros,
     /// Tokens of a text; sequences are cut from it. All below the vocabulary's size.
     pub text: Vec<TokenId>,
     /// How tokens are chosen in the measured passes.
     pub sampling: Arc<SamplingParams>,
 }
+
+impl AnalyzerOptions {
+    /// A `limit` that binds nothing.
+    pub const NO_LIMIT: Micros = Micros(u64::MAX / 4);
+}
+
+/// Called with the progress.
+pub type OnProgress<'a> = &'a mut dyn FnMut(Progress);
 
 /// How far the analyzer is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,19 +96,11 @@ pub fn analyze(
     clock: &dyn Clock,
     fingerprint: Fingerprint,
     options: &AnalyzerOptions,
-    on_progress: &mut dyn FnMut(Progress),
+    on_progress: OnProgress<'_>,
 ) -> Result<Profile, AnalyzerError> {
     let info = executor.info().clone();
-    let shapes = grid::shapes(&info);
-    if shapes.is_empty() {
-        return Err(AnalyzerError::NoRoom);
-    }
-    if options.text.is_empty() {
-        return Err(AnalyzerError::NoText);
-    }
-    let points = measure::run(executor, clock, shapes, options, on_progress)?;
-    // A GPU pads a batch to the next captured size; a CPU computes just its rows.
-    let between = if fingerprint.backend == "cuda" { Between::Pad } else { Between::Interpolate };
+    let points = measured(executor, clock, options, on_progress)?;
+    let between = between(&fingerprint);
     let target = fit(&points, ModelRole::Target, between, HOLD_OUT_EVERY)?;
     let draft = info
         .has_draft_model()
@@ -113,4 +118,26 @@ pub fn analyze(
         reliability: None,
         points,
     })
+}
+
+/// Measures the shapes of the grid that there is time for.
+fn measured(
+    executor: &mut dyn Executor,
+    clock: &dyn Clock,
+    options: &AnalyzerOptions,
+    on_progress: OnProgress<'_>,
+) -> Result<Vec<ProfilePoint>, AnalyzerError> {
+    let shapes = grid::shapes(executor.info());
+    if shapes.is_empty() {
+        return Err(AnalyzerError::NoRoom);
+    }
+    if options.text.is_empty() {
+        return Err(AnalyzerError::NoText);
+    }
+    measure::run(executor, clock, shapes, options, on_progress)
+}
+
+/// A GPU pads a batch to the next captured size; a CPU computes just its rows.
+fn between(fingerprint: &Fingerprint) -> Between {
+    if fingerprint.backend == "cuda" { Between::Pad } else { Between::Interpolate }
 }

@@ -1,3 +1,5 @@
+mod start;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,6 +35,10 @@ struct LawfulExecutor {
     noise: f64,
     /// Slow-down after so many microseconds, as of a machine that heats up.
     slow: Option<(u64, f64)>,
+    /// By a call's number and the time in microseconds: a factor on it, and microseconds more.
+    disturbance: fn(u64, u64) -> (f64, f64),
+    /// Factor on all times.
+    scale: f64,
     round_context: u64,
     calls: u64,
     longest_us: u64,
@@ -47,6 +53,8 @@ impl LawfulExecutor {
             draft: LatencyModel::new(draft_law()).expect("a law"),
             noise: 0.0,
             slow: None,
+            disturbance: |_, _| (1.0, 0.0),
+            scale: 1.0,
             round_context: 0,
             calls: 0,
             longest_us: 0,
@@ -58,7 +66,8 @@ impl LawfulExecutor {
         let noise = 1.0 + self.noise * (((self.calls * 7919) % 101) as f64 / 50.0 - 1.0);
         let now = self.clock.now().0;
         let slow = self.slow.map_or(1.0, |(from, factor)| if now > from { factor } else { 1.0 });
-        let spent = (micros * noise * slow).round() as u64;
+        let (factor, more) = (self.disturbance)(self.calls, now);
+        let spent = (self.scale * micros * noise * slow * factor + more).round() as u64;
         self.longest_us = self.longest_us.max(spent);
         self.clock.0.fetch_add(spent, Ordering::Relaxed);
     }
@@ -173,6 +182,7 @@ fn info() -> ExecutorInfo {
 fn options(budget_s: f64) -> AnalyzerOptions {
     AnalyzerOptions {
         budget: Micros::from_secs_f64(budget_s),
+        limit: AnalyzerOptions::NO_LIMIT,
         text: (0..997).collect(),
         sampling: Arc::new(SamplingParams::greedy()),
     }

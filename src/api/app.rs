@@ -27,7 +27,8 @@ pub struct ApiLimits {
     pub header_timeout: Duration,
     /// Longest time from a request's head to the end of its response.
     pub request_timeout: Duration,
-    /// Most concurrent connections per listener; further ones wait to be accepted.
+    /// Most concurrent connections per listener. Beyond them idle ones are closed, and of further
+    /// ones only probes are answered.
     pub connections_max: usize,
     /// Longest wait for the first text before a stream's headers are sent without it.
     pub stream_head_wait: Duration,

@@ -135,6 +135,7 @@ impl From<RequestFailure> for ApiError {
         let code = match failure {
             RequestFailure::Cancelled => ErrorCode::Cancelled,
             RequestFailure::Late { .. } => ErrorCode::SloTooLate,
+            RequestFailure::Overdue { .. } => ErrorCode::QueueTimeout,
             RequestFailure::ShuttingDown => ErrorCode::ShuttingDown,
             RequestFailure::Numerical => ErrorCode::NumericalError,
             RequestFailure::Engine(_) => ErrorCode::EngineError,

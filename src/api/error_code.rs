@@ -76,6 +76,10 @@ error_codes! {
     Cancelled = INTERNAL_SERVER_ERROR, "cancelled";
     /// The request queue is full.
     QueueFull = SERVICE_UNAVAILABLE, "queue_full";
+    /// The request waited in the queue for as long as it may.
+    QueueTimeout = SERVICE_UNAVAILABLE, "queue_timeout";
+    /// All connections are taken.
+    TooManyConnections = SERVICE_UNAVAILABLE, "too_many_connections";
     /// The engine has not started yet.
     Starting = SERVICE_UNAVAILABLE, "starting";
     /// The engine does not accept requests.

@@ -14,12 +14,14 @@ pub mod answer;
 mod app;
 pub mod backend;
 pub mod body;
+mod connections;
 mod content_type;
 mod cors;
 pub mod counters;
 pub mod error;
 pub mod error_code;
 pub mod fields;
+mod gate;
 mod half_close;
 mod info_routes;
 mod min_tokens;
@@ -37,17 +39,19 @@ mod starting;
 pub mod stop;
 mod stream;
 mod text_routes;
+mod tracker;
 mod write_stall;
 
 pub use app::{ApiLimits, ApiRules};
 pub use backend::{
     Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
 };
+pub use connections::OVERFLOW_CONNECTIONS_MAX;
 pub use counters::ApiCounters;
 pub use error::ApiError;
 pub use error_code::ErrorCode;
 pub use fields::UnknownFields;
 pub use routes::router;
-pub use server::{Server, ServerError};
+pub use server::{Server, ServerError, TcpListeners};
 pub use socket::{BoundSocket, SocketError, SocketOptions};
 pub use starting::starting_router;

@@ -1,6 +1,7 @@
 //! HTTP server on a Unix socket and optionally on TCP, with graceful shutdown.
+//!
+//! A listener that has run out of connections still answers probes; see [`connections`](super::connections).
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -8,26 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::response::Response;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::unix::UCred;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::app::ApiLimits;
 use super::content_type::Transport;
 use super::counters::ApiCounters;
-use super::error_code::ErrorCode;
-use super::half_close::{Answered, Exchange, HalfClose, Received};
+use super::gate::{Gate, Scope};
+use super::half_close::{Exchange, HalfClose};
 use super::socket::{BoundSocket, SocketFile};
+use super::tracker::{ConnectionTracker, TrackedConnection};
 use super::write_stall::WriteStall;
 
 /// Longest request head (line and headers), in bytes.
@@ -38,6 +37,15 @@ pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Pause after a failed accept, usually caused by a lack of descriptors or memory.
 const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Most connections of the listener for probes.
+const PROBE_CONNECTIONS_MAX: usize = 64;
+
+/// How long the backlog must be empty before a listener closes.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(20);
+
+/// When it closes even though clients keep connecting.
+const BACKLOG_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Startup errors of the server, for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -57,13 +65,27 @@ pub enum ServerError {
 
 /// Shutdown stage; only ever advances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
+pub(super) enum Stage {
     /// Accepting and serving.
     Open,
+    /// Accepting and serving, but each connection is closed after its response, so that clients
+    /// that keep theirs open go elsewhere.
+    Leaving,
+    /// Accepting; requests get 503, probes are answered, and responses in flight complete.
+    Refusing,
     /// No new connections; idle ones are closed and responses in flight complete.
     Draining,
     /// Connections are dropped.
     Closed,
+}
+
+/// Where a server listens, besides its Unix socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpListeners {
+    /// For the whole API.
+    pub http: Option<SocketAddr>,
+    /// For probes only.
+    pub admin: Option<SocketAddr>,
 }
 
 /// A running server. Dropping it closes its connections.
@@ -73,53 +95,61 @@ pub struct Server {
     routes: watch::Sender<Router>,
     stage: watch::Sender<Stage>,
     tasks: Vec<JoinHandle<()>>,
-    tcp_address: Option<SocketAddr>,
+    /// The connections of each listener.
+    trackers: Vec<Arc<ConnectionTracker>>,
+    addresses: TcpListeners,
 }
 
 impl Server {
-    /// Serves `routes` on the bound socket, and on `tcp` if given, with at most
-    /// `connections_max` connections on each, and counts errors in `counters`. Must be called
-    /// within a tokio runtime.
+    /// Serves `routes` on the bound socket and on `tcp`, with the `limits` on each, and counts
+    /// errors in `counters`. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// See [`ServerError`].
     pub async fn start(
         routes: Router,
         socket: BoundSocket,
-        tcp: Option<SocketAddr>,
+        tcp: TcpListeners,
         limits: &ApiLimits,
         counters: Arc<ApiCounters>,
     ) -> Result<Server, ServerError> {
         let (listener, file, users) = socket.into_parts();
         let unix = UnixListener::from_std(listener).map_err(ServerError::Unix)?;
-        let tcp = match tcp {
-            None => None,
-            Some(address) => {
-                let bound = TcpListener::bind(address).await;
-                Some(bound.map_err(|source| ServerError::Tcp { address, source })?)
-            }
-        };
-        let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
+        let (http, admin) = (bind(tcp.http).await?, bind(tcp.admin).await?);
+        let address = |tcp: &Option<TcpListener>| tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
+        let addresses = TcpListeners { http: address(&http), admin: address(&admin) };
         let (stage, stages) = watch::channel(Stage::Open);
         let (routes, routes_now) = watch::channel(routes);
-        let acceptor = |transport| Acceptor {
-            transport,
-            routes: routes_now.clone(),
-            counters: counters.clone(),
-            stages: stages.clone(),
+        let acceptor = |scope, connections_max, transport| Acceptor {
+            gate: Gate {
+                routes: routes_now.clone(),
+                counters: counters.clone(),
+                stages: stages.clone(),
+                scope,
+                transport,
+                body_bytes_max: limits.body_bytes_max,
+            },
             header_timeout: limits.header_timeout,
             half_close_patience: limits.half_close_patience,
-            permits: Arc::new(Semaphore::new(limits.connections_max)),
+            tracker: ConnectionTracker::new(connections_max),
         };
-        let mut tasks =
-            vec![tokio::spawn(acceptor(Transport::Unix).run(Listener::Unix(unix, users), Some(file)))];
-        tasks.extend(tcp.map(|tcp| tokio::spawn(acceptor(Transport::Tcp).run(Listener::Tcp(tcp), None))));
-        Ok(Server { routes, stage, tasks, tcp_address })
+        let all = (Scope::All, limits.connections_max);
+        let mut listeners = vec![(all, Transport::Unix, Listener::Unix(unix, users), Some(file))];
+        listeners.extend(http.map(|tcp| (all, Transport::Tcp, Listener::Tcp(tcp), None)));
+        let probes = (Scope::Probes, PROBE_CONNECTIONS_MAX);
+        listeners.extend(admin.map(|tcp| (probes, Transport::Tcp, Listener::Tcp(tcp), None)));
+        let (mut tasks, mut trackers) = (Vec::new(), Vec::new());
+        for ((scope, connections_max), transport, listener, file) in listeners {
+            let acceptor = acceptor(scope, connections_max, transport);
+            trackers.push(acceptor.tracker.clone());
+            tasks.push(tokio::spawn(acceptor.run(listener, file)));
+        }
+        Ok(Server { routes, stage, tasks, trackers, addresses })
     }
 
-    /// The bound TCP address, with the actual port if 0 was configured.
-    pub fn tcp_address(&self) -> Option<SocketAddr> {
-        self.tcp_address
+    /// The bound TCP addresses, with the actual ports where 0 was configured.
+    pub fn tcp_addresses(&self) -> TcpListeners {
+        self.addresses
     }
 
     /// Replaces the router, including for open connections.
@@ -127,13 +157,38 @@ impl Server {
         drop(self.routes.send_replace(routes));
     }
 
+    /// Goes on serving, but closes each connection after its response, so that clients that keep
+    /// theirs open go elsewhere.
+    pub fn leave(&self) {
+        self.advance(Stage::Leaving);
+    }
+
+    /// Refuses requests with 503 from now on. Probes are answered, and responses in flight
+    /// complete.
+    pub fn refuse_requests(&self) {
+        self.advance(Stage::Refusing);
+    }
+
+    /// Waits up to `patience` until no request is being answered; whether that was so.
+    pub async fn answered(&self, patience: Duration) -> bool {
+        let quiet = async {
+            for tracker in &self.trackers {
+                tracker.quiet().await;
+            }
+        };
+        tokio::time::timeout(patience, quiet).await.is_ok()
+    }
+
     /// Stops accepting, removes the socket, and lets requests in flight finish.
     pub fn drain(&self) {
+        self.advance(Stage::Draining);
+    }
+
+    fn advance(&self, to: Stage) {
         self.stage.send_if_modified(|stage| {
-            *stage < Stage::Draining && {
-                *stage = Stage::Draining;
-                true
-            }
+            let advances = *stage < to;
+            *stage = to.max(*stage);
+            advances
         });
     }
 
@@ -167,6 +222,12 @@ impl Drop for Server {
             task.abort();
         }
     }
+}
+
+async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, ServerError> {
+    let Some(address) = address else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    bound.map(Some).map_err(|source| ServerError::Tcp { address, source })
 }
 
 enum Listener {
@@ -212,47 +273,50 @@ impl Listener {
 
 #[derive(Clone)]
 struct Acceptor {
-    /// Noted on each request.
-    transport: Transport,
-    /// The current router, read for each request.
-    routes: watch::Receiver<Router>,
-    counters: Arc<ApiCounters>,
-    stages: watch::Receiver<Stage>,
+    gate: Gate,
     header_timeout: Duration,
     half_close_patience: Duration,
-    /// One permit per connection. Per listener, because a pending accept holds one.
-    permits: Arc<Semaphore>,
+    /// Per listener, so that one cannot use up the connections of another.
+    tracker: Arc<ConnectionTracker>,
 }
 
 impl Acceptor {
     /// Accepts until the drain begins, then waits for its connections. `file` is removed as
     /// soon as it stops accepting.
-    async fn run(mut self, listener: Listener, file: Option<SocketFile>) {
+    async fn run(self, listener: Listener, file: Option<SocketFile>) {
         let mut connections = JoinSet::new();
-        let mut stages = self.stages.clone();
+        let mut stages = self.gate.stages.clone();
         loop {
             tokio::select! {
                 biased;
                 () = reached(&mut stages, Stage::Draining) => break,
                 // Reaps finished connections. A panic affects only its own connection.
                 Some(_) = connections.join_next() => {}
-                (stream, permit) = self.accept(&listener) => {
-                    connections.spawn(self.clone().serve(stream, permit));
+                stream = self.accept(&listener) => {
+                    connections.spawn(self.clone().serve(stream, self.tracker.admit()));
                 }
             }
         }
-        drop((file, listener));
+        drop(file);
+        // clients in the backlog get an answer
+        let backlog = async {
+            while let Ok(stream) = tokio::time::timeout(BACKLOG_PAUSE, self.accept(&listener)).await {
+                connections.spawn(self.clone().serve(stream, self.tracker.admit()));
+            }
+        };
+        let _ = tokio::time::timeout(BACKLOG_TIMEOUT, backlog).await;
+        drop(listener);
         tokio::select! {
-            () = reached(&mut self.stages, Stage::Closed) => connections.shutdown().await,
+            () = reached(&mut stages, Stage::Closed) => connections.shutdown().await,
             () = async { while connections.join_next().await.is_some() {} } => {}
         }
     }
 
-    async fn accept(&self, listener: &Listener) -> (Box<dyn Stream>, OwnedSemaphorePermit) {
-        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+    async fn accept(&self, listener: &Listener) -> Box<dyn Stream> {
         loop {
+            self.tracker.room().await;
             match listener.accept().await {
-                Ok(Peer::Client(stream)) => return (stream, permit),
+                Ok(Peer::Client(stream)) => return stream,
                 Ok(Peer::Unauthorized(peer)) => self.note_unauthorized(peer),
                 Err(error) => {
                     tracing::warn!("failed to accept a connection: {error}");
@@ -264,7 +328,7 @@ impl Acceptor {
 
     /// Counts an unauthorized peer. Logs at powers of two only, so that peers cannot flood the log.
     fn note_unauthorized(&self, peer: UCred) {
-        let refused = self.counters.count_unauthorized();
+        let refused = self.gate.counters.count_unauthorized();
         if refused.is_power_of_two() {
             let (uid, pid) = (peer.uid(), peer.pid());
             tracing::warn!(uid, pid, refused, "connection refused: the user is not in server.socket_uids");
@@ -272,51 +336,42 @@ impl Acceptor {
     }
 
     /// Serves one connection until it ends.
-    async fn serve(mut self, stream: Box<dyn Stream>, permit: OwnedSemaphorePermit) {
+    async fn serve(self, stream: Box<dyn Stream>, tracked: TrackedConnection) {
         let exchange = Arc::<Exchange>::default();
         let stream = HalfClose::new(stream, exchange.clone(), self.half_close_patience);
         let io = TokioIo::new(WriteStall::new(stream, WRITE_STALL_TIMEOUT));
-        let (routes, counters) = (self.routes, self.counters.clone());
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(self.transport);
+        let service = service_fn(|request: Request<Incoming>| {
             // Here and not in `answer`, which runs only after the parser's next read.
             let request = exchange.begin(request);
-            let router = routes.borrow().clone();
-            answer(router, counters.clone(), exchange.clone(), request)
+            self.gate.answer(tracked.begin_request(), exchange.clone(), request)
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
         builder.max_buf_size(HEAD_BYTES_MAX);
         let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        let mut stages = self.gate.stages.clone();
+        let leaves = async {
+            tokio::select! {
+                () = reached(&mut stages, Stage::Draining) => {}
+                () = tracked.told_to_close() => {}
+            }
+            // closing now would reset a client that has sent its request already
+            tracked.first_request().await;
+        };
         let outcome = tokio::select! {
             outcome = connection.as_mut() => outcome,
-            () = reached(&mut self.stages, Stage::Draining) => {
+            () = leaves => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
         };
         if let Err(error) = outcome {
             if error.is_parse() {
-                self.counters.count_bad_head();
+                self.gate.counters.count_bad_head();
             }
             tracing::debug!("connection closed early: {error}");
         }
-        drop(permit);
     }
-}
-
-/// Routes one request and counts error responses.
-async fn answer(
-    router: Router,
-    counters: Arc<ApiCounters>,
-    exchange: Arc<Exchange>,
-    request: Request<Received<Incoming>>,
-) -> Result<Response<Answered<Body>>, Infallible> {
-    let response = TowerToHyperService::new(router).call(request).await?;
-    if let Some(&code) = response.extensions().get::<ErrorCode>() {
-        counters.count_error(code);
-    }
-    Ok(response.map(|body| Answered::new(body, exchange)))
 }
 
 /// Waits until shutdown has reached `stage` or the server is dropped.

@@ -20,7 +20,7 @@ use super::info_routes;
 /// State of the request handlers.
 struct Starting {
     /// Current startup phase, human-readable.
-    phase: watch::Receiver<&'static str>,
+    phase: watch::Receiver<String>,
     counters: Arc<ApiCounters>,
 }
 
@@ -29,7 +29,7 @@ type Shared = State<Arc<Starting>>;
 /// Builds the router of a starting daemon: live, not ready, with its own metrics. All other
 /// routes return 503 until [`router`](super::router) replaces this one.
 pub fn starting_router(
-    phase: watch::Receiver<&'static str>,
+    phase: watch::Receiver<String>,
     rules: &ApiRules,
     counters: Arc<ApiCounters>,
 ) -> Router {

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::error::CliError;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ConfigProblem};
 
 /// Validates a configuration and prints its effective values with their bounds.
 #[derive(Args, Debug)]
@@ -30,13 +30,21 @@ pub struct CheckConfigArgs {
 pub fn run(args: &CheckConfigArgs, out: &mut impl Write) -> Result<(), CliError> {
     let path = args.file.as_deref().or(args.config.as_deref()).unwrap_or(Path::new(""));
     match (Config::read(path), args.json) {
-        (Ok(config), false) => write!(out, "{}", config.to_toml())?,
+        (Ok(config), false) => {
+            config.warnings().iter().for_each(|warning| eprintln!("specserve: warning: {warning}"));
+            write!(out, "{}", config.to_toml())?;
+        }
         (Ok(config), true) => {
-            writeln!(out, "{:#}", json!({ "valid": true, "config": config.to_table(), "problems": [] }))?;
+            let warnings = listed(&config.warnings());
+            let document =
+                json!({ "valid": true, "config": config.to_table(), "problems": [], "warnings": warnings });
+            writeln!(out, "{document:#}")?;
         }
         (Err(error), false) => return Err(error.into()),
         (Err(error), true) => {
-            writeln!(out, "{:#}", json!({ "valid": false, "config": null, "problems": problems(&error) }))?;
+            let document =
+                json!({ "valid": false, "config": null, "problems": problems(&error), "warnings": [] });
+            writeln!(out, "{document:#}")?;
             return Err(error.into());
         }
     }
@@ -48,8 +56,12 @@ fn problems(error: &ConfigError) -> serde_json::Value {
         let advice = "check the path and its permissions";
         return json!([{ "path": path, "value": null, "what": source.to_string(), "advice": advice }]);
     }
-    let problems = error.problems().iter();
+    listed(error.problems())
+}
+
+fn listed(problems: &[ConfigProblem]) -> serde_json::Value {
     problems
+        .iter()
         .map(|problem| {
             json!({
                 "path": problem.path,

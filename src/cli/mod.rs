@@ -19,6 +19,7 @@ mod host;
 mod inflate;
 mod logging;
 mod measured_profile;
+mod notice;
 mod parse;
 mod private;
 mod profile;

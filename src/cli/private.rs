@@ -2,6 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -9,6 +10,7 @@ use super::client::Client;
 use super::error::CliError;
 use super::host::{DaemonHost, RunningDaemon};
 use super::logging;
+use super::notice::while_starting;
 use crate::config::{Config, LogLevel};
 
 /// Mode of a private directory.
@@ -36,9 +38,12 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
         // the directory's permissions suffice, and the list might exclude this user
         config.server.socket_uids = None;
         config.server.http = None;
+        config.server.admin = None;
+        config.server.drain_delay = Duration::ZERO;
         config.telemetry.log_level = config.telemetry.log_level.min(LogLevel::Warn);
         logging::start(&config.telemetry);
-        let daemon = host.start(config).await.map_err(CliError::Daemon)?;
+        let client = Client::new(&config.server.socket);
+        let daemon = while_starting(&client, host.start(config)).await.map_err(CliError::Daemon)?;
         Client::new(daemon.socket()).wait_until_ready().await?;
         Ok(PrivateDaemon { daemon, _directory: directory })
     }

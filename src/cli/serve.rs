@@ -28,6 +28,7 @@ pub struct ServeArgs {
 pub async fn run<H: DaemonHost>(args: &ServeArgs, host: &H) -> Result<(), CliError> {
     let config = Config::read(&args.config)?;
     logging::start(&config.telemetry);
+    config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let format = config.telemetry.log_format;
     let shutdown = shutdown_signal()?;
     host.run(config, shutdown).await.map_err(|error| {

@@ -129,6 +129,11 @@ impl Config {
         config
     }
 
+    /// What is valid but probably not meant, for the operator.
+    pub fn warnings(&self) -> Vec<ConfigProblem> {
+        rules::warnings(self)
+    }
+
     /// Whether step times are needed: by the policy, or to serve by slack.
     pub fn needs_profile(&self) -> bool {
         self.speculation.policy.needs_profile() || self.scheduler.order == ServiceOrder::Slo

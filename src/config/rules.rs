@@ -1,6 +1,7 @@
 //! Rules across several keys.
 
 use super::Config;
+use super::problem::ConfigProblem;
 use super::reader::Problems;
 use crate::pacing::{LateAction, ServiceOrder};
 
@@ -29,6 +30,22 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
     );
     check_policy(config, problems);
     check_late(config, problems);
+}
+
+/// What works, but not as an operator would expect.
+pub(super) fn warnings(config: &Config) -> Vec<ConfigProblem> {
+    let (connections, scheduler) = (config.server.connections_max, &config.scheduler);
+    let requests = scheduler.running_requests_max as usize + scheduler.queue_requests_max as usize;
+    let unreachable = (connections < requests).then(|| ConfigProblem {
+        path: "server.connections_max".to_owned(),
+        value: Some(connections.to_string()),
+        what: format!(
+            "is less than scheduler.running_requests_max + scheduler.queue_requests_max = {requests}: further \
+             requests are refused while the queue has room"
+        ),
+        advice: "raise it, or leave it out".to_owned(),
+    });
+    unreachable.into_iter().collect()
 }
 
 /// Reports `left > right`, unless one of the two has been reported already.

@@ -22,6 +22,7 @@ const BODY_BYTES_MAX: Integer = Integer::new("body_bytes_max", 1 << 20, 1 << 10,
 /// Connections beside those of requests: health checks, scrapes, clients that keep theirs open.
 const CONNECTIONS_SPARE: usize = 64;
 const CONNECTIONS_MAX: Integer = Integer::new("connections_max", CONNECTIONS_SPARE as u64, 1, 65_536);
+const DRAIN_DELAY_MS: Integer = Integer::new("drain_delay_ms", 0, 0, 600_000);
 const HEADER_TIMEOUT_MS: Integer = Integer::new("header_timeout_ms", 10_000, 100, 600_000);
 const REQUEST_TIMEOUT_MS: Integer = Integer::new("request_timeout_ms", 600_000, 100, 86_400_000);
 const DRAIN_TIMEOUT_MS: Integer = Integer::new("drain_timeout_ms", 30_000, 0, 3_600_000);
@@ -35,6 +36,7 @@ const CORS_ORIGINS: TextList = TextList {
 };
 const UNKNOWN_FIELDS_BOUND: &str = "\"refuse\" or \"ignore\"";
 const HTTP_BOUND: &str = "an address and a port, such as \"127.0.0.1:8000\"";
+const ADMIN_BOUND: &str = "an address and a port, such as \"127.0.0.1:9090\"";
 
 /// What happens to requests with fields that the API does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub struct ServerConfig {
     pub socket_uids: Option<Vec<u32>>,
     /// Additional TCP address to listen on.
     pub http: Option<SocketAddr>,
+    /// TCP address for health, metrics and engine state alone.
+    pub admin: Option<SocketAddr>,
     /// Origins whose web pages may use the API, or `*` for all; `None` for none.
     pub cors_origins: Option<Vec<String>>,
     /// What happens to requests with unknown fields.
@@ -83,7 +87,10 @@ pub struct ServerConfig {
     pub header_timeout: Duration,
     /// Time limit from a request's arrival to its last byte.
     pub request_timeout: Duration,
-    /// Time that requests in flight get after the first signal.
+    /// Time between the first signal, from which on the daemon is not ready, and the first request
+    /// that is refused.
+    pub drain_delay: Duration,
+    /// Time that requests in flight get after that.
     pub drain_timeout: Duration,
 }
 
@@ -104,6 +111,7 @@ impl ServerConfig {
                 .integer_list(&SOCKET_UIDS)
                 .map(|uids| uids.into_iter().map(|uid| uid as u32).collect()),
             http: section.parsed("http", &format!("give {HTTP_BOUND}, or leave it out"), parse_address),
+            admin: section.parsed("admin", &format!("give {ADMIN_BOUND}, or leave it out"), parse_address),
             cors_origins: section.text_list(&CORS_ORIGINS, is_origin),
             unknown_fields: section
                 .parsed("unknown_fields", &format!("give {UNKNOWN_FIELDS_BOUND}"), UnknownFields::parse)
@@ -112,6 +120,7 @@ impl ServerConfig {
             connections_max: connections_max.unwrap_or(CONNECTIONS_SPARE),
             header_timeout: Duration::from_millis(section.integer(&HEADER_TIMEOUT_MS)),
             request_timeout: Duration::from_millis(section.integer(&REQUEST_TIMEOUT_MS)),
+            drain_delay: Duration::from_millis(section.integer(&DRAIN_DELAY_MS)),
             drain_timeout: Duration::from_millis(section.integer(&DRAIN_TIMEOUT_MS)),
         };
         section.finish();
@@ -126,7 +135,7 @@ impl ServerConfig {
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {
-        let http = self.http.map(|address| Value::String(address.to_string()));
+        let address = |address: Option<SocketAddr>| address.map(|some| Value::String(some.to_string()));
         let uids = self.socket_uids.as_ref();
         let uids = uids.map(|uids| Value::Array(uids.iter().map(|&uid| number(uid.into())).collect()));
         let origins = self.cors_origins.as_ref();
@@ -136,13 +145,15 @@ impl ServerConfig {
             Entry::text("socket", self.socket.to_string_lossy(), SOCKET_BOUND),
             Entry::text("socket_mode", format!("{:04o}", self.socket_mode), SOCKET_MODE_BOUND),
             Entry::optional(SOCKET_UIDS.name, uids, SOCKET_UIDS.bound()),
-            Entry::optional("http", http, HTTP_BOUND),
+            Entry::optional("http", address(self.http), HTTP_BOUND),
+            Entry::optional("admin", address(self.admin), ADMIN_BOUND),
             Entry::optional(CORS_ORIGINS.name, origins, CORS_ORIGINS.bound()),
             Entry::text("unknown_fields", self.unknown_fields.name(), UNKNOWN_FIELDS_BOUND),
             Entry::integer(&BODY_BYTES_MAX, self.body_bytes_max as u64),
             Entry::integer(&CONNECTIONS_MAX, self.connections_max as u64),
             Entry::integer(&HEADER_TIMEOUT_MS, self.header_timeout.as_millis() as u64),
             Entry::integer(&REQUEST_TIMEOUT_MS, self.request_timeout.as_millis() as u64),
+            Entry::integer(&DRAIN_DELAY_MS, self.drain_delay.as_millis() as u64),
             Entry::integer(&DRAIN_TIMEOUT_MS, self.drain_timeout.as_millis() as u64),
         ]
     }

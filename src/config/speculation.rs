@@ -1,6 +1,7 @@
 //! `[speculation]`: the policy and its time model.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::Value;
 
@@ -9,6 +10,7 @@ use super::render::Entry;
 use crate::policy::registry::{POLICY_NAMES, PolicyName};
 
 const DRAFT_TOKENS_MAX: Integer = Integer::new("draft_tokens_max", 8, 1, 32);
+const PROFILE_AT_START_MS_MAX: Integer = Integer::new("profile_at_start_ms_max", 5000, 100, 600_000);
 const PROFILE_BOUND: &str = "a file written by `specserve profile`";
 const PROFILE_AT_START_BOUND: &str = "true or false";
 
@@ -24,6 +26,8 @@ pub struct SpeculationConfig {
     /// Whether to profile at startup if the profile is missing or stale. Defaults to true iff
     /// no profile is configured: operators who configure one want an error if it is stale.
     pub profile_at_start: bool,
+    /// Longest time that this may take.
+    pub profile_at_start_max: Duration,
 }
 
 impl SpeculationConfig {
@@ -41,7 +45,9 @@ impl SpeculationConfig {
         let draft_tokens_max = section.integer(&DRAFT_TOKENS_MAX) as u32;
         let profile = section.parsed("profile", &format!("give {PROFILE_BOUND}"), profile);
         let profile_at_start = section.boolean("profile_at_start").unwrap_or(profile.is_none());
-        let config = SpeculationConfig { policy, draft_tokens_max, profile, profile_at_start };
+        let profile_at_start_max = Duration::from_millis(section.integer(&PROFILE_AT_START_MS_MAX));
+        let config =
+            SpeculationConfig { policy, draft_tokens_max, profile, profile_at_start, profile_at_start_max };
         section.finish();
         config
     }
@@ -57,6 +63,7 @@ impl SpeculationConfig {
                 Some(Value::Boolean(self.profile_at_start)),
                 PROFILE_AT_START_BOUND,
             ),
+            Entry::integer(&PROFILE_AT_START_MS_MAX, self.profile_at_start_max.as_millis() as u64),
         ]
     }
 }

@@ -53,6 +53,22 @@ fn unless_the_file_says_there_is_a_connection_for_each_request_that_runs_or_wait
 }
 
 #[test]
+fn fewer_connections_than_requests_are_warned_about() {
+    let warnings = |text: &str| Config::parse(text).expect("valid").warnings();
+    for text in [TINY_CPU_TOML, SMALLEST, include_str!("../../config/h100-8b.toml")] {
+        assert_eq!(warnings(text), []);
+    }
+    assert_eq!(warnings(&tiny_with("connections_max = 352", "connections_max = 288")), []);
+    let warnings = warnings(&tiny_with("connections_max = 352", "connections_max = 287"));
+    assert_eq!(
+        warnings[0].to_string(),
+        "server.connections_max = 287: is less than scheduler.running_requests_max + \
+         scheduler.queue_requests_max = 288: further requests are refused while the queue has room; raise it, \
+         or leave it out"
+    );
+}
+
+#[test]
 fn milliseconds_become_spans_of_time() {
     let config = Config::default_tiny();
     assert_eq!(config.server.header_timeout, Duration::from_secs(10));
@@ -113,7 +129,8 @@ fn the_effective_configuration_parses_back_to_itself() {
     let http = tiny_with("# http =", "http =");
     let uids = tiny_with("# socket_uids =", "socket_uids =");
     let origins = tiny_with("# cors_origins =", "cors_origins =");
-    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http, &uids, &origins] {
+    let admin = tiny_with("# admin =", "admin =");
+    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http, &uids, &origins, &admin] {
         let config = Config::parse(text).expect("valid");
         assert_eq!(Config::parse(&config.to_toml()).expect("its own text is valid"), config);
         let table = config.to_table().to_string();

@@ -34,7 +34,7 @@ where
         + Send
         + 'static,
 {
-    on_phase("loading the models");
+    on_phase.show("loading the models");
     let draft = config.draft.as_ref().and_then(DraftConfig::model);
     let pair = load_pair(&config.target.model, draft)?;
     let plan = ExecutorPlan::of(config, &pair)?;
@@ -42,17 +42,15 @@ where
     let options = engine_options(config, plan.polling(), Arc::new(MonotonicClock::start()));
     let ModelPair { target, draft } = pair;
     let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
-    on_phase(match times.measures() {
-        false => "building the executor",
-        true => "building the executor and measuring step times",
-    });
+    on_phase.show("building the executor");
+    let phase = on_phase.clone();
     let drafts = (config.draft.clone(), config.speculation.policy, policy_options(config));
     let (order, late) = (config.scheduler.order, config.slo.late);
     let engine = Engine::start(
         move || {
             let mut executor = build(plan, weights.0, weights.1)?;
             let (draft, policy, options) = drafts;
-            let profile = times.resolve(executor.as_mut()).map_err(|error| error.to_string())?;
+            let profile = times.resolve(executor.as_mut(), &phase).map_err(|error| error.to_string())?;
             let profile = for_drafter(profile, draft.as_ref());
             let learner =
                 build_policy(policy, profile.as_ref(), &options).map_err(|error| error.to_string())?;
@@ -101,6 +99,7 @@ fn engine_options(config: &Config, polling: Polling, clock: Arc<dyn Clock>) -> E
         },
         clock,
         step_timeout: Micros::from(config.executor.step_timeout),
+        queue_wait_max: Micros::from(config.scheduler.queue_wait_max),
         polling,
     }
 }

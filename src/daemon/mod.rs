@@ -86,7 +86,16 @@ pub struct Daemon {
     engine: Engine,
     server: Server,
     socket: PathBuf,
-    drain_timeout: Duration,
+    drain: DrainTimes,
+}
+
+/// How long the stages of a shutdown take.
+#[derive(Clone, Copy, Debug)]
+struct DrainTimes {
+    /// How long requests are still served, so that load balancers see that it is not ready.
+    delay: Duration,
+    /// How long requests in flight may take after that.
+    timeout: Duration,
 }
 
 impl Daemon {
@@ -106,19 +115,40 @@ impl Daemon {
         &self.socket
     }
 
-    /// Shuts down gracefully: stops accepting, drains running requests within the drain
-    /// timeout, fails the rest, and removes the socket.
+    /// Shuts down gracefully. The daemon is not ready from the start, but serves requests for the
+    /// drain delay; then it refuses new ones, drains those in flight within the drain timeout and
+    /// fails the rest. Probes are answered until all responses have been sent; then it stops
+    /// listening and removes the socket.
     pub async fn shutdown(self) {
-        let Daemon { engine, mut server, drain_timeout, .. } = self;
-        engine.handle().health().drain();
-        server.drain();
-        if !engine.shutdown(drain_timeout).await {
+        let (delay, condition) = (self.drain.delay, self.condition());
+        self.engine.handle().health().leave();
+        self.server.leave();
+        if !delay.is_zero() {
+            tracing::info!(seconds = delay.as_secs_f64(), "not ready; serving until load balancers notice");
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                _ = condition.failed() => {}
+            }
+        }
+        self.finish().await;
+    }
+
+    /// The shutdown from the first request that is refused.
+    async fn finish(self) {
+        let Daemon { engine, mut server, drain, .. } = self;
+        server.refuse_requests();
+        if !engine.drain(drain.timeout).await {
             tracing::warn!("drain timeout exceeded; remaining requests were aborted");
         }
-        if !server.drained(FLUSH_TIMEOUT).await {
+        let answered = server.answered(FLUSH_TIMEOUT).await;
+        server.drain();
+        if !answered || !server.drained(FLUSH_TIMEOUT).await {
             tracing::warn!("some clients did not read their responses in time");
         }
         server.close().await;
+        if !engine.stop().await {
+            tracing::warn!("a thread of the engine had panicked");
+        }
         tracing::info!("shutdown complete");
     }
 
@@ -158,7 +188,7 @@ async fn serve(
             Ok(())
         }
         reason = condition.failed() => {
-            daemon.shutdown().await;
+            daemon.finish().await;
             Err(DaemonError::Failed(reason))
         }
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
-use crate::analyzer::{self, AnalyzerOptions, Progress};
+use super::startup::OnPhase;
+use crate::analyzer::{self, AnalyzerOptions, Progress, StartProfile};
 use crate::config::{Config, DraftConfig};
 use crate::executor::Executor;
 use crate::model::{ModelPair, load_pair};
@@ -16,8 +17,8 @@ use crate::timing::cost_model::LatencyTerms;
 use crate::timing::fit::FitError;
 use crate::timing::profile::{Fingerprint, Profile};
 
-/// What measuring at the start may take. It buys a coarse grid for the embedded pair; what that
-/// gets wrong, the online correction learns.
+/// What measuring at the start takes if all goes well. It buys a coarse grid for the embedded pair;
+/// what that gets wrong, the online correction learns.
 const AT_START_BUDGET: Duration = Duration::from_millis(1500);
 
 /// The text that measured sequences are cut from.
@@ -41,7 +42,7 @@ def is_prime(number):
 into another room an hour before you sleep.
 ";
 
-/// Hears how far the measuring is.
+/// Called with the progress of the measurement.
 pub type OnProgress<'a> = &'a mut (dyn FnMut(Progress) + Send);
 
 /// Measures the machine and the models of `config`. Blocks for about `budget`.
@@ -93,32 +94,38 @@ impl TimeSource {
             Some(Err(error)) => tracing::warn!(%error, "profile not used"),
             None => {}
         }
-        Ok(TimeSource::Measure(Box::new(Measurement::new(plan, pair, AT_START_BUDGET)?)))
-    }
-
-    /// Whether the start takes the time to measure.
-    pub fn measures(&self) -> bool {
-        matches!(self, TimeSource::Measure(_))
+        let limit = Micros::from(speculation.profile_at_start_max);
+        Ok(TimeSource::Measure(Box::new(Measurement::new(plan, pair, AT_START_BUDGET, limit)?)))
     }
 
     /// The profile, measured with `executor` if it has to be. Call it on the device thread.
     ///
     /// # Errors
     /// [`DaemonError::Analyzer`].
-    pub fn resolve(self, executor: &mut dyn Executor) -> Result<Option<Profile>, DaemonError> {
+    pub fn resolve(
+        self,
+        executor: &mut dyn Executor,
+        on_phase: OnPhase<'_>,
+    ) -> Result<Option<Profile>, DaemonError> {
         match self {
             TimeSource::None => Ok(None),
             TimeSource::File(profile) => Ok(Some(*profile)),
-            TimeSource::Measure(measurement) => measurement.at_start(executor).map(Some),
+            TimeSource::Measure(measurement) => measurement.at_start(executor, on_phase).map(Some),
         }
     }
 }
 
 impl Measurement {
-    fn new(plan: &ExecutorPlan, pair: &ModelPair, budget: Duration) -> Result<Measurement, DaemonError> {
+    fn new(
+        plan: &ExecutorPlan,
+        pair: &ModelPair,
+        budget: Duration,
+        limit: Micros,
+    ) -> Result<Measurement, DaemonError> {
         let text = pair.target.tokenizer.encode(TEXT, false);
         let options = AnalyzerOptions {
             budget: Micros::from(budget),
+            limit,
             text: text.map_err(|error| DaemonError::Start(error.to_string()))?,
             sampling: Arc::new(SamplingParams::greedy()),
         };
@@ -134,14 +141,26 @@ impl Measurement {
         Ok(analyzer::analyze(executor, &clock, self.fingerprint, &self.options, on_progress)?)
     }
 
-    fn at_start(self, executor: &mut dyn Executor) -> Result<Profile, DaemonError> {
-        tracing::info!(budget_s = AT_START_BUDGET.as_secs_f64(), "measuring step times");
+    fn at_start(self, executor: &mut dyn Executor, on_phase: OnPhase<'_>) -> Result<Profile, DaemonError> {
+        let (budget, limit) = (self.options.budget, self.options.limit);
+        tracing::info!(
+            budget_s = budget.as_secs_f64(),
+            limit_s = limit.as_secs_f64(),
+            "measuring step times"
+        );
         let clock = MonotonicClock::start();
-        let profile = self.run(executor, &mut |_| {})?;
+        let mut show = |progress: Progress| {
+            on_phase.show(format!("measuring step times: {:.0} %", 100.0 * progress.share));
+        };
+        let measured =
+            analyzer::analyze_at_start(executor, &clock, self.fingerprint, &self.options, &mut show)?;
+        on_phase.show("starting the engine");
+        let StartProfile { profile, doubts, attempts } = measured;
         let mape = |error: Option<FitError>| error.map(|error| error.mape);
         let row_us = |terms: &LatencyTerms| terms.micros.first().copied();
         tracing::info!(
             seconds = clock.now().as_secs_f64(),
+            attempts,
             shapes = profile.points.len(),
             target_us = row_us(&profile.target),
             draft_us = profile.draft.as_ref().and_then(row_us),
@@ -149,6 +168,14 @@ impl Measurement {
             draft_mape = mape(profile.draft_error),
             "measured step times"
         );
+        if !doubts.is_empty() {
+            tracing::warn!(
+                doubts = doubts.join("; "),
+                "step times could not be measured reliably; speculation starts from a cautious model and \
+                 learns from there. Measure with `specserve profile` when the machine is idle and set \
+                 speculation.profile, or raise speculation.profile_at_start_ms_max"
+            );
+        }
         Ok(profile)
     }
 }
@@ -200,7 +227,7 @@ fn measure(
     budget: Duration,
     on_progress: OnProgress<'_>,
 ) -> Result<Profile, DaemonError> {
-    let measurement = Measurement::new(plan, pair, budget)?;
+    let measurement = Measurement::new(plan, pair, budget, AnalyzerOptions::NO_LIMIT)?;
     let draft = pair.draft.as_ref().map(|model| model.loaded.clone());
     let (plan, target) = (plan.clone(), pair.target.loaded.clone());
     let run = move || -> Result<Profile, DaemonError> {
@@ -217,6 +244,7 @@ fn measure(
 
 #[cfg(test)]
 mod tests {
+    use super::super::startup::Phase;
     use super::*;
     use crate::config::SchedulerConfig;
     use crate::pacing::ServiceOrder;
@@ -248,7 +276,7 @@ mod tests {
         let source = TimeSource::of(&config, &plan, &pair)?;
         let (target, draft) = (pair.target.loaded, pair.draft.map(|model| model.loaded));
         let mut executor = plan.build(target, draft).map_err(DaemonError::Start)?;
-        source.resolve(executor.as_mut())
+        source.resolve(executor.as_mut(), &Phase::default())
     }
 
     fn planned(config: &Config) -> (ExecutorPlan, ModelPair) {

@@ -75,7 +75,7 @@ impl Backend for EngineBackend {
     fn health(&self) -> Health {
         match self.handle.health().get() {
             Condition::Serving => Health::default(),
-            Condition::Draining => {
+            Condition::Leaving | Condition::Draining => {
                 Health { not_ready: Some("the server is shutting down".to_owned()), ..Health::default() }
             }
             Condition::Failed(reason) => Health { not_live: Some(reason.clone()), not_ready: Some(reason) },

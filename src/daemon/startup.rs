@@ -1,8 +1,8 @@
 //! Startup: from the bound socket to the running engine.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::http::HeaderValue;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -10,20 +10,39 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::served::EngineBackend;
-use super::{Daemon, DaemonError};
+use super::{Daemon, DaemonError, DrainTimes};
 use crate::actors::Engine;
 use crate::api::{
-    self, ApiCounters, ApiLimits, ApiRules, BoundSocket, Server, SocketOptions, router, starting_router,
+    self, ApiCounters, ApiLimits, ApiRules, BoundSocket, OVERFLOW_CONNECTIONS_MAX, Server, SocketOptions,
+    TcpListeners, router, starting_router,
 };
 use crate::config::{Config, ServerConfig, UnknownFields};
 
-/// Called with the current phase, which completes "the daemon is starting: …".
-pub(super) type OnPhase<'a> = &'a dyn Fn(&'static str);
+/// Shows what the startup is doing; completes "the daemon is starting: …".
+#[derive(Clone, Debug)]
+pub(super) struct Phase(watch::Sender<String>);
+
+impl Phase {
+    /// Shows a new phase.
+    pub fn show(&self, now: impl Into<String>) {
+        self.0.send_replace(now.into());
+    }
+}
+
+#[cfg(test)]
+impl Default for Phase {
+    fn default() -> Phase {
+        Phase(watch::Sender::new(String::new()))
+    }
+}
+
+/// What an assembly reports its phases to.
+pub(super) type OnPhase<'a> = &'a Phase;
 
 /// Result of the assembly.
 pub(super) type Assembled = Result<(Engine, EngineBackend), DaemonError>;
 
-/// Open files beside the connections: models, sockets, pipes, logs.
+/// Open files beside the connections: models, sockets, probes, pipes, logs.
 const OTHER_FILES: u64 = 128;
 
 /// Raises the process's limit of open files to the most it may have, and warns if that does not do
@@ -62,7 +81,7 @@ pub(super) struct StartingDaemon {
     limits: ApiLimits,
     rules: ApiRules,
     counters: Arc<ApiCounters>,
-    drain_timeout: Duration,
+    drain: DrainTimes,
     assembling: JoinHandle<Assembled>,
 }
 
@@ -84,7 +103,7 @@ impl StartingDaemon {
         };
         let bound = BoundSocket::bind(&options)?;
         let listeners = 1 + usize::from(config.server.http.is_some());
-        allow_open_files(listeners * config.server.connections_max);
+        allow_open_files(listeners * (config.server.connections_max + OVERFLOW_CONNECTIONS_MAX));
         let limits = ApiLimits {
             body_bytes_max: config.server.body_bytes_max,
             header_timeout: config.server.header_timeout,
@@ -94,18 +113,21 @@ impl StartingDaemon {
         };
         let rules = api_rules(&config.server);
         let counters = Arc::<ApiCounters>::default();
-        let (phase, phases) = watch::channel("initializing");
+        let tcp = TcpListeners { http: config.server.http, admin: config.server.admin };
+        let (phase, phases) = watch::channel("initializing".to_owned());
         let routes = starting_router(phases, &rules, counters.clone());
-        let server = Server::start(routes, bound, config.server.http, &limits, counters.clone()).await?;
-        let tcp = server.tcp_address().map(tracing::field::display);
-        tracing::info!(socket = %socket.display(), tcp, "listening; starting the engine");
-        let drain_timeout = config.server.drain_timeout;
-        let assembling = tokio::task::spawn_blocking(move || {
-            assemble(&config, &|now| {
-                phase.send_replace(now);
-            })
-        });
-        Ok(StartingDaemon { server, socket, limits, rules, counters, drain_timeout, assembling })
+        let server = Server::start(routes, bound, tcp, &limits, counters.clone()).await?;
+        let shown = |address: Option<SocketAddr>| address.map(tracing::field::display);
+        let TcpListeners { http, admin } = server.tcp_addresses();
+        tracing::info!(
+            socket = %socket.display(),
+            tcp = shown(http),
+            admin = shown(admin),
+            "listening; starting the engine"
+        );
+        let drain = DrainTimes { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
+        let assembling = tokio::task::spawn_blocking(move || assemble(&config, &Phase(phase)));
+        Ok(StartingDaemon { server, socket, limits, rules, counters, drain, assembling })
     }
 
     /// Waits for the engine. Cancel-safe.
@@ -126,10 +148,10 @@ impl StartingDaemon {
                 return Err(error);
             }
         };
-        let StartingDaemon { server, socket, limits, rules, counters, drain_timeout, .. } = self;
+        let StartingDaemon { server, socket, limits, rules, counters, drain, .. } = self;
         server.route_to(router(Arc::new(served), limits, rules, counters));
         tracing::info!("serving");
-        Ok(Daemon { engine, server, socket, drain_timeout })
+        Ok(Daemon { engine, server, socket, drain })
     }
 
     /// Aborts startup and removes the socket. An engine under construction cannot be stopped;

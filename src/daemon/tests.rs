@@ -94,6 +94,45 @@ async fn a_daemon_that_starts_is_live_not_ready_and_refuses_at_once_then_serves(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_is_not_ready_first_then_refuses_requests_and_shows_metrics_to_the_end() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let mut config = config(directory.path());
+    config.server.drain_delay = Duration::from_millis(400);
+    let daemon = Daemon::start(config).await.expect("it starts");
+    let client = Client::new(&directory.path().join("s"));
+    let long =
+        json!({ "model": "tiny", "prompt": "Once", "max_tokens": 1500, "ignore_eos": true, "stream": true });
+    let mut stream = client.stream("/v1/completions", &long).await.expect("it starts");
+    stream.next().await.expect("a token");
+    let shutdown = tokio::spawn(daemon.shutdown());
+    let refused = async |path| match client.get(path).await {
+        Err(ClientError::Refused { status: 503, .. }) => true,
+        Ok(_) => false,
+        Err(error) => panic!("{path}: {error}"),
+    };
+    let in_time = async {
+        while !refused("/health/ready").await {}
+        assert_eq!(
+            client.post("/v1/completions", &request()).await.expect("served")["object"],
+            "text_completion"
+        );
+        while !refused("/v1/models").await {}
+    };
+    tokio::time::timeout(Duration::from_secs(10), in_time).await.expect("the stages come in time");
+    let error = client.post("/v1/completions", &request()).await.expect_err("it drains");
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
+    let page = client.get("/metrics").await.expect("metrics");
+    assert!(
+        page.contains("specserve_requests_running 1") && page.contains("code=\"shutting_down\"} "),
+        "{page}"
+    );
+    client.get("/health/live").await.expect("it is live");
+    while stream.next().await.expect("it may finish").is_some() {}
+    shutdown.await.expect("it ends");
+    assert!(!directory.path().join("s").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_asks_for_the_model_waits_for_the_start() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let (mut starting, go) = starting(directory.path()).await;

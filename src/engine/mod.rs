@@ -97,8 +97,8 @@ impl EngineCore {
         plan
     }
 
-    /// The terminal events of requests that the last [`begin`](Self::begin) refused because their
-    /// first token cannot be in time any more.
+    /// The terminal events of requests that the last [`begin`](Self::begin) refused: see
+    /// [`Scheduler::take_refused`].
     pub fn take_refused(&mut self) -> Vec<Delivery> {
         self.scheduler.take_refused()
     }

@@ -3,13 +3,14 @@
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::embedded::{self, EmbeddedFile};
-use super::{ModelError, ModelSource, TensorBytes};
+use super::{ModelError, ModelSource, TensorBytes, TensorFile};
 use crate::protocol::ModelRole;
 
 /// Largest configuration, tokenizer or template file, in bytes. The largest tokenizers in
@@ -144,6 +145,30 @@ impl ModelFiles {
     }
 }
 
+/// A weight file in memory.
+struct MappedFile(memmap2::Mmap);
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl TensorFile for MappedFile {
+    #[cfg(unix)]
+    #[expect(unsafe_code, reason = "memmap2 cannot know that the pages are those of a file")]
+    fn give_back(&self, range: Range<usize>) {
+        let advice = memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: the mapping is private, of a file, and never written. Pages that are dropped are
+        // read from the file again, with the bytes that they had, under the same condition as in
+        // `map_file`: no process modifies the file.
+        let given = unsafe { self.0.unchecked_advise_range(advice, range.start, range.len()) };
+        if let Err(error) = given {
+            tracing::debug!(%error, "weights stay in memory after they were copied");
+        }
+    }
+}
+
 #[expect(unsafe_code, reason = "memory maps are unsafe by nature; the only one is here")]
 fn map_file(path: &Path) -> Result<TensorBytes, ModelError> {
     let file = File::open(path).map_err(|source| io_error(path, source))?;
@@ -151,7 +176,7 @@ fn map_file(path: &Path) -> Result<TensorBytes, ModelError> {
     // process modifies the file, the weights change; if it truncates the file, a read
     // raises SIGBUS. `load` documents that operators must do neither.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
-    Ok(Arc::new(map))
+    Ok(Arc::new(MappedFile(map)))
 }
 
 fn find(files: &[EmbeddedFile], name: &str) -> Option<&'static [u8]> {

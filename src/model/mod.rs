@@ -32,6 +32,7 @@ pub use mismatch::Mismatch;
 pub use pair::same_token_list;
 pub use source::ModelSource;
 pub use spec::{
-    Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
+    Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor,
+    TensorBytes, TensorFile,
 };
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerError};

@@ -114,8 +114,20 @@ impl Dtype {
     }
 }
 
-/// Backing bytes of tensors: a mapped file or embedded data.
-pub type TensorBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+/// Where the bytes of tensors are: in a mapped file, in the program, or in memory.
+pub trait TensorFile: AsRef<[u8]> + Send + Sync {
+    /// Frees the memory that holds `range` of a mapped file, as far as the system can. The bytes
+    /// stay readable: they come from the file again. Without effect on bytes that are no file's.
+    fn give_back(&self, range: Range<usize>) {
+        let _ = range;
+    }
+}
+
+impl TensorFile for Vec<u8> {}
+impl TensorFile for &'static [u8] {}
+
+/// Backing bytes of tensors.
+pub type TensorBytes = Arc<dyn TensorFile>;
 
 /// A row-major matrix or vector, borrowed from its file. The bytes may be unaligned.
 #[derive(Clone)]
@@ -134,6 +146,12 @@ impl Tensor {
     /// The stored bytes.
     pub fn bytes(&self) -> &[u8] {
         &(*self.file).as_ref()[self.range.clone()]
+    }
+
+    /// Frees the memory that mirrors the file, for one who has made a copy of the tensor: see
+    /// [`TensorFile::give_back`].
+    pub fn give_back(&self) {
+        self.file.give_back(self.range.clone());
     }
 
     /// Number of elements.

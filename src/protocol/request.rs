@@ -83,6 +83,15 @@ pub enum RequestFailure {
         /// The objective.
         ttft: Micros,
     },
+    /// No step could take the request in within the time that it may wait. No token was sent.
+    #[error(
+        "the server is overloaded: the request waited {} ms for its turn, the most it may (scheduler.queue_wait_ms_max)",
+        wait_max.as_millis_f64()
+    )]
+    Overdue {
+        /// The longest wait.
+        wait_max: Micros,
+    },
     /// The drain timeout of a shutdown has passed.
     #[error("the server is shutting down")]
     ShuttingDown,

@@ -34,8 +34,8 @@ use crate::kv::{BlockPool, PoolUsage};
 use crate::pacing::{Pacer, ServiceOrder};
 use crate::policy::Scratch;
 use crate::protocol::{
-    DrafterNeeds, ExecutorInfo, GenerationRequest, RequestFailure, RequestId, StepReport, Termination,
-    TokenEvent, blocks_for,
+    DrafterNeeds, ExecutorInfo, GenerationRequest, Micros, RequestFailure, RequestId, StepReport,
+    Termination, TokenEvent, blocks_for,
 };
 use crate::step::{Delivery, StepPlan};
 
@@ -132,6 +132,8 @@ pub struct Scheduler {
     /// Serves by slack; `None`: first come, first served.
     pacing: Option<Pacing>,
     is_paced: bool,
+    /// How long a request may wait for the first step that includes it; `None`: forever.
+    queue_wait_max: Option<Micros>,
     /// Terminal events of requests that planning refused.
     refused: Vec<Delivery>,
     /// Whether there may be full blocks that the last commit left to be published.
@@ -164,6 +166,7 @@ impl Scheduler {
             policy_scratch: Scratch::default(),
             pacing: None,
             is_paced: false,
+            queue_wait_max: None,
             refused: Vec::new(),
             unpublished: false,
             steps: 0,
@@ -177,6 +180,12 @@ impl Scheduler {
     #[must_use]
     pub fn paced(self, pacer: Pacer) -> Scheduler {
         Scheduler { pacing: Some(Pacing::new(pacer)), is_paced: true, ..self }
+    }
+
+    /// Refuses requests that no step has included so long after their arrival.
+    #[must_use]
+    pub fn with_queue_wait(self, most: Micros) -> Scheduler {
+        Scheduler { queue_wait_max: Some(most), ..self }
     }
 
     /// Learns what steps cost, if there is a pacer.
@@ -236,8 +245,8 @@ impl Scheduler {
         Some((id, sequence.ended(ending)))
     }
 
-    /// The terminal events of requests that the last [`plan`](Self::plan) refused because their
-    /// first token cannot be in time any more.
+    /// The terminal events of requests that the last [`plan`](Self::plan) refused: their first
+    /// token cannot be in time any more, or they have waited too long.
     pub fn take_refused(&mut self) -> Vec<Delivery> {
         std::mem::take(&mut self.refused)
     }
@@ -306,6 +315,21 @@ impl Scheduler {
         let sequences = || self.running.iter().chain(self.waiting.iter());
         self.target_pool.assert_conserved(sequences().map(|sequence| &sequence.target.table));
         self.drafts.pool.assert_conserved(sequences().map(|sequence| &sequence.draft.table));
+    }
+
+    /// Ends the requests that no step has included within the longest wait. One that has started
+    /// and was preempted keeps its turn: its caller has tokens already.
+    fn refuse_overdue(&mut self, now: Micros) {
+        let Some(wait_max) = self.queue_wait_max else { return };
+        let overdue = |sequence: &&Sequence| {
+            !sequence.has_started() && now.saturating_sub(sequence.request.arrival) >= wait_max
+        };
+        let ids: Vec<RequestId> =
+            self.waiting.iter().filter(overdue).map(|sequence| sequence.request.id).collect();
+        for id in ids {
+            let refusal = self.end(id, Termination::Failed(RequestFailure::Overdue { wait_max }));
+            self.refused.extend(refusal);
+        }
     }
 
     /// Drops the row buffers, so that the next plan is made from scratch.

@@ -51,6 +51,7 @@ impl Scheduler {
     /// When a step is in flight already.
     pub fn plan(&mut self, now: Micros, policy: &Arc<dyn Policy>) -> Option<StepPlan> {
         assert!(self.in_flight.is_none(), "a second step was planned before the first was committed");
+        self.refuse_overdue(now);
         let mut pacing = self.pacing.take();
         match &mut pacing {
             None => self.admit(),

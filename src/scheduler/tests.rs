@@ -79,6 +79,37 @@ fn when_blocks_run_out_the_newest_is_recomputed_and_nothing_is_said_twice() {
 }
 
 #[test]
+fn a_request_that_waits_longer_than_it_may_is_refused_in_either_order() {
+    for pacer in [None, Some(timed::pacer())] {
+        let mut timed = timed::Timed::new(timed::limits(1), pacer);
+        let wait_max = Micros::from_millis(100);
+        timed.core.scheduler_mut().queue_wait_max = Some(wait_max);
+        let long = GenerationRequest { max_tokens: 200, ..timed::request(1, 64) };
+        let soon = GenerationRequest { arrival: Micros::from_millis(1_360), ..timed::request(3, 64) };
+        timed.serve(vec![long, timed::request(2, 64), soon]);
+        let overdue = TokenEvent::Failed(RequestFailure::Overdue { wait_max });
+        assert_eq!(timed.ends[0], (RequestId(2), overdue));
+        assert!(timed.summary(1).times.last_token > Micros::from_millis(1_360), "it held the only slot");
+        assert!(timed.summary(3).queue_time() < wait_max, "its turn came in time");
+    }
+}
+
+#[test]
+fn a_preempted_request_waits_for_its_turn_however_long_that_takes() {
+    let mut game = Game::new(12, 4);
+    game.core.scheduler_mut().queue_wait_max = Some(Micros::from_millis(5));
+    let requests: Vec<_> = (0..4).map(|id| request(id, 30, 60)).collect();
+    for request in &requests {
+        game.arrive(request.clone());
+    }
+    game.play_out();
+    assert!(game.core.scheduler().gauges().preemptions > 0, "the pool was meant to be too small");
+    for request in &requests {
+        assert_eq!(game.outputs[&request.id], expect(&game, request));
+    }
+}
+
+#[test]
 fn a_request_that_fits_the_pool_exactly_is_served() {
     let mut game = Game::new(4, 8);
     assert_eq!(game.core.scheduler().check_size(40, 24), Ok(()));

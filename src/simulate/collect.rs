@@ -130,7 +130,8 @@ impl Collector {
                 }
                 TokenEvent::Finished { summary, .. } => self.finish(*id, summary),
                 TokenEvent::Failed(RequestFailure::Late { .. }) => self.refuse_late(*id),
-                // nothing in a simulation cancels a request, and its logits are always finite
+                // nothing in a simulation cancels a request or bounds its wait, and its logits are
+                // always finite
                 TokenEvent::Failed(failure) => unreachable!("request {id} failed: {failure}"),
             }
         }

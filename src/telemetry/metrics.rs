@@ -70,6 +70,8 @@ pub enum RejectionReason {
     Infeasible,
     /// The queue would delay the first token past its objective.
     TooLate,
+    /// The request waited longer than any request may.
+    QueueTimeout,
 }
 
 /// The engine's metrics. Owned by the SLO monitor.
@@ -97,6 +99,7 @@ pub(super) struct Failures {
     pub(super) too_large: u64,
     pub(super) infeasible: u64,
     pub(super) too_late: u64,
+    pub(super) queue_timeout: u64,
 }
 
 /// Latency histograms.
@@ -230,6 +233,7 @@ impl Metrics {
             RejectionReason::TooLarge => &mut self.failures.too_large,
             RejectionReason::Infeasible => &mut self.failures.infeasible,
             RejectionReason::TooLate => &mut self.failures.too_late,
+            RejectionReason::QueueTimeout => &mut self.failures.queue_timeout,
         } += 1;
     }
 
@@ -281,11 +285,12 @@ impl Metrics {
     }
 
     /// Counts a request that failed or was cancelled after admission. One that became late in the
-    /// queue counts as rejected.
+    /// queue, or waited there too long, counts as rejected.
     pub fn record_failed(&mut self, failure: &RequestFailure) {
         let count = match failure {
             RequestFailure::Cancelled => &mut self.failures.cancelled,
             RequestFailure::Late { .. } => return self.record_rejected(RejectionReason::TooLate),
+            RequestFailure::Overdue { .. } => return self.record_rejected(RejectionReason::QueueTimeout),
             RequestFailure::ShuttingDown => &mut self.failures.shutting_down,
             RequestFailure::Numerical => &mut self.failures.numerical,
             RequestFailure::Engine(_) => &mut self.failures.engine,

@@ -89,6 +89,7 @@ impl Metrics {
             ("too_large", failures.too_large),
             ("slo_infeasible", failures.infeasible),
             ("slo_too_late", failures.too_late),
+            ("queue_timeout", failures.queue_timeout),
         ] {
             page.sample(&[("reason", reason)], count);
         }

@@ -161,16 +161,22 @@ fn failures_and_refusals_are_counted_by_reason() {
     metrics.record_failed(&RequestFailure::Cancelled);
     metrics.record_failed(&RequestFailure::Engine("gone".into()));
     metrics.record_failed(&RequestFailure::Late { ttft: Micros(1000) });
+    metrics.record_failed(&RequestFailure::Overdue { wait_max: Micros(1000) });
     metrics.record_rejected(RejectionReason::QueueFull);
     metrics.record_rejected(RejectionReason::QueueFull);
     let page = metrics.render();
-    for (reason, count) in
-        [("cancelled", 1), ("engine_error", 1), ("slo_too_late", 1), ("queue_full", 2), ("too_large", 0)]
-    {
+    for (reason, count) in [
+        ("cancelled", 1),
+        ("engine_error", 1),
+        ("slo_too_late", 1),
+        ("queue_timeout", 1),
+        ("queue_full", 2),
+        ("too_large", 0),
+    ] {
         let line = format!("specserve_request_failure_total{{reason=\"{reason}\"}} {count}");
         assert!(page.lines().any(|seen| seen == line), "no {line} in\n{page}");
     }
-    assert_eq!((metrics.summary().counters.failed, metrics.summary().counters.rejected), (2, 3));
+    assert_eq!((metrics.summary().counters.failed, metrics.summary().counters.rejected), (2, 4));
 }
 
 #[test]

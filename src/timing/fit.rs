@@ -35,6 +35,9 @@ const HUBER_SIGMAS: f64 = 1.345;
 const SIGMA_PER_MAD: f64 = 1.4826;
 /// Most that a drafting round adds, in calls of one row; about one on a CPU.
 const ROUND_CALLS_MAX: f64 = 1.5;
+/// No pass takes less than this share of the fastest one measured, whose context explains no more
+/// of its time. Without it a few disturbed measurements make a row nearly free.
+const FASTEST_SHARE_MIN: f64 = 0.5;
 /// Keeps the normal equations solvable when two columns say the same.
 const RIDGE: f64 = 1e-10;
 
@@ -227,7 +230,8 @@ impl System {
         let fastest = self.measured.iter().copied().fold(f64::INFINITY, f64::min);
         let (micros, linear) = plain.split_at(self.sizes.all.len());
         let drafts = self.role == ModelRole::Draft;
-        let mut micros: Vec<f64> = micros.iter().map(|&value| value.max(fastest * 1e-3)).collect();
+        let mut micros: Vec<f64> =
+            micros.iter().map(|&value| value.max(fastest * FASTEST_SHARE_MIN)).collect();
         make_monotone(&mut micros, &vec![1.0; self.sizes.all.len()]);
         let round_us = if drafts { bounded_round_us(&mut micros, linear[PREFILL_STEP]) } else { 0.0 };
         let (rows, micros) = self.sizes.staircase(&micros);
@@ -430,6 +434,19 @@ mod tests {
         for (rows, micros) in [(1000, 1524.0), (600, 1140.0), (400, 1012.0), (257, 884.0)] {
             assert!((found.rows_us(rows) - micros).abs() < 1.0, "{rows}: {}", found.rows_us(rows));
         }
+    }
+
+    #[test]
+    fn a_row_is_never_nearly_free_however_disturbed_the_measurements_are() {
+        let mut points = measured(&truth(Between::Interpolate), 0.0);
+        // of single rows only those with much context are undisturbed
+        let disturbed = |point: &&mut ProfilePoint| point.rows == 1 && point.context_tokens < 1000;
+        points.iter_mut().filter(disturbed).for_each(|point| point.micros += 14_000.0);
+        let long = |point: &&mut ProfilePoint| point.context_tokens > 1000;
+        points.iter_mut().filter(long).for_each(|point| point.micros *= 9.0);
+        let fastest = points.iter().map(|point| point.micros).fold(f64::INFINITY, f64::min);
+        let found = fit(&points, ModelRole::Target, Between::Interpolate, 0).unwrap();
+        assert!(found.terms.micros[0] >= 0.5 * fastest, "{} of {fastest}", found.terms.micros[0]);
     }
 
     #[test]

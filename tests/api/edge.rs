@@ -157,7 +157,7 @@ async fn probes_are_logged_at_debug() {
 
 /// Posts over TCP; the status.
 async fn post_on_tcp(fixture: &Fixture, headers: &str, body: &str) -> String {
-    let mut client = TcpStream::connect(fixture.server.tcp_address().unwrap()).await.unwrap();
+    let mut client = TcpStream::connect(fixture.server.tcp_addresses().http.unwrap()).await.unwrap();
     let head = format!(
         "POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
         body.len()

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use specserve::api::{
     ApiCounters, ApiLimits, ApiRules, Backend, BackendInfo, BoundSocket, ChatMessage, ClassInfo, Health,
-    SamplingDefaults, Server, SocketOptions, TextDecoder, TextError, TextModel, router,
+    SamplingDefaults, Server, SocketOptions, TcpListeners, TextDecoder, TextError, TextModel, router,
 };
 use specserve::protocol::{
     AdmissionError, Clock, FinishReason, Generation, Micros, MonotonicClock, RequestFailure, RequestId,
@@ -288,7 +288,8 @@ impl Fixture {
             told,
         });
         let bound = BoundSocket::bind(&SocketOptions { path: socket.clone(), mode: 0o600, users }).unwrap();
-        let tcp = Some("127.0.0.1:0".parse().unwrap());
+        let any_port = Some("127.0.0.1:0".parse().unwrap());
+        let tcp = TcpListeners { http: any_port, admin: any_port };
         let counters = Arc::<ApiCounters>::default();
         let router = router(engine.clone(), limits.clone(), rules, counters.clone());
         let server = Server::start(router, bound, tcp, &limits, counters).await.unwrap();

@@ -55,7 +55,7 @@ async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(fixture: &mut Fixture, m
 async fn a_client_that_only_closes_its_sending_side_gets_its_answer_and_the_connection_ends() {
     let mut fixture = Fixture::start(Script::Hang(vec![vec![65]])).await;
     let unix = UnixStream::connect(&fixture.socket).await.unwrap();
-    let tcp = TcpStream::connect(fixture.server.tcp_address().unwrap()).await.unwrap();
+    let tcp = TcpStream::connect(fixture.server.tcp_addresses().http.unwrap()).await.unwrap();
     for reply in [half_closed(&mut fixture, tcp).await, half_closed(&mut fixture, unix).await] {
         assert!(reply.starts_with("HTTP/1.1 200 ") && reply.contains("\"text\":\"A\""), "{reply}");
     }
@@ -65,7 +65,7 @@ async fn a_client_that_only_closes_its_sending_side_gets_its_answer_and_the_conn
 async fn a_client_that_leaves_over_tcp_cancels_its_request_and_one_that_stays_is_only_probed() {
     let limits = ApiLimits { half_close_patience: Duration::from_millis(50), ..ApiLimits::default() };
     let mut fixture = Fixture::with_limits(Script::Hang(vec![vec![65]]), limits).await;
-    let address = fixture.server.tcp_address().unwrap();
+    let address = fixture.server.tcp_addresses().http.unwrap();
     let tcp = TcpStream::connect(address).await.unwrap();
     let reply = half_closed(&mut fixture, tcp).await;
     assert!(reply.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 "), "{reply}");

@@ -7,4 +7,5 @@ mod client;
 mod edge;
 mod fake;
 mod lifecycle;
+mod overload;
 mod routes;

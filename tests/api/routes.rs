@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::{Method, StatusCode};
 use serde_json::json;
-use specserve::api::{ApiLimits, ApiRules, Health, starting_router};
+use specserve::api::{ApiRules, Health, starting_router};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -81,7 +81,7 @@ async fn the_health_routes_of_other_servers_mean_readiness() {
     assert_eq!(ask().await, [StatusCode::OK; 3]);
     fixture.engine.set_health(Health { not_live: None, not_ready: Some("loading weights".into()) });
     assert_eq!(ask().await, [StatusCode::SERVICE_UNAVAILABLE; 3]);
-    let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
+    let (_phase, phases) = tokio::sync::watch::channel("the tests are running".to_owned());
     fixture.server.route_to(starting_router(phases, &ApiRules::default(), Arc::default()));
     assert_eq!(ask().await, [StatusCode::SERVICE_UNAVAILABLE; 3]);
 }
@@ -127,7 +127,7 @@ async fn tokenize_and_detokenize_are_inverse() {
 
 /// The raw response, including the head.
 async fn get_on_tcp(fixture: &Fixture, path: &str) -> String {
-    let mut client = TcpStream::connect(fixture.server.tcp_address().unwrap()).await.unwrap();
+    let mut client = TcpStream::connect(fixture.server.tcp_addresses().http.unwrap()).await.unwrap();
     let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     client.write_all(head.as_bytes()).await.unwrap();
     let mut reply = String::new();
@@ -177,26 +177,10 @@ async fn new_routes_answer_on_connections_that_are_open_already() {
         Reply::read(sender.send_request(request).await.unwrap()).await
     };
     assert_eq!(ask().await.status, StatusCode::OK);
-    let (_phase, phases) = tokio::sync::watch::channel("the tests are running");
+    let (_phase, phases) = tokio::sync::watch::channel("the tests are running".to_owned());
     fixture.server.route_to(starting_router(phases, &ApiRules::default(), Arc::default()));
     let refused = ask().await;
     let reason = json!("the daemon is starting: the tests are running");
     assert_eq!((refused.status.as_u16(), &refused.json()["error"]["message"]), (503, &reason));
     assert_eq!(refused.headers["retry-after"], "1");
-}
-
-#[tokio::test]
-async fn at_the_bound_of_connections_the_next_one_waits() {
-    let limits = ApiLimits { connections_max: 1, ..ApiLimits::default() };
-    let fixture = Fixture::with_limits(Script::text("ok", 1), limits).await;
-    let mut first = connect(&fixture.socket).await;
-    let live = || request(Method::GET, "/health/live", &[], "");
-    assert!(first.send_request(live()).await.unwrap().status().is_success());
-    let mut second = connect(&fixture.socket).await;
-    let mut waiting = std::pin::pin!(second.send_request(live()));
-    assert!(futures::poll!(&mut waiting).is_pending());
-    first.send_request(live()).await.unwrap();
-    assert!(futures::poll!(&mut waiting).is_pending());
-    drop(first);
-    assert!(waiting.await.unwrap().status().is_success());
 }

@@ -24,6 +24,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::notice::StartNotice;
 pub use error::ClientError;
 pub use sse::{EVENT_BYTES_MAX, SseError, SseParser};
 
@@ -36,6 +37,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(660);
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const READY_POLL: Duration = Duration::from_millis(20);
+/// A starting daemon that says nothing new for so long is taken to hang. Some phases, such as
+/// reading many gigabytes of weights, take minutes.
+const STALL_TIMEOUT: Duration = Duration::from_secs(600);
 /// Poll interval while a daemon is starting; it may be profiling its machine.
 const STARTING_POLL: Duration = Duration::from_millis(100);
 
@@ -93,20 +97,43 @@ impl Client {
         })
     }
 
-    /// Like [`get_json`](Self::get_json), but waits for a daemon that is still starting.
+    /// Like [`get_json`](Self::get_json), but waits for a daemon that is still starting, as long
+    /// as it makes progress, and tells the user on the terminal what it is doing.
     ///
     /// # Errors
-    /// [`ClientError`]; [`ClientError::Timeout`] if startup takes longer than a minute.
+    /// [`ClientError`]; [`ClientError::Timeout`] if the start makes no progress for ten minutes.
     pub async fn get_json_once_started(&self, path: &str) -> Result<Value, ClientError> {
-        let started = async {
-            loop {
-                match self.get_json(path).await {
-                    Err(error) if error.is_starting() => tokio::time::sleep(STARTING_POLL).await,
-                    answer => return answer,
-                }
+        self.once_started(path, STALL_TIMEOUT).await
+    }
+
+    async fn once_started(&self, path: &str, stall_timeout: Duration) -> Result<Value, ClientError> {
+        let mut notice = StartNotice::new();
+        let mut phase = String::new();
+        let mut since = tokio::time::Instant::now();
+        loop {
+            let error = match self.get_json(path).await {
+                Err(error) if error.is_starting() => error,
+                answer => return answer,
+            };
+            let ClientError::Refused { message, .. } = error else { return Err(error) };
+            if message != phase {
+                notice.show(&message);
+                (phase, since) = (message, tokio::time::Instant::now());
+            } else if since.elapsed() > stall_timeout {
+                return Err(ClientError::Timeout { what: "starting", after: stall_timeout });
             }
-        };
-        within(READY_TIMEOUT, "starting", started).await?
+            tokio::time::sleep(STARTING_POLL).await;
+        }
+    }
+
+    /// What a daemon that is not ready says it is doing; `None` if it is ready or does not answer.
+    pub async fn starting_reason(&self) -> Option<String> {
+        match self.get("/health/ready").await {
+            Err(ClientError::Refused { body: Some(body), .. }) => {
+                body["reason"].as_str().map(ToOwned::to_owned)
+            }
+            _ => None,
+        }
     }
 
     /// Returns the served model's name. Waits for a daemon that is still starting.

@@ -107,6 +107,47 @@ async fn a_streamed_answer_is_put_together_with_its_figures() {
     assert_eq!(answer.metrics.speculative_decoding.steps, 1);
 }
 
+/// Answers that a daemon gives which starts: each phase is said so many times.
+fn starting(socket: &Path, phases: &'static [(&'static str, usize)]) -> impl Drop + use<> {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let asked = std::sync::Arc::new(AtomicUsize::new(0));
+    let models = move || {
+        let asked = asked.fetch_add(1, Ordering::SeqCst);
+        let phase = phases.iter().flat_map(|&(phase, times)| std::iter::repeat_n(phase, times)).nth(asked);
+        async move {
+            match phase {
+                Some(phase) => {
+                    let error = json!({ "error": { "message": phase, "code": "starting" } });
+                    (StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+                }
+                None => (StatusCode::OK, json!({ "data": [{ "id": "m" }] }).to_string()),
+            }
+        }
+    };
+    serve_router(socket, Router::new().route("/v1/models", get(models)))
+}
+
+#[tokio::test]
+async fn a_start_is_waited_for_as_long_as_it_makes_progress() {
+    let directory = ScratchDirectory::new();
+    let socket = directory.path().join("socket");
+    let _server = starting(&socket, &[("loading", 8), ("measuring: 10 %", 8), ("measuring: 60 %", 8)]);
+    let client = Client::new(&socket);
+    // polled every 100 ms, the whole start takes longer
+    let models = client.once_started("/v1/models", Duration::from_secs(2)).await.expect("it starts");
+    assert_eq!(models["data"][0]["id"], "m");
+}
+
+#[tokio::test]
+async fn a_start_that_makes_no_progress_is_given_up() {
+    let directory = ScratchDirectory::new();
+    let socket = directory.path().join("socket");
+    let _server = starting(&socket, &[("loading", 1000)]);
+    let client = Client::new(&socket);
+    let error = client.once_started("/v1/models", Duration::from_secs(1)).await.expect_err("it hangs");
+    assert_eq!(error.to_string(), "the daemon did not answer within 1 s while starting");
+}
+
 #[tokio::test]
 async fn readiness_is_waited_for() {
     use std::sync::atomic::{AtomicU32, Ordering};

@@ -146,6 +146,8 @@ impl Replay<'_> {
             config.speculation.profile = Some(profile.path().to_owned());
         }
         config.server.connections_max = config.server.connections_max.max(requests + SPARE_CONNECTIONS);
+        // a replay measures how late requests are: none is refused for having waited
+        config.scheduler.queue_wait_max = config.server.request_timeout;
         config
     }
 

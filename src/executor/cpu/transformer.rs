@@ -84,7 +84,8 @@ impl<'a> LayerPlan<'a> {
 }
 
 impl Weights {
-    /// Packs a model for an instruction set.
+    /// Packs a model for an instruction set. What has been packed of the model's files is given
+    /// back at once, lest a model should take its memory twice.
     pub(crate) fn new(model: &LoadedModel, set: InstructionSet, threads: usize) -> Result<Weights, CpuError> {
         check_shape(&model.spec)?;
         let weights = &model.weights;
@@ -94,8 +95,15 @@ impl Weights {
         let bytes = plans.iter().map(LayerPlan::bytes).sum::<usize>() + head.bytes();
         let mut arena = Arena::new(bytes).map_err(CpuError::Memory)?;
         let layers = plans.iter().zip(&weights.layers);
-        let layers = layers.map(|(plan, layer)| plan.pack(layer, &mut arena, threads)).collect();
+        let layers = layers.map(|(plan, layer)| {
+            let packed = plan.pack(layer, &mut arena, threads);
+            layer.tensors().for_each(|(_, tensor)| tensor.give_back());
+            packed
+        });
+        let layers = layers.collect();
         let head = PackedLinear { matrix: head.pack(&mut arena, threads), bias: None };
+        // if it is the embedding as well, its rows are read again as tokens need them
+        weights.head.give_back();
         let final_norm = vector(&weights.final_norm);
         Ok(Weights { arena, layers, final_norm, head, embedding: weights.embedding.clone() })
     }

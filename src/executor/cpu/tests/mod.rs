@@ -4,6 +4,8 @@
 mod batches;
 mod construction;
 mod drafts;
+#[cfg(target_os = "linux")]
+mod memory;
 mod not_finite;
 mod reference;
 

@@ -1,5 +1,7 @@
 //! End-to-end tests: a daemon process, its socket and its clients.
 
+mod overload;
+
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -41,7 +43,7 @@ impl Daemon {
     fn spawn(change: impl FnOnce(String) -> String) -> Daemon {
         let directory = tempfile::tempdir().expect("a directory for the test");
         let socket = directory.path().join("socket");
-        let tiny = include_str!("../config/tiny-cpu.toml");
+        let tiny = include_str!("../../config/tiny-cpu.toml");
         let config = tiny.replace("/tmp/specserve.sock", socket.to_str().expect("a text path"));
         let file = directory.path().join("config.toml");
         std::fs::write(&file, change(config)).expect("written");
