@@ -23,7 +23,7 @@ use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::half_close::{Answered, Exchange, Received};
 use super::routes::is_probe;
-use super::server::Stage;
+use super::stage::Stage;
 use super::tracker::{InFlightBody, InFlightRequest};
 
 /// How long the body of a refused request is read. Closing the connection while the client is still

@@ -35,6 +35,7 @@ mod routes;
 pub mod server;
 pub mod slo;
 pub mod socket;
+mod stage;
 mod starting;
 pub mod stop;
 mod stream;

@@ -26,6 +26,7 @@ use super::counters::ApiCounters;
 use super::gate::{Gate, Scope};
 use super::half_close::{Exchange, HalfClose};
 use super::socket::{BoundSocket, SocketFile};
+use super::stage::Stage;
 use super::tracker::{ConnectionTracker, TrackedConnection};
 use super::write_stall::WriteStall;
 
@@ -61,22 +62,6 @@ pub enum ServerError {
         /// The system's error.
         source: io::Error,
     },
-}
-
-/// Shutdown stage; only ever advances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Stage {
-    /// Accepting and serving.
-    Open,
-    /// Accepting and serving, but each connection is closed after its response, so that clients
-    /// that keep theirs open go elsewhere.
-    Leaving,
-    /// Accepting; requests get 503, probes are answered, and responses in flight complete.
-    Refusing,
-    /// No new connections; idle ones are closed and responses in flight complete.
-    Draining,
-    /// Connections are dropped.
-    Closed,
 }
 
 /// Where a server listens, besides its Unix socket.

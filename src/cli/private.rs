@@ -1,6 +1,7 @@
 //! Private daemons, on a socket that no other user can reach.
 
 use std::fs::Permissions;
+use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -10,8 +11,11 @@ use super::client::Client;
 use super::error::CliError;
 use super::host::{DaemonHost, RunningDaemon};
 use super::logging;
-use super::notice::while_starting;
+use super::notice::StartNotice;
 use crate::config::{Config, LogLevel};
+
+/// How often a starting daemon is asked. Most start in less time, and then nothing is shown.
+const ASK_EVERY: Duration = Duration::from_millis(400);
 
 /// Mode of a private directory.
 const OWNER_ONLY: u32 = 0o700;
@@ -56,6 +60,26 @@ impl<D: RunningDaemon> PrivateDaemon<D> {
     /// Shuts the daemon down and removes its directory.
     pub async fn shutdown(self) {
         self.daemon.shutdown().await;
+    }
+}
+
+/// Waits for `start`, and shows meanwhile what the daemon behind `client` is doing.
+async fn while_starting<T>(client: &Client, start: impl Future<Output = T>) -> T {
+    let mut start = std::pin::pin!(start);
+    let mut notice = StartNotice::new();
+    loop {
+        tokio::select! {
+            started = start.as_mut() => return started,
+            () = tokio::time::sleep(ASK_EVERY) => {}
+        }
+        tokio::select! {
+            started = start.as_mut() => return started,
+            reason = client.starting_reason() => {
+                if let Some(reason) = reason {
+                    notice.show(&reason);
+                }
+            }
+        }
     }
 }
 
