@@ -51,8 +51,11 @@ pub struct BackendInfo {
     pub model: String,
     /// Load time, in Unix seconds.
     pub loaded_unix_s: u64,
-    /// Context length: prompt plus output, in tokens.
+    /// Longest context that can be served: prompt plus output, in tokens.
     pub context_tokens_max: u32,
+    /// What the operator can do for a longer context, as the last clause of an error; `None` if
+    /// the model itself has no longer one.
+    pub context_advice: Option<String>,
     /// Vocabulary size, in tokens.
     pub vocab_size: u32,
     /// End-of-sequence tokens; they end an output unless `ignore_eos` is set.
@@ -66,6 +69,16 @@ pub struct BackendInfo {
     pub classes: Vec<ClassInfo>,
     /// Index of the class of requests that do not name one.
     pub default_class: u8,
+}
+
+impl BackendInfo {
+    /// An error about the context with the advice to the operator.
+    pub fn with_context_advice(&self, message: String) -> String {
+        match &self.context_advice {
+            Some(advice) => format!("{message}; {advice}"),
+            None => message,
+        }
+    }
 }
 
 /// Default sampling parameters, with the meaning of

@@ -86,6 +86,7 @@ impl Prompt {
             let message = format!(
                 "{param} is {count} tokens long; the context length is {context} tokens, output included"
             );
+            let message = info.with_context_advice(message);
             return Err(ApiError { code: ErrorCode::ContextLengthExceeded, ..invalid(message) });
         }
         Ok(tokens)

@@ -88,7 +88,7 @@ impl ParsedRequest {
                 "the prompt's {prompt_tokens} tokens and max_tokens {max_tokens} exceed the context of \
                  {context} tokens"
             );
-            let code = ErrorCode::ContextLengthExceeded;
+            let (code, message) = (ErrorCode::ContextLengthExceeded, info.with_context_advice(message));
             return Err(ApiError { code, ..ApiError::invalid("max_tokens", message) });
         }
         Ok(Submission {

@@ -30,6 +30,8 @@ const QWEN3_HEAD_DIM_DEFAULT: usize = 128;
 pub(super) struct ModelConfig {
     /// Shape of the model.
     pub(super) spec: ModelSpec,
+    /// `max_position_embeddings`, however short the context of `spec` is cut.
+    pub(super) own_context_tokens_max: usize,
     /// Optional tensors that the model has.
     pub(super) parts: OptionalParts,
     /// `eos_token_id`; empty if absent.
@@ -64,17 +66,25 @@ impl OptionalParts {
     }
 }
 
-/// Reads config.json; `file` is its path, for errors.
-pub(super) fn parse_config(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
+/// Reads config.json; `file` is its path, for errors. `context_cap` is the longest context that
+/// will be served, in tokens, if shorter than the model's own.
+pub(super) fn parse_config(
+    file: &str,
+    json: &Value,
+    context_cap: Option<usize>,
+) -> Result<ModelConfig, ModelError> {
     let config = JsonObject::root(file, json)?;
     let model_type = config.string("model_type")?.ok_or_else(|| config.missing("model_type"))?;
     if !matches!(model_type, "llama" | "mistral" | "qwen2" | "qwen3") {
         return Err(config.bad("model_type", "not supported; `llama`, `mistral`, `qwen2` and `qwen3` are"));
     }
     reject_unimplemented(&config)?;
-    let spec = spec(&config, model_type)?;
+    let mut spec = spec(&config, model_type)?;
+    let own_context_tokens_max = spec.context_tokens_max;
+    spec.context_tokens_max = own_context_tokens_max.min(context_cap.unwrap_or(usize::MAX));
     refuse_sliding_window(&config, &spec)?;
-    Ok(ModelConfig { parts: parts(&config, model_type)?, eos: eos(&config, spec.vocab_size)?, spec })
+    let (parts, eos) = (parts(&config, model_type)?, eos(&config, spec.vocab_size)?);
+    Ok(ModelConfig { spec, own_context_tokens_max, parts, eos })
 }
 
 /// Parses `eos_token_id` of generation_config.json; empty if absent.

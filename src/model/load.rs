@@ -23,6 +23,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Chat template; models without one do not support chat.
     pub chat_template: Option<ChatTemplate>,
+    /// Context length by config.json, in tokens, however much shorter it is loaded.
+    pub own_context_tokens_max: u32,
     /// End-of-sequence tokens, in file order; empty if the model defines none.
     pub eos: Vec<TokenId>,
 }
@@ -42,8 +44,18 @@ pub struct ModelPair {
 /// # Errors
 /// Any [`ModelError`] except `Pair`.
 pub fn load(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> {
+    load_within(source, role, None)
+}
+
+/// [`load`], for contexts of at most `context_cap` tokens.
+fn load_within(
+    source: &ModelSource,
+    role: ModelRole,
+    context_cap: Option<usize>,
+) -> Result<Model, ModelError> {
     let files = ModelFiles::open(source, role)?;
-    let config = config_json::parse_config(&files.path_of(CONFIG), &files.read_json(CONFIG)?)?;
+    let json = files.read_json(CONFIG)?;
+    let config = config_json::parse_config(&files.path_of(CONFIG), &json, context_cap)?;
     let tensors = TensorFiles::open(&files)?;
     let weights = weights::read(&tensors, &config.spec, config.parts)?;
     let tokenizer = Tokenizer::load(&files, config.spec.vocab_size)?;
@@ -58,8 +70,9 @@ pub fn load(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> 
     if eos.is_empty() {
         eos = config.eos;
     }
+    let own_context_tokens_max = config.own_context_tokens_max as u32;
     let loaded = LoadedModel { spec: config.spec, weights };
-    Ok(Model { name: source.name(), loaded, tokenizer, chat_template, eos })
+    Ok(Model { name: source.name(), loaded, tokenizer, chat_template, own_context_tokens_max, eos })
 }
 
 /// Loads a target and an optional draft, which must have the target's token list.
@@ -71,9 +84,22 @@ pub fn load(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> 
 /// # Errors
 /// Any [`ModelError`].
 pub fn load_pair(target: &ModelSource, draft: Option<&ModelSource>) -> Result<ModelPair, ModelError> {
+    load_pair_within(target, draft, None)
+}
+
+/// [`load_pair`], for contexts of at most `context_cap` tokens; longer contexts of the models are
+/// shortened to that. A cap makes models loadable whose attention differs only beyond it.
+///
+/// # Errors
+/// Any [`ModelError`].
+pub fn load_pair_within(
+    target: &ModelSource,
+    draft: Option<&ModelSource>,
+    context_cap: Option<usize>,
+) -> Result<ModelPair, ModelError> {
     let mut pair = ModelPair {
-        target: load(target, ModelRole::Target)?,
-        draft: draft.map(|source| load(source, ModelRole::Draft)).transpose()?,
+        target: load_within(target, ModelRole::Target, context_cap)?,
+        draft: draft.map(|source| load_within(source, ModelRole::Draft, context_cap)).transpose()?,
     };
     if let (Some(source), Some(model)) = (draft, &mut pair.draft) {
         same_token_list(&pair.target.tokenizer, &model.tokenizer).map_err(|mismatch| ModelError::Pair {

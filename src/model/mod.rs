@@ -27,7 +27,7 @@ mod weights;
 pub use chat_template::{ChatInput, ChatTemplate, ChatTemplateError};
 pub use error::ModelError;
 pub use layer_tensors::{LayerTensor, Projection};
-pub use load::{Model, ModelPair, load, load_pair};
+pub use load::{Model, ModelPair, load, load_pair, load_pair_within};
 pub use mismatch::Mismatch;
 pub use pair::same_token_list;
 pub use source::ModelSource;

@@ -19,6 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 pub const MODEL: &str = "fake/bytes";
 pub const END: TokenId = 256;
 pub const CONTEXT: u32 = 256;
+pub const ADVICE: &str = "raise the.key in the server's configuration";
 
 /// What the backend does with every request.
 #[derive(Clone, Debug)]
@@ -285,6 +286,7 @@ fn info() -> BackendInfo {
         model: MODEL.to_owned(),
         loaded_unix_s: 1_700_000_000,
         context_tokens_max: CONTEXT,
+        context_advice: Some(ADVICE.to_owned()),
         vocab_size: 257,
         end_tokens: vec![END],
         sampling: SamplingDefaults { temperature: 0.7, ..SamplingDefaults::default() },

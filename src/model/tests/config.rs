@@ -168,7 +168,7 @@ proptest! {
         for (key, value) in keys {
             config[key] = value;
         }
-        if let Ok(parsed) = parse_config("config.json", &config) {
+        if let Ok(parsed) = parse_config("config.json", &config, None) {
             let spec = parsed.spec;
             prop_assert!(spec.heads % spec.kv_heads == 0 && spec.head_dim % 2 == 0 && spec.vocab_size > 0);
             prop_assert!(parsed.eos.iter().all(|id| (*id as usize) < spec.vocab_size));

@@ -1,0 +1,86 @@
+//! What a client sees of a model directory: contexts, defaults, ends and templates.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::assembly::assemble;
+use super::startup::StartingDaemon;
+use super::*;
+use crate::cli::client::{Client, ClientError};
+
+/// The embedded target as a directory on disk, with `files` added or replaced.
+fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny/target");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::os::unix::fs::symlink(assets.join(name), directory.path().join(name)).expect("linked");
+    }
+    for (name, text) in files {
+        std::fs::write(directory.path().join(name), text).expect("written");
+    }
+    directory
+}
+
+/// A daemon that serves a model directory under the name `m`.
+struct Served {
+    client: Client,
+    daemon: Daemon,
+    _directory: tempfile::TempDir,
+}
+
+impl Served {
+    async fn start(files: &[(&str, &str)], target: &str, kv: &str) -> Served {
+        let directory = directory(files);
+        let (socket, model) = (directory.path().join("s"), directory.path().display().to_string());
+        let text = format!(
+            "[server]\nsocket = {socket:?}\n[target]\nname = \"m\"\nmodel = {model:?}\n{target}\n\
+             [executor]\nthreads = 1\n[kv]\n{kv}\n"
+        );
+        let config = Config::parse(&text).expect("valid");
+        let mut starting = StartingDaemon::begin(config, assemble).await.expect("the socket is bound");
+        let assembled = starting.assembled().await;
+        let daemon = starting.finish(assembled).await.expect("it starts");
+        Served { client: Client::new(&socket), daemon, _directory: directory }
+    }
+
+    async fn complete(&self, mut body: Value) -> Result<Value, ClientError> {
+        body["model"] = "m".into();
+        self.client.post("/v1/completions", &body).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_max_tokens_is_served_when_the_context_is_longer_than_the_pool() {
+    let served = Served::start(&[], "", "target_blocks = 4").await;
+    let models: Value =
+        serde_json::from_str(&served.client.get("/v1/models").await.expect("listed")).expect("JSON");
+    assert_eq!(models["data"][0]["max_model_len"], 64, "what can be served, not what the model could do");
+    let answer = served.complete(json!({ "prompt": [5], "ignore_eos": true })).await.expect("served");
+    assert_eq!(
+        (&answer["usage"]["total_tokens"], &answer["choices"][0]["finish_reason"]),
+        (&json!(64), &json!("length"))
+    );
+
+    let prompt = vec![5; 70];
+    let Err(ClientError::Refused { status: 400, body: Some(body), .. }) =
+        served.complete(json!({ "prompt": prompt })).await
+    else {
+        panic!("it cannot fit")
+    };
+    let message = body["error"]["message"].as_str().expect("a message");
+    assert_eq!(body["error"]["code"], "context_length_exceeded");
+    assert!(message.contains("own context is 2048") && message.contains("kv.target_blocks"), "{message}");
+    served.daemon.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capped_context_is_announced_and_ends_outputs() {
+    let served = Served::start(&[], "context_tokens_max = 32", "").await;
+    let card: Value =
+        serde_json::from_str(&served.client.get("/v1/models/m").await.expect("there")).expect("JSON");
+    assert_eq!(card["max_model_len"], 32);
+    let answer = served.complete(json!({ "prompt": [5], "ignore_eos": true })).await.expect("served");
+    assert_eq!(answer["usage"]["completion_tokens"], 31);
+    served.daemon.shutdown().await;
+}
