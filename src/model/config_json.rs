@@ -25,6 +25,12 @@ const RMS_NORM_EPS_DEFAULT: f64 = 1e-6;
 /// Default head width of qwen3, as in transformers.
 const QWEN3_HEAD_DIM_DEFAULT: usize = 128;
 
+/// Default `sliding_window` of every type that has one, in tokens, as in transformers.
+const SLIDING_WINDOW_DEFAULT: usize = 4096;
+
+/// Default `max_window_layers` of qwen2 and qwen3, as in transformers.
+const MAX_WINDOW_LAYERS_DEFAULT: u64 = 28;
+
 /// Parsed config.json.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ModelConfig {
@@ -201,24 +207,34 @@ fn reject_unimplemented(config: &JsonObject) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Accepts sliding windows that are at least as long as the context, since they hide no token.
+/// Accepts sliding windows that are at least as long as the served context, since they hide no
+/// token.
 fn refuse_sliding_window(config: &JsonObject, spec: &ModelSpec) -> Result<(), ModelError> {
-    let in_use = match spec.model_type.as_str() {
+    let key = "sliding_window";
+    let written = config.size(key, CONTEXT_TOKENS_MAX)?;
+    let slides = match spec.model_type.as_str() {
+        // `layer_types` has no effect on this type
         "mistral" => true,
         "llama" => false,
-        _ => config.flag("use_sliding_window", false)?,
+        _ => config.flag("use_sliding_window", false)? && some_layer_slides(config, spec)?,
     };
-    let window = config.size("sliding_window", CONTEXT_TOKENS_MAX)?;
-    let hides = window.is_some_and(|window| window < spec.context_tokens_max);
-    if in_use && hides && some_layer_slides(config, spec)? {
-        let problem = format!(
-            "sliding-window attention is not supported; it is in effect because the window is \
-             shorter than `max_position_embeddings` {}",
-            spec.context_tokens_max
-        );
-        return Err(config.bad("sliding_window", problem));
+    let window = match written {
+        None if config.is_written(key) => return Ok(()),
+        window => window.unwrap_or(SLIDING_WINDOW_DEFAULT),
+    };
+    if !slides || window >= spec.context_tokens_max {
+        return Ok(());
     }
-    Ok(())
+    let cap = format!("set target.context_tokens_max to at most {window} to serve contexts without it");
+    let problem = match written {
+        Some(_) => format!("sliding-window attention is not supported; {cap}"),
+        None => format!(
+            "sliding-window attention is not supported, and a {} without this key has a window of \
+             {window} tokens; {cap}, or set the key to null if the model was trained without a window",
+            spec.model_type
+        ),
+    };
+    Err(config.bad(key, problem))
 }
 
 /// `layer_types` lists the attention of each layer; older files have `max_window_layers`,
@@ -228,7 +244,7 @@ fn some_layer_slides(config: &JsonObject, spec: &ModelSpec) -> Result<bool, Mode
         Some(Value::Array(types)) => Ok(types.iter().any(|kind| kind != "full_attention")),
         Some(_) => Err(config.bad("layer_types", "expected a list")),
         None => match config.get("max_window_layers").map(Value::as_u64) {
-            None => Ok(true),
+            None => Ok(MAX_WINDOW_LAYERS_DEFAULT < spec.layers as u64),
             Some(Some(first)) => Ok(first < spec.layers as u64),
             Some(None) => Err(config.bad("max_window_layers", "expected a whole number")),
         },

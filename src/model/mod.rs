@@ -19,6 +19,7 @@ mod rope_config;
 mod safetensors_file;
 mod source;
 mod spec;
+mod stand_in;
 #[cfg(test)]
 mod tests;
 mod tokenizer;

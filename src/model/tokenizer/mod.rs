@@ -9,6 +9,7 @@ mod tests;
 use std::sync::Arc;
 
 use super::ModelError;
+use super::error::json_advice;
 use super::files::ModelFiles;
 use crate::protocol::TokenId;
 use byte_level::BytePieces;
@@ -63,7 +64,10 @@ impl Tokenizer {
     /// If it is invalid or requires an unsupported feature.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
         let mut wrapped = tokenizers::Tokenizer::from_bytes(json).map_err(|error| {
-            TokenizerError(format!("cannot be read as a tokenizer of the `tokenizers` library: {error}"))
+            let advice = json_advice(&error.to_string());
+            TokenizerError(format!(
+                "cannot be read as a tokenizer of the `tokenizers` library: {error}{advice}"
+            ))
         })?;
         // Some files retain training settings; prompts must not be truncated or padded.
         wrapped.with_padding(None);
