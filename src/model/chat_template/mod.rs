@@ -3,10 +3,11 @@
 //! Python methods, its own `tojson`, `raise_exception`, `strftime_now`).
 //!
 //! Known differences: dates are in UTC instead of local time; numbers below 1e-4 or from
-//! 1e16 on are printed with another exponent unless `tojson` is used; `"%s" % x` is not
-//! supported.
+//! 1e16 on are printed with another exponent inside of lists and by some filters; `"%s" % x` is
+//! not supported, nor are the filters that `jinja` names.
 #![forbid(unsafe_code)]
 
+mod jinja;
 mod python_json;
 mod read;
 mod strftime;
@@ -87,7 +88,7 @@ impl ChatTemplate {
     ) -> Result<Self, String> {
         let mut environment = environment().map_err(|error| error.to_string())?;
         for (name, source) in templates {
-            let source = without_training_tags(&source);
+            let source = without_training_tags(&with_plain_line_ends(&source));
             environment.add_template_owned(name, source).map_err(|error| described(&error))?;
         }
         if environment.get_template(DEFAULT).is_err() {
@@ -148,7 +149,7 @@ fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    jinja::add_to(&mut environment);
     environment.add_filter("tojson", python_json::tojson);
     environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.to_owned())
@@ -181,6 +182,11 @@ fn described(error: &Error) -> String {
         Some(line) => format!("{detail} (line {line} of the template)"),
         None => detail,
     }
+}
+
+/// Jinja2 reads every line end as `\n`.
+fn with_plain_line_ends(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// Replaces [`TRAINING_TAGS`] by no-op tags; whitespace control is preserved.

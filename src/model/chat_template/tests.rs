@@ -180,3 +180,61 @@ fn a_date_without_a_zone_has_an_empty_zone_and_six_digits_of_fraction() {
 fn a_time_beyond_the_calendar_is_the_last_representable_one() {
     assert_eq!(strftime::format_utc("%Y", u64::MAX), "9999");
 }
+
+#[test]
+fn every_test_and_filter_of_jinja2_renders_as_there() {
+    let file: serde_json::Value =
+        serde_json::from_str(include_str!("../../../tests/fixtures/chat_templates/builtins.json"))
+            .expect("JSON");
+    let variables = file["values"].as_object().expect("values");
+    let mut differing = Vec::new();
+    for (expression, texts) in file["cases"].as_object().expect("cases") {
+        for (name, expected) in texts.as_object().expect("texts by value") {
+            let template = format!("{{{{ {} }}}}", expression.replacen('V', name, 1));
+            let input = ChatInput { variables: Some(variables), ..ChatInput::default() };
+            let rendered = compile(&template).render(&input);
+            if rendered.as_deref() != Ok(expected.as_str().expect("a text")) {
+                differing.push(format!("{template}: {rendered:?} instead of {expected}"));
+            }
+        }
+    }
+    assert!(differing.is_empty(), "{} cases:\n{}", differing.len(), differing.join("\n"));
+}
+
+#[test]
+fn tools_that_are_none_are_not_iterable() {
+    let template =
+        compile("{% if tools is iterable and tools | length > 0 %}tools{% else %}plain{% endif %}");
+    assert_eq!(template.render(&ChatInput::default()).as_deref(), Ok("plain"));
+}
+
+#[test]
+fn methods_of_pythons_strings_are_there() {
+    for (expression, expected) in [
+        ("'a.b.c'.rsplit('.', 1)", "['a.b', 'c']"),
+        ("' a  b '.rsplit()", "['a', 'b']"),
+        ("'a  b c '.rsplit(none, 1)", "['a  b', 'c']"),
+        ("'a-b-c'.partition('-')[2]", "b-c"),
+        ("'a-b-c'.rpartition('-')[0]", "a-b"),
+        ("'<think>x'.removeprefix('<think>')", "x"),
+        ("'x</think>'.removesuffix('</think>')", "x"),
+        ("'7'.zfill(3) ~ '-7'.zfill(4)", "007-007"),
+        ("'a'.ljust(3) ~ 'a'.rjust(3, '.') ~ 'ab'.center(5)", "a  ..a  ab "),
+        ("'it\\'s' .title()", "It'S"),
+        ("'aBß'.swapcase()", "AbSS"),
+        ("'abc'.index('c')", "2"),
+        ("[1, 2].index(2) ~ [1].copy()", "1[1]"),
+    ] {
+        let rendered = compile(&format!("{{{{ {expression} }}}}")).render(&ChatInput::default());
+        assert_eq!(rendered.as_deref(), Ok(expected), "{expression}");
+    }
+    compile("{{ 'abc'.index('x') }}").render(&ChatInput::default()).expect_err("it is not in there");
+}
+
+#[test]
+fn line_ends_of_windows_are_read_as_line_ends() {
+    let unix = "{% if true %}\na\n{% endif %}\nb\n";
+    for template in [unix.replace('\n', "\r\n"), unix.replace('\n', "\r")] {
+        assert_eq!(compile(&template).render(&ChatInput::default()).as_deref(), Ok("a\nb"));
+    }
+}
