@@ -135,14 +135,27 @@ fn cpu_pools(config: &Config, pair: &ModelPair) -> Result<PoolBlocks, DaemonErro
         return blocks.ok_or_else(|| DaemonError::Start(advice.to_owned()));
     };
     let weights = [Some(&pair.target), pair.draft.as_ref()].into_iter().flatten();
-    let weight_bytes: u64 = weights.map(|model| packed_bytes(&model.loaded)).sum();
-    let available = host_memory::available_bytes().unwrap_or(UNKNOWN_MEMORY_BYTES);
-    let share = available.saturating_sub(weight_bytes) / 100 * u64::from(percent);
-    let blocks = PoolBlocks::within(share, target_block_bytes, draft_block_bytes);
+    let weight_bytes = weights.map(|model| packed_bytes(&model.loaded)).sum();
+    let available_bytes = host_memory::available_bytes().unwrap_or(UNKNOWN_MEMORY_BYTES);
+    let share_bytes = share_of_rest(available_bytes, weight_bytes, percent).map_err(DaemonError::Start)?;
+    let blocks = PoolBlocks::within(share_bytes, target_block_bytes, draft_block_bytes);
     // more than all running requests can fill is of no use but as a prefix cache
     let context_blocks = blocks_for(pair.target.loaded.spec.context_tokens_max as u32);
     let useful = context_blocks.saturating_mul(config.scheduler.running_requests_max);
     Ok(PoolBlocks { target: blocks.target.min(useful), draft: blocks.draft.min(useful) })
+}
+
+/// `percent` of what the weights leave of the free memory, in bytes.
+fn share_of_rest(available_bytes: u64, weight_bytes: u64, percent: u32) -> Result<u64, String> {
+    match available_bytes.checked_sub(weight_bytes) {
+        Some(rest_bytes) if rest_bytes > 0 => Ok(rest_bytes / 100 * u64::from(percent)),
+        _ => Err(format!(
+            "the weights take {} MiB and {} MiB of memory are free, which leaves no room for a KV cache; free \
+             memory, choose a smaller model, or set kv.memory_mib_max to start all the same",
+            weight_bytes >> 20,
+            available_bytes >> 20
+        )),
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -176,4 +189,27 @@ fn cuda(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> 
         draft_tokens_max: config.speculation.draft_tokens_max,
         ..CudaOptions::default()
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_caches_share_what_the_weights_leave_of_the_free_memory() {
+        assert_eq!(share_of_rest(1000, 200, 50), Ok(400));
+        let error = share_of_rest(1 << 30, 2 << 30, 50).expect_err("there is no room");
+        assert!(error.contains("take 2048 MiB and 1024 MiB of memory are free"), "{error}");
+    }
+
+    #[test]
+    fn a_small_models_caches_hold_no_more_than_its_running_requests_can_fill() {
+        let config = Config::parse(
+            "[target]\nmodel = \"embedded:tiny\"\n[draft]\nmodel = \"embedded:tiny\"\n[scheduler]\nrunning_requests_max = 2",
+        );
+        let config = config.expect("valid");
+        let pair = super::super::models::load_models(&config).expect("embedded");
+        let pools = cpu_pools(&config, &pair).expect("there is memory");
+        assert_eq!(pools, PoolBlocks { target: 2 * 2048 / BLOCK_TOKENS, draft: 2 * 2048 / BLOCK_TOKENS });
+    }
 }
