@@ -141,6 +141,9 @@ pub trait TextModel: Send + Sync {
     /// Creates a streaming decoder for one output.
     fn decoder(&self) -> Box<dyn TextDecoder>;
 
+    /// The special token that this text is, if any. Special tokens are no part of a decoded text.
+    fn special_token(&self, text: &str) -> Option<TokenId>;
+
     /// Renders a conversation into a prompt that ends where the assistant's reply begins.
     /// To be [encoded](Self::encode) without special tokens.
     ///

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 
-use super::backend::BackendInfo;
+use super::backend::{BackendInfo, TextModel};
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::Fields;
@@ -70,6 +70,14 @@ impl ParsedRequest {
         params::refuse_unsupported(&mut fields)?;
         fields.finish()?;
         Ok(request)
+    }
+
+    /// Turns stop strings that are special tokens into stop tokens: no such text ever appears.
+    pub fn stop_at_special_tokens(&mut self, text: &dyn TextModel) {
+        let found = self.stop_strings.iter().filter_map(|stop| text.special_token(stop));
+        self.stop_tokens.extend(found);
+        self.stop_tokens.sort_unstable();
+        self.stop_tokens.dedup();
     }
 
     /// Builds the submission for the encoded prompt. Without `max_tokens`, the output is

@@ -88,7 +88,8 @@ fn prepare<B: Backend>(
     arrival: Micros,
 ) -> Result<(ParsedRequest, Submission), ApiError> {
     let info = app.backend.info();
-    let parsed = ParsedRequest::parse(endpoint, body, headers, info)?;
+    let mut parsed = ParsedRequest::parse(endpoint, body, headers, info)?;
+    parsed.stop_at_special_tokens(app.backend.text());
     let prompt = parsed.prompt.encode(app.backend.text(), info)?;
     let submission = parsed.submission(prompt, arrival, info)?;
     Ok((parsed, submission))

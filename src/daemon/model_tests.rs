@@ -48,6 +48,12 @@ impl Served {
         body["model"] = "m".into();
         self.client.post("/v1/completions", &body).await
     }
+
+    /// The text of a completion.
+    async fn text(&self, body: Value) -> String {
+        let answer = self.complete(body).await.expect("served");
+        answer["choices"][0]["text"].as_str().expect("a text").to_owned()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,5 +88,23 @@ async fn a_capped_context_is_announced_and_ends_outputs() {
     assert_eq!(card["max_model_len"], 32);
     let answer = served.complete(json!({ "prompt": [5], "ignore_eos": true })).await.expect("served");
     assert_eq!(answer["usage"]["completion_tokens"], 31);
+    served.daemon.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_models_generation_config_sets_the_defaults_that_a_request_can_override() {
+    let recommended = json!({ "temperature": 2.0, "top_k": 1, "eos_token_id": [0, 2] }).to_string();
+    let served = Served::start(&[("generation_config.json", &recommended)], "", "").await;
+    let asked = |more: Value| {
+        let mut body = json!({ "prompt": "Once upon", "max_tokens": 12 });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        served.text(body)
+    };
+    let greedy = asked(json!({ "temperature": 0 })).await;
+    for seed in 0..4 {
+        assert_eq!(asked(json!({ "seed": seed })).await, greedy, "one token to choose from");
+    }
+    let free = [asked(json!({ "seed": 1, "top_k": 0 })).await, asked(json!({ "seed": 2, "top_k": 0 })).await];
+    assert!(free.iter().any(|text| *text != greedy), "{free:?}");
     served.daemon.shutdown().await;
 }

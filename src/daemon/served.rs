@@ -4,7 +4,7 @@ use super::text::ServedText;
 use crate::actors::{Condition, EngineHandle};
 use crate::api::{Backend, BackendInfo, ClassInfo, Health, SamplingDefaults, TextModel};
 use crate::config::Config;
-use crate::model::Model;
+use crate::model::{Model, RecommendedSampling};
 use crate::protocol::{
     AdmissionError, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission, Termination,
     unix_time,
@@ -28,7 +28,7 @@ impl EngineBackend {
             context_advice: advice,
             vocab_size: handle.info().vocab_size,
             end_tokens: target.eos.clone(),
-            sampling: SamplingDefaults::default(),
+            sampling: sampling_defaults(&target.sampling),
             max_tokens_default: context_tokens_max,
             classes: config
                 .slo
@@ -44,6 +44,18 @@ impl EngineBackend {
         };
         log_context(&info);
         EngineBackend { handle, info, text: ServedText::new(target.tokenizer, target.chat_template) }
+    }
+}
+
+/// The model's recommendations, and OpenAI's defaults where it has none.
+fn sampling_defaults(model: &RecommendedSampling) -> SamplingDefaults {
+    let open = SamplingDefaults::default();
+    SamplingDefaults {
+        temperature: model.temperature.unwrap_or(open.temperature),
+        top_k: model.top_k.unwrap_or(open.top_k),
+        top_p: model.top_p.unwrap_or(open.top_p),
+        min_p: model.min_p.unwrap_or(open.min_p),
+        repetition_penalty: model.repetition_penalty.unwrap_or(open.repetition_penalty),
     }
 }
 

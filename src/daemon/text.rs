@@ -29,6 +29,10 @@ impl TextModel for ServedText {
         Box::new(Decoder(self.tokenizer.stream_decoder(true)))
     }
 
+    fn special_token(&self, text: &str) -> Option<TokenId> {
+        self.tokenizer.special_token_id(text)
+    }
+
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
         let Some(template) = &self.chat_template else {
             return Err(TextError::NoChatTemplate);

@@ -1,10 +1,11 @@
-//! Parses config.json and generation_config.json of the Llama family, as written by
+//! Parses config.json of the Llama family, as written by
 //! transformers. Settings that would change the computation and are not implemented are
 //! rejected, never ignored.
 #![forbid(unsafe_code)]
 
 use serde_json::Value;
 
+use super::generation_config::end_tokens;
 use super::json_file::JsonObject;
 use super::{LayerTensor, ModelError, ModelSpec, Projection, rope_config};
 use crate::protocol::TokenId;
@@ -89,17 +90,8 @@ pub(super) fn parse_config(
     let own_context_tokens_max = spec.context_tokens_max;
     spec.context_tokens_max = own_context_tokens_max.min(context_cap.unwrap_or(usize::MAX));
     refuse_sliding_window(&config, &spec)?;
-    let (parts, eos) = (parts(&config, model_type)?, eos(&config, spec.vocab_size)?);
+    let (parts, eos) = (parts(&config, model_type)?, end_tokens(&config, spec.vocab_size)?);
     Ok(ModelConfig { spec, own_context_tokens_max, parts, eos })
-}
-
-/// Parses `eos_token_id` of generation_config.json; empty if absent.
-pub(super) fn parse_generation_config(
-    file: &str,
-    json: &Value,
-    vocab_size: usize,
-) -> Result<Vec<TokenId>, ModelError> {
-    eos(&JsonObject::root(file, json)?, vocab_size)
 }
 
 fn spec(config: &JsonObject, model_type: &str) -> Result<ModelSpec, ModelError> {
@@ -249,19 +241,4 @@ fn some_layer_slides(config: &JsonObject, spec: &ModelSpec) -> Result<bool, Mode
             Some(None) => Err(config.bad("max_window_layers", "expected a whole number")),
         },
     }
-}
-
-fn eos(config: &JsonObject, vocab_size: usize) -> Result<Vec<TokenId>, ModelError> {
-    let key = "eos_token_id";
-    let ids = match config.get(key) {
-        None => return Ok(Vec::new()),
-        Some(Value::Array(ids)) => ids.as_slice(),
-        Some(one) => std::slice::from_ref(one),
-    };
-    ids.iter()
-        .map(|id| match id.as_u64() {
-            Some(id) if id < vocab_size as u64 => Ok(id as TokenId),
-            _ => Err(config.bad(key, format!("expected token ids below `vocab_size` {vocab_size}"))),
-        })
-        .collect()
 }

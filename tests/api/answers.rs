@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use specserve::protocol::{Micros, RequestFailure};
 
 use crate::client::*;
-use crate::fake::{BackendCall, CONTEXT, END, Fixture, MODEL, Script};
+use crate::fake::{BackendCall, CONTEXT, END, END_TEXT, Fixture, MODEL, Script};
 
 #[tokio::test]
 async fn a_completion_holds_text_reason_usage_and_metrics() {
@@ -125,6 +125,16 @@ async fn objectives_come_from_body_then_headers_then_class() {
         ask(json!({"ttft_ms": 90, "class": "batch"}), &headers).await,
         (1, Some(90_000), Some(12_500))
     );
+}
+
+#[tokio::test]
+async fn a_stop_string_that_is_a_special_token_stops_at_that_token() {
+    let fixture = Fixture::start(Script::text("Hi!", 2)).await;
+    let asked = prompt(json!({"stop": ["x", END_TEXT], "ignore_eos": true}));
+    let reply = post(&fixture, COMPLETIONS, &asked).await;
+    assert_eq!(&*fixture.engine.last_submission().stop_tokens, [END]);
+    let choice = &reply.json()["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("Hi!"), &json!("stop")));
 }
 
 #[tokio::test]

@@ -188,6 +188,8 @@ async fn a_prompt_that_does_not_fit_the_context_is_refused_with_the_numbers() {
     let reply = send(&fixture, request(Method::POST, COMPLETIONS, &[], long)).await;
     let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("300 tokens") && message.contains("256 tokens"), "{message}");
+    let message = reply.json()["error"]["message"].to_string();
+    assert!(message.contains(crate::fake::ADVICE), "{message}");
     assert_eq!(reply.json()["error"]["code"], "context_length_exceeded");
     let body = prompt(json!({"max_tokens": 254})).to_string();
     assert_refused(

@@ -18,6 +18,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub const MODEL: &str = "fake/bytes";
 pub const END: TokenId = 256;
+/// What the tokenizer calls [`END`]; never part of a decoded text.
+pub const END_TEXT: &str = "<|end|>";
 pub const CONTEXT: u32 = 256;
 pub const ADVICE: &str = "raise the.key in the server's configuration";
 
@@ -203,6 +205,10 @@ impl TextModel for ByteText {
 
     fn decoder(&self) -> Box<dyn TextDecoder> {
         Box::new(ByteDecoder(Vec::new()))
+    }
+
+    fn special_token(&self, text: &str) -> Option<TokenId> {
+        (text == END_TEXT).then_some(END)
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {

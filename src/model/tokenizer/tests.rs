@@ -135,6 +135,13 @@ fn a_byte_fallback_character_comes_out_whole_and_bad_bytes_are_not_held_back() {
 }
 
 #[test]
+fn only_special_tokens_are_found_by_their_text() {
+    assert_eq!(TINY.special_token_id("<|im_end|>"), Some(2));
+    assert_eq!(TINY.special_token_id("the"), None);
+    assert_eq!(TINY.special_token_id("<|im_end|>x"), None);
+}
+
+#[test]
 fn the_window_of_a_long_stream_stays_short() {
     let ids = FALLBACK.encode(&"ab a é€ b".repeat(200), false).expect("it encodes");
     let mut decoder = FALLBACK.stream_decoder(true);
