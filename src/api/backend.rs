@@ -138,8 +138,9 @@ pub trait TextModel: Send + Sync {
     /// [`TextError::Tokenizer`].
     fn decode(&self, tokens: &[TokenId]) -> Result<String, TextError>;
 
-    /// Creates a streaming decoder for one output.
-    fn decoder(&self) -> Box<dyn TextDecoder>;
+    /// Creates a streaming decoder for one output. It decodes the text that the output adds to
+    /// `prompt`, or a text by itself if `prompt` is empty.
+    fn decoder(&self, prompt: &[TokenId]) -> Box<dyn TextDecoder>;
 
     /// The special token that this text is, if any. Special tokens are no part of a decoded text.
     fn special_token(&self, text: &str) -> Option<TokenId>;

@@ -28,6 +28,15 @@ pub enum Prompt {
 }
 
 impl Prompt {
+    /// Whether the output goes on with the prompt's text, so that what is between the two belongs
+    /// to it.
+    pub fn is_continued(&self) -> bool {
+        match self {
+            Prompt::Text(_) | Prompt::Tokens(_) => true,
+            Prompt::Chat(_) => false,
+        }
+    }
+
     /// Parses `prompt`: a string, an array of token ids, or an array with one of these.
     ///
     /// # Errors

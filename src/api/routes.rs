@@ -67,7 +67,9 @@ async fn generate<B: Backend>(
     .await?;
     let info = app.backend.info();
     let (prompt_tokens, seed) = (submission.prompt.len() as u32, submission.sampling.seed);
-    let decoder = app.backend.text().decoder();
+    // a message of its own begins a text, a completion goes on with one
+    let before = if parsed.prompt.is_continued() { &submission.prompt[..] } else { &[] };
+    let decoder = app.backend.text().decoder(before);
     let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings);
     let generation = app.backend.submit(submission).await?;
     let mut answer = Answer::new(app.backend.clone(), generation, output, deadline);

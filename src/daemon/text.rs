@@ -25,8 +25,8 @@ impl TextModel for ServedText {
         self.tokenizer.decode(tokens, false).map_err(|error| TextError::Tokenizer(error.to_string()))
     }
 
-    fn decoder(&self) -> Box<dyn TextDecoder> {
-        Box::new(Decoder(self.tokenizer.stream_decoder(true)))
+    fn decoder(&self, prompt: &[TokenId]) -> Box<dyn TextDecoder> {
+        Box::new(Decoder(self.tokenizer.stream_decoder_after(prompt, true)))
     }
 
     fn special_token(&self, text: &str) -> Option<TokenId> {

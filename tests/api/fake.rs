@@ -203,7 +203,7 @@ impl TextModel for ByteText {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn decoder(&self) -> Box<dyn TextDecoder> {
+    fn decoder(&self, _prompt: &[TokenId]) -> Box<dyn TextDecoder> {
         Box::new(ByteDecoder(Vec::new()))
     }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod added;
+mod byte_fallback;
 mod byte_level;
 mod stream;
 #[cfg(test)]
@@ -14,6 +15,7 @@ use super::error::json_advice;
 use super::files::ModelFiles;
 use super::tokenizer_config::TokenizerConfig;
 use crate::protocol::TokenId;
+use byte_fallback::FallbackBytes;
 use byte_level::BytePieces;
 pub use stream::StreamDecoder;
 
@@ -33,6 +35,8 @@ struct Inner {
     silent: Box<[bool]>,
     /// Token bytes of byte-level tokenizers, whose decoding is concatenation.
     pieces: Option<BytePieces>,
+    /// Byte tokens of tokenizers with byte fallback.
+    fallback: Option<FallbackBytes>,
 }
 
 /// Why a text cannot be encoded or tokens cannot be decoded.
@@ -82,7 +86,8 @@ impl Tokenizer {
             .map(|id| wrapped.id_to_token(id).is_none_or(|token| added.is_special_token(&token)))
             .collect();
         let pieces = BytePieces::of(&wrapped, list_len);
-        Self { inner: Arc::new(Inner { wrapped, list_len, silent, pieces }) }
+        let fallback = FallbackBytes::of(&wrapped, list_len);
+        Self { inner: Arc::new(Inner { wrapped, list_len, silent, pieces, fallback }) }
     }
 
     /// Encodes `text`. `add_special_tokens` adds the tokens that tokenizer.json puts around
@@ -108,9 +113,15 @@ impl Tokenizer {
         text.map_err(|error| TokenizerError(error.to_string()))
     }
 
-    /// Creates a streaming decoder for one output.
+    /// Creates a streaming decoder for one output that stands by itself.
     pub fn stream_decoder(&self, skip_special_tokens: bool) -> StreamDecoder {
-        StreamDecoder::new(self.clone(), skip_special_tokens)
+        self.stream_decoder_after(&[], skip_special_tokens)
+    }
+
+    /// Creates a streaming decoder for an output that continues the text of `prompt`: with
+    /// SentencePiece, a first word then keeps the space before it.
+    pub fn stream_decoder_after(&self, prompt: &[TokenId], skip_special_tokens: bool) -> StreamDecoder {
+        StreamDecoder::new(self.clone(), skip_special_tokens, prompt)
     }
 
     /// The id of a special token by its text.
