@@ -2,8 +2,7 @@
 
 use std::future::Future;
 
-use serde::Serialize;
-
+use super::chat::Conversation;
 use crate::protocol::{AdmissionError, Generation, Micros, RequestId, Slo, Submission, TokenId};
 
 /// What the API serves: the engine's actors in the daemon, a script in tests.
@@ -145,12 +144,12 @@ pub trait TextModel: Send + Sync {
     /// The special token that this text is, if any. Special tokens are no part of a decoded text.
     fn special_token(&self, text: &str) -> Option<TokenId>;
 
-    /// Renders a conversation into a prompt that ends where the assistant's reply begins.
-    /// To be [encoded](Self::encode) without special tokens.
+    /// Renders a conversation into a prompt that ends where the assistant's reply begins, or where
+    /// the last message is to be continued. To be [encoded](Self::encode) without special tokens.
     ///
     /// # Errors
     /// [`TextError::NoChatTemplate`], [`TextError::ChatTemplate`].
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError>;
+    fn render_chat(&self, conversation: &Conversation) -> Result<String, TextError>;
 }
 
 /// Why a text cannot be tokenized or rendered, for the caller.
@@ -174,13 +173,4 @@ pub trait TextDecoder: Send {
 
     /// Returns the remaining text, with an incomplete character as U+FFFD.
     fn finish(&mut self) -> String;
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ChatMessage {
-    /// `system`, `user` or `assistant`.
-    pub role: &'static str,
-    /// Text of the message.
-    pub content: String,
 }

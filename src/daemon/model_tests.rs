@@ -108,3 +108,41 @@ async fn a_models_generation_config_sets_the_defaults_that_a_request_can_overrid
     assert!(free.iter().any(|text| *text != greedy), "{free:?}");
     served.daemon.shutdown().await;
 }
+
+/// What a conversation is rendered to.
+async fn rendered(served: &Served, body: Value) -> String {
+    let tokens = served.client.post("/tokenize", &body).await.expect("rendered")["tokens"].clone();
+    let text = served.client.post("/detokenize", &json!({ "tokens": tokens })).await.expect("decoded");
+    text["prompt"].as_str().expect("a text").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_reads_the_special_tokens_map_the_tool_calls_and_the_requests_variables() {
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}\
+                    {% for call in m.tool_calls %}{{ call.function.arguments.x }}{% endfor %};{% endfor %}\
+                    {% if tools is iterable %}tools{% endif %}{{ enable_thinking }}";
+    let map = json!({ "bos_token": { "content": "<|endoftext|>" } }).to_string();
+    let files = [
+        ("chat_template.jinja", template),
+        ("special_tokens_map.json", &map),
+        ("tokenizer_config.json", "{}"),
+    ];
+    let served = Served::start(&files, "", "").await;
+    let call =
+        json!({ "id": "c", "type": "function", "function": { "name": "f", "arguments": "{\"x\": 7}" } });
+    let body = json!({
+        "messages": [
+            { "role": "user", "content": "a" },
+            { "role": "assistant", "tool_calls": [call] },
+            { "role": "tool", "content": "b" },
+        ],
+        "chat_template_kwargs": { "enable_thinking": true },
+    });
+    assert_eq!(rendered(&served, body).await, "<|endoftext|>user:a;assistant:7;tool:b;True");
+    let body = json!({
+        "messages": [{ "role": "user", "content": "a" }, { "role": "assistant", "content": "b" }],
+        "continue_final_message": true,
+    });
+    assert_eq!(rendered(&served, body).await, "<|endoftext|>user:a;assistant:b");
+    served.daemon.shutdown().await;
+}

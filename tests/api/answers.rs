@@ -67,6 +67,48 @@ async fn text_parts_are_joined_and_developers_speak_as_the_system() {
     assert_eq!(reply["count"], reply["tokens"].as_array().unwrap().len());
 }
 
+/// The prompt that a chat request is rendered to.
+async fn rendered(fixture: &Fixture, body: Value) -> String {
+    let reply = post(fixture, "/tokenize", &body).await.json();
+    let text = post(fixture, "/detokenize", &json!({"tokens": reply["tokens"]})).await.json();
+    text["prompt"].as_str().unwrap_or_else(|| panic!("{reply}")).to_owned()
+}
+
+#[tokio::test]
+async fn tool_calls_and_their_results_reach_the_template_with_arguments_as_objects() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let call = |arguments: &str| json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}});
+    let messages = json!([
+        {"role": "user", "content": "a", "name": "alice"},
+        {"role": "assistant", "content": null, "tool_calls": [call("{\"x\": 1}"), call("")]},
+        {"role": "tool", "tool_call_id": "c", "content": "b"},
+    ]);
+    let read = |arguments: Value| json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}});
+    let calls = json!({"tool_calls": [read(json!({"x": 1})), read(json!({}))]});
+    let expected = format!(
+        "user: a{}\nassistant: {calls}\ntool: b{}\nassistant: ",
+        json!({"name": "alice"}),
+        json!({"tool_call_id": "c"})
+    );
+    assert_eq!(rendered(&fixture, json!({"messages": messages})).await, expected);
+}
+
+#[tokio::test]
+async fn a_request_sets_variables_of_the_template_and_where_the_prompt_ends() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let body = |mut more: Value| {
+        more["messages"] = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+        more
+    };
+    let variables = json!({"chat_template_kwargs": {"enable_thinking": false}});
+    let expected = "{\"enable_thinking\":false}user: a\nassistant: b\nassistant: ";
+    assert_eq!(rendered(&fixture, body(variables)).await, expected);
+    let without = json!({"add_generation_prompt": false});
+    assert_eq!(rendered(&fixture, body(without)).await, "user: a\nassistant: b\n");
+    let continued = json!({"continue_final_message": true});
+    assert_eq!(rendered(&fixture, body(continued)).await, "user: a\nassistant: b");
+}
+
 #[tokio::test]
 async fn every_sampling_parameter_reaches_the_engine() {
     let fixture = Fixture::start(Script::text("x", 1)).await;

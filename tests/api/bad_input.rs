@@ -161,22 +161,43 @@ async fn prompts_and_messages_that_make_no_sense_are_refused() {
         (json!(["hi"]), "invalid_value", "messages[0]"),
         (json!([{"content": "x"}]), "missing_parameter", "messages[0].role"),
         (json!([{"role": "user"}]), "missing_parameter", "messages[0].content"),
-        (json!([{"role": "tool", "content": "x"}]), "unsupported_parameter", "messages[0].role"),
+        (json!([{"role": "function", "content": "x"}]), "unsupported_parameter", "messages[0].role"),
+        (json!([{"role": "tool"}]), "missing_parameter", "messages[0].content"),
         (json!([{"role": "user", "content": 1}]), "invalid_value", "messages[0].content"),
         (
             json!([{"role": "user", "content": [image]}]),
             "unsupported_parameter",
             "messages[0].content[0].type",
         ),
-        (json!([{"role": "user", "content": "x", "name": "n"}]), "unknown_parameter", "messages[0].name"),
+        (json!([{"role": "user", "content": "x", "name": 1}]), "invalid_value", "messages[0].name"),
+        (json!([{"role": "user", "content": "x", "nick": "n"}]), "unknown_parameter", "messages[0].nick"),
         (
             json!([{"role": "assistant", "content": "x", "tool_calls": [1]}]),
-            "unsupported_parameter",
+            "invalid_value",
+            "messages[0].tool_calls[0].function",
+        ),
+        (
+            json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
+            "invalid_value",
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            json!([{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}]),
+            "invalid_value",
             "messages[0].tool_calls",
         ),
     ] {
         let body = json!({"model": MODEL, "messages": messages}).to_string();
         assert_refused(&fixture, CHAT, body.as_bytes(), 400, code, Some(param)).await;
+    }
+    for (more, param) in [
+        (json!({"add_generation_prompt": "yes"}), "add_generation_prompt"),
+        (json!({"add_generation_prompt": true, "continue_final_message": true}), "continue_final_message"),
+        (json!({"chat_template_kwargs": []}), "chat_template_kwargs"),
+        (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages"),
+    ] {
+        let body = chat(more).to_string();
+        assert_refused(&fixture, CHAT, body.as_bytes(), 400, "invalid_value", Some(param)).await;
     }
     assert_serving(&fixture).await;
 }

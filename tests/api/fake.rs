@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use specserve::api::{
-    ApiCounters, ApiLimits, Backend, BackendInfo, BoundSocket, ChatMessage, ClassInfo, Health,
+    ApiCounters, ApiLimits, Backend, BackendInfo, BoundSocket, ClassInfo, Conversation, Health,
     SamplingDefaults, Server, SocketOptions, TextDecoder, TextError, TextModel, router,
 };
 use specserve::protocol::{
@@ -211,9 +211,21 @@ impl TextModel for ByteText {
         (text == END_TEXT).then_some(END)
     }
 
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
-        let lines = messages.iter().map(|message| format!("{}: {}\n", message.role, message.content));
-        Ok(lines.collect::<String>() + "assistant: ")
+    /// Variables, then `role: content` and further fields of each message, a line each.
+    fn render_chat(&self, conversation: &Conversation) -> Result<String, TextError> {
+        let more = |fields: &serde_json::Map<String, serde_json::Value>| match fields.is_empty() {
+            true => String::new(),
+            false => serde_json::Value::Object(fields.clone()).to_string(),
+        };
+        let lines = conversation
+            .messages
+            .iter()
+            .map(|message| format!("{}: {}{}\n", message.role, message.content, more(&message.more)));
+        let mut text = more(&conversation.variables) + &lines.collect::<String>();
+        if conversation.continue_final_message {
+            text.pop();
+        }
+        Ok(if conversation.add_generation_prompt { text + "assistant: " } else { text })
     }
 }
 

@@ -7,6 +7,7 @@
 //! not supported, nor are the filters that `jinja` names.
 #![forbid(unsafe_code)]
 
+mod continued;
 mod jinja;
 mod python_json;
 mod read;
@@ -15,6 +16,7 @@ mod strftime;
 mod tests;
 mod value;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
@@ -54,6 +56,8 @@ pub struct ChatInput<'a> {
     pub documents: Option<&'a [Json]>,
     /// Whether the prompt ends with the header of the assistant's reply.
     pub add_generation_prompt: bool,
+    /// Whether the prompt ends inside the last message, which the model continues.
+    pub continue_final_message: bool,
     /// Additional template variables, such as `enable_thinking`.
     pub variables: Option<&'a serde_json::Map<String, Json>>,
     /// Current Unix time in seconds, for templates that print the date.
@@ -69,6 +73,9 @@ pub enum ChatTemplateError {
     /// Rendering fails, for instance on a message without content.
     #[error("the model's chat template cannot render the messages: {0}")]
     Failed(String),
+    /// The last message is to be continued, and the template does not write it.
+    #[error("the model's chat template does not write the final message as it is, so it cannot be continued")]
+    NotContinued,
 }
 
 /// The message of a template's own `raise_exception`.
@@ -109,12 +116,21 @@ impl ChatTemplate {
         } else {
             DEFAULT
         };
+        let messages = match input.continue_final_message {
+            true => continued::marked(input.messages),
+            false => Cow::Borrowed(input.messages),
+        };
+        let input = ChatInput { messages: &messages, ..*input };
         let rendered =
-            templates.get_template(name).and_then(|template| template.render(self.variables(input)));
-        rendered.map_err(|error| match raised(&error) {
+            templates.get_template(name).and_then(|template| template.render(self.variables(&input)));
+        let rendered = rendered.map_err(|error| match raised(&error) {
             Some(message) => ChatTemplateError::Refused(message),
             None => ChatTemplateError::Failed(described(&error)),
-        })
+        })?;
+        match input.continue_final_message {
+            true => continued::cut(&rendered).map(str::to_owned).ok_or(ChatTemplateError::NotContinued),
+            false => Ok(rendered),
+        }
     }
 
     /// Builds the template's variables. Later ones win: callers may override special tokens, but not the conversation.

@@ -28,6 +28,7 @@ fn render_case(template: &str, case: &Json) -> Result<String, ChatTemplateError>
         tools: list(&case["tools"]),
         documents: list(&case["documents"]),
         add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap_or(false),
+        continue_final_message: false,
         variables: case["variables"].as_object(),
         unix_seconds: case["unix_seconds"].as_u64().expect("a time"),
     })
@@ -237,4 +238,19 @@ fn line_ends_of_windows_are_read_as_line_ends() {
     for template in [unix.replace('\n', "\r\n"), unix.replace('\n', "\r")] {
         assert_eq!(compile(&template).render(&ChatInput::default()).as_deref(), Ok("a\nb"));
     }
+}
+
+#[test]
+fn a_final_message_that_is_continued_ends_the_prompt() {
+    let messages =
+        [json!({"role": "user", "content": "hi"}), json!({"role": "assistant", "content": "I say "})];
+    let render = |template: &str| {
+        let input = ChatInput { messages: &messages, continue_final_message: true, ..ChatInput::default() };
+        compile(template).render(&input)
+    };
+    let plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}";
+    assert_eq!(render(plain).as_deref(), Ok("<user>hi</><assistant>I say "));
+    let trimmed = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}";
+    assert_eq!(render(trimmed).as_deref(), Ok("<user>hi</><assistant>I say"));
+    assert_eq!(render("{{ messages[0].content }}"), Err(ChatTemplateError::NotContinued));
 }
