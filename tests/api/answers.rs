@@ -110,6 +110,17 @@ async fn a_request_sets_variables_of_the_template_and_where_the_prompt_ends() {
 }
 
 #[tokio::test]
+async fn a_completion_goes_on_with_its_prompt_and_a_new_message_begins_a_text() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    post(&fixture, COMPLETIONS, &prompt(json!({}))).await;
+    assert_eq!(fixture.engine.last_continued(), 3);
+    post(&fixture, CHAT, &chat(json!({}))).await;
+    assert_eq!(fixture.engine.last_continued(), 0);
+    post(&fixture, CHAT, &chat(json!({"continue_final_message": true}))).await;
+    assert_eq!(fixture.engine.last_continued(), "user: hi".len());
+}
+
+#[tokio::test]
 async fn every_sampling_parameter_reaches_the_engine() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
     let all = json!({

@@ -76,6 +76,11 @@ impl FakeBackend {
         self.submissions.lock().unwrap().last().expect("nothing was submitted").clone()
     }
 
+    /// Tokens of prompt that the last output's text goes on with.
+    pub fn last_continued(&self) -> usize {
+        *self.text.continued.lock().unwrap().last().expect("nothing was decoded")
+    }
+
     pub fn submissions(&self) -> usize {
         self.submissions.lock().unwrap().len()
     }
@@ -191,7 +196,11 @@ impl Backend for FakeBackend {
     }
 }
 
-struct ByteText;
+/// Its decoders note how many tokens of prompt they go on with.
+#[derive(Default)]
+struct ByteText {
+    continued: Mutex<Vec<usize>>,
+}
 
 impl TextModel for ByteText {
     fn encode(&self, text: &str, _add_special: bool) -> Result<Vec<TokenId>, TextError> {
@@ -203,7 +212,8 @@ impl TextModel for ByteText {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn decoder(&self, _prompt: &[TokenId]) -> Box<dyn TextDecoder> {
+    fn decoder(&self, prompt: &[TokenId]) -> Box<dyn TextDecoder> {
+        self.continued.lock().unwrap().push(prompt.len());
         Box::new(ByteDecoder(Vec::new()))
     }
 
@@ -275,7 +285,7 @@ impl Fixture {
         let engine = Arc::new(FakeBackend {
             info: info(),
             clock: MonotonicClock::start(),
-            text: ByteText,
+            text: ByteText::default(),
             script: Mutex::new(script),
             health: Mutex::default(),
             submissions: Mutex::default(),
