@@ -2,8 +2,8 @@
 
 use std::future::Future;
 
-use serde::Serialize;
-
+use super::chat::Conversation;
+use super::error::ApiError;
 use crate::protocol::{AdmissionError, Generation, Micros, RequestId, Slo, Submission, TokenId};
 
 /// What the API serves: the engine's actors in the daemon, a script in tests.
@@ -51,8 +51,11 @@ pub struct BackendInfo {
     pub model: String,
     /// Load time, in Unix seconds.
     pub loaded_unix_s: u64,
-    /// Context length: prompt plus output, in tokens.
+    /// Longest context that can be served: prompt plus output, in tokens.
     pub context_tokens_max: u32,
+    /// What the operator can do for a longer context, as the last clause of an error; `None` if
+    /// the model itself has no longer one.
+    pub context_advice: Option<String>,
     /// Vocabulary size, in tokens.
     pub vocab_size: u32,
     /// End-of-sequence tokens; they end an output unless `ignore_eos` is set.
@@ -68,6 +71,17 @@ pub struct BackendInfo {
     pub classes: Vec<ClassInfo>,
     /// Index of the class of requests that do not name one.
     pub default_class: u8,
+}
+
+impl BackendInfo {
+    /// [`ApiError::context_exceeded`], with the advice to the operator.
+    pub fn context_exceeded(&self, param: &str, prompt_tokens: u64, max_tokens: Option<u32>) -> ApiError {
+        let mut error = ApiError::context_exceeded(param, self.context_tokens_max, prompt_tokens, max_tokens);
+        if let Some(advice) = &self.context_advice {
+            error.message.push_str(&format!(" Or {advice}."));
+        }
+        error
+    }
 }
 
 /// Default sampling parameters, with the meaning of
@@ -133,15 +147,19 @@ pub trait TextModel: Send + Sync {
     /// Source of the chat template, if the model has one.
     fn chat_template(&self) -> Option<String>;
 
-    /// Creates a streaming decoder for one output.
-    fn decoder(&self) -> Box<dyn TextDecoder>;
+    /// Creates a streaming decoder for one output. It decodes the text that the output adds to
+    /// `prompt`, or a text by itself if `prompt` is empty.
+    fn decoder(&self, prompt: &[TokenId]) -> Box<dyn TextDecoder>;
 
-    /// Renders a conversation into a prompt that ends where the assistant's reply begins.
-    /// To be [encoded](Self::encode) without special tokens.
+    /// The special token that this text is, if any. Special tokens are no part of a decoded text.
+    fn special_token(&self, text: &str) -> Option<TokenId>;
+
+    /// Renders a conversation into a prompt that ends where the assistant's reply begins, or where
+    /// the last message is to be continued. To be [encoded](Self::encode) without special tokens.
     ///
     /// # Errors
     /// [`TextError::NoChatTemplate`], [`TextError::ChatTemplate`].
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError>;
+    fn render_chat(&self, conversation: &Conversation) -> Result<String, TextError>;
 }
 
 /// Why a text cannot be tokenized or rendered, for the caller.
@@ -165,16 +183,4 @@ pub trait TextDecoder: Send {
 
     /// Returns the remaining text, with an incomplete character as U+FFFD.
     fn finish(&mut self) -> String;
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ChatMessage {
-    /// `system`, `user` or `assistant`.
-    pub role: &'static str,
-    /// Text of the message.
-    pub content: String,
-    /// Name of the participant, for templates that show it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
 }

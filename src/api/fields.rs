@@ -39,7 +39,10 @@ impl Fields {
         match serde_json::from_str(text) {
             Ok(Value::Object(fields)) => Ok(Fields { fields, prefix: String::new(), unknown }),
             Ok(other) => Err(refuse(format!("the body must be a JSON object and is {}", kind(&other)))),
-            Err(error) => Err(refuse(format!("the body is not valid JSON: {error}"))),
+            Err(error) => {
+                let advice = json_advice(text, &error.to_string());
+                Err(refuse(format!("the body is not valid JSON: {error}{advice}")))
+            }
         }
     }
 
@@ -162,6 +165,17 @@ pub fn whole(value: &Value) -> Option<i64> {
     })
 }
 
+/// Advice for a JSON error that clients meet, as a clause to append to its message; may be empty.
+fn json_advice(text: &str, error: &str) -> &'static str {
+    if text.starts_with('\u{feff}') {
+        "; it starts with a byte order mark: send it without one"
+    } else if ["surrogate", "hex escape"].iter().any(|part| error.contains(part)) {
+        "; a \\ud800 to \\udfff stands for half a character: send both halves, or leave it out"
+    } else {
+        ""
+    }
+}
+
 /// Error for a field of the wrong JSON type.
 pub fn wrong_type(path: &str, expected: &str, value: &Value) -> ApiError {
     ApiError::invalid(path, format!("{path} must be {expected} and is {}", kind(value)))
@@ -210,6 +224,8 @@ mod tests {
             (b"{\"a\":1e999}", "out of range"),
             (b"{\"a\":NaN}", "not valid JSON"),
             (b"{\"a\":\"\\ud800\"}", "not valid JSON"),
+            (b"{\"a\":\"\\ud83d!\"}", "stands for half a character: send both halves"),
+            (b"\xef\xbb\xbf{}", "starts with a byte order mark: send it without one"),
             (b"{\"a\":\"\xff\"}", "not valid UTF-8 at byte 6"),
         ] {
             let message = message(Fields::from_body(body, UnknownFields::Refuse));

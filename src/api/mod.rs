@@ -1,7 +1,7 @@
 //! The OpenAI-compatible HTTP API, on a Unix socket and optionally on TCP.
 //!
 //! A request's body is read within limits ([`body`]) and parsed field by field, so that no
-//! field is silently ignored ([`fields`], [`params`], [`prompt`]). The request is submitted
+//! field is silently ignored ([`fields`], [`params`], [`prompt`], [`chat`]). The request is submitted
 //! to the [`Backend`], and its tokens are detokenized ([`output`]) into one response or a
 //! stream of server-sent events. Dropping the answer, as on a client disconnect, cancels
 //! the request ([`answer`]).
@@ -14,6 +14,7 @@ pub mod answer;
 mod app;
 pub mod backend;
 pub mod body;
+pub mod chat;
 mod connections;
 mod content_type;
 mod cors;
@@ -45,8 +46,9 @@ mod write_stall;
 
 pub use app::{ApiLimits, ApiRules};
 pub use backend::{
-    Backend, BackendInfo, ChatMessage, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
+    Backend, BackendInfo, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
 };
+pub use chat::{ChatMessage, Conversation};
 pub use connections::OVERFLOW_CONNECTIONS_MAX;
 pub use counters::ApiCounters;
 pub use error::ApiError;

@@ -8,18 +8,11 @@ use serde_json::Value;
 use super::backend::BackendInfo;
 use super::error::ApiError;
 use super::fields::{Fields, whole, wrong_type};
-use crate::protocol::{SamplingParams, TokenId};
+use crate::protocol::{
+    MIN_P_BOUNDS, REPETITION_PENALTY_BOUNDS, SamplingParams, TEMPERATURE_BOUNDS, TOP_K_BOUNDS, TOP_P_BOUNDS,
+    TokenId,
+};
 
-/// Accepted range of `temperature`.
-pub const TEMPERATURE_BOUNDS: RangeInclusive<f64> = 0.0..=2.0;
-/// Accepted range of `top_p`.
-pub const TOP_P_BOUNDS: RangeInclusive<f64> = 1e-6..=1.0;
-/// Accepted range of `min_p`.
-pub const MIN_P_BOUNDS: RangeInclusive<f64> = 0.0..=1.0;
-/// Accepted range of `top_k`; 0, -1 and any value of at least the vocabulary size disable it.
-pub const TOP_K_BOUNDS: RangeInclusive<i64> = -1..=i32::MAX as i64;
-/// Accepted range of `repetition_penalty`.
-pub const REPETITION_PENALTY_BOUNDS: RangeInclusive<f64> = 0.01..=10.0;
 /// Accepted range of presence and frequency penalties.
 pub const PENALTY_BOUNDS: RangeInclusive<f64> = -2.0..=2.0;
 /// Accepted range of a logit bias.

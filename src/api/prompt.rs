@@ -2,18 +2,12 @@
 
 use serde_json::Value;
 
-use super::backend::{BackendInfo, ChatMessage, TextError, TextModel};
+use super::backend::{BackendInfo, TextError, TextModel};
+use super::chat::Conversation;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::params::token_ids;
 use crate::protocol::TokenId;
-
-/// Most messages in a conversation.
-pub const MESSAGES_MAX: usize = 4096;
-
-/// Accepted message roles, with the role passed to the chat template.
-const ROLES: [(&str, &str); 4] =
-    [("system", "system"), ("developer", "system"), ("user", "user"), ("assistant", "assistant")];
 
 /// A prompt as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,10 +17,19 @@ pub enum Prompt {
     /// Token ids, used as they are.
     Tokens(Vec<TokenId>),
     /// A conversation for the chat template.
-    Chat(Vec<ChatMessage>),
+    Chat(Conversation),
 }
 
 impl Prompt {
+    /// Whether the output goes on with the prompt's text, so that what is between the two belongs
+    /// to it.
+    pub fn is_continued(&self) -> bool {
+        match self {
+            Prompt::Text(_) | Prompt::Tokens(_) => true,
+            Prompt::Chat(conversation) => conversation.continue_final_message,
+        }
+    }
+
     /// Parses `prompt`: a string, an array of token ids, or an array with one of these.
     ///
     /// # Errors
@@ -52,13 +55,12 @@ impl Prompt {
         }
     }
 
-    /// Parses `messages`.
+    /// Parses `messages` and what belongs to them.
     ///
     /// # Errors
-    /// 400 if missing or empty, or for an unknown role, a part that is not text, or a field
-    /// that is not supported.
+    /// As [`Conversation::parse`].
     pub fn from_messages(fields: &mut Fields) -> Result<Prompt, ApiError> {
-        conversation(fields).map(Prompt::Chat)
+        Conversation::parse(fields).map(Prompt::Chat)
     }
 
     /// Tokenizes the prompt: at least one token, and fewer than the context length. Unless
@@ -79,8 +81,8 @@ impl Prompt {
         let tokens = match self {
             Prompt::Tokens(tokens) => tokens.clone(),
             Prompt::Text(prompt) => text.encode(prompt, add_special.unwrap_or(true)).map_err(rejected)?,
-            Prompt::Chat(messages) => {
-                let prompt = text.render_chat(messages).map_err(rejected)?;
+            Prompt::Chat(conversation) => {
+                let prompt = text.render_chat(conversation).map_err(rejected)?;
                 text.encode(&prompt, add_special.unwrap_or(false)).map_err(rejected)?
             }
         };
@@ -88,82 +90,8 @@ impl Prompt {
             return Err(invalid(format!("{param} is empty after tokenization")));
         }
         if tokens.len() >= info.context_tokens_max as usize {
-            return Err(ApiError::context_exceeded(
-                param,
-                info.context_tokens_max,
-                tokens.len() as u64,
-                None,
-            ));
+            return Err(info.context_exceeded(param, tokens.len() as u64, None));
         }
         Ok(tokens)
     }
-}
-
-/// Parses `messages`.
-///
-/// # Errors
-/// As [`Prompt::from_messages`].
-pub fn conversation(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
-    let messages = match fields.required("messages")? {
-        Value::Array(messages) => messages,
-        other => return Err(wrong_type("messages", "an array", &other)),
-    };
-    if messages.is_empty() || messages.len() > MESSAGES_MAX {
-        let count = messages.len();
-        let message = format!("messages must hold 1 to {MESSAGES_MAX} messages and holds {count}");
-        return Err(ApiError::invalid("messages", message));
-    }
-    let nested = |(at, value)| fields.nested(&format!("messages[{at}]"), value);
-    messages.into_iter().enumerate().map(|at| message(nested(at)?)).collect()
-}
-
-fn message(mut fields: Fields) -> Result<ChatMessage, ApiError> {
-    let role = fields.required("role")?;
-    let role = ROLES.iter().find(|(name, _)| role == *name).map(|(_, role)| *role).ok_or_else(|| {
-        let names = ROLES.map(|(name, _)| name);
-        let path = fields.path("role");
-        ApiError::unsupported(path.clone(), format!("{path} must be one of {names:?} and is {role}"))
-    })?;
-    let content = fields.required("content")?;
-    let content = content_text(&fields, content)?;
-    let name = fields.string("name")?;
-    // Clients send assistant messages back as received, including empty optional fields.
-    for name in ["annotations", "tool_calls"] {
-        if let Some(value) =
-            fields.take(name).filter(|value| value.as_array().is_none_or(|list| !list.is_empty()))
-        {
-            let path = fields.path(name);
-            return Err(ApiError::unsupported(path.clone(), format!("{path} = {value} is not supported")));
-        }
-    }
-    fields.finish()?;
-    Ok(ChatMessage { role, content, name })
-}
-
-/// Parses a message's content: a string, or text parts that are concatenated.
-fn content_text(message: &Fields, value: Value) -> Result<String, ApiError> {
-    let path = message.path("content");
-    let parts = match value {
-        Value::String(text) => return Ok(text),
-        Value::Array(parts) => parts,
-        other => return Err(wrong_type(&path, "a string or an array of text parts", &other)),
-    };
-    let mut text = String::new();
-    for (at, part) in parts.into_iter().enumerate() {
-        let path = format!("{path}[{at}]");
-        let mut fields = message.nested(&path, part)?;
-        let kind = fields.required("type")?;
-        if kind != "text" {
-            let path = fields.path("type");
-            let message = format!("{path} must be \"text\" and is {kind}");
-            return Err(ApiError::unsupported(path, message));
-        }
-        let piece = fields.required("text")?;
-        let piece = piece.as_str().ok_or_else(|| wrong_type(&fields.path("text"), "a string", &piece))?;
-        text.push_str(piece);
-        // A hint for another provider's cache.
-        fields.take("cache_control");
-        fields.finish()?;
-    }
-    Ok(text)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 
-use super::backend::BackendInfo;
+use super::backend::{BackendInfo, TextModel};
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::{Fields, UnknownFields};
@@ -89,6 +89,14 @@ impl ParsedRequest {
         }
     }
 
+    /// Turns stop strings that are special tokens into stop tokens: no such text ever appears.
+    pub fn stop_at_special_tokens(&mut self, text: &dyn TextModel) {
+        let found = self.stop_strings.iter().filter_map(|stop| text.special_token(stop));
+        self.stop_tokens.extend(found);
+        self.stop_tokens.sort_unstable();
+        self.stop_tokens.dedup();
+    }
+
     /// Builds the submission for the encoded prompt. Without `max_tokens`, the output is
     /// limited by the remaining context and [`BackendInfo::max_tokens_default`].
     pub fn submission(
@@ -101,8 +109,7 @@ impl ParsedRequest {
         let left = context.saturating_sub(prompt_tokens) as u32;
         let max_tokens = self.max_tokens.unwrap_or(left.min(info.max_tokens_default));
         if max_tokens > left {
-            let context = info.context_tokens_max;
-            return Err(ApiError::context_exceeded("max_tokens", context, prompt_tokens, Some(max_tokens)));
+            return Err(info.context_exceeded("max_tokens", prompt_tokens, Some(max_tokens)));
         }
         if self.min_tokens > max_tokens {
             let message = format!("min_tokens is {} and max_tokens is {max_tokens}", self.min_tokens);

@@ -97,7 +97,9 @@ async fn generate<B: Backend>(
     let info = app.backend.info();
     let (prompt_tokens, seed) = (submission.prompt.len() as u32, submission.sampling.seed);
     outcome.note(|seen| seen.prompt_tokens = Some(prompt_tokens));
-    let decoder = app.backend.text().decoder();
+    // a message of its own begins a text, a completion goes on with one
+    let before = if parsed.prompt.is_continued() { &submission.prompt[..] } else { &[] };
+    let decoder = app.backend.text().decoder(before);
     let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings)
         .with_min_tokens(parsed.min_tokens);
     let generation = app.backend.submit(submission).await?;
@@ -118,7 +120,8 @@ fn prepare<B: Backend>(
     arrival: Micros,
 ) -> Result<(ParsedRequest, Submission), ApiError> {
     let info = app.backend.info();
-    let parsed = ParsedRequest::parse(endpoint, body, headers, info, app.rules.unknown_fields)?;
+    let mut parsed = ParsedRequest::parse(endpoint, body, headers, info, app.rules.unknown_fields)?;
+    parsed.stop_at_special_tokens(app.backend.text());
     let prompt = parsed.prompt.encode(app.backend.text(), parsed.add_special_tokens, info)?;
     let submission = parsed.submission(prompt, arrival, info)?;
     Ok((parsed, submission))

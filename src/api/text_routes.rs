@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use super::app::{App, off_the_workers};
 use super::backend::Backend;
+use super::chat::Conversation;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::neutral;
 use super::params::token_ids;
-use super::prompt::conversation;
 use super::request::check_model;
 
 /// Tokenizes `prompt`, or `messages` rendered by the chat template. `add_special_tokens`
@@ -29,8 +29,8 @@ pub async fn tokenize<B: Backend>(
         let (param, tokens) = match fields.string("prompt")? {
             Some(prompt) => ("prompt", text.encode(&prompt, add_special.unwrap_or(true))),
             None => {
-                let messages = conversation(&mut fields)?;
-                ("messages", text.render_chat(&messages).and_then(|prompt| text.encode(&prompt, false)))
+                let conversation = Conversation::parse(&mut fields)?;
+                ("messages", text.render_chat(&conversation).and_then(|prompt| text.encode(&prompt, false)))
             }
         };
         neutral::drop_neutral(&mut fields)?;

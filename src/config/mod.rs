@@ -111,7 +111,7 @@ impl Config {
         let target = TargetConfig::read(Section::take(&mut file, "target", problems));
         let draft = drafts.then(|| DraftConfig::read(Section::take(&mut file, "draft", problems)));
         let executor = ExecutorConfig::read(Section::take(&mut file, "executor", problems));
-        let kv = KvConfig::read(Section::take(&mut file, "kv", problems));
+        let kv = KvConfig::read(Section::take(&mut file, "kv", problems), executor.backend);
         let (mut scheduler, order) = SchedulerConfig::read(Section::take(&mut file, "scheduler", problems));
         let (mut slo, late) = SloConfig::read(&mut file, problems);
         let speculation = SpeculationConfig::read(Section::take(&mut file, "speculation", problems), drafts);

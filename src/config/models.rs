@@ -1,12 +1,13 @@
 //! `[target]` and `[draft]`: the models.
 
-use super::reader::Section;
-use super::render::Entry;
+use super::reader::{Integer, Section};
+use super::render::{Entry, number};
 use crate::model::ModelSource;
 
 const MODEL_BOUND: &str = "\"embedded:tiny\" or a Hugging Face directory";
 /// Value of `draft.model` that selects prompt lookup instead of a draft model.
 const NGRAM: &str = "ngram";
+const CONTEXT_TOKENS_MAX: Integer = Integer::new("context_tokens_max", 8192, 16, 1 << 28);
 const NAME_BYTES_MAX: usize = 128;
 const NAME_BOUND: &str = "1 to 128 bytes";
 
@@ -27,6 +28,9 @@ pub struct TargetConfig {
     pub model: ModelSource,
     /// Model name in the API.
     pub name: String,
+    /// Longest context that is served, prompt and output together; the model's own if shorter or
+    /// not set.
+    pub context_tokens_max: Option<u32>,
 }
 
 /// Source of the drafts.
@@ -53,12 +57,18 @@ impl TargetConfig {
         let given = section.take_value("model");
         let model = read_model(&mut section, given);
         let name = section.parsed("name", &format!("give {NAME_BOUND}"), parse_name);
+        let context_tokens_max = section.optional_integer(&CONTEXT_TOKENS_MAX).map(|tokens| tokens as u32);
         section.finish();
-        TargetConfig { name: name.unwrap_or_else(|| default_name(&model)), model }
+        TargetConfig { name: name.unwrap_or_else(|| default_name(&model)), model, context_tokens_max }
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {
-        vec![model_entry(&self.model), Entry::text("name", self.name.clone(), NAME_BOUND)]
+        let context = self.context_tokens_max.map(|tokens| number(tokens.into()));
+        vec![
+            model_entry(&self.model),
+            Entry::text("name", self.name.clone(), NAME_BOUND),
+            Entry::optional(CONTEXT_TOKENS_MAX.name, context, CONTEXT_TOKENS_MAX.bound()),
+        ]
     }
 }
 

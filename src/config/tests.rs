@@ -30,7 +30,9 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     assert_eq!(config.server.http, None);
     assert_eq!(config.server.body_bytes_max, 1 << 20);
     assert_eq!(config.server.connections_max, 352);
-    assert_eq!(config.target, TargetConfig { model: ModelSource::EmbeddedTiny, name: "tiny".to_owned() });
+    let target =
+        TargetConfig { model: ModelSource::EmbeddedTiny, name: "tiny".to_owned(), context_tokens_max: None };
+    assert_eq!(config.target, target);
     assert_eq!(config.draft, Some(DraftConfig::Model(ModelSource::EmbeddedTiny)));
     assert_eq!(config.executor.threads, 0);
     assert_eq!(config.executor.batch_tokens_max, 512);
@@ -113,6 +115,8 @@ fn the_tiny_file_and_the_docs_name_every_key() {
     let blocks = Config::parse(&tiny_with("memory_mib_max = 64", "target_blocks = 64")).expect("valid");
     let mut effective = keys_of(&Config::default_tiny().to_toml());
     effective.extend(keys_of(&blocks.to_toml()));
+    let percent = Config::parse(&tiny_with("memory_mib_max = 64", "memory_percent = 64")).expect("valid");
+    effective.extend(keys_of(&percent.to_toml()));
     assert_eq!(keys_of(TINY_CPU_TOML), effective);
     let share = Config::parse(&tiny_with("memory_mib_max = 64", "gpu_memory_percent = 64")).expect("valid");
     effective.extend(keys_of(&share.to_toml()));
@@ -127,10 +131,12 @@ fn the_tiny_file_and_the_docs_name_every_key() {
 fn the_effective_configuration_parses_back_to_itself() {
     let blocks = tiny_with("memory_mib_max = 64", "target_blocks = 64\ndraft_blocks = 32");
     let http = tiny_with("# http =", "http =");
+    let capped = tiny_with("# context_tokens_max =", "context_tokens_max =");
+    let cuda = format!("{SMALLEST}[executor]\nbackend = \"cuda\"\n");
     let uids = tiny_with("# socket_uids =", "socket_uids =");
     let origins = tiny_with("# cors_origins =", "cors_origins =");
     let admin = tiny_with("# admin =", "admin =");
-    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http, &uids, &origins, &admin] {
+    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http, &uids, &origins, &admin, &capped, &cuda] {
         let config = Config::parse(text).expect("valid");
         assert_eq!(Config::parse(&config.to_toml()).expect("its own text is valid"), config);
         let table = config.to_table().to_string();
@@ -145,6 +151,7 @@ fn omitted_keys_take_the_values_of_the_tiny_file() {
     expected.speculation.policy = PolicyName::None;
     expected.scheduler.order = ServiceOrder::Fifo;
     expected.slo.late = LateAction::Queue;
+    expected.kv.size = KvSize::MemoryPercent(50);
     expected.slo.classes = vec![SloClass::new("default", Slo::default())];
     assert_eq!(Config::parse(SMALLEST).expect("valid"), expected);
 }
@@ -415,6 +422,16 @@ fn memory_is_split_so_that_both_pools_hold_the_same_tokens() {
     let given = KvConfig { size: KvSize::Blocks { target: 5, draft: 3 } };
     assert_eq!(given.pool_blocks(1, Some(1)), Some(PoolBlocks { target: 5, draft: 3 }));
     assert_eq!(given.pool_blocks(1, None), Some(PoolBlocks { target: 5, draft: 0 }));
+}
+
+#[test]
+fn without_a_size_the_caches_take_what_the_machine_has_room_for() {
+    let size = |executor: &str| Config::parse(&format!("{SMALLEST}{executor}")).expect("valid").kv.size;
+    assert_eq!(size(""), KvSize::MemoryPercent(50));
+    assert_eq!(size("[executor]\nbackend = \"cuda\""), KvSize::GpuMemoryPercent(90));
+    assert_eq!(size("[kv]\nmemory_percent = 20"), KvSize::MemoryPercent(20));
+    let both = tiny_with("memory_mib_max = 64", "memory_mib_max = 64\nmemory_percent = 20");
+    assert_eq!(problem_paths(&both), ["kv.memory_percent"]);
 }
 
 #[test]

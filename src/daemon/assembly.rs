@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
+use super::models::load_models;
 use super::profiling::{TimeSource, for_drafter};
 use super::served::EngineBackend;
 use super::startup::{Assembled, OnPhase};
@@ -11,7 +12,7 @@ use crate::actors::{AdmissionPolicy, Engine, EngineOptions, EngineParts, Polling
 use crate::config::{Config, DraftConfig, InfeasibleAction};
 use crate::drafting::{NgramOptions, WithPromptLookup};
 use crate::executor::Executor;
-use crate::model::{LoadedModel, ModelPair, load_pair};
+use crate::model::{LoadedModel, ModelPair};
 use crate::pacing::{LateAction, Pacer, ServiceOrder};
 use crate::policy::registry::{PolicyOptions, build as build_policy};
 use crate::policy::specserve::SpecServeOptions;
@@ -35,8 +36,7 @@ where
         + 'static,
 {
     on_phase.show("loading the models");
-    let draft = config.draft.as_ref().and_then(DraftConfig::model);
-    let pair = load_pair(&config.target.model, draft)?;
+    let pair = load_models(config)?;
     let plan = ExecutorPlan::of(config, &pair)?;
     let times = TimeSource::of(config, &plan, &pair)?;
     let options = engine_options(config, plan.polling(), Arc::new(MonotonicClock::start()));

@@ -3,14 +3,14 @@
 #[cfg(feature = "cuda")]
 use std::time::Duration;
 
-use super::DaemonError;
+use super::{DaemonError, host_memory};
 use crate::actors::Polling;
 use crate::analyzer::Machine;
-use crate::config::{Backend, Config};
+use crate::config::{Backend, Config, KvSize, PoolBlocks};
 use crate::executor::Executor;
-use crate::executor::cpu::{CpuExecutor, CpuOptions, device_description, kv_block_bytes};
+use crate::executor::cpu::{CpuExecutor, CpuOptions, device_description, kv_block_bytes, packed_bytes};
 use crate::model::{LoadedModel, ModelPair};
-use crate::protocol::BLOCK_TOKENS;
+use crate::protocol::{BLOCK_TOKENS, blocks_for};
 
 /// With a GPU, the host's threads poll for each other: for jobs longer than the actors take
 /// between two steps, for results longer than steps usually take. A CPU executor needs the
@@ -102,18 +102,11 @@ impl ExecutorPlan {
 }
 
 fn cpu(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
-    let draft = pair.draft.as_ref().map(|model| &model.loaded.spec);
-    let blocks = config.kv.pool_blocks(
-        kv_block_bytes(&pair.target.loaded.spec, BLOCK_TOKENS),
-        draft.map(|draft| kv_block_bytes(draft, BLOCK_TOKENS)),
-    );
-    let Some(blocks) = blocks else {
-        let advice = "kv.gpu_memory_percent requires the CUDA backend; set kv.memory_mib_max instead";
-        return Err(DaemonError::Start(advice.to_owned()));
-    };
-    if blocks.target == 0 || (draft.is_some() && blocks.draft == 0) {
-        let advice = "the KV memory does not hold one block of each model; raise kv.memory_mib_max";
-        return Err(DaemonError::Start(advice.to_owned()));
+    let blocks = cpu_pools(config, pair)?;
+    if blocks.target == 0 || (pair.draft.is_some() && blocks.draft == 0) {
+        let key = config.kv.size.key();
+        let advice = format!("the KV memory does not hold one block of each model; raise {key}");
+        return Err(DaemonError::Start(advice));
     }
     let threads = match config.executor.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -130,9 +123,43 @@ fn cpu(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
     }))
 }
 
+/// What to assume of a machine that does not say how much memory is free, in bytes.
+const UNKNOWN_MEMORY_BYTES: u64 = 2 << 30;
+
+fn cpu_pools(config: &Config, pair: &ModelPair) -> Result<PoolBlocks, DaemonError> {
+    let target_block_bytes = kv_block_bytes(&pair.target.loaded.spec, BLOCK_TOKENS);
+    let draft_block_bytes = pair.draft.as_ref().map(|draft| kv_block_bytes(&draft.loaded.spec, BLOCK_TOKENS));
+    let KvSize::MemoryPercent(percent) = config.kv.size else {
+        let advice = "kv.gpu_memory_percent requires the CUDA backend; set kv.memory_percent instead";
+        let blocks = config.kv.pool_blocks(target_block_bytes, draft_block_bytes);
+        return blocks.ok_or_else(|| DaemonError::Start(advice.to_owned()));
+    };
+    let weights = [Some(&pair.target), pair.draft.as_ref()].into_iter().flatten();
+    let weight_bytes = weights.map(|model| packed_bytes(&model.loaded)).sum();
+    let available_bytes = host_memory::available_bytes().unwrap_or(UNKNOWN_MEMORY_BYTES);
+    let share_bytes = share_of_rest(available_bytes, weight_bytes, percent).map_err(DaemonError::Start)?;
+    let blocks = PoolBlocks::within(share_bytes, target_block_bytes, draft_block_bytes);
+    // more than all running requests can fill is of no use but as a prefix cache
+    let context_blocks = blocks_for(pair.target.loaded.spec.context_tokens_max as u32);
+    let useful = context_blocks.saturating_mul(config.scheduler.running_requests_max);
+    Ok(PoolBlocks { target: blocks.target.min(useful), draft: blocks.draft.min(useful) })
+}
+
+/// `percent` of what the weights leave of the free memory, in bytes.
+fn share_of_rest(available_bytes: u64, weight_bytes: u64, percent: u32) -> Result<u64, String> {
+    match available_bytes.checked_sub(weight_bytes) {
+        Some(rest_bytes) if rest_bytes > 0 => Ok(rest_bytes / 100 * u64::from(percent)),
+        _ => Err(format!(
+            "the weights take {} MiB and {} MiB of memory are free, which leaves no room for a KV cache; free \
+             memory, choose a smaller model, or set kv.memory_mib_max to start all the same",
+            weight_bytes >> 20,
+            available_bytes >> 20
+        )),
+    }
+}
+
 #[cfg(feature = "cuda")]
 fn cuda(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
-    use crate::config::KvSize;
     use crate::executor::cuda::forward::kv_block_elements;
     use crate::executor::cuda::{CudaOptions, KvBudget};
     use crate::model::ModelSpec;
@@ -147,7 +174,9 @@ fn cuda(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> 
                 .kv
                 .pool_blocks(kv_block_bytes(&pair.target.loaded.spec), draft.map(kv_block_bytes))
                 .ok_or_else(|| {
-                    DaemonError::Start("the size of the KV caches is not configured".to_owned())
+                    let advice =
+                        "kv.memory_percent requires the CPU backend; set kv.gpu_memory_percent instead";
+                    DaemonError::Start(advice.to_owned())
                 })?;
             KvBudget::Blocks { target: blocks.target, draft: blocks.draft }
         }
@@ -160,4 +189,27 @@ fn cuda(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> 
         draft_tokens_max: config.speculation.draft_tokens_max,
         ..CudaOptions::default()
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_caches_share_what_the_weights_leave_of_the_free_memory() {
+        assert_eq!(share_of_rest(1000, 200, 50), Ok(400));
+        let error = share_of_rest(1 << 30, 2 << 30, 50).expect_err("there is no room");
+        assert!(error.contains("take 2048 MiB and 1024 MiB of memory are free"), "{error}");
+    }
+
+    #[test]
+    fn a_small_models_caches_hold_no_more_than_its_running_requests_can_fill() {
+        let config = Config::parse(
+            "[target]\nmodel = \"embedded:tiny\"\n[draft]\nmodel = \"embedded:tiny\"\n[scheduler]\nrunning_requests_max = 2",
+        );
+        let config = config.expect("valid");
+        let pair = super::super::models::load_models(&config).expect("embedded");
+        let pools = cpu_pools(&config, &pair).expect("there is memory");
+        assert_eq!(pools, PoolBlocks { target: 2 * 2048 / BLOCK_TOKENS, draft: 2 * 2048 / BLOCK_TOKENS });
+    }
 }

@@ -10,6 +10,10 @@
 
 mod assembly;
 mod executor_plan;
+mod host_memory;
+#[cfg(test)]
+mod model_tests;
+mod models;
 mod profiling;
 mod recording;
 mod served;

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
+use super::models::load_models;
 use super::startup::OnPhase;
 use crate::analyzer::{self, AnalyzerOptions, Progress, StartProfile};
 use crate::config::{Config, DraftConfig};
 use crate::executor::Executor;
-use crate::model::{ModelPair, load_pair};
+use crate::model::ModelPair;
 use crate::protocol::{Clock, Micros, MonotonicClock, SamplingParams};
 use crate::timing::ProfileError;
 use crate::timing::cost_model::LatencyTerms;
@@ -54,7 +55,7 @@ pub fn profile(
     budget: Duration,
     on_progress: OnProgress<'_>,
 ) -> Result<Profile, DaemonError> {
-    let pair = load_pair(&config.target.model, config.draft.as_ref().and_then(DraftConfig::model))?;
+    let pair = load_models(config)?;
     let plan = ExecutorPlan::of(config, &pair)?;
     measure(&plan, &pair, budget, on_progress)
 }
@@ -280,8 +281,7 @@ mod tests {
     }
 
     fn planned(config: &Config) -> (ExecutorPlan, ModelPair) {
-        let draft = config.draft.as_ref().and_then(DraftConfig::model);
-        let pair = load_pair(&config.target.model, draft).expect("the embedded pair loads");
+        let pair = load_models(config).expect("the embedded pair loads");
         (ExecutorPlan::of(config, &pair).expect("it fits"), pair)
     }
 

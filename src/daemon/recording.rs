@@ -6,9 +6,10 @@ use serde_json::Value;
 
 use super::DaemonError;
 use super::executor_plan::ExecutorPlan;
+use super::models::load_models;
 use crate::analyzer::{RecordJob, RecordOptions, RecordText, record as record_one};
-use crate::config::{Config, DraftConfig};
-use crate::model::{ChatInput, Model, load_pair};
+use crate::config::Config;
+use crate::model::{ChatInput, Model};
 use crate::protocol::{SamplingParams, TokenId};
 use crate::replay::RecordedSequence;
 
@@ -26,7 +27,7 @@ pub fn record(
     options: &RecordOptions,
     on_sequence: OnSequence<'_>,
 ) -> Result<(), DaemonError> {
-    let pair = load_pair(&config.target.model, config.draft.as_ref().and_then(DraftConfig::model))?;
+    let pair = load_models(config)?;
     let plan = ExecutorPlan::of(config, &pair)?;
     let prompts = options.prompts.iter().map(|asked| {
         let tokens_max = asked.tokens_max.unwrap_or(options.tokens_max);
@@ -129,7 +130,7 @@ mod tests {
     #[test]
     fn a_prompt_of_tokens_is_taken_as_it_is() {
         let config = Config::default_tiny();
-        let pair = load_pair(&config.target.model, None).expect("embedded");
+        let pair = load_models(&config).expect("embedded");
         let text = asked("What is a volcano?");
         let tokens = prompt(&pair.target, &text).expect("rendered");
         let of_tokens = recorded(options(RecordText::Tokens(tokens))).expect("recorded");

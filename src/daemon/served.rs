@@ -4,9 +4,10 @@ use super::text::ServedText;
 use crate::actors::{Condition, EngineHandle};
 use crate::api::{Backend, BackendInfo, ClassInfo, Health, SamplingDefaults, TextModel};
 use crate::config::Config;
-use crate::model::Model;
+use crate::model::{Model, RecommendedSampling};
 use crate::protocol::{
-    AdmissionError, Generation, Micros, RequestFailure, RequestId, Submission, Termination, unix_time,
+    AdmissionError, ExecutorInfo, Generation, Micros, RequestFailure, RequestId, Submission, Termination,
+    unix_time,
 };
 
 /// Handle to the engine, with its static properties and tokenizer.
@@ -18,14 +19,16 @@ pub(super) struct EngineBackend {
 
 impl EngineBackend {
     pub(super) fn new(handle: EngineHandle, config: &Config, target: Model) -> EngineBackend {
-        let context_tokens_max = handle.info().context_tokens_max;
+        let Context { tokens_max: context_tokens_max, advice } =
+            Context::of(config, handle.info(), target.own_context_tokens_max);
         let info = BackendInfo {
             model: config.target.name.clone(),
             loaded_unix_s: unix_time().as_secs(),
             context_tokens_max,
+            context_advice: advice,
             vocab_size: handle.info().vocab_size,
             end_tokens: target.eos.clone(),
-            sampling: SamplingDefaults::default(),
+            sampling: sampling_defaults(&target.sampling),
             max_tokens_default: context_tokens_max,
             draft_tokens_max: match handle.info().drafter {
                 Some(_) => config.speculation.draft_tokens_max.min(handle.info().draft_tokens_max),
@@ -43,7 +46,54 @@ impl EngineBackend {
                 .collect(),
             default_class: config.slo.default_class,
         };
+        log_context(&info);
         EngineBackend { handle, info, text: ServedText::new(target.tokenizer, target.chat_template) }
+    }
+}
+
+/// The model's recommendations, and OpenAI's defaults where it has none.
+fn sampling_defaults(model: &RecommendedSampling) -> SamplingDefaults {
+    let open = SamplingDefaults::default();
+    SamplingDefaults {
+        temperature: model.temperature.unwrap_or(open.temperature),
+        top_k: model.top_k.unwrap_or(open.top_k),
+        top_p: model.top_p.unwrap_or(open.top_p),
+        min_p: model.min_p.unwrap_or(open.min_p),
+        repetition_penalty: model.repetition_penalty.unwrap_or(open.repetition_penalty),
+    }
+}
+
+fn log_context(info: &BackendInfo) {
+    match &info.context_advice {
+        None => tracing::info!(tokens = info.context_tokens_max, "longest context"),
+        Some(advice) => tracing::warn!(tokens = info.context_tokens_max, "longest context; {advice}"),
+    }
+}
+
+/// The context that can be served, and what limits it.
+#[derive(Debug, PartialEq, Eq)]
+struct Context {
+    /// Prompt and output together, in tokens.
+    tokens_max: u32,
+    /// How to get a longer one; `None` if only the models limit it.
+    advice: Option<String>,
+}
+
+impl Context {
+    /// A request has to fit the whole KV pool, however long the models' contexts are.
+    fn of(config: &Config, executor: &ExecutorInfo, own_tokens_max: u32) -> Context {
+        let pool_tokens = executor.target_blocks.saturating_mul(executor.block_tokens);
+        let tokens_max = executor.context_tokens_max.min(pool_tokens);
+        let key = match config.target.context_tokens_max {
+            _ if pool_tokens < executor.context_tokens_max => config.kv.size.key(),
+            Some(cap) if cap == tokens_max && cap < own_tokens_max => "target.context_tokens_max",
+            _ => return Context { tokens_max, advice: None },
+        };
+        let advice = format!(
+            "the model's own context is {own_tokens_max} tokens: to serve more of it, raise {key} in the \
+             server's configuration"
+        );
+        Context { tokens_max, advice: Some(advice) }
     }
 }
 
@@ -88,5 +138,47 @@ impl Backend for EngineBackend {
 
     async fn metrics(&self) -> String {
         self.handle.metrics().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::ShadowOptions;
+
+    fn context(kv: &str, target: &str, blocks: u32) -> Context {
+        let text = format!("[target]\nmodel = \"embedded:tiny\"\n{target}\n[kv]\n{kv}\n");
+        let config = Config::parse(&text).expect("valid");
+        let cap = config.target.context_tokens_max.unwrap_or(u32::MAX);
+        let small = ShadowOptions::small(blocks, 0).info;
+        let executor = ExecutorInfo { context_tokens_max: cap.min(131_072), ..small };
+        Context::of(&config, &executor, 131_072)
+    }
+
+    #[test]
+    fn a_context_that_does_not_fit_the_pool_is_announced_shorter_with_the_key_to_raise() {
+        for (kv, key) in [
+            ("", "kv.memory_percent"),
+            ("memory_mib_max = 64", "kv.memory_mib_max"),
+            ("target_blocks = 100", "kv.target_blocks"),
+        ] {
+            let context = context(kv, "", 100);
+            assert_eq!(context.tokens_max, 1600);
+            let advice = context.advice.expect("there is a key to raise");
+            assert!(
+                advice.contains(&format!("131072 tokens: to serve more of it, raise {key} ")),
+                "{advice}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_capped_context_names_the_cap_and_a_whole_one_nothing() {
+        let capped = context("", "context_tokens_max = 4096", 10_000);
+        assert_eq!(capped.tokens_max, 4096);
+        assert!(capped.advice.expect("it can be raised").contains("raise target.context_tokens_max "));
+        let whole = Context { tokens_max: 131_072, advice: None };
+        assert_eq!(context("", "", 10_000), whole);
+        assert_eq!(context("", "context_tokens_max = 200000", 10_000), whole);
     }
 }

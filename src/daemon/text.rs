@@ -1,6 +1,6 @@
 //! Tokenizer and chat template of the served model, as the API's [`TextModel`].
 
-use crate::api::{ChatMessage, TextDecoder, TextError, TextModel};
+use crate::api::{ChatMessage, Conversation, TextDecoder, TextError, TextModel};
 use crate::model::{ChatInput, ChatTemplate, StreamDecoder, Tokenizer};
 use crate::protocol::{TokenId, unix_time};
 
@@ -33,19 +33,25 @@ impl TextModel for ServedText {
         self.chat_template.as_ref().map(ChatTemplate::source)
     }
 
-    fn decoder(&self) -> Box<dyn TextDecoder> {
-        Box::new(Decoder(self.tokenizer.stream_decoder(true)))
+    fn decoder(&self, prompt: &[TokenId]) -> Box<dyn TextDecoder> {
+        Box::new(Decoder(self.tokenizer.stream_decoder_after(prompt, true)))
     }
 
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
+    fn special_token(&self, text: &str) -> Option<TokenId> {
+        self.tokenizer.special_token_id(text)
+    }
+
+    fn render_chat(&self, conversation: &Conversation) -> Result<String, TextError> {
         let Some(template) = &self.chat_template else {
             return Err(TextError::NoChatTemplate);
         };
         let messages: Vec<serde_json::Value> =
-            messages.iter().map(|message| serde_json::json!(message)).collect();
+            conversation.messages.iter().map(ChatMessage::to_json).collect();
         let input = ChatInput {
             messages: &messages,
-            add_generation_prompt: true,
+            add_generation_prompt: conversation.add_generation_prompt,
+            continue_final_message: conversation.continue_final_message,
+            variables: Some(&conversation.variables),
             unix_seconds: unix_time().as_secs(),
             ..ChatInput::default()
         };

@@ -1,10 +1,11 @@
-//! Parses config.json and generation_config.json of the Llama family, as written by
+//! Parses config.json of the Llama family, as written by
 //! transformers. Settings that would change the computation and are not implemented are
 //! rejected, never ignored.
 #![forbid(unsafe_code)]
 
 use serde_json::Value;
 
+use super::generation_config::end_tokens;
 use super::json_file::JsonObject;
 use super::{LayerTensor, ModelError, ModelSpec, Projection, rope_config};
 use crate::protocol::TokenId;
@@ -25,11 +26,19 @@ const RMS_NORM_EPS_DEFAULT: f64 = 1e-6;
 /// Default head width of qwen3, as in transformers.
 const QWEN3_HEAD_DIM_DEFAULT: usize = 128;
 
+/// Default `sliding_window` of every type that has one, in tokens, as in transformers.
+const SLIDING_WINDOW_DEFAULT: usize = 4096;
+
+/// Default `max_window_layers` of qwen2 and qwen3, as in transformers.
+const MAX_WINDOW_LAYERS_DEFAULT: u64 = 28;
+
 /// Parsed config.json.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ModelConfig {
     /// Shape of the model.
     pub(super) spec: ModelSpec,
+    /// `max_position_embeddings`, however short the context of `spec` is cut.
+    pub(super) own_context_tokens_max: usize,
     /// Optional tensors that the model has.
     pub(super) parts: OptionalParts,
     /// `eos_token_id`; empty if absent.
@@ -64,26 +73,25 @@ impl OptionalParts {
     }
 }
 
-/// Reads config.json; `file` is its path, for errors.
-pub(super) fn parse_config(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
+/// Reads config.json; `file` is its path, for errors. `context_cap` is the longest context that
+/// will be served, in tokens, if shorter than the model's own.
+pub(super) fn parse_config(
+    file: &str,
+    json: &Value,
+    context_cap: Option<usize>,
+) -> Result<ModelConfig, ModelError> {
     let config = JsonObject::root(file, json)?;
     let model_type = config.string("model_type")?.ok_or_else(|| config.missing("model_type"))?;
     if !matches!(model_type, "llama" | "mistral" | "qwen2" | "qwen3") {
         return Err(config.bad("model_type", "not supported; `llama`, `mistral`, `qwen2` and `qwen3` are"));
     }
     reject_unimplemented(&config)?;
-    let spec = spec(&config, model_type)?;
+    let mut spec = spec(&config, model_type)?;
+    let own_context_tokens_max = spec.context_tokens_max;
+    spec.context_tokens_max = own_context_tokens_max.min(context_cap.unwrap_or(usize::MAX));
     refuse_sliding_window(&config, &spec)?;
-    Ok(ModelConfig { parts: parts(&config, model_type)?, eos: eos(&config, spec.vocab_size)?, spec })
-}
-
-/// Parses `eos_token_id` of generation_config.json; empty if absent.
-pub(super) fn parse_generation_config(
-    file: &str,
-    json: &Value,
-    vocab_size: usize,
-) -> Result<Vec<TokenId>, ModelError> {
-    eos(&JsonObject::root(file, json)?, vocab_size)
+    let (parts, eos) = (parts(&config, model_type)?, end_tokens(&config, spec.vocab_size)?);
+    Ok(ModelConfig { spec, own_context_tokens_max, parts, eos })
 }
 
 fn spec(config: &JsonObject, model_type: &str) -> Result<ModelSpec, ModelError> {
@@ -191,24 +199,34 @@ fn reject_unimplemented(config: &JsonObject) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Accepts sliding windows that are at least as long as the context, since they hide no token.
+/// Accepts sliding windows that are at least as long as the served context, since they hide no
+/// token.
 fn refuse_sliding_window(config: &JsonObject, spec: &ModelSpec) -> Result<(), ModelError> {
-    let in_use = match spec.model_type.as_str() {
+    let key = "sliding_window";
+    let written = config.size(key, CONTEXT_TOKENS_MAX)?;
+    let slides = match spec.model_type.as_str() {
+        // `layer_types` has no effect on this type
         "mistral" => true,
         "llama" => false,
-        _ => config.flag("use_sliding_window", false)?,
+        _ => config.flag("use_sliding_window", false)? && some_layer_slides(config, spec)?,
     };
-    let window = config.size("sliding_window", CONTEXT_TOKENS_MAX)?;
-    let hides = window.is_some_and(|window| window < spec.context_tokens_max);
-    if in_use && hides && some_layer_slides(config, spec)? {
-        let problem = format!(
-            "sliding-window attention is not supported; it is in effect because the window is \
-             shorter than `max_position_embeddings` {}",
-            spec.context_tokens_max
-        );
-        return Err(config.bad("sliding_window", problem));
+    let window = match written {
+        None if config.is_written(key) => return Ok(()),
+        window => window.unwrap_or(SLIDING_WINDOW_DEFAULT),
+    };
+    if !slides || window >= spec.context_tokens_max {
+        return Ok(());
     }
-    Ok(())
+    let cap = format!("set target.context_tokens_max to at most {window} to serve contexts without it");
+    let problem = match written {
+        Some(_) => format!("sliding-window attention is not supported; {cap}"),
+        None => format!(
+            "sliding-window attention is not supported, and a {} without this key has a window of \
+             {window} tokens; {cap}, or set the key to null if the model was trained without a window",
+            spec.model_type
+        ),
+    };
+    Err(config.bad(key, problem))
 }
 
 /// `layer_types` lists the attention of each layer; older files have `max_window_layers`,
@@ -218,24 +236,9 @@ fn some_layer_slides(config: &JsonObject, spec: &ModelSpec) -> Result<bool, Mode
         Some(Value::Array(types)) => Ok(types.iter().any(|kind| kind != "full_attention")),
         Some(_) => Err(config.bad("layer_types", "expected a list")),
         None => match config.get("max_window_layers").map(Value::as_u64) {
-            None => Ok(true),
+            None => Ok(MAX_WINDOW_LAYERS_DEFAULT < spec.layers as u64),
             Some(Some(first)) => Ok(first < spec.layers as u64),
             Some(None) => Err(config.bad("max_window_layers", "expected a whole number")),
         },
     }
-}
-
-fn eos(config: &JsonObject, vocab_size: usize) -> Result<Vec<TokenId>, ModelError> {
-    let key = "eos_token_id";
-    let ids = match config.get(key) {
-        None => return Ok(Vec::new()),
-        Some(Value::Array(ids)) => ids.as_slice(),
-        Some(one) => std::slice::from_ref(one),
-    };
-    ids.iter()
-        .map(|id| match id.as_u64() {
-            Some(id) if id < vocab_size as u64 => Ok(id as TokenId),
-            _ => Err(config.bad(key, format!("expected token ids below `vocab_size` {vocab_size}"))),
-        })
-        .collect()
 }

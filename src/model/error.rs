@@ -31,8 +31,25 @@ pub enum ModelError {
         /// Limit in bytes.
         bytes_max: u64,
     },
+    /// A file is a placeholder of Git LFS.
+    #[error(
+        "{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its directory, or \
+         download the file again"
+    )]
+    GitLfsPointer {
+        /// Path of the file.
+        file: String,
+    },
+    /// A text file is not plain UTF-8.
+    #[error("{file} {problem}")]
+    Encoding {
+        /// Path of the file.
+        file: String,
+        /// What it is instead, and what to do.
+        problem: &'static str,
+    },
     /// A file is not JSON.
-    #[error("{file} is not valid JSON: {source}")]
+    #[error("{file} is not valid JSON: {source}{}", json_advice(&source.to_string()))]
     Json {
         /// Path of the file.
         file: String,
@@ -151,4 +168,14 @@ pub enum ModelError {
         /// First difference.
         mismatch: Mismatch,
     },
+}
+
+/// Advice for a JSON error, if there is any: a clause to append to its message.
+pub(super) fn json_advice(error: &str) -> &'static str {
+    let half_pair = ["surrogate", "hex escape"].iter().any(|part| error.contains(part));
+    if half_pair {
+        "; a \\ud800 to \\udfff stands for half a character: write both halves, or leave it out"
+    } else {
+        ""
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::embedded::{self, EmbeddedFile};
-use super::{ModelError, ModelSource, TensorBytes, TensorFile};
+use super::{ModelError, ModelSource, TensorBytes, TensorFile, stand_in};
 use crate::protocol::ModelRole;
 
 /// Largest configuration, tokenizer or template file, in bytes. The largest tokenizers in
@@ -104,7 +104,9 @@ impl ModelFiles {
                     let bytes_max = TEXT_FILE_BYTES_MAX;
                     return Err(ModelError::TooLarge { file, found_bytes: bytes, bytes_max });
                 }
-                std::fs::read(&path).map(Cow::Owned).map_err(|source| io_error(&path, source))
+                let bytes = std::fs::read(&path).map_err(|source| io_error(&path, source))?;
+                stand_in::refuse_unplain_text(&self.path_of(name), &bytes)?;
+                Ok(Cow::Owned(bytes))
             }
         }
     }
@@ -136,7 +138,11 @@ impl ModelFiles {
                 let bytes = find(files, name).ok_or_else(|| self.not_found(name))?;
                 Ok(Arc::new(bytes))
             }
-            Self::Directory(path) => map_file(&path.join(name)),
+            Self::Directory(path) => {
+                let bytes = map_file(&path.join(name))?;
+                stand_in::refuse_lfs_pointer(&self.path_of(name), (*bytes).as_ref())?;
+                Ok(bytes)
+            }
         }
     }
 

@@ -2,6 +2,8 @@
 //! key and value.
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use super::ModelError;
@@ -77,6 +79,22 @@ impl<'a> JsonObject<'a> {
         match value.as_f64() {
             Some(number) if number.is_finite() && number > 0.0 => Ok(Some(number)),
             _ => Err(self.bad(key, "expected a number above 0")),
+        }
+    }
+
+    /// The number at `key`, within `bounds`.
+    pub(super) fn number_within(
+        &self,
+        key: &str,
+        bounds: RangeInclusive<f64>,
+    ) -> Result<Option<f64>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if bounds.contains(&number) => Ok(Some(number)),
+            _ => {
+                let (low, high) = (bounds.start(), bounds.end());
+                Err(self.bad(key, format!("expected a number from {low} to {high}")))
+            }
         }
     }
 

@@ -3,9 +3,12 @@
 #![forbid(unsafe_code)]
 
 use super::files::ModelFiles;
+use super::generation_config::GenerationConfig;
 use super::safetensors_file::TensorFiles;
+use super::tokenizer_config::TokenizerConfig;
 use super::{
-    ChatTemplate, LoadedModel, ModelError, ModelSource, Tokenizer, config_json, same_token_list, weights,
+    ChatTemplate, LoadedModel, ModelError, ModelSource, RecommendedSampling, Tokenizer, config_json,
+    same_token_list, weights,
 };
 use crate::protocol::{ModelRole, TokenId};
 
@@ -23,8 +26,13 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Chat template; models without one do not support chat.
     pub chat_template: Option<ChatTemplate>,
-    /// End-of-sequence tokens, in file order; empty if the model defines none.
+    /// Context length by config.json, in tokens, however much shorter it is loaded.
+    pub own_context_tokens_max: u32,
+    /// End-of-sequence tokens: those of generation_config.json, else of config.json, and the
+    /// tokenizer's own; empty if the model defines none.
     pub eos: Vec<TokenId>,
+    /// Sampling parameters that generation_config.json recommends.
+    pub sampling: RecommendedSampling,
 }
 
 /// A target model with its optional draft model.
@@ -42,24 +50,43 @@ pub struct ModelPair {
 /// # Errors
 /// Any [`ModelError`] except `Pair`.
 pub fn load(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> {
+    load_within(source, role, None)
+}
+
+/// [`load`], for contexts of at most `context_cap` tokens.
+fn load_within(
+    source: &ModelSource,
+    role: ModelRole,
+    context_cap: Option<usize>,
+) -> Result<Model, ModelError> {
     let files = ModelFiles::open(source, role)?;
-    let config = config_json::parse_config(&files.path_of(CONFIG), &files.read_json(CONFIG)?)?;
+    let json = files.read_json(CONFIG)?;
+    let config = config_json::parse_config(&files.path_of(CONFIG), &json, context_cap)?;
     let tensors = TensorFiles::open(&files)?;
     let weights = weights::read(&tensors, &config.spec, config.parts)?;
-    let tokenizer = Tokenizer::load(&files, config.spec.vocab_size)?;
-    let chat_template = ChatTemplate::load(&files)?;
-    let mut eos = match files.read_json_if_there(GENERATION_CONFIG)? {
-        None => Vec::new(),
-        Some(json) => {
-            let path = files.path_of(GENERATION_CONFIG);
-            config_json::parse_generation_config(&path, &json, config.spec.vocab_size)?
-        }
+    let vocab_size = config.spec.vocab_size;
+    let described = TokenizerConfig::read(&files, &config.spec.model_type)?;
+    let tokenizer = Tokenizer::load(&files, vocab_size, &described)?;
+    let chat_template = ChatTemplate::load(&files, &described)?;
+    let generation = match files.read_json_if_there(GENERATION_CONFIG)? {
+        None => GenerationConfig::default(),
+        Some(json) => GenerationConfig::parse(&files.path_of(GENERATION_CONFIG), &json, vocab_size)?,
     };
-    if eos.is_empty() {
-        eos = config.eos;
-    }
+    let mut eos = if generation.eos.is_empty() { config.eos } else { generation.eos };
+    // a model may be trained to end its turns with a token that only the tokenizer names
+    let of_tokenizer = described.special_token("eos_token").and_then(|text| tokenizer.token_id(text));
+    eos.extend(of_tokenizer.filter(|id| !eos.contains(id)));
+    let own_context_tokens_max = config.own_context_tokens_max as u32;
     let loaded = LoadedModel { spec: config.spec, weights };
-    Ok(Model { name: source.name(), loaded, tokenizer, chat_template, eos })
+    Ok(Model {
+        name: source.name(),
+        loaded,
+        tokenizer,
+        chat_template,
+        own_context_tokens_max,
+        eos,
+        sampling: generation.sampling,
+    })
 }
 
 /// Loads a target and an optional draft, which must have the target's token list.
@@ -71,9 +98,22 @@ pub fn load(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> 
 /// # Errors
 /// Any [`ModelError`].
 pub fn load_pair(target: &ModelSource, draft: Option<&ModelSource>) -> Result<ModelPair, ModelError> {
+    load_pair_within(target, draft, None)
+}
+
+/// [`load_pair`], for contexts of at most `context_cap` tokens; longer contexts of the models are
+/// shortened to that. A cap makes models loadable whose attention differs only beyond it.
+///
+/// # Errors
+/// Any [`ModelError`].
+pub fn load_pair_within(
+    target: &ModelSource,
+    draft: Option<&ModelSource>,
+    context_cap: Option<usize>,
+) -> Result<ModelPair, ModelError> {
     let mut pair = ModelPair {
-        target: load(target, ModelRole::Target)?,
-        draft: draft.map(|source| load(source, ModelRole::Draft)).transpose()?,
+        target: load_within(target, ModelRole::Target, context_cap)?,
+        draft: draft.map(|source| load_within(source, ModelRole::Draft, context_cap)).transpose()?,
     };
     if let (Some(source), Some(model)) = (draft, &mut pair.draft) {
         same_token_list(&pair.target.tokenizer, &model.tokenizer).map_err(|mismatch| ModelError::Pair {

@@ -8,6 +8,7 @@ mod config_json;
 mod embedded;
 mod error;
 mod files;
+mod generation_config;
 pub mod inflate;
 mod json_file;
 mod layer_tensors;
@@ -19,15 +20,18 @@ mod rope_config;
 mod safetensors_file;
 mod source;
 mod spec;
+mod stand_in;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod tokenizer_config;
 mod weights;
 
 pub use chat_template::{ChatInput, ChatTemplate, ChatTemplateError};
 pub use error::ModelError;
+pub use generation_config::RecommendedSampling;
 pub use layer_tensors::{LayerTensor, Projection};
-pub use load::{Model, ModelPair, load, load_pair};
+pub use load::{Model, ModelPair, load, load_pair, load_pair_within};
 pub use mismatch::Mismatch;
 pub use pair::same_token_list;
 pub use source::ModelSource;

@@ -26,7 +26,9 @@ pub use request::{
     FinishReason, GenerationRequest, RequestFailure, RequestSummary, RequestTimes, Slo, SpeculationStats,
     Termination, TokenEvent,
 };
-pub use sampling_params::SamplingParams;
+pub use sampling_params::{
+    MIN_P_BOUNDS, REPETITION_PENALTY_BOUNDS, SamplingParams, TEMPERATURE_BOUNDS, TOP_K_BOUNDS, TOP_P_BOUNDS,
+};
 pub use step::{
     DecodeView, DeviceIdle, DraftCounts, DraftedRow, Intent, PrefillView, Step, StepDecision, StepReport,
     StepView,

@@ -1,8 +1,20 @@
 //! A request's sampling parameters.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::{TokenConstraint, TokenId};
+
+/// Accepted range of a temperature; 0 is greedy.
+pub const TEMPERATURE_BOUNDS: RangeInclusive<f64> = 0.0..=2.0;
+/// Accepted range of `top_p`; 1 disables it.
+pub const TOP_P_BOUNDS: RangeInclusive<f64> = 1e-6..=1.0;
+/// Accepted range of `min_p`; 0 disables it.
+pub const MIN_P_BOUNDS: RangeInclusive<f64> = 0.0..=1.0;
+/// Accepted range of `top_k`; 0, -1 and any value of at least the vocabulary size disable it.
+pub const TOP_K_BOUNDS: RangeInclusive<i64> = -1..=i32::MAX as i64;
+/// Accepted range of a repetition penalty; 1 disables it.
+pub const REPETITION_PENALTY_BOUNDS: RangeInclusive<f64> = 0.01..=10.0;
 
 /// Parameters of sampling the next token from the logits.
 ///

@@ -6,7 +6,7 @@ use specserve::api::{ApiRules, UnknownFields};
 use specserve::protocol::{Micros, RequestFailure};
 
 use crate::client::*;
-use crate::fake::{BackendCall, CONTEXT, END, Fixture, MODEL, Script};
+use crate::fake::{BackendCall, CONTEXT, END, END_TEXT, Fixture, MODEL, Script};
 
 #[tokio::test]
 async fn a_completion_holds_text_reason_usage_and_metrics() {
@@ -74,6 +74,59 @@ async fn text_parts_are_joined_and_developers_speak_as_the_system() {
     let text = post(&fixture, "/detokenize", &json!({"tokens": reply["tokens"]})).await.json();
     assert_eq!(text["prompt"], "system: a\nuser: bc\nassistant: d\nassistant: ");
     assert_eq!(reply["count"], reply["tokens"].as_array().unwrap().len());
+}
+
+/// The prompt that a chat request is rendered to.
+async fn rendered(fixture: &Fixture, body: Value) -> String {
+    let reply = post(fixture, "/tokenize", &body).await.json();
+    let text = post(fixture, "/detokenize", &json!({"tokens": reply["tokens"]})).await.json();
+    text["prompt"].as_str().unwrap_or_else(|| panic!("{reply}")).to_owned()
+}
+
+#[tokio::test]
+async fn tool_calls_and_their_results_reach_the_template_with_arguments_as_objects() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let call = |arguments: &str| json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}});
+    let messages = json!([
+        {"role": "user", "content": "a", "name": "alice"},
+        {"role": "assistant", "content": null, "tool_calls": [call("{\"x\": 1}"), call("")]},
+        {"role": "tool", "tool_call_id": "c", "content": "b"},
+    ]);
+    let read = |arguments: Value| json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}});
+    let calls = json!({"tool_calls": [read(json!({"x": 1})), read(json!({}))]});
+    let expected = format!(
+        "user: a{}\nassistant: {calls}\ntool: b{}\nassistant: ",
+        json!({"name": "alice"}),
+        json!({"tool_call_id": "c"})
+    );
+    assert_eq!(rendered(&fixture, json!({"messages": messages})).await, expected);
+}
+
+#[tokio::test]
+async fn a_request_sets_variables_of_the_template_and_where_the_prompt_ends() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let body = |mut more: Value| {
+        more["messages"] = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+        more
+    };
+    let variables = json!({"chat_template_kwargs": {"enable_thinking": false}});
+    let expected = "{\"enable_thinking\":false}user: a\nassistant: b\nassistant: ";
+    assert_eq!(rendered(&fixture, body(variables)).await, expected);
+    let without = json!({"add_generation_prompt": false});
+    assert_eq!(rendered(&fixture, body(without)).await, "user: a\nassistant: b\n");
+    let continued = json!({"continue_final_message": true});
+    assert_eq!(rendered(&fixture, body(continued)).await, "user: a\nassistant: b");
+}
+
+#[tokio::test]
+async fn a_completion_goes_on_with_its_prompt_and_a_new_message_begins_a_text() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    post(&fixture, COMPLETIONS, &prompt(json!({}))).await;
+    assert_eq!(fixture.engine.last_continued(), 3);
+    post(&fixture, CHAT, &chat(json!({}))).await;
+    assert_eq!(fixture.engine.last_continued(), 0);
+    post(&fixture, CHAT, &chat(json!({"continue_final_message": true}))).await;
+    assert_eq!(fixture.engine.last_continued(), "user: hi".len());
 }
 
 #[tokio::test]
@@ -242,6 +295,16 @@ async fn objectives_come_from_body_then_headers_then_class() {
         ask(json!({"ttft_ms": 90, "class": "batch"}), &headers).await,
         (1, Some(90_000), Some(12_500))
     );
+}
+
+#[tokio::test]
+async fn a_stop_string_that_is_a_special_token_stops_at_that_token() {
+    let fixture = Fixture::start(Script::text("Hi!", 2)).await;
+    let asked = prompt(json!({"stop": ["x", END_TEXT], "ignore_eos": true}));
+    let reply = post(&fixture, COMPLETIONS, &asked).await;
+    assert_eq!(&*fixture.engine.last_submission().stop_tokens, [END]);
+    let choice = &reply.json()["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("Hi!"), &json!("stop")));
 }
 
 #[tokio::test]

@@ -164,7 +164,8 @@ async fn prompts_and_messages_that_make_no_sense_are_refused() {
         (json!(["hi"]), "invalid_value", "messages[0]"),
         (json!([{"content": "x"}]), "missing_parameter", "messages[0].role"),
         (json!([{"role": "user"}]), "missing_parameter", "messages[0].content"),
-        (json!([{"role": "tool", "content": "x"}]), "unsupported_parameter", "messages[0].role"),
+        (json!([{"role": "function", "content": "x"}]), "unsupported_parameter", "messages[0].role"),
+        (json!([{"role": "tool"}]), "missing_parameter", "messages[0].content"),
         (json!([{"role": "user", "content": 1}]), "invalid_value", "messages[0].content"),
         (
             json!([{"role": "user", "content": [image]}]),
@@ -175,12 +176,31 @@ async fn prompts_and_messages_that_make_no_sense_are_refused() {
         (json!([{"role": "user", "content": "x", "nick": "n"}]), "unknown_parameter", "messages[0].nick"),
         (
             json!([{"role": "assistant", "content": "x", "tool_calls": [1]}]),
-            "unsupported_parameter",
+            "invalid_value",
+            "messages[0].tool_calls[0].function",
+        ),
+        (
+            json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
+            "invalid_value",
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            json!([{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}]),
+            "invalid_value",
             "messages[0].tool_calls",
         ),
     ] {
         let body = json!({"model": MODEL, "messages": messages}).to_string();
         assert_refused(&fixture, CHAT, body.as_bytes(), 400, code, Some(param)).await;
+    }
+    for (more, param) in [
+        (json!({"add_generation_prompt": "yes"}), "add_generation_prompt"),
+        (json!({"add_generation_prompt": true, "continue_final_message": true}), "continue_final_message"),
+        (json!({"chat_template_kwargs": []}), "chat_template_kwargs"),
+        (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages"),
+    ] {
+        let body = chat(more).to_string();
+        assert_refused(&fixture, CHAT, body.as_bytes(), 400, "invalid_value", Some(param)).await;
     }
     assert_serving(&fixture).await;
 }
@@ -190,17 +210,24 @@ async fn a_prompt_that_does_not_fit_the_context_is_refused_with_the_numbers() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
     let long = json!({"model": MODEL, "prompt": "x".repeat(300)}).to_string();
     let reply = send(&fixture, request(Method::POST, COMPLETIONS, &[], long)).await;
+    let advice = crate::fake::ADVICE;
     assert_eq!(
         reply.json()["error"]["message"],
-        "This model's maximum context length is 256 tokens. However, you requested at least 301 tokens \
-         (300 in the prompt, at least 1 in the completion). Please reduce the length of the prompt."
+        format!(
+            "This model's maximum context length is 256 tokens. However, you requested at least 301 tokens \
+             (300 in the prompt, at least 1 in the completion). Please reduce the length of the prompt. \
+             Or {advice}."
+        )
     );
     assert_eq!(reply.json()["error"]["code"], "context_length_exceeded");
     let reply = post(&fixture, COMPLETIONS, &prompt(json!({"max_tokens": 254}))).await;
     assert_eq!(
         reply.json()["error"]["message"],
-        "This model's maximum context length is 256 tokens. However, you requested 257 tokens \
-         (3 in the prompt, 254 in the completion). Please reduce the length of the prompt or max_tokens."
+        format!(
+            "This model's maximum context length is 256 tokens. However, you requested 257 tokens \
+             (3 in the prompt, 254 in the completion). Please reduce the length of the prompt or max_tokens. \
+             Or {advice}."
+        )
     );
     let body = prompt(json!({"max_tokens": 254})).to_string();
     assert_refused(

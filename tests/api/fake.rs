@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use specserve::api::{
-    ApiCounters, ApiLimits, ApiRules, Backend, BackendInfo, BoundSocket, ChatMessage, ClassInfo, Health,
+    ApiCounters, ApiLimits, ApiRules, Backend, BackendInfo, BoundSocket, ClassInfo, Conversation, Health,
     SamplingDefaults, Server, SocketOptions, TcpListeners, TextDecoder, TextError, TextModel, router,
 };
 use specserve::protocol::{
@@ -18,7 +18,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub const MODEL: &str = "fake/bytes";
 pub const END: TokenId = 256;
+/// What the tokenizer calls [`END`]; never part of a decoded text.
+pub const END_TEXT: &str = "<|end|>";
 pub const CONTEXT: u32 = 256;
+pub const ADVICE: &str = "raise the.key in the server's configuration";
 
 /// What the backend does with every request.
 #[derive(Clone, Debug)]
@@ -71,6 +74,11 @@ impl FakeBackend {
 
     pub fn last_submission(&self) -> Submission {
         self.submissions.lock().unwrap().last().expect("nothing was submitted").clone()
+    }
+
+    /// Tokens of prompt that the last output's text goes on with.
+    pub fn last_continued(&self) -> usize {
+        *self.text.continued.lock().unwrap().last().expect("nothing was decoded")
     }
 
     pub fn submissions(&self) -> usize {
@@ -195,7 +203,11 @@ impl Backend for FakeBackend {
     }
 }
 
-struct ByteText;
+/// Its decoders note how many tokens of prompt they go on with.
+#[derive(Default)]
+struct ByteText {
+    continued: Mutex<Vec<usize>>,
+}
 
 impl TextModel for ByteText {
     /// The special token is added to the text "special" only, so that others are easy to compare.
@@ -217,16 +229,30 @@ impl TextModel for ByteText {
         Some("{{ messages }}".to_owned())
     }
 
-    fn decoder(&self) -> Box<dyn TextDecoder> {
+    fn decoder(&self, prompt: &[TokenId]) -> Box<dyn TextDecoder> {
+        self.continued.lock().unwrap().push(prompt.len());
         Box::new(ByteDecoder(Vec::new()))
     }
 
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, TextError> {
-        let lines = messages.iter().map(|message| {
-            let name = message.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-            format!("{}{name}: {}\n", message.role, message.content)
-        });
-        Ok(lines.collect::<String>() + "assistant: ")
+    fn special_token(&self, text: &str) -> Option<TokenId> {
+        (text == END_TEXT).then_some(END)
+    }
+
+    /// Variables, then `role: content` and further fields of each message, a line each.
+    fn render_chat(&self, conversation: &Conversation) -> Result<String, TextError> {
+        let more = |fields: &serde_json::Map<String, serde_json::Value>| match fields.is_empty() {
+            true => String::new(),
+            false => serde_json::Value::Object(fields.clone()).to_string(),
+        };
+        let lines = conversation
+            .messages
+            .iter()
+            .map(|message| format!("{}: {}{}\n", message.role, message.content, more(&message.more)));
+        let mut text = more(&conversation.variables) + &lines.collect::<String>();
+        if conversation.continue_final_message {
+            text.pop();
+        }
+        Ok(if conversation.add_generation_prompt { text + "assistant: " } else { text })
     }
 }
 
@@ -280,7 +306,7 @@ impl Fixture {
         let engine = Arc::new(FakeBackend {
             info: info(),
             clock: MonotonicClock::start(),
-            text: ByteText,
+            text: ByteText::default(),
             script: Mutex::new(script),
             health: Mutex::default(),
             submissions: Mutex::default(),
@@ -310,6 +336,7 @@ fn info() -> BackendInfo {
         model: MODEL.to_owned(),
         loaded_unix_s: 1_700_000_000,
         context_tokens_max: CONTEXT,
+        context_advice: Some(ADVICE.to_owned()),
         vocab_size: 257,
         end_tokens: vec![END],
         sampling: SamplingDefaults { temperature: 0.7, ..SamplingDefaults::default() },

@@ -42,7 +42,7 @@ use self::pass::Pass;
 use self::pool::{JobPanicked, Pool};
 use super::contract::{BatchContract, no_drafter};
 use super::{Drafter, Executor, Target};
-use crate::model::{LoadedModel, ModelSpec};
+use crate::model::{Dtype, LoadedModel, ModelSpec};
 use crate::protocol::{
     BlockId, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ModelRole,
     NodeId, RequestId, SamplingParams, SequenceInput, Verdict, VerifyRow,
@@ -111,6 +111,16 @@ pub struct CpuExecutor {
 pub fn kv_block_bytes(spec: &ModelSpec, block_tokens: u32) -> u64 {
     let numbers = 2 * spec.layers * spec.kv_heads * spec.head_dim * block_tokens as usize;
     (numbers * size_of::<f32>()) as u64
+}
+
+/// Bytes of a model's weights once repacked, which come on top of the mapped files.
+pub fn packed_bytes(model: &LoadedModel) -> u64 {
+    let layers = model.weights.layers.iter().flat_map(|layer| layer.tensors().map(|(_, tensor)| tensor));
+    let bytes = layers.chain([&model.weights.head]).map(|tensor| {
+        let number = if tensor.dtype == Dtype::Bf16 { size_of::<u16>() } else { size_of::<f32>() };
+        (tensor.elements() * number) as u64
+    });
+    bytes.sum()
 }
 
 impl CpuExecutor {

@@ -3,10 +3,12 @@
 //! Python methods, its own `tojson`, `raise_exception`, `strftime_now`).
 //!
 //! Known differences: dates are in UTC instead of local time; numbers below 1e-4 or from
-//! 1e16 on are printed with another exponent unless `tojson` is used; `"%s" % x` is not
-//! supported.
+//! 1e16 on are printed with another exponent inside of lists and by some filters; `"%s" % x` is
+//! not supported, nor are the filters that `jinja` names.
 #![forbid(unsafe_code)]
 
+mod continued;
+mod jinja;
 mod python_json;
 mod read;
 mod strftime;
@@ -14,6 +16,7 @@ mod strftime;
 mod tests;
 mod value;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
@@ -53,6 +56,8 @@ pub struct ChatInput<'a> {
     pub documents: Option<&'a [Json]>,
     /// Whether the prompt ends with the header of the assistant's reply.
     pub add_generation_prompt: bool,
+    /// Whether the prompt ends inside the last message, which the model continues.
+    pub continue_final_message: bool,
     /// Additional template variables, such as `enable_thinking`.
     pub variables: Option<&'a serde_json::Map<String, Json>>,
     /// Current Unix time in seconds, for templates that print the date.
@@ -68,6 +73,9 @@ pub enum ChatTemplateError {
     /// Rendering fails, for instance on a message without content.
     #[error("the model's chat template cannot render the messages: {0}")]
     Failed(String),
+    /// The last message is to be continued, and the template does not write it.
+    #[error("the model's chat template does not write the final message as it is, so it cannot be continued")]
+    NotContinued,
 }
 
 /// The message of a template's own `raise_exception`.
@@ -87,7 +95,7 @@ impl ChatTemplate {
     ) -> Result<Self, String> {
         let mut environment = environment().map_err(|error| error.to_string())?;
         for (name, source) in templates {
-            let source = without_training_tags(&source);
+            let source = without_training_tags(&with_plain_line_ends(&source));
             environment.add_template_owned(name, source).map_err(|error| described(&error))?;
         }
         if environment.get_template(DEFAULT).is_err() {
@@ -119,12 +127,21 @@ impl ChatTemplate {
         } else {
             DEFAULT
         };
+        let messages = match input.continue_final_message {
+            true => continued::marked(input.messages),
+            false => Cow::Borrowed(input.messages),
+        };
+        let input = ChatInput { messages: &messages, ..*input };
         let rendered =
-            templates.get_template(name).and_then(|template| template.render(self.variables(input)));
-        rendered.map_err(|error| match raised(&error) {
+            templates.get_template(name).and_then(|template| template.render(self.variables(&input)));
+        let rendered = rendered.map_err(|error| match raised(&error) {
             Some(message) => ChatTemplateError::Refused(message),
             None => ChatTemplateError::Failed(described(&error)),
-        })
+        })?;
+        match input.continue_final_message {
+            true => continued::cut(&rendered).map(str::to_owned).ok_or(ChatTemplateError::NotContinued),
+            false => Ok(rendered),
+        }
     }
 
     /// Builds the template's variables. Later ones win: callers may override special tokens, but not the conversation.
@@ -159,7 +176,7 @@ fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    jinja::add_to(&mut environment);
     environment.add_filter("tojson", python_json::tojson);
     environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.to_owned())
@@ -192,6 +209,11 @@ fn described(error: &Error) -> String {
         Some(line) => format!("{detail} (line {line} of the template)"),
         None => detail,
     }
+}
+
+/// Jinja2 reads every line end as `\n`.
+fn with_plain_line_ends(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// Replaces [`TRAINING_TAGS`] by no-op tags; whitespace control is preserved.

@@ -37,7 +37,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
 const INDENT_SPACES_MAX: usize = 64;
 
 /// Deepest nesting; request JSON is limited to about the same depth when parsed.
-const DEPTH_MAX: usize = 200;
+pub(super) const DEPTH_MAX: usize = 200;
 
 struct Style {
     indent: Option<String>,

@@ -28,6 +28,7 @@ fn render_case(template: &str, case: &Json) -> Result<String, ChatTemplateError>
         tools: list(&case["tools"]),
         documents: list(&case["documents"]),
         add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap_or(false),
+        continue_final_message: false,
         variables: case["variables"].as_object(),
         unix_seconds: case["unix_seconds"].as_u64().expect("a time"),
     })
@@ -179,4 +180,77 @@ fn a_date_without_a_zone_has_an_empty_zone_and_six_digits_of_fraction() {
 #[test]
 fn a_time_beyond_the_calendar_is_the_last_representable_one() {
     assert_eq!(strftime::format_utc("%Y", u64::MAX), "9999");
+}
+
+#[test]
+fn every_test_and_filter_of_jinja2_renders_as_there() {
+    let file: serde_json::Value =
+        serde_json::from_str(include_str!("../../../tests/fixtures/chat_templates/builtins.json"))
+            .expect("JSON");
+    let variables = file["values"].as_object().expect("values");
+    let mut differing = Vec::new();
+    for (expression, texts) in file["cases"].as_object().expect("cases") {
+        for (name, expected) in texts.as_object().expect("texts by value") {
+            let template = format!("{{{{ {} }}}}", expression.replacen('V', name, 1));
+            let input = ChatInput { variables: Some(variables), ..ChatInput::default() };
+            let rendered = compile(&template).render(&input);
+            if rendered.as_deref() != Ok(expected.as_str().expect("a text")) {
+                differing.push(format!("{template}: {rendered:?} instead of {expected}"));
+            }
+        }
+    }
+    assert!(differing.is_empty(), "{} cases:\n{}", differing.len(), differing.join("\n"));
+}
+
+#[test]
+fn tools_that_are_none_are_not_iterable() {
+    let template =
+        compile("{% if tools is iterable and tools | length > 0 %}tools{% else %}plain{% endif %}");
+    assert_eq!(template.render(&ChatInput::default()).as_deref(), Ok("plain"));
+}
+
+#[test]
+fn methods_of_pythons_strings_are_there() {
+    for (expression, expected) in [
+        ("'a.b.c'.rsplit('.', 1)", "['a.b', 'c']"),
+        ("' a  b '.rsplit()", "['a', 'b']"),
+        ("'a  b c '.rsplit(none, 1)", "['a  b', 'c']"),
+        ("'a-b-c'.partition('-')[2]", "b-c"),
+        ("'a-b-c'.rpartition('-')[0]", "a-b"),
+        ("'<think>x'.removeprefix('<think>')", "x"),
+        ("'x</think>'.removesuffix('</think>')", "x"),
+        ("'7'.zfill(3) ~ '-7'.zfill(4)", "007-007"),
+        ("'a'.ljust(3) ~ 'a'.rjust(3, '.') ~ 'ab'.center(5)", "a  ..a  ab "),
+        ("'it\\'s' .title()", "It'S"),
+        ("'aBß'.swapcase()", "AbSS"),
+        ("'abc'.index('c')", "2"),
+        ("[1, 2].index(2) ~ [1].copy()", "1[1]"),
+    ] {
+        let rendered = compile(&format!("{{{{ {expression} }}}}")).render(&ChatInput::default());
+        assert_eq!(rendered.as_deref(), Ok(expected), "{expression}");
+    }
+    compile("{{ 'abc'.index('x') }}").render(&ChatInput::default()).expect_err("it is not in there");
+}
+
+#[test]
+fn line_ends_of_windows_are_read_as_line_ends() {
+    let unix = "{% if true %}\na\n{% endif %}\nb\n";
+    for template in [unix.replace('\n', "\r\n"), unix.replace('\n', "\r")] {
+        assert_eq!(compile(&template).render(&ChatInput::default()).as_deref(), Ok("a\nb"));
+    }
+}
+
+#[test]
+fn a_final_message_that_is_continued_ends_the_prompt() {
+    let messages =
+        [json!({"role": "user", "content": "hi"}), json!({"role": "assistant", "content": "I say "})];
+    let render = |template: &str| {
+        let input = ChatInput { messages: &messages, continue_final_message: true, ..ChatInput::default() };
+        compile(template).render(&input)
+    };
+    let plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}";
+    assert_eq!(render(plain).as_deref(), Ok("<user>hi</><assistant>I say "));
+    let trimmed = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}";
+    assert_eq!(render(trimmed).as_deref(), Ok("<user>hi</><assistant>I say"));
+    assert_eq!(render("{{ messages[0].content }}"), Err(ChatTemplateError::NotContinued));
 }

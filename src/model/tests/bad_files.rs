@@ -59,6 +59,52 @@ fn json_that_is_broken_names_its_file() {
 }
 
 #[test]
+fn a_git_lfs_pointer_in_place_of_a_file_is_named_with_the_way_out() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n";
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"] {
+        let made = Directory::new("llama");
+        made.write_all();
+        made.write(name, pointer);
+        let error = made.load_as_written().expect_err("it is a pointer").to_string();
+        assert!(
+            error.contains(&format!("{name} is a Git LFS pointer")) && error.contains("git lfs pull"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_named_with_the_way_out() {
+    for (bytes, expected) in [
+        (&b"\xef\xbb\xbf{}"[..], "starts with a byte order mark: save it as UTF-8 without one"),
+        (b"\xff\xfe{\0}\0", "is UTF-16: save it as UTF-8"),
+    ] {
+        for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+            let made = Directory::new("llama");
+            made.write_all();
+            made.write(name, bytes);
+            let error = made.load_as_written().expect_err("it is marked").to_string();
+            assert!(error.contains(&format!("{name} {expected}")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn half_a_surrogate_pair_in_json_is_named_with_the_way_out() {
+    for (name, json) in [
+        ("tokenizer_config.json", r#"{"chat_template": "\ud83d"}"#),
+        ("tokenizer.json", r#"{"version": "\ud83d\u0041"}"#),
+        ("generation_config.json", r#"{"x": "\ude00"}"#),
+    ] {
+        let made = Directory::new("llama");
+        made.write_all();
+        made.write(name, json);
+        let error = made.load_as_written().expect_err("it is no text").to_string();
+        assert!(error.contains(name) && error.contains("stands for half a character"), "{error}");
+    }
+}
+
+#[test]
 fn a_safetensors_file_cut_anywhere_is_refused() {
     let made = Directory::new("llama");
     made.write_all();

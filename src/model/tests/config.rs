@@ -3,6 +3,7 @@ use serde_json::{Value as Json, json};
 
 use super::Directory;
 use crate::model::config_json::parse_config;
+use crate::model::load_pair_within;
 
 /// Sets keys of a model's config.json and gives the error of loading it.
 fn refused(model_type: &str, changes: Json) -> String {
@@ -60,6 +61,32 @@ fn a_sliding_window_that_hides_nothing_is_no_obstacle() {
 }
 
 #[test]
+fn a_window_that_transformers_applies_is_refused_even_if_the_file_does_not_name_it() {
+    let long = json!({"max_position_embeddings": 32_768});
+    let error = refused("mistral", long.clone());
+    assert!(error.contains("`sliding_window` is null: sliding-window attention is not supported"), "{error}");
+    assert!(
+        error.contains("window of 4096 tokens; set target.context_tokens_max to at most 4096"),
+        "{error}"
+    );
+    changed("llama", long.clone()).load().expect("a llama has no window");
+    changed("qwen2", long).load().expect("a qwen2 has none unless it says so");
+    let full = json!({"sliding_window": 16, "layer_types": ["full_attention", "full_attention"]});
+    assert!(refused("mistral", full).contains("to at most 16"), "layer_types has no effect on a mistral");
+    let more_layers = json!({"sliding_window": 16, "use_sliding_window": true});
+    changed("qwen3", more_layers).load().expect("the first 28 layers do not slide");
+}
+
+#[test]
+fn a_capped_context_makes_room_for_a_model_with_a_sliding_window() {
+    let made = changed("mistral", json!({"sliding_window": 32}));
+    made.write_all();
+    let load = |cap| load_pair_within(&made.source(), None, Some(cap));
+    assert_eq!(load(32).expect("nothing is hidden").target.loaded.spec.context_tokens_max, 32);
+    load(33).expect_err("the window would hide a token");
+}
+
+#[test]
 fn a_missing_key_is_named() {
     for key in [
         "model_type",
@@ -93,8 +120,9 @@ fn a_value_of_the_wrong_kind_or_out_of_bounds_is_shown() {
         ("eos_token_id", json!([2, "x"]), "`eos_token_id` is [2,\"x\"]"),
         ("layer_types", json!(7), "`layer_types` is 7: expected a list"),
     ] {
-        let model_type = if key == "layer_types" { "mistral" } else { "llama" };
-        let error = refused(model_type, json!({key: value, "sliding_window": 32}));
+        let model_type = if key == "layer_types" { "qwen2" } else { "llama" };
+        let window = json!({key: value, "sliding_window": 32, "use_sliding_window": true});
+        let error = refused(model_type, window);
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -168,7 +196,7 @@ proptest! {
         for (key, value) in keys {
             config[key] = value;
         }
-        if let Ok(parsed) = parse_config("config.json", &config) {
+        if let Ok(parsed) = parse_config("config.json", &config, None) {
             let spec = parsed.spec;
             prop_assert!(spec.heads % spec.kv_heads == 0 && spec.head_dim % 2 == 0 && spec.vocab_size > 0);
             prop_assert!(parsed.eos.iter().all(|id| (*id as usize) < spec.vocab_size));

@@ -1,9 +1,11 @@
 use safetensors::Dtype as Stored;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::Directory;
 use super::directory::{HIDDEN, LAYERS, MLP, VOCAB, data, tokenizer_json};
-use crate::model::{ChatInput, Dtype, ModelSource, Rope, RopeScaling, Tensor, load, load_pair};
+use crate::model::{
+    ChatInput, Dtype, ModelSource, RecommendedSampling, Rope, RopeScaling, Tensor, load, load_pair,
+};
 use crate::protocol::ModelRole;
 
 fn holds(tensor: &Tensor, name: &str, shape: &[usize]) {
@@ -155,6 +157,80 @@ fn end_tokens_come_from_generation_config_before_config() {
     assert_eq!(made.load().expect("it loads").eos, [2]);
     made.set("eos_token_id", json!(null));
     assert!(made.load().expect("it loads").eos.is_empty());
+}
+
+#[test]
+fn the_tokenizers_own_end_token_ends_an_output_too() {
+    let made = Directory::new("llama");
+    made.write("generation_config.json", json!({"eos_token_id": [3]}).to_string());
+    made.write("tokenizer_config.json", json!({"eos_token": "e"}).to_string());
+    assert_eq!(made.load().expect("it loads").eos, [3, 4]);
+    made.write("tokenizer_config.json", json!({"eos_token": {"content": "d"}}).to_string());
+    assert_eq!(made.load().expect("it loads").eos, [3], "once");
+    made.write("tokenizer_config.json", json!({"eos_token": "no token of this tokenizer"}).to_string());
+    assert_eq!(made.load().expect("it loads").eos, [3]);
+}
+
+#[test]
+fn special_tokens_come_from_the_map_and_from_the_tokenizers_class() {
+    let made = Directory::new("llama");
+    made.write("chat_template.jinja", "{{ bos_token }}|{{ eos_token }}|{{ image_token }}");
+    let rendered = |config: Json, map: Json| {
+        made.write("tokenizer_config.json", config.to_string());
+        made.write("special_tokens_map.json", map.to_string());
+        let template = made.load().expect("it loads").chat_template.expect("there is one");
+        template.render(&ChatInput::default()).expect("it renders")
+    };
+    let map = json!({"bos_token": {"content": "<b>"}, "eos_token": "<e>"});
+    assert_eq!(rendered(json!({}), map.clone()), "<b>|<e>|");
+    assert_eq!(rendered(json!({"bos_token": "<other>"}), map.clone()), "<b>|<e>|");
+    let newer = json!({"bos_token": "<other>", "added_tokens_decoder": {}, "image_token": "<i>"});
+    assert_eq!(rendered(newer, map), "<other>||<i>", "the map is older than the list of added tokens");
+    let class = |name: &str| json!({"tokenizer_class": name, "eos_token": null});
+    assert_eq!(rendered(class("LlamaTokenizerFast"), json!({})), "<s>||");
+    assert_eq!(
+        rendered(json!({"tokenizer_class": "GPT2Tokenizer"}), json!({})),
+        "<|endoftext|>|<|endoftext|>|"
+    );
+    assert_eq!(rendered(json!({"tokenizer_class": "Qwen2Tokenizer"}), json!({})), "|<|endoftext|>|");
+    assert_eq!(rendered(json!({"tokenizer_class": "PreTrainedTokenizerFast"}), json!({})), "||");
+}
+
+#[test]
+fn tokens_that_only_the_tokenizers_configuration_adds_are_tokens() {
+    let added = |id: usize, content: &str, special: bool| {
+        json!({"added_tokens_decoder": {id.to_string(): {"content": content, "special": special}}})
+            .to_string()
+    };
+    let made = Directory::new("llama");
+    made.write("tokenizer.json", tokenizer_json(6).to_string());
+    made.write("tokenizer_config.json", added(6, "<call>", true));
+    let tokenizer = made.load().expect("it loads").tokenizer;
+    assert_eq!(tokenizer.encode("a<call>b", false), Ok(vec![0, 6, 1]));
+    assert_eq!((tokenizer.special_token_id("<call>"), tokenizer.is_silent(6)), (Some(6), true));
+
+    made.write("tokenizer_config.json", added(1, "b", true));
+    assert!(made.load().expect("it loads").tokenizer.is_silent(1), "it becomes special");
+    made.write("tokenizer_config.json", added(7, "<call>", true));
+    let error = made.error();
+    assert!(
+        error.contains("tokenizer_config.json") && error.contains("\"<call>\" is to be token 7"),
+        "{error}"
+    );
+
+    made.write("tokenizer_config.json", "{}");
+    made.write("added_tokens.json", json!({"<call>": 6}).to_string());
+    let tokenizer = made.load().expect("it loads").tokenizer;
+    assert_eq!((tokenizer.encode("<call>", false), tokenizer.is_silent(6)), (Ok(vec![6]), false));
+}
+
+#[test]
+fn a_models_sampling_parameters_are_loaded_with_it() {
+    let made = Directory::new("llama");
+    assert_eq!(made.load().expect("it loads").sampling, RecommendedSampling::default());
+    made.write("generation_config.json", json!({"top_k": 20}).to_string());
+    let expected = RecommendedSampling { top_k: Some(20), ..RecommendedSampling::default() };
+    assert_eq!(made.load().expect("it loads").sampling, expected);
 }
 
 #[test]

@@ -15,7 +15,9 @@ pub(super) struct BytePieces {
 impl BytePieces {
     /// Extracts the pieces of a byte-level tokenizer with ids below `list_len`; `None` for other kinds.
     pub(super) fn of(tokenizer: &tokenizers::Tokenizer, list_len: usize) -> Option<Self> {
-        let Some(DecoderWrapper::ByteLevel(_)) = tokenizer.get_decoder() else { return None };
+        if !tokenizer.get_decoder().is_some_and(joins_byte_level) {
+            return None;
+        }
         let byte_of = byte_of_character();
         let mut bytes = Vec::new();
         let ends = (0..list_len as TokenId)
@@ -33,6 +35,20 @@ impl BytePieces {
         let Some(&end) = self.ends.get(id) else { return &[] };
         let start = if id == 0 { 0 } else { self.ends[id - 1] };
         &self.bytes[start..end]
+    }
+}
+
+/// Whether a decoder does nothing but join the bytes of all tokens.
+fn joins_byte_level(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteLevel(_) => true,
+        DecoderWrapper::Sequence(sequence) => match sequence.get_decoders() {
+            [first, rest @ ..] => {
+                joins_byte_level(first) && rest.iter().all(|one| matches!(one, DecoderWrapper::Fuse(_)))
+            }
+            [] => false,
+        },
+        _ => false,
     }
 }
 

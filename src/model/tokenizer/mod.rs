@@ -1,6 +1,8 @@
 //! Tokenization and detokenization by tokenizer.json.
 #![forbid(unsafe_code)]
 
+mod added;
+mod byte_fallback;
 mod byte_level;
 mod stream;
 #[cfg(test)]
@@ -9,8 +11,11 @@ mod tests;
 use std::sync::Arc;
 
 use super::ModelError;
+use super::error::json_advice;
 use super::files::ModelFiles;
+use super::tokenizer_config::TokenizerConfig;
 use crate::protocol::TokenId;
+use byte_fallback::FallbackBytes;
 use byte_level::BytePieces;
 pub use stream::StreamDecoder;
 
@@ -30,6 +35,8 @@ struct Inner {
     silent: Box<[bool]>,
     /// Token bytes of byte-level tokenizers, whose decoding is concatenation.
     pieces: Option<BytePieces>,
+    /// Byte tokens of tokenizers with byte fallback.
+    fallback: Option<FallbackBytes>,
 }
 
 /// Why a text cannot be encoded or tokens cannot be decoded.
@@ -38,11 +45,18 @@ struct Inner {
 pub struct TokenizerError(String);
 
 impl Tokenizer {
-    /// Loads tokenizer.json; its ids must be below `vocab_size`.
-    pub(super) fn load(files: &ModelFiles, vocab_size: usize) -> Result<Self, ModelError> {
+    /// Loads tokenizer.json with the tokens that `described` adds; ids must be below `vocab_size`.
+    pub(super) fn load(
+        files: &ModelFiles,
+        vocab_size: usize,
+        described: &TokenizerConfig,
+    ) -> Result<Self, ModelError> {
         let fail = |problem| ModelError::Tokenizer { file: files.path_of(TOKENIZER), problem };
-        let tokenizer =
-            Self::from_json(&files.read(TOKENIZER)?).map_err(|TokenizerError(problem)| fail(problem))?;
+        let wrapped = wrapped(&files.read(TOKENIZER)?);
+        let mut wrapped = wrapped.map_err(|TokenizerError(problem)| fail(problem))?;
+        added::add(&mut wrapped, described.added_tokens())
+            .map_err(|problem| ModelError::Tokenizer { file: described.file.clone(), problem })?;
+        let tokenizer = Self::new(wrapped);
         let list_len = tokenizer.list_len();
         if list_len == 0 {
             return Err(fail("it has no tokens".to_owned()));
@@ -62,19 +76,18 @@ impl Tokenizer {
     /// # Errors
     /// If it is invalid or requires an unsupported feature.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
-        let mut wrapped = tokenizers::Tokenizer::from_bytes(json).map_err(|error| {
-            TokenizerError(format!("cannot be read as a tokenizer of the `tokenizers` library: {error}"))
-        })?;
-        // Some files retain training settings; prompts must not be truncated or padded.
-        wrapped.with_padding(None);
-        wrapped.with_truncation(None).map_err(|error| TokenizerError(error.to_string()))?;
+        wrapped(json).map(Self::new)
+    }
+
+    fn new(wrapped: tokenizers::Tokenizer) -> Self {
         let list_len = wrapped.get_vocab(true).into_values().max().map_or(0, |last| last as usize + 1);
         let added = wrapped.get_added_vocabulary();
         let silent = (0..list_len as TokenId)
             .map(|id| wrapped.id_to_token(id).is_none_or(|token| added.is_special_token(&token)))
             .collect();
         let pieces = BytePieces::of(&wrapped, list_len);
-        Ok(Self { inner: Arc::new(Inner { wrapped, list_len, silent, pieces }) })
+        let fallback = FallbackBytes::of(&wrapped, list_len);
+        Self { inner: Arc::new(Inner { wrapped, list_len, silent, pieces, fallback }) }
     }
 
     /// Encodes `text`. `add_special_tokens` adds the tokens that tokenizer.json puts around
@@ -100,9 +113,20 @@ impl Tokenizer {
         text.map_err(|error| TokenizerError(error.to_string()))
     }
 
-    /// Creates a streaming decoder for one output.
+    /// Creates a streaming decoder for one output that stands by itself.
     pub fn stream_decoder(&self, skip_special_tokens: bool) -> StreamDecoder {
-        StreamDecoder::new(self.clone(), skip_special_tokens)
+        self.stream_decoder_after(&[], skip_special_tokens)
+    }
+
+    /// Creates a streaming decoder for an output that continues the text of `prompt`: with
+    /// SentencePiece, a first word then keeps the space before it.
+    pub fn stream_decoder_after(&self, prompt: &[TokenId], skip_special_tokens: bool) -> StreamDecoder {
+        StreamDecoder::new(self.clone(), skip_special_tokens, prompt)
+    }
+
+    /// The id of a special token by its text.
+    pub fn special_token_id(&self, text: &str) -> Option<TokenId> {
+        self.inner.wrapped.get_added_vocabulary().is_special_token(text).then(|| self.token_id(text))?
     }
 
     /// Highest token id plus one. At most the model's `vocab_size`, which is often padded.
@@ -124,6 +148,17 @@ impl Tokenizer {
     pub fn is_silent(&self, id: TokenId) -> bool {
         self.inner.silent.get(id as usize).copied().unwrap_or(true)
     }
+}
+
+fn wrapped(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let mut wrapped = tokenizers::Tokenizer::from_bytes(json).map_err(|error| {
+        let advice = json_advice(&error.to_string());
+        TokenizerError(format!("cannot be read as a tokenizer of the `tokenizers` library: {error}{advice}"))
+    })?;
+    // Some files retain training settings; prompts must not be truncated or padded.
+    wrapped.with_padding(None);
+    wrapped.with_truncation(None).map_err(|error| TokenizerError(error.to_string()))?;
+    Ok(wrapped)
 }
 
 impl std::fmt::Debug for Tokenizer {

@@ -1,6 +1,7 @@
 //! Streaming detokenization of one output.
 
 use super::Tokenizer;
+use super::byte_fallback::ByteRun;
 use super::byte_level::Utf8Joiner;
 use crate::protocol::TokenId;
 
@@ -11,13 +12,13 @@ const UNFINISHED_BYTES_MAX: usize = 3;
 /// Upper bound of held-back tokens: an incomplete character and a few tokens without text.
 const PENDING_TOKENS_MAX: usize = 8;
 
-/// Streaming decoder. The concatenated output equals [`Tokenizer::decode`] of all tokens; a
-/// character is emitted only once all its bytes have arrived. The cost per token does not
-/// grow with the stream.
+/// Streaming decoder. The concatenated output is the text that the tokens add to the prompt
+/// before them; without a prompt it equals [`Tokenizer::decode`] of all tokens. A character is
+/// emitted only once all its bytes have arrived. The cost per token does not grow with the stream.
 ///
 /// One exception: tokenizers with byte fallback turn *every* byte of a run into U+FFFD if
-/// the run as a whole is not UTF-8, which is known only at its end. The stream keeps the
-/// characters before the invalid byte.
+/// the run as a whole is not UTF-8, which is known only at its end. The stream replaces only
+/// the bytes that belong to no character.
 #[derive(Clone, Debug)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
@@ -29,13 +30,23 @@ pub struct StreamDecoder {
 enum State {
     ByteLevel(Utf8Joiner),
     Window(Window),
+    /// The window decodes the tokens that stand for no byte.
+    ByteFallback {
+        run: ByteRun,
+        window: Window,
+    },
 }
 
 impl StreamDecoder {
-    pub(super) fn new(tokenizer: Tokenizer, skip_special_tokens: bool) -> Self {
-        let state = match tokenizer.inner.pieces {
-            Some(_) => State::ByteLevel(Utf8Joiner::default()),
-            None => State::Window(Window::default()),
+    pub(super) fn new(tokenizer: Tokenizer, skip_special_tokens: bool, prompt: &[TokenId]) -> Self {
+        let inner = &tokenizer.inner;
+        // what a first token decodes to depends on whether there is any text before it
+        let last = prompt.iter().rev().find(|&&token| !tokenizer.is_silent(token));
+        let window = || last.map_or_else(Window::default, |&last| Window::after(last, &tokenizer));
+        let state = match (&inner.pieces, &inner.fallback) {
+            (Some(_), _) => State::ByteLevel(Utf8Joiner::default()),
+            (None, Some(_)) => State::ByteFallback { run: ByteRun::default(), window: window() },
+            (None, None) => State::Window(window()),
         };
         Self { tokenizer, skip_special_tokens, state }
     }
@@ -45,12 +56,26 @@ impl StreamDecoder {
         if self.skip_special_tokens && self.tokenizer.is_silent(token) {
             return;
         }
-        match (&mut self.state, &self.tokenizer.inner.pieces) {
-            (State::ByteLevel(joiner), Some(pieces)) => joiner.push(pieces.piece(token), text),
-            (State::Window(window), _) if self.tokenizer.token(token).is_some() => {
-                window.push(token, &self.tokenizer, text);
+        let tokenizer = &self.tokenizer;
+        let (pieces, fallback) = (&tokenizer.inner.pieces, &tokenizer.inner.fallback);
+        match &mut self.state {
+            State::ByteLevel(joiner) => {
+                joiner.push(pieces.as_ref().map_or(&[], |all| all.piece(token)), text)
             }
-            _ => {}
+            _ if tokenizer.token(token).is_none() => {}
+            State::Window(window) => window.push(token, tokenizer, text),
+            State::ByteFallback { run, window } => match fallback.as_ref().and_then(|all| all.byte(token)) {
+                Some(byte) => {
+                    window.flush(tokenizer, text);
+                    let mut joined = String::new();
+                    run.push(byte, &mut joined);
+                    window.push_bytes(token, &joined, tokenizer, text);
+                }
+                None => {
+                    run.finish(text);
+                    window.push(token, tokenizer, text);
+                }
+            },
         }
     }
 
@@ -58,7 +83,11 @@ impl StreamDecoder {
     pub fn finish(&mut self, text: &mut String) {
         match &mut self.state {
             State::ByteLevel(joiner) => joiner.finish(text),
-            State::Window(window) => window.finish(&self.tokenizer, text),
+            State::Window(window) => window.flush(&self.tokenizer, text),
+            State::ByteFallback { run, window } => {
+                window.flush(&self.tokenizer, text);
+                run.finish(text);
+            }
         }
     }
 }
@@ -69,7 +98,7 @@ impl StreamDecoder {
     pub(super) fn held_tokens(&self) -> usize {
         match &self.state {
             State::ByteLevel(_) => 0,
-            State::Window(window) => window.tokens.len(),
+            State::Window(window) | State::ByteFallback { window, .. } => window.tokens.len(),
         }
     }
 }
@@ -85,24 +114,57 @@ struct Window {
 }
 
 impl Window {
+    /// A window that continues the text of an earlier token.
+    fn after(token: TokenId, tokenizer: &Tokenizer) -> Self {
+        Self { tokens: vec![token], given: 1, given_text: decode(tokenizer, &[token]) }
+    }
+
     fn push(&mut self, token: TokenId, tokenizer: &Tokenizer, text: &mut String) {
         self.tokens.push(token);
         let decoded = decode(tokenizer, &self.tokens);
-        let fresh = decoded.strip_prefix(&self.given_text).unwrap_or_default();
+        let fresh = beyond(&decoded, &self.given_text);
         let pending = self.tokens.len() - self.given;
         if pending < PENDING_TOKENS_MAX && (fresh.is_empty() || may_be_unfinished(fresh)) {
             return;
         }
-        text.push_str(fresh);
+        self.give(&decoded, tokenizer, text);
+    }
+
+    /// Gives out what is held back; the next token continues it.
+    fn flush(&mut self, tokenizer: &Tokenizer, text: &mut String) {
+        if self.tokens.len() > self.given {
+            let decoded = decode(tokenizer, &self.tokens);
+            self.give(&decoded, tokenizer, text);
+        }
+    }
+
+    fn give(&mut self, decoded: &str, tokenizer: &Tokenizer, text: &mut String) {
+        text.push_str(beyond(decoded, &self.given_text));
         self.tokens.drain(..self.given);
         self.given = self.tokens.len();
         self.given_text = decode(tokenizer, &self.tokens);
     }
 
-    fn finish(&mut self, tokenizer: &Tokenizer, text: &mut String) {
-        let decoded = decode(tokenizer, &self.tokens);
-        text.push_str(decoded.strip_prefix(&self.given_text).unwrap_or_default());
-        *self = Self::default();
+    /// Gives out the characters that the byte `token` completes. Only the first of a text depends
+    /// on the decoder, which may drop a space there.
+    fn push_bytes(&mut self, token: TokenId, joined: &str, tokenizer: &Tokenizer, text: &mut String) {
+        if self.tokens.is_empty() {
+            *self = Self::after(token, tokenizer);
+            if joined == " " {
+                text.push_str(&self.given_text);
+                return;
+            }
+        }
+        text.push_str(joined);
+    }
+}
+
+/// What `decoded` adds to `given`. A decoder that tidies up may change the end of what was given.
+fn beyond<'a>(decoded: &'a str, given: &str) -> &'a str {
+    let same = decoded.char_indices().zip(given.chars()).find(|((_, now), then)| now != then);
+    match same {
+        Some(((at, _), _)) => &decoded[at..],
+        None => decoded.get(given.len()..).unwrap_or_default(),
     }
 }
 

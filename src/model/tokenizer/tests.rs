@@ -10,13 +10,20 @@ static TINY: LazyLock<Tokenizer> = LazyLock::new(|| {
     load(&ModelSource::EmbeddedTiny, ModelRole::Target).expect("the embedded target loads").tokenizer
 });
 
+/// A token of [`FALLBACK`] that no test writes into a text.
+const SEPARATOR: char = '\u{10fffd}';
+
+/// First byte token of [`FALLBACK`].
+const FIRST_BYTE: TokenId = 8;
+
 /// A SentencePiece-like tokenizer: spaces are `▁`, unknown characters fall back to bytes,
 /// the first space is dropped when decoding.
 static FALLBACK: LazyLock<Tokenizer> = LazyLock::new(|| {
     let mut vocab = serde_json::Map::new();
     let bytes = (0..=u8::MAX).map(|byte| format!("<0x{byte:02X}>"));
     let letters = ["<unk>", "<s>", "▁", "a", "b", "é", "▁a", "ab"].map(str::to_owned);
-    for (id, token) in letters.into_iter().chain(bytes).enumerate() {
+    let separator = SEPARATOR.to_string();
+    for (id, token) in letters.into_iter().chain(bytes).chain([separator]).enumerate() {
         vocab.insert(token, id.into());
     }
     let json = serde_json::json!({
@@ -41,7 +48,16 @@ static FALLBACK: LazyLock<Tokenizer> = LazyLock::new(|| {
 });
 
 fn streamed(tokenizer: &Tokenizer, tokens: &[TokenId], skip_special: bool) -> Vec<String> {
-    let mut decoder = tokenizer.stream_decoder(skip_special);
+    streamed_after(tokenizer, &[], tokens, skip_special)
+}
+
+fn streamed_after(
+    tokenizer: &Tokenizer,
+    prompt: &[TokenId],
+    tokens: &[TokenId],
+    skip_special: bool,
+) -> Vec<String> {
+    let mut decoder = tokenizer.stream_decoder_after(prompt, skip_special);
     let mut parts = Vec::new();
     for token in tokens {
         let mut part = String::new();
@@ -134,6 +150,59 @@ fn a_byte_fallback_character_comes_out_whole_and_bad_bytes_are_not_held_back() {
     assert!(!parts[4].is_empty() || !parts[3].is_empty(), "bad bytes came out only at the end: {parts:?}");
 }
 
+/// Text of tokens by the library's own decoder, asked for each character by itself: it would
+/// replace every byte of a run in which one byte is bad.
+fn decoded_by_character(tokens: &[TokenId]) -> String {
+    let separator = FALLBACK.token_id(&SEPARATOR.to_string()).expect("a token");
+    let byte = |token: TokenId| token.checked_sub(FIRST_BYTE).and_then(|byte| u8::try_from(byte).ok());
+    let mut separated = Vec::new();
+    for run in tokens.chunk_by(|a, b| byte(*a).is_some() == byte(*b).is_some()) {
+        let bytes: Vec<u8> = run.iter().filter_map(|&token| byte(token)).collect();
+        if bytes.is_empty() || std::str::from_utf8(&bytes).is_ok() {
+            separated.extend_from_slice(run);
+            continue;
+        }
+        let mut rest = run;
+        for chunk in bytes.utf8_chunks() {
+            for unit in [chunk.valid().len()].into_iter().chain(chunk.invalid().iter().map(|_| 1)) {
+                let (now, later) = rest.split_at(unit);
+                separated.extend_from_slice(now);
+                separated.push(separator);
+                rest = later;
+            }
+        }
+    }
+    // a separator in front would keep the space that the decoder drops there
+    let leading = separated.iter().take_while(|&&token| token == separator).count();
+    FALLBACK.decode(&separated[leading..], true).expect("it decodes").replace(SEPARATOR, "")
+}
+
+#[test]
+fn text_after_a_byte_that_belongs_to_no_character_is_not_lost() {
+    let byte = |value: u8| FIRST_BYTE + TokenId::from(value);
+    let word = FALLBACK.token_id("▁a").expect("a token");
+    let tokens = [byte(0xE4), byte(0xBD), byte(0xA0), byte(0xE5), word, word, word];
+    assert_eq!(streamed(&FALLBACK, &tokens, true).concat(), "你\u{fffd} a a a");
+    assert_eq!(decoded_by_character(&tokens), "你\u{fffd} a a a");
+}
+
+#[test]
+fn a_completion_keeps_the_space_before_its_first_word_and_a_text_by_itself_drops_it() {
+    let word = FALLBACK.token_id("▁a").expect("a token");
+    let prompt = FALLBACK.encode("b b", false).expect("it encodes");
+    assert_eq!(streamed_after(&FALLBACK, &prompt, &[word, word], true).concat(), " a a");
+    assert_eq!(streamed(&FALLBACK, &[word, word], true).concat(), "a a");
+    let only_special = [FALLBACK.token_id("<s>").expect("a token")];
+    assert_eq!(streamed_after(&FALLBACK, &only_special, &[word], true).concat(), "a");
+}
+
+#[test]
+fn only_special_tokens_are_found_by_their_text() {
+    assert_eq!(TINY.special_token_id("<|im_end|>"), Some(2));
+    assert_eq!(TINY.special_token_id("the"), None);
+    assert_eq!(TINY.special_token_id("<|im_end|>x"), None);
+}
+
 #[test]
 fn the_window_of_a_long_stream_stays_short() {
     let ids = FALLBACK.encode(&"ab a é€ b".repeat(200), false).expect("it encodes");
@@ -183,15 +252,21 @@ fn a_longer_list_is_a_mismatch_of_sizes() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
-    fn streaming_any_tokens_gives_the_text_of_all_at_once(
-        tokens in prop::collection::vec(0_u32..4100, 0..64),
-        skip_special in any::<bool>(),
+    fn any_bytes_and_words_stream_as_the_librarys_decoder_reads_them(
+        tokens in prop::collection::vec(
+            prop_oneof![
+                1 => 2_u32..FIRST_BYTE,
+                2 => (FIRST_BYTE + 0x80)..(FIRST_BYTE + 0x100),
+                1 => FIRST_BYTE..(FIRST_BYTE + 0x80),
+                1 => prop::sample::select(vec![0x20, 0xE2, 0x82, 0xAC, 0xC3, 0xA9]).prop_map(|b| FIRST_BYTE + b),
+            ],
+            0..24,
+        ),
     ) {
-        let whole = TINY.decode(&tokens, skip_special).expect("it decodes");
-        prop_assert_eq!(streamed(&TINY, &tokens, skip_special).concat(), whole);
+        prop_assert_eq!(streamed(&FALLBACK, &tokens, true).concat(), decoded_by_character(&tokens));
     }
 
     /// Ids below 260 are the special tokens and single bytes: mostly broken UTF-8.
@@ -201,6 +276,30 @@ proptest! {
     ) {
         let whole = TINY.decode(&tokens, true).expect("it decodes");
         prop_assert_eq!(streamed(&TINY, &tokens, true).concat(), whole);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn a_prompt_and_its_completion_are_the_text_of_both(text in "[ab é🦉漢]{1,40}", cut in 0_usize..40) {
+        let ids = FALLBACK.encode(&text, false).expect("any text encodes");
+        let (prompt, output) = ids.split_at(cut.min(ids.len()));
+        let before = FALLBACK.decode(prompt, true).expect("it decodes");
+        // a prompt that ends inside a character has no text that the completion could continue
+        prop_assume!(!before.contains(char::REPLACEMENT_CHARACTER));
+        let whole = FALLBACK.decode(&ids, true).expect("it decodes");
+        prop_assert_eq!(before + &streamed_after(&FALLBACK, prompt, output, true).concat(), whole);
+    }
+
+    #[test]
+    fn streaming_any_tokens_gives_the_text_of_all_at_once(
+        tokens in prop::collection::vec(0_u32..4100, 0..64),
+        skip_special in any::<bool>(),
+    ) {
+        let whole = TINY.decode(&tokens, skip_special).expect("it decodes");
+        prop_assert_eq!(streamed(&TINY, &tokens, skip_special).concat(), whole);
     }
 
     #[test]
