@@ -1,12 +1,13 @@
 //! `specserve chat`: chat with the model.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
+use super::SOCKET_DEFAULT;
 use super::answer::{ChatReply, chat};
 use super::client::Client;
 use super::error::CliError;
@@ -24,9 +25,15 @@ pub struct ChatArgs {
     /// The message; read from standard input if omitted.
     #[arg(value_name = "TEXT")]
     text: Option<String>,
-    /// Socket of a running daemon. If omitted, the embedded pair is started for this chat.
+    /// Socket of a running daemon. If omitted, a daemon is started for this chat.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Model to chat with, a directory; the embedded pair if omitted.
+    #[arg(long, value_name = "DIR", conflicts_with = "socket")]
+    model: Option<String>,
+    /// Draft model for --model: a directory, or ngram.
+    #[arg(long, value_name = "MODEL", requires = "model")]
+    draft: Option<String>,
     /// Sampling temperature; 0 is greedy.
     #[arg(long, value_name = "NUMBER")]
     temperature: Option<f64>,
@@ -52,7 +59,12 @@ pub async fn run<H: DaemonHost>(args: &ChatArgs, host: &H, out: &mut impl Write)
     if let Some(socket) = &args.socket {
         return talk(args, &Client::new(socket), out).await;
     }
-    let daemon = PrivateDaemon::start(host, Config::default_tiny()).await?;
+    let config = match &args.model {
+        None => Config::default_tiny(),
+        // the socket is replaced by a private one
+        Some(model) => Config::of_models(Path::new(SOCKET_DEFAULT), None, model, args.draft.as_deref())?,
+    };
+    let daemon = PrivateDaemon::start(host, config).await?;
     let result = talk(args, &daemon.client(), out).await;
     daemon.shutdown().await;
     result
@@ -204,6 +216,8 @@ mod tests {
         ChatArgs {
             text: Some(text.to_owned()),
             socket: None,
+            model: None,
+            draft: None,
             temperature: Some(0.0),
             seed: Some(7),
             max_tokens: Some(5),
@@ -225,6 +239,21 @@ mod tests {
         assert_eq!(body["messages"][0]["content"], "Be brief.");
         assert_eq!(body["messages"][1]["content"], "Hi");
         assert_eq!(body["stream"], true);
+    }
+
+    #[tokio::test]
+    async fn a_model_needs_no_configuration_file() {
+        let host = ScriptedHost::new(|config, _| {
+            chat_answer(&[&format!("{}, {:?}", config.target.model, config.draft)])
+        });
+        let named =
+            ChatArgs { model: Some("models/m".to_owned()), draft: Some("ngram".to_owned()), ..args("Hi") };
+        let mut out = Vec::new();
+        run(&named, &host, &mut out).await.expect("answered");
+        assert_eq!(String::from_utf8_lossy(&out), "models/m, Some(Ngram)\n");
+        let nothing = ChatArgs { model: Some(String::new()), ..args("Hi") };
+        let error = run(&nothing, &host, &mut Vec::new()).await.expect_err("no model");
+        assert_eq!(error.exit_code(), 64);
     }
 
     #[tokio::test]

@@ -2,23 +2,51 @@
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::SOCKET_DEFAULT;
 use super::error::CliError;
 use super::host::DaemonHost;
 use super::logging;
 use super::signals::Signals;
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, ConfigError, LogFormat};
 
 /// Serves until SIGTERM or SIGINT. The first signal drains requests in flight for up to
 /// server.drain_timeout_ms; a second one exits immediately.
 #[derive(Args, Debug)]
 pub struct ServeArgs {
+    /// A model to serve with default settings instead of a configuration file: a directory, or
+    /// embedded:tiny.
+    #[arg(value_name = "MODEL", required_unless_present = "config", conflicts_with = "config")]
+    model: Option<String>,
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
+    /// Draft model for MODEL: a directory, or ngram. Without it there is no speculation.
+    #[arg(long, value_name = "MODEL", requires = "model")]
+    draft: Option<String>,
+    /// Also serve MODEL on this port of 127.0.0.1, without authentication.
+    #[arg(long, value_name = "PORT", requires = "model")]
+    port: Option<u16>,
+    /// Socket to serve MODEL on, /tmp/specserve.sock by default.
+    #[arg(long, value_name = "PATH", requires = "model")]
+    socket: Option<PathBuf>,
+}
+
+impl ServeArgs {
+    fn config(&self) -> Result<Config, ConfigError> {
+        match (&self.model, &self.config) {
+            (None, Some(file)) => Config::read(file),
+            (model, _) => {
+                let socket = self.socket.as_deref().unwrap_or(Path::new(SOCKET_DEFAULT));
+                let http = self.port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+                Config::of_models(socket, http, model.as_deref().unwrap_or_default(), self.draft.as_deref())
+            }
+        }
+    }
 }
 
 /// Runs the command.
@@ -26,7 +54,7 @@ pub struct ServeArgs {
 /// # Errors
 /// [`CliError::Config`] for the configuration, [`CliError::Daemon`] for everything after it.
 pub async fn run<H: DaemonHost>(args: &ServeArgs, host: &H) -> Result<(), CliError> {
-    let config = Config::read(&args.config)?;
+    let config = args.config()?;
     logging::start(&config.telemetry);
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let format = config.telemetry.log_format;
@@ -119,9 +147,29 @@ mod tests {
     }
 
     fn serve_signalled(signals: u32) {
-        let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/tiny-cpu.toml").into();
+        let config = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/config/tiny-cpu.toml").into());
+        let args = ServeArgs { model: None, config, draft: None, port: None, socket: None };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(run(&ServeArgs { config }, &Signalled { signals })).expect("drained");
+        runtime.block_on(run(&args, &Signalled { signals })).expect("drained");
+    }
+
+    #[test]
+    fn a_model_is_served_without_a_configuration_file() {
+        let args = ServeArgs {
+            model: Some("models/m".to_owned()),
+            config: None,
+            draft: Some("ngram".to_owned()),
+            port: Some(8123),
+            socket: Some("/tmp/m.sock".into()),
+        };
+        let written = "[server]\nsocket = \"/tmp/m.sock\"\nhttp = \"127.0.0.1:8123\"\n\
+                       [target]\nmodel = \"models/m\"\n[draft]\nmodel = \"ngram\"\n";
+        assert_eq!(args.config().expect("valid"), Config::parse(written).expect("valid"));
+        let alone = ServeArgs { draft: None, port: None, socket: None, ..args };
+        let written = format!("[server]\nsocket = \"{SOCKET_DEFAULT}\"\n[target]\nmodel = \"models/m\"\n");
+        assert_eq!(alone.config().expect("valid"), Config::parse(&written).expect("valid"));
+        let nothing = ServeArgs { model: Some(String::new()), ..alone };
+        assert!(nothing.config().is_err(), "the empty name is none");
     }
 
     /// Runs this test in a process of its own.

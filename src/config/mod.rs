@@ -22,6 +22,7 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 pub use executor::{Backend, ExecutorConfig};
@@ -81,20 +82,48 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Invalid`] with every problem; a TOML syntax error is a single problem.
     pub fn parse(text: &str) -> Result<Config, ConfigError> {
-        let mut problems = Problems::default();
-        let config = match text.parse::<toml::Table>() {
-            Ok(file) => Some(Config::from_table(file, &mut problems)),
+        match text.parse::<toml::Table>() {
+            Ok(file) => Config::validate(file),
             Err(error) => {
+                let mut problems = Problems::default();
                 let advice = "fix the syntax; the rest is checked once it parses";
                 problems.add("the file", None, error.to_string().trim().to_owned(), advice);
-                None
+                Err(ConfigError::Invalid { problems: problems.into_vec() })
             }
-        };
-        let problems = problems.into_vec();
-        match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(ConfigError::Invalid { problems }),
         }
+    }
+
+    /// A configuration with nothing but the models and where to listen; all else is by default.
+    /// `target` and `draft` have the values of `target.model` and `draft.model`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with every problem.
+    pub fn of_models(
+        socket: &Path,
+        http: Option<SocketAddr>,
+        target: &str,
+        draft: Option<&str>,
+    ) -> Result<Config, ConfigError> {
+        let section = |entries: Vec<(&str, String)>| {
+            let entries = entries.into_iter().map(|(key, value)| (key.to_owned(), value.into()));
+            toml::Value::Table(entries.collect())
+        };
+        let mut server = vec![("socket", socket.to_string_lossy().into_owned())];
+        server.extend(http.map(|address| ("http", address.to_string())));
+        let mut file = toml::Table::new();
+        file.insert("server".to_owned(), section(server));
+        file.insert("target".to_owned(), section(vec![("model", target.to_owned())]));
+        if let Some(draft) = draft {
+            file.insert("draft".to_owned(), section(vec![("model", draft.to_owned())]));
+        }
+        Config::validate(file)
+    }
+
+    fn validate(file: toml::Table) -> Result<Config, ConfigError> {
+        let mut problems = Problems::default();
+        let config = Config::from_table(file, &mut problems);
+        let problems = problems.into_vec();
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { problems }) }
     }
 
     /// The configuration of config/tiny-cpu.toml: the embedded pair on the CPU.

@@ -150,7 +150,8 @@ async fn participants_may_have_names() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
     let messages = json!([{"role": "user", "name": "bob", "content": "hi"}]);
     post(&fixture, CHAT, &json!({"messages": messages})).await;
-    let prompt: Vec<u32> = b"user (bob): hi\nassistant: ".iter().map(|&byte| u32::from(byte)).collect();
+    let prompt: Vec<u32> =
+        b"user: hi{\"name\":\"bob\"}\nassistant: ".iter().map(|&byte| u32::from(byte)).collect();
     assert_eq!(&*fixture.engine.last_submission().prompt, prompt);
 }
 

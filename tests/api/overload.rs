@@ -58,7 +58,9 @@ async fn a_refused_request_gets_its_answer_however_long_its_body_is() {
     let address = fixture.server.tcp_addresses().http.unwrap();
     let body = prompt(json!({})).to_string();
     let mut taken = TcpStream::connect(address).await.unwrap();
-    let head = format!("POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    let json = "content-type: application/json";
+    let head =
+        format!("POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\n{json}\r\ncontent-length: {}\r\n\r\n", body.len());
     taken.write_all((head + &body).as_bytes()).await.unwrap();
     while fixture.engine.submissions() == 0 {
         tokio::task::yield_now().await;
