@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,6 +24,8 @@ fn specserve() -> Command {
 /// A daemon process on its own socket; killed on drop.
 struct Daemon {
     child: Child,
+    /// Reads what the daemon logs: a full pipe would stop it.
+    log: Option<JoinHandle<String>>,
     socket: PathBuf,
     _directory: tempfile::TempDir,
 }
@@ -49,15 +52,19 @@ impl Daemon {
         std::fs::write(&file, change(config)).expect("written");
         let mut command = specserve();
         command.arg("serve").arg("--config").arg(&file).stderr(Stdio::piped());
-        let child = command.spawn().expect("the program starts");
-        Daemon { child, socket, _directory: directory }
+        let mut child = command.spawn().expect("the program starts");
+        let mut stderr = child.stderr.take().expect("piped");
+        let log = std::thread::spawn(move || {
+            let mut said = String::new();
+            stderr.read_to_string(&mut said).expect("text");
+            said
+        });
+        Daemon { child, log: Some(log), socket, _directory: directory }
     }
 
     /// Waits for the process; returns its exit code and stderr.
     fn ended(&mut self) -> (Option<i32>, String) {
-        let mut said = String::new();
-        let stderr = self.child.stderr.as_mut().expect("piped");
-        stderr.read_to_string(&mut said).expect("text");
+        let said = self.log.take().expect("asked once").join().expect("text");
         (self.child.wait().expect("it ends").code(), said)
     }
 
