@@ -41,6 +41,11 @@ def check_usage(usage):
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens, usage
 
 
+def counts(usage):
+    # The second of two equal requests finds its prompt in the prefix cache, and says so.
+    return usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+
+
 def check_models(client):
     models = client.models.list().data
     assert len(models) == 1, models
@@ -64,7 +69,7 @@ def check_chat(client, model):
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == choice.message.content, (text, choice.message.content)
     assert chunks[-2].choices[0].finish_reason == choice.finish_reason, chunks[-2]
-    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage, chunks[-1]
+    assert chunks[-1].choices == [] and counts(chunks[-1].usage) == counts(whole.usage), chunks[-1]
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
     # A conversation that goes on, with the answer as the client holds it.
