@@ -1,6 +1,6 @@
 //! HTTP server on a Unix socket and optionally on TCP, with graceful shutdown.
 //!
-//! A listener that has run out of connections still answers probes; see [`connections`](super::connections).
+//! A listener that has run out of connections still answers probes; see `connections`.
 
 use std::io;
 use std::net::SocketAddr;
