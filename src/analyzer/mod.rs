@@ -27,7 +27,7 @@ pub use start::{StartProfile, analyze_at_start};
 use crate::executor::Executor;
 use crate::protocol::{Clock, ExecutorError, Micros, ModelRole, SamplingParams, TokenId};
 use crate::timing::cost_model::Between;
-use crate::timing::fit::fit;
+use crate::timing::fit::{Fit, fit};
 use crate::timing::profile::{Fingerprint, Profile};
 use crate::timing::{PROFILE_FORMAT, ProfileError, ProfilePoint};
 
@@ -106,7 +106,17 @@ pub fn analyze(
         .has_draft_model()
         .then(|| fit(&points, ModelRole::Draft, between, HOLD_OUT_EVERY))
         .transpose()?;
-    Ok(Profile {
+    Ok(measured_profile(fingerprint, target, draft, points))
+}
+
+/// The profile of fits to measured points.
+fn measured_profile(
+    fingerprint: Fingerprint,
+    target: Fit,
+    draft: Option<Fit>,
+    points: Vec<ProfilePoint>,
+) -> Profile {
+    Profile {
         format: PROFILE_FORMAT,
         origin: "measured".to_owned(),
         host_us: HOST_US,
@@ -117,7 +127,7 @@ pub fn analyze(
         draft: draft.map(|draft| draft.terms),
         reliability: None,
         points,
-    })
+    }
 }
 
 /// Measures the shapes of the grid that there is time for.

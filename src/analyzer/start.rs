@@ -7,11 +7,11 @@
 
 use super::grid::{Shape, Tier, shapes};
 use super::measure;
-use super::{AnalyzerError, AnalyzerOptions, HOLD_OUT_EVERY, HOST_US, OnProgress, between};
+use super::{AnalyzerError, AnalyzerOptions, HOLD_OUT_EVERY, HOST_US, OnProgress, between, measured_profile};
 use crate::executor::Executor;
 use crate::protocol::{Clock, ExecutorInfo, Micros, ModelRole};
 use crate::timing::conservative::conservative;
-use crate::timing::cost_model::{LatencyModel, LatencyTerms};
+use crate::timing::cost_model::LatencyModel;
 use crate::timing::fit::{Fit, fit};
 use crate::timing::profile::{Fingerprint, Profile};
 use crate::timing::{PROFILE_FORMAT, ProfileError, ProfilePoint};
@@ -66,22 +66,14 @@ pub fn analyze_at_start(
             deadline.min(clock.now() + Micros::from_secs_f64(READING_SHARE * options.budget.as_secs_f64()));
         let readings = measure::readings(executor, clock, &checked(&info), &once, READINGS, until)?;
         let found = fitted(&points, &readings, &info, &fingerprint);
-        let profile = |target: Fit, draft: Option<Fit>, points| Profile {
-            target_error: Some(target.held_out),
-            draft_error: draft.as_ref().map(|draft| draft.held_out),
-            ..profile_of(&fingerprint, "measured", target.terms, draft.map(|draft| draft.terms), points)
-        };
         match found {
             Ok((target, draft)) => {
-                return Ok(StartProfile {
-                    profile: profile(target, draft, points),
-                    doubts: vec![],
-                    attempts,
-                });
+                let profile = measured_profile(fingerprint, target, draft, points);
+                return Ok(StartProfile { profile, doubts: vec![], attempts });
             }
             Err(doubts) if attempts == ATTEMPTS_MAX || clock.now() >= deadline => {
                 merge(&mut points, readings);
-                let profile = careful(&fingerprint, &info, points)?;
+                let profile = careful(fingerprint, &info, points)?;
                 return Ok(StartProfile { profile, doubts, attempts });
             }
             Err(_) => {}
@@ -187,7 +179,7 @@ fn merge(points: &mut Vec<ProfilePoint>, more: Vec<ProfilePoint>) {
 
 /// The profile to start from when the measurements fail the checks.
 fn careful(
-    fingerprint: &Fingerprint,
+    fingerprint: Fingerprint,
     info: &ExecutorInfo,
     points: Vec<ProfilePoint>,
 ) -> Result<Profile, AnalyzerError> {
@@ -198,28 +190,18 @@ fn careful(
     let target = terms(ModelRole::Target)?;
     let draft = info.has_draft_model().then(|| terms(ModelRole::Draft)).transpose()?;
     let origin = "modelled: conservative, because the measurements at startup failed their checks";
-    Ok(profile_of(fingerprint, origin, target, draft, points))
-}
-
-fn profile_of(
-    fingerprint: &Fingerprint,
-    origin: &str,
-    target: LatencyTerms,
-    draft: Option<LatencyTerms>,
-    points: Vec<ProfilePoint>,
-) -> Profile {
-    Profile {
+    Ok(Profile {
         format: PROFILE_FORMAT,
         origin: origin.to_owned(),
         host_us: HOST_US,
-        fingerprint: fingerprint.clone(),
+        fingerprint,
         target,
         target_error: None,
         draft,
         draft_error: None,
         reliability: None,
         points,
-    }
+    })
 }
 
 #[cfg(test)]
