@@ -78,7 +78,7 @@ impl BackendInfo {
     pub fn context_exceeded(&self, param: &str, prompt_tokens: u64, max_tokens: Option<u32>) -> ApiError {
         let mut error = ApiError::context_exceeded(param, self.context_tokens_max, prompt_tokens, max_tokens);
         if let Some(advice) = &self.context_advice {
-            error.message.push_str(&format!(" Or {advice}."));
+            error.message = format!("{}; {advice}.", error.message.trim_end_matches('.'));
         }
         error
     }

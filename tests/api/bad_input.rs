@@ -215,8 +215,8 @@ async fn a_prompt_that_does_not_fit_the_context_is_refused_with_the_numbers() {
         reply.json()["error"]["message"],
         format!(
             "This model's maximum context length is 256 tokens. However, you requested at least 301 tokens \
-             (300 in the prompt, at least 1 in the completion). Please reduce the length of the prompt. \
-             Or {advice}."
+             (300 in the prompt, at least 1 in the completion). Please reduce the length of the prompt; \
+             {advice}."
         )
     );
     assert_eq!(reply.json()["error"]["code"], "context_length_exceeded");
@@ -225,8 +225,8 @@ async fn a_prompt_that_does_not_fit_the_context_is_refused_with_the_numbers() {
         reply.json()["error"]["message"],
         format!(
             "This model's maximum context length is 256 tokens. However, you requested 257 tokens \
-             (3 in the prompt, 254 in the completion). Please reduce the length of the prompt or max_tokens. \
-             Or {advice}."
+             (3 in the prompt, 254 in the completion). Please reduce the length of the prompt or max_tokens; \
+             {advice}."
         )
     );
     let body = prompt(json!({"max_tokens": 254})).to_string();
