@@ -1,19 +1,18 @@
 //! Request ids and the access log: one line per request, without a word of its text.
 
 use std::hash::{BuildHasher, Hasher};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
-use hyper::body::{Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::error_code::ErrorCode;
+use super::probes::is_probe;
+use super::watched_body::{BodyWatch, WatchedBody};
 
 /// Carries the id of a request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -23,9 +22,6 @@ const ID_BYTES_MAX: usize = 128;
 
 /// Longest path in the log, in characters.
 const PATH_CHARACTERS_MAX: usize = 200;
-
-/// Routes that are asked every few seconds; their lines have level `debug`.
-const PROBES: [&str; 5] = ["/health", "/health/live", "/health/ready", "/metrics", "/ping"];
 
 /// What a generation request has come to. In the request's extensions; the handler fills it in.
 #[derive(Clone, Debug, Default)]
@@ -70,7 +66,7 @@ pub async fn trace(mut request: Request, next: Next) -> Response {
     line.status = Some(response.status());
     line.error = response.extensions().get::<ErrorCode>().copied();
     response.headers_mut().insert(REQUEST_ID, id);
-    response.map(|body| Body::new(Watched { body, line }))
+    response.map(|body| Body::new(WatchedBody::new(body, line)))
 }
 
 /// The client's id if it is a short visible text, else a new one.
@@ -109,7 +105,8 @@ impl Line {
             arrival: Instant::now(),
             status: None,
             error: None,
-            complete: false,
+            // the response to a HEAD has no body to be taken
+            complete: *request.method() == Method::HEAD,
             outcome,
         }
     }
@@ -121,6 +118,13 @@ impl Line {
             (None, Some(reason)) => Some(reason),
             (None, None) => (!self.complete).then_some("disconnected"),
         }
+    }
+}
+
+/// The body is dropped before the line is written, and with it an answer that was not finished.
+impl BodyWatch for Line {
+    fn ended(&mut self) {
+        self.complete = true;
     }
 }
 
@@ -148,41 +152,10 @@ impl Drop for Line {
                 )
             };
         }
-        if PROBES.contains(&self.path.as_str()) {
+        if is_probe(&self.path) {
             write_line!(debug);
         } else {
             write_line!(info);
         }
-    }
-}
-
-/// A response body that knows whether all of it was taken. The body is dropped before the line is
-/// written, and with it an answer that was not finished.
-struct Watched {
-    body: Body,
-    line: Line,
-}
-
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.line.complete = true;
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

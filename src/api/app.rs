@@ -15,7 +15,7 @@ use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::UnknownFields;
-use super::{access, body, content_type, cors};
+use super::{access, body, content_type, cors, gate};
 use crate::telemetry::PROMETHEUS_CONTENT_TYPE;
 
 /// Limits on the resources a client can take.
@@ -62,10 +62,11 @@ pub struct ApiRules {
     pub cors_origins: Vec<HeaderValue>,
 }
 
-/// Adds what all requests have in common: an id and a line in the log, the answers to browsers,
-/// and the refusal of what only browsers send.
+/// Adds what all requests have in common: an id and a line in the log, the answers to browsers, and
+/// the refusal of what the gate does not let in and of what only browsers send.
 pub fn with_layers(routes: Router, rules: &ApiRules) -> Router {
     let routes = routes.layer(middleware::from_fn(content_type::require_json));
+    let routes = routes.layer(middleware::from_fn(gate::refuse));
     let routes = match rules.cors_origins.as_slice() {
         [] => routes,
         origins => routes.layer(cors::layer(origins)),

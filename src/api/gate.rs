@@ -1,4 +1,4 @@
-//! Decides whether a request is routed or refused, and counts error responses.
+//! Lets requests in or has them refused, and counts error responses.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
+use axum::extract::Request;
 use axum::http::HeaderValue;
 use axum::http::header::CONNECTION;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -21,10 +22,11 @@ use super::content_type::Transport;
 use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
-use super::half_close::{Answered, Exchange, Received};
-use super::routes::is_probe;
+use super::half_close::{Answering, Exchange, Receiving};
+use super::probes::is_probe;
 use super::stage::Stage;
-use super::tracker::{InFlightBody, InFlightRequest};
+use super::tracker::InFlightRequest;
+use super::watched_body::{BodyWatch, WatchedBody};
 
 /// How long the body of a refused request is read. Closing the connection while the client is still
 /// writing could cost it the response.
@@ -53,40 +55,50 @@ pub struct Gate {
     pub body_bytes_max: usize,
 }
 
+/// Why a request is refused. In its extensions, for [`refuse`].
+#[derive(Clone)]
+struct Refusal {
+    error: ApiError,
+    body_bytes_max: usize,
+}
+
+/// A request that is being answered, until its response has been sent.
+struct InFlight {
+    _answering: Answering,
+    _request: InFlightRequest,
+}
+
+impl BodyWatch for InFlight {}
+
 impl Gate {
     /// Answers one request, or refuses it.
     pub async fn answer(
         &self,
         in_flight: InFlightRequest,
         exchange: Arc<Exchange>,
-        mut request: Request<Received<Incoming>>,
+        mut request: hyper::Request<WatchedBody<Incoming, Receiving>>,
     ) -> Result<Response, Infallible> {
         request.extensions_mut().insert(self.transport);
-        let refusal = if is_probe(request.uri().path()) { None } else { self.refusal(in_flight.slot) };
-        let mut response = match refusal {
-            None => {
-                let router = self.routes.borrow().clone();
-                TowerToHyperService::new(router).call(request).await?
-            }
-            Some(error) => {
-                discard(request.into_body(), self.body_bytes_max).await;
-                error.into_response()
-            }
-        };
+        if let Some(error) = self.refusal(request.uri().path(), in_flight.slot) {
+            request.extensions_mut().insert(Refusal { error, body_bytes_max: self.body_bytes_max });
+        }
+        let router = self.routes.borrow().clone();
+        let mut response = TowerToHyperService::new(router).call(request).await?;
         if in_flight.slot == Slot::Overflow || *self.stages.borrow() >= Stage::Leaving {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(&code) = response.extensions().get::<ErrorCode>() {
             self.counters.count_error(code);
         }
-        Ok(response.map(|body| {
-            let body = Body::new(Answered::new(body, exchange));
-            Body::new(InFlightBody::new(body, in_flight))
-        }))
+        let watch = InFlight { _answering: Answering(exchange), _request: in_flight };
+        Ok(response.map(|body| Body::new(WatchedBody::new(body, watch))))
     }
 
-    /// Why a request other than a probe is refused.
-    fn refusal(&self, slot: Slot) -> Option<ApiError> {
+    /// Why a request is refused, if it is.
+    fn refusal(&self, path: &str, slot: Slot) -> Option<ApiError> {
+        if is_probe(path) {
+            return None;
+        }
         if self.scope == Scope::Probes {
             let message = "this address (server.admin) serves health, metrics and engine state only";
             return Some(ApiError::new(ErrorCode::UnknownUrl, message));
@@ -101,8 +113,20 @@ impl Gate {
     }
 }
 
+/// Responds for the routes to a request that the gate refuses, so that it gets its id, its line in
+/// the log and its headers for browsers as any other does.
+pub async fn refuse(mut request: Request, next: Next) -> Response {
+    match request.extensions_mut().remove::<Refusal>() {
+        None => next.run(request).await,
+        Some(Refusal { error, body_bytes_max }) => {
+            discard(request.into_body(), body_bytes_max).await;
+            error.into_response()
+        }
+    }
+}
+
 /// Reads a body to its end and discards it, within bounds.
-async fn discard(mut body: Received<Incoming>, bytes_max: usize) {
+async fn discard(mut body: Body, bytes_max: usize) {
     if body.size_hint().lower() > bytes_max as u64 {
         return;
     }

@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Bytes, HttpBody};
+use axum::body::HttpBody;
 use axum::http::{Request, Version};
-use hyper::body::{Frame, SizeHint};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+use super::watched_body::{BodyWatch, WatchedBody};
 
 /// How often a half-closed connection is checked for whether its client is gone.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -43,13 +44,13 @@ pub struct Exchange(AtomicU8);
 
 impl Exchange {
     /// Notes a new request, whose head was received.
-    pub fn begin<B: HttpBody>(self: &Arc<Exchange>, request: Request<B>) -> Request<Received<B>> {
-        let version = request.version();
-        match request.body().is_end_stream() {
-            true => self.received(version),
-            false => self.0.store(RECEIVING, Ordering::Relaxed),
-        }
-        request.map(|body| Received { body, version, exchange: self.clone() })
+    pub fn begin<B: HttpBody>(
+        self: &Arc<Exchange>,
+        request: Request<B>,
+    ) -> Request<WatchedBody<B, Receiving>> {
+        self.0.store(RECEIVING, Ordering::Relaxed);
+        let receiving = Receiving { version: request.version(), exchange: self.clone() };
+        request.map(|body| WatchedBody::new(body, receiving))
     }
 
     fn received(&self, version: Version) {
@@ -66,73 +67,24 @@ impl Exchange {
     }
 }
 
-/// A request body that notes when all of it was received.
-pub struct Received<B> {
-    body: B,
+/// Notes when all of a request's body was received.
+pub struct Receiving {
     version: Version,
     exchange: Arc<Exchange>,
 }
 
-impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Received<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let polled = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if polled.is_none() || self.body.is_end_stream() {
-            self.exchange.received(self.version);
-        }
-        Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl BodyWatch for Receiving {
+    fn ended(&mut self) {
+        self.exchange.received(self.version);
     }
 }
 
-/// A response body that ends the exchange when it is dropped.
-pub struct Answered<B> {
-    body: B,
-    exchange: Arc<Exchange>,
-}
+/// Ends the exchange when it is dropped, with the body of the response.
+pub struct Answering(pub Arc<Exchange>);
 
-impl<B> Answered<B> {
-    /// Wraps the body of a response.
-    pub fn new(body: B, exchange: Arc<Exchange>) -> Answered<B> {
-        Answered { body, exchange }
-    }
-}
-
-impl<B> Drop for Answered<B> {
+impl Drop for Answering {
     fn drop(&mut self) {
-        self.exchange.0.store(IDLE, Ordering::Relaxed);
-    }
-}
-
-impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Answered<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.0.0.store(IDLE, Ordering::Relaxed);
     }
 }
 

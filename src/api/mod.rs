@@ -29,6 +29,7 @@ mod min_tokens;
 mod neutral;
 pub mod output;
 pub mod params;
+mod probes;
 pub mod prompt;
 mod request;
 mod response;
@@ -42,6 +43,7 @@ pub mod stop;
 mod stream;
 mod text_routes;
 mod tracker;
+mod watched_body;
 mod write_stall;
 
 pub use app::{ApiLimits, ApiRules};

@@ -28,16 +28,6 @@ use crate::protocol::{Micros, Submission};
 
 type Shared<B> = State<Arc<App<B>>>;
 
-/// Routes that show how the daemon is. They are answered when requests are not: while all
-/// connections are taken, and during a drain.
-const PROBES: [&str; 7] =
-    ["/health/live", "/health/ready", "/health", "/ping", "/version", "/metrics", "/v1/engine/state"];
-
-/// Whether `path` is one of the probes.
-pub(super) fn is_probe(path: &str) -> bool {
-    PROBES.contains(&path)
-}
-
 /// Builds the router over `backend`. `counters` are those of the server; `/metrics` appends
 /// them to the engine's metrics.
 pub fn router<B: Backend>(

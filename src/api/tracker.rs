@@ -1,12 +1,8 @@
 //! Tracks the connections of one listener for its accept loop and the connections' tasks.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 
-use axum::body::{Body, Bytes, HttpBody};
-use hyper::body::{Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -143,38 +139,5 @@ impl Drop for InFlightRequest {
     fn drop(&mut self) {
         self.tracker.lock().connections.end_request(self.id, Instant::now());
         self.tracker.changed.notify_waiters();
-    }
-}
-
-/// The body of a response, whose request is in flight until the body has been sent.
-pub struct InFlightBody {
-    body: Body,
-    _request: InFlightRequest,
-}
-
-impl InFlightBody {
-    /// Wraps `body`; the request ends when the body is dropped.
-    pub fn new(body: Body, request: InFlightRequest) -> InFlightBody {
-        InFlightBody { body, _request: request }
-    }
-}
-
-impl HttpBody for InFlightBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

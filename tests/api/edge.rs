@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
-use specserve::api::ApiRules;
+use specserve::api::{ApiLimits, ApiRules};
 use specserve::protocol::RequestFailure;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -153,6 +153,35 @@ async fn probes_are_logged_at_debug() {
         send(&fixture, request(Method::GET, path, &[("x-request-id", "probe")], "")).await;
     }
     assert!(log.wait_for("probe", 5).await.iter().all(|line| line["level"] == "DEBUG"));
+}
+
+#[tokio::test]
+async fn a_response_without_a_body_is_complete() {
+    let log = Log::start();
+    let rules = ApiRules { cors_origins: vec!["*".parse().unwrap()], ..ApiRules::default() };
+    let fixture = Fixture::with_rules(Script::text("x", 1), rules).await;
+    for method in [Method::HEAD, Method::OPTIONS] {
+        let id = format!("no-body-{method}");
+        let mut headers = PREFLIGHT.to_vec();
+        headers.push(("x-request-id", &id));
+        let reply = send(&fixture, request(method, "/v1/models", &headers, "")).await;
+        assert_eq!((reply.status, reply.text.as_str()), (StatusCode::OK, ""));
+        assert_eq!(log.wait_for(&id, 1).await[0].get("reason"), None);
+    }
+}
+
+#[tokio::test]
+async fn requests_refused_for_want_of_connections_have_ids_and_lines_too() {
+    let log = Log::start();
+    let limits = ApiLimits { connections_max: 1, ..ApiLimits::default() };
+    let mut fixture = Fixture::with_limits(Script::Hang(vec![vec![65]]), limits).await;
+    let _taken = open(&fixture.socket, COMPLETIONS, &prompt(json!({"stream": true}))).await;
+    assert!(matches!(fixture.told().await, BackendCall::Submitted(_)));
+    let id = [("x-request-id", "turned-away")];
+    let reply = send(&fixture, request(Method::POST, CHAT, &id, chat(json!({})).to_string())).await;
+    assert_eq!(reply.headers["x-request-id"], "turned-away");
+    let lines = log.wait_for("turned-away", 1).await;
+    assert_eq!((&lines[0]["status"], &lines[0]["reason"]), (&json!(503), &json!("too_many_connections")));
 }
 
 /// Posts over TCP; the status.

@@ -12,7 +12,8 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::client::*;
 use crate::fake::{BackendCall, Fixture, Script, finished};
 
-const PROBES: [&str; 4] = ["/health/live", "/health/ready", "/metrics", "/v1/engine/state"];
+const PROBES: [&str; 7] =
+    ["/health/live", "/health/ready", "/health", "/ping", "/version", "/metrics", "/v1/engine/state"];
 
 async fn with_connections(connections_max: usize, script: Script) -> Fixture {
     Fixture::with_limits(script, ApiLimits { connections_max, ..ApiLimits::default() }).await
