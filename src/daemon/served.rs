@@ -146,6 +146,26 @@ mod tests {
     use super::*;
     use crate::executor::ShadowOptions;
 
+    #[test]
+    fn each_value_that_a_model_recommends_is_a_default_and_openais_are_the_others() {
+        assert_eq!(sampling_defaults(&RecommendedSampling::default()), SamplingDefaults::default());
+        let recommended = RecommendedSampling {
+            temperature: Some(0.7),
+            top_k: Some(20),
+            top_p: Some(0.8),
+            min_p: Some(0.1),
+            repetition_penalty: Some(1.05),
+        };
+        let expected = SamplingDefaults {
+            temperature: 0.7,
+            top_k: 20,
+            top_p: 0.8,
+            min_p: 0.1,
+            repetition_penalty: 1.05,
+        };
+        assert_eq!(sampling_defaults(&recommended), expected);
+    }
+
     fn context(kv: &str, target: &str, blocks: u32) -> Context {
         let text = format!("[target]\nmodel = \"embedded:tiny\"\n{target}\n[kv]\n{kv}\n");
         let config = Config::parse(&text).expect("valid");
