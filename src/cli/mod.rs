@@ -11,6 +11,7 @@ mod answer;
 mod chat;
 mod check_config;
 pub mod client;
+mod colour;
 mod completions;
 mod demo;
 mod doctor;

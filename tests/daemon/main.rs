@@ -232,6 +232,22 @@ fn the_demo_finds_the_same_texts_with_and_without_speculation() {
 }
 
 #[test]
+fn the_answers_of_the_demo_come_to_an_end_and_repeat_no_sentence() {
+    let output = specserve().args(["demo", "--json", "--policy", "fixed:4", "--rounds", "1"]).output();
+    let document = json_of(&output.expect("the program starts"));
+    let answers = document["answers"].as_array().expect("answers");
+    assert_eq!(answers.len(), 8);
+    for answer in answers {
+        assert_eq!(answer["finish_reason"], "stop", "{answer}");
+        let text = answer["text"].as_str().expect("text");
+        let sentences: Vec<&str> = text.split_inclusive(['.', '!', '\n']).map(str::trim).collect();
+        let long = || sentences.iter().filter(|sentence| sentence.len() > 10);
+        let distinct: std::collections::HashSet<_> = long().collect();
+        assert_eq!(distinct.len(), long().count(), "{answer}");
+    }
+}
+
+#[test]
 #[ignore = "needs the Python package openai: SPECSERVE_PYTHON names an interpreter that has it"]
 fn the_openai_package_talks_to_the_daemon() {
     let python = std::env::var_os("SPECSERVE_PYTHON").expect("SPECSERVE_PYTHON names an interpreter");

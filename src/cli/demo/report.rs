@@ -1,11 +1,10 @@
-//! Report of the demo: both sides in one table.
+//! Figures of the demo.
 
 use serde::Serialize;
 
 use super::PROMPTS;
 use super::round::Round;
-use crate::cli::answer::SpeculativeDecoding;
-use crate::cli::table::{Table, or_dash};
+use crate::cli::answer::{ChatReply, SpeculativeDecoding};
 use crate::policy::registry::PolicyName;
 use crate::stats::quantile::{median, nearest_rank};
 
@@ -38,6 +37,8 @@ pub struct SideStats {
     pub acceptance_length: Option<f64>,
     /// Draft tokens proposed in one round.
     pub draft_tokens: u64,
+    /// Share of the proposed draft tokens that the target accepted; `None` without any.
+    pub acceptance_rate: Option<f64>,
     /// TTFT as measured by the daemon.
     pub ttft_ms: Percentiles,
     /// TPOT as measured by the daemon.
@@ -67,12 +68,31 @@ pub struct DemoReport {
     pub identical: bool,
     /// Prompts whose outputs differed.
     pub different_prompts: Vec<&'static str>,
+    /// The answers of the first round with speculation.
+    pub answers: Vec<Answer>,
+}
+
+/// An answer of the demo.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answer {
+    /// The prompt.
+    pub prompt: &'static str,
+    /// The answer.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: Option<String>,
+}
+
+/// Passes of the target that made an answer: the one that read the prompt, and the steps after it.
+pub fn passes(answer: &ChatReply) -> u64 {
+    answer.metrics.speculative_decoding.steps + 1
 }
 
 impl DemoReport {
     /// Summarises the rounds of both sides; each has at least one.
     pub fn new(setting: Setting, plain: &[Round], speculative: &[Round]) -> DemoReport {
         let different_prompts = different_prompts(plain, speculative);
+        let answers = speculative.first().map(answers).unwrap_or_default();
         let (plain, rounds) = (SideStats::new(plain), plain.len());
         let speculative = SideStats::new(speculative);
         DemoReport {
@@ -86,11 +106,17 @@ impl DemoReport {
             speculative,
             identical: different_prompts.is_empty(),
             different_prompts,
+            answers,
         }
     }
 }
 
 impl SideStats {
+    /// Mean time of a step in milliseconds: drafting and one pass of the target.
+    pub fn step_ms(&self) -> Option<f64> {
+        Some(self.tpot_ms.p50? * self.acceptance_length?)
+    }
+
     fn new(rounds: &[Round]) -> SideStats {
         let answers = || rounds.iter().flat_map(|round| &round.0).map(|sample| &sample.answer);
         let sum = |field: fn(&SpeculativeDecoding) -> u64| -> u64 {
@@ -104,6 +130,7 @@ impl SideStats {
             output_tokens: rounds.iter().map(Round::output_tokens).sum::<u64>() / count,
             acceptance_length: (steps > 0).then(|| 1.0 + accepted as f64 / steps as f64),
             draft_tokens: drafted / count,
+            acceptance_rate: (drafted > 0).then(|| accepted as f64 / drafted as f64),
             ttft_ms: Percentiles::of(answers().filter_map(|answer| answer.metrics.ttft_ms)),
             tpot_ms: Percentiles::of(answers().filter_map(|answer| answer.metrics.tpot_ms)),
         }
@@ -118,6 +145,19 @@ impl Percentiles {
     }
 }
 
+fn answers(round: &Round) -> Vec<Answer> {
+    let replies = round.0.iter().map(|sample| &sample.answer);
+    PROMPTS
+        .iter()
+        .zip(replies)
+        .map(|(prompt, reply)| Answer {
+            prompt,
+            text: reply.text.clone(),
+            finish_reason: reply.finish_reason.clone(),
+        })
+        .collect()
+}
+
 /// Prompts whose outputs were not identical every time.
 fn different_prompts(plain: &[Round], speculative: &[Round]) -> Vec<&'static str> {
     let answer = |round: &Round, index: usize| {
@@ -130,32 +170,4 @@ fn different_prompts(plain: &[Round], speculative: &[Round]) -> Vec<&'static str
         answers.any(|other| Some(other) != first)
     };
     PROMPTS.iter().enumerate().filter(|(index, _)| differs(*index)).map(|(_, prompt)| *prompt).collect()
-}
-
-impl std::fmt::Display for DemoReport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut table = Table::new(["", "plain", &self.policy]);
-        let mut row = |name: &str, cell: &dyn Fn(&SideStats) -> String| {
-            table.row([name.to_owned(), cell(&self.plain), cell(&self.speculative)]);
-        };
-        row("tokens/s", &|side| format!("{:.1}", side.tokens_per_second));
-        row("acceptance length", &|side| or_dash(side.acceptance_length, 2));
-        row("draft tokens", &|side| side.draft_tokens.to_string());
-        row("output tokens", &|side| side.output_tokens.to_string());
-        row("TTFT p50, ms", &|side| or_dash(side.ttft_ms.p50, 2));
-        row("TTFT p99, ms", &|side| or_dash(side.ttft_ms.p99, 2));
-        row("TPOT p50, ms", &|side| or_dash(side.tpot_ms.p50, 3));
-        row("TPOT p99, ms", &|side| or_dash(side.tpot_ms.p99, 3));
-        writeln!(
-            f,
-            "{} prompts at temperature 0, up to {} tokens each, one at a time, median of {} rounds",
-            self.prompts, self.tokens_max, self.rounds
-        )?;
-        write!(f, "{table}")?;
-        writeln!(f, "identical texts: {}", if self.identical { "yes" } else { "no" })?;
-        for prompt in &self.different_prompts {
-            writeln!(f, "  different: {prompt}")?;
-        }
-        writeln!(f, "speed-up by speculation: {:.2} x", self.speedup)
-    }
 }

@@ -1,6 +1,5 @@
 //! One round: every prompt on one side, with timings.
 
-use std::io::Write;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
@@ -58,22 +57,8 @@ impl Round {
     }
 }
 
-/// Runs the first prompt without measuring and writes prompt and reply to `out`.
-///
-/// # Errors
-/// If the request or writing to `out` fails.
-pub async fn warm_up(client: &Client, model: &str, tokens: u32, out: &mut dyn Write) -> Result<(), CliError> {
-    writeln!(out, "> {}", PROMPTS[0])?;
-    let print = |piece: &str| {
-        out.write_all(piece.as_bytes())?;
-        out.flush()
-    };
-    chat(client, request(model, PROMPTS[0], tokens), print).await?;
-    write!(out, "\n\n")?;
-    Ok(())
-}
-
-fn request(model: &str, prompt: &str, tokens: u32) -> Value {
+/// A greedy chat request.
+pub fn request(model: &str, prompt: &str, tokens: u32) -> Value {
     json!({
         "model": model,
         "messages": [{ "role": "user", "content": prompt }],

@@ -32,23 +32,42 @@ async fn the_json_document_holds_the_figures_of_both_sides() {
     assert_eq!(document["plain"]["draft_tokens"], 0);
     assert_eq!(document["speculative"]["acceptance_length"], 3.5);
     assert_eq!(document["speculative"]["draft_tokens"], 64);
+    assert_eq!(document["speculative"]["acceptance_rate"], 0.625);
+    assert_eq!(document["plain"]["acceptance_rate"], Value::Null);
     assert_eq!(document["speculative"]["output_tokens"], 16);
     assert_eq!(document["speculative"]["ttft_ms"]["p99"], 2.5);
     assert_eq!(document["plain"]["tpot_ms"]["p50"], 0.5);
     assert_eq!(document["identical"], true);
+    assert_eq!(document["answers"][1]["text"], "An answer: What is a river?");
     assert_eq!(document["policy"], "fixed:12");
 }
 
 #[tokio::test]
-async fn one_answer_is_streamed_and_the_last_line_is_the_speed_up() {
+async fn the_first_answer_is_shown_pass_by_pass_and_then_the_figures_and_what_to_do_next() {
     let host = ScriptedHost::new(faithful);
     let mut out = Vec::new();
     run(&args(false), &host, &mut out).await.expect("same texts");
     let text = String::from_utf8(out).expect("text");
-    assert!(text.starts_with(&format!("> {0}\nAn answer: {0}\n", PROMPTS[0])), "{text}");
+    assert!(
+        text.contains(&format!("\n> {0}\nAn answer: |{0}\n\n2 tokens in 3 passes", PROMPTS[0])),
+        "{text}"
+    );
     assert_eq!(text.matches("An answer: ").count(), 1);
-    assert!(text.contains("identical texts: yes"));
-    assert!(text.lines().last().is_some_and(|line| line.starts_with("speed-up by speculation: ")));
+    assert!(text.contains("All 8 answers are the same text"), "{text}");
+    let next = text.find("\nNext:\n").expect("a list of commands");
+    assert!(text.find("Speculation ").is_some_and(|verdict| verdict < next), "{text}");
+    assert!(text[next..].contains(" chat --model DIR"), "{text}");
+}
+
+#[test]
+fn the_adaptive_policy_is_the_default() {
+    #[derive(clap::Parser)]
+    struct Demo {
+        #[command(flatten)]
+        args: DemoArgs,
+    }
+    let demo = <Demo as clap::Parser>::parse_from(["demo"]);
+    assert_eq!(demo.args.policy, PolicyName::SpecServe);
 }
 
 #[tokio::test]
