@@ -105,3 +105,55 @@ fn the_docs_name_every_option_of_every_command() {
         }
     }
 }
+
+/// The commands of this program in the code blocks of a page, without what is around them in the
+/// shell.
+fn commands_of(page: &str) -> Vec<String> {
+    let blocks = page.split("\n```").skip(1).step_by(2);
+    let joined = blocks.map(|block| block.replace("\\\n", " ")).collect::<Vec<_>>().join("\n");
+    let parts = joined.lines().flat_map(|line| line.trim_start_matches("$ ").split("&&"));
+    let parts = parts.map(|part| part.trim().trim_start_matches("target/release/"));
+    let commands = parts.filter(|part| part.starts_with("specserve "));
+    // up to a pipe, a redirection, or a comment
+    commands
+        .map(|command| command.split([';', '|', '>', '#', '<']).next().unwrap_or(command).to_owned())
+        .collect()
+}
+
+/// Splits at spaces outside of double quotes.
+fn words(command: &str) -> Vec<String> {
+    let parts = command.split('"').enumerate();
+    let mut words = Vec::new();
+    for (index, part) in parts {
+        match index % 2 {
+            1 => words.push(part.to_owned()),
+            _ => words.extend(part.split_whitespace().map(str::to_owned)),
+        }
+    }
+    words
+}
+
+#[test]
+fn every_command_that_the_documents_show_is_one_that_the_program_takes() {
+    let mut seen = 0;
+    for (name, page) in [
+        ("README.md", include_str!("../../README.md")),
+        ("docs/cli.md", include_str!("../../docs/cli.md")),
+        ("docs/analyzer.md", include_str!("../../docs/analyzer.md")),
+        ("docs/benchmarks.md", include_str!("../../docs/benchmarks.md")),
+        ("docs/config.md", include_str!("../../docs/config.md")),
+        ("docs/models.md", include_str!("../../docs/models.md")),
+        ("docs/simulator.md", include_str!("../../docs/simulator.md")),
+        ("docs/slo.md", include_str!("../../docs/slo.md")),
+    ] {
+        // an ellipsis stands for more of the same
+        for command in commands_of(page).iter().filter(|command| !command.contains('…')) {
+            seen += 1;
+            if let Err(error) = Cli::try_parse_from(words(command)) {
+                let shown = [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion];
+                assert!(shown.contains(&error.kind()), "{name}: {command}: {error}");
+            }
+        }
+    }
+    assert!(seen > 20, "only {seen} commands were found");
+}

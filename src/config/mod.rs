@@ -7,6 +7,8 @@
 //! May import: protocol, model, pacing, policy.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod documented;
 mod executor;
 mod kv;
 mod models;

@@ -13,10 +13,10 @@ impl std::fmt::Display for NextSteps<'_> {
         let program = self.0;
         let steps = [
             ("chat", "talk with the embedded model"),
-            ("chat --model DIR --draft ngram", "talk with your own model, a Hugging Face directory"),
+            ("chat --model DIR --draft ngram", "talk with your own Hugging Face model"),
             ("serve DIR --port 8000", "serve it to OpenAI clients"),
-            ("demo --policy fixed:4", "compare another policy: always four guesses"),
-            ("help", "all commands; docs/cli.md describes them"),
+            ("demo --policy fixed:4", "compare: always four guesses"),
+            ("help", "all commands (docs/cli.md)"),
         ];
         let width = steps.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
         writeln!(f, "\nNext:")?;

@@ -11,8 +11,14 @@ impl std::fmt::Display for DemoReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(
             f,
-            "{} prompts at temperature 0, up to {} tokens each, one at a time, median of {} rounds:\n",
-            self.prompts, self.tokens_max, self.rounds
+            "{} prompts at temperature 0, up to {} tokens each, one at a time, {}:\n",
+            self.prompts,
+            self.tokens_max,
+            if self.rounds == 1 {
+                "one round".to_owned()
+            } else {
+                format!("median of {} rounds", self.rounds)
+            }
         )?;
         write!(f, "{}\n{}", table(self), texts(self))?;
         writeln!(f, "{}", Verdict::of(self))
