@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
+
+use super::progress;
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -21,9 +23,7 @@ impl StartNotice {
     /// Shows what the daemon says it is doing.
     pub fn show(&mut self, what: &str) {
         let line = self.line.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
-            let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
-            let line = ProgressBar::new_spinner().with_style(style);
+            let line = progress::spinner("{spinner} {msg} ({elapsed})");
             line.enable_steady_tick(TICK);
             line
         });
