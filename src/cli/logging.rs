@@ -1,25 +1,19 @@
 //! Logging to stderr.
 
-use std::ffi::OsStr;
 use std::io::{IsTerminal, stderr};
 
 use tracing::Subscriber;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::colour;
 use crate::config::{LogFormat, LogLevel, TelemetryConfig};
 
 /// Installs the process's log subscriber. Further calls have no effect.
 pub fn start(config: &TelemetryConfig) {
-    let colours = stderr().is_terminal() && colours_wanted(std::env::var_os("NO_COLOR").as_deref());
-    let subscriber = subscriber(config, stderr, colours);
+    let subscriber = subscriber(config, stderr, colour::on(stderr().is_terminal()));
     // Fails only if a subscriber is already installed.
     drop(tracing::subscriber::set_global_default(subscriber));
-}
-
-/// Colours are unwanted if `NO_COLOR` is set to anything but an empty text (no-color.org).
-fn colours_wanted(no_color: Option<&OsStr>) -> bool {
-    no_color.is_none_or(OsStr::is_empty)
 }
 
 /// Builds a subscriber that writes to `writer`; `colours` applies to formats that have any.
@@ -83,12 +77,6 @@ mod tests {
         assert_eq!((&line["uid"], &line["path"]), (&Value::from(1000), &Value::from("a \"b\"\n")));
         assert_eq!(line["target"], module_path!());
         assert!(line["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{line}");
-    }
-
-    #[test]
-    fn colours_are_left_out_if_no_color_is_set() {
-        assert!(colours_wanted(None) && colours_wanted(Some(OsStr::new(""))));
-        assert!(!colours_wanted(Some(OsStr::new("1"))) && !colours_wanted(Some(OsStr::new("0"))));
     }
 
     #[test]
