@@ -1,5 +1,7 @@
-//! Tells the user what a starting daemon is doing.
+//! Tells the user beside the results what is going on.
 
+use std::fmt::Display;
+use std::io::{Write, stderr};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
@@ -7,6 +9,11 @@ use indicatif::ProgressBar;
 use super::progress;
 
 const TICK: Duration = Duration::from_millis(100);
+
+/// Writes a line to standard error. Nobody may be reading it, which is no reason to fail.
+pub fn say(text: impl Display) {
+    let _ = writeln!(stderr(), "{text}");
+}
 
 /// A line on the terminal with the phase of the start; gone when dropped. Nothing is written if
 /// standard error is not a terminal.

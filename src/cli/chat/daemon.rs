@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::ChatArgs;
 use crate::cli::client::Client;
 use crate::cli::error::CliError;
-use crate::cli::host::DaemonHost;
+use crate::cli::host::{DaemonHost, RunningDaemon};
+use crate::cli::notice;
 use crate::cli::private::PrivateDaemon;
 use crate::config::Config;
 
@@ -23,7 +24,7 @@ pub enum Daemon<D> {
     Private(PrivateDaemon<D>),
 }
 
-impl<D: crate::cli::host::RunningDaemon> Daemon<D> {
+impl<D: RunningDaemon> Daemon<D> {
     /// The daemon that the arguments name; else the one on `default_socket`, if it is ready; else
     /// one for this chat.
     ///
@@ -76,9 +77,9 @@ async fn is_ready(socket: &Path) -> bool {
     let (owner, socket) = (about.uid(), socket.display());
     let trusted = is_trusted(owner, rustix::process::geteuid().as_raw());
     if trusted {
-        eprintln!("Using the daemon on {socket}.");
+        notice::say(format_args!("Using the daemon on {socket}."));
     } else {
-        eprintln!("User {owner} has a daemon on {socket}; --socket {socket} uses it.");
+        notice::say(format_args!("User {owner} has a daemon on {socket}; --socket {socket} uses it."));
     }
     trusted
 }

@@ -7,6 +7,7 @@ use super::entry::{Entry, help, hint};
 use crate::cli::answer::ChatReply;
 use crate::cli::client::Client;
 use crate::cli::error::CliError;
+use crate::cli::notice;
 use crate::cli::signals::{Received, Signals};
 
 /// What comes from the prompt.
@@ -121,7 +122,7 @@ impl<P: Prompt, I: Interrupts, W: Write> Dialogue<'_, P, I, W> {
             Ok(Said::Stopped(Received::INTERRUPT)) => self.remark("stopped"),
             Ok(Said::Stopped(signal)) => Err(CliError::Interrupted(signal)),
             Err(CliError::Client(error)) => {
-                eprintln!("specserve: {error}");
+                notice::say(format_args!("specserve: {error}"));
                 Ok(())
             }
             Err(error) => Err(error),

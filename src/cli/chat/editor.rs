@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 
 use super::dialogue::{Input, Prompt};
 use super::input_failed;
-use crate::cli::colour;
 use crate::cli::error::CliError;
+use crate::cli::{colour, notice};
 
 const PROMPT: &str = "> ";
 /// Messages that the history keeps.
@@ -63,9 +63,7 @@ impl Prompt for Terminal {
     fn interrupted(&mut self) {
         // The line editor takes Ctrl-C as a key. Without it the terminal has discarded the line.
         if colour::is_dumb() {
-            print!("\n{PROMPT}");
-            // a prompt that cannot be written does not matter
-            let _ = stdout().flush();
+            show(&format!("\n{PROMPT}"));
         }
     }
 }
@@ -76,9 +74,14 @@ impl Drop for Terminal {
         // nothing can be done about a terminal that is gone
         let _ = tcsetattr(stdin(), OptionalActions::Now, settings);
         if !colour::is_dumb() {
-            println!("{BRACKETED_PASTE_OFF}");
+            show(&format!("{BRACKETED_PASTE_OFF}\n"));
         }
     }
+}
+
+/// Writes to the terminal, which may be gone.
+fn show(text: &str) {
+    let _ = stdout().write_all(text.as_bytes()).and_then(|()| stdout().flush());
 }
 
 /// Reads lines and remembers them.
@@ -114,10 +117,16 @@ impl Reader {
                 self.remember(&line);
                 Ok(Input::Line(line))
             }
-            Err(ReadlineError::Eof) => Ok(Input::End),
+            Err(ReadlineError::Eof) => {
+                // the line editor has ended the line
+                if colour::is_dumb() {
+                    show("\n");
+                }
+                Ok(Input::End)
+            }
             Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => Ok(Input::Cleared),
             Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                eprintln!("specserve: the line is not UTF-8");
+                notice::say("specserve: the line is not UTF-8");
                 Ok(Input::Cleared)
             }
             Err(error) => Err(input_failed(into_io(error))),
@@ -141,7 +150,8 @@ impl Reader {
         if let Some(error) = error
             && let Some(path) = self.history.take()
         {
-            eprintln!("specserve: the history is not kept: {}: {error}", path.display());
+            let path = path.display();
+            notice::say(format_args!("specserve: the history is not kept: {path}: {error}"));
         }
     }
 }

@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::client::{Answered, Client};
 use super::error::CliError;
-use super::progress;
+use super::{notice, progress};
 use crate::protocol::{Clock, MonotonicClock, unix_time};
 use lines::{Item, Lines};
 use outcome::{Failure, Outcome};
@@ -84,7 +84,7 @@ fn open(path: &Path) -> Result<(Input, ProgressBar), CliError> {
     if path == Path::new(STANDARD_INPUT) {
         let typed = stdin().is_terminal();
         if typed {
-            eprintln!("Reading requests, one JSON object per line; Ctrl-D ends.");
+            notice::say("Reading requests, one JSON object per line; Ctrl-D ends.");
         }
         let progress = if typed { ProgressBar::hidden() } else { counting() };
         return Ok((Box::new(BufReader::new(stdin())), progress));
@@ -197,13 +197,11 @@ impl Totals {
 
     fn report(self) -> Result<(), CliError> {
         let seconds = self.clock.now().as_secs_f64();
-        eprintln!(
-            "{} requests, {} failed, {} tokens in {seconds:.1} s, {:.1} tokens/s",
-            self.requests,
-            self.failed,
-            self.completion_tokens,
-            self.completion_tokens as f64 / seconds.max(1e-9),
-        );
+        let (requests, failed, tokens) = (self.requests, self.failed, self.completion_tokens);
+        let speed = tokens as f64 / seconds.max(1e-9);
+        notice::say(format_args!(
+            "{requests} requests, {failed} failed, {tokens} tokens in {seconds:.1} s, {speed:.1} tokens/s"
+        ));
         match self.failed {
             0 => Ok(()),
             failed => {
