@@ -40,6 +40,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use crate::cli::testing::ScratchDirectory;
 
@@ -54,7 +56,10 @@ mod tests {
         let path = directory.path().join("new/file");
         write_whole(&path, b"one").expect("written");
         std::fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("its owner may");
+        let inode = || std::fs::metadata(&path).expect("there").ino();
+        let before = inode();
         write_whole(&path, b"two").expect("written again");
+        assert_ne!(inode(), before, "the old file is never written to");
         assert_eq!(std::fs::read(&path).expect("there"), b"two");
         assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o640);
         assert_eq!(names(&directory.path().join("new")), ["file"]);

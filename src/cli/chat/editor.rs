@@ -1,7 +1,8 @@
 //! The prompt on a terminal, with line editing and history.
 
+use std::fs::OpenOptions;
 use std::io::{self, Write, stdin, stdout};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -20,8 +21,9 @@ const PROMPT: &str = "> ";
 const HISTORY_LINES_MAX: usize = 1000;
 /// Longest message that it keeps, in bytes.
 const HISTORY_LINE_BYTES_MAX: usize = 4096;
-/// Only its owner may look into the history's directory.
+/// Only its owner may look into the history and its directory.
 const OWNER_ONLY: u32 = 0o700;
+const OWNER_ONLY_FILE: u32 = 0o600;
 /// Ends the bracketed paste mode of the line editor.
 const BRACKETED_PASTE_OFF: &str = "\x1b[?2004l";
 
@@ -138,11 +140,17 @@ impl Reader {
         if line.len() > HISTORY_LINE_BYTES_MAX || line.trim().is_empty() {
             return;
         }
-        let kept = self.editor.add_history_entry(line).and_then(|_| match &self.history {
-            Some(path) => self.editor.append_history(path),
-            None => Ok(()),
-        });
-        self.check(kept.err().map(into_io));
+        let kept = self.editor.add_history_entry(line).map_err(into_io).and_then(|_| self.keep());
+        self.check(kept.err());
+    }
+
+    /// Appends new lines to the history's file.
+    fn keep(&mut self) -> io::Result<()> {
+        let Some(path) = &self.history else { return Ok(()) };
+        // where there is no file, the line editor makes one under a umask that it sets for the
+        // whole process
+        OpenOptions::new().append(true).create(true).mode(OWNER_ONLY_FILE).open(path)?;
+        self.editor.append_history(path).map_err(into_io)
     }
 
     /// Says once why the history's file cannot be used, and leaves it alone from then on.

@@ -17,6 +17,8 @@ use crate::protocol::MonotonicClock;
 /// Speeds that are remembered: more than a terminal has columns.
 const SPEEDS_MAX: usize = 1024;
 
+const STARTING: &str = "the daemon is starting";
+
 /// Shows the dashboard until the user quits. A daemon that is gone is waited for.
 ///
 /// # Errors
@@ -97,6 +99,7 @@ impl Dashboard {
     fn take(&mut self, polled: Result<Poll, ClientError>) {
         match polled {
             Err(error) => self.problem = Some(error.to_string()),
+            Ok(poll) if !poll.has_engine() => self.problem = Some(STARTING.to_owned()),
             // it may have started again, and counts from 0
             Ok(poll) if self.problem.take().is_some() => self.polls = Polls::begin(poll),
             Ok(poll) => {
@@ -134,7 +137,8 @@ mod tests {
     use crate::protocol::Micros;
 
     fn poll(tokens: u32, seconds: u64) -> Poll {
-        let text = format!("specserve_generation_tokens_total {tokens}\n");
+        let info = "specserve_engine_info{model=\"tiny\",policy=\"none\"} 1";
+        let text = format!("{info}\nspecserve_generation_tokens_total {tokens}\n");
         Poll::of(&text, Micros::from_millis(1000 * seconds))
     }
 
@@ -169,6 +173,9 @@ mod tests {
         dashboard.take(Ok(poll(1000, 1)));
         dashboard.take(Err(ClientError::Protocol("gone".to_owned())));
         assert!(dashboard.view().problem.is_some_and(|problem| problem.contains("gone")));
+        dashboard.take(Ok(Poll::of("", Micros::from_millis(2000))));
+        assert_eq!(dashboard.view().problem.as_deref(), Some(STARTING));
+        assert_eq!(dashboard.view().stats.model, "tiny", "the last figures stay");
         dashboard.take(Ok(poll(1500, 3)));
         assert_eq!(dashboard.view().problem, None);
         assert_eq!(dashboard.view().speeds, [1000.0]);

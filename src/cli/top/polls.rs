@@ -26,6 +26,11 @@ impl Poll {
         Ok(Poll { at: clock.now(), page: Page::parse(&text) })
     }
 
+    /// Whether the engine runs: until then a starting daemon has no metrics of it.
+    pub fn has_engine(&self) -> bool {
+        self.page.label("specserve_engine_info", "model").is_some()
+    }
+
     /// A page of this text and time.
     #[cfg(test)]
     pub fn of(text: &str, at: Micros) -> Poll {

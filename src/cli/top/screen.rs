@@ -86,7 +86,7 @@ impl View {
         let stats = &self.stats;
         let mut rows = vec![Row::Text(self.title())];
         rows.extend(self.problem.as_ref().map(|problem| {
-            Row::Text(Line::styled(format!("{problem}; trying again"), self.colour(Color::Red)))
+            Row::Text(Line::styled(format!("trying again: {problem}"), self.colour(Color::Red)))
         }));
         rows.push(Row::Gap);
         rows.push(self.row(
@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(paused[0], "tiny, policy fixed:4   paused");
         assert!(paused.iter().any(|line| line == "q quit   p go on"));
         let problem = View { problem: Some("no daemon".to_owned()), ..view() };
-        assert_eq!(screen(&problem, 80, 24)[1], "no daemon; trying again");
+        assert_eq!(screen(&problem, 80, 24)[1], "trying again: no daemon");
     }
 
     #[test]
