@@ -147,6 +147,35 @@ fn a_signal_ends_a_command_silently_with_its_number() {
     }
 }
 
+#[test]
+fn an_interrupted_inflation_leaves_nothing() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let names = || -> Vec<_> {
+        let entries = std::fs::read_dir(directory.path()).expect("there");
+        entries.map(|entry| entry.expect("an entry").path()).collect()
+    };
+    let out = directory.path().join("model");
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        // gigabytes, of which little is written until the signal comes
+        let mut child = Command::new(env!("CARGO_BIN_EXE_specserve"))
+            .args(["inflate", "embedded:tiny", "--shape", "llama-3-8b"])
+            .arg(&out)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let is_writing = || names().iter().any(|name| name.join("config.json").exists());
+        while !is_writing() {
+            assert!(child.try_wait().expect("its status can be asked").is_none(), "it ended early");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(!out.exists(), "it appears when it is complete");
+        kill_process(Pid::from_child(&child), signal).expect("it is writing");
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(code), String::new()));
+        assert_eq!(names(), Vec::<std::path::PathBuf>::new());
+    }
+}
+
 const MODELLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/profiles/h100-8b-160m.toml");
 const MEASURED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/profiles/h100-8b-160m-measured.toml");
 

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::error::CliError;
+use super::notice;
 use crate::config::{Config, ConfigError, ConfigProblem};
 
 /// Validates a configuration and prints its effective values with their bounds.
@@ -31,7 +32,8 @@ pub fn run(args: &CheckConfigArgs, out: &mut impl Write) -> Result<(), CliError>
     let path = args.file.as_deref().or(args.config.as_deref()).unwrap_or(Path::new(""));
     match (Config::read(path), args.json) {
         (Ok(config), false) => {
-            config.warnings().iter().for_each(|warning| eprintln!("specserve: warning: {warning}"));
+            let warn = |warning| notice::say(format_args!("specserve: warning: {warning}"));
+            config.warnings().iter().for_each(warn);
             write!(out, "{}", config.to_toml())?;
         }
         (Ok(config), true) => {

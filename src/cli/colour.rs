@@ -1,15 +1,19 @@
-//! Whether a stream gets colours.
+//! Whether to colour the output.
 
 use std::ffi::OsStr;
-use std::io::IsTerminal;
 
-/// Whether `stream` is a terminal and `NO_COLOR` does not forbid colours there.
-pub fn wanted(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && allowed(std::env::var_os("NO_COLOR").as_deref())
+/// Whether what goes to a terminal, if it is one, may be coloured.
+pub fn on(is_terminal: bool) -> bool {
+    is_terminal && wanted(std::env::var_os("NO_COLOR").as_deref()) && !is_dumb()
 }
 
-/// Colours are forbidden if `NO_COLOR` is set to anything but an empty text (no-color.org).
-fn allowed(no_color: Option<&OsStr>) -> bool {
+/// Whether the terminal understands no escape sequences.
+pub fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|name| name == "dumb")
+}
+
+/// Colours are unwanted if `NO_COLOR` is set to anything but an empty text (no-color.org).
+fn wanted(no_color: Option<&OsStr>) -> bool {
     no_color.is_none_or(OsStr::is_empty)
 }
 
@@ -18,13 +22,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_color_forbids_colours_unless_it_is_empty() {
-        assert!(allowed(None) && allowed(Some(OsStr::new(""))));
-        assert!(!allowed(Some(OsStr::new("1"))) && !allowed(Some(OsStr::new("0"))));
-    }
-
-    #[test]
-    fn a_file_gets_no_colours() {
-        assert!(!wanted(&tempfile::tempfile().expect("a file for the test")));
+    fn colours_are_left_out_if_no_color_is_set() {
+        assert!(wanted(None) && wanted(Some(OsStr::new(""))));
+        assert!(!wanted(Some(OsStr::new("1"))) && !wanted(Some(OsStr::new("0"))));
     }
 }

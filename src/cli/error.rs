@@ -47,12 +47,14 @@ pub enum CliError {
     #[error("plain and speculative decoding produced different outputs for {0} of the prompts")]
     TextsDiffer(usize),
     /// Some requests of a batch failed.
-    #[error("{failed} of {requests} requests failed")]
+    #[error("{failed} of {requests} requests failed; the first: {first}")]
     RequestsFailed {
         /// Failed requests.
         failed: u64,
         /// All requests of the batch.
         requests: u64,
+        /// Why the first one failed, with its line.
+        first: String,
     },
     /// The command was interrupted by a signal.
     #[error("interrupted by {}", .0.name)]

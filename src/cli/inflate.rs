@@ -1,13 +1,18 @@
 //! `specserve inflate`: gives a small model the cost of a large one.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, ValueEnum};
 
 use super::error::CliError;
+use super::progress;
+use super::signals::Signals;
 use crate::model::ModelSource;
-use crate::model::inflate::{InflateOptions, InflateShape, SHAPES, inflate};
+use crate::model::inflate::{InflateOptions, InflateReport, InflateShape, SHAPES, inflate};
 use crate::protocol::{Clock, ModelRole, MonotonicClock};
 
 /// Writes a model with the dimensions of a large one that computes exactly the same function
@@ -16,7 +21,7 @@ use crate::protocol::{Clock, ModelRole, MonotonicClock};
 pub struct InflateArgs {
     /// "embedded:tiny" or a Hugging Face directory.
     model: String,
-    /// Output directory; must not exist.
+    /// Output directory; must not exist, or be empty. It appears when it is complete.
     out: PathBuf,
     /// Target dimensions.
     #[arg(long)]
@@ -45,17 +50,12 @@ enum Role {
 ///
 /// # Errors
 /// [`CliError::Failed`]: an unknown shape, a model that does not fit it, an existing directory.
-pub fn run(args: &InflateArgs, out: &mut impl Write) -> Result<(), CliError> {
-    let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
-    let source = ModelSource::parse(&args.model).map_err(|error| failed(&error))?;
+/// [`CliError::Interrupted`], once what was written is removed.
+pub async fn run(args: &InflateArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let source = ModelSource::parse(&args.model).map_err(|error| CliError::Failed(error.to_string()))?;
     let shape = InflateShape::named(&args.shape).ok_or_else(|| unknown_shape(&args.shape))?;
-    let role = match args.role {
-        Role::Target => ModelRole::Target,
-        Role::Draft => ModelRole::Draft,
-    };
-    let options = InflateOptions { vocab_size: args.vocab, ..InflateOptions::default() };
     let clock = MonotonicClock::start();
-    let report = inflate(&source, role, &args.out, &shape, &options).map_err(|error| failed(&error))?;
+    let report = inflate_interruptibly(args, source, shape).await?;
     let seconds = clock.now().as_secs_f64();
     if args.json {
         writeln!(out, "{:#}", serde_json::json!({ "report": report, "seconds": seconds }))?;
@@ -71,6 +71,50 @@ pub fn run(args: &InflateArgs, out: &mut impl Write) -> Result<(), CliError> {
         report.shards,
     )?;
     Ok(())
+}
+
+async fn inflate_interruptibly(
+    args: &InflateArgs,
+    source: ModelSource,
+    shape: InflateShape,
+) -> Result<InflateReport, CliError> {
+    let mut signals = Signals::install()?;
+    let role = match args.role {
+        Role::Target => ModelRole::Target,
+        Role::Draft => ModelRole::Draft,
+    };
+    let options = InflateOptions { vocab_size: args.vocab, ..InflateOptions::default() };
+    let directory = args.out.clone();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let bar = progress::bar(0, "writing {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+    let shown = bar.clone();
+    let mut work = tokio::task::spawn_blocking(move || {
+        inflate(&source, role, &directory, &shape, &options, &|progress| {
+            shown.set_length(progress.bytes_total);
+            shown.set_position(progress.bytes);
+            if stopped.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    });
+    let ended = tokio::select! {
+        ended = &mut work => Ok(ended),
+        signal = signals.next() => Err(signal),
+    };
+    let result = match ended {
+        Ok(Ok(report)) => report.map_err(|error| CliError::Failed(error.to_string())),
+        Ok(Err(panic)) => Err(CliError::Failed(panic.to_string())),
+        Err(signal) => {
+            stop.store(true, Ordering::Relaxed);
+            // until the files are removed; a second signal does not wait for that
+            tokio::select! {
+                _ = &mut work => {}
+                _ = signals.next() => {}
+            }
+            Err(CliError::Interrupted(signal))
+        }
+    };
+    bar.finish_and_clear();
+    result
 }
 
 fn unknown_shape(name: &str) -> CliError {

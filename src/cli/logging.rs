@@ -1,6 +1,6 @@
 //! Logging to stderr.
 
-use std::io::stderr;
+use std::io::{IsTerminal, stderr};
 
 use tracing::Subscriber;
 use tracing_subscriber::filter::LevelFilter;
@@ -11,7 +11,7 @@ use crate::config::{LogFormat, LogLevel, TelemetryConfig};
 
 /// Installs the process's log subscriber. Further calls have no effect.
 pub fn start(config: &TelemetryConfig) {
-    let subscriber = subscriber(config, stderr, colour::wanted(&stderr()));
+    let subscriber = subscriber(config, stderr, colour::on(stderr().is_terminal()));
     // Fails only if a subscriber is already installed.
     drop(tracing::subscriber::set_global_default(subscriber));
 }

@@ -19,11 +19,13 @@ mod error;
 mod host;
 mod inflate;
 mod logging;
+mod man;
 mod measured_profile;
 mod notice;
 mod parse;
 mod private;
 mod profile;
+mod progress;
 mod record;
 mod replay;
 mod serve;
@@ -36,6 +38,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod top;
+mod whole_file;
 
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
@@ -71,6 +74,7 @@ enum Command {
     Replay(replay::ReplayArgs),
     Record(record::RecordArgs),
     Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 /// Parses the arguments, runs the command and reports failures on stderr.
@@ -104,17 +108,18 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
         match &command {
             Command::Serve(args) => serve::run(args, host).await,
             Command::Demo(args) => interruptible(demo::run(args, host, &mut out)).await,
-            Command::Chat(args) => interruptible(chat::run(args, host, &mut out)).await,
+            Command::Chat(args) => chat::run(args, host, &mut out).await,
             Command::Submit(args) => interruptible(submit::run(args, &mut out)).await,
             Command::Top(args) => interruptible(top::run(args, &mut out)).await,
             Command::CheckConfig(args) => check_config::run(args, &mut out),
-            Command::Inflate(args) => inflate::run(args, &mut out),
+            Command::Inflate(args) => inflate::run(args, &mut out).await,
             Command::Doctor(args) => doctor::run(args, &mut out),
             Command::Simulate(args) => simulate::run(args, &mut out),
             Command::Profile(args) => interruptible(profile::run(args, host, &mut out)).await,
             Command::Replay(args) => interruptible(replay::run(args, host, &mut out)).await,
             Command::Record(args) => interruptible(record::run(args, host, &mut out)).await,
             Command::Completions(args) => completions::run(args, Cli::command(), &mut out),
+            Command::Man(args) => man::run(args, Cli::command(), &mut out),
         }
     });
     // A blocked read from a terminal cannot be cancelled, so do not wait for it.
@@ -124,7 +129,7 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
 
 /// Runs a command until it finishes or a signal arrives. Dropping the command on a signal
 /// cleans up what the default action would leave behind, such as private directories.
-async fn interruptible(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+async fn interruptible<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let mut signals = signals::Signals::install()?;
     tokio::select! {
         result = command => result,

@@ -1,10 +1,19 @@
-//! Tells the user what a starting daemon is doing.
+//! Tells the user beside the results what is going on.
 
+use std::fmt::Display;
+use std::io::{Write, stderr};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
+
+use super::progress;
 
 const TICK: Duration = Duration::from_millis(100);
+
+/// Writes a line to standard error. Nobody may be reading it, which is no reason to fail.
+pub fn say(text: impl Display) {
+    let _ = writeln!(stderr(), "{text}");
+}
 
 /// A line on the terminal with the phase of the start; gone when dropped. Nothing is written if
 /// standard error is not a terminal.
@@ -21,9 +30,7 @@ impl StartNotice {
     /// Shows what the daemon says it is doing.
     pub fn show(&mut self, what: &str) {
         let line = self.line.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
-            let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
-            let line = ProgressBar::new_spinner().with_style(style);
+            let line = progress::spinner("{spinner} {msg} ({elapsed})");
             line.enable_steady_tick(TICK);
             line
         });

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::error::CliError;
 use super::host::DaemonHost;
-use super::logging;
 use super::table::{Table, or_dash};
+use super::whole_file::write_whole;
+use super::{logging, progress};
 use crate::charts::draw_profile;
 use crate::config::Config;
 use crate::protocol::ModelRole;
@@ -51,7 +51,8 @@ pub async fn run<H: DaemonHost>(args: &ProfileArgs, host: &H, out: &mut impl Wri
     if args.out.extension().is_none_or(|extension| extension != "toml") {
         return Err(CliError::Failed(format!("{}: the output file must end in .toml", args.out.display())));
     }
-    let bar = progress_bar();
+    let bar = progress::bar(BAR_STEPS, "measuring {bar:40} {percent:>3} % of the budget, {msg}");
+    bar.set_message("loading the models");
     let shown = bar.clone();
     let on_progress = Box::new(move |progress: crate::analyzer::Progress| {
         shown.set_position((progress.share * BAR_STEPS as f64) as u64);
@@ -63,8 +64,10 @@ pub async fn run<H: DaemonHost>(args: &ProfileArgs, host: &H, out: &mut impl Wri
     let profile = measured.map_err(|error| CliError::Failed(error.to_string()))?;
     let svg = args.out.with_extension("svg");
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
-    write_file(&args.out, &to_file(&profile).map_err(|error| failed(&error))?)?;
-    write_file(&svg, &draw_profile(&profile).map_err(|error| failed(&error))?)?;
+    let text = to_file(&profile).map_err(|error| failed(&error))?;
+    let picture = draw_profile(&profile).map_err(|error| failed(&error))?;
+    write_whole(&args.out, text.as_bytes())?;
+    write_whole(&svg, picture.as_bytes())?;
     if args.json {
         writeln!(out, "{:#}", document(&profile, &args.out, &svg))?;
     } else {
@@ -82,14 +85,6 @@ fn to_file(profile: &Profile) -> Result<String, crate::timing::ProfileError> {
     );
     text.push_str(&profile.to_toml()?);
     Ok(text)
-}
-
-fn write_file(path: &Path, text: &str) -> Result<(), CliError> {
-    let failed = |source| CliError::File { path: path.to_owned(), source };
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
-    std::fs::write(path, text).map_err(failed)
 }
 
 /// The profile's models with their fitted terms and errors.
@@ -142,12 +137,6 @@ fn table(profile: &Profile) -> String {
     // writing to a string cannot fail
     let _ = write!(text, "{table}");
     text
-}
-
-fn progress_bar() -> ProgressBar {
-    let template = "measuring {bar:40} {percent:>3} % of the budget, {msg}";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(BAR_STEPS).with_style(style)
 }
 
 /// Prefill tokens of the chunk that the table tells the price of.

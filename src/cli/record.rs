@@ -1,7 +1,7 @@
 //! `specserve record`: records draft acceptance for playback in the simulator.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use clap::Args;
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::error::CliError;
 use super::host::DaemonHost;
 use super::replay::prompts::{Prompts, messages_of, read_lines};
-use super::{logging, parse};
+use super::whole_file::write_whole;
+use super::{logging, parse, progress};
 use crate::analyzer::{RecordOptions, RecordPrompt, RecordText};
 use crate::config::Config;
 use crate::replay::RecordedSequence;
@@ -64,12 +65,18 @@ pub async fn run<H: DaemonHost>(args: &RecordArgs, host: &H, out: &mut impl Writ
         temperature: args.temperature as f32,
         ignore_eos: args.ignore_eos,
     };
+    let bar = progress::bar(options.prompts.len() as u64, "recording {bar:40} {pos}/{len} outputs");
+    bar.tick();
+    let shown = bar.clone();
     let recorded = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&recorded);
     let on_sequence = Box::new(move |sequence| {
         sink.lock().expect("nothing panics with the lock").push(sequence);
+        shown.inc(1);
     });
-    host.record(config, options, on_sequence).await.map_err(|error| CliError::Failed(error.to_string()))?;
+    let ended = host.record(config, options, on_sequence).await;
+    bar.finish_and_clear();
+    ended.map_err(|error| CliError::Failed(error.to_string()))?;
     let mut sequences = std::mem::take(&mut *recorded.lock().expect("nothing panics with the lock"));
     // An output of one token has no drafted position.
     sequences.retain(|sequence: &RecordedSequence| !sequence.accepted.is_empty());
@@ -78,7 +85,7 @@ pub async fn run<H: DaemonHost>(args: &RecordArgs, host: &H, out: &mut impl Writ
             "every output ended with its first token, so nothing was recorded".to_owned(),
         ));
     }
-    write_file(&args.out, &sequences)?;
+    write_whole(&args.out, to_lines(&sequences).as_bytes())?;
     report(args, &sequences, out)
 }
 
@@ -106,7 +113,7 @@ fn parse_prompt(line: &Value) -> Result<RecordPrompt, &'static str> {
     Ok(RecordPrompt { text, tokens_max })
 }
 
-fn write_file(path: &Path, sequences: &[RecordedSequence]) -> Result<(), CliError> {
+fn to_lines(sequences: &[RecordedSequence]) -> String {
     let mut text = String::new();
     for sequence in sequences {
         let line = json!({
@@ -115,7 +122,7 @@ fn write_file(path: &Path, sequences: &[RecordedSequence]) -> Result<(), CliErro
         });
         text.push_str(&format!("{line}\n"));
     }
-    std::fs::write(path, text).map_err(|source| CliError::File { path: path.to_owned(), source })
+    text
 }
 
 fn decimal(probability: f32) -> f64 {

@@ -19,6 +19,13 @@ pub struct Received {
     pub exit_code: u8,
 }
 
+impl Received {
+    /// SIGINT, as from Ctrl-C.
+    pub const INTERRUPT: Received = Received { name: "SIGINT", exit_code: 130 };
+    /// SIGTERM.
+    pub const TERMINATE: Received = Received { name: "SIGTERM", exit_code: 143 };
+}
+
 impl Signals {
     /// Replaces the default action, which terminates the process.
     ///
@@ -34,8 +41,8 @@ impl Signals {
     /// Waits for the next signal.
     pub async fn next(&mut self) -> Received {
         tokio::select! {
-            _ = self.interrupt.recv() => Received { name: "SIGINT", exit_code: 130 },
-            _ = self.terminate.recv() => Received { name: "SIGTERM", exit_code: 143 },
+            _ = self.interrupt.recv() => Received::INTERRUPT,
+            _ = self.terminate.recv() => Received::TERMINATE,
         }
     }
 }

@@ -28,6 +28,9 @@ fn every_command_of_the_docs_parses() {
         "specserve check-config config/tiny-cpu.toml",
         "specserve check-config --config config/tiny-cpu.toml --json",
         "specserve completions bash",
+        "specserve man pages/man1",
+        "specserve submit -",
+        "specserve chat --no-history",
         "specserve simulate --trace t.csv --profile p.toml",
         "specserve simulate --trace poisson:8,600 --profile p.toml --policy none --policy fixed:3 \
          --slo ttft_ms=1000,tpot_ms=15 --load 0.5,1 --saturation --seed 2 --lengths spec-bench --thin 0.5 \

@@ -61,7 +61,7 @@ async fn a_daemon_that_starts_is_live_not_ready_and_refuses_at_once_then_serves(
         panic!("it cannot be ready")
     };
     let reason = "the daemon is starting: building the executor";
-    assert_eq!(body, json!({ "status": "not ready", "reason": reason }));
+    assert_eq!(*body, json!({ "status": "not ready", "reason": reason }));
     for path in ["/v1/completions", "/v1/chat/completions", "/tokenize"] {
         let error = client.post(path, &request()).await.expect_err("there is no engine");
         assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));

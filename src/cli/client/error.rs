@@ -56,7 +56,9 @@ pub enum ClientError {
         /// Value of `Retry-After`, in seconds.
         retry_after: Option<Duration>,
         /// The error object, if the body was one.
-        body: Option<serde_json::Value>,
+        body: Option<Box<serde_json::Value>>,
+        /// The daemon's name for the request (`x-request-id`).
+        request_id: Option<String>,
     },
     /// The daemon closed the connection without a response, as it does to unauthorized users.
     #[error(

@@ -28,6 +28,7 @@ use super::notice::StartNotice;
 pub use error::ClientError;
 pub use sse::{EVENT_BYTES_MAX, SseError, SseParser};
 
+const REQUEST_ID: &str = "x-request-id";
 /// Longest response body, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,9 +79,19 @@ impl Client {
     /// # Errors
     /// [`ClientError`], including for any status other than success.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        Ok(self.post_named(path, body).await?.body)
+    }
+
+    /// As [`post`](Self::post), with the name that the daemon gave to the request.
+    ///
+    /// # Errors
+    /// As [`post`](Self::post).
+    pub async fn post_named(&self, path: &str, body: &Value) -> Result<Answered, ClientError> {
         let response = self.send(Method::POST, path, Some(body), ANSWER_TIMEOUT).await?;
+        let (status, request_id) = (response.status().as_u16(), request_id(&response));
         let bytes = read_whole(response, ANSWER_TIMEOUT).await?;
-        serde_json::from_slice(&bytes).map_err(ClientError::protocol)
+        let body = serde_json::from_slice(&bytes).map_err(ClientError::protocol)?;
+        Ok(Answered { status, request_id, body })
     }
 
     /// Sends a POST of `body` and returns the event stream.
@@ -191,6 +202,17 @@ impl Client {
     }
 }
 
+/// A whole response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered {
+    /// HTTP status, a success.
+    pub status: u16,
+    /// The daemon's name for the request (`x-request-id`).
+    pub request_id: Option<String>,
+    /// The JSON body.
+    pub body: Value,
+}
+
 /// Events of one streamed response.
 #[derive(Debug)]
 pub struct EventStream {
@@ -242,12 +264,17 @@ async fn read_whole(response: Response<Incoming>, bound: Duration) -> Result<Byt
     Ok(collected.map_err(ClientError::protocol)?.to_bytes())
 }
 
+fn request_id(response: &Response<Incoming>) -> Option<String> {
+    Some(response.headers().get(REQUEST_ID)?.to_str().ok()?.to_owned())
+}
+
 /// Reads the error of an unsuccessful response.
 async fn refusal(response: Response<Incoming>) -> Result<ClientError, ClientError> {
     let status = response.status();
+    let request_id = request_id(&response);
     let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let bytes = read_whole(response, PROBE_TIMEOUT).await?;
-    let body: Option<Value> = serde_json::from_slice(&bytes).ok();
+    let body: Option<Box<Value>> = serde_json::from_slice(&bytes).ok();
     let message =
         body.as_ref().and_then(|body| body.pointer("/error/message")?.as_str().map(ToOwned::to_owned));
     Ok(ClientError::Refused {
@@ -255,5 +282,6 @@ async fn refusal(response: Response<Incoming>) -> Result<ClientError, ClientErro
         message: message.unwrap_or_else(|| status.canonical_reason().unwrap_or("refused").to_owned()),
         retry_after: seconds.map(Duration::from_secs),
         body,
+        request_id,
     })
 }

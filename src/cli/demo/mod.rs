@@ -13,12 +13,12 @@ mod story;
 mod tests;
 mod verdict;
 
-use std::io::{Write, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::Value;
 
 use super::answer::chat;
@@ -28,6 +28,7 @@ use super::error::CliError;
 use super::host::DaemonHost;
 use super::measured_profile::MeasuredProfile;
 use super::private::PrivateDaemon;
+use super::progress;
 use crate::config::Config;
 use crate::pacing::ServiceOrder;
 use crate::policy::registry::PolicyName;
@@ -90,8 +91,9 @@ pub async fn run<H: DaemonHost>(args: &DemoArgs, host: &H, out: &mut impl Write)
     let policies = [args.policy];
     let profile = MeasuredProfile::prepare(host, &tiny(), &policies, PROFILE_BUDGET).await?;
     let profile = profile.as_ref().map(MeasuredProfile::path);
-    let progress = progress_bar(u64::from(args.rounds) * 2 * PROMPTS.len() as u64);
-    let marks = if colour::wanted(&stdout()) { Marks::Colours } else { Marks::Bars };
+    let answers = u64::from(args.rounds) * 2 * PROMPTS.len() as u64;
+    let progress = progress::bar(answers, "measuring {bar:40} {pos}/{len} requests");
+    let marks = if colour::on(stdout().is_terminal()) { Marks::Colours } else { Marks::Bars };
     let mut plain = Vec::new();
     let mut speculative = Vec::new();
     for number in 0..args.rounds {
@@ -181,10 +183,4 @@ fn config(args: &DemoArgs, side: Side, profile: Option<&Path>) -> Config {
     config.speculation.draft_tokens_max = config.speculation.draft_tokens_max.max(longest);
     config.speculation.profile = profile.map(Path::to_owned);
     config
-}
-
-fn progress_bar(answers: u64) -> ProgressBar {
-    let template = "measuring {bar:40} {pos}/{len} requests";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(answers).with_style(style)
 }

@@ -69,7 +69,10 @@ async fn bad_lines_are_errors_and_the_others_are_answered() {
         models().route("/v1/completions", answer("text")).route("/v1/chat/completions", answer("chat"));
     let _server = serve_router(&args.socket, router);
     let error = run(&args, &mut Vec::new()).await.expect_err("some lines are bad");
-    assert!(matches!(error, CliError::RequestsFailed { failed: 4, requests: 6 }), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "4 of 6 requests failed; the first: line 3: the line is not JSON: expected ident at line 1 column 2"
+    );
     assert_eq!(error.exit_code(), 1);
     let results = results(&args);
     let numbers: Vec<&Value> = results.iter().map(|result| &result["line"]).collect();
@@ -91,6 +94,87 @@ async fn the_daemons_error_object_is_the_result() {
     let _server = serve_router(&args.socket, models().route("/v1/completions", post(refuse)));
     run(&args, &mut Vec::new()).await.expect_err("refused");
     assert_eq!(results(&args)[0]["error"]["param"], "prompt");
+}
+
+/// A chat answer with the daemon's name for the request.
+async fn named() -> impl IntoResponse {
+    ([("x-request-id", "req-7")], Json(json!({ "object": "chat.completion" })))
+}
+
+async fn too_long() -> impl IntoResponse {
+    let error = json!({ "error": { "message": "too long", "code": "context_length_exceeded" } });
+    (StatusCode::BAD_REQUEST, [("x-request-id", "req-8")], Json(error))
+}
+
+#[tokio::test]
+async fn an_openai_batch_gets_results_in_its_own_form() {
+    let directory = ScratchDirectory::new();
+    let line = |custom_id: &str, url: &str, body: &str| {
+        format!("{{\"custom_id\":\"{custom_id}\",\"method\":\"POST\",\"url\":\"{url}\",\"body\":{body}}}\n")
+    };
+    let lines = line("a", "/v1/chat/completions", "{\"messages\":[]}")
+        + &line("b", "/v1/completions", "{\"prompt\":\"x\"}")
+        + &line("c", "/v1/embeddings", "{}")
+        + "not json\n";
+    let args = args(directory.path(), &lines, 2);
+    let router = models().route("/v1/completions", post(too_long)).route("/v1/chat/completions", post(named));
+    let _server = serve_router(&args.socket, router);
+    let error = run(&args, &mut Vec::new()).await.expect_err("three fail");
+    assert_eq!(error.to_string(), "3 of 4 requests failed; the first: line 2: too long (400)");
+    let results = results(&args);
+    let keys = |value: &Value| value.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>());
+    assert!(results.iter().all(|result| {
+        keys(result) == keys(&json!({ "id": 0, "custom_id": 0, "response": 0, "error": 0 }))
+    }));
+    let response =
+        json!({ "status_code": 200, "request_id": "req-7", "body": { "object": "chat.completion" } });
+    assert_eq!(
+        (&results[0]["custom_id"], &results[0]["response"], &results[0]["error"]),
+        (&json!("a"), &response, &Value::Null)
+    );
+    assert_eq!(results[1]["response"]["status_code"], 400);
+    assert_eq!(results[1]["response"]["request_id"], "req-8");
+    assert_eq!(results[1]["response"]["body"]["error"]["code"], "context_length_exceeded");
+    assert_eq!((&results[1]["error"], &results[2]["response"]), (&Value::Null, &Value::Null));
+    assert_eq!(
+        (&results[2]["custom_id"], &results[2]["error"]["code"]),
+        (&json!("c"), &json!("invalid_line"))
+    );
+    assert!(results[3]["error"]["message"].as_str().is_some_and(|text| text.starts_with("line 4: ")));
+    let ids: std::collections::HashSet<String> =
+        results.iter().filter_map(|result| result["id"].as_str().map(ToOwned::to_owned)).collect();
+    assert_eq!(ids.len(), 4);
+}
+
+#[tokio::test]
+async fn an_answer_does_not_wait_for_the_next_line() {
+    let directory = ScratchDirectory::new();
+    let fifo = directory.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).expect("a pipe");
+    let args = SubmitArgs { file: fifo.clone(), ..args(directory.path(), "", 8) };
+    let (answered, waiting) = tokio::sync::oneshot::channel();
+    let answered = std::sync::Mutex::new(Some(answered));
+    let answered = std::sync::Arc::new(answered);
+    let answer = move || {
+        let answered = std::sync::Arc::clone(&answered);
+        async move {
+            if let Some(answered) = answered.lock().expect("no panic").take() {
+                answered.send(()).expect("the writer waits");
+            }
+            Json(json!({ "ok": true }))
+        }
+    };
+    let _server = serve_router(&args.socket, models().route("/v1/completions", post(answer)));
+    // the second line is written only once the first has been sent
+    let writer = tokio::task::spawn_blocking(move || {
+        let mut pipe = std::fs::OpenOptions::new().write(true).open(&fifo).expect("it is read");
+        pipe.write_all(b"{\"prompt\": \"a\"}\n").expect("written");
+        waiting.blocking_recv().expect("sent");
+        pipe.write_all(b"{\"prompt\": \"b\"}\n").expect("written");
+    });
+    run(&args, &mut Vec::new()).await.expect("both answered");
+    writer.await.expect("no panic");
+    assert_eq!(results(&args).len(), 2);
 }
 
 static TRIES: AtomicUsize = AtomicUsize::new(0);

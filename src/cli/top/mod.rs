@@ -1,28 +1,30 @@
 //! `specserve top`: live dashboard of a running daemon.
 
+mod dashboard;
+mod keys;
 mod page;
+mod polls;
+mod screen;
 mod stats;
 
-use std::collections::VecDeque;
-use std::io::{IsTerminal, Write, stdout};
+use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
-use super::client::{Client, ClientError};
+use super::client::Client;
+use super::colour;
 use super::error::CliError;
-use crate::protocol::{Clock, Micros, MonotonicClock};
-use page::Page;
-use stats::DashboardStats;
+use crate::protocol::MonotonicClock;
+use polls::{Poll, Polls};
 
-/// Window of the latencies, in polls.
-const WINDOW_POLLS: usize = 60;
 /// Cursor home, clear to the end of the screen.
 const REDRAW: &str = "\x1b[H\x1b[J";
 
-/// Shows load, throughput, speculation and latencies, refreshed each interval.
+/// Shows load, throughput, speculation and latencies, refreshed each interval. On a terminal q
+/// quits and p pauses.
 #[derive(Args, Debug)]
 pub struct TopArgs {
     /// Socket of the daemon.
@@ -40,54 +42,48 @@ pub struct TopArgs {
     json: bool,
 }
 
-/// A metrics page and its time.
-struct Poll {
-    at: Micros,
-    page: Page,
-}
-
-/// Runs the command until the daemon is gone or, with `--once`, for one screen.
+/// Runs the command until the user quits, until the daemon is gone or, with `--once`, for one
+/// screen.
 ///
 /// # Errors
 /// [`CliError`]: the daemon is unreachable, or the output cannot be written.
 pub async fn run(args: &TopArgs, out: &mut impl Write) -> Result<(), CliError> {
     let client = Client::new(&args.socket);
-    let clear = !args.once && !args.json && stdout().is_terminal();
     // a starting daemon has nothing to show yet
     client.get_json_once_started("/v1/engine/state").await?;
+    let repeated = !args.once && !args.json;
+    let screen = repeated && stdout().is_terminal() && !colour::is_dumb();
+    if screen && stdin().is_terminal() {
+        dashboard::show(&client, Duration::from_millis(args.interval_ms)).await
+    } else {
+        print_pages(args, &client, screen, out).await
+    }
+}
+
+/// Prints a page each interval, over the one before if `redraw`.
+async fn print_pages(
+    args: &TopArgs,
+    client: &Client,
+    redraw: bool,
+    out: &mut impl Write,
+) -> Result<(), CliError> {
     let clock = MonotonicClock::start();
-    let mut polls = VecDeque::from([poll(&client, &clock).await?]);
+    let mut polls = Polls::begin(Poll::take(client, &clock).await?);
     loop {
         tokio::time::sleep(Duration::from_millis(args.interval_ms)).await;
-        polls.push_back(poll(&client, &clock).await?);
-        let stats = summarise(&polls, args.once);
+        polls.push(Poll::take(client, &clock).await?);
+        let stats = polls.stats(args.once);
         if args.json {
             let state = client.get_json("/v1/engine/state").await?;
             writeln!(out, "{}", json!({ "figures": stats, "state": state }))?;
         } else {
-            write!(out, "{}{stats}", if clear { REDRAW } else { "" })?;
+            write!(out, "{}{stats}", if redraw { REDRAW } else { "" })?;
         }
         out.flush()?;
         if args.once {
             return Ok(());
         }
-        if polls.len() > WINDOW_POLLS {
-            polls.pop_front();
-        }
     }
-}
-
-async fn poll(client: &Client, clock: &impl Clock) -> Result<Poll, ClientError> {
-    let text = client.get("/metrics").await?;
-    Ok(Poll { at: clock.now(), page: Page::parse(&text) })
-}
-
-/// Computes the statistics of the last poll; requires at least two polls.
-fn summarise(polls: &VecDeque<Poll>, since_start: bool) -> DashboardStats {
-    let (before, now) = (&polls[polls.len() - 2], &polls[polls.len() - 1]);
-    let nothing = Page::default();
-    let window_start = if since_start { &nothing } else { &polls[0].page };
-    DashboardStats::new(window_start, &before.page, &now.page, (now.at - before.at).as_secs_f64())
 }
 
 #[cfg(test)]

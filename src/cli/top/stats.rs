@@ -39,6 +39,10 @@ pub struct DashboardStats {
     pub goodput_rps: f64,
     /// Attainment: share of finished requests that met their objectives, since the daemon's start.
     pub attainment: Option<f64>,
+    /// Share of finished requests within their TTFT objective, since the daemon's start.
+    pub ttft_attainment: Option<f64>,
+    /// Share of finished requests within their TPOT objective, since the daemon's start.
+    pub tpot_attainment: Option<f64>,
     /// Acceptance length: mean tokens per target step and request, over the last interval.
     pub acceptance_length: Option<f64>,
     /// Acceptance rate: accepted over verified draft tokens, over the last interval.
@@ -64,9 +68,11 @@ impl DashboardStats {
         let grown = |name: &str| (now.sum(name) - before.sum(name)).max(0.0);
         let rate = |name: &str| grown(name) / seconds.max(1e-9);
         let latency = |histogram: &str| Latency::between(window_start, now, histogram);
-        let request = |page: &Page, name: &str| page.labelled(name, "kind", "request").unwrap_or(0.0);
-        let attained = |page: &Page| request(page, "specserve_slo_attained_total");
-        let violated = |page: &Page| request(page, "specserve_slo_violated_total");
+        let attained = |page: &Page| objectives(page, "request").0;
+        let attainment = |kind: &str| {
+            let (attained, violated) = objectives(now, kind);
+            ratio(attained, attained + violated)
+        };
         let accepted = grown("specserve_spec_decode_accepted_tokens_total");
         DashboardStats {
             model: now.label("specserve_engine_info", "model").unwrap_or("?").to_owned(),
@@ -79,7 +85,9 @@ impl DashboardStats {
             prompt_tokens_per_second: rate("specserve_prompt_tokens_total"),
             requests_per_second: rate("specserve_request_success_total"),
             goodput_rps: (attained(now) - attained(before)).max(0.0) / seconds.max(1e-9),
-            attainment: ratio(attained(now), attained(now) + violated(now)),
+            attainment: attainment("request"),
+            ttft_attainment: attainment("ttft"),
+            tpot_attainment: attainment("tpot"),
             acceptance_length: ratio(accepted, grown("specserve_sequence_steps_total"))
                 .map(|extra| 1.0 + extra),
             acceptance_rate: ratio(accepted, grown("specserve_spec_decode_verified_tokens_total")),
@@ -91,6 +99,12 @@ impl DashboardStats {
             step_ms: latency("specserve_step_seconds"),
         }
     }
+}
+
+/// Requests that met, and that missed, their objectives of this kind.
+fn objectives(page: &Page, kind: &str) -> (f64, f64) {
+    let count = |name: &str| page.labelled(name, "kind", kind).unwrap_or(0.0);
+    (count("specserve_slo_attained_total"), count("specserve_slo_violated_total"))
 }
 
 fn ratio(part: f64, whole: f64) -> Option<f64> {
@@ -162,7 +176,8 @@ impl std::fmt::Display for DashboardStats {
     }
 }
 
-fn percent(value: Option<f64>) -> String {
+/// A share in percent; a dash for `None`.
+pub fn percent(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{:.1} %", value * 100.0))
 }
 
@@ -206,6 +221,7 @@ mod tests {
         assert_eq!(stats.acceptance_length, Some(4.0));
         assert_eq!(stats.acceptance_rate, Some(0.5));
         assert_eq!(stats.attainment, Some(0.75));
+        assert_eq!((stats.ttft_attainment, stats.tpot_attainment), (Some(1.0), None));
         assert_eq!(stats.kv_usage_target, Some(0.5));
         assert_eq!(stats.kv_usage_draft, None);
     }

@@ -27,10 +27,12 @@ mod grown;
 mod matrix;
 mod plan;
 mod shape;
+mod staging;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::files::ModelFiles;
@@ -40,6 +42,7 @@ use crate::protocol::ModelRole;
 pub use shape::{InflateShape, SHAPES};
 
 use grown::Grown;
+use staging::Staging;
 
 /// Files that are copied unchanged if the source has them.
 const COPIED_FILES: [&str; 4] =
@@ -63,6 +66,18 @@ impl Default for InflateOptions {
         InflateOptions { vocab_size: None, threads, shard_bytes_max: 2 << 30 }
     }
 }
+
+/// How much of the weights is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InflateProgress {
+    /// Bytes written.
+    pub bytes: u64,
+    /// Bytes of the whole model.
+    pub bytes_total: u64,
+}
+
+/// Called from the writing threads after each piece; `Break` ends the inflation.
+pub type OnInflateProgress<'a> = &'a (dyn Fn(InflateProgress) -> ControlFlow<()> + Sync);
 
 /// Summary of a completed inflation.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -109,19 +124,24 @@ pub enum InflateError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// `on_progress` ended the inflation.
+    #[error("the inflation was interrupted")]
+    Interrupted,
 }
 
 /// Writes `source` (its `role`, if it is a pair) to `directory` in Hugging Face format with
-/// the dimensions of `shape`. Memory use is small and independent of the result's size.
+/// the dimensions of `shape`. Memory use is small and independent of the result's size. The
+/// directory appears when it is complete.
 ///
 /// # Errors
-/// See [`InflateError`]; a failed run may leave files in `directory`.
+/// See [`InflateError`]; a failed run leaves nothing.
 pub fn inflate(
     source: &ModelSource,
     role: ModelRole,
     directory: &Path,
     shape: &InflateShape,
     options: &InflateOptions,
+    on_progress: OnInflateProgress,
 ) -> Result<InflateReport, InflateError> {
     let model = load(source, role)?;
     let grown = Grown::new(&model, shape, options.vocab_size).map_err(|problem| InflateError::Shape {
@@ -129,17 +149,18 @@ pub fn inflate(
         shape: shape.name.to_owned(),
         problem,
     })?;
-    create_empty(directory)?;
+    let staging = Staging::begin(directory)?;
     let files = ModelFiles::open(source, role)?;
     for name in COPIED_FILES.into_iter().filter(|name| files.has(name)) {
-        write_file(&directory.join(name), &files.read(name)?)?;
+        write_file(&staging.path().join(name), &files.read(name)?)?;
     }
     let config = serde_json::to_vec_pretty(&grown.config_json(&files)?).unwrap_or_default();
-    write_file(&directory.join("config.json"), &config)?;
+    write_file(&staging.path().join("config.json"), &config)?;
 
     let tensors = plan::tensors(&model.loaded.weights, &grown);
     let before = plan::parameters(&model.loaded);
-    let written = writer::write(directory, &tensors, options)?;
+    let written = writer::write(staging.path(), &tensors, options, on_progress)?;
+    staging.finish()?;
     Ok(InflateReport {
         directory: directory.to_owned(),
         shards: written.shards,
@@ -147,15 +168,6 @@ pub fn inflate(
         parameters_before: before,
         parameters_after: tensors.iter().map(plan::PlannedTensor::numbers).sum(),
     })
-}
-
-fn create_empty(directory: &Path) -> Result<(), InflateError> {
-    let failed = |source| InflateError::Io { file: directory.to_owned(), source };
-    std::fs::create_dir_all(directory).map_err(failed)?;
-    if std::fs::read_dir(directory).map_err(failed)?.next().is_some() {
-        return Err(InflateError::Occupied { directory: directory.to_owned() });
-    }
-    Ok(())
 }
 
 fn write_file(file: &Path, bytes: &[u8]) -> Result<(), InflateError> {

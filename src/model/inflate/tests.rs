@@ -1,5 +1,6 @@
 //! Inflated models against their sources, by a plain fp64 forward pass.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::*;
@@ -101,10 +102,19 @@ const SMALL: InflateShape = InflateShape {
     qkv_bias: false,
 };
 
+/// Inflates the embedded draft model.
+fn to_the_end(
+    directory: &Path,
+    shape: &InflateShape,
+    options: &InflateOptions,
+) -> Result<InflateReport, InflateError> {
+    let go_on = |_| ControlFlow::Continue(());
+    inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, directory, shape, options, &go_on)
+}
+
 fn inflated(shape: &InflateShape, directory: &Path) -> LoadedModel {
     let options = InflateOptions { threads: 2, shard_bytes_max: 400_000, ..InflateOptions::default() };
-    let report =
-        inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, directory, shape, &options).expect("inflates");
+    let report = to_the_end(directory, shape, &options).expect("inflates");
     assert!(report.shards > 1 && report.parameters_after > report.parameters_before);
     load(&ModelSource::Directory(directory.to_owned()), ModelRole::Draft).expect("loads").loaded
 }
@@ -218,8 +228,7 @@ fn refusal(shape: InflateShape) -> String {
     let directory = tempfile::tempdir().expect("a directory");
     let options = InflateOptions::default();
     let model = directory.path().join("model");
-    let error =
-        inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, &model, &shape, &options).expect_err("refused");
+    let error = to_the_end(&model, &shape, &options).expect_err("refused");
     assert!(!model.exists(), "nothing is written before the check");
     error.to_string()
 }
@@ -238,8 +247,73 @@ fn a_directory_that_holds_something_is_left_alone() {
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::write(directory.path().join("precious"), "x").expect("writes");
     let options = InflateOptions::default();
-    let result = inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, directory.path(), &SMALL, &options);
+    let result = to_the_end(directory.path(), &SMALL, &options);
     assert!(matches!(result, Err(InflateError::Occupied { .. })));
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).expect("a directory");
+    entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn an_interrupted_inflation_leaves_nothing() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let empty = parent.path().join("empty");
+    std::fs::create_dir(&empty).expect("made");
+    let stop = |progress: InflateProgress| {
+        assert!(progress.bytes > 0 && progress.bytes <= progress.bytes_total);
+        ControlFlow::Break(())
+    };
+    for out in [&parent.path().join("new"), &empty] {
+        let options = InflateOptions { threads: 2, ..InflateOptions::default() };
+        let result = inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, out, &SMALL, &options, &stop);
+        assert!(matches!(result, Err(InflateError::Interrupted)));
+        assert_eq!(names(parent.path()), ["empty"]);
+        assert!(names(&empty).is_empty());
+    }
+}
+
+#[test]
+fn progress_ends_with_all_bytes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let most = std::sync::atomic::AtomicU64::new(0);
+    let watch = |progress: InflateProgress| {
+        most.fetch_max(progress.bytes, std::sync::atomic::Ordering::Relaxed);
+        ControlFlow::Continue(())
+    };
+    let options = InflateOptions::default();
+    let out = directory.path().join("model");
+    let report = inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, &out, &SMALL, &options, &watch);
+    assert_eq!(most.into_inner(), report.expect("inflates").weight_bytes);
+}
+
+#[test]
+fn a_directory_that_is_there_and_empty_is_filled_and_a_new_one_has_the_usual_mode() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let parent = tempfile::tempdir().expect("a directory");
+    let (empty, new) = (parent.path().join("empty"), parent.path().join("a/new"));
+    std::fs::create_dir(&empty).expect("made");
+    let inode = std::fs::metadata(&empty).expect("there").ino();
+    for out in [&empty, &new] {
+        to_the_end(out, &SMALL, &InflateOptions::default()).expect("inflates");
+        load(&ModelSource::Directory(out.clone()), ModelRole::Draft).expect("loads");
+        assert!(names(out).iter().all(|name| !name.starts_with('.')), "{:?}", names(out));
+    }
+    let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode();
+    assert_eq!(std::fs::metadata(&empty).expect("there").ino(), inode, "it may be a mount point");
+    assert_eq!(mode(&new), mode(&empty));
+    assert_eq!(names(&parent.path().join("a")), ["new"]);
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_refused_before_anything_is_written() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(directory.path().join("absent"), &link).expect("linked");
+    let error = to_the_end(&link, &SMALL, &InflateOptions::default()).expect_err("no directory");
+    assert!(error.to_string().contains("link"), "{error}");
+    assert_eq!(names(directory.path()), ["link"]);
 }
 
 #[test]

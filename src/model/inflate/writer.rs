@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use serde_json::{Map, Value, json};
 
 use super::plan::{Contents, PlannedTensor};
-use super::{InflateError, InflateOptions, write_file};
+use super::{InflateError, InflateOptions, InflateProgress, OnInflateProgress, write_file};
 
 /// Bytes that a thread generates and writes at a time.
 const PIECE_BYTES: usize = 4 << 20;
@@ -47,6 +48,7 @@ pub(super) fn write(
     directory: &Path,
     tensors: &[PlannedTensor],
     options: &InflateOptions,
+    on_progress: OnInflateProgress,
 ) -> Result<Written, InflateError> {
     let groups = group(tensors, options.shard_bytes_max);
     let count = groups.len();
@@ -66,8 +68,16 @@ pub(super) fn write(
         add_pieces(&mut pieces, index, header.len() as u64, group);
         shards.push(Shard { path, file });
     }
-    write_pieces(&shards, &pieces, options.threads.max(1))?;
     let bytes = tensors.iter().map(bytes_of).sum();
+    let written = AtomicU64::new(0);
+    let count_bytes = |piece: u64| {
+        let bytes_total = bytes;
+        on_progress(InflateProgress {
+            bytes: written.fetch_add(piece, Ordering::Relaxed) + piece,
+            bytes_total,
+        })
+    };
+    write_pieces(&shards, &pieces, options.threads.max(1), &count_bytes)?;
     if count > 1 {
         let index = json!({ "metadata": { "total_size": bytes }, "weight_map": weight_map });
         let text = serde_json::to_vec_pretty(&index).unwrap_or_default();
@@ -145,7 +155,13 @@ fn add_pieces<'a>(pieces: &mut Vec<Piece<'a>>, shard: usize, mut offset: u64, te
     }
 }
 
-fn write_pieces(shards: &[Shard], pieces: &[Piece], threads: usize) -> Result<(), InflateError> {
+/// Writes the pieces; `on_written` is told the bytes of each and may end it.
+fn write_pieces(
+    shards: &[Shard],
+    pieces: &[Piece],
+    threads: usize,
+    on_written: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
+) -> Result<(), InflateError> {
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(None);
     thread::scope(|scope| {
@@ -153,10 +169,9 @@ fn write_pieces(shards: &[Shard], pieces: &[Piece], threads: usize) -> Result<()
             scope.spawn(|| {
                 let mut buffer = Vec::new();
                 while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let shard = &shards[piece.shard];
-                    let bytes = make(piece, &mut buffer);
-                    if let Err(source) = shard.file.write_all_at(bytes, piece.offset) {
-                        let error = InflateError::Io { file: shard.path.clone(), source };
+                    let done = write_piece(&shards[piece.shard], piece, &mut buffer)
+                        .and_then(|bytes| going_on(on_written(bytes)));
+                    if let Err(error) = done {
                         failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
                         next.store(pieces.len(), Ordering::Relaxed);
                     }
@@ -165,6 +180,18 @@ fn write_pieces(shards: &[Shard], pieces: &[Piece], threads: usize) -> Result<()
         }
     });
     failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+fn going_on(flow: ControlFlow<()>) -> Result<(), InflateError> {
+    if flow.is_break() { Err(InflateError::Interrupted) } else { Ok(()) }
+}
+
+/// Writes a piece; returns its size in bytes.
+fn write_piece(shard: &Shard, piece: &Piece, buffer: &mut Vec<u16>) -> Result<u64, InflateError> {
+    let bytes = make(piece, buffer);
+    let written = shard.file.write_all_at(bytes, piece.offset);
+    written.map_err(|source| InflateError::Io { file: shard.path.clone(), source })?;
+    Ok(bytes.len() as u64)
 }
 
 /// Generates the piece's bytes, little-endian.

@@ -44,7 +44,8 @@ fn weights_that_were_packed_are_not_kept_in_memory_a_second_time() {
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path().join("model");
     let options = InflateOptions { threads: 2, ..InflateOptions::default() };
-    inflate(&ModelSource::EmbeddedTiny, ModelRole::Target, &place, &SHAPE, &options).unwrap();
+    let go_on = |_| std::ops::ControlFlow::Continue(());
+    inflate(&ModelSource::EmbeddedTiny, ModelRole::Target, &place, &SHAPE, &options, &go_on).unwrap();
     let model = load(&ModelSource::Directory(place.clone()), ModelRole::Target).unwrap().loaded;
     let embedding = model.weights.embedding.bytes().to_vec();
     model.weights.layers.iter().for_each(|layer| {
