@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::error::CliError;
-use crate::model::ModelSource;
 use crate::model::inflate::{InflateOptions, InflateShape, SHAPES, inflate};
+use crate::model::{HubCache, ModelRef};
 use crate::protocol::{Clock, ModelRole, MonotonicClock};
 
 /// Writes a model with the dimensions of a large one that computes exactly the same function
 /// as the small one: real text and acceptance at large-model cost, without a download.
 #[derive(Args, Debug)]
 pub struct InflateArgs {
-    /// "embedded:tiny" or a Hugging Face directory.
+    /// "embedded:tiny", a Hugging Face directory, or a name on the hub (org/name).
     model: String,
     /// Output directory; must not exist.
     out: PathBuf,
@@ -47,13 +47,14 @@ enum Role {
 /// [`CliError::Failed`]: an unknown shape, a model that does not fit it, an existing directory.
 pub fn run(args: &InflateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
-    let source = ModelSource::parse(&args.model).map_err(|error| failed(&error))?;
+    let model = ModelRef::parse(&args.model).map_err(|error| failed(&error))?;
     let shape = InflateShape::named(&args.shape).ok_or_else(|| unknown_shape(&args.shape))?;
     let role = match args.role {
         Role::Target => ModelRole::Target,
         Role::Draft => ModelRole::Draft,
     };
     let options = InflateOptions { vocab_size: args.vocab, ..InflateOptions::default() };
+    let source = model.locate(&HubCache::of_process()).map_err(|error| failed(&error))?;
     let clock = MonotonicClock::start();
     let report = inflate(&source, role, &args.out, &shape, &options).map_err(|error| failed(&error))?;
     let seconds = clock.now().as_secs_f64();
