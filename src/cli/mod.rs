@@ -4,7 +4,7 @@
 //! replace.
 //!
 //! May import: protocol, stats, model, timing, pacing, replay, policy, scheduler, telemetry, analyzer,
-//! simulate, api, config, doctor, charts.
+//! simulate, api, config, doctor, hub, charts.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -23,6 +23,7 @@ mod notice;
 mod parse;
 mod private;
 mod profile;
+mod pull;
 mod record;
 mod replay;
 mod serve;
@@ -62,6 +63,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Submit(submit::SubmitArgs),
     Top(top::TopArgs),
+    Pull(pull::PullArgs),
     CheckConfig(check_config::CheckConfigArgs),
     Inflate(inflate::InflateArgs),
     Doctor(doctor::DoctorArgs),
@@ -106,6 +108,7 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Chat(args) => interruptible(chat::run(args, host, &mut out)).await,
             Command::Submit(args) => interruptible(submit::run(args, &mut out)).await,
             Command::Top(args) => interruptible(top::run(args, &mut out)).await,
+            Command::Pull(args) => interruptible(pull::run(args, &mut out)).await,
             Command::CheckConfig(args) => check_config::run(args, &mut out),
             Command::Inflate(args) => inflate::run(args, &mut out),
             Command::Doctor(args) => doctor::run(args, &mut out),

@@ -1,0 +1,122 @@
+//! `specserve pull`: fetches a model from the Hugging Face hub.
+
+use std::io::Write;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::error::CliError;
+use crate::hub::{HubSettings, PullEvent, PullReport, PulledFile, pull};
+use crate::model::HubName;
+
+const TICK: Duration = Duration::from_millis(100);
+
+/// Fetches a model from the Hugging Face hub into the cache on this machine, where `serve`,
+/// `chat` and configurations find it by its name.
+///
+/// Only what is needed is fetched. Interrupted downloads are resumed, and hashes are checked.
+#[derive(Args, Debug)]
+pub struct PullArgs {
+    /// The model: org/name, or org/name@revision with a branch, tag or commit.
+    #[arg(value_name = "MODEL")]
+    model: HubName,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command with the environment's settings.
+///
+/// # Errors
+/// [`CliError::Failed`] with what failed and what to do.
+pub async fn run(args: &PullArgs, out: &mut impl Write) -> Result<(), CliError> {
+    run_with(args, HubSettings::of_process(), out).await
+}
+
+async fn run_with(args: &PullArgs, settings: HubSettings, out: &mut impl Write) -> Result<(), CliError> {
+    let name = args.model.clone();
+    let pulled = tokio::task::spawn_blocking(move || {
+        let shown = Shown::new();
+        pull(&settings, &name, &mut |event| shown.tell(&event))
+    });
+    let pulled = pulled.await.map_err(|error| CliError::Failed(error.to_string()))?;
+    let report = pulled.map_err(|error| CliError::Failed(error.to_string()))?;
+    if args.json {
+        writeln!(out, "{:#}", document(&args.model, &report))?;
+    } else {
+        write!(out, "{}", summary(&args.model, &report))?;
+    }
+    Ok(())
+}
+
+/// A bar on the terminal, gone when dropped. Nothing is written if standard error is not a
+/// terminal.
+struct Shown(ProgressBar);
+
+impl Shown {
+    fn new() -> Shown {
+        let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::new(0).with_style(style);
+        bar.enable_steady_tick(TICK);
+        Shown(bar)
+    }
+
+    fn tell(&self, event: &PullEvent<'_>) {
+        let bar = &self.0;
+        match event {
+            PullEvent::Total(bytes) => bar.set_length(*bytes),
+            PullEvent::Bytes(bytes) => bar.inc(*bytes),
+            PullEvent::Lost(bytes) => bar.set_position(bar.position().saturating_sub(*bytes)),
+            PullEvent::File { path } => bar.set_message((*path).to_owned()),
+            PullEvent::Waits { path } => {
+                bar.println(format!("another process is fetching {path}; waiting for it"))
+            }
+            PullEvent::Retries { path, problem } => bar.println(format!("{path}: {problem}; trying again")),
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn bytes(report: &PullReport) -> (u64, u64) {
+    let of = |bytes: fn(&PulledFile) -> u64| report.files.iter().map(bytes).sum();
+    (of(|file| file.bytes), of(|file| file.fetched_bytes))
+}
+
+fn summary(model: &HubName, report: &PullReport) -> String {
+    let directory = report.directory.display();
+    let Some(commit) = &report.commit else {
+        return format!("{model} is in the cache, {directory}; HF_HUB_OFFLINE kept it from being checked\n");
+    };
+    let (bytes, fetched) = bytes(report);
+    format!(
+        "{model}, commit {commit}: {} files, {:.2} GB, {:.2} GB of them fetched now\n{directory}\nspecserve \
+         chat --model {model}\n",
+        report.files.len(),
+        bytes as f64 * 1e-9,
+        fetched as f64 * 1e-9,
+    )
+}
+
+fn document(model: &HubName, report: &PullReport) -> Value {
+    let (bytes, fetched_bytes) = bytes(report);
+    let files = report.files.iter();
+    let files = files
+        .map(|file| json!({ "path": file.path, "bytes": file.bytes, "fetched_bytes": file.fetched_bytes }));
+    json!({
+        "model": model.repository(),
+        "revision": model.revision(),
+        "commit": report.commit,
+        "directory": report.directory,
+        "files": files.collect::<Vec<Value>>(),
+        "bytes": bytes,
+        "fetched_bytes": fetched_bytes,
+    })
+}
