@@ -120,3 +120,54 @@ fn document(model: &HubName, report: &PullReport) -> Value {
         "fetched_bytes": fetched_bytes,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::tests::server::{COMMIT, Faults, Hub};
+
+    fn run_on(hub: &mut Hub, json: bool) -> Result<String, CliError> {
+        let args = PullArgs { model: "org/name".parse().expect("a name"), json };
+        let mut out = Vec::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(run_with(&args, hub.settings.clone(), &mut out))?;
+        Ok(String::from_utf8(out).expect("text"))
+    }
+
+    fn hub(faults: Faults) -> Hub {
+        let files =
+            [("config.json", &b"{}"[..]), ("tokenizer.json", b"[]"), ("model.safetensors", b"weights")];
+        Hub::new(&files, faults)
+    }
+
+    #[test]
+    fn json_says_what_was_fetched_and_where_it_is() {
+        let mut hub = hub(Faults::default());
+        let document: Value = serde_json::from_str(&run_on(&mut hub, true).expect("pulled")).expect("JSON");
+        assert_eq!((&document["model"], &document["revision"]), (&"org/name".into(), &"main".into()));
+        assert_eq!(document["commit"], COMMIT);
+        assert_eq!(document["directory"], json!(hub.cached(&format!("snapshots/{COMMIT}"))));
+        assert_eq!((&document["bytes"], &document["fetched_bytes"]), (&11.into(), &11.into()));
+        let last = json!({ "path": "model.safetensors", "bytes": 7, "fetched_bytes": 7 });
+        assert_eq!(document["files"][2], last);
+    }
+
+    #[test]
+    fn the_summary_ends_with_a_command_that_uses_the_model() {
+        let mut hub = hub(Faults::default());
+        let text = run_on(&mut hub, false).expect("pulled");
+        assert!(text.starts_with(&format!("org/name, commit {COMMIT}: 3 files")), "{text}");
+        assert!(text.ends_with("\nspecserve chat --model org/name\n"), "{text}");
+        hub.settings.offline = true;
+        let text = run_on(&mut hub, false).expect("it is in the cache");
+        assert!(text.starts_with("org/name is in the cache, "), "{text}");
+    }
+
+    #[test]
+    fn a_failed_pull_exits_with_1_and_the_reason() {
+        let mut hub = hub(Faults { files: Some((401, "GatedRepo")), ..Faults::default() });
+        let error = run_on(&mut hub, false).expect_err("gated");
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().starts_with("`org/name` is gated"), "{error}");
+    }
+}

@@ -147,7 +147,7 @@ impl<'a> Client<'a> {
     /// Where on the hub itself the file is instead. A redirection to another host is to the
     /// content, whose server knows less than the hub.
     fn redirected(&self, response: &Response<Body>) -> Option<String> {
-        if !response.status().is_redirection() || response.headers().contains_key("x-linked-etag") {
+        if !response.status().is_redirection() {
             return None;
         }
         let target = text(response.headers(), LOCATION.as_str())?;
@@ -174,7 +174,9 @@ impl<'a> Client<'a> {
                 Err(refusal) => return Err(self.refused(refusal)),
             },
         };
-        let either = |linked, own| text(response.headers(), linked).or_else(|| text(response.headers(), own));
+        // a redirection's own tag and length are not those of the file
+        let own = |name| text(response.headers(), name).filter(|_| response.status().is_success());
+        let either = |linked, name| text(response.headers(), linked).or_else(|| own(name));
         let tag = either("x-linked-etag", ETAG.as_str()).and_then(Tag::parse);
         let bytes = either("x-linked-size", CONTENT_LENGTH.as_str()).and_then(|bytes| bytes.parse().ok());
         let path = path.to_owned();

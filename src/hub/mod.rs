@@ -20,7 +20,7 @@ mod settings;
 mod store;
 mod tag;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::HubError;
 pub use progress::{OnPull, PullEvent};

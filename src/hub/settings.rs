@@ -10,6 +10,7 @@ use crate::model::{HubCache, hub_home};
 const ENDPOINT_DEFAULT: &str = "https://huggingface.co";
 
 /// Settings of a pull.
+#[derive(Clone, Debug)]
 pub struct HubSettings {
     /// The cache that is filled.
     pub cache: HubCache,

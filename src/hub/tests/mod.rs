@@ -1,7 +1,7 @@
 //! Pulls from a small hub of this machine.
 
 mod refused;
-mod server;
+pub(crate) mod server;
 mod transfer;
 
 use std::path::Path;

@@ -166,4 +166,16 @@ fn an_answer_that_is_not_the_hubs_is_named() {
     let hub = Hub::new(&files, Faults { tag: Some("\"../../x\""), ..Faults::default() });
     let error = error(&hub);
     assert!(error.contains("does not answer like the Hugging Face hub: it sends no ETag"), "{error}");
+
+    hub.set(Faults { unlinked: true, ..Faults::default() });
+    let error = super::error(&hub);
+    assert!(error.contains("it sends no ETag"), "that of a redirection is not the file's: {error}");
+}
+
+#[test]
+fn what_the_disk_has_no_room_for_is_refused_before_it_is_fetched() {
+    let hub = hub(Faults { size: Some(1 << 60), ..Faults::default() });
+    let error = error(&hub);
+    assert!(error.contains("GB free, but 1152921504.61 GB are to be fetched; make room"), "{error}");
+    assert!(!hub.requests().iter().any(|request| request.contains("content of model")));
 }

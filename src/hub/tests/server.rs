@@ -36,6 +36,10 @@ pub struct Faults {
     pub files: Option<(u16, &'static str)>,
     /// ETag of all files.
     pub tag: Option<&'static str>,
+    /// Size that it announces for weights.
+    pub size: Option<u64>,
+    /// Whether it leaves out size and tag of weights where it redirects.
+    pub unlinked: bool,
     /// Statuses of the next requests for files.
     pub busy: Vec<u16>,
 }
@@ -193,10 +197,13 @@ async fn resolve(
     let response = if file.ends_with(".safetensors") {
         let own = tag(&file, bytes);
         let tag = hub.faults().tag.unwrap_or(&own).to_owned();
+        let size = hub.faults().size.unwrap_or(bytes.len() as u64);
+        let response = match hub.faults().unlinked {
+            true => response.header("etag", "\"of-the-redirection\""),
+            false => response.header("x-linked-etag", format!("\"{tag}\"")).header("x-linked-size", size),
+        };
         response
             .status(StatusCode::FOUND)
-            .header("x-linked-etag", format!("\"{tag}\""))
-            .header("x-linked-size", bytes.len())
             .header("location", format!("{}/{}", hub.storage, file.replace(' ', "%20")))
     } else {
         response.status(StatusCode::TEMPORARY_REDIRECT).header("location", format!("/moved/{file}"))

@@ -55,9 +55,9 @@ fn the_token_goes_to_the_hub_and_not_to_the_server_that_it_redirects_to() {
     let requests = hub.requests();
     let expected = "GET content of model.safetensors bytes=0- no token";
     assert_eq!(requests.last().map(String::as_str), Some(expected), "{requests:#?}");
-    let to_hub = requests.iter().filter(|request| !request.contains("content of model"));
-    assert!(to_hub.clone().count() > 5 && to_hub.clone().all(|request| request.ends_with(" token")));
-    assert!(!requests.concat().contains("no token content of config.json"), "{requests:#?}");
+    let moved = "GET content of config.json bytes=0- token".to_owned();
+    assert!(requests.contains(&moved), "a file that the hub itself has elsewhere: {requests:#?}");
+    assert!(!requests[..requests.len() - 1].iter().any(|request| request.ends_with("no token")));
 }
 
 #[test]
@@ -91,20 +91,20 @@ fn a_commit_or_another_revision_is_fetched_beside_main() {
 
 #[test]
 fn a_connection_that_breaks_is_taken_up_where_it_broke() {
-    let cuts = [("model.safetensors", vec![100_000, 50_000])].into();
+    let cuts = [("model.safetensors", vec![100_000, 50_000, 50_000, 50_000])].into();
     let hub = hub(Faults { cuts, ..Faults::default() });
     let mut retries = 0;
     let report = pull(&hub.settings, &name("org/name"), &mut |event| {
         retries += usize::from(matches!(event, PullEvent::Retries { .. }));
     });
     assert_eq!(report.expect("pulled").files[4].fetched_bytes, 700_000);
-    assert_eq!(retries, 2);
+    assert_eq!(retries, 4, "more often than it may fail in a row");
     let requests = hub.requests();
     let ranges: Vec<&str> = requests
         .iter()
         .filter_map(|request| request.strip_prefix("GET content of model.safetensors ")?.split(' ').next())
         .collect();
-    assert_eq!(ranges, ["bytes=0-", "bytes=100000-", "bytes=150000-"]);
+    assert_eq!(ranges, ["bytes=0-", "bytes=100000-", "bytes=150000-", "bytes=200000-", "bytes=250000-"]);
     assert!(read(&hub.cached(&format!("snapshots/{COMMIT}/model.safetensors"))) == weights());
 }
 
