@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::error::CliError;
@@ -57,7 +57,8 @@ struct Shown(ProgressBar);
 
 impl Shown {
     fn new() -> Shown {
-        let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+        let template =
+            "{msg} {wide_bar} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(0).with_style(style);
         bar.enable_steady_tick(TICK);
@@ -97,11 +98,11 @@ fn summary(model: &HubName, report: &PullReport) -> String {
     };
     let (bytes, fetched) = bytes(report);
     format!(
-        "{model}, commit {commit}: {} files, {:.2} GB, {:.2} GB of them fetched now\n{directory}\nspecserve \
-         chat --model {model}\n",
+        "{model}, commit {commit}: {} files, {}, {} of them fetched now\n{directory}\nspecserve chat --model \
+         {model}\n",
         report.files.len(),
-        bytes as f64 * 1e-9,
-        fetched as f64 * 1e-9,
+        DecimalBytes(bytes),
+        DecimalBytes(fetched),
     )
 }
 

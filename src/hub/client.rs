@@ -115,11 +115,12 @@ impl<'a> Client<'a> {
         let revision = utf8_percent_encode(self.name.revision(), &IN_SEGMENT);
         let url =
             format!("{}/api/models/{}/revision/{revision}", self.settings.endpoint, self.name.repository());
-        let response = self.authorized(self.agent.get(&url)).call().map_err(|error| network(&url, &error))?;
+        let response =
+            self.authorized(self.agent.get(&url)).call().map_err(|error| unanswered(&url, error))?;
         let response = self.succeeded(response, &url).map_err(|refusal| self.refused(refusal))?;
         let answer = |problem: String| HubError::Answer { url: url.clone(), problem };
         let body = response.into_body().into_with_config().limit(LISTING_BYTES_MAX).read_to_vec();
-        let body = body.map_err(|error| network(&url, &error))?;
+        let body = body.map_err(|error| unanswered(&url, error))?;
         let body: ListingBody = serde_json::from_slice(&body).map_err(|error| answer(error.to_string()))?;
         if !is_commit(&body.sha) {
             return Err(answer(format!("`sha` is {:?}, not a commit", body.sha)));
@@ -135,7 +136,7 @@ impl<'a> Client<'a> {
         let mut asked = url.clone();
         for _ in 0..=REDIRECTS_MAX {
             let request = self.agent.head(&asked).config().max_redirects(0).build();
-            let response = self.authorized(request).call().map_err(|error| network(&asked, &error))?;
+            let response = self.authorized(request).call().map_err(|error| unanswered(&asked, error))?;
             match self.redirected(&response) {
                 Some(next) => asked = next,
                 None => return self.described(response, path, url),
@@ -190,7 +191,7 @@ impl<'a> Client<'a> {
     /// The content of a file from byte `from` on, or from the start if the server cannot do that.
     pub(super) fn content(&self, file: &RemoteFile, from: u64) -> Result<Content, HubError> {
         let request = self.authorized(self.agent.get(&file.url)).header(RANGE, format!("bytes={from}-"));
-        let response = request.call().map_err(|error| network(&file.url, &error))?;
+        let response = request.call().map_err(|error| unanswered(&file.url, error))?;
         let response = self.succeeded(response, &file.url).map_err(|refusal| self.refused(refusal))?;
         let start = match response.status().as_u16() {
             206 => text(response.headers(), CONTENT_RANGE.as_str()).and_then(first_byte),
@@ -227,6 +228,17 @@ impl<'a> Client<'a> {
 
     fn refused(&self, refusal: Refusal) -> HubError {
         refusal.error(self.name, &self.settings.endpoint, self.settings.token.is_some())
+    }
+}
+
+/// A request without an answer.
+fn unanswered(url: &str, error: ureq::Error) -> HubError {
+    match error {
+        ureq::Error::Io(error) => network(url, &error),
+        ureq::Error::Rustls(rustls::Error::General(error)) if error.contains("No CA certificates") => {
+            network(url, &"this system has no certificates to check it with (package ca-certificates)")
+        }
+        error => network(url, &error),
     }
 }
 

@@ -1,5 +1,6 @@
-//! Model files: configuration, weights, tokenizer and chat template; and `inflate`, which gives a
-//! small model the dimensions of a large one.
+//! Model files: configuration, weights, tokenizer and chat template; where they are, by path or by
+//! name on the Hugging Face hub; and `inflate`, which gives a small model the dimensions of a large
+//! one.
 //!
 //! May import: protocol, random.
 
