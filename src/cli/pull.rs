@@ -37,11 +37,12 @@ pub async fn run(args: &PullArgs, out: &mut impl Write) -> Result<(), CliError> 
 
 async fn run_with(args: &PullArgs, settings: HubSettings, out: &mut impl Write) -> Result<(), CliError> {
     let name = args.model.clone();
-    let pulled = tokio::task::spawn_blocking(move || {
-        let shown = Shown::new();
-        pull(&settings, &name, &mut |event| shown.tell(&event))
-    });
+    // the bar goes with this future, too, which Ctrl-C drops
+    let shown = Shown::new();
+    let bar = shown.0.clone();
+    let pulled = tokio::task::spawn_blocking(move || pull(&settings, &name, &mut |event| tell(&bar, &event)));
     let pulled = pulled.await.map_err(|error| CliError::Failed(error.to_string()))?;
+    drop(shown);
     let report = pulled.map_err(|error| CliError::Failed(error.to_string()))?;
     if args.json {
         writeln!(out, "{:#}", document(&args.model, &report))?;
@@ -64,19 +65,18 @@ impl Shown {
         bar.enable_steady_tick(TICK);
         Shown(bar)
     }
+}
 
-    fn tell(&self, event: &PullEvent<'_>) {
-        let bar = &self.0;
-        match event {
-            PullEvent::Total(bytes) => bar.set_length(*bytes),
-            PullEvent::Bytes(bytes) => bar.inc(*bytes),
-            PullEvent::Lost(bytes) => bar.set_position(bar.position().saturating_sub(*bytes)),
-            PullEvent::File { path } => bar.set_message((*path).to_owned()),
-            PullEvent::Waits { path } => {
-                bar.println(format!("another process is fetching {path}; waiting for it"))
-            }
-            PullEvent::Retries { path, problem } => bar.println(format!("{path}: {problem}; trying again")),
+fn tell(bar: &ProgressBar, event: &PullEvent<'_>) {
+    match event {
+        PullEvent::Total(bytes) => bar.set_length(*bytes),
+        PullEvent::Bytes(bytes) => bar.inc(*bytes),
+        PullEvent::Lost(bytes) => bar.set_position(bar.position().saturating_sub(*bytes)),
+        PullEvent::File { path } => bar.set_message((*path).to_owned()),
+        PullEvent::Waits { path } => {
+            bar.println(format!("another process is fetching {path}; waiting for it"))
         }
+        PullEvent::Retries { path, problem } => bar.println(format!("{path}: {problem}; trying again")),
     }
 }
 

@@ -119,7 +119,7 @@ impl<'a> Part<'a> {
                 Ok(()) => {}
                 Err(error) if error.may_pass() && failures < patience.tries => {
                     on(PullEvent::Retries { path: &self.remote.path, problem: &error });
-                    std::thread::sleep(patience.pause * (1 << failures.min(5)));
+                    patience.pause_after(failures);
                 }
                 Err(error) => return Err(error),
             }

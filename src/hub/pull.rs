@@ -111,8 +111,8 @@ impl Transfer<'_, '_> {
             match self.client.describe(&self.commit, path) {
                 Err(problem) if problem.may_pass() && failures + 1 < patience.tries => {
                     (self.on)(PullEvent::Retries { path, problem: &problem });
-                    std::thread::sleep(patience.pause * (1 << failures.min(5)));
                     failures += 1;
+                    patience.pause_after(failures);
                 }
                 answer => return answer,
             }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::model::{HubCache, hub_home};
 
+/// How often the pause between tries doubles at most.
+const DOUBLINGS_MAX: u32 = 5;
 const ENDPOINT_DEFAULT: &str = "https://huggingface.co";
 
 /// Settings of a pull.
@@ -72,6 +74,13 @@ impl HubSettings {
             proxy: None,
             patience: Patience::default(),
         }
+    }
+}
+
+impl Patience {
+    /// Sleeps before the next try, after so many in a row that yielded nothing.
+    pub(super) fn pause_after(&self, failures: u32) {
+        std::thread::sleep(self.pause * (1 << failures.saturating_sub(1).min(DOUBLINGS_MAX)));
     }
 }
 
