@@ -11,15 +11,15 @@ use clap::{Args, ValueEnum};
 use super::error::CliError;
 use super::progress;
 use super::signals::Signals;
-use crate::model::ModelSource;
 use crate::model::inflate::{InflateOptions, InflateReport, InflateShape, SHAPES, inflate};
+use crate::model::{HubCache, ModelRef, ModelSource};
 use crate::protocol::{Clock, ModelRole, MonotonicClock};
 
 /// Writes a model with the dimensions of a large one that computes exactly the same function
 /// as the small one: real text and acceptance at large-model cost, without a download.
 #[derive(Args, Debug)]
 pub struct InflateArgs {
-    /// "embedded:tiny" or a Hugging Face directory.
+    /// "embedded:tiny", a Hugging Face directory, or a name on the hub (org/name).
     model: String,
     /// Output directory; must not exist, or be empty. It appears when it is complete.
     out: PathBuf,
@@ -52,8 +52,10 @@ enum Role {
 /// [`CliError::Failed`]: an unknown shape, a model that does not fit it, an existing directory.
 /// [`CliError::Interrupted`], once what was written is removed.
 pub async fn run(args: &InflateArgs, out: &mut impl Write) -> Result<(), CliError> {
-    let source = ModelSource::parse(&args.model).map_err(|error| CliError::Failed(error.to_string()))?;
+    let model = ModelRef::parse(&args.model).map_err(|error| CliError::Failed(error.to_string()))?;
     let shape = InflateShape::named(&args.shape).ok_or_else(|| unknown_shape(&args.shape))?;
+    let source =
+        model.locate(&HubCache::of_process()).map_err(|error| CliError::Failed(error.to_string()))?;
     let clock = MonotonicClock::start();
     let report = inflate_interruptibly(args, source, shape).await?;
     let seconds = clock.now().as_secs_f64();

@@ -4,7 +4,7 @@
 //! replace.
 //!
 //! May import: protocol, stats, model, timing, pacing, replay, policy, scheduler, telemetry, analyzer,
-//! simulate, api, config, doctor, charts.
+//! simulate, api, config, doctor, hub, charts.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -26,6 +26,7 @@ mod parse;
 mod private;
 mod profile;
 mod progress;
+mod pull;
 mod record;
 mod replay;
 mod serve;
@@ -66,6 +67,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Submit(submit::SubmitArgs),
     Top(top::TopArgs),
+    Pull(pull::PullArgs),
     CheckConfig(check_config::CheckConfigArgs),
     Inflate(inflate::InflateArgs),
     Doctor(doctor::DoctorArgs),
@@ -111,6 +113,7 @@ fn run<H: DaemonHost>(command: Command, host: &H) -> Result<(), CliError> {
             Command::Chat(args) => chat::run(args, host, &mut out).await,
             Command::Submit(args) => interruptible(submit::run(args, &mut out)).await,
             Command::Top(args) => interruptible(top::run(args, &mut out)).await,
+            Command::Pull(args) => interruptible(pull::run(args, &mut out)).await,
             Command::CheckConfig(args) => check_config::run(args, &mut out),
             Command::Inflate(args) => inflate::run(args, &mut out).await,
             Command::Doctor(args) => doctor::run(args, &mut out),

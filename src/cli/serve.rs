@@ -18,14 +18,14 @@ use crate::config::{Config, ConfigError, LogFormat};
 /// server.drain_timeout_ms; a second one exits immediately.
 #[derive(Args, Debug)]
 pub struct ServeArgs {
-    /// A model to serve with default settings instead of a configuration file: a directory, or
-    /// embedded:tiny.
+    /// A model to serve with default settings instead of a configuration file: a directory, a
+    /// name on the Hugging Face hub (org/name), or embedded:tiny.
     #[arg(value_name = "MODEL", required_unless_present = "config", conflicts_with = "config")]
     model: Option<String>,
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Draft model for MODEL: a directory, or ngram. Without it there is no speculation.
+    /// Draft model for MODEL: a directory, org/name, or ngram. Without it there is no speculation.
     #[arg(long, value_name = "MODEL", requires = "model")]
     draft: Option<String>,
     /// Also serve MODEL on this port of 127.0.0.1, without authentication.

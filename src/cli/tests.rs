@@ -31,6 +31,8 @@ fn every_command_of_the_docs_parses() {
         "specserve man pages/man1",
         "specserve submit -",
         "specserve chat --no-history",
+        "specserve pull Qwen/Qwen2.5-0.5B-Instruct",
+        "specserve pull org/name@refs/pr/1 --json",
         "specserve simulate --trace t.csv --profile p.toml",
         "specserve simulate --trace poisson:8,600 --profile p.toml --policy none --policy fixed:3 \
          --slo ttft_ms=1000,tpot_ms=15 --load 0.5,1 --saturation --seed 2 --lengths spec-bench --thin 0.5 \
@@ -83,6 +85,10 @@ fn bad_arguments_are_refused_before_anything_runs() {
         ("specserve profile --config c.toml", ErrorKind::MissingRequiredArgument),
         ("specserve profile --config c.toml --out p.toml --budget-s 0", ErrorKind::ValueValidation),
         ("specserve completions", ErrorKind::MissingRequiredArgument),
+        ("specserve pull", ErrorKind::MissingRequiredArgument),
+        ("specserve pull gpt2", ErrorKind::ValueValidation),
+        ("specserve pull https://huggingface.co/org/name", ErrorKind::ValueValidation),
+        ("specserve pull ../org/name", ErrorKind::ValueValidation),
         ("specserve completions csh", ErrorKind::InvalidValue),
         ("specserve dance", ErrorKind::InvalidSubcommand),
     ] {

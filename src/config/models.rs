@@ -2,9 +2,10 @@
 
 use super::reader::{Integer, Section};
 use super::render::{Entry, number};
-use crate::model::ModelSource;
+use crate::model::ModelRef;
 
-const MODEL_BOUND: &str = "\"embedded:tiny\" or a Hugging Face directory";
+const MODEL_BOUND: &str =
+    "\"embedded:tiny\", a Hugging Face directory, or a name on the hub such as \"org/name\"";
 /// Value of `draft.model` that selects prompt lookup instead of a draft model.
 const NGRAM: &str = "ngram";
 const CONTEXT_TOKENS_MAX: Integer = Integer::new("context_tokens_max", 8192, 16, 1 << 28);
@@ -12,10 +13,11 @@ const NAME_BYTES_MAX: usize = 128;
 const NAME_BOUND: &str = "1 to 128 bytes";
 
 /// Served model name if the config sets none.
-fn default_name(source: &ModelSource) -> String {
-    match source {
-        ModelSource::EmbeddedTiny => "tiny".to_owned(),
-        ModelSource::Directory(path) => {
+fn default_name(model: &ModelRef) -> String {
+    match model {
+        ModelRef::EmbeddedTiny => "tiny".to_owned(),
+        ModelRef::Hub(name) => name.name().to_owned(),
+        ModelRef::Directory(path) => {
             path.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
         }
     }
@@ -24,8 +26,8 @@ fn default_name(source: &ModelSource) -> String {
 /// The served model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetConfig {
-    /// Source of the weights and tokenizer.
-    pub model: ModelSource,
+    /// What names the weights and tokenizer.
+    pub model: ModelRef,
     /// Model name in the API.
     pub name: String,
     /// Longest context that is served, prompt and output together; the model's own if shorter or
@@ -37,16 +39,16 @@ pub struct TargetConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DraftConfig {
     /// A small draft model.
-    Model(ModelSource),
+    Model(ModelRef),
     /// `ngram`: prompt lookup, without a draft model.
     Ngram,
 }
 
 impl DraftConfig {
-    /// The draft model's source; `None` for prompt lookup.
-    pub fn model(&self) -> Option<&ModelSource> {
+    /// What names the draft model; `None` for prompt lookup.
+    pub fn model(&self) -> Option<&ModelRef> {
         match self {
-            DraftConfig::Model(source) => Some(source),
+            DraftConfig::Model(model) => Some(model),
             DraftConfig::Ngram => None,
         }
     }
@@ -86,18 +88,18 @@ impl DraftConfig {
     pub(super) fn entries(&self) -> Vec<Entry> {
         let bound = format!("{MODEL_BOUND}, or \"{NGRAM}\"");
         match self {
-            DraftConfig::Model(source) => vec![Entry::text("model", source.to_string(), bound)],
+            DraftConfig::Model(model) => vec![Entry::text("model", model.to_string(), bound)],
             DraftConfig::Ngram => vec![Entry::text("model", NGRAM, bound)],
         }
     }
 }
 
-fn model_entry(model: &ModelSource) -> Entry {
+fn model_entry(model: &ModelRef) -> Entry {
     Entry::text("model", model.to_string(), MODEL_BOUND)
 }
 
 /// Reads `model`. If missing, reports a problem and substitutes the embedded pair.
-fn read_model(section: &mut Section<'_>, given: Option<toml::Value>) -> ModelSource {
+fn read_model(section: &mut Section<'_>, given: Option<toml::Value>) -> ModelRef {
     match given {
         Some(toml::Value::String(text)) => match parse_model(&text) {
             Ok(model) => return model,
@@ -106,14 +108,14 @@ fn read_model(section: &mut Section<'_>, given: Option<toml::Value>) -> ModelSou
         Some(other) => section.reject("model", &other, "must be a string", format!("give {MODEL_BOUND}")),
         None => section.missing("model", format!("give {MODEL_BOUND}")),
     }
-    ModelSource::EmbeddedTiny
+    ModelRef::EmbeddedTiny
 }
 
-fn parse_model(text: &str) -> Result<ModelSource, String> {
+fn parse_model(text: &str) -> Result<ModelRef, String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
     }
-    ModelSource::parse(text).map_err(|_| "is not an embedded model".to_owned())
+    ModelRef::parse(text).map_err(|_| "is not an embedded model".to_owned())
 }
 
 fn parse_name(text: &str) -> Result<String, String> {

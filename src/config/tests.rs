@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
-use crate::model::ModelSource;
+use crate::model::ModelRef;
 use crate::pacing::{LateAction, ServiceOrder};
 use crate::policy::registry::PolicyName;
 use crate::protocol::{Micros, Slo};
@@ -31,9 +31,9 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     assert_eq!(config.server.body_bytes_max, 1 << 20);
     assert_eq!(config.server.connections_max, 352);
     let target =
-        TargetConfig { model: ModelSource::EmbeddedTiny, name: "tiny".to_owned(), context_tokens_max: None };
+        TargetConfig { model: ModelRef::EmbeddedTiny, name: "tiny".to_owned(), context_tokens_max: None };
     assert_eq!(config.target, target);
-    assert_eq!(config.draft, Some(DraftConfig::Model(ModelSource::EmbeddedTiny)));
+    assert_eq!(config.draft, Some(DraftConfig::Model(ModelRef::EmbeddedTiny)));
     assert_eq!(config.executor.threads, 0);
     assert_eq!(config.executor.batch_tokens_max, 512);
     assert_eq!(config.kv, KvConfig { size: KvSize::MemoryMib(64) });
@@ -435,10 +435,15 @@ fn without_a_size_the_caches_take_what_the_machine_has_room_for() {
 }
 
 #[test]
-fn models_are_embedded_or_directories() {
-    let directory = Config::parse("[target]\nmodel = \"models/Qwen2.5\"\n").expect("valid");
-    assert_eq!(directory.target.model, ModelSource::Directory("models/Qwen2.5".into()));
+fn models_are_embedded_directories_or_names_on_the_hub() {
+    let directory = Config::parse("[target]\nmodel = \"./models/Qwen2.5\"\n").expect("valid");
+    assert_eq!(directory.target.model, ModelRef::Directory("./models/Qwen2.5".into()));
     assert_eq!(directory.target.name, "Qwen2.5");
+    let hub =
+        Config::parse("[target]\nmodel = \"Qwen/Qwen2.5@v1\"\n[draft]\nmodel = \"a/b\"\n").expect("valid");
+    assert_eq!(hub.target.model, ModelRef::Hub("Qwen/Qwen2.5@v1".parse().expect("a name")));
+    assert_eq!(hub.target.name, "Qwen2.5");
+    assert_eq!(hub.draft, Some(DraftConfig::Model(ModelRef::Hub("a/b".parse().expect("a name")))));
     assert_eq!(
         problem_paths("[target]\nmodel = \"embedded:large\"\n[draft]\n"),
         ["target.model", "draft.model"]

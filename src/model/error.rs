@@ -7,11 +7,50 @@ use super::mismatch::Mismatch;
 /// at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The source is neither a path nor an embedded model.
-    #[error("unknown model source `{given}`; use a directory or `embedded:tiny`")]
+    /// The source is neither a path, a name on the hub, nor an embedded model.
+    #[error(
+        "unknown model source `{given}`; use a directory, a name on the Hugging Face hub (`org/name`) or \
+         `embedded:tiny`"
+    )]
     Source {
         /// The source as configured.
         given: String,
+    },
+    /// A name is neither a directory nor a model in the Hugging Face cache.
+    #[error(
+        "`{name}` is neither a directory nor a model in the Hugging Face cache (there is no {missing}{}); fetch \
+         it with `specserve pull {name}`",
+        similar.as_deref().unwrap_or_default()
+    )]
+    NotCached {
+        /// The name.
+        name: String,
+        /// Path that was looked for.
+        missing: String,
+        /// A clause about a model with nearly this name in the cache.
+        similar: Option<String>,
+    },
+    /// A model in the Hugging Face cache lacks files.
+    #[error(
+        "the Hugging Face cache holds only a part of `{name}`: {directory} has no {missing}; fetch the rest \
+         with `specserve pull {name}`"
+    )]
+    IncompleteSnapshot {
+        /// The name on the hub.
+        name: String,
+        /// Path of the directory.
+        directory: String,
+        /// Names of the missing files.
+        missing: String,
+    },
+    /// The model is in the format of llama.cpp.
+    #[error(
+        "{file} is a GGUF file; specserve reads safetensors: fetch the original that it was made from \
+         (`specserve pull org/name`), or convert it as docs/models.md says under GGUF"
+    )]
+    Gguf {
+        /// Path of the file.
+        file: String,
     },
     /// A file or the directory cannot be read.
     #[error("cannot read {file}: {source}")]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::embedded::{self, EmbeddedFile};
-use super::{ModelError, ModelSource, TensorBytes, TensorFile, stand_in};
+use super::{ModelError, ModelSource, TensorBytes, TensorFile, gguf, stand_in};
 use crate::protocol::ModelRole;
 
 /// Largest configuration, tokenizer or template file, in bytes. The largest tokenizers in
@@ -35,14 +35,16 @@ impl ModelFiles {
     /// Opens the files of `source` for `role`.
     ///
     /// # Errors
-    /// If the directory cannot be read or is not a directory.
+    /// If the directory cannot be read, is not a directory, or holds a model in another format.
     pub(super) fn open(source: &ModelSource, role: ModelRole) -> Result<Self, ModelError> {
         match source {
             ModelSource::EmbeddedTiny => {
                 let (part, files) = embedded::tiny(role);
                 Ok(Self::Embedded { name: format!("{source}/{part}"), files })
             }
-            ModelSource::Directory(path) => {
+            ModelSource::Directory(path) | ModelSource::Snapshot { directory: path, .. } => {
+                gguf::refuse_file(path)?;
+                gguf::refuse_directory(path)?;
                 std::fs::read_dir(path).map_err(|source| io_error(path, source))?;
                 Ok(Self::Directory(path.clone()))
             }

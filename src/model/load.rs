@@ -12,7 +12,7 @@ use super::{
 };
 use crate::protocol::{ModelRole, TokenId};
 
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
 /// A loaded model with its tokenizer and chat template.

@@ -1,5 +1,6 @@
-//! Model files: configuration, weights, tokenizer and chat template; and `inflate`, which gives a
-//! small model the dimensions of a large one.
+//! Model files: configuration, weights, tokenizer and chat template; where they are, by path or by
+//! name on the Hugging Face hub; and `inflate`, which gives a small model the dimensions of a large
+//! one.
 //!
 //! May import: protocol, random.
 
@@ -9,11 +10,15 @@ mod embedded;
 mod error;
 mod files;
 mod generation_config;
+mod gguf;
+mod hub;
+mod hub_name;
 pub mod inflate;
 mod json_file;
 mod layer_tensors;
 mod load;
 mod mismatch;
+mod model_ref;
 mod pair;
 pub mod random;
 mod rope_config;
@@ -30,9 +35,12 @@ mod weights;
 pub use chat_template::{ChatInput, ChatTemplate, ChatTemplateError};
 pub use error::ModelError;
 pub use generation_config::RecommendedSampling;
+pub use hub::{CachedRepository, HubCache, REQUIRED_FILES, WEIGHTS_FILE, WEIGHTS_INDEX, hub_home, shards};
+pub use hub_name::{HubName, HubNameError, is_commit};
 pub use layer_tensors::{LayerTensor, Projection};
 pub use load::{Model, ModelPair, load, load_pair, load_pair_within};
 pub use mismatch::Mismatch;
+pub use model_ref::ModelRef;
 pub use pair::same_token_list;
 pub use source::ModelSource;
 pub use spec::{

@@ -7,13 +7,19 @@ use std::path::{Component, Path};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::Value;
 
 use super::files::ModelFiles;
 use super::json_file::JsonObject;
 use super::{Dtype, ModelError, Tensor, TensorBytes};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The weights of a model that is not sharded.
+pub(super) const SINGLE: &str = "model.safetensors";
+/// Which tensor of a sharded model is in which file.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Weights, or their index, in the format that was before safetensors.
+pub(super) const OTHER_WEIGHTS: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// Most shards of a model.
 const SHARDS_MAX: usize = 4096;
@@ -46,7 +52,7 @@ impl TensorFiles {
         if files.has(INDEX) {
             return Self::open_shards(files);
         }
-        let hint = if files.has("pytorch_model.bin") || files.has("pytorch_model.bin.index.json") {
+        let hint = if OTHER_WEIGHTS.into_iter().any(|name| files.has(name)) {
             "; convert its pytorch_model.bin to safetensors first"
         } else {
             ""
@@ -57,21 +63,8 @@ impl TensorFiles {
     fn open_shards(files: &ModelFiles) -> Result<Self, ModelError> {
         let path = files.path_of(INDEX);
         let json = files.read_json(INDEX)?;
-        let root = JsonObject::root(&path, &json)?;
-        let map = root.object("weight_map")?.ok_or_else(|| root.missing("weight_map"))?;
-        let mut names_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (tensor, _) in map.entries() {
-            let shard = map.string(tensor)?.ok_or_else(|| map.missing(tensor))?;
-            if !is_file_name(shard) {
-                return Err(map.bad(tensor, "expected the name of a file in the same directory"));
-            }
-            names_of.entry(shard).or_default().push(tensor);
-        }
-        if names_of.len() > SHARDS_MAX {
-            return Err(root.bad("weight_map", format!("names more than {SHARDS_MAX} files")));
-        }
         let mut tensors = BTreeMap::new();
-        for (shard, names) in names_of {
+        for (shard, names) in tensors_of_shards(&path, &json)? {
             let mut stored = BTreeMap::new();
             open_file(files, shard, |name, tensor| {
                 stored.insert(name, tensor);
@@ -128,6 +121,34 @@ impl TensorFiles {
         debug_assert_eq!(range.len(), expected.iter().product::<usize>() * dtype.bytes());
         Ok(Tensor { dtype, shape: stored.info.shape.clone(), file: stored.file.clone(), range })
     }
+}
+
+/// The weight files that the index names.
+pub(super) fn shards(files: &ModelFiles) -> Result<Vec<String>, ModelError> {
+    let json = files.read_json(INDEX)?;
+    let path = files.path_of(INDEX);
+    Ok(tensors_of_shards(&path, &json)?.into_keys().map(ToOwned::to_owned).collect())
+}
+
+/// The names of the tensors in each weight file, by the index in the file `path`.
+fn tensors_of_shards<'a>(
+    path: &'a str,
+    index: &'a Value,
+) -> Result<BTreeMap<&'a str, Vec<&'a str>>, ModelError> {
+    let root = JsonObject::root(path, index)?;
+    let map = root.object("weight_map")?.ok_or_else(|| root.missing("weight_map"))?;
+    let mut names_of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (tensor, value) in map.entries() {
+        let shard = value.as_str().ok_or_else(|| map.bad(tensor, "expected a string"))?;
+        if !is_file_name(shard) {
+            return Err(map.bad(tensor, "expected the name of a file in the same directory"));
+        }
+        names_of.entry(shard).or_default().push(tensor);
+    }
+    if names_of.len() > SHARDS_MAX {
+        return Err(root.bad("weight_map", format!("names more than {SHARDS_MAX} files")));
+    }
+    Ok(names_of)
 }
 
 fn open_file(

@@ -40,10 +40,11 @@ pub struct ChatArgs {
     /// one, or else started for this chat.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Model to chat with, a directory, in a daemon for this chat; the embedded pair if omitted.
-    #[arg(long, value_name = "DIR", conflicts_with = "socket")]
+    /// Model to chat with, in a daemon for this chat: a directory or a name on the Hugging Face hub
+    /// (org/name); the embedded pair if omitted.
+    #[arg(long, value_name = "MODEL", conflicts_with = "socket")]
     model: Option<String>,
-    /// Draft model for --model: a directory, or ngram.
+    /// Draft model for --model: a directory, org/name, or ngram.
     #[arg(long, value_name = "MODEL", requires = "model")]
     draft: Option<String>,
     /// Sampling temperature; 0 is greedy.

@@ -4,15 +4,22 @@ use serde_json::json;
 
 use super::Directory;
 use super::directory::{HIDDEN, MLP};
-use crate::model::{ModelError, ModelSource, load};
+use crate::model::{ModelError, ModelRef, ModelSource, load};
 use crate::protocol::ModelRole;
 
 #[test]
-fn a_source_is_a_path_or_an_embedded_model_that_exists() {
-    assert_eq!(ModelSource::parse("embedded:tiny").ok(), Some(ModelSource::EmbeddedTiny));
-    assert_eq!(ModelSource::parse("models/x").ok(), Some(ModelSource::Directory("models/x".into())));
+fn a_source_is_a_path_a_name_on_the_hub_or_an_embedded_model_that_exists() {
+    let parsed = |text: &str| ModelRef::parse(text).expect("a source");
+    assert_eq!(parsed("embedded:tiny"), ModelRef::EmbeddedTiny);
+    for path in ["./models/x", "/models/x", "models/x/", "x", "models", "a/b/c", "~/x"] {
+        assert_eq!(parsed(path), ModelRef::Directory(path.into()));
+    }
+    for name in ["org/name", "org/name@v1.0"] {
+        assert_eq!(parsed(name), ModelRef::Hub(name.parse().expect("a name")));
+        assert_eq!(parsed(name).to_string(), name);
+    }
     for text in ["", "embedded:", "embedded:huge"] {
-        let error = ModelSource::parse(text).expect_err("it is refused").to_string();
+        let error = ModelRef::parse(text).expect_err("it is refused").to_string();
         assert!(error.contains(&format!("`{text}`")), "{error}");
     }
 }
@@ -45,6 +52,21 @@ fn a_file_instead_of_a_directory_is_rejected() {
     made.write_all();
     let source = ModelSource::Directory(made.path("config.json"));
     assert!(matches!(load(&source, ModelRole::Target), Err(ModelError::Io { .. })));
+}
+
+#[test]
+fn gguf_is_refused_with_the_way_to_convert_it() {
+    let made = Directory::new("llama");
+    made.write("config.json", made.config.to_string());
+    made.write("m.Q8_0.GGUF", "GGUF");
+    let file = ModelSource::Directory(made.path("m.Q8_0.GGUF"));
+    let named_only = ModelSource::Directory("/nowhere/m.gguf".into());
+    for (source, name) in [(file, "m.Q8_0.GGUF"), (made.source(), "m.Q8_0.GGUF"), (named_only, "m.gguf")] {
+        let error = load(&source, ModelRole::Target).expect_err("it is refused").to_string();
+        assert!(error.contains(&format!("{name} is a GGUF file")), "{error}");
+        assert!(error.contains("`specserve pull org/name`") && error.contains("docs/models.md"), "{error}");
+    }
+    made.load().expect("a GGUF file beside safetensors does not matter");
 }
 
 #[test]

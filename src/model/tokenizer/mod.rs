@@ -19,7 +19,7 @@ use byte_fallback::FallbackBytes;
 use byte_level::BytePieces;
 pub use stream::StreamDecoder;
 
-const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 
 /// A model's tokenizer. Cheap to clone.
 #[derive(Clone)]
