@@ -21,10 +21,18 @@ pub struct Reliability {
 }
 
 impl Default for Reliability {
-    /// Slightly less sure than the draft itself, and easily overruled.
+    /// Between what two pairs of models showed (docs/policy.md, "Survival"), and easily overruled.
+    ///
+    /// At temperature 0 the target agrees with a draft of probability q more often than q, as its
+    /// own choice is the most probable token, too. At other temperatures target and draft sample
+    /// under the same noise, so that they agree on improbable tokens as well.
     fn default() -> Reliability {
-        let shares: Vec<f64> = (0..BINS).map(|bin| 0.05 + 0.9 * f64::from(centre(bin))).collect();
-        Reliability { greedy: shares.clone(), sampled: shares, strength: 6.0 }
+        let curve = |share: fn(f64) -> f64| (0..BINS).map(|bin| share(centre(bin).into())).collect();
+        Reliability {
+            greedy: curve(|q| (1.0 - 0.9 * (1.0 - q).powf(1.5)).min(0.99)),
+            sampled: curve(|q| 0.3 + 0.65 * q),
+            strength: 6.0,
+        }
     }
 }
 
