@@ -1,6 +1,6 @@
 //! The documents' links lead somewhere, and their configurations are valid.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use specserve::config::Config;
@@ -33,15 +33,20 @@ fn split(page: &str, language: &str) -> (String, Vec<String>) {
     (prose, blocks)
 }
 
-/// Anchors of a page's headings, as GitHub makes them.
+/// Anchors of a page's headings, as GitHub makes them: a repeated one is numbered.
 fn anchors(prose: &str) -> BTreeSet<String> {
-    let headings = prose.lines().filter(|line| line.starts_with('#'));
     let slug = |heading: &str| -> String {
         let text = heading.trim_start_matches('#').trim().to_lowercase();
         let kept = text.chars().filter(|one| one.is_alphanumeric() || [' ', '-', '_'].contains(one));
         kept.map(|one| if one == ' ' { '-' } else { one }).collect()
     };
-    headings.map(slug).collect()
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let mut number = |slug: String| {
+        let earlier = seen.entry(slug.clone()).or_default();
+        *earlier += 1;
+        if *earlier == 1 { slug } else { format!("{slug}-{}", *earlier - 1) }
+    };
+    prose.lines().filter(|line| line.starts_with('#')).map(|line| number(slug(line))).collect()
 }
 
 /// Targets of the links of a page.
