@@ -1,6 +1,10 @@
-//! docs/config.md says the defaults and bounds that the code has.
+//! docs/config.md and the tiny file name every key, and the page says the defaults and bounds that
+//! the code has.
 
-use super::Config;
+use std::collections::BTreeSet;
+
+use super::tests::tiny_with;
+use super::{Config, TINY_CPU_TOML};
 
 const DOCS: &str = include_str!("../../docs/config.md");
 
@@ -50,4 +54,36 @@ fn the_docs_say_the_bounds_and_defaults_of_every_number() {
         }
     }
     assert!(checked > 20, "only {checked} keys have bounds");
+}
+
+/// Keys as `section.key`, of the effective configuration and of those that are not set.
+fn keys_of(text: &str) -> BTreeSet<String> {
+    let mut section = String::new();
+    let mut keys = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(header) = line.strip_prefix('[') {
+            section = header.trim_matches(['[', ']']).to_owned();
+        } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ") {
+            keys.extend((!key.contains(' ')).then(|| format!("{section}.{key}")));
+        } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" is not set") {
+            keys.insert(format!("{section}.{key}"));
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_tiny_file_and_the_docs_name_every_key() {
+    let blocks = Config::parse(&tiny_with("memory_mib_max = 64", "target_blocks = 64")).expect("valid");
+    let mut effective = keys_of(&Config::default_tiny().to_toml());
+    effective.extend(keys_of(&blocks.to_toml()));
+    let percent = Config::parse(&tiny_with("memory_mib_max = 64", "memory_percent = 64")).expect("valid");
+    effective.extend(keys_of(&percent.to_toml()));
+    assert_eq!(keys_of(TINY_CPU_TOML), effective);
+    let share = Config::parse(&tiny_with("memory_mib_max = 64", "gpu_memory_percent = 64")).expect("valid");
+    effective.extend(keys_of(&share.to_toml()));
+    for path in effective {
+        let key = path.rsplit('.').next().expect("a path has a key");
+        assert!(DOCS.contains(&format!("| `{key}` |")), "docs/config.md has no row for {path}");
+    }
 }

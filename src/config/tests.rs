@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ fn problem_paths(text: &str) -> Vec<String> {
 }
 
 /// The tiny configuration with one line put in place of another.
-fn tiny_with(line: &str, replacement: &str) -> String {
+pub fn tiny_with(line: &str, replacement: &str) -> String {
     assert!(TINY_CPU_TOML.contains(line), "{line} is in the file");
     TINY_CPU_TOML.replacen(line, replacement, 1)
 }
@@ -91,39 +90,6 @@ fn every_key_of_the_tiny_file_has_a_comment() {
         let is_key = key.split_once(" = ").is_some_and(|(name, _)| !name.contains(' '));
         let commented = index > 0 && lines[index - 1].starts_with("# ") && !lines[index - 1].contains(" = ");
         assert!(!is_key || commented, "line {} has no comment: {line}", index + 1);
-    }
-}
-
-/// Keys as `section.key`, of the effective configuration and of those that are not set.
-fn keys_of(text: &str) -> BTreeSet<String> {
-    let mut section = String::new();
-    let mut keys = BTreeSet::new();
-    for line in text.lines() {
-        if let Some(header) = line.strip_prefix('[') {
-            section = header.trim_matches(['[', ']']).to_owned();
-        } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ") {
-            keys.extend((!key.contains(' ')).then(|| format!("{section}.{key}")));
-        } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" is not set") {
-            keys.insert(format!("{section}.{key}"));
-        }
-    }
-    keys
-}
-
-#[test]
-fn the_tiny_file_and_the_docs_name_every_key() {
-    let blocks = Config::parse(&tiny_with("memory_mib_max = 64", "target_blocks = 64")).expect("valid");
-    let mut effective = keys_of(&Config::default_tiny().to_toml());
-    effective.extend(keys_of(&blocks.to_toml()));
-    let percent = Config::parse(&tiny_with("memory_mib_max = 64", "memory_percent = 64")).expect("valid");
-    effective.extend(keys_of(&percent.to_toml()));
-    assert_eq!(keys_of(TINY_CPU_TOML), effective);
-    let share = Config::parse(&tiny_with("memory_mib_max = 64", "gpu_memory_percent = 64")).expect("valid");
-    effective.extend(keys_of(&share.to_toml()));
-    let docs = include_str!("../../docs/config.md");
-    for path in effective {
-        let key = path.rsplit('.').next().expect("a path has a key");
-        assert!(docs.contains(&format!("| `{key}` |")), "docs/config.md has no row for {path}");
     }
 }
 
