@@ -20,7 +20,7 @@ pub struct WatchedBody<B, W> {
 }
 
 impl<B: HttpBody, W: BodyWatch> WatchedBody<B, W> {
-    /// Wraps `body`. An empty one has ended already: nobody will ask for its frames.
+    /// Wraps `body`. An empty body has already ended: its frames are never polled.
     pub fn new(body: B, mut watch: W) -> WatchedBody<B, W> {
         if body.is_end_stream() {
             watch.ended();

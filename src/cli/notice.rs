@@ -1,4 +1,4 @@
-//! Tells the user beside the results what is going on.
+//! Messages to the user on standard error.
 
 use std::fmt::Display;
 use std::io::{Write, stderr};
@@ -10,7 +10,7 @@ use super::progress;
 
 const TICK: Duration = Duration::from_millis(100);
 
-/// Writes a line to standard error. Nobody may be reading it, which is no reason to fail.
+/// Writes a line to standard error. Errors are ignored: it may be closed.
 pub fn say(text: impl Display) {
     let _ = writeln!(stderr(), "{text}");
 }

@@ -4,10 +4,11 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
+use indicatif::{DecimalBytes, ProgressBar};
 use serde_json::{Value, json};
 
 use super::error::CliError;
+use super::progress;
 use crate::hub::{HubSettings, PullEvent, PullReport, PulledFile, pull};
 use crate::model::HubName;
 
@@ -37,7 +38,7 @@ pub async fn run(args: &PullArgs, out: &mut impl Write) -> Result<(), CliError> 
 
 async fn run_with(args: &PullArgs, settings: HubSettings, out: &mut impl Write) -> Result<(), CliError> {
     let name = args.model.clone();
-    // the bar goes with this future, too, which Ctrl-C drops
+    // Ctrl-C drops this future, and with it the bar
     let shown = Shown::new();
     let bar = shown.0.clone();
     let pulled = tokio::task::spawn_blocking(move || pull(&settings, &name, &mut |event| tell(&bar, &event)));
@@ -60,8 +61,7 @@ impl Shown {
     fn new() -> Shown {
         let template =
             "{msg} {wide_bar} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(0).with_style(style);
+        let bar = progress::bar(0, template);
         bar.enable_steady_tick(TICK);
         Shown(bar)
     }

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use clap::Parser;
 use clap::error::ErrorKind;
 
@@ -99,7 +101,7 @@ fn bad_arguments_are_refused_before_anything_runs() {
 #[test]
 fn the_default_socket_is_that_of_the_tiny_configuration() {
     let config = crate::config::Config::default_tiny();
-    assert_eq!(config.server.socket, std::path::Path::new(SOCKET_DEFAULT));
+    assert_eq!(config.server.socket, Path::new(SOCKET_DEFAULT));
 }
 
 #[test]
@@ -144,19 +146,15 @@ fn words(command: &str) -> Vec<String> {
 
 #[test]
 fn every_command_that_the_documents_show_is_one_that_the_program_takes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs =
+        std::fs::read_dir(root.join("docs")).expect("docs/").map(|entry| entry.expect("an entry").path());
+    let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     let mut seen = 0;
-    for (name, page) in [
-        ("README.md", include_str!("../../README.md")),
-        ("docs/cli.md", include_str!("../../docs/cli.md")),
-        ("docs/analyzer.md", include_str!("../../docs/analyzer.md")),
-        ("docs/benchmarks.md", include_str!("../../docs/benchmarks.md")),
-        ("docs/config.md", include_str!("../../docs/config.md")),
-        ("docs/models.md", include_str!("../../docs/models.md")),
-        ("docs/simulator.md", include_str!("../../docs/simulator.md")),
-        ("docs/slo.md", include_str!("../../docs/slo.md")),
-    ] {
+    for path in pages.chain([root.join("README.md")]) {
+        let (name, page) = (path.display(), std::fs::read_to_string(&path).expect("a page"));
         // an ellipsis stands for more of the same
-        for command in commands_of(page).iter().filter(|command| !command.contains('…')) {
+        for command in commands_of(&page).iter().filter(|command| !command.contains('…')) {
             seen += 1;
             if let Err(error) = Cli::try_parse_from(words(command)) {
                 let shown = [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion];

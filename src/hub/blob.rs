@@ -50,7 +50,7 @@ fn is_there(blob: &Path, file: &RemoteFile) -> Result<bool, HubError> {
     Ok(store::size(blob)? == Some(file.bytes))
 }
 
-/// A content that is being collected.
+/// A partially downloaded file.
 struct Part<'a> {
     remote: &'a RemoteFile,
     path: PathBuf,

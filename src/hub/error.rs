@@ -63,7 +63,7 @@ pub enum HubError {
         /// Page that lists the revisions.
         page: String,
     },
-    /// Another answer than a file or a list.
+    /// An unexpected HTTP status.
     #[error("{url} answered {status}{}{message}", if message.is_empty() { "" } else { ": " })]
     Status {
         /// What was asked for.
@@ -73,7 +73,7 @@ pub enum HubError {
         /// The hub's explanation; may be empty.
         message: String,
     },
-    /// An answer that the hub does not give.
+    /// A malformed answer.
     #[error("{url} does not answer like the Hugging Face hub: {problem}")]
     Answer {
         /// What was asked for.

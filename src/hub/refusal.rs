@@ -1,4 +1,4 @@
-//! What the hub means by the answers with which it refuses.
+//! Maps the hub's error responses to errors for the user.
 
 use super::error::HubError;
 use crate::model::HubName;

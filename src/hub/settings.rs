@@ -1,4 +1,4 @@
-//! Where the hub and its cache are, and as whom to ask.
+//! Settings of a pull: endpoint, cache, token, proxy, retries.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn without_variables_the_hub_is_the_public_one_and_nobody_is_logged_in() {
+    fn without_variables_the_public_hub_is_used_without_a_token() {
         let settings = settings(&[]);
         assert_eq!(settings.endpoint, "https://huggingface.co");
         assert_eq!((settings.token, settings.offline), (None, false));

@@ -1,4 +1,4 @@
-//! Writes to the cache, each of which another process sees whole or not at all.
+//! Atomic writes to the cache.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};

@@ -7,7 +7,7 @@ use crate::cli::answer::{ChatReply, chat};
 use crate::cli::client::Client;
 use crate::cli::error::CliError;
 
-/// What became of a message.
+/// Outcome of a message.
 #[derive(Debug)]
 pub enum Said<S> {
     /// The model's whole answer.

@@ -1,4 +1,4 @@
-//! The daemon that a chat is with.
+//! Finds or starts the daemon to chat with.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

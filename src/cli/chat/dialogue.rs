@@ -42,7 +42,7 @@ impl Interrupts for Signals {
     }
 }
 
-/// Both ends of the conversation.
+/// A conversation between a user and a daemon.
 pub struct Dialogue<'a, P, I, W> {
     /// The daemon.
     pub client: &'a Client,
@@ -59,7 +59,7 @@ pub struct Dialogue<'a, P, I, W> {
 }
 
 impl<P: Prompt, I: Interrupts, W: Write> Dialogue<'_, P, I, W> {
-    /// Talks until the user ends it.
+    /// Runs the conversation until the user ends it.
     ///
     /// # Errors
     /// [`CliError`] of the terminal; [`CliError::Interrupted`] by anything but SIGINT, which stops
@@ -129,7 +129,7 @@ impl<P: Prompt, I: Interrupts, W: Write> Dialogue<'_, P, I, W> {
         }
     }
 
-    /// Says something that is not the model's.
+    /// Prints a remark of this program, dimmed.
     fn remark(&mut self, text: &str) -> Result<(), CliError> {
         let (dim, plain) = if self.colours { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
         Ok(writeln!(self.out, "{dim}{text}{plain}")?)

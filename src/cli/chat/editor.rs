@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_remembered_for_the_next_conversation_and_for_nobody_else() {
+    fn the_history_persists_between_conversations_and_is_private() {
         let directory = ScratchDirectory::new();
         let path = directory.path().join("state/specserve/history");
         let mut reader = Reader::open(Some(path.clone())).expect("opened");

@@ -1,4 +1,4 @@
-//! What a line at the prompt means.
+//! Parses lines entered at the prompt.
 
 /// A line at the prompt.
 #[derive(Debug, PartialEq, Eq)]

@@ -315,7 +315,7 @@ impl Interrupts for Signalled {
     }
 }
 
-/// Nobody types.
+/// A prompt at which no line is ever entered.
 struct Idle(u32);
 
 impl Prompt for Idle {

@@ -57,7 +57,7 @@ pub enum ClientError {
         retry_after: Option<Duration>,
         /// The error object, if the body was one.
         body: Option<Box<serde_json::Value>>,
-        /// The daemon's name for the request (`x-request-id`).
+        /// Request id assigned by the daemon (`x-request-id`).
         request_id: Option<String>,
     },
     /// The daemon closed the connection without a response, as it does to unauthorized users.

@@ -79,14 +79,14 @@ impl Client {
     /// # Errors
     /// [`ClientError`], including for any status other than success.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
-        Ok(self.post_named(path, body).await?.body)
+        Ok(self.post_with_id(path, body).await?.body)
     }
 
-    /// As [`post`](Self::post), with the name that the daemon gave to the request.
+    /// As [`post`](Self::post), with status and request id.
     ///
     /// # Errors
     /// As [`post`](Self::post).
-    pub async fn post_named(&self, path: &str, body: &Value) -> Result<Answered, ClientError> {
+    pub async fn post_with_id(&self, path: &str, body: &Value) -> Result<Answered, ClientError> {
         let response = self.send(Method::POST, path, Some(body), ANSWER_TIMEOUT).await?;
         let (status, request_id) = (response.status().as_u16(), request_id(&response));
         let bytes = read_whole(response, ANSWER_TIMEOUT).await?;
@@ -207,7 +207,7 @@ impl Client {
 pub struct Answered {
     /// HTTP status, a success.
     pub status: u16,
-    /// The daemon's name for the request (`x-request-id`).
+    /// Request id assigned by the daemon (`x-request-id`).
     pub request_id: Option<String>,
     /// The JSON body.
     pub body: Value,

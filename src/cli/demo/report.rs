@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::PROMPTS;
 use super::round::Round;
-use crate::cli::answer::{ChatReply, SpeculativeDecoding};
+use crate::cli::answer::SpeculativeDecoding;
 use crate::policy::registry::PolicyName;
 use crate::stats::quantile::{median, nearest_rank};
 
@@ -81,11 +81,6 @@ pub struct Answer {
     pub text: String,
     /// Why it ended.
     pub finish_reason: Option<String>,
-}
-
-/// Passes of the target that made an answer: the one that read the prompt, and the steps after it.
-pub fn passes(answer: &ChatReply) -> u64 {
-    answer.metrics.speculative_decoding.steps + 1
 }
 
 impl DemoReport {

@@ -1,10 +1,9 @@
-//! Prints one answer so that the passes of the target can be seen.
+//! Prints one answer with the target's passes marked.
 //!
 //! The daemon streams one delta per step, so the pieces of a stream are the passes' outputs.
 
 use std::io::{Result, Write};
 
-use super::report::passes;
 use crate::cli::answer::ChatReply;
 
 const GREEN: &str = "\x1b[32m";
@@ -19,7 +18,7 @@ pub enum Marks {
     Bars,
 }
 
-/// Prints what the reader is about to see, and the prompt.
+/// Explains what is about to be shown, and prints the prompt.
 ///
 /// # Errors
 /// Those of `out`.
@@ -70,7 +69,8 @@ impl<'a> StoryPrinter<'a> {
     /// Those of the output.
     pub fn end(self, answer: &ChatReply) -> Result<()> {
         let tokens = answer.usage.completion_tokens;
-        let passes = passes(answer);
+        // the prefill pass yields the first token
+        let passes = answer.metrics.speculative_decoding.steps + 1;
         writeln!(
             self.out,
             "\n\n{tokens} tokens in {passes} passes of the target. Without speculation, each token takes one.\n"
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pass_that_reads_the_prompt_counts_as_one() {
+    fn the_prefill_pass_is_counted() {
         let speculative_decoding = SpeculativeDecoding { steps: 26, ..SpeculativeDecoding::default() };
         let answer = ChatReply {
             usage: Usage { prompt_tokens: 18, completion_tokens: 85 },

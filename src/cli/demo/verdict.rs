@@ -1,9 +1,9 @@
-//! The demo's figures in words.
+//! Renders the demo's report as text.
 
 use super::report::{DemoReport, SideStats};
 use crate::cli::table::{Table, or_dash};
 
-/// What speculation does for a large model, where the demo has to say that it does nothing here.
+/// Where speculation pays; printed if it does not on this machine.
 const ON_A_GPU: &str = "It pays where a pass that checks several tokens costs about as much as one that makes one token, as\n\
     on a GPU: an 8B-shaped pair on an H100 answers 2.6 times as fast (docs/benchmarks.md).";
 
@@ -76,8 +76,8 @@ struct Comparison {
 impl Verdict {
     fn of(report: &DemoReport) -> Verdict {
         let (plain, speculative) = (&report.plain, &report.speculative);
-        let slower = |plain_ms: f64, speculative_ms: f64| speculative_ms / plain_ms;
-        let times = plain.step_ms().zip(speculative.step_ms()).map(|(one, other)| slower(one, other));
+        let steps_ms = plain.step_ms().zip(speculative.step_ms());
+        let times = steps_ms.map(|(plain_ms, speculative_ms)| speculative_ms / plain_ms);
         let comparison =
             Comparison { speedup: report.speedup, step: times.zip(speculative.acceptance_length) };
         match report.speedup {

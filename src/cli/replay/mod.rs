@@ -16,7 +16,7 @@ mod tests;
 use std::io::Write;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 
 pub use args::ReplayArgs;
@@ -26,6 +26,7 @@ use super::error::CliError;
 use super::host::DaemonHost;
 use super::measured_profile::MeasuredProfile;
 use super::private::PrivateDaemon;
+use super::progress;
 use crate::config::Config;
 use crate::policy::registry::PolicyName;
 use crate::protocol::Slo;
@@ -178,7 +179,6 @@ impl Replay<'_> {
 
 fn progress_bar(setting: &Setting, requests: usize) -> ProgressBar {
     let template = "{msg} {bar:40} {pos}/{len} requests, {elapsed} elapsed";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let message = format!("{} at {} ×, repeat {}", setting.policy, setting.rate_scale, setting.repeat + 1);
-    ProgressBar::new(requests as u64).with_style(style).with_message(message)
+    progress::bar(requests as u64, template).with_message(message)
 }

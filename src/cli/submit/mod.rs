@@ -100,8 +100,7 @@ fn open(path: &Path) -> Result<(Input, ProgressBar), CliError> {
     Ok((Box::new(BufReader::new(file)), progress))
 }
 
-/// Reads on a thread of its own: whoever writes to a pipe may take their time, while requests
-/// that came earlier are answered.
+/// Reads on its own thread, so that a slow pipe does not delay requests that were read already.
 fn read_ahead(input: Input) -> impl Stream<Item = Item> {
     let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
     tokio::task::spawn_blocking(move || {
@@ -161,7 +160,7 @@ impl Batch {
             body["model"] = json!(self.model);
         }
         for _ in 0..RETRIES_MAX {
-            match self.client.post_named(path, &body).await {
+            match self.client.post_with_id(path, &body).await {
                 Err(error) => match error.retry_after() {
                     Some(wait) => tokio::time::sleep(wait.min(RETRY_WAIT_MAX)).await,
                     None => return Err(Failure::Client(error)),
@@ -169,7 +168,7 @@ impl Batch {
                 Ok(answer) => return Ok(answer),
             }
         }
-        self.client.post_named(path, &body).await.map_err(Failure::Client)
+        self.client.post_with_id(path, &body).await.map_err(Failure::Client)
     }
 }
 

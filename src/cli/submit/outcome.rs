@@ -13,7 +13,7 @@ pub enum Failure {
     Client(ClientError),
 }
 
-/// What became of a line.
+/// Outcome of one input line.
 pub struct Outcome {
     /// Its number from 1.
     pub line: u64,

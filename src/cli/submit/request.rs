@@ -1,4 +1,4 @@
-//! What a line asks for.
+//! Parses input lines into requests.
 
 use serde_json::Value;
 

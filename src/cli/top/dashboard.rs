@@ -78,7 +78,7 @@ impl Drop for FullScreen {
     }
 }
 
-/// What is known, and what is shown of it.
+/// State of the dashboard.
 struct Dashboard {
     polls: Polls,
     speeds: VecDeque<f64>,

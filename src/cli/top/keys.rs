@@ -8,14 +8,14 @@ use tokio::sync::mpsc;
 /// Keys that wait to be acted on.
 const KEYS_MAX: usize = 16;
 
-/// What the user wants.
+/// Action bound to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// To end.
+    /// Quit.
     Quit,
-    /// To make the picture stand still, or go on.
+    /// Pause, or resume.
     Pause,
-    /// To see it in the terminal's new size.
+    /// Draw again: the terminal was resized.
     Redraw,
 }
 

@@ -32,7 +32,7 @@ fn a_resumed_file_is_checked_from_its_first_byte_on() {
     std::fs::write(&part, vec![0; 1000]).expect("written");
     assert!(error(&hub).contains("model.safetensors is damaged"));
     assert!(!part.exists());
-    pulled(&hub).expect("the next pull begins anew");
+    pulled(&hub).expect("the next pull starts over");
 }
 
 #[test]

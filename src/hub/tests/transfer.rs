@@ -86,7 +86,7 @@ fn a_commit_or_another_revision_is_fetched_beside_main() {
         hub.settings.cache.locate(&named).expect("it is there");
     }
     assert_eq!(read(&hub.cached("refs/refs/pr/1")), COMMIT.as_bytes());
-    assert_eq!(names(&hub.cached("refs")), ["refs"], "a commit needs no name, and nobody asked for main");
+    assert_eq!(names(&hub.cached("refs")), ["refs"], "a commit gets no ref, and main was not requested");
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_file_that_another_process_is_fetching_is_waited_for() {
     let lock = hub.settings.cache.root().join(format!(".locks/models--org--name/{tag}.lock"));
     std::fs::create_dir_all(lock.parent().expect("a parent")).expect("made");
     let file = std::fs::File::create(&lock).expect("created");
-    file.lock().expect("nobody else has it");
+    file.lock().expect("the lock is free");
     let held = std::sync::Mutex::new(Some(file));
     let blob = hub.cached(&format!("blobs/{tag}"));
     let report = pull(&hub.settings, &name("org/name"), &mut |event| {
