@@ -126,6 +126,11 @@ impl Plan {
         self.value_tokens / self.priced_us
     }
 
+    /// The same without `before_us` of it, in which `rate` was made.
+    pub fn rate_after(&self, before_us: f64, rate: f64) -> f64 {
+        (self.value_tokens - before_us * rate) / (self.priced_us - before_us)
+    }
+
     fn beats(&self, other: &Plan) -> bool {
         self.value_tokens * other.priced_us > other.value_tokens * self.priced_us
     }

@@ -36,6 +36,7 @@ impl Learner for SpecServeLearner {
         known.time.observe(report);
         known.calibration.observe(report);
         known.forecast.observe(report, &known.calibration);
+        known.observe_realized(report);
         known.gate.observe(report);
         known.pace.observe(report);
         known.lifetime.observe(report);
@@ -56,6 +57,7 @@ impl Learner for SpecServeLearner {
             "calibration": self.policy.calibration.state(),
             "confidence_forecast": self.policy.forecast.position_means(),
             "speculation": self.policy.gate.state(),
+            "realized_over_planned": self.policy.realized.state(),
         })
     }
 }

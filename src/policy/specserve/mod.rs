@@ -16,6 +16,7 @@ mod learner;
 mod lifetime;
 mod option;
 mod predict;
+mod realized;
 mod workspace;
 mod worth;
 
@@ -23,6 +24,7 @@ use gate::Gate;
 pub use learner::SpecServeLearner;
 use lifetime::Lifetime;
 use option::Next;
+use realized::Realized;
 pub(super) use workspace::Workspace;
 use workspace::{Costs, Spent};
 use worth::Pace;
@@ -73,6 +75,7 @@ pub struct SpecServe {
     calibration: Calibration,
     forecast: Forecast,
     gate: Gate,
+    realized: Realized,
     pace: Pace,
     lifetime: Lifetime,
 }
@@ -86,6 +89,7 @@ impl SpecServe {
             time: TimeModel::new(cost),
             forecast: Forecast::default(),
             gate: Gate::default(),
+            realized: Realized::default(),
             pace: Pace::default(),
             lifetime: Lifetime::default(),
         }

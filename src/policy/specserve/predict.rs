@@ -3,7 +3,7 @@
 
 use super::gate::PROBE_DRAFTS;
 use super::workspace::{Costs, Spent, Workspace, lags};
-use super::{SpecServe, StepDecision, StepView};
+use super::{HORIZON_STEPS, SpecServe, StepDecision, StepView};
 use crate::protocol::Intent;
 use crate::timing::cost_model::prefill_attended;
 
@@ -37,20 +37,19 @@ impl SpecServe {
             rate,
         };
         if intent == Intent::Draft {
-            self.grant(space, &costs, view, &mut decision.drafts);
+            self.grant(space, &costs, view, &mut decision);
         }
         decision
     }
 
     /// Lets all rows draft that are planned to, or that may turn out better than those;
     /// `extend` decides after each draft call how far a row really goes.
-    fn grant(&self, space: &Workspace, costs: &Costs<'_>, view: &StepView, drafts: &mut [u32]) {
+    fn grant(&self, space: &Workspace, costs: &Costs<'_>, view: &StepView, decision: &mut StepDecision) {
         if !space.drafts() {
             return;
         }
-        let tokens: f64 = (0..costs.rows).map(|row| space.value(row)).sum();
-        let hurdle = space.hurdle(costs, tokens / space.step_us(costs));
-        for (index, (drafts, row)) in drafts.iter_mut().zip(&view.decoding).enumerate() {
+        let hurdle = space.hurdle(costs, decision.rate);
+        for (index, (drafts, row)) in decision.drafts.iter_mut().zip(&view.decoding).enumerate() {
             let may = *drafts > 0 || space.rows[index].positions > 0 && space.clears(&hurdle, index);
             *drafts = if may { self.positions(row.drafts_max) } else { 0 };
         }
@@ -83,22 +82,38 @@ impl SpecServe {
             return Drafting::NONE;
         }
         self.forecast_all(view, space);
-        let rows_max = self.options.verify_rows_max;
         // Any draft pays for the round; the plain step that it is compared with does not.
         let short_lags_us = costs.short_lags_us(view, |index| view.decoding[index].drafts_max > 0);
         let spent = Spent { draft_us: costs.draft_round_us() + short_lags_us, ..Spent::default() };
-        let mut plan = space.solve(costs, rows_max, spent);
         let plain_rate = space.weight() / costs.plain_us();
-        let gain = plan.rate() / plain_rate;
+        let mut rate = self.solve_ahead(space, costs, spent);
+        let gain = rate / plain_rate;
         if space.drafts() && view.decoding.iter().any(lags) {
             self.admit_lagging(space, costs, view);
-            plan = space.solve(costs, rows_max, spent);
+            rate = self.solve_ahead(space, costs, spent);
         }
-        if space.drafts() && self.gate.opens_for(plan.rate() / plain_rate) {
-            return Drafting { intent: Intent::Draft, rate: plan.rate(), gain };
+        if space.drafts() && self.gate.opens_for(rate / plain_rate) {
+            return Drafting { intent: Intent::Draft, rate, gain };
         }
         space.lengths.fill(0);
         Drafting { intent: self.probe(space, costs, view), rate: 0.0, gain }
+    }
+
+    /// Plans lengths from forecasts. Returns the rate to expect, in weighted tokens per microsecond.
+    ///
+    /// A plan that draws with plain decoding on mean confidences wins by what stopping early saves:
+    /// if none is ahead of the plain step, the best that is no further behind than that is taken.
+    fn solve_ahead(&self, space: &mut Workspace, costs: &Costs<'_>, spent: Spent) -> f64 {
+        let rows_max = self.options.verify_rows_max;
+        let realized = self.realized.ratio(costs.rows);
+        let mut rate = space.solve(costs, rows_max, spent).rate();
+        if !space.drafts() && realized > 1.0 {
+            let plain_us = costs.plain_us();
+            let plain_rate = space.weight() / plain_us;
+            let behind = Spent { before_us: HORIZON_STEPS * plain_us, rate: plain_rate / realized, ..spent };
+            rate = space.solve(costs, rows_max, behind).rate_after(behind.before_us, behind.rate);
+        }
+        if space.drafts() { rate * realized } else { rate }
     }
 
     /// Decides which lagging rows may catch up and draft in this step, given the plan that assumes

@@ -11,6 +11,11 @@ use crate::timing::cost_model::{Work, prefill_attended};
 /// Least worth of a row's tokens: a batch of worthless rows must still have some.
 const WEIGHT_MIN: f32 = 1e-3;
 
+/// Weight of a row's tokens to the planner.
+pub(super) fn weight(pace: &Pace, row: &DecodeView) -> f32 {
+    pace.worth(row).max(WEIGHT_MIN)
+}
+
 /// Lag that needs no admission: a step that accepted all its drafts leaves two tokens.
 const LAG_FREE_TOKENS: u32 = 4;
 
@@ -141,7 +146,7 @@ impl Workspace {
     pub(super) fn begin(&mut self, costs: &Costs<'_>, pace: &Pace, view: &StepView) {
         self.rows.clear();
         self.rows.extend(view.decoding.iter().map(|row| Row {
-            weight: pace.worth(row).max(WEIGHT_MIN),
+            weight: weight(pace, row),
             query_us: costs.query_us(row),
             positions: 0,
         }));
@@ -161,11 +166,6 @@ impl Workspace {
         let drafts =
             (0..length as usize).map(|depth| f64::from(self.survival[depth * self.rows.len() + row]));
         1.0 + drafts.sum::<f64>()
-    }
-
-    /// The same, weighted.
-    pub(super) fn value(&self, row: usize) -> f64 {
-        f64::from(self.rows[row].weight) * self.tokens(row, self.lengths[row])
     }
 
     /// What drafting on is held against, at a plan's rate in weighted tokens per microsecond.

@@ -1,5 +1,6 @@
 mod planning;
 mod probe;
+mod realized;
 mod useless;
 mod who_drafts;
 
