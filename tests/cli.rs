@@ -53,6 +53,20 @@ fn a_config_that_is_not_there_exits_with_64() {
 }
 
 #[test]
+fn doctor_says_what_a_model_directory_holds_or_why_it_is_refused() {
+    let tiny = |part: &str| format!("{}/assets/tiny/{part}", env!("CARGO_MANIFEST_DIR"));
+    let fits = specserve(&["doctor", "--model", &tiny("eagle3"), "--target", "embedded:tiny", "--json"]);
+    assert_eq!(fits.status.code(), Some(0), "{}", text(&fits.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&fits.stdout).expect("one JSON document");
+    let facts = report["report"]["facts"].as_array().expect("a list");
+    assert!(facts.contains(&serde_json::json!({"subject": "kind", "finding": "draft head (EAGLE-3)"})));
+
+    let refused = specserve(&["doctor", "--model", &tiny("eagle3"), "--target", &tiny("draft")]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("eagle3/config.json: `hidden_size` is 384"));
+}
+
+#[test]
 fn check_config_prints_the_effective_config_with_bounds() {
     for arguments in [&["check-config", TINY][..], &["check-config", "--config", TINY]] {
         let output = specserve(arguments);

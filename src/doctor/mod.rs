@@ -1,14 +1,17 @@
-//! Diagnoses the machine for the executors: capabilities, problems and remedies.
+//! Diagnoses the machine for the executors: capabilities, problems and remedies; and says what a
+//! model directory holds.
 //!
 //! Runs on any machine and in any build. Checks that cannot run are reported as such.
 //!
-//! May import: executor.
+//! May import: protocol, model, executor.
 
 #[cfg(feature = "cuda")]
 mod gpu;
 mod host;
+mod model;
 mod report;
 
+pub use model::describe_model;
 pub use report::{DoctorReport, Finding, Problem, Severity};
 
 /// Runs all checks. With a GPU this takes some seconds, since bandwidth and matrix rate

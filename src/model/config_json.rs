@@ -94,6 +94,38 @@ pub(super) fn parse_config(
     Ok(ModelConfig { spec, own_context_tokens_max, parts, eos })
 }
 
+/// Shape of a draft head's layers, which must be made for `target`'s vocabulary. The context is
+/// the one that the head was trained with; it may draft beyond it.
+pub(super) fn head_spec(config: &JsonObject, target: Option<&ModelSpec>) -> Result<ModelSpec, ModelError> {
+    let key = "model_type";
+    let model_type = config.string(key)?.unwrap_or("llama");
+    if !matches!(model_type, "llama" | "qwen3") {
+        return Err(config.bad(key, "not supported for the layers of a draft head; `llama` and `qwen3` are"));
+    }
+    reject_unimplemented(config)?;
+    let spec = spec(config, model_type)?;
+    refuse_sliding_window(config, &spec)?;
+    let OptionalParts { qkv_bias, mlp_bias, .. } = parts(config, model_type)?;
+    for (key, bias) in [("attention_bias", qkv_bias), ("mlp_bias", mlp_bias)] {
+        if bias {
+            return Err(config.bad(key, "draft heads with biases are not supported"));
+        }
+    }
+    match target {
+        Some(target) if target.vocab_size != spec.vocab_size => {
+            let problem =
+                format!("the target has {} tokens: the head was made for another", target.vocab_size);
+            Err(config.bad("vocab_size", problem))
+        }
+        _ => Ok(spec),
+    }
+}
+
+/// Tokens that a draft head can draft; those of the target if config.json does not say.
+pub(super) fn draft_vocab_size(config: &JsonObject, vocab_size: usize) -> Result<usize, ModelError> {
+    Ok(config.size("draft_vocab_size", vocab_size)?.unwrap_or(vocab_size))
+}
+
 fn spec(config: &JsonObject, model_type: &str) -> Result<ModelSpec, ModelError> {
     let hidden_size = config.required_size("hidden_size", DIMENSION_MAX)?;
     let heads = config.required_size("num_attention_heads", DIMENSION_MAX)?;

@@ -1,6 +1,7 @@
 //! Errors of loading models, for the operator.
 #![forbid(unsafe_code)]
 
+use super::head_kind::HeadKind;
 use super::mismatch::Mismatch;
 
 /// Why a model cannot be loaded. Each variant names the file and the key, tensor or token
@@ -154,7 +155,7 @@ pub enum ModelError {
         found: Vec<usize>,
     },
     /// A tensor is stored in an unsupported number format.
-    #[error("{file}: tensor `{tensor}` is stored as {found}; supported are BF16, F16 and F32")]
+    #[error("{file}: tensor `{tensor}` is stored as {found}; supported: {supported}")]
     Dtype {
         /// Path of the weight file.
         file: String,
@@ -162,6 +163,8 @@ pub enum ModelError {
         tensor: String,
         /// Name of the format in safetensors.
         found: String,
+        /// The formats that are read.
+        supported: &'static str,
     },
     /// A tensor is not used by the configured architecture. Ignoring it could compute another
     /// function than the checkpoint's.
@@ -180,6 +183,40 @@ pub enum ModelError {
     TiedHeadDiffers {
         /// Path of the head's weight file.
         file: String,
+    },
+    /// A draft head stands where a model is expected.
+    #[error(
+        "{directory} holds a draft head ({kind}), not a model: `specserve doctor --model` checks it, but this \
+         version does not draft with heads"
+    )]
+    DraftHead {
+        /// Path of the directory.
+        directory: String,
+        /// Kind of the head.
+        kind: HeadKind,
+    },
+    /// A draft head's fusion does not take whole hidden states of the target.
+    #[error(
+        "{file}: tensor `{tensor}` has shape {found:?}; its columns must be a multiple of the target's hidden \
+         size {target_hidden_size}, one for each hidden state that the head reads"
+    )]
+    FusionWidth {
+        /// Path of the weight file.
+        file: String,
+        /// Name of the tensor.
+        tensor: &'static str,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Hidden size of the target.
+        target_hidden_size: usize,
+    },
+    /// The tokens of a draft head cannot be mapped to the target's.
+    #[error("{file}: `d2t` must map each draft token to a token of the target, but there is {found}")]
+    DraftVocabulary {
+        /// Path of the weight file.
+        file: String,
+        /// What is there instead.
+        found: String,
     },
     /// tokenizer.json is invalid.
     #[error("{file}: {problem}")]

@@ -13,6 +13,9 @@ use super::embedded::{self, EmbeddedFile};
 use super::{ModelError, ModelSource, TensorBytes, TensorFile, gguf, stand_in};
 use crate::protocol::ModelRole;
 
+/// The file that describes a model.
+pub(super) const CONFIG: &str = "config.json";
+
 /// Largest configuration, tokenizer or template file, in bytes. The largest tokenizers in
 /// use are about 35 MB.
 const TEXT_FILE_BYTES_MAX: u64 = 256 << 20;

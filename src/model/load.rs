@@ -2,17 +2,19 @@
 //! that the pair is compatible.
 #![forbid(unsafe_code)]
 
-use super::files::ModelFiles;
+use serde_json::Value;
+
+use super::files::{CONFIG, ModelFiles};
 use super::generation_config::GenerationConfig;
+use super::json_file::JsonObject;
 use super::safetensors_file::TensorFiles;
 use super::tokenizer_config::TokenizerConfig;
 use super::{
     ChatTemplate, LoadedModel, ModelError, ModelSource, RecommendedSampling, Tokenizer, config_json,
-    same_token_list, weights,
+    draft_head, same_token_list, weights,
 };
 use crate::protocol::{ModelRole, TokenId};
 
-pub(super) const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
 /// A loaded model with its tokenizer and chat template.
@@ -61,6 +63,7 @@ fn load_within(
 ) -> Result<Model, ModelError> {
     let files = ModelFiles::open(source, role)?;
     let json = files.read_json(CONFIG)?;
+    refuse_draft_head(&files, &json)?;
     let config = config_json::parse_config(&files.path_of(CONFIG), &json, context_cap)?;
     let tensors = TensorFiles::open(&files)?;
     let weights = weights::read(&tensors, &config.spec, config.parts)?;
@@ -87,6 +90,14 @@ fn load_within(
         eos,
         sampling: generation.sampling,
     })
+}
+
+/// Refuses what config.json describes as a draft head, rather than its architecture or tensors.
+fn refuse_draft_head(files: &ModelFiles, json: &Value) -> Result<(), ModelError> {
+    match draft_head::described_kind(&JsonObject::root(&files.path_of(CONFIG), json)?)? {
+        None => Ok(()),
+        Some(kind) => Err(ModelError::DraftHead { directory: files.place(), kind }),
+    }
 }
 
 /// Loads a target and an optional draft, which must have the target's token list.

@@ -6,11 +6,13 @@
 
 mod chat_template;
 mod config_json;
+mod draft_head;
 mod embedded;
 mod error;
 mod files;
 mod generation_config;
 mod gguf;
+mod head_kind;
 mod hub;
 mod hub_name;
 pub mod inflate;
@@ -33,8 +35,10 @@ mod tokenizer_config;
 mod weights;
 
 pub use chat_template::{ChatInput, ChatTemplate, ChatTemplateError};
+pub use draft_head::{BlockHead, ConfidenceHead, DraftHead, Eagle3Head, FeatureNorm, Features, MarkovHead};
 pub use error::ModelError;
 pub use generation_config::RecommendedSampling;
+pub use head_kind::HeadKind;
 pub use hub::{CachedRepository, HubCache, REQUIRED_FILES, WEIGHTS_FILE, WEIGHTS_INDEX, hub_home, shards};
 pub use hub_name::{HubName, HubNameError, is_commit};
 pub use layer_tensors::{LayerTensor, Projection};

@@ -2,7 +2,8 @@
 //! Format: <https://github.com/huggingface/safetensors#format>.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Component, Path};
 
 use safetensors::SafeTensors;
@@ -20,6 +21,9 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Weights, or their index, in the format that was before safetensors.
 pub(super) const OTHER_WEIGHTS: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// Suffix of tensors in old checkpoints that follow from config.json and are ignored.
+const DERIVED_SUFFIX: &str = ".rotary_emb.inv_freq";
 
 /// Most shards of a model.
 const SHARDS_MAX: usize = 4096;
@@ -95,31 +99,82 @@ impl TensorFiles {
         self.tensors.get(name).map_or(&self.path, |tensor| &tensor.path)
     }
 
+    /// Shape of the tensor `name`.
+    pub(super) fn shape(&self, name: &str) -> Result<&[usize], ModelError> {
+        self.stored(name, &[]).map(|stored| stored.info.shape.as_slice())
+    }
+
+    /// The numbers of the tensor `name`, which must be `len` 64-bit integers.
+    pub(super) fn integers(&self, name: &str, len: usize) -> Result<Vec<i64>, ModelError> {
+        let stored = self.in_shape(name, &[len])?;
+        if stored.info.dtype != safetensors::Dtype::I64 {
+            return Err(stored.bad_dtype(name, "I64"));
+        }
+        let bytes = &(*stored.file).as_ref()[stored.range()];
+        Ok(bytes
+            .chunks_exact(8)
+            .map(|number| i64::from_le_bytes(number.try_into().expect("8 bytes")))
+            .collect())
+    }
+
+    /// Refuses tensors other than those `taken`, except such that follow from config.json.
+    pub(super) fn refuse_others(&self, taken: &BTreeSet<String>) -> Result<(), ModelError> {
+        let stray = self.names().find(|(name, _)| !taken.contains(*name) && !name.ends_with(DERIVED_SUFFIX));
+        match stray {
+            None => Ok(()),
+            Some((tensor, file)) => {
+                Err(ModelError::UnexpectedTensor { file: file.to_owned(), tensor: tensor.to_owned() })
+            }
+        }
+    }
+
     /// Returns the tensor `name`, which must have the shape `expected`.
     pub(super) fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
-        let stored = self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor {
-            file: self.path.clone(),
-            tensor: name.to_owned(),
-            expected: expected.to_vec(),
-        })?;
-        if stored.info.shape != expected {
-            return Err(ModelError::Shape {
-                file: stored.path.clone(),
-                tensor: name.to_owned(),
-                expected: expected.to_vec(),
-                found: stored.info.shape.clone(),
-            });
-        }
-        let dtype = dtype(stored.info.dtype).ok_or_else(|| ModelError::Dtype {
-            file: stored.path.clone(),
-            tensor: name.to_owned(),
-            found: format!("{:?}", stored.info.dtype),
-        })?;
-        let (start, end) = stored.info.data_offsets;
-        let range = stored.data_start + start..stored.data_start + end;
+        let stored = self.in_shape(name, expected)?;
+        let dtype = dtype(stored.info.dtype).ok_or_else(|| stored.bad_dtype(name, "BF16, F16 and F32"))?;
+        let range = stored.range();
         // The safetensors crate has validated offsets against shape and file length.
         debug_assert_eq!(range.len(), expected.iter().product::<usize>() * dtype.bytes());
         Ok(Tensor { dtype, shape: stored.info.shape.clone(), file: stored.file.clone(), range })
+    }
+
+    /// The tensor `name` in whatever shape; `expected` is for the error.
+    fn stored(&self, name: &str, expected: &[usize]) -> Result<&StoredTensor, ModelError> {
+        self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor {
+            file: self.path.clone(),
+            tensor: name.to_owned(),
+            expected: expected.to_vec(),
+        })
+    }
+
+    fn in_shape(&self, name: &str, expected: &[usize]) -> Result<&StoredTensor, ModelError> {
+        let stored = self.stored(name, expected)?;
+        if stored.info.shape == expected {
+            return Ok(stored);
+        }
+        Err(ModelError::Shape {
+            file: stored.path.clone(),
+            tensor: name.to_owned(),
+            expected: expected.to_vec(),
+            found: stored.info.shape.clone(),
+        })
+    }
+}
+
+impl StoredTensor {
+    /// Where its bytes are in the file.
+    fn range(&self) -> Range<usize> {
+        let (start, end) = self.info.data_offsets;
+        self.data_start + start..self.data_start + end
+    }
+
+    fn bad_dtype(&self, name: &str, supported: &'static str) -> ModelError {
+        ModelError::Dtype {
+            file: self.path.clone(),
+            tensor: name.to_owned(),
+            found: format!("{:?}", self.info.dtype),
+            supported,
+        }
     }
 }
 

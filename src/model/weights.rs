@@ -12,9 +12,6 @@ use super::{LayerWeights, ModelError, ModelSpec, ModelWeights, Tensor};
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// Suffix of tensors in old checkpoints that follow from config.json and are ignored.
-const DERIVED_SUFFIX: &str = ".rotary_emb.inv_freq";
-
 /// Collects the weights of a model of this shape.
 ///
 /// # Errors
@@ -30,7 +27,7 @@ pub(super) fn read(
     let embedding = reader.take(EMBEDDING, &[spec.vocab_size, spec.hidden_size])?;
     let final_norm = reader.take("model.norm.weight", &[spec.hidden_size])?;
     let head = reader.head(&embedding)?;
-    reader.reject_unused_tensors()?;
+    files.refuse_others(&reader.taken.borrow())?;
     Ok(ModelWeights { embedding, layers, final_norm, head, tied_head: parts.tied_head })
 }
 
@@ -68,17 +65,5 @@ impl Reader<'_> {
     fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         self.taken.borrow_mut().insert(name.to_owned());
         self.files.tensor(name, shape)
-    }
-
-    fn reject_unused_tensors(&self) -> Result<(), ModelError> {
-        let taken = self.taken.borrow();
-        let stray =
-            self.files.names().find(|(name, _)| !taken.contains(*name) && !name.ends_with(DERIVED_SUFFIX));
-        match stray {
-            None => Ok(()),
-            Some((tensor, file)) => {
-                Err(ModelError::UnexpectedTensor { file: file.to_owned(), tensor: tensor.to_owned() })
-            }
-        }
     }
 }

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use crate::model::ModelError;
+use crate::model::files::CONFIG;
 use crate::model::files::ModelFiles;
-use crate::model::load::CONFIG;
 use crate::model::safetensors_file::{self, INDEX, SINGLE};
 use crate::model::tokenizer::TOKENIZER;
 

@@ -9,27 +9,34 @@ use crate::model::{Model, ModelError, ModelSource, load};
 use crate::protocol::ModelRole;
 
 /// Rows of the embedding; the tokenizer has three tokens fewer.
-pub(super) const VOCAB: usize = 8;
+pub(in crate::model) const VOCAB: usize = 8;
 /// Width of the residual stream.
-pub(super) const HIDDEN: usize = 8;
+pub(in crate::model) const HIDDEN: usize = 8;
 /// Width of the MLP.
-pub(super) const MLP: usize = 12;
+pub(in crate::model) const MLP: usize = 12;
 /// Layers.
-pub(super) const LAYERS: usize = 2;
+pub(in crate::model) const LAYERS: usize = 2;
 
 /// A model in the making: its files are written when it is loaded.
-pub(super) struct Directory {
+pub(in crate::model) struct Directory {
     /// Kept for its drop.
     root: tempfile::TempDir,
-    pub(super) config: Json,
-    pub(super) tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
+    pub(in crate::model) config: Json,
+    pub(in crate::model) tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
+    /// Bytes of tensors whose contents matter.
+    pub(in crate::model) contents: BTreeMap<String, Vec<u8>>,
 }
 
 impl Directory {
-    /// A model of two layers with two query heads and one key head of width 4.
-    pub(super) fn new(model_type: &str) -> Self {
+    /// A directory with this config.json and no tensors yet.
+    pub(in crate::model) fn empty(config: Json) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
-        let mut made = Self { root, config: Self::config(model_type), tensors: BTreeMap::new() };
+        Self { root, config, tensors: BTreeMap::new(), contents: BTreeMap::new() }
+    }
+
+    /// A model of two layers with two query heads and one key head of width 4.
+    pub(in crate::model) fn new(model_type: &str) -> Self {
+        let mut made = Self::empty(Self::config(model_type));
         made.add("model.embed_tokens.weight", &[VOCAB, HIDDEN]);
         made.add("model.norm.weight", &[HIDDEN]);
         for layer in 0..LAYERS {
@@ -57,7 +64,7 @@ impl Directory {
     }
 
     /// Its config.json.
-    pub(super) fn config(model_type: &str) -> Json {
+    pub(in crate::model) fn config(model_type: &str) -> Json {
         json!({
             "model_type": model_type, "vocab_size": VOCAB, "hidden_size": HIDDEN,
             "intermediate_size": MLP, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
@@ -68,12 +75,12 @@ impl Directory {
     }
 
     /// Adds a bf16 tensor.
-    pub(super) fn add(&mut self, name: &str, shape: &[usize]) {
+    pub(in crate::model) fn add(&mut self, name: &str, shape: &[usize]) {
         self.tensors.insert(name.to_owned(), (Dtype::BF16, shape.to_vec()));
     }
 
     /// Adds vectors to every layer's attention.
-    pub(super) fn add_to_layers(&mut self, vectors: &[(&str, usize)]) {
+    pub(in crate::model) fn add_to_layers(&mut self, vectors: &[(&str, usize)]) {
         for layer in 0..LAYERS {
             for (name, len) in vectors {
                 self.add(&format!("model.layers.{layer}.self_attn.{name}"), &[*len]);
@@ -82,34 +89,37 @@ impl Directory {
     }
 
     /// Sets a key of config.json.
-    pub(super) fn set(&mut self, key: &str, value: Json) -> &mut Self {
+    pub(in crate::model) fn set(&mut self, key: &str, value: Json) -> &mut Self {
         self.config[key] = value;
         self
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(in crate::model) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
-    pub(super) fn source(&self) -> ModelSource {
+    pub(in crate::model) fn source(&self) -> ModelSource {
         ModelSource::Directory(self.root.path().to_owned())
     }
 
-    pub(super) fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
+    pub(in crate::model) fn write(&self, name: &str, contents: impl AsRef<[u8]>) {
         std::fs::write(self.path(name), contents).expect("the file is written");
     }
 
     /// Writes config.json and one weight file.
-    pub(super) fn write_all(&self) {
+    pub(in crate::model) fn write_all(&self) {
         self.write("config.json", self.config.to_string());
         self.write("model.safetensors", self.weights(|_| true));
     }
 
     /// A weight file with the tensors that `chosen` chooses. Their bytes tell them apart.
-    pub(super) fn weights(&self, chosen: impl Fn(&str) -> bool) -> Vec<u8> {
+    pub(in crate::model) fn weights(&self, chosen: impl Fn(&str) -> bool) -> Vec<u8> {
         let tensors: Vec<_> = self.tensors.iter().filter(|(name, _)| chosen(name)).collect();
+        let bytes = |name: &str, dtype, shape: &[usize]| {
+            self.contents.get(name).cloned().unwrap_or_else(|| data(name, dtype, shape))
+        };
         let data: Vec<Vec<u8>> =
-            tensors.iter().map(|(name, (dtype, shape))| data(name, *dtype, shape)).collect();
+            tensors.iter().map(|(name, (dtype, shape))| bytes(name, *dtype, shape)).collect();
         let views = tensors.iter().zip(&data).map(|((name, (dtype, shape)), data)| {
             (name.as_str(), TensorView::new(*dtype, shape.clone(), data).expect("a well-formed tensor"))
         });
@@ -117,30 +127,30 @@ impl Directory {
     }
 
     /// Writes what is not written yet and loads it.
-    pub(super) fn load(&self) -> Result<Model, ModelError> {
+    pub(in crate::model) fn load(&self) -> Result<Model, ModelError> {
         self.write_all();
         self.load_as_written()
     }
 
-    pub(super) fn load_as_written(&self) -> Result<Model, ModelError> {
+    pub(in crate::model) fn load_as_written(&self) -> Result<Model, ModelError> {
         load(&self.source(), ModelRole::Target)
     }
 
     /// The message of the error that loading ends with.
-    pub(super) fn error(&self) -> String {
+    pub(in crate::model) fn error(&self) -> String {
         self.load().expect_err("the model must be refused").to_string()
     }
 }
 
 /// The bytes that a synthetic tensor holds.
-pub(super) fn data(name: &str, dtype: Dtype, shape: &[usize]) -> Vec<u8> {
+pub(in crate::model) fn data(name: &str, dtype: Dtype, shape: &[usize]) -> Vec<u8> {
     let seed = name.bytes().fold(7_u8, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte));
     let len = shape.iter().product::<usize>() * dtype.bitsize() / 8;
     (0..len).map(|i| seed.wrapping_add(i as u8)).collect()
 }
 
 /// A byte-level tokenizer whose tokens are the first `tokens` letters.
-pub(super) fn tokenizer_json(tokens: usize) -> Json {
+pub(in crate::model) fn tokenizer_json(tokens: usize) -> Json {
     let vocab: serde_json::Map<String, Json> =
         (0..tokens).map(|id| (char::from(b'a' + id as u8).to_string(), id.into())).collect();
     json!({

@@ -3,7 +3,7 @@
 
 mod bad_files;
 mod config;
-mod directory;
+pub(in crate::model) mod directory;
 mod loading;
 mod rope;
 

@@ -1,0 +1,197 @@
+//! The hidden states that a head reads, and in which layers of the target they are.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+
+use super::super::json_file::JsonObject;
+use super::super::safetensors_file::TensorFiles;
+use super::super::{ModelError, ModelSpec};
+use super::layout::{agreeing, is_speculators, layer_config};
+
+/// The weight that fuses the hidden states, `[hidden, features × target hidden]`.
+pub(super) const FUSION: &str = "fc.weight";
+/// Hidden states that the released EAGLE-3 heads read if config.json lists none.
+const EAGLE3_FEATURES: usize = 3;
+
+/// The hidden states that a head reads for each token, concatenated in this order.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Features {
+    /// Width of the target's residual stream.
+    pub target_hidden_size: usize,
+    /// How many hidden states are concatenated.
+    pub count: usize,
+    /// The layers of the target that the residual stream is taken before, from 0: the stream that
+    /// enters layer `k`. `None` if config.json leaves them to the target and none was given.
+    pub layers: Option<Vec<usize>>,
+}
+
+/// The layers of heads whose config.json lists none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Usual {
+    /// Those of the EAGLE-3 release.
+    OfRelease,
+    /// There are none: they must be listed.
+    None,
+}
+
+/// The layers that a key of config.json lists.
+struct Listed<'a> {
+    object: JsonObject<'a>,
+    key: &'static str,
+    /// The streams that enter these layers.
+    layers: Vec<usize>,
+}
+
+/// How a file counts layers.
+#[derive(Clone, Copy)]
+enum Convention {
+    /// `k` is the stream that enters layer `k` (EAGLE, speculators, vLLM).
+    Entering,
+    /// `k` is the output of layer `k`, and −1 the embedding (DFlash, DSpark, DeepSpec).
+    Leaving,
+}
+
+/// Reads which hidden states the head takes. `hidden_size` is the head's.
+pub(super) fn read(
+    config: &JsonObject,
+    tensors: &TensorFiles,
+    hidden_size: usize,
+    usual: Usual,
+    target: Option<&ModelSpec>,
+) -> Result<Features, ModelError> {
+    let target_hidden_size = target_hidden_size(config, hidden_size, target)?;
+    let count = count(tensors, target_hidden_size)?;
+    let layers = match listed(config)? {
+        Some(Listed { object, key, layers }) => {
+            if layers.len() != count {
+                let problem = format!("lists {} layers, but `{FUSION}` takes {count}", layers.len());
+                return Err(object.bad(key, problem));
+            }
+            if let Some(target) = target
+                && let Some(layer) = layers.iter().find(|&&layer| layer >= target.layers)
+            {
+                let problem = format!(
+                    "asks for the stream that enters layer {layer}, counted from 0, but the target has {} layers",
+                    target.layers
+                );
+                return Err(object.bad(key, problem));
+            }
+            Some(layers)
+        }
+        None if usual == Usual::None => return Err(config.missing("target_layer_ids")),
+        None => target.map(|target| eagle3_default(config, count, target.layers)).transpose()?,
+    };
+    Ok(Features { target_hidden_size, count, layers })
+}
+
+/// The head's own word on the target's hidden size, which is its own if it says nothing.
+fn target_hidden_size(
+    config: &JsonObject,
+    hidden_size: usize,
+    target: Option<&ModelSpec>,
+) -> Result<usize, ModelError> {
+    let key = "target_hidden_size";
+    let written = config.size(key, 1 << 21)?;
+    let size = written.unwrap_or(hidden_size);
+    let Some(target) = target.filter(|target| target.hidden_size != size) else { return Ok(size) };
+    let problem = format!("the target's is {}: the head was made for another target", target.hidden_size);
+    Err(match written {
+        Some(_) => config.bad(key, problem),
+        None => layer_config(config)?.bad("hidden_size", problem),
+    })
+}
+
+/// Hidden states that the fusion takes: its columns over the target's hidden size.
+fn count(tensors: &TensorFiles, target_hidden_size: usize) -> Result<usize, ModelError> {
+    let shape = tensors.shape(FUSION)?;
+    match shape {
+        [_, columns] if *columns > 0 && columns.is_multiple_of(target_hidden_size) => {
+            Ok(columns / target_hidden_size)
+        }
+        found => Err(ModelError::FusionWidth {
+            file: tensors.path_of(FUSION).to_owned(),
+            tensor: FUSION,
+            found: found.to_vec(),
+            target_hidden_size,
+        }),
+    }
+}
+
+/// The layers that config.json lists, as those that the stream enters.
+fn listed<'a>(config: &JsonObject<'a>) -> Result<Option<Listed<'a>>, ModelError> {
+    let within = |keys: &[&str]| -> Result<Vec<JsonObject<'a>>, ModelError> {
+        let mut objects = vec![config.clone()];
+        for key in keys {
+            objects.extend(config.object(key)?);
+        }
+        Ok(objects)
+    };
+    let entering = within(&["eagle_config"])?;
+    let leaving = within(&["dflash_config", "dspark_config"])?;
+    let sources = [
+        ("eagle_aux_hidden_state_layer_ids", Convention::Entering, entering),
+        ("aux_hidden_state_layer_ids", Convention::Entering, vec![config.clone()]),
+        ("target_layer_ids", Convention::Leaving, leaving),
+    ];
+    let mut found: Option<Listed<'a>> = None;
+    for (key, convention, objects) in sources {
+        let Some((object, value)) = agreeing(&objects, key)? else { continue };
+        // only the speculators library writes the plain key, with the convention of vLLM
+        if key == "aux_hidden_state_layer_ids" && !is_speculators(config) {
+            return Err(object.bad(
+                key,
+                "how it counts layers is not known outside of a speculators config; write \
+                 `eagle_aux_hidden_state_layer_ids` (the stream that enters a layer) or `target_layer_ids` \
+                 (the output of a layer) instead",
+            ));
+        }
+        let layers = parse(&object, key, value, convention)?;
+        if found.as_ref().is_some_and(|before| before.layers != layers) {
+            return Err(
+                object.bad(key, "names other layers than another key of this file; keep one of the two")
+            );
+        }
+        found.get_or_insert(Listed { object, key, layers });
+    }
+    Ok(found)
+}
+
+fn parse(
+    object: &JsonObject,
+    key: &str,
+    value: &serde_json::Value,
+    convention: Convention,
+) -> Result<Vec<usize>, ModelError> {
+    let first = match convention {
+        Convention::Entering => 0,
+        Convention::Leaving => -1,
+    };
+    let entering = |id: &serde_json::Value| {
+        let id = id.as_i64().filter(|id| (first..1 << 12).contains(id))?;
+        Some((id - first) as usize)
+    };
+    let layers: Option<Vec<usize>> =
+        value.as_array().filter(|ids| !ids.is_empty()).and_then(|ids| ids.iter().map(entering).collect());
+    let Some(layers) = layers else {
+        return Err(object.bad(key, format!("expected a list of layers, whole numbers from {first} on")));
+    };
+    if layers.iter().collect::<BTreeSet<_>>().len() < layers.len() {
+        return Err(object.bad(key, "names a layer twice"));
+    }
+    Ok(layers)
+}
+
+/// The layers of the EAGLE-3 release: near the start, in the middle and near the end.
+fn eagle3_default(config: &JsonObject, count: usize, layers: usize) -> Result<Vec<usize>, ModelError> {
+    let key = "eagle_aux_hidden_state_layer_ids";
+    if count != EAGLE3_FEATURES {
+        let problem = format!("missing, and `{FUSION}` takes {count} hidden states; list their layers");
+        return Err(config.bad(key, problem));
+    }
+    let ids = [2, layers / 2, layers.saturating_sub(3)];
+    if !ids.is_sorted_by(|before, after| before < after) {
+        let problem = format!("missing, and a target of {layers} layers is too short for the usual ones");
+        return Err(config.bad(key, problem));
+    }
+    Ok(ids.to_vec())
+}

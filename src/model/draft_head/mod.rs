@@ -1,0 +1,97 @@
+//! Draft heads: small drafters that read the hidden states of their target.
+//!
+//! Two families are read, in the layouts that their training code writes:
+//!
+//! - EAGLE-3 (Li et al., arXiv 2503.01840): one transformer layer that drafts a token per pass
+//!   ([`Eagle3Head`]).
+//! - DFlash and DSpark: a few layers that draft a block of tokens in one pass ([`BlockHead`]);
+//!   DSpark adds a Markov head and a confidence head.
+//!
+//! What config.json leaves open is refused rather than guessed: a head that computes another
+//! function than it was trained for loses acceptance and says nothing. Heads of other kinds are
+//! refused by name.
+#![forbid(unsafe_code)]
+
+mod block;
+mod eagle3;
+mod features;
+mod kind;
+mod layout;
+mod tensors;
+#[cfg(test)]
+mod tests;
+
+pub use block::{BlockHead, ConfidenceHead, MarkovHead};
+pub use eagle3::{Eagle3Head, FeatureNorm};
+pub use features::Features;
+
+use super::files::{CONFIG, ModelFiles};
+use super::json_file::JsonObject;
+use super::safetensors_file::TensorFiles;
+use super::{HeadKind, ModelError, ModelSource, ModelSpec};
+use crate::protocol::ModelRole;
+
+/// A head of either family, with its mapped weights.
+#[derive(Clone, Debug)]
+pub enum DraftHead {
+    /// Drafts a token per pass.
+    Eagle3(Box<Eagle3Head>),
+    /// Drafts a block per pass.
+    Block(Box<BlockHead>),
+}
+
+impl DraftHead {
+    /// Loads the head of `source`, which is to draft for `target`; without a target, what depends
+    /// on it is not checked. `None` if the directory holds no head: an ordinary model, for example.
+    ///
+    /// # Errors
+    /// A file cannot be read, config.json says something that is not supported or leaves something
+    /// open, a tensor is missing, has another shape or is not part of the head, or the head does
+    /// not fit the target.
+    pub fn load(source: &ModelSource, target: Option<&ModelSpec>) -> Result<Option<DraftHead>, ModelError> {
+        let files = ModelFiles::open(source, ModelRole::Draft)?;
+        let json = files.read_json(CONFIG)?;
+        let path = files.path_of(CONFIG);
+        let config = JsonObject::root(&path, &json)?;
+        let tensors = TensorFiles::open(&files)?;
+        Ok(match kind::recognise(&config, &tensors)? {
+            None => None,
+            Some(HeadKind::Eagle3) => {
+                Some(DraftHead::Eagle3(Box::new(eagle3::read(&config, &tensors, target)?)))
+            }
+            Some(kind) => Some(DraftHead::Block(Box::new(block::read(kind, &config, &tensors, target)?))),
+        })
+    }
+
+    /// Which kind of head it is.
+    pub fn kind(&self) -> HeadKind {
+        match self {
+            DraftHead::Eagle3(_) => HeadKind::Eagle3,
+            DraftHead::Block(head) => head.kind,
+        }
+    }
+
+    /// Shape of its transformer layers; `vocab_size` is the target's.
+    pub fn spec(&self) -> &ModelSpec {
+        match self {
+            DraftHead::Eagle3(head) => &head.spec,
+            DraftHead::Block(head) => &head.spec,
+        }
+    }
+
+    /// The hidden states that it reads.
+    pub fn features(&self) -> &Features {
+        match self {
+            DraftHead::Eagle3(head) => &head.features,
+            DraftHead::Block(head) => &head.features,
+        }
+    }
+}
+
+/// The kind of head that config.json describes, as far as it says so; `None` for a model.
+///
+/// # Errors
+/// It names a kind of head that is not supported.
+pub(super) fn described_kind(config: &JsonObject) -> Result<Option<HeadKind>, ModelError> {
+    kind::described(config)
+}

@@ -1,0 +1,6 @@
+//! Reading draft heads, good and bad.
+#![forbid(unsafe_code)]
+
+mod bad_heads;
+mod loading;
+mod synthetic;
