@@ -39,7 +39,8 @@ impl<'a> HeadTensors<'a> {
     }
 
     /// A transformer layer whose names begin with `prefix`. Query, key and value read inputs of
-    /// `attention_inputs` numbers. The norms of query and key heads are optional.
+    /// `attention_inputs` numbers. Query and key heads are normalised in qwen3, and where there is a
+    /// tensor for it.
     pub(super) fn layer(
         &self,
         prefix: &str,
@@ -53,8 +54,10 @@ impl<'a> HeadTensors<'a> {
             }
             _ => role.shape(spec),
         };
+        let norms = [LayerTensor::QueryNorm, LayerTensor::KeyNorm];
+        let head_norms = spec.model_type == "qwen3" || norms.iter().any(|&role| self.files.has(&name(role)));
         LayerWeights::try_build(
-            |role| role.is_head_norm() && self.files.has(&name(role)),
+            |role| role.is_head_norm() && head_norms,
             |role| self.take(&name(role), &shape(role)),
         )
     }

@@ -218,6 +218,14 @@ fn missing_and_stray_tensors_are_refused() {
     refused(
         Head::release,
         &[
+            (
+                |h| h.add("midlayer.self_attn.q_norm.weight", &[4]),
+                &["has no tensor `midlayer.self_attn.k_norm.weight` [4]"],
+            ),
+            (
+                |h| h.set("model_type", json!("qwen3")),
+                &["has no tensor `midlayer.self_attn.q_norm.weight` [4]"],
+            ),
             (|h| h.remove("norm.weight"), &["has no tensor `norm.weight` [8]"]),
             (|h| h.remove("midlayer.hidden_norm.weight"), &["`midlayer.hidden_norm.weight`"]),
             (|h| h.remove("lm_head.weight"), &["has no tensor `lm_head.weight` [4, 8]"]),
