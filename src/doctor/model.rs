@@ -3,8 +3,8 @@
 
 use super::report::DoctorReport;
 use crate::model::{
-    BlockHead, DraftHead, Eagle3Head, FeatureNorm, Features, Model, ModelError, ModelSource, ModelSpec,
-    RopeScaling, load, load_pair,
+    BlockHead, DraftHead, Eagle3Head, FeatureNorm, Features, Interface, Model, ModelError, ModelSource,
+    ModelSpec, RopeScaling, Tensor, load, same_token_list,
 };
 use crate::protocol::ModelRole;
 
@@ -16,19 +16,27 @@ pub fn describe_model(
     source: &ModelSource,
     target: Option<&ModelSource>,
 ) -> Result<DoctorReport, ModelError> {
-    let loaded_target = target.map(|target| load(target, ModelRole::Target)).transpose()?;
     let mut report = DoctorReport::default();
-    let target_spec = loaded_target.as_ref().map(|target| &target.loaded.spec);
-    match DraftHead::load(source, target_spec)? {
-        Some(head) => draft_head(&mut report, &head, target_spec.is_some()),
-        None => {
-            model(&mut report, &load(source, ModelRole::Target)?);
-            if let Some(target) = target {
-                load_pair(target, Some(source))?;
-                report.finding("as a draft model", format!("has the tokens of {target}"));
-            }
+    let Some(target_source) = target else {
+        match DraftHead::load(source, None)? {
+            Some(head) => draft_head(&mut report, &head, "not checked (give it with --target)"),
+            None => model(&mut report, &load(source, ModelRole::Target)?),
         }
+        return Ok(report);
+    };
+    let target = load(target_source, ModelRole::Target)?;
+    if let Some(head) = DraftHead::load(source, Some(&target.loaded.spec))? {
+        draft_head(&mut report, &head, "fits");
+        return Ok(report);
     }
+    let draft = load(source, ModelRole::Draft)?;
+    same_token_list(&target.tokenizer, &draft.tokenizer).map_err(|mismatch| ModelError::Pair {
+        target: target_source.to_string(),
+        draft: source.to_string(),
+        mismatch,
+    })?;
+    model(&mut report, &draft);
+    report.finding("as a draft model", format!("has the tokens of {target_source}"));
     Ok(report)
 }
 
@@ -53,16 +61,16 @@ fn layers(report: &mut DoctorReport, spec: &ModelSpec) {
     report.finding("rotary embedding", format!("theta {}{scaling}", spec.rope.theta));
 }
 
-fn draft_head(report: &mut DoctorReport, head: &DraftHead, has_target: bool) {
+fn draft_head(report: &mut DoctorReport, head: &DraftHead, target: &str) {
     report.finding("kind", format!("draft head ({})", head.kind()));
     layers(report, head.spec());
-    report.finding("hidden states", hidden_states(head.features()));
+    report.finding("hidden states", hidden_states(&head.interface().features));
     match head {
         DraftHead::Eagle3(head) => eagle3(report, head),
         DraftHead::Block(head) => block(report, head),
     }
-    let checked = if has_target { "fits" } else { "not checked (give it with --target)" };
-    report.finding("target", checked);
+    own(report, head.interface());
+    report.finding("target", target);
     report.finding("served", "no: this version does not draft with heads");
 }
 
@@ -78,8 +86,7 @@ fn hidden_states(features: &Features) -> String {
 }
 
 fn eagle3(report: &mut DoctorReport, head: &Eagle3Head) {
-    report
-        .finding("drafts", format!("one token a pass{}", draft_vocabulary(head.draft_to_target.as_deref())));
+    report.finding("drafts", format!("one token a pass{}", draft_vocabulary(&head.interface)));
     let mut norms = vec![if head.norm_before_residual { "normalised residual" } else { "residual as it is" }];
     match head.feature_norm {
         FeatureNorm::Raw => {}
@@ -90,11 +97,10 @@ fn eagle3(report: &mut DoctorReport, head: &Eagle3Head) {
         norms.push("normalised output feeds the next pass");
     }
     report.finding("variant", norms.join(", "));
-    own(report, head.embedding.is_some(), head.head.is_some());
 }
 
 fn block(report: &mut DoctorReport, head: &BlockHead) {
-    let vocabulary = draft_vocabulary(head.draft_to_target.as_deref());
+    let vocabulary = draft_vocabulary(&head.interface);
     report.finding("drafts", format!("{} tokens a pass{vocabulary}", head.drafts()));
     let slots =
         if head.sample_from_anchor { "the anchor's slot drafts" } else { "the anchor's slot is dropped" };
@@ -108,17 +114,19 @@ fn block(report: &mut DoctorReport, head: &BlockHead) {
         };
         report.finding("confidence head", confidence);
     }
-    own(report, head.embedding.is_some(), head.head.is_some());
 }
 
-fn draft_vocabulary(map: Option<&[u32]>) -> String {
-    map.map_or_else(String::new, |map| format!(", of {} of the target's tokens", map.len()))
+fn draft_vocabulary(interface: &Interface) -> String {
+    match interface.draft_to_target {
+        Some(_) => format!(", of {} of the target's tokens", interface.draft_tokens),
+        None => String::new(),
+    }
 }
 
-fn own(report: &mut DoctorReport, embedding: bool, head: bool) {
-    let whose = |own: bool| if own { "its own" } else { "the target's" };
-    report.finding("embedding", whose(embedding));
-    report.finding("output head", whose(head));
+fn own(report: &mut DoctorReport, interface: &Interface) {
+    let whose = |own: &Option<Tensor>| if own.is_some() { "its own" } else { "the target's" };
+    report.finding("embedding", whose(&interface.embedding));
+    report.finding("output head", whose(&interface.output_head));
 }
 
 #[cfg(test)]

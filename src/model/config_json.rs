@@ -12,10 +12,10 @@ use crate::protocol::TokenId;
 
 /// Upper bound of vocabulary, hidden size, head count and so on: far above any real model,
 /// and small enough that products of three fit in 64 bits.
-const DIMENSION_MAX: usize = 1 << 21;
+pub(super) const DIMENSION_MAX: usize = 1 << 21;
 
 /// Upper bound of the layer count.
-const LAYERS_MAX: usize = 1 << 12;
+pub(super) const LAYERS_MAX: usize = 1 << 12;
 
 /// Longest context, in tokens; positions are 32-bit.
 const CONTEXT_TOKENS_MAX: usize = 1 << 28;
@@ -119,11 +119,6 @@ pub(super) fn head_spec(config: &JsonObject, target: Option<&ModelSpec>) -> Resu
         }
         _ => Ok(spec),
     }
-}
-
-/// Tokens that a draft head can draft; those of the target if config.json does not say.
-pub(super) fn draft_vocab_size(config: &JsonObject, vocab_size: usize) -> Result<usize, ModelError> {
-    Ok(config.size("draft_vocab_size", vocab_size)?.unwrap_or(vocab_size))
 }
 
 fn spec(config: &JsonObject, model_type: &str) -> Result<ModelSpec, ModelError> {

@@ -2,10 +2,9 @@
 #![forbid(unsafe_code)]
 
 /// A kind of draft head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadKind {
     /// EAGLE-3: one layer, a token per pass.
-    #[serde(rename = "EAGLE-3")]
     Eagle3,
     /// DFlash: a block per pass, each token independent of the others.
     DFlash,

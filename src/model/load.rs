@@ -2,8 +2,6 @@
 //! that the pair is compatible.
 #![forbid(unsafe_code)]
 
-use serde_json::Value;
-
 use super::files::{CONFIG, ModelFiles};
 use super::generation_config::GenerationConfig;
 use super::json_file::JsonObject;
@@ -63,9 +61,12 @@ fn load_within(
 ) -> Result<Model, ModelError> {
     let files = ModelFiles::open(source, role)?;
     let json = files.read_json(CONFIG)?;
-    refuse_draft_head(&files, &json)?;
-    let config = config_json::parse_config(&files.path_of(CONFIG), &json, context_cap)?;
+    let path = files.path_of(CONFIG);
     let tensors = TensorFiles::open(&files)?;
+    if let Some(kind) = draft_head::recognise(&JsonObject::root(&path, &json)?, &tensors)? {
+        return Err(ModelError::DraftHead { directory: files.place(), kind });
+    }
+    let config = config_json::parse_config(&path, &json, context_cap)?;
     let weights = weights::read(&tensors, &config.spec, config.parts)?;
     let vocab_size = config.spec.vocab_size;
     let described = TokenizerConfig::read(&files, &config.spec.model_type)?;
@@ -90,14 +91,6 @@ fn load_within(
         eos,
         sampling: generation.sampling,
     })
-}
-
-/// Refuses what config.json describes as a draft head, rather than its architecture or tensors.
-fn refuse_draft_head(files: &ModelFiles, json: &Value) -> Result<(), ModelError> {
-    match draft_head::described_kind(&JsonObject::root(&files.path_of(CONFIG), json)?)? {
-        None => Ok(()),
-        Some(kind) => Err(ModelError::DraftHead { directory: files.place(), kind }),
-    }
 }
 
 /// Loads a target and an optional draft, which must have the target's token list.

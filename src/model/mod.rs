@@ -35,7 +35,9 @@ mod tokenizer_config;
 mod weights;
 
 pub use chat_template::{ChatInput, ChatTemplate, ChatTemplateError};
-pub use draft_head::{BlockHead, ConfidenceHead, DraftHead, Eagle3Head, FeatureNorm, Features, MarkovHead};
+pub use draft_head::{
+    BlockHead, ConfidenceHead, DraftHead, Eagle3Head, FeatureNorm, Features, Interface, MarkovHead,
+};
 pub use error::ModelError;
 pub use generation_config::RecommendedSampling;
 pub use head_kind::HeadKind;

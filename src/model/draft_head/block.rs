@@ -13,12 +13,12 @@
 //! before it are.
 #![forbid(unsafe_code)]
 
-use super::super::json_file::JsonObject;
-use super::super::safetensors_file::TensorFiles;
-use super::super::{HeadKind, LayerWeights, ModelError, ModelSpec, Tensor, config_json};
-use super::features::{self, FUSION, Features, Usual};
-use super::layout::{agreeing, layer_config};
+use super::interface::{self, Interface};
+use super::layout::{BLOCK_OBJECTS, agreeing, layer_config, with_objects};
 use super::tensors::HeadTensors;
+use crate::model::json_file::JsonObject;
+use crate::model::safetensors_file::TensorFiles;
+use crate::model::{HeadKind, LayerWeights, ModelError, ModelSpec, Tensor, config_json};
 use crate::protocol::TokenId;
 
 /// Longest block, the anchor included.
@@ -33,28 +33,16 @@ pub struct BlockHead {
     pub kind: HeadKind,
     /// Shape of the layers.
     pub spec: ModelSpec,
-    /// The hidden states that it fuses.
-    pub features: Features,
+    /// Hidden states and tokens.
+    pub interface: Interface,
     /// Tokens of a block: the anchor and the masks.
     pub block_tokens: usize,
     /// The token that stands for one to be drafted.
     pub mask_token: TokenId,
     /// The anchor's slot drafts as well, so a block drafts `block_tokens` tokens, else one fewer.
     pub sample_from_anchor: bool,
-    /// `[H, features × target hidden]`.
-    pub fusion: Tensor,
-    /// RMSNorm of the fused hidden states, `[H]`.
-    pub hidden_norm: Tensor,
     /// The layers, the first of the forward pass first.
     pub layers: Vec<LayerWeights>,
-    /// RMSNorm before the output head, `[H]`.
-    pub final_norm: Tensor,
-    /// `[draft tokens, H]`; `None` if it is the target's.
-    pub head: Option<Tensor>,
-    /// `[target tokens, H]`; `None` if it is the target's.
-    pub embedding: Option<Tensor>,
-    /// The target's token of each draft token; `None` if they are the same.
-    pub draft_to_target: Option<Vec<TokenId>>,
     /// Of DSpark.
     pub markov: Option<MarkovHead>,
     /// Of DSpark, unless it was trained without.
@@ -97,34 +85,26 @@ pub(super) fn read(
 ) -> Result<BlockHead, ModelError> {
     let layers = layer_config(config)?;
     let spec = config_json::head_spec(&layers, target)?;
-    let features = features::read(config, files, spec.hidden_size, Usual::None, target)?;
     if config.flag("sliding_window_non_causal", false)? {
         return Err(config.bad("sliding_window_non_causal", "windows inside a block are not supported"));
     }
-    let draft_tokens = config_json::draft_vocab_size(config, spec.vocab_size)?;
     let (block_tokens, mask_token) = block(config, &spec)?;
     let tensors = HeadTensors::new(files);
-    let width = features.target_hidden_size;
+    let interface = interface::read(kind, config, &spec, files, &tensors, "hidden_norm.weight", target)?;
     let layer = |index| tensors.layer(&format!("layers.{index}"), &spec, spec.hidden_size);
     let rank = if kind == HeadKind::DSpark { Some(markov_rank(config)?) } else { None };
-    let markov = rank.map(|rank| markov(&tensors, &spec, draft_tokens, rank)).transpose()?;
+    let markov = rank.map(|rank| markov(&tensors, &spec, interface.draft_tokens, rank)).transpose()?;
     let confidence = rank.map(|rank| confidence(config, &tensors, &spec, rank)).transpose()?.flatten();
     let head = BlockHead {
         kind,
         block_tokens,
         mask_token,
         sample_from_anchor: config.flag("sample_from_anchor", kind == HeadKind::DSpark)?,
-        fusion: tensors.take(FUSION, &[spec.hidden_size, features.count * width])?,
-        hidden_norm: tensors.take("hidden_norm.weight", &[spec.hidden_size])?,
         layers: (0..spec.layers).map(layer).collect::<Result<_, _>>()?,
-        final_norm: tensors.take("norm.weight", &[spec.hidden_size])?,
-        head: tensors.output_head(&spec, draft_tokens, width)?,
-        embedding: tensors.embedding(&spec, width, &layers)?,
-        draft_to_target: tensors.draft_to_target(draft_tokens, spec.vocab_size)?,
         markov,
         confidence,
         spec,
-        features,
+        interface,
     };
     tensors.finish()?;
     Ok(head)
@@ -132,7 +112,7 @@ pub(super) fn read(
 
 /// Length of the block, and the mask token.
 fn block(config: &JsonObject, spec: &ModelSpec) -> Result<(usize, TokenId), ModelError> {
-    let objects = own_objects(config)?;
+    let objects = with_objects(config, &BLOCK_OBJECTS)?;
     let key = "block_size";
     let (object, _) = agreeing(&objects, key)?.ok_or_else(|| config.missing(key))?;
     let block_tokens = object.required_size(key, BLOCK_TOKENS_MAX)?;
@@ -146,17 +126,8 @@ fn block(config: &JsonObject, spec: &ModelSpec) -> Result<(usize, TokenId), Mode
     Ok((block_tokens, mask as TokenId))
 }
 
-/// config.json, and the object in it that is about this kind of head.
-fn own_objects<'a>(config: &JsonObject<'a>) -> Result<Vec<JsonObject<'a>>, ModelError> {
-    let mut objects = vec![config.clone()];
-    for key in ["dflash_config", "dspark_config"] {
-        objects.extend(config.object(key)?);
-    }
-    Ok(objects)
-}
-
 fn markov_rank(config: &JsonObject) -> Result<usize, ModelError> {
-    let objects = own_objects(config)?;
+    let objects = with_objects(config, &BLOCK_OBJECTS)?;
     let key = "markov_head_type";
     if let Some((object, _)) = agreeing(&objects, key)?
         && object.string(key)? != Some("vanilla")

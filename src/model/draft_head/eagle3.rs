@@ -13,13 +13,13 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use super::super::json_file::JsonObject;
-use super::super::safetensors_file::TensorFiles;
-use super::super::{LayerWeights, ModelError, ModelSpec, Tensor, config_json};
-use super::features::{self, FUSION, Features, Usual};
-use super::layout::{agreeing, is_speculators, layer_config};
+use super::features::Features;
+use super::interface::{self, Interface};
+use super::layout::{EAGLE_OBJECTS, agreeing, is_speculators, layer_config, with_objects};
 use super::tensors::HeadTensors;
-use crate::protocol::TokenId;
+use crate::model::json_file::JsonObject;
+use crate::model::safetensors_file::TensorFiles;
+use crate::model::{HeadKind, LayerWeights, ModelError, ModelSpec, Tensor, config_json};
 
 /// Prefixes of the layer's tensors: of the release, and of DeepSpec and speculators.
 const LAYER_PREFIXES: [&str; 2] = ["midlayer", "layers.0"];
@@ -29,28 +29,16 @@ const LAYER_PREFIXES: [&str; 2] = ["midlayer", "layers.0"];
 pub struct Eagle3Head {
     /// Shape of the layer; query, key and value read twice the hidden size.
     pub spec: ModelSpec,
-    /// The hidden states that it fuses.
-    pub features: Features,
+    /// Hidden states and tokens.
+    pub interface: Interface,
     /// The residual of the layer is the normalised fusion (`norm_before_residual`).
     pub norm_before_residual: bool,
     /// The next pass of a chain gets the normalised output (`norm_output`, EAGLE 3.1).
     pub norm_output: bool,
     /// Normalisation before the fusion.
     pub feature_norm: FeatureNorm,
-    /// `[H, features × target hidden]`.
-    pub fusion: Tensor,
-    /// RMSNorm of the fused hidden states, `[H]`.
-    pub hidden_norm: Tensor,
     /// The layer; its `attention_norm` is that of the embedding.
     pub layer: LayerWeights,
-    /// RMSNorm before the output head, `[H]`.
-    pub final_norm: Tensor,
-    /// `[draft tokens, H]`; `None` if it is the target's.
-    pub head: Option<Tensor>,
-    /// `[target tokens, H]`; `None` if it is the target's.
-    pub embedding: Option<Tensor>,
-    /// The target's token of each draft token; `None` if they are the same.
-    pub draft_to_target: Option<Vec<TokenId>>,
 }
 
 /// RMSNorms of the hidden states before they are fused.
@@ -75,28 +63,25 @@ pub(super) fn read(
     if spec.layers != 1 {
         return Err(layers.bad("num_hidden_layers", "EAGLE-3 heads have one layer"));
     }
-    let features = features::read(config, files, spec.hidden_size, Usual::OfRelease, target)?;
-    let draft_tokens = config_json::draft_vocab_size(config, spec.vocab_size)?;
     let tensors = HeadTensors::new(files);
-    let width = features.target_hidden_size;
-    let prefix = LAYER_PREFIXES.into_iter().find(|prefix| files.has(&format!("{prefix}.hidden_norm.weight")));
+    let prefix = LAYER_PREFIXES.into_iter().find(|prefix| files.has(&hidden_norm(prefix)));
     let prefix = prefix.unwrap_or(LAYER_PREFIXES[0]);
+    let name = hidden_norm(prefix);
+    let interface = interface::read(HeadKind::Eagle3, config, &spec, files, &tensors, &name, target)?;
     let head = Eagle3Head {
         norm_before_residual: norm_before_residual(config)?,
         norm_output: flag(config, "norm_output")?,
-        feature_norm: feature_norm(config, &tensors, &features)?,
-        fusion: tensors.take(FUSION, &[spec.hidden_size, features.count * width])?,
-        hidden_norm: tensors.take(&format!("{prefix}.hidden_norm.weight"), &[spec.hidden_size])?,
+        feature_norm: feature_norm(config, &tensors, &interface.features)?,
         layer: tensors.layer(prefix, &spec, 2 * spec.hidden_size)?,
-        final_norm: tensors.take("norm.weight", &[spec.hidden_size])?,
-        head: tensors.output_head(&spec, draft_tokens, width)?,
-        embedding: tensors.embedding(&spec, width, &layers)?,
-        draft_to_target: tensors.draft_to_target(draft_tokens, spec.vocab_size)?,
         spec,
-        features,
+        interface,
     };
     tensors.finish()?;
     Ok(head)
+}
+
+fn hidden_norm(prefix: &str) -> String {
+    format!("{prefix}.hidden_norm.weight")
 }
 
 /// The release has no such key and does not normalise. The speculators library writes it, but
@@ -114,9 +99,7 @@ fn norm_before_residual(config: &JsonObject) -> Result<bool, ModelError> {
 
 /// A flag of config.json or of its `eagle_config`; false if absent.
 fn flag(config: &JsonObject, key: &str) -> Result<bool, ModelError> {
-    let mut objects = vec![config.clone()];
-    objects.extend(config.object("eagle_config")?);
-    match agreeing(&objects, key)? {
+    match agreeing(&with_objects(config, &EAGLE_OBJECTS)?, key)? {
         None => Ok(false),
         Some((object, _)) => object.flag(key, false),
     }

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use super::super::json_file::JsonObject;
-use super::super::safetensors_file::TensorFiles;
-use super::super::{ModelError, ModelSpec};
-use super::layout::{agreeing, is_speculators, layer_config};
+use super::layout::{BLOCK_OBJECTS, EAGLE_OBJECTS, agreeing, is_speculators, layer_config, with_objects};
+use crate::model::config_json::{DIMENSION_MAX, LAYERS_MAX};
+use crate::model::json_file::JsonObject;
+use crate::model::safetensors_file::TensorFiles;
+use crate::model::{HeadKind, ModelError, ModelSpec};
 
 /// The weight that fuses the hidden states, `[hidden, features × target hidden]`.
 pub(super) const FUSION: &str = "fc.weight";
@@ -14,7 +15,7 @@ pub(super) const FUSION: &str = "fc.weight";
 const EAGLE3_FEATURES: usize = 3;
 
 /// The hidden states that a head reads for each token, concatenated in this order.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features {
     /// Width of the target's residual stream.
     pub target_hidden_size: usize,
@@ -23,15 +24,6 @@ pub struct Features {
     /// The layers of the target that the residual stream is taken before, from 0: the stream that
     /// enters layer `k`. `None` if config.json leaves them to the target and none was given.
     pub layers: Option<Vec<usize>>,
-}
-
-/// The layers of heads whose config.json lists none.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Usual {
-    /// Those of the EAGLE-3 release.
-    OfRelease,
-    /// There are none: they must be listed.
-    None,
 }
 
 /// The layers that a key of config.json lists.
@@ -53,10 +45,10 @@ enum Convention {
 
 /// Reads which hidden states the head takes. `hidden_size` is the head's.
 pub(super) fn read(
+    kind: HeadKind,
     config: &JsonObject,
     tensors: &TensorFiles,
     hidden_size: usize,
-    usual: Usual,
     target: Option<&ModelSpec>,
 ) -> Result<Features, ModelError> {
     let target_hidden_size = target_hidden_size(config, hidden_size, target)?;
@@ -78,7 +70,7 @@ pub(super) fn read(
             }
             Some(layers)
         }
-        None if usual == Usual::None => return Err(config.missing("target_layer_ids")),
+        None if kind != HeadKind::Eagle3 => return Err(config.missing("target_layer_ids")),
         None => target.map(|target| eagle3_default(config, count, target.layers)).transpose()?,
     };
     Ok(Features { target_hidden_size, count, layers })
@@ -91,7 +83,7 @@ fn target_hidden_size(
     target: Option<&ModelSpec>,
 ) -> Result<usize, ModelError> {
     let key = "target_hidden_size";
-    let written = config.size(key, 1 << 21)?;
+    let written = config.size(key, DIMENSION_MAX)?;
     let size = written.unwrap_or(hidden_size);
     let Some(target) = target.filter(|target| target.hidden_size != size) else { return Ok(size) };
     let problem = format!("the target's is {}: the head was made for another target", target.hidden_size);
@@ -119,15 +111,8 @@ fn count(tensors: &TensorFiles, target_hidden_size: usize) -> Result<usize, Mode
 
 /// The layers that config.json lists, as those that the stream enters.
 fn listed<'a>(config: &JsonObject<'a>) -> Result<Option<Listed<'a>>, ModelError> {
-    let within = |keys: &[&str]| -> Result<Vec<JsonObject<'a>>, ModelError> {
-        let mut objects = vec![config.clone()];
-        for key in keys {
-            objects.extend(config.object(key)?);
-        }
-        Ok(objects)
-    };
-    let entering = within(&["eagle_config"])?;
-    let leaving = within(&["dflash_config", "dspark_config"])?;
+    let entering = with_objects(config, &EAGLE_OBJECTS)?;
+    let leaving = with_objects(config, &BLOCK_OBJECTS)?;
     let sources = [
         ("eagle_aux_hidden_state_layer_ids", Convention::Entering, entering),
         ("aux_hidden_state_layer_ids", Convention::Entering, vec![config.clone()]),
@@ -167,7 +152,7 @@ fn parse(
         Convention::Leaving => -1,
     };
     let entering = |id: &serde_json::Value| {
-        let id = id.as_i64().filter(|id| (first..1 << 12).contains(id))?;
+        let id = id.as_i64().filter(|id| (first..LAYERS_MAX as i64).contains(id))?;
         Some((id - first) as usize)
     };
     let layers: Option<Vec<usize>> =

@@ -1,9 +1,9 @@
 //! Which kind of head a directory holds, by config.json and the names of its tensors.
 #![forbid(unsafe_code)]
 
-use super::super::json_file::JsonObject;
-use super::super::safetensors_file::TensorFiles;
-use super::super::{HeadKind, ModelError};
+use crate::model::json_file::JsonObject;
+use crate::model::safetensors_file::TensorFiles;
+use crate::model::{HeadKind, ModelError};
 
 /// Parts of names that architectures use, in lower case, the longer ones first: what they stand for.
 const ARCHITECTURES: [(&str, Result<HeadKind, &str>); 8] = [
@@ -18,8 +18,14 @@ const ARCHITECTURES: [(&str, Result<HeadKind, &str>); 8] = [
 ];
 
 /// The kind of head that config.json describes and the tensors confirm, or show alone: releases of
-/// EAGLE-3 call themselves `LlamaForCausalLM`.
-pub(super) fn recognise(config: &JsonObject, tensors: &TensorFiles) -> Result<Option<HeadKind>, ModelError> {
+/// EAGLE-3 call themselves `LlamaForCausalLM`. `None` for a model.
+///
+/// # Errors
+/// It is a kind of head that is not supported.
+pub(in crate::model) fn recognise(
+    config: &JsonObject,
+    tensors: &TensorFiles,
+) -> Result<Option<HeadKind>, ModelError> {
     if let Some(kind) = described(config)? {
         return Ok(Some(kind));
     }
@@ -39,7 +45,7 @@ pub(super) fn recognise(config: &JsonObject, tensors: &TensorFiles) -> Result<Op
 }
 
 /// The kind that config.json describes by `speculators_model_type` or by its architecture.
-pub(super) fn described(config: &JsonObject) -> Result<Option<HeadKind>, ModelError> {
+fn described(config: &JsonObject) -> Result<Option<HeadKind>, ModelError> {
     let key = "speculators_model_type";
     if let Some(name) = config.string(key)? {
         return match name {

@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use super::super::ModelError;
-use super::super::json_file::JsonObject;
+use crate::model::ModelError;
+use crate::model::json_file::JsonObject;
 
 /// The object that holds the shape of the layers: `transformer_layer_config` where there is one
 /// (speculators), else all of config.json.
@@ -34,3 +34,20 @@ pub(super) fn agreeing<'a>(
     }
     Ok(found)
 }
+
+/// config.json, and those of these objects that it has: keys may stand in any of them.
+pub(super) fn with_objects<'a>(
+    config: &JsonObject<'a>,
+    keys: &[&str],
+) -> Result<Vec<JsonObject<'a>>, ModelError> {
+    let mut objects = vec![config.clone()];
+    for key in keys {
+        objects.extend(config.object(key)?);
+    }
+    Ok(objects)
+}
+
+/// The object that EAGLE-3 heads may keep keys in.
+pub(super) const EAGLE_OBJECTS: [&str; 1] = ["eagle_config"];
+/// Those of DFlash and DSpark heads.
+pub(super) const BLOCK_OBJECTS: [&str; 2] = ["dflash_config", "dspark_config"];

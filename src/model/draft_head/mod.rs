@@ -15,6 +15,7 @@
 mod block;
 mod eagle3;
 mod features;
+mod interface;
 mod kind;
 mod layout;
 mod tensors;
@@ -24,6 +25,8 @@ mod tests;
 pub use block::{BlockHead, ConfidenceHead, MarkovHead};
 pub use eagle3::{Eagle3Head, FeatureNorm};
 pub use features::Features;
+pub use interface::Interface;
+pub(super) use kind::recognise;
 
 use super::files::{CONFIG, ModelFiles};
 use super::json_file::JsonObject;
@@ -54,7 +57,7 @@ impl DraftHead {
         let path = files.path_of(CONFIG);
         let config = JsonObject::root(&path, &json)?;
         let tensors = TensorFiles::open(&files)?;
-        Ok(match kind::recognise(&config, &tensors)? {
+        Ok(match recognise(&config, &tensors)? {
             None => None,
             Some(HeadKind::Eagle3) => {
                 Some(DraftHead::Eagle3(Box::new(eagle3::read(&config, &tensors, target)?)))
@@ -79,19 +82,11 @@ impl DraftHead {
         }
     }
 
-    /// The hidden states that it reads.
-    pub fn features(&self) -> &Features {
+    /// Hidden states and tokens.
+    pub fn interface(&self) -> &Interface {
         match self {
-            DraftHead::Eagle3(head) => &head.features,
-            DraftHead::Block(head) => &head.features,
+            DraftHead::Eagle3(head) => &head.interface,
+            DraftHead::Block(head) => &head.interface,
         }
     }
-}
-
-/// The kind of head that config.json describes, as far as it says so; `None` for a model.
-///
-/// # Errors
-/// It names a kind of head that is not supported.
-pub(super) fn described_kind(config: &JsonObject) -> Result<Option<HeadKind>, ModelError> {
-    kind::described(config)
 }

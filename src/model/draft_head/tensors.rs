@@ -5,9 +5,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use super::super::json_file::JsonObject;
-use super::super::safetensors_file::TensorFiles;
-use super::super::{LayerTensor, LayerWeights, ModelError, ModelSpec, Tensor};
+use crate::model::json_file::JsonObject;
+use crate::model::safetensors_file::TensorFiles;
+use crate::model::{LayerTensor, LayerWeights, ModelError, ModelSpec, Tensor};
 use crate::protocol::TokenId;
 
 /// Of each draft token, its distance to the target's: `target = draft + d2t[draft]`.
@@ -131,7 +131,7 @@ impl<'a> HeadTensors<'a> {
         ModelError::DraftVocabulary { file: self.files.path_of(DRAFT_TO_TARGET).to_owned(), found }
     }
 
-    /// Refuses tensors that nobody took: ignoring one could compute another function.
+    /// Refuses tensors that were not taken: ignoring one could compute another function.
     pub(super) fn finish(self) -> Result<(), ModelError> {
         self.files.refuse_others(&self.taken.into_inner())
     }

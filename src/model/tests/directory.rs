@@ -39,21 +39,7 @@ impl Directory {
         let mut made = Self::empty(Self::config(model_type));
         made.add("model.embed_tokens.weight", &[VOCAB, HIDDEN]);
         made.add("model.norm.weight", &[HIDDEN]);
-        for layer in 0..LAYERS {
-            for (name, shape) in [
-                ("input_layernorm", vec![HIDDEN]),
-                ("self_attn.q_proj", vec![8, HIDDEN]),
-                ("self_attn.k_proj", vec![4, HIDDEN]),
-                ("self_attn.v_proj", vec![4, HIDDEN]),
-                ("self_attn.o_proj", vec![HIDDEN, 8]),
-                ("post_attention_layernorm", vec![HIDDEN]),
-                ("mlp.gate_proj", vec![MLP, HIDDEN]),
-                ("mlp.up_proj", vec![MLP, HIDDEN]),
-                ("mlp.down_proj", vec![HIDDEN, MLP]),
-            ] {
-                made.add(&format!("model.layers.{layer}.{name}.weight"), &shape);
-            }
-        }
+        (0..LAYERS).for_each(|layer| made.add_layer(&format!("model.layers.{layer}"), HIDDEN));
         match model_type {
             "qwen2" => made.add_to_layers(&[("q_proj.bias", 8), ("k_proj.bias", 4), ("v_proj.bias", 4)]),
             "qwen3" => made.add_to_layers(&[("q_norm.weight", 4), ("k_norm.weight", 4)]),
@@ -77,6 +63,24 @@ impl Directory {
     /// Adds a bf16 tensor.
     pub(in crate::model) fn add(&mut self, name: &str, shape: &[usize]) {
         self.tensors.insert(name.to_owned(), (Dtype::BF16, shape.to_vec()));
+    }
+
+    /// Adds a layer with two query heads and one key head of width 4, whose attention reads
+    /// `attention_inputs` numbers.
+    pub(in crate::model) fn add_layer(&mut self, prefix: &str, attention_inputs: usize) {
+        for (name, shape) in [
+            ("input_layernorm", vec![HIDDEN]),
+            ("self_attn.q_proj", vec![8, attention_inputs]),
+            ("self_attn.k_proj", vec![4, attention_inputs]),
+            ("self_attn.v_proj", vec![4, attention_inputs]),
+            ("self_attn.o_proj", vec![HIDDEN, 8]),
+            ("post_attention_layernorm", vec![HIDDEN]),
+            ("mlp.gate_proj", vec![MLP, HIDDEN]),
+            ("mlp.up_proj", vec![MLP, HIDDEN]),
+            ("mlp.down_proj", vec![HIDDEN, MLP]),
+        ] {
+            self.add(&format!("{prefix}.{name}.weight"), &shape);
+        }
     }
 
     /// Adds vectors to every layer's attention.

@@ -25,16 +25,19 @@ fn block(head: &Head) -> BlockHead {
 #[test]
 fn both_spellings_of_eagle3_are_read() {
     let release = eagle3(&Head::release());
-    assert_eq!(release.features.layers, Some(vec![1, 4, 6]), "the streams that enter them");
-    assert_eq!((release.features.count, release.features.target_hidden_size), (FEATURES, HIDDEN));
-    assert_eq!(release.draft_to_target, Some(vec![0, 2, 4, 6]));
-    assert_eq!(release.head.expect("its own").shape, [DRAFT_VOCAB, HIDDEN]);
-    assert!(release.embedding.is_none() && release.layer.query_norm.is_none());
+    assert_eq!(release.interface.features.layers, Some(vec![1, 4, 6]), "the streams that enter them");
+    assert_eq!(
+        (release.interface.features.count, release.interface.features.target_hidden_size),
+        (FEATURES, HIDDEN)
+    );
+    assert_eq!(release.interface.draft_to_target, Some(vec![0, 2, 4, 6]));
+    assert_eq!(release.interface.output_head.as_ref().expect("its own").shape, [DRAFT_VOCAB, HIDDEN]);
+    assert!(release.interface.embedding.is_none() && release.layer.query_norm.is_none());
     assert!(!release.norm_before_residual && !release.norm_output);
     assert_eq!(release.layer.query.weight.shape, [8, 2 * HIDDEN], "embedding and hidden state");
 
     let speculators = eagle3(&Head::speculators());
-    assert_eq!(speculators.features, release.features);
+    assert_eq!(speculators.interface.features, release.interface.features);
     assert!(speculators.norm_before_residual && speculators.layer.key_norm.is_some());
 }
 
@@ -47,15 +50,20 @@ fn a_head_without_a_telling_name_is_known_by_its_tensors() {
     assert_eq!(unnamed(Head::release()), HeadKind::Eagle3);
     assert_eq!(unnamed(Head::dflash()), HeadKind::DFlash);
     assert_eq!(unnamed(Head::dspark()), HeadKind::DSpark);
+    let mut as_model = Head::release();
+    as_model.set("architectures", json!(["LlamaForCausalLM"]));
+    as_model.made.write_all();
+    let error = load(&as_model.made.source(), ModelRole::Draft).expect_err("it is no model").to_string();
+    assert!(error.contains("holds a draft head (EAGLE-3), not a model"), "{error}");
 }
 
 #[test]
 fn the_layers_of_a_head_that_lists_none_are_those_of_the_release() {
     let mut head = Head::release();
     head.unset("eagle_config");
-    assert_eq!(eagle3(&head).features.layers, Some(vec![2, 4, 5]));
+    assert_eq!(eagle3(&head).interface.features.layers, Some(vec![2, 4, 5]));
     let alone = head.load_alone().expect("it loads").expect("it is a head");
-    assert_eq!(alone.features().layers, None, "which the target decides");
+    assert_eq!(alone.interface().features.layers, None, "which the target decides");
 }
 
 #[test]
@@ -64,7 +72,7 @@ fn the_fusion_says_how_many_hidden_states_there_are() {
         let mut head = Head::release();
         head.add("fc.weight", &[HIDDEN, count * HIDDEN]);
         head.set("eagle_config/eagle_aux_hidden_state_layer_ids", layers);
-        assert_eq!(eagle3(&head).features.count, count);
+        assert_eq!(eagle3(&head).interface.features.count, count);
     }
 }
 
@@ -72,17 +80,17 @@ fn the_fusion_says_how_many_hidden_states_there_are() {
 fn every_convention_of_counting_layers_means_the_same_streams() {
     let mut deepspec = Head::release();
     deepspec.unset("eagle_config").set("target_layer_ids", json!([0, 3, 5]));
-    assert_eq!(eagle3(&deepspec).features.layers, Some(vec![1, 4, 6]), "outputs of layers");
+    assert_eq!(eagle3(&deepspec).interface.features.layers, Some(vec![1, 4, 6]), "outputs of layers");
     let mut embedding = Head::dspark();
     embedding.set("target_layer_ids", json!([-1, 3, 5]));
-    assert_eq!(block(&embedding).features.layers, Some(vec![0, 4, 6]), "−1 is the embedding");
+    assert_eq!(block(&embedding).interface.features.layers, Some(vec![0, 4, 6]), "−1 is the embedding");
     let mut speculators = Head::dspark();
     let config = speculators.made.config.clone();
     speculators.made.config = json!({
         "speculators_model_type": "dspark", "transformer_layer_config": config, "block_size": BLOCK,
         "mask_token_id": 1, "markov_rank": RANK, "aux_hidden_state_layer_ids": [1, 4, 6]
     });
-    assert_eq!(block(&speculators).features.layers, Some(vec![1, 4, 6]));
+    assert_eq!(block(&speculators).interface.features.layers, Some(vec![1, 4, 6]));
 }
 
 #[test]
@@ -104,8 +112,11 @@ fn variants_of_eagle3_are_told_apart() {
     full.unset("draft_vocab_size").remove("d2t").remove("lm_head.weight");
     full.add("embed_tokens.weight", &[VOCAB, HIDDEN]);
     let full = eagle3(&full);
-    assert!(full.draft_to_target.is_none() && full.head.is_none(), "the target's vocabulary and head");
-    assert!(full.embedding.is_some());
+    assert!(
+        full.interface.draft_to_target.is_none() && full.interface.output_head.is_none(),
+        "the target's vocabulary and head"
+    );
+    assert!(full.interface.embedding.is_some());
 }
 
 #[test]
@@ -120,7 +131,7 @@ fn the_rotary_embedding_is_the_head_s_own() {
 fn a_block_drafts_a_token_for_each_slot_or_all_but_the_anchor_s() {
     let dspark = block(&Head::dspark());
     assert_eq!((dspark.block_tokens, dspark.drafts(), dspark.mask_token), (BLOCK, BLOCK, 1));
-    assert_eq!(dspark.features.layers, Some(vec![1, 4, 6]), "outputs of layers 0, 3 and 5");
+    assert_eq!(dspark.interface.features.layers, Some(vec![1, 4, 6]), "outputs of layers 0, 3 and 5");
     assert_eq!(dspark.markov.expect("a Markov head").w1.shape, [VOCAB, RANK]);
     let confidence = dspark.confidence.expect("a confidence head");
     assert!(confidence.with_markov && confidence.bias.is_some());
@@ -154,11 +165,11 @@ fn the_tiny_heads_fit_the_embedded_target() {
         DraftHead::load(&source, Some(&target)).expect("it loads").expect("it is a head")
     };
     let DraftHead::Eagle3(eagle3) = tiny("eagle3") else { panic!("another kind") };
-    assert_eq!(eagle3.features.layers, Some(vec![1, 3, 5]));
-    assert_eq!(eagle3.draft_to_target.map(|map| map.len()), Some(2048));
+    assert_eq!(eagle3.interface.features.layers, Some(vec![1, 3, 5]));
+    assert_eq!(eagle3.interface.draft_to_target.map(|map| map.len()), Some(2048));
     let DraftHead::Block(dspark) = tiny("dspark") else { panic!("another kind") };
     assert_eq!((dspark.kind, dspark.drafts()), (HeadKind::DSpark, 7));
-    assert_eq!(dspark.features.layers, Some(vec![1, 3, 5]));
+    assert_eq!(dspark.interface.features.layers, Some(vec![1, 3, 5]));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 
 use crate::model::draft_head::DraftHead;
 use crate::model::random::small_spec;
-use crate::model::tests::directory::{Directory, HIDDEN, MLP, VOCAB};
+use crate::model::tests::directory::{Directory, HIDDEN, VOCAB};
 use crate::model::{ModelError, ModelSpec};
 
 /// Layers of the target.
@@ -43,19 +43,7 @@ impl Head {
     }
 
     fn add_layer(&mut self, prefix: &str, attention_inputs: usize, head_norms: bool) {
-        for (name, shape) in [
-            ("input_layernorm", vec![HIDDEN]),
-            ("self_attn.q_proj", vec![8, attention_inputs]),
-            ("self_attn.k_proj", vec![4, attention_inputs]),
-            ("self_attn.v_proj", vec![4, attention_inputs]),
-            ("self_attn.o_proj", vec![HIDDEN, 8]),
-            ("post_attention_layernorm", vec![HIDDEN]),
-            ("mlp.gate_proj", vec![MLP, HIDDEN]),
-            ("mlp.up_proj", vec![MLP, HIDDEN]),
-            ("mlp.down_proj", vec![HIDDEN, MLP]),
-        ] {
-            self.made.add(&format!("{prefix}.{name}.weight"), &shape);
-        }
+        self.made.add_layer(prefix, attention_inputs);
         if head_norms {
             self.made.add(&format!("{prefix}.self_attn.q_norm.weight"), &[4]);
             self.made.add(&format!("{prefix}.self_attn.k_norm.weight"), &[4]);
@@ -140,19 +128,24 @@ impl Head {
         self.made.add("norm.weight", &[HIDDEN]);
     }
 
+    /// The object of config.json that holds the last part of a path with slashes, and that part.
+    fn parent<'k>(&mut self, path: &'k str) -> (&mut serde_json::Map<String, Json>, &'k str) {
+        let (parent, key) =
+            path.rsplit_once('/').map_or((String::new(), path), |(parent, key)| (format!("/{parent}"), key));
+        let object = self.made.config.pointer_mut(&parent).and_then(Json::as_object_mut);
+        (object.expect("an object"), key)
+    }
+
     /// Sets a key of config.json, given as a path with slashes.
     pub(super) fn set(&mut self, path: &str, value: Json) -> &mut Head {
-        let (parent, key) = path.rsplit_once('/').unwrap_or(("", path));
-        let parent = if parent.is_empty() { String::new() } else { format!("/{parent}") };
-        self.made.config.pointer_mut(&parent).expect("the object")[key] = value;
+        let (object, key) = self.parent(path);
+        object.insert(key.to_owned(), value);
         self
     }
 
     /// Removes a key of config.json.
     pub(super) fn unset(&mut self, path: &str) -> &mut Head {
-        let (parent, key) = path.rsplit_once('/').unwrap_or(("", path));
-        let parent = if parent.is_empty() { String::new() } else { format!("/{parent}") };
-        let object = self.made.config.pointer_mut(&parent).and_then(Json::as_object_mut).expect("the object");
+        let (object, key) = self.parent(path);
         object.remove(key).expect("the key was there");
         self
     }
