@@ -126,7 +126,7 @@ impl Plan {
         self.value_tokens / self.priced_us
     }
 
-    /// The same without `before_us` of it, in which `rate` was made.
+    /// The rate of what is left of the plan after `before_us` of its time at `rate`.
     pub fn rate_after(&self, before_us: f64, rate: f64) -> f64 {
         (self.value_tokens - before_us * rate) / (self.priced_us - before_us)
     }

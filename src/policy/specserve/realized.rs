@@ -8,7 +8,7 @@
 
 use super::SpecServe;
 use super::workspace::{Costs, weight};
-use crate::protocol::{DraftedRow, StepReport};
+use crate::protocol::{DecodeView, Proposal, StepReport};
 
 /// Drafting steps that are remembered.
 const STEPS: f64 = 64.0;
@@ -75,26 +75,29 @@ impl SpecServe {
         }
         let costs = Costs::of(&self.time, view, granted.prefill_tokens);
         let plain_tokens: f64 = view.decoding.iter().map(|row| f64::from(weight(&self.pace, row))).sum();
-        let tokens = plain_tokens + self.verified_tokens(report);
-        let verified = report.counts.iter().map(|counts| counts.verified as usize).sum();
+        let mut tokens = plain_tokens;
+        let mut queries_us = 0.0;
+        let mut verified = 0;
+        for row in drafted {
+            let index = row.decoding as usize;
+            let drafts = report.counts[index].verified;
+            tokens += self.expected_tokens(&view.decoding[index], &row.proposals[..drafts as usize]);
+            queries_us += f64::from(costs.query_us(&view.decoding[index])) * f64::from(drafts);
+            verified += drafts as usize;
+        }
         let lags_us = costs.short_lags_us(view, |index| granted.drafts[index] > 0);
-        let step_us = costs.verify_us(verified) + self.spent(&costs, drafted).draft_us + lags_us;
+        let draft_us = self.spent(&costs, drafted).draft_us + lags_us;
+        let step_us = costs.verify_us(verified) + queries_us + draft_us;
         let planned_rate = granted.rate / self.realized.ratio(costs.rows);
         self.realized.add(costs.rows, tokens / plain_tokens, planned_rate * step_us / plain_tokens);
     }
 
-    /// Expected weighted tokens of the drafts that a step verified.
-    fn verified_tokens(&self, report: &StepReport) -> f64 {
-        let tokens_of = |row: &DraftedRow| {
-            let index = row.decoding as usize;
-            let view = &report.view.decoding[index];
-            let verified = report.counts[index].verified as usize;
-            let survival = row.proposals.iter().zip(1..).scan(1.0, |alive, (proposal, depth)| {
-                *alive *= self.calibration.acceptance(proposal.probability, depth, view.temperature == 0.0);
-                Some(f64::from(*alive))
-            });
-            f64::from(weight(&self.pace, view)) * survival.take(verified).sum::<f64>()
-        };
-        report.drafted.iter().map(tokens_of).sum()
+    /// Weighted tokens that are expected of these drafts.
+    fn expected_tokens(&self, row: &DecodeView, drafts: &[Proposal]) -> f64 {
+        let survival = drafts.iter().zip(1..).scan(1.0, |alive, (proposal, depth)| {
+            *alive *= self.calibration.acceptance(proposal.probability, depth, row.temperature == 0.0);
+            Some(f64::from(*alive))
+        });
+        f64::from(weight(&self.pace, row)) * survival.sum::<f64>()
     }
 }

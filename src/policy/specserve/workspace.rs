@@ -98,7 +98,7 @@ impl<'a> Costs<'a> {
     }
 
     /// Time that each verified draft of a sequence adds beside the staircase.
-    fn query_us(&self, row: &DecodeView) -> f32 {
+    pub(super) fn query_us(&self, row: &DecodeView) -> f32 {
         let token_us = self.time.cost().target.terms().attended_token_us * self.time.target_factor();
         (token_us * f64::from(row.context_tokens)) as f32
     }

@@ -62,6 +62,20 @@ fn steps_that_bring_more_than_planned_raise_what_is_expected_of_the_next() {
 }
 
 #[test]
+fn the_context_that_drafts_attend_to_is_part_of_a_steps_time() {
+    let ratio = |attended_token_us: f64| {
+        let mut profile = gpu_like();
+        profile.target.attended_token_us = attended_token_us;
+        let mut policy = SpecServe::new(profile.cost_model().unwrap(), None, raw());
+        let plain_us = Costs::of(&policy.time, &view(), 0).plain_us();
+        policy.observe_realized(&step(1.2 / plain_us, &[0.9, 0.9]));
+        policy.realized.ratio(1)
+    };
+    // 100 tokens of context: each draft takes 1 ms more
+    assert!(ratio(10.0) < ratio(0.0) - 0.01, "{} {}", ratio(10.0), ratio(0.0));
+}
+
+#[test]
 fn steps_that_bring_less_leave_the_plan_to_its_forecasts() {
     assert_eq!(after(&[0.1]).realized.ratio(1), 1.0);
 }
