@@ -35,8 +35,9 @@ fn executor() -> CpuExecutor {
         batch_sequences_max: SEQUENCES,
         draft_tokens_max: 16,
     };
-    let executor = CpuExecutor::new(options, embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)))
-        .expect("the pair fits the executor");
+    let executor =
+        CpuExecutor::new(options, embedded(ModelRole::Target), Some(embedded(ModelRole::Draft).into()))
+            .expect("the pair fits the executor");
     // as the daemon's device thread does
     executor.pin_caller();
     executor
@@ -62,6 +63,7 @@ fn verify_row(sequence: u32, start: u32, tokens: u32, drafts: u32) -> VerifyRow 
         tree: None,
         sample: true,
         masks: Vec::new(),
+        next: None,
     }
 }
 

@@ -166,6 +166,7 @@ impl Bench {
                     tree: None,
                     sample: true,
                     masks: Vec::new(),
+                    next: None,
                 }
             })
             .collect();
@@ -201,6 +202,7 @@ impl Bench {
                 tree: None,
                 sample: true,
                 masks: Vec::new(),
+                next: None,
             })
             .collect();
         let mut out = Vec::new();

@@ -66,6 +66,7 @@ impl Bench {
                 tree: None,
                 sample: true,
                 masks: Vec::new(),
+                next: None,
             })
             .collect();
         let mut step = HostStep::new(AttentionRoom::for_rows(32, 8, 1024, 8192));

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use specserve::drafting::{NgramOptions, WithPromptLookup};
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::executor::{Executor, ShadowExecutor, ShadowOptions};
-use specserve::model::random::{RandomOptions, random_model, small_spec};
+use specserve::model::random::{
+    RandomHeadOptions, RandomOptions, random_block_head, random_eagle3, random_model, small_spec,
+};
+use specserve::model::{DraftHead, DraftWeights, LoadedModel};
 use specserve::protocol::{BLOCK_TOKENS, DrafterNeeds, ExecutorInfo};
 use specserve::simulate::virtual_executor::{
     AcceptanceOptions, TimeError, VOCAB_SIZE, VirtualClock, VirtualExecutor, VirtualOptions,
@@ -35,7 +38,7 @@ fn shadow() -> ShadowExecutor {
     ShadowExecutor::new(ShadowOptions { info: info(1000), ..ShadowOptions::small(1, 1) })
 }
 
-fn cpu() -> CpuExecutor {
+fn cpu(draft: impl Into<DraftWeights>) -> CpuExecutor {
     let info = info(96);
     let options = CpuOptions {
         threads: 2,
@@ -46,8 +49,15 @@ fn cpu() -> CpuExecutor {
         batch_sequences_max: info.batch_sequences_max,
         draft_tokens_max: info.draft_tokens_max,
     };
-    let model = |seed| random_model(&small_spec(96), seed, RandomOptions::default());
-    CpuExecutor::new(options, model(1), Some(model(2))).expect("the models fit the executor")
+    CpuExecutor::new(options, model(1), Some(draft.into())).expect("the models fit the executor")
+}
+
+fn model(seed: u64) -> LoadedModel {
+    random_model(&small_spec(96), seed, RandomOptions::default())
+}
+
+fn head_options() -> RandomHeadOptions {
+    RandomHeadOptions { layers: vec![0, 1], ..RandomHeadOptions::default() }
 }
 
 fn simulated() -> VirtualExecutor {
@@ -64,8 +74,23 @@ fn simulated() -> VirtualExecutor {
 
 #[test]
 fn the_cpu_executor_keeps_the_contract() {
-    contract_suite::check_target(&mut cpu());
-    contract_suite::check_drafter(&mut cpu());
+    contract_suite::check_target(&mut cpu(model(2)));
+    contract_suite::check_drafter(&mut cpu(model(2)));
+}
+
+#[test]
+fn the_cpu_executor_keeps_the_contract_with_a_head_that_drafts_chains() {
+    let head = || DraftHead::Eagle3(Box::new(random_eagle3(&small_spec(96), 3, &head_options())));
+    contract_suite::check_target(&mut cpu(head()));
+    contract_suite::check_drafter(&mut cpu(head()));
+}
+
+#[test]
+fn the_cpu_executor_keeps_the_contract_with_a_head_that_drafts_blocks() {
+    let head = || DraftHead::Block(Box::new(random_block_head(&small_spec(96), 4, &head_options())));
+    assert_eq!(cpu(head()).info().draft_tokens_max, 4, "a block of five drafts five, four are verified");
+    contract_suite::check_target(&mut cpu(head()));
+    contract_suite::check_block_drafter(&mut cpu(head()));
 }
 
 #[test]

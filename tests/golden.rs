@@ -41,7 +41,8 @@ fn executor() -> CpuExecutor {
         draft_tokens_max: 16,
     };
     let model = |role| load(&ModelSource::EmbeddedTiny, role).expect("the embedded pair loads").loaded;
-    CpuExecutor::new(options, model(ModelRole::Target), Some(model(ModelRole::Draft))).expect("it fits")
+    CpuExecutor::new(options, model(ModelRole::Target), Some(model(ModelRole::Draft).into()))
+        .expect("it fits")
 }
 
 fn input(tokens: &[TokenId], start: u32) -> SequenceInput {
@@ -93,6 +94,7 @@ fn greedy_decoding_matches_the_reference() {
                 tree: None,
                 sample: true,
                 masks: Vec::new(),
+                next: None,
             };
             let mut verdicts = Vec::new();
             executor.verify(&[row], &mut verdicts).expect("the target runs");

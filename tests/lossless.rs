@@ -5,12 +5,16 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{EvenAtEven, Played, cpu, embedded, play, request};
+use common::{EvenAtEven, Played, cpu, drafters, embedded, play, prompt, request};
 use specserve::drafting::{NgramOptions, WithPromptLookup};
+use specserve::model::DraftWeights;
 use specserve::model::random::{RandomOptions, random_model};
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
-use specserve::policy::{Fixed, Static};
-use specserve::protocol::{GenerationRequest, ModelRole, RequestId, SamplingParams, TokenConstraint};
+use specserve::policy::{Fixed, Policy, Scratch, Static};
+use specserve::protocol::{
+    DecodeView, GenerationRequest, ModelRole, RequestId, SamplingParams, StepDecision, StepView,
+    TokenConstraint,
+};
 use specserve::timing::profile::Profile;
 
 const OUTPUT_TOKENS: u32 = 32;
@@ -23,6 +27,10 @@ fn temperature(temperature: f32) -> SamplingParams {
 
 fn requests(count: usize, sampling: &SamplingParams) -> Vec<GenerationRequest> {
     (0..count).map(|number| request(number, OUTPUT_TOKENS, sampling.clone())).collect()
+}
+
+fn temperatures_and_drafters() -> impl Iterator<Item = (SamplingParams, (&'static str, DraftWeights))> {
+    [0.0, 0.8].into_iter().flat_map(|t| drafters().map(|drafter| (temperature(t), drafter)))
 }
 
 fn plain(requests: &[GenerationRequest]) -> BTreeMap<RequestId, Played> {
@@ -44,16 +52,16 @@ fn assert_same_output(
 
 #[test]
 fn every_draft_length_and_batch_size_emits_what_plain_decoding_emits() {
-    for sampling in [temperature(0.0), temperature(0.8)] {
+    for (sampling, (name, drafter)) in temperatures_and_drafters() {
         let all = requests(32, &sampling);
         let plain = plain(&all);
-        let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
+        let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
         for batch in [1, 2, 7, 32] {
             // fewer requests for smaller batches, so that each size takes about as many steps
             let some = &all[..(batch as usize).clamp(3, 32)];
             for draft_tokens in 1..=8 {
                 let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), batch, some);
-                let how = format!("at t {}, batch {batch}, k {draft_tokens}", sampling.temperature);
+                let how = format!("with {name}, t {}, batch {batch}, k {draft_tokens}", sampling.temperature);
                 assert_same_output(&ours, &plain, some, &how);
                 let accepted: u32 = ours.values().map(|one| one.summary.speculation.accepted).sum();
                 assert!(accepted > 0, "a trained draft is right now and then, {how}");
@@ -78,21 +86,28 @@ fn filters_penalties_and_bias_are_applied_inside_verification() {
     let all = requests(8, &sampling);
     let plain = plain(&all);
     assert_ne!(plain, self::plain(&requests(8, &temperature(0.9))), "the parameters matter");
-    let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
-    for draft_tokens in [1, 4, 8] {
-        let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), 4, &all);
-        assert_same_output(&ours, &plain, &all, &format!("with every parameter, k {draft_tokens}"));
+    for (name, drafter) in drafters() {
+        let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
+        for draft_tokens in [1, 4, 8] {
+            let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), 4, &all);
+            assert_same_output(
+                &ours,
+                &plain,
+                &all,
+                &format!("with every parameter, {name}, k {draft_tokens}"),
+            );
+        }
     }
 }
 
 #[test]
 fn preemption_in_mid_flight_changes_nothing() {
-    for sampling in [temperature(0.0), temperature(0.8)] {
+    for (sampling, (name, drafter)) in temperatures_and_drafters() {
         let all = requests(8, &sampling);
         let plain = plain(&all);
-        let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), 16);
+        let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), 16);
         let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 8, &all);
-        assert_same_output(&ours, &plain, &all, "under preemption");
+        assert_same_output(&ours, &plain, &all, &format!("under preemption, with {name}"));
         let preemptions: u32 = ours.values().map(|one| one.summary.preemptions).sum();
         assert!(preemptions > 0, "sixteen blocks were meant to be too few");
     }
@@ -104,7 +119,7 @@ fn a_random_draft_costs_time_but_changes_no_token() {
     for sampling in [temperature(0.0), temperature(0.8)] {
         let all = requests(7, &sampling);
         let plain = plain(&all);
-        let mut executor = cpu(embedded(ModelRole::Target), Some(draft.clone()), AMPLE_BLOCKS);
+        let mut executor = cpu(embedded(ModelRole::Target), Some(draft.clone().into()), AMPLE_BLOCKS);
         let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 7, &all);
         assert_same_output(&ours, &plain, &all, "with a random draft");
     }
@@ -115,7 +130,8 @@ fn a_draft_equal_to_the_target_is_always_accepted() {
     for sampling in [temperature(0.0), temperature(0.8)] {
         let all = requests(7, &sampling);
         let plain = plain(&all);
-        let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Target)), AMPLE_BLOCKS);
+        let mut executor =
+            cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Target).into()), AMPLE_BLOCKS);
         let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 3 })), 7, &all);
         assert_same_output(&ours, &plain, &all, "with the target as its own draft");
         for one in ours.values() {
@@ -145,15 +161,15 @@ fn every_policy_emits_what_plain_decoding_emits() {
         "adaspec-verifier:3",
         "specserve",
     ];
-    let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
-    for sampling in [temperature(0.0), temperature(0.8)] {
+    for (sampling, (drafter_name, drafter)) in temperatures_and_drafters() {
+        let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
         let all = requests(6, &sampling);
         let plain = plain(&all);
         for name in names {
             let policy_name: PolicyName = name.parse().expect("a policy's name");
             let policy = build(policy_name, Some(&profile), &PolicyOptions::default()).expect("builds");
             let ours = play(&mut executor, policy, 4, &all);
-            assert_same_output(&ours, &plain, &all, &format!("under {name}, t {}", sampling.temperature));
+            assert_same_output(&ours, &plain, &all, &format!("under {name}, {drafter_name}"));
             let drafted: u32 = ours.values().map(|one| one.summary.speculation.drafted).sum();
             assert_eq!(drafted > 0, name != "none", "{name} drafted {drafted} tokens");
         }
@@ -192,14 +208,79 @@ fn a_constraint_holds_for_every_draft_length_and_changes_no_token_of_plain_decod
             let evens = plain[&request.id].tokens.iter().step_by(2).all(|token| token.is_multiple_of(2));
             assert_eq!(evens, index % 2 == 0, "request {index} of {:?}", plain[&request.id].tokens);
         }
-        let mut executor = cpu(embedded(ModelRole::Target), Some(embedded(ModelRole::Draft)), AMPLE_BLOCKS);
-        for draft_tokens in 0..=4 {
-            let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), 5, &mixed);
-            let how = format!("constrained, t {}, k {draft_tokens}", free.temperature);
-            assert_same_output(&ours, &plain, &mixed, &how);
-            let accepted: u32 =
-                mixed.iter().step_by(2).map(|r| ours[&r.id].summary.speculation.accepted).sum();
-            assert!(accepted > 0 || draft_tokens == 0, "masked drafts are accepted, {how}");
+        for (name, drafter) in drafters() {
+            let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
+            for draft_tokens in 0..=4 {
+                let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), 5, &mixed);
+                let how = format!("constrained, {name}, t {}, k {draft_tokens}", free.temperature);
+                assert_same_output(&ours, &plain, &mixed, &how);
+                let accepted: u32 =
+                    mixed.iter().step_by(2).map(|r| ours[&r.id].summary.speculation.accepted).sum();
+                assert!(accepted > 0 || draft_tokens == 0, "masked drafts are accepted, {how}");
+            }
         }
+    }
+}
+
+/// Accepted and verified drafts of some requests.
+fn acceptance(ours: &BTreeMap<RequestId, Played>, ids: impl Iterator<Item = u64>) -> f64 {
+    let stats: Vec<_> = ids.map(|id| &ours[&RequestId(id)].summary.speculation).collect();
+    let accepted: u32 = stats.iter().map(|one| one.accepted).sum();
+    f64::from(accepted) / f64::from(stats.iter().map(|one| one.verified).sum::<u32>())
+}
+
+#[test]
+fn after_a_prefix_hit_a_head_is_as_often_right_as_before() {
+    for (sampling, (name, drafter)) in temperatures_and_drafters() {
+        let long = |number: usize| -> GenerationRequest {
+            let prompt = (number..number + 4).flat_map(|one| prompt(one % 8).to_vec()).collect();
+            GenerationRequest { prompt, ..request(number, 48, sampling.clone()) }
+        };
+        let cold: Vec<GenerationRequest> = (0..8).map(long).collect();
+        let again = cold.iter().map(|one| GenerationRequest { id: RequestId(100 + one.id.0), ..one.clone() });
+        let all: Vec<GenerationRequest> = cold.iter().cloned().chain(again).collect();
+        let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
+        // one at a time: each finds all of what it has in common with those before it
+        let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 1, &all);
+        for one in &cold {
+            let [first, second] = [one.id.0, 100 + one.id.0].map(|id| &ours[&RequestId(id)]);
+            assert_eq!(first.tokens, second.tokens, "request {} with {name}", one.id);
+            assert!(second.summary.cached_tokens + 16 >= one.prompt.len() as u32, "{:?}", second.summary);
+        }
+        let (before, after) = (acceptance(&ours, 0..8), acceptance(&ours, 100..108));
+        assert!(before > 0.2 && after >= 0.98 * before, "{name}: {before:.3} before, {after:.3} after");
+    }
+}
+
+/// Drafts in the first and in the last steps of a request, and not between.
+#[derive(Debug)]
+struct OffAndOn;
+
+impl Policy for OffAndOn {
+    fn name(&self) -> String {
+        "off and on".to_owned()
+    }
+
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
+        let drafts = |row: &DecodeView| if (20..220).contains(&row.output_tokens) { 0 } else { 4 };
+        StepDecision {
+            drafts: view.decoding.iter().map(drafts).collect(),
+            prefill_tokens: view.prefill_tokens_max,
+            ..StepDecision::default()
+        }
+    }
+}
+
+#[test]
+fn two_hundred_plain_steps_do_not_make_a_head_wrong() {
+    let sampling = SamplingParams { logit_bias: vec![(0, -100.0), (2, -100.0)], ..temperature(0.8) };
+    let all: Vec<GenerationRequest> = (0..6).map(|number| request(number, 420, sampling.clone())).collect();
+    for (name, drafter) in drafters() {
+        let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
+        let always = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens: 4 })), 3, &all);
+        let rested = play(&mut executor, Box::new(Static::new(OffAndOn)), 3, &all);
+        assert_same_output(&rested, &always, &all, &format!("after a rest of {name}"));
+        let (before, after) = (acceptance(&always, 0..6), acceptance(&rested, 0..6));
+        assert!((after - before).abs() < 0.06, "{name}: {before:.3} always on, {after:.3} around the rest");
     }
 }

@@ -1,6 +1,6 @@
 //! Fingerprints: identify the machine and the models that a profile is valid for.
 
-use crate::model::{Dtype, LayerTensor, LoadedModel, Tensor};
+use crate::model::{DraftWeights, Dtype, LayerTensor, LoadedModel, Tensor};
 use crate::timing::profile::Fingerprint;
 
 /// Samples of each tensor.
@@ -23,13 +23,13 @@ pub struct Machine {
 }
 
 /// The fingerprint of these models on this machine, for this version of the program.
-pub fn fingerprint(machine: Machine, target: &LoadedModel, draft: Option<&LoadedModel>) -> Fingerprint {
+pub fn fingerprint(machine: Machine, target: &LoadedModel, draft: Option<&DraftWeights>) -> Fingerprint {
     Fingerprint {
         backend: machine.backend,
         device: machine.device,
         driver: machine.driver,
         target_digest: model_digest(target),
-        draft_digest: draft.map_or_else(String::new, model_digest),
+        draft_digest: draft.map_or_else(String::new, draft_digest),
         dtype: dtype_name(target.weights.embedding.dtype).to_owned(),
         threads: machine.threads,
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -40,9 +40,20 @@ pub fn fingerprint(machine: Machine, target: &LoadedModel, draft: Option<&Loaded
 /// Reads a few kilobytes, whatever the size of the model. Distinguishes models, but is no
 /// protection against forgery.
 pub fn model_digest(model: &LoadedModel) -> String {
+    digest(&format!("{:?}", model.spec), tensors(model))
+}
+
+fn draft_digest(draft: &DraftWeights) -> String {
+    match draft {
+        DraftWeights::Model(model) => model_digest(model),
+        DraftWeights::Head(head) => digest(&format!("{:?}{:?}", head.kind(), head.spec()), head.matrices()),
+    }
+}
+
+fn digest(shape: &str, tensors: Vec<&Tensor>) -> String {
     let mut digest = Fnv::new();
-    digest.write(format!("{:?}", model.spec).as_bytes());
-    for tensor in tensors(model) {
+    digest.write(shape.as_bytes());
+    for tensor in tensors {
         digest.write(format!("{:?}{:?}", tensor.dtype, tensor.shape).as_bytes());
         let bytes = tensor.bytes();
         for sample in 0..SAMPLES {

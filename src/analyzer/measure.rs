@@ -278,6 +278,7 @@ impl Session<'_, '_> {
                         tree: None,
                         sample: false,
                         masks: Vec::new(),
+                        next: None,
                     }])
                 }
                 ModelRole::Draft => Batch::Draft {

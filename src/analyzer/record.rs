@@ -156,6 +156,7 @@ impl Recorder<'_> {
             tree: None,
             sample,
             masks: Vec::new(),
+            next: None,
         };
         self.executor.target().verify(&[row], &mut verdicts)?;
         Ok(verdicts.pop().and_then(|verdict| verdict.tokens.first().copied()))

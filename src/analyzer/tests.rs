@@ -475,9 +475,9 @@ fn a_fingerprint_names_the_machine_and_both_models() {
     let (target, draft) = (random_model(&small_spec(64), 1, RandomOptions::default()), {
         random_model(&small_spec(64), 2, RandomOptions::default())
     });
-    let both = fingerprint(machine.clone(), &target, Some(&draft));
+    let both = fingerprint(machine.clone(), &target, Some(&draft.clone().into()));
     assert_eq!((both.dtype.as_str(), both.threads), ("bf16", 2));
-    let swapped = fingerprint(machine.clone(), &draft, Some(&target));
+    let swapped = fingerprint(machine.clone(), &draft, Some(&target.clone().into()));
     let differences = both.differences(&swapped);
     assert!(differences.len() == 2 && differences[0].starts_with("target model was"), "{differences:?}");
     assert_eq!(both.differences(&fingerprint(machine, &target, None)).len(), 1);

@@ -44,6 +44,7 @@ impl Workbench {
             // Alone it stands for a prompt in one chunk, which ends in a first token.
             sample: shape.rows == 0,
             masks: Vec::new(),
+            next: None,
         });
         let decoding = inputs.decoding.into_iter();
         decoding
@@ -54,6 +55,7 @@ impl Workbench {
                 tree: None,
                 sample: true,
                 masks: Vec::new(),
+                next: None,
             })
             .chain(prefill)
             .collect()

@@ -12,7 +12,7 @@ use crate::actors::{AdmissionPolicy, Engine, EngineOptions, EngineParts, Polling
 use crate::config::{Config, DraftConfig, InfeasibleAction};
 use crate::drafting::{NgramOptions, WithPromptLookup};
 use crate::executor::Executor;
-use crate::model::{LoadedModel, ModelPair};
+use crate::model::{DraftWeights, LoadedModel, ModelPair};
 use crate::pacing::{LateAction, Pacer, ServiceOrder};
 use crate::policy::registry::{PolicyOptions, build as build_policy};
 use crate::policy::specserve::SpecServeOptions;
@@ -31,7 +31,7 @@ pub(super) fn assemble(config: &Config, on_phase: OnPhase<'_>) -> Assembled {
 /// [`assemble`] with an executor from `build`, which runs on the device thread.
 pub(super) fn assemble_with<B>(config: &Config, on_phase: OnPhase<'_>, build: B) -> Assembled
 where
-    B: FnOnce(ExecutorPlan, LoadedModel, Option<LoadedModel>) -> Result<Box<dyn Executor>, String>
+    B: FnOnce(ExecutorPlan, LoadedModel, Option<DraftWeights>) -> Result<Box<dyn Executor>, String>
         + Send
         + 'static,
 {
@@ -41,7 +41,7 @@ where
     let times = TimeSource::of(config, &plan, &pair)?;
     let options = engine_options(config, plan.polling(), Arc::new(MonotonicClock::start()));
     let ModelPair { target, draft } = pair;
-    let weights = (target.loaded.clone(), draft.map(|model| model.loaded));
+    let weights = (target.loaded.clone(), draft);
     on_phase.show("building the executor");
     let phase = on_phase.clone();
     let drafts = (config.draft.clone(), config.speculation.policy, policy_options(config));

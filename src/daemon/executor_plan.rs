@@ -8,8 +8,10 @@ use crate::actors::Polling;
 use crate::analyzer::Machine;
 use crate::config::{Backend, Config, KvSize, PoolBlocks};
 use crate::executor::Executor;
-use crate::executor::cpu::{CpuExecutor, CpuOptions, device_description, kv_block_bytes, packed_bytes};
-use crate::model::{LoadedModel, ModelPair};
+use crate::executor::cpu::{
+    CpuExecutor, CpuOptions, device_description, hidden_state_bytes, kv_block_bytes, packed_bytes,
+};
+use crate::model::{DraftWeights, LoadedModel, ModelPair, ModelSpec};
 use crate::protocol::{BLOCK_TOKENS, blocks_for};
 
 /// With a GPU, the host's threads poll for each other: for jobs longer than the actors take
@@ -79,7 +81,7 @@ impl ExecutorPlan {
     pub(super) fn build(
         self,
         target: LoadedModel,
-        draft: Option<LoadedModel>,
+        draft: Option<DraftWeights>,
     ) -> Result<Box<dyn Executor>, String> {
         match self {
             ExecutorPlan::Cpu(options) => {
@@ -92,7 +94,14 @@ impl ExecutorPlan {
             }
             #[cfg(feature = "cuda")]
             ExecutorPlan::Cuda(options) => {
-                let executor = crate::executor::cuda::CudaExecutor::new(&target, draft.as_ref(), options);
+                let draft = match draft {
+                    Some(DraftWeights::Head(head)) => {
+                        return Err(format!("{} heads run on the CPU backend alone so far", head.kind()));
+                    }
+                    Some(DraftWeights::Model(model)) => Some(model),
+                    None => None,
+                };
+                let executor = crate::executor::cuda::CudaExecutor::new(&target, draft.as_deref(), options);
                 let mut executor = executor.map_err(|error| error.to_string())?;
                 executor.warm_up().map_err(|error| error.to_string())?;
                 Ok(Box::new(executor))
@@ -103,7 +112,8 @@ impl ExecutorPlan {
 
 fn cpu(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
     let blocks = cpu_pools(config, pair)?;
-    if blocks.target == 0 || (pair.draft.is_some() && blocks.draft == 0) {
+    let draft_model = pair.draft.as_ref().and_then(DraftWeights::model);
+    if blocks.target == 0 || (draft_model.is_some() && blocks.draft == 0) {
         let key = config.kv.size.key();
         let advice = format!("the KV memory does not hold one block of each model; raise {key}");
         return Err(DaemonError::Start(advice));
@@ -127,22 +137,36 @@ fn cpu(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
 const UNKNOWN_MEMORY_BYTES: u64 = 2 << 30;
 
 fn cpu_pools(config: &Config, pair: &ModelPair) -> Result<PoolBlocks, DaemonError> {
-    let target_block_bytes = kv_block_bytes(&pair.target.loaded.spec, BLOCK_TOKENS);
-    let draft_block_bytes = pair.draft.as_ref().map(|draft| kv_block_bytes(&draft.loaded.spec, BLOCK_TOKENS));
+    let (target_block_bytes, draft_block_bytes) =
+        block_bytes(pair, |spec| kv_block_bytes(spec, BLOCK_TOKENS));
     let KvSize::MemoryPercent(percent) = config.kv.size else {
         let advice = "kv.gpu_memory_percent requires the CUDA backend; set kv.memory_percent instead";
         let blocks = config.kv.pool_blocks(target_block_bytes, draft_block_bytes);
         return blocks.ok_or_else(|| DaemonError::Start(advice.to_owned()));
     };
-    let weights = [Some(&pair.target), pair.draft.as_ref()].into_iter().flatten();
-    let weight_bytes = weights.map(|model| packed_bytes(&model.loaded)).sum();
+    let draft = pair.draft.iter().flat_map(DraftWeights::matrices);
+    let weight_bytes = packed_bytes(pair.target.loaded.matrices().into_iter().chain(draft));
+    let head = pair.draft.as_ref().and_then(DraftWeights::head);
+    let state_bytes = head.map_or(0, |head| hidden_state_bytes(head, config.executor.batch_tokens_max));
     let available_bytes = host_memory::available_bytes().unwrap_or(UNKNOWN_MEMORY_BYTES);
-    let share_bytes = share_of_rest(available_bytes, weight_bytes, percent).map_err(DaemonError::Start)?;
+    let share_bytes = share_of_rest(available_bytes, weight_bytes + state_bytes, percent);
+    let share_bytes = share_bytes.map_err(DaemonError::Start)?;
     let blocks = PoolBlocks::within(share_bytes, target_block_bytes, draft_block_bytes);
     // more than all running requests can fill is of no use but as a prefix cache
     let context_blocks = blocks_for(pair.target.loaded.spec.context_tokens_max as u32);
     let useful = context_blocks.saturating_mul(config.scheduler.running_requests_max);
     Ok(PoolBlocks { target: blocks.target.min(useful), draft: blocks.draft.min(useful) })
+}
+
+/// Bytes of a block of the target's pool, and of the pool of a draft model. A draft head has its
+/// keys and values in the target's blocks.
+fn block_bytes(pair: &ModelPair, of: impl Fn(&ModelSpec) -> u64) -> (u64, Option<u64>) {
+    let target = of(&pair.target.loaded.spec);
+    match &pair.draft {
+        None => (target, None),
+        Some(DraftWeights::Model(model)) => (target, Some(of(&model.spec))),
+        Some(DraftWeights::Head(head)) => (target + of(head.spec()), None),
+    }
 }
 
 /// `percent` of what the weights leave of the free memory, in bytes.
@@ -162,22 +186,17 @@ fn share_of_rest(available_bytes: u64, weight_bytes: u64, percent: u32) -> Resul
 fn cuda(config: &Config, pair: &ModelPair) -> Result<ExecutorPlan, DaemonError> {
     use crate::executor::cuda::forward::kv_block_elements;
     use crate::executor::cuda::{CudaOptions, KvBudget};
-    use crate::model::ModelSpec;
 
     // the cache holds bf16
     let kv_block_bytes = |spec: &ModelSpec| 2 * kv_block_elements(spec) as u64;
-    let draft = pair.draft.as_ref().map(|model| &model.loaded.spec);
+    let (target_block_bytes, draft_block_bytes) = block_bytes(pair, kv_block_bytes);
     let kv = match config.kv.size {
         KvSize::GpuMemoryPercent(percent) => KvBudget::MemoryFraction(f64::from(percent) / 100.0),
         _ => {
-            let blocks = config
-                .kv
-                .pool_blocks(kv_block_bytes(&pair.target.loaded.spec), draft.map(kv_block_bytes))
-                .ok_or_else(|| {
-                    let advice =
-                        "kv.memory_percent requires the CPU backend; set kv.gpu_memory_percent instead";
-                    DaemonError::Start(advice.to_owned())
-                })?;
+            let blocks = config.kv.pool_blocks(target_block_bytes, draft_block_bytes).ok_or_else(|| {
+                let advice = "kv.memory_percent requires the CPU backend; set kv.gpu_memory_percent instead";
+                DaemonError::Start(advice.to_owned())
+            })?;
             KvBudget::Blocks { target: blocks.target, draft: blocks.draft }
         }
     };

@@ -11,7 +11,7 @@ use super::startup::OnPhase;
 use crate::analyzer::{self, AnalyzerOptions, Progress, StartProfile};
 use crate::config::{Config, DraftConfig};
 use crate::executor::Executor;
-use crate::model::ModelPair;
+use crate::model::{DraftWeights, ModelPair};
 use crate::protocol::{Clock, Micros, MonotonicClock, SamplingParams};
 use crate::timing::ProfileError;
 use crate::timing::cost_model::LatencyTerms;
@@ -80,11 +80,22 @@ impl TimeSource {
     /// Reads the configured profile, or decides to measure.
     ///
     /// # Errors
-    /// A profile that can't be used, unless the configuration says to measure instead.
+    /// A profile that can't be used, unless the configuration says to measure instead; a policy that
+    /// plans with times beside a draft head, whose times are not measured.
     pub fn of(config: &Config, plan: &ExecutorPlan, pair: &ModelPair) -> Result<TimeSource, DaemonError> {
         let speculation = &config.speculation;
         if !config.needs_profile() {
             return Ok(TimeSource::None);
+        }
+        if let Some(DraftWeights::Head(head)) = &pair.draft
+            && speculation.policy.needs_profile()
+        {
+            return Err(DaemonError::Start(format!(
+                "the policy {} plans with step times, which are not measured yet for draft heads ({}); set \
+                 speculation.policy = \"fixed:4\" or \"threshold:0.6\"",
+                speculation.policy,
+                head.kind()
+            )));
         }
         let machine = fingerprint(plan, pair)?;
         match speculation.profile.as_deref().map(|path| read(path, &machine)) {
@@ -192,8 +203,7 @@ pub(super) fn for_drafter(profile: Option<Profile>, draft: Option<&DraftConfig>)
 }
 
 fn fingerprint(plan: &ExecutorPlan, pair: &ModelPair) -> Result<Fingerprint, DaemonError> {
-    let draft = pair.draft.as_ref().map(|model| &model.loaded);
-    Ok(analyzer::fingerprint(plan.machine()?, &pair.target.loaded, draft))
+    Ok(analyzer::fingerprint(plan.machine()?, &pair.target.loaded, pair.draft.as_ref()))
 }
 
 /// Reads a profile, and refuses one that is not for this machine, these models, this version.
@@ -229,8 +239,7 @@ fn measure(
     on_progress: OnProgress<'_>,
 ) -> Result<Profile, DaemonError> {
     let measurement = Measurement::new(plan, pair, budget, AnalyzerOptions::NO_LIMIT)?;
-    let draft = pair.draft.as_ref().map(|model| model.loaded.clone());
-    let (plan, target) = (plan.clone(), pair.target.loaded.clone());
+    let (plan, target, draft) = (plan.clone(), pair.target.loaded.clone(), pair.draft.clone());
     let run = move || -> Result<Profile, DaemonError> {
         let mut executor = plan.build(target, draft).map_err(DaemonError::Start)?;
         measurement.run(executor.as_mut(), on_progress)
@@ -275,8 +284,7 @@ mod tests {
         config.speculation.profile_at_start = at_start;
         let (plan, pair) = planned(&config);
         let source = TimeSource::of(&config, &plan, &pair)?;
-        let (target, draft) = (pair.target.loaded, pair.draft.map(|model| model.loaded));
-        let mut executor = plan.build(target, draft).map_err(DaemonError::Start)?;
+        let mut executor = plan.build(pair.target.loaded, pair.draft).map_err(DaemonError::Start)?;
         source.resolve(executor.as_mut(), &Phase::default())
     }
 

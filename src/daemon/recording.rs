@@ -37,8 +37,7 @@ pub fn record(
         prompts.collect::<Result<_, String>>().map_err(DaemonError::Start)?;
     let ends = if options.ignore_eos { Vec::new() } else { pair.target.eos.clone() };
     let stop_tokens: Arc<[TokenId]> = ends.into();
-    let mut executor =
-        plan.build(pair.target.loaded, pair.draft.map(|model| model.loaded)).map_err(DaemonError::Start)?;
+    let mut executor = plan.build(pair.target.loaded, pair.draft).map_err(DaemonError::Start)?;
     for (seed, (prompt, tokens_max)) in (0..).zip(prompts) {
         let sampling = SamplingParams { temperature: options.temperature, seed, ..SamplingParams::greedy() };
         let job =

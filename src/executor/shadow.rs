@@ -4,7 +4,8 @@
 //! is a function of that hash. A scheduler that hands out a block twice, reads a freed
 //! block, or loses a token gets other tokens than [`ShadowExecutor::expect`] names, so
 //! this is the sharpest test there is of everything above the seam, at no cost. It can
-//! also be told to fail. It has no logits and ignores masks. Not for serving.
+//! also be told to fail. A draft head of its kind keeps its hashes in the target's slots. It has no
+//! logits and ignores masks. Not for serving.
 #![forbid(unsafe_code)]
 
 use super::contract::BatchContract;
@@ -109,6 +110,11 @@ impl ShadowExecutor {
             state = mix(state, token.into());
         }
         output
+    }
+
+    /// Where the drafter's states are.
+    fn draft_cache(&mut self) -> &mut Vec<u64> {
+        if self.options.info.has_draft_head() { &mut self.target } else { &mut self.draft }
     }
 
     fn sample(&self, state: u64, sampling: &SamplingParams) -> TokenId {
@@ -233,7 +239,7 @@ impl Drafter for ShadowExecutor {
         self.contract.start(seeds)?;
         self.round.clear();
         for (index, seed) in seeds.iter().enumerate() {
-            let states = Self::feed(&mut self.draft, &seed.input, seed.input.tokens.len(), None);
+            let states = Self::feed(self.draft_cache(), &seed.input, seed.input.tokens.len(), None);
             let state = *states.last().ok_or_else(|| ExecutorError::Malformed("no tokens".to_owned()))?;
             if seed.limit > 0 {
                 forest.add_root(index as u32, self.propose(state, &seed.input.sampling));
@@ -249,16 +255,20 @@ impl Drafter for ShadowExecutor {
 
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         self.contract.extend(nodes, forest, &mut self.extended)?;
-        for (&id, &row) in nodes.iter().zip(&self.extended) {
+        let extended = std::mem::take(&mut self.extended);
+        for (&id, &row) in nodes.iter().zip(&extended) {
             let fed = forest.get(id).map(|node| node.proposal.token);
             let fed = fed.ok_or_else(|| ExecutorError::Malformed(format!("no draft node {}", id.0)))?;
             let row = &mut self.round[row as usize];
-            let state = mix(self.draft[slot(&row.blocks, row.position - 1)], fed.into());
-            self.draft[slot(&row.blocks, row.position)] = state;
+            let [before, slot] = [row.position - 1, row.position].map(|position| slot(&row.blocks, position));
             row.position += 1;
             let sampling = row.sampling.clone();
+            let cache = self.draft_cache();
+            let state = mix(cache[before], fed.into());
+            cache[slot] = state;
             forest.add_child(id, self.propose(state, &sampling));
         }
+        self.extended = extended;
         Ok(())
     }
 }

@@ -186,8 +186,8 @@ pub enum ModelError {
     },
     /// A draft head stands where a model is expected.
     #[error(
-        "{directory} holds a draft head ({kind}), not a model: `specserve doctor --model` checks it, but this \
-         version does not draft with heads"
+        "{directory} holds a draft head ({kind}), not a model: name it as draft.model beside the target that it \
+         was made for"
     )]
     DraftHead {
         /// Path of the directory.

@@ -8,8 +8,8 @@ use super::json_file::JsonObject;
 use super::safetensors_file::TensorFiles;
 use super::tokenizer_config::TokenizerConfig;
 use super::{
-    ChatTemplate, LoadedModel, ModelError, ModelSource, RecommendedSampling, Tokenizer, config_json,
-    draft_head, same_token_list, weights,
+    ChatTemplate, DraftHead, DraftWeights, LoadedModel, ModelError, ModelSource, RecommendedSampling,
+    Tokenizer, config_json, draft_head, same_token_list, weights,
 };
 use crate::protocol::{ModelRole, TokenId};
 
@@ -35,13 +35,13 @@ pub struct Model {
     pub sampling: RecommendedSampling,
 }
 
-/// A target model with its optional draft model.
+/// A target model with what drafts for it.
 #[derive(Clone, Debug)]
 pub struct ModelPair {
     /// The target model.
     pub target: Model,
-    /// The draft model; it shares the target's tokenizer.
-    pub draft: Option<Model>,
+    /// What drafts, if anything does.
+    pub draft: Option<DraftWeights>,
 }
 
 /// Loads the model of `source` for `role`. Weights are mapped, not copied: the files must not
@@ -93,11 +93,12 @@ fn load_within(
     })
 }
 
-/// Loads a target and an optional draft, which must have the target's token list.
+/// Loads a target and an optional draft: a draft head for this target, or a model with the target's
+/// token list.
 ///
 /// Embeddings are often padded with rows that have no token, by different amounts within
-/// a model family. If the two differ, the longer one is truncated to the shorter: a row
-/// without a token is never sampled on purpose.
+/// a model family. If target and draft model differ, the longer one is truncated to the shorter: a
+/// row without a token is never sampled on purpose.
 ///
 /// # Errors
 /// Any [`ModelError`].
@@ -115,22 +116,35 @@ pub fn load_pair_within(
     draft: Option<&ModelSource>,
     context_cap: Option<usize>,
 ) -> Result<ModelPair, ModelError> {
-    let mut pair = ModelPair {
-        target: load_within(target, ModelRole::Target, context_cap)?,
-        draft: draft.map(|source| load_within(source, ModelRole::Draft, context_cap)).transpose()?,
-    };
-    if let (Some(source), Some(model)) = (draft, &mut pair.draft) {
-        same_token_list(&pair.target.tokenizer, &model.tokenizer).map_err(|mismatch| ModelError::Pair {
-            target: target.to_string(),
-            draft: source.to_string(),
-            mismatch,
-        })?;
-        model.tokenizer = pair.target.tokenizer.clone();
-        let rows = pair.target.loaded.spec.vocab_size.min(model.loaded.spec.vocab_size);
-        pair.target.loaded.cut_vocabulary(rows);
-        model.loaded.cut_vocabulary(rows);
-    }
+    let loaded = load_within(target, ModelRole::Target, context_cap)?;
+    let mut pair = ModelPair { target: loaded, draft: None };
+    let Some(source) = draft else { return Ok(pair) };
+    pair.draft = Some(match DraftHead::load(source, Some(&pair.target.loaded.spec))? {
+        Some(head) => DraftWeights::Head(head),
+        None => {
+            let model = load_within(source, ModelRole::Draft, context_cap)?;
+            fit(target, &mut pair.target, source, model)?.into()
+        }
+    });
     Ok(pair)
+}
+
+/// The weights of a draft model, if it has the target's token list; both with as many tokens.
+fn fit(
+    target_source: &ModelSource,
+    target: &mut Model,
+    source: &ModelSource,
+    mut draft: Model,
+) -> Result<LoadedModel, ModelError> {
+    same_token_list(&target.tokenizer, &draft.tokenizer).map_err(|mismatch| ModelError::Pair {
+        target: target_source.to_string(),
+        draft: source.to_string(),
+        mismatch,
+    })?;
+    let rows = target.loaded.spec.vocab_size.min(draft.loaded.spec.vocab_size);
+    target.loaded.cut_vocabulary(rows);
+    draft.loaded.cut_vocabulary(rows);
+    Ok(draft.loaded)
 }
 
 impl LoadedModel {

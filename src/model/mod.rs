@@ -7,6 +7,7 @@
 mod chat_template;
 mod config_json;
 mod draft_head;
+mod draft_weights;
 mod embedded;
 mod error;
 mod files;
@@ -38,6 +39,7 @@ pub use chat_template::{ChatInput, ChatTemplate, ChatTemplateError};
 pub use draft_head::{
     BlockHead, ConfidenceHead, DraftHead, Eagle3Head, FeatureNorm, Features, Interface, MarkovHead,
 };
+pub use draft_weights::DraftWeights;
 pub use error::ModelError;
 pub use generation_config::RecommendedSampling;
 pub use head_kind::HeadKind;

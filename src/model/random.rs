@@ -3,6 +3,8 @@
 //! in range through the layers and logits spread over a few units.
 #![forbid(unsafe_code)]
 
+mod heads;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -11,6 +13,8 @@ use super::{
 };
 use crate::protocol::TokenId;
 use crate::random::SplitMix64;
+
+pub use heads::{RandomHeadOptions, random_block_head, random_eagle3};
 
 /// Variants of a random model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +76,7 @@ pub fn small_spec(vocab_size: usize) -> ModelSpec {
 
 /// A model of this shape; equal seeds and options give equal weights.
 pub fn random_model(spec: &ModelSpec, seed: u64, options: RandomOptions) -> LoadedModel {
-    let mut source = Source { noise: Noise(SplitMix64::new(seed)), options };
+    let mut source = Source::new(seed, options);
     let hidden = spec.hidden_size;
     let embedding = source.matrix(spec.vocab_size, hidden);
     let head = if options.tied_head { embedding.clone() } else { source.matrix(spec.vocab_size, hidden) };
@@ -111,13 +115,25 @@ struct Source {
 }
 
 impl Source {
+    fn new(seed: u64, options: RandomOptions) -> Source {
+        Source { noise: Noise(SplitMix64::new(seed)), options }
+    }
+
     fn layer(&mut self, spec: &ModelSpec) -> LayerWeights {
+        self.layer_reading(spec, spec.hidden_size)
+    }
+
+    /// A layer whose attention reads inputs of `attention_inputs` numbers.
+    fn layer_reading(&mut self, spec: &ModelSpec, attention_inputs: usize) -> LayerWeights {
         let options = self.options;
         let made = LayerWeights::try_build(
             |role| options.has(role),
             |role| {
                 let shape = role.shape(spec);
                 Ok::<Tensor, Infallible>(match role {
+                    LayerTensor::Weight(projection) if projection.is_qkv() => {
+                        self.matrix(shape[0], attention_inputs)
+                    }
                     LayerTensor::Weight(_) => self.matrix(shape[0], shape[1]),
                     LayerTensor::Bias(_) => self.tensor(shape, |noise| 0.5 * noise),
                     LayerTensor::AttentionNorm

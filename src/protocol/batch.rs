@@ -56,6 +56,11 @@ impl ExecutorInfo {
     pub fn has_draft_model(&self) -> bool {
         self.draft_blocks() > 0
     }
+
+    /// Whether there is a draft head, which reads hidden states of the target.
+    pub fn has_draft_head(&self) -> bool {
+        self.drafter.as_ref().is_some_and(DrafterNeeds::reads_hidden_states)
+    }
 }
 
 /// What a drafter has to be given for each sequence that it drafts for.
@@ -66,14 +71,30 @@ pub struct DrafterNeeds {
     pub kv_blocks: u32,
     /// Whether each seed must carry all committed tokens ([`SequenceInput::history`]).
     pub tokens: bool,
-    /// Target layers whose hidden states it reads, for every committed token.
+    /// Target layers before which it reads the hidden states of every committed token, from 0. Such
+    /// a drafter keeps what it needs of them in the target's blocks, so that whatever the target has
+    /// cached, it has as well: it has no blocks of its own, is given the target's, and never lags
+    /// behind.
     pub hidden_layers: Vec<u32>,
+    /// Most proposals of one call of a drafter that proposes several at once; 0 if each needs a call
+    /// of its own.
+    pub block_tokens: u32,
 }
 
 impl DrafterNeeds {
     /// A draft model with a KV pool of so many blocks.
     pub fn kv_cache(kv_blocks: u32) -> DrafterNeeds {
         DrafterNeeds { kv_blocks, ..DrafterNeeds::default() }
+    }
+
+    /// A draft head that reads the hidden states before these layers.
+    pub fn hidden_states(hidden_layers: Vec<u32>) -> DrafterNeeds {
+        DrafterNeeds { hidden_layers, ..DrafterNeeds::default() }
+    }
+
+    /// Whether the drafter reads hidden states of the target.
+    pub fn reads_hidden_states(&self) -> bool {
+        !self.hidden_layers.is_empty()
     }
 
     /// The committed tokens and nothing else, as prompt lookup does.
@@ -252,6 +273,10 @@ pub struct VerifyRow {
     /// constrained. A draft that its mask forbids is never accepted, so what follows it needs no
     /// mask.
     pub masks: Vec<Option<Arc<TokenMask>>>,
+    /// The committed token behind the input of a row that does not sample; needed only for drafters
+    /// that read hidden states ([`DrafterNeeds::hidden_layers`]), which read them beside the token
+    /// that follows.
+    pub next: Option<TokenId>,
 }
 
 /// What a row of a verification batch is for.

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod distribution;
+mod draft_vocabulary;
 mod filter;
 pub mod float;
 mod gumbel;
@@ -21,6 +22,7 @@ mod sampler;
 mod scan;
 mod verify;
 
+pub use draft_vocabulary::DraftVocabulary;
 pub use history::{Occurrences, TokenHistory};
 pub use sampler::{SampledToken, Sampler};
 pub use verify::{walk_chain, walk_tree};

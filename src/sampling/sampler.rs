@@ -2,7 +2,6 @@
 
 use crate::protocol::{Proposal, SamplingParams, TokenId, TokenMask};
 
-use super::TokenHistory;
 use super::distribution::{
     Filters, Ranked, WEIGHT_ONE, adjust_logits, adjusts_logits, inverse_temperature, total_mass, weight,
 };
@@ -10,6 +9,7 @@ use super::filter::{keep, mass_of};
 use super::gumbel::{Top2, gumbel_top2, gumbel_top2_among};
 use super::noise::Noise;
 use super::scan::{Scores, best_besides, finite_max, first_with};
+use super::{DraftVocabulary, TokenHistory};
 
 /// The sampled token of one position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct SampledToken {
 #[derive(Clone, Debug, Default)]
 pub struct Sampler {
     adjusted: Vec<f32>,
+    /// Logits of a draft vocabulary, at the target's ids.
+    spread: Vec<f32>,
     /// Ids of the allowed tokens, ascending.
     allowed: Vec<TokenId>,
     kept: Vec<Ranked>,
@@ -68,7 +70,7 @@ impl Sampler {
         position: u32,
         history: &TokenHistory,
     ) -> SampledToken {
-        let Sampler { adjusted, allowed, kept } = self;
+        let Sampler { adjusted, allowed, kept, .. } = self;
         let candidates = candidates(adjusted, allowed, logits, mask, params, history);
         let scores = candidates.scores;
         let Some(max) = finite_max(scores) else { return SampledToken::default() };
@@ -112,30 +114,89 @@ impl Sampler {
         position: u32,
         history: &TokenHistory,
     ) -> Proposal {
-        let Sampler { adjusted, allowed, kept } = self;
-        let candidates = candidates(adjusted, allowed, logits, mask, params, history);
-        let scores = candidates.scores;
-        let Some(max) = finite_max(scores) else { return Proposal::default() };
-        let Some(best) = first_with(scores, max) else { return Proposal::default() };
-        let second = best_besides(scores, best);
-        let second_weight = second.map_or(0, |index| weight(scores.at(index), max));
-        if is_greedy(params) {
-            let mass = total_mass(scores, max);
-            let tokens = [best, second.unwrap_or(best)].map(|index| candidates.token(index));
-            return proposal(tokens, weight(max, max), second_weight, mass);
-        }
-        let noise = Noise { seed: params.seed, position };
-        let (top, second_weight, mass) = match Filters::of(params, scores.logits.len()) {
-            None => (candidates.race(noise), second_weight, total_mass(scores, max)),
-            Some(filters) => {
-                keep(scores, max, filters, kept);
-                let second_weight = if kept.len() > 1 { second_weight } else { 0 };
-                (candidates.race_kept(kept, noise), second_weight, mass_of(kept, max))
-            }
-        };
-        let token_weight = weight(candidates.score_of(top.first()), max);
-        proposal([top.first(), top.second()], token_weight, second_weight, mass)
+        let Sampler { adjusted, allowed, kept, .. } = self;
+        propose_from(candidates(adjusted, allowed, logits, mask, params, history), params, position, kept)
     }
+
+    /// [`propose_allowed`](Self::propose_allowed) for a draft with a vocabulary of its own: `logits`
+    /// has one for each draft token, everything else is of the target's tokens. Tokens without a
+    /// draft token do not exist, as if a mask forbade them.
+    pub fn propose_mapped(
+        &mut self,
+        logits: &[f32],
+        vocabulary: &DraftVocabulary,
+        mask: Option<&TokenMask>,
+        params: &SamplingParams,
+        position: u32,
+        history: &TokenHistory,
+    ) -> Proposal {
+        let Sampler { adjusted, spread, allowed, kept } = self;
+        let logits = if adjusts_logits(params) {
+            vocabulary.spread(logits, spread);
+            adjust_logits(spread, params, history);
+            Mapped::Spread(spread)
+        } else {
+            Mapped::Draft(logits)
+        };
+        allowed.clear();
+        adjusted.clear();
+        for &(token, draft) in vocabulary.ascending() {
+            if mask.is_none_or(|mask| mask.allows(token)) {
+                allowed.push(token);
+                adjusted.push(logits.of(token, draft));
+            }
+        }
+        let scores = Scores { logits: adjusted, scale: scale(params) };
+        propose_from(Candidates { scores, ids: Some(allowed) }, params, position, kept)
+    }
+}
+
+/// Where the logit of a draft token is.
+#[derive(Clone, Copy)]
+enum Mapped<'a> {
+    /// At its draft id.
+    Draft(&'a [f32]),
+    /// At its target id.
+    Spread(&'a [f32]),
+}
+
+impl Mapped<'_> {
+    fn of(self, token: TokenId, draft: u32) -> f32 {
+        match self {
+            Mapped::Draft(logits) => logits[draft as usize],
+            Mapped::Spread(logits) => logits[token as usize],
+        }
+    }
+}
+
+/// The proposal among the candidates, with `kept` as scratch memory.
+fn propose_from(
+    candidates: Candidates<'_>,
+    params: &SamplingParams,
+    position: u32,
+    kept: &mut Vec<Ranked>,
+) -> Proposal {
+    let scores = candidates.scores;
+    let Some(max) = finite_max(scores) else { return Proposal::default() };
+    let Some(best) = first_with(scores, max) else { return Proposal::default() };
+    let second = best_besides(scores, best);
+    let second_weight = second.map_or(0, |index| weight(scores.at(index), max));
+    if is_greedy(params) {
+        let mass = total_mass(scores, max);
+        let tokens = [best, second.unwrap_or(best)].map(|index| candidates.token(index));
+        return proposal(tokens, weight(max, max), second_weight, mass);
+    }
+    let noise = Noise { seed: params.seed, position };
+    let (top, second_weight, mass) = match Filters::of(params, scores.logits.len()) {
+        None => (candidates.race(noise), second_weight, total_mass(scores, max)),
+        Some(filters) => {
+            keep(scores, max, filters, kept);
+            let second_weight = if kept.len() > 1 { second_weight } else { 0 };
+            (candidates.race_kept(kept, noise), second_weight, mass_of(kept, max))
+        }
+    };
+    let token_weight = weight(candidates.score_of(top.first()), max);
+    proposal([top.first(), top.second()], token_weight, second_weight, mass)
 }
 
 /// The tokens that may be sampled, with their scores.
@@ -180,7 +241,12 @@ fn is_greedy(params: &SamplingParams) -> bool {
     params.temperature <= 0.0 || params.temperature.is_nan()
 }
 
-/// Steps 1 to 4 of the processed distribution. Greedy requests use temperature 1 here.
+/// The factor on the logits. Greedy requests use temperature 1 here.
+fn scale(params: &SamplingParams) -> f32 {
+    if is_greedy(params) { 1.0 } else { inverse_temperature(params.temperature) }
+}
+
+/// Steps 1 to 4 of the processed distribution.
 fn candidates<'a>(
     adjusted: &'a mut Vec<f32>,
     allowed: &'a mut Vec<TokenId>,
@@ -189,7 +255,7 @@ fn candidates<'a>(
     params: &SamplingParams,
     history: &TokenHistory,
 ) -> Candidates<'a> {
-    let scale = if is_greedy(params) { 1.0 } else { inverse_temperature(params.temperature) };
+    let scale = scale(params);
     if mask.is_none() && !adjusts_logits(params) {
         return Candidates { scores: Scores { logits, scale }, ids: None };
     }

@@ -2,7 +2,8 @@
 //!
 //! A drafter with a KV pool (a draft model) has seen some of a sequence's committed tokens and is
 //! fed the rest before it proposes. One without is given the last token, and all tokens if it
-//! needs them; it never lags behind and holds no blocks.
+//! needs them; it never lags behind and holds no blocks. A draft head, which reads the target's
+//! hidden states, is one of these: it shares the target's blocks.
 
 use super::rows::RowPool;
 use super::sequence::Sequence;
@@ -86,8 +87,12 @@ impl Drafts {
 
     /// The input of a seed: committed tokens `[start, end)`.
     pub fn input(&mut self, sequence: &Sequence, start: u32, end: u32) -> SequenceInput {
-        let needs_tokens = self.needs.as_ref().is_some_and(|needs| needs.tokens);
-        sequence.draft_input(&mut self.rows, start, end, needs_tokens)
+        let (mut with_tokens, mut in_target_blocks) = (false, false);
+        if let Some(needs) = &self.needs {
+            (with_tokens, in_target_blocks) = (needs.tokens, needs.reads_hidden_states());
+        }
+        let cache = if in_target_blocks { &sequence.target } else { &sequence.draft };
+        sequence.draft_input(&mut self.rows, cache, [start, end], with_tokens)
     }
 
     pub fn release(&mut self, sequence: &mut Sequence) {

@@ -235,7 +235,7 @@ impl Scheduler {
         step.target_row(
             running_index,
             len,
-            VerifyRow { input, role, drafts: 0, tree: None, sample: true, masks: Vec::new() },
+            VerifyRow { input, role, drafts: 0, tree: None, sample: true, masks: Vec::new(), next: None },
         );
         if drafts > 0 {
             let end = self.drafts.catch_up_end(sequence, self.limits.prefill_chunk_tokens_max);
@@ -296,13 +296,21 @@ impl Scheduler {
             }
             budget -= chunk;
             let end = computed + chunk;
-            let sample = end == sequence.len();
+            let next = sequence.tokens.get(end as usize).copied();
             let input = sequence.target_input(&mut self.target_rows, computed, end, 0);
             let role = RowRole::Prefill;
             step.target_row(
                 running_index,
                 end,
-                VerifyRow { input, role, drafts: 0, tree: None, sample, masks: Vec::new() },
+                VerifyRow {
+                    input,
+                    role,
+                    drafts: 0,
+                    tree: None,
+                    sample: next.is_none(),
+                    masks: Vec::new(),
+                    next,
+                },
             );
             if decision.warm_draft {
                 self.warm_draft(step, running_index, end);

@@ -133,10 +133,16 @@ impl Sequence {
         self.input(rows.take(self.request.id), &self.target, [start, end], drafts)
     }
 
-    /// Input for the drafter: committed tokens `[start, end)`, with all of them where it needs
-    /// them.
-    pub fn draft_input(&self, rows: &mut RowPool, start: u32, end: u32, with_tokens: bool) -> SequenceInput {
-        let mut input = self.input(rows.take(self.request.id), &self.draft, [start, end], 0);
+    /// Input for the drafter, which has the blocks of `cache`: committed tokens `[start, end)`, with
+    /// all of them where it needs them.
+    pub fn draft_input(
+        &self,
+        rows: &mut RowPool,
+        cache: &Cache,
+        [start, end]: [u32; 2],
+        with_tokens: bool,
+    ) -> SequenceInput {
+        let mut input = self.input(rows.take(self.request.id), cache, [start, end], 0);
         if with_tokens {
             self.write_history(&mut input.history, end);
         }

@@ -369,6 +369,44 @@ fn drafts_looked_up_in_the_text_need_no_draft_model_and_change_nothing() {
 }
 
 #[test]
+fn a_draft_head_is_given_the_targets_blocks_and_never_lags_behind() {
+    let mut options = ShadowOptions { agreement: 1.0, ..ShadowOptions::small(14, 0) };
+    let drafter = Some(DrafterNeeds::hidden_states(vec![2, 5]));
+    options.info.drafter = drafter.clone();
+    let mut game = Game::with(SchedulerLimits { drafter, ..limits(14) }, options, 4);
+    let requests: Vec<_> = (0..6).map(|id| request(id % 2, 40, 30)).enumerate().collect();
+    for (id, request) in &requests {
+        game.arrive(GenerationRequest { id: RequestId(*id as u64), ..request.clone() });
+    }
+    let mut chunks = 0;
+    while let Some(plan) = game.plan() {
+        assert!(plan.view.decoding.iter().all(|row| row.draft_lag_tokens == 1));
+        for row in &plan.rows {
+            let sequence = &requests[row.input.request.0 as usize].1;
+            let end = row.input.start as usize + row.input.tokens.len();
+            let known = sequence.prompt.get(end).copied();
+            assert!(row.next.is_some() != row.sample && (known.is_none() || row.next == known));
+            chunks += u32::from(row.next.is_some());
+        }
+        for seed in &plan.seeds {
+            let row = &plan.rows[seed.row as usize].input;
+            assert_eq!((&seed.input.blocks, seed.input.start), (&row.blocks, row.start));
+            assert_eq!(seed.input.tokens, row.tokens);
+        }
+        game.finish(plan);
+    }
+    let gauges = game.core.scheduler().gauges();
+    assert!(gauges.preemptions > 0 && gauges.prefix_hit_tokens > 0 && chunks > 0, "{gauges:?}");
+    assert_eq!(gauges.draft_kv.total, 0);
+    for (id, request) in &requests {
+        let id = RequestId(*id as u64);
+        let speculation = &game.summary(id).speculation;
+        assert_eq!(game.outputs[&id], expect(&game, request));
+        assert_eq!((speculation.accepted, speculation.verified > 0), (speculation.verified, true));
+    }
+}
+
+#[test]
 fn aborting_ends_all_and_frees_everything() {
     let mut game = Game::new(64, 4);
     for id in 0..12 {

@@ -87,7 +87,7 @@ mod tests {
             history: Some(History { tokens: [&prompt, output].concat(), prompt_tokens: 2 }),
         };
         let (role, drafts) = (RowRole::Decode, drafts.len() as u32);
-        VerifyRow { input, role, drafts, tree: None, sample: true, masks: Vec::new() }
+        VerifyRow { input, role, drafts, tree: None, sample: true, masks: Vec::new(), next: None }
     }
 
     /// The lowest token that each node's mask allows; `None` where there is no mask.

@@ -60,6 +60,7 @@ fn plan(policy: impl Policy + 'static, limit: u32) -> StepPlan {
                 tree: None,
                 sample: true,
                 masks: Vec::new(),
+                next: None,
             })
             .to_vec(),
         seeds: requests

@@ -31,19 +31,17 @@ pub fn check_target(executor: &mut dyn Executor) {
     }
 }
 
-/// Plays [`Drafter`](specserve::executor::Drafter)'s side, for a draft model that proposes one
-/// token per seed and call.
+/// Plays [`Drafter`](specserve::executor::Drafter)'s side, for a drafter that proposes one token per
+/// seed and call.
 ///
 /// # Panics
-/// As [`check_target`], and without a draft model.
+/// As [`check_target`], and without a drafter.
 pub fn check_drafter(executor: &mut dyn Executor) {
     let batches = Batches::of(executor);
     for (what, seeds) in batches.bad_seeds() {
-        let drafter = executor.drafter().expect("a draft model");
-        let mut forest = DraftForest::default();
-        assert_refused(what, drafter.start(&seeds, &mut forest));
-        assert!(forest.is_empty(), "{what}: {forest:?}");
+        assert_seeds_refused(what, executor, &seeds);
         let mut forged = forged();
+        let drafter = executor.drafter().expect("a draft model");
         assert_refused("a round that was refused", drafter.extend(&[NodeId(0)], &mut forged));
         play_round(executor, &batches);
         assert_usable(what, executor, &batches);
@@ -60,6 +58,31 @@ pub fn check_drafter(executor: &mut dyn Executor) {
     left_out_stays_out(executor, &batches);
     unusable_nodes_are_refused(executor, &batches);
     rounds_end_with_blocks(executor, &batches);
+}
+
+/// Plays [`Drafter`](specserve::executor::Drafter)'s side, for a drafter that proposes whole chains.
+///
+/// # Panics
+/// As [`check_target`], and without a drafter.
+pub fn check_block_drafter(executor: &mut dyn Executor) {
+    let batches = Batches::of(executor);
+    for (what, seeds) in batches.bad_seeds() {
+        assert_seeds_refused(what, executor, &seeds);
+        let limit = batches.info.draft_tokens_max;
+        let mut forest = batches.start_round(executor);
+        let of_seed = |seed: u32| forest.since(0).filter(|(_, node)| node.seed == seed).count() as u32;
+        assert_eq!([0, 1, 2].map(of_seed), [limit, limit, 0], "{what}");
+        let drafter = executor.drafter().expect("a drafter");
+        assert_eq!(drafter.extend(&[NodeId(limit - 1)], &mut forest), Ok(()));
+        assert_eq!(forest.len() as u32, 2 * limit, "chains are complete from the start");
+        assert_usable(what, executor, &batches);
+    }
+}
+
+fn assert_seeds_refused(what: &str, executor: &mut dyn Executor, seeds: &[DraftSeed]) {
+    let mut forest = DraftForest::default();
+    assert_refused(what, executor.drafter().expect("a drafter").start(seeds, &mut forest));
+    assert!(forest.is_empty(), "{what}: {forest:?}");
 }
 
 /// Nodes that the first call of [`Batches::start_round`] can't be followed by.
@@ -132,18 +155,30 @@ fn rounds_end_with_blocks(executor: &mut dyn Executor, batches: &Batches) {
         limit: batches.info.draft_tokens_max,
         mask: None,
     };
+    let seeds = [seed(vec![0]), seed(vec![1, 0])];
+    feed(executor, &seeds);
     let drafter = executor.drafter().expect("a draft model");
     let mut forest = DraftForest::default();
-    assert_eq!(
-        drafter.start(&[seed(vec![0]), seed(vec![1, 0])], &mut forest),
-        Ok(()),
-        "0 is not written yet"
-    );
+    assert_eq!(drafter.start(&seeds, &mut forest), Ok(()), "0 is not written yet");
     let both = [NodeId(0), NodeId(1)];
     assert_eq!(drafter.extend(&both, &mut forest), Ok(()), "the last slots of the first blocks");
     assert_refused("a position without a block", drafter.extend(&[NodeId(2)], &mut forest));
     assert_eq!(drafter.extend(&[NodeId(3)], &mut forest), Ok(()));
     assert_usable("the end of the blocks", executor, batches);
+}
+
+/// Runs the target over all but the last token of each seed, whose hidden states a head reads.
+fn feed(executor: &mut dyn Executor, seeds: &[DraftSeed]) {
+    let rows: Vec<VerifyRow> = seeds
+        .iter()
+        .map(|seed| {
+            let mut input = seed.input.clone();
+            let next = input.tokens.pop();
+            let (role, masks) = (RowRole::Prefill, Vec::new());
+            VerifyRow { input, role, drafts: 0, tree: None, sample: false, masks, next }
+        })
+        .collect();
+    executor.target().verify(&rows, &mut Vec::new()).expect("good rows");
 }
 
 /// Batches made to an executor's measure, good ones and such that break one rule each.
@@ -188,7 +223,15 @@ impl Batches {
     /// The first `tokens` tokens of a sequence in one block.
     fn row(&self, block: u32, tokens: u32) -> VerifyRow {
         let input = self.input(vec![block], 0, tokens);
-        VerifyRow { input, role: RowRole::Decode, drafts: 0, tree: None, sample: true, masks: Vec::new() }
+        VerifyRow {
+            input,
+            role: RowRole::Decode,
+            drafts: 0,
+            tree: None,
+            sample: true,
+            masks: Vec::new(),
+            next: None,
+        }
     }
 
     fn chain(&self, tokens: u32, drafts: u32) -> VerifyRow {
@@ -209,7 +252,7 @@ impl Batches {
         (0..tokens.div_ceil(block))
             .map(|index| {
                 let row = self.row(index, block.min(tokens - index * block));
-                VerifyRow { role: RowRole::Prefill, sample: false, ..row }
+                VerifyRow { role: RowRole::Prefill, sample: false, next: Some(0), ..row }
             })
             .collect()
     }
@@ -268,7 +311,15 @@ impl Batches {
             ("a history outside the vocabulary", vec![unknown_history]),
             ("a prompt longer than the history", vec![long_prompt]),
             ("a bad row behind a good one", vec![self.row(1, 1), self.chain(2, 2)]),
+            (
+                "a next token outside the vocabulary",
+                vec![VerifyRow { sample: false, next: Some(info.vocab_size), ..self.row(0, 1) }],
+            ),
         ]);
+        if info.has_draft_head() {
+            let row = VerifyRow { sample: false, ..self.row(0, 1) };
+            bad.push(("a chunk without the token behind it, for a head", vec![row]));
+        }
         bad
     }
 
@@ -354,9 +405,11 @@ impl Batches {
         };
         let mut forest = DraftForest::default();
         let seeds = [seed(0, limit), seed(1, limit), seed(2, 0)];
-        let drafter = executor.drafter().expect("a draft model");
+        feed(executor, &seeds[..2]);
+        let drafter = executor.drafter().expect("a drafter");
         assert_eq!(drafter.start(&seeds, &mut forest), Ok(()));
-        assert_eq!(forest.len(), 2, "one proposal for each seed that wants one");
+        let roots = forest.since(0).filter(|(_, node)| node.depth == 0).count();
+        assert_eq!(roots, 2, "one first proposal for each seed that wants one");
         forest
     }
 }

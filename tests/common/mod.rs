@@ -4,12 +4,13 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use specserve::engine::EngineCore;
 use specserve::executor::Executor;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
-use specserve::model::{LoadedModel, ModelSource, load};
+use specserve::model::{DraftHead, DraftWeights, LoadedModel, ModelSource, load};
 use specserve::policy::{Learner, Scratch};
 use specserve::protocol::{
     Clock, GenerationRequest, Micros, ModelRole, RequestId, RequestSummary, SamplingParams, Slo,
@@ -43,6 +44,23 @@ pub fn embedded(role: ModelRole) -> LoadedModel {
     load(&ModelSource::EmbeddedTiny, role).expect("the embedded pair loads").loaded
 }
 
+/// A head of the embedded target: `eagle3` or `dspark`.
+pub fn head(directory: &str) -> DraftWeights {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny").join(directory);
+    let target = embedded(ModelRole::Target).spec;
+    let head = DraftHead::load(&ModelSource::Directory(path), Some(&target)).expect("the head loads");
+    head.expect("it is a head").into()
+}
+
+/// Everything that drafts for the embedded target, with a name.
+pub fn drafters() -> [(&'static str, DraftWeights); 3] {
+    [
+        ("the draft model", embedded(ModelRole::Draft).into()),
+        ("the EAGLE-3 head", head("eagle3")),
+        ("the DSpark head", head("dspark")),
+    ]
+}
+
 /// Chat prompt `number`, tokenized; prompts repeat with a varying prefix.
 pub fn prompt(number: usize) -> Arc<[TokenId]> {
     let model = load(&ModelSource::EmbeddedTiny, ModelRole::Target).expect("the embedded pair loads");
@@ -55,7 +73,7 @@ pub fn prompt(number: usize) -> Arc<[TokenId]> {
 }
 
 /// A CPU executor for the given models.
-pub fn cpu(target: LoadedModel, draft: Option<LoadedModel>, target_blocks: u32) -> CpuExecutor {
+pub fn cpu(target: LoadedModel, draft: Option<DraftWeights>, target_blocks: u32) -> CpuExecutor {
     let options = CpuOptions {
         threads: 2,
         target_blocks,

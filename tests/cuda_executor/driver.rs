@@ -68,6 +68,7 @@ impl Sequence {
             tree: None,
             sample: true,
             masks: Vec::new(),
+            next: None,
         }
     }
 

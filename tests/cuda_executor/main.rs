@@ -16,7 +16,7 @@ use driver::{Sequence, draft, generate};
 use serde_json::Value;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, KvBudget};
 use specserve::executor::{Executor, Target};
-use specserve::model::{ModelSource, load_pair};
+use specserve::model::{DraftWeights, ModelSource, load_pair};
 use specserve::protocol::{
     Compaction, ModelRole, RowRole, SamplingParams, TokenId, TokenMask, Verdict, VerifyRow,
 };
@@ -42,7 +42,7 @@ fn options() -> CudaOptions {
 
 fn executor() -> CudaExecutor {
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
-    let draft = pair.draft.as_ref().map(|model| &model.loaded);
+    let draft = pair.draft.as_ref().and_then(DraftWeights::model);
     CudaExecutor::new(&pair.target.loaded, draft, options()).expect("a CUDA device")
 }
 
@@ -288,6 +288,7 @@ fn a_prompt_in_chunks_is_the_prompt_at_once() {
                 tree: None,
                 sample: false,
                 masks: Vec::new(),
+                next: None,
             };
             let mut verdicts = Vec::new();
             executor.verify(&[row], &mut verdicts).expect("a chunk runs");
@@ -334,6 +335,7 @@ fn prefill_decode_and_verification_share_one_call() {
                 tree: None,
                 sample: chunk.1 == 600,
                 masks: Vec::new(),
+                next: None,
             });
         }
         let mut verdicts = Vec::new();
@@ -403,7 +405,7 @@ fn generate_more(executor: &mut CudaExecutor, sequence: &mut Sequence, count: us
 fn the_executor_keeps_the_contract() {
     let _alone = alone();
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
-    let draft = pair.draft.as_ref().map(|model| &model.loaded);
+    let draft = pair.draft.as_ref().and_then(DraftWeights::model);
     let options = CudaOptions {
         batch_tokens_max: 72,
         batch_sequences_max: 6,

@@ -3,7 +3,7 @@
 use specserve::executor::cuda::CudaExecutor;
 use specserve::executor::{DraftChains, Target};
 use specserve::model::random::poisoned;
-use specserve::model::{ModelSource, load_pair};
+use specserve::model::{DraftWeights, ModelSource, load_pair};
 use specserve::protocol::{DraftSeed, Proposal, TokenId, Verdict, VerifyRow};
 
 use crate::driver::{Sequence, generate};
@@ -18,7 +18,8 @@ const PROMPT: usize = 5;
 fn executor() -> CudaExecutor {
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
     let target = poisoned(pair.target.loaded, POISON);
-    let draft = pair.draft.map(|model| poisoned(model.loaded, POISON));
+    let draft = pair.draft.as_ref().and_then(DraftWeights::model);
+    let draft = draft.map(|draft| poisoned(draft.clone(), POISON));
     CudaExecutor::new(&target, draft.as_ref(), options()).expect("a CUDA device")
 }
 

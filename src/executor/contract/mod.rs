@@ -77,7 +77,10 @@ impl BatchContract {
     pub fn start(&mut self, seeds: &[DraftSeed]) -> Result<(), ExecutorError> {
         self.round.clear();
         let needs = self.info.drafter.as_ref().ok_or_else(no_drafter)?;
-        let pool = Some(needs.kv_blocks).filter(|&blocks| blocks > 0);
+        let pool = match needs.reads_hidden_states() {
+            true => Some(self.info.target_blocks),
+            false => Some(needs.kv_blocks).filter(|&blocks| blocks > 0),
+        };
         let needs_tokens = needs.tokens;
         self.begin(seeds.len()).map_err(ExecutorError::Malformed)?;
         for seed in seeds {
@@ -127,7 +130,7 @@ impl BatchContract {
             ModelRole::Draft => self.info.draft_blocks(),
         };
         if model == ModelRole::Draft && !self.info.has_draft_model() {
-            return Err(no_drafter());
+            return Err(no_draft_model());
         }
         self.begin(1).map_err(ExecutorError::Malformed)?;
         self.input(input, Some(pool)).map_err(|what| of_request(input.request, &what))
@@ -206,6 +209,11 @@ impl BatchContract {
         if let Some(parents) = &row.tree {
             tree(parents, drafts)?;
         }
+        let vocab = self.info.vocab_size;
+        rule(row.next.is_none_or(|next| next < vocab), || format!("the next token is outside of {vocab}"))?;
+        rule(row.sample || row.next.is_some() || !self.info.has_draft_head(), || {
+            "no next token, which the draft head needs".to_owned()
+        })?;
         if row.sample { self.history(&row.input, tokens - drafts, false) } else { Ok(()) }
     }
 
@@ -245,7 +253,7 @@ impl BatchContract {
     fn next_input(&mut self, seed: u32, position: u32) -> Checked {
         self.count(1)?;
         self.within_context(position as usize + 1)?;
-        if !self.info.has_draft_model() {
+        if !self.info.has_draft_model() && !self.info.has_draft_head() {
             return Ok(());
         }
         let block = self.round.block(seed, position, self.info.block_tokens);
@@ -288,6 +296,11 @@ fn rule(holds: bool, broken: impl FnOnce() -> String) -> Checked {
 #[cold]
 fn of_request(request: RequestId, what: &str) -> ExecutorError {
     ExecutorError::Malformed(format!("request {request}: {what}"))
+}
+
+/// The error of a call that runs a draft model where there is none.
+pub(crate) fn no_draft_model() -> ExecutorError {
+    ExecutorError::Malformed("there is no draft model".to_owned())
 }
 
 /// The error of a call that needs a drafter where there is none.

@@ -41,6 +41,7 @@ fn row(start: u32, tokens: usize, drafts: u32) -> VerifyRow {
         tree: None,
         sample: true,
         masks: Vec::new(),
+        next: None,
     }
 }
 
@@ -114,7 +115,7 @@ fn too_many_sequences_and_a_missing_draft_are_refused() {
     assert!(text(contract.verify(&rows)).contains("3 sequences, at most 2"));
     let mut contract = BatchContract::new(&ExecutorInfo { drafter: None, ..info() });
     assert!(text(contract.start(&[seed(0, &[0])])).contains("no drafter"));
-    assert!(text(contract.logits(ModelRole::Draft, &input(0, 1))).contains("no drafter"));
+    assert!(text(contract.logits(ModelRole::Draft, &input(0, 1))).contains("no draft model"));
     assert_eq!(contract.logits(ModelRole::Target, &input(0, 1)), Ok(()));
 }
 

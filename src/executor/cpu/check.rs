@@ -1,7 +1,7 @@
 //! Checks of the options and of the models that an executor is built from.
 #![forbid(unsafe_code)]
 
-use crate::model::ModelSpec;
+use crate::model::{DraftWeights, ModelSpec};
 
 use super::kernels::STEP;
 use super::{CpuError, CpuOptions, DRAFT_TOKENS_MAX, InstructionSet};
@@ -10,11 +10,14 @@ use super::{CpuError, CpuOptions, DRAFT_TOKENS_MAX, InstructionSet};
 pub(crate) fn options(
     options: &CpuOptions,
     target: &ModelSpec,
-    draft: Option<&ModelSpec>,
+    draft: Option<&DraftWeights>,
     set: InstructionSet,
 ) -> Result<(), CpuError> {
     let bad = |what: String| Err(CpuError::Options(what));
-    let draft_blocks = draft.map_or(1, |_| options.draft_blocks);
+    let draft_blocks = match draft {
+        Some(DraftWeights::Model(_)) => options.draft_blocks,
+        _ => 1,
+    };
     let counts = [
         ("threads", options.threads as u64),
         ("target_blocks", options.target_blocks.into()),
@@ -38,7 +41,7 @@ pub(crate) fn options(
     if !InstructionSet::available().contains(&set) {
         return bad(format!("this processor has no {}", set.name()));
     }
-    match draft {
+    match draft.map(DraftWeights::spec) {
         Some(draft) if draft.vocab_size != target.vocab_size => {
             let sizes = (target.vocab_size, draft.vocab_size);
             Err(CpuError::Unsupported(format!("target and draft have {} and {} tokens", sizes.0, sizes.1)))

@@ -1,96 +1,79 @@
-//! The draft's side: a round of proposals, each fed back until its row is left out.
+//! A draft model: a round of proposals, each fed back until its row is left out.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use crate::protocol::{DraftForest, DraftSeed, ExecutorError, NodeId, Proposal};
 
-use crate::executor::contract::no_drafter;
-use crate::protocol::{BlockId, DraftSeed, ExecutorError, Proposal, SamplingParams, TokenId, TokenMask};
-use crate::sampling::TokenHistory;
-
+use super::LOGIT_ROWS;
+use super::forward::Model;
 use super::pass::Pass;
-use super::{CpuExecutor, LOGIT_ROWS, pooled};
+use super::round::RoundRow;
+use super::workers::Workers;
 
-/// The rows of the current drafting round.
-#[derive(Debug, Default)]
-pub(crate) struct Round {
+/// A draft model and its round in progress.
+pub(crate) struct ModelDrafter {
+    pub(crate) model: Model,
     rows: Vec<RoundRow>,
 }
 
-#[derive(Debug)]
-struct RoundRow {
-    blocks: Vec<BlockId>,
-    sampling: Arc<SamplingParams>,
-    /// Committed tokens and what was proposed and fed back, where penalties look at them.
-    history: TokenHistory,
-    /// The tokens that the next proposal may be; `None`: any.
-    mask: Option<Arc<TokenMask>>,
-    /// Position of the next input: that of the last proposal.
-    next: u32,
-}
+impl ModelDrafter {
+    pub(crate) fn new(model: Model) -> ModelDrafter {
+        ModelDrafter { model, rows: Vec::new() }
+    }
 
-impl CpuExecutor {
-    /// Feeds every seed's input; a proposal for each seed that wants one, with its index.
-    pub(crate) fn start_round(&mut self, seeds: &[DraftSeed]) -> Result<Vec<(u32, Proposal)>, ExecutorError> {
-        self.round.rows.clear();
-        self.contract.start(seeds)?;
-        let draft = self.draft.as_mut().ok_or_else(no_drafter)?;
+    /// Feeds every seed's input; a proposal for each seed that wants one. Checked by the contract.
+    pub(crate) fn start(
+        &mut self,
+        workers: &Workers,
+        seeds: &[DraftSeed],
+        forest: &mut DraftForest,
+    ) -> Result<(), ExecutorError> {
+        self.rows.clear();
         let mut pass = Pass::default();
         for DraftSeed { input, limit, .. } in seeds {
             pass.push_chain(&input.blocks, &input.tokens, input.start, usize::from(*limit > 0));
         }
-        draft.forward(&self.pool, &pass)?;
-        self.round.rows.extend(seeds.iter().map(|DraftSeed { input, mask, .. }| RoundRow {
-            blocks: input.blocks.clone(),
-            sampling: Arc::clone(&input.sampling),
-            history: TokenHistory::of(input),
-            mask: mask.clone(),
-            next: input.start + input.tokens.len() as u32,
-        }));
+        self.model.forward(&workers.pool, &pass, None)?;
+        self.rows.extend(seeds.iter().map(RoundRow::of));
         let proposing: Vec<usize> = (0..seeds.len()).filter(|&index| seeds[index].limit > 0).collect();
-        let proposals = self.propose(&proposing)?;
-        Ok(proposing.into_iter().map(|index| index as u32).zip(proposals).collect())
+        for (&seed, proposal) in proposing.iter().zip(self.propose(workers, &proposing)?) {
+            forest.add_root(seed as u32, proposal);
+        }
+        Ok(())
     }
 
-    /// Feeds each kept row the token of its last proposal; one new proposal for each, in order.
-    /// `mask(i)` says what the proposal of `kept[i]` may be.
-    pub(crate) fn continue_round(
+    /// Feeds each of these seeds the token of its latest node; a proposal behind each.
+    pub(crate) fn extend(
         &mut self,
-        kept: &[u32],
-        tokens: impl Iterator<Item = TokenId> + Clone,
-        mask: impl Fn(usize) -> Option<Arc<TokenMask>>,
-    ) -> Result<Vec<Proposal>, ExecutorError> {
-        let draft = self.draft.as_mut().ok_or_else(no_drafter)?;
-        let rows = &mut self.round.rows;
-        let kept: Vec<usize> = kept.iter().map(|&index| index as usize).collect();
+        workers: &Workers,
+        nodes: &[NodeId],
+        seeds: &[u32],
+        forest: &mut DraftForest,
+    ) -> Result<(), ExecutorError> {
+        let kept: Vec<usize> = seeds.iter().map(|&seed| seed as usize).collect();
+        let tokens = nodes.iter().filter_map(|&node| Some(forest.get(node)?.proposal.token));
         let mut pass = Pass::default();
         for (&index, token) in kept.iter().zip(tokens.clone()) {
-            let row = &rows[index];
-            pass.push_chain(&row.blocks, &[token], row.next, 1);
+            pass.push_chain(&self.rows[index].blocks, &[token], self.rows[index].next, 1);
         }
-        draft.forward(&self.pool, &pass)?;
-        for (position, (&index, token)) in kept.iter().zip(tokens).enumerate() {
-            let row = &mut rows[index];
-            row.next += 1;
-            row.mask = mask(position);
-            if row.sampling.has_penalties() {
-                row.history.push(token);
-            }
+        self.model.forward(&workers.pool, &pass, None)?;
+        for ((&index, token), &node) in kept.iter().zip(tokens).zip(nodes) {
+            self.rows[index].advance(token, forest.mask(node).cloned());
         }
-        self.propose(&kept)
+        for (&node, proposal) in nodes.iter().zip(self.propose(workers, &kept)?) {
+            forest.add_child(node, proposal);
+        }
+        Ok(())
     }
 
-    /// One proposal for each of these rows of the round, whose features the draft holds in order.
-    fn propose(&mut self, rows: &[usize]) -> Result<Vec<Proposal>, ExecutorError> {
-        let draft = self.draft.as_mut().ok_or_else(no_drafter)?;
+    /// One proposal for each of these rows of the round, whose features the model holds in order.
+    fn propose(&mut self, workers: &Workers, rows: &[usize]) -> Result<Vec<Proposal>, ExecutorError> {
         let mut proposals = Vec::with_capacity(rows.len());
         for group in rows.chunks(LOGIT_ROWS) {
             let first = proposals.len();
-            let logits = draft.logits(&self.pool, first..first + group.len())?;
-            let round = &self.round;
-            proposals.extend(pooled(&self.pool, &self.samplers, group.len(), |index, sampler| {
-                let row = &round.rows[group[index]];
-                let mask = row.mask.as_deref();
-                sampler.propose_allowed(logits.row(index), mask, &row.sampling, row.next, &row.history)
+            let logits = self.model.logits(&workers.pool, first..first + group.len())?;
+            let round = &self.rows;
+            proposals.extend(workers.sample(group.len(), |index, sampler| {
+                round[group[index]].propose(sampler, logits.row(index), None)
             })?);
         }
         Ok(proposals)

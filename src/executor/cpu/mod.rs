@@ -16,38 +16,45 @@ mod drafting;
 #[cfg(test)]
 mod each_set;
 mod forward;
+mod heads;
+mod hidden_states;
 mod kernels;
 mod kv_cache;
+mod layers;
 mod packed;
 mod pass;
 mod pool;
 mod projection;
 mod roofline;
 mod rope;
+mod round;
 mod rows;
 mod stages;
 #[cfg(test)]
 mod tests;
 mod transformer;
 mod verifying;
+mod workers;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 pub use kernels::InstructionSet;
 pub use roofline::Roofline;
 
-use self::drafting::Round;
+use self::drafting::ModelDrafter;
 use self::forward::{Model, ModelBounds};
+use self::heads::{HeadBounds, HeadDrafter};
+use self::hidden_states::HiddenStates;
 use self::pass::Pass;
-use self::pool::{JobPanicked, Pool};
-use super::contract::{BatchContract, no_drafter};
+use self::pool::JobPanicked;
+use self::workers::Workers;
+use super::contract::{BatchContract, no_draft_model, no_drafter};
 use super::{Drafter, Executor, Target};
-use crate::model::{Dtype, LoadedModel, ModelSpec};
+use crate::model::{DraftHead, DraftWeights, Dtype, LoadedModel, ModelSpec, Tensor};
 use crate::protocol::{
-    BlockId, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ModelRole,
-    NodeId, RequestId, SamplingParams, SequenceInput, Verdict, VerifyRow,
+    BlockId, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ModelRole, NodeId, RequestId,
+    SamplingParams, SequenceInput, Verdict, VerifyRow,
 };
-use crate::sampling::Sampler;
 
 /// Most draft tokens that one sequence may have verified in one call: the nodes that the
 /// executors' ancestor masks hold.
@@ -97,14 +104,54 @@ pub enum CpuError {
 pub struct CpuExecutor {
     info: ExecutorInfo,
     contract: BatchContract,
-    pool: Pool,
+    workers: Workers,
     target: Model,
-    draft: Option<Model>,
-    round: Round,
+    drafter: Option<CpuDrafter>,
     /// Seeds of the nodes of one call, reused.
     extended: Vec<u32>,
-    /// One per thread.
-    samplers: Vec<Mutex<Sampler>>,
+}
+
+/// What drafts.
+enum CpuDrafter {
+    Model(Box<ModelDrafter>),
+    Head(Box<HeadDrafter>),
+}
+
+impl CpuDrafter {
+    fn new(
+        draft: &DraftWeights,
+        options: &CpuOptions,
+        of_target: ModelBounds,
+        target: &Model,
+        set: InstructionSet,
+    ) -> Result<CpuDrafter, CpuError> {
+        match draft {
+            DraftWeights::Model(model) => {
+                let blocks = options.draft_blocks as usize;
+                let bounds = ModelBounds { blocks, logit_rows: LOGIT_ROWS, ..of_target };
+                Ok(CpuDrafter::Model(Box::new(ModelDrafter::new(Model::new(model, set, bounds)?))))
+            }
+            DraftWeights::Head(head) => {
+                let bounds = HeadBounds {
+                    blocks: of_target.blocks,
+                    block_tokens: of_target.block_tokens,
+                    positions: target.spec().context_tokens_max,
+                    sequences: options.batch_sequences_max as usize,
+                    batch_tokens: options.batch_tokens_max as usize,
+                    threads: options.threads,
+                };
+                Ok(CpuDrafter::Head(Box::new(HeadDrafter::new(head, set, bounds)?)))
+            }
+        }
+    }
+
+    /// Where the target's hidden states go.
+    fn states_mut(&mut self) -> Option<&mut HiddenStates> {
+        match self {
+            CpuDrafter::Model(_) => None,
+            CpuDrafter::Head(head) => Some(&mut head.states),
+        }
+    }
 }
 
 /// Bytes of one KV block of a model, all layers.
@@ -113,10 +160,16 @@ pub fn kv_block_bytes(spec: &ModelSpec, block_tokens: u32) -> u64 {
     (numbers * size_of::<f32>()) as u64
 }
 
-/// Bytes of a model's weights once repacked, which come on top of the mapped files.
-pub fn packed_bytes(model: &LoadedModel) -> u64 {
-    let layers = model.weights.layers.iter().flat_map(|layer| layer.tensors().map(|(_, tensor)| tensor));
-    let bytes = layers.chain([&model.weights.head]).map(|tensor| {
+/// Bytes of the hidden states that a draft head keeps of tokens that it has not read yet.
+pub fn hidden_state_bytes(head: &DraftHead, batch_tokens_max: u32) -> u64 {
+    let features = &head.interface().features;
+    let tokens = batch_tokens_max as usize + heads::WAITING_TOKENS;
+    (tokens * features.count * features.target_hidden_size * size_of::<f32>()) as u64
+}
+
+/// Bytes of weights once repacked, which come on top of the mapped files.
+pub fn packed_bytes<'a>(matrices: impl Iterator<Item = &'a Tensor>) -> u64 {
+    let bytes = matrices.map(|tensor| {
         let number = if tensor.dtype == Dtype::Bf16 { size_of::<u16>() } else { size_of::<f32>() };
         (tensor.elements() * number) as u64
     });
@@ -128,7 +181,7 @@ impl CpuExecutor {
     pub fn new(
         options: CpuOptions,
         target: LoadedModel,
-        draft: Option<LoadedModel>,
+        draft: Option<DraftWeights>,
     ) -> Result<CpuExecutor, CpuError> {
         CpuExecutor::with_instruction_set(options, target, draft, InstructionSet::detect())
     }
@@ -137,11 +190,11 @@ impl CpuExecutor {
     pub fn with_instruction_set(
         options: CpuOptions,
         target: LoadedModel,
-        draft: Option<LoadedModel>,
+        draft: Option<DraftWeights>,
         set: InstructionSet,
     ) -> Result<CpuExecutor, CpuError> {
-        check::options(&options, &target.spec, draft.as_ref().map(|draft| &draft.spec), set)?;
-        let pool = Pool::new(options.threads).map_err(CpuError::Threads)?;
+        check::options(&options, &target.spec, draft.as_ref(), set)?;
+        let workers = Workers::new(options.threads).map_err(CpuError::Threads)?;
         let info = info(&options, &target, draft.as_ref(), set);
         let bounds = ModelBounds {
             blocks: options.target_blocks as usize,
@@ -151,18 +204,15 @@ impl CpuExecutor {
             threads: options.threads,
         };
         let target = Model::new(&target, set, bounds)?;
-        let bounds = ModelBounds { blocks: options.draft_blocks as usize, logit_rows: LOGIT_ROWS, ..bounds };
-        let draft = draft.map(|draft| Model::new(&draft, set, bounds)).transpose()?;
-        let samplers = (0..options.threads).map(|_| Mutex::new(Sampler::new())).collect();
+        let drafter =
+            draft.map(|draft| CpuDrafter::new(&draft, &options, bounds, &target, set)).transpose()?;
         Ok(CpuExecutor {
             contract: BatchContract::new(&info),
             info,
-            pool,
+            workers,
             target,
-            draft,
-            round: Round::default(),
+            drafter,
             extended: Vec::new(),
-            samplers,
         })
     }
 
@@ -177,7 +227,7 @@ impl CpuExecutor {
             [(ModelRole::Target, self.info.target_blocks), (ModelRole::Draft, self.info.draft_blocks())]
         {
             let room = (blocks * self.info.block_tokens).min(self.info.context_tokens_max);
-            let tokens = (forward::PART_ROWS_MAX as u32).min(self.info.batch_tokens_max).min(room);
+            let tokens = (layers::PART_ROWS_MAX as u32).min(self.info.batch_tokens_max).min(room);
             if tokens == 0 {
                 continue;
             }
@@ -198,29 +248,36 @@ impl CpuExecutor {
     /// For a thread that does nothing but drive this executor: left to itself it may be put
     /// beside a bound worker, and each fork then waits for a time slice.
     pub fn pin_caller(&self) {
-        self.pool.pin_caller();
+        self.workers.pool.pin_caller();
     }
 }
 
 fn info(
     options: &CpuOptions,
     target: &LoadedModel,
-    draft: Option<&LoadedModel>,
+    draft: Option<&DraftWeights>,
     set: InstructionSet,
 ) -> ExecutorInfo {
-    // Target and draft run through the same positions: the shorter context binds both.
-    let contexts = [Some(target), draft].into_iter().flatten().map(|model| model.spec.context_tokens_max);
+    // Target and draft model run through the same positions: the shorter context binds both.
+    let own_context = match draft {
+        Some(DraftWeights::Model(model)) => model.spec.context_tokens_max,
+        _ => usize::MAX,
+    };
+    let drafts_max = match draft {
+        Some(DraftWeights::Head(DraftHead::Block(head))) => head.drafts() as u32,
+        _ => u32::MAX,
+    };
     ExecutorInfo {
         backend: "cpu".into(),
         device: describe_device(options.threads, set),
         vocab_size: target.spec.vocab_size as u32,
-        context_tokens_max: contexts.min().unwrap_or(0) as u32,
+        context_tokens_max: target.spec.context_tokens_max.min(own_context) as u32,
         block_tokens: options.block_tokens,
         target_blocks: options.target_blocks,
-        drafter: draft.map(|_| DrafterNeeds::kv_cache(options.draft_blocks)),
+        drafter: draft.map(|draft| draft.needs(options.draft_blocks)),
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
-        draft_tokens_max: options.draft_tokens_max,
+        draft_tokens_max: options.draft_tokens_max.min(drafts_max),
     }
 }
 
@@ -250,19 +307,20 @@ impl Executor for CpuExecutor {
     }
 
     fn drafter(&mut self) -> Option<&mut dyn Drafter> {
-        if self.draft.is_some() { Some(self) } else { None }
+        if self.drafter.is_some() { Some(self) } else { None }
     }
 
     fn logits(&mut self, model: ModelRole, input: &SequenceInput) -> Result<Vec<f32>, ExecutorError> {
         self.contract.logits(model, input)?;
-        let model = match model {
-            ModelRole::Target => &mut self.target,
-            ModelRole::Draft => self.draft.as_mut().ok_or_else(no_drafter)?,
-        };
         let mut pass = Pass::default();
         pass.push_chain(&input.blocks, &input.tokens, input.start, 1);
-        model.forward(&self.pool, &pass)?;
-        Ok(model.logits(&self.pool, 0..1)?.row(0).to_vec())
+        let model = match (model, &mut self.drafter) {
+            (ModelRole::Target, _) => &mut self.target,
+            (ModelRole::Draft, Some(CpuDrafter::Model(draft))) => &mut draft.model,
+            (ModelRole::Draft, _) => return Err(no_draft_model()),
+        };
+        model.forward(&self.workers.pool, &pass, None)?;
+        Ok(model.logits(&self.workers.pool, 0..1)?.row(0).to_vec())
     }
 }
 
@@ -277,7 +335,7 @@ impl Target for CpuExecutor {
             for (to, &from) in one.path.iter().enumerate() {
                 let (from, to) = (one.first as usize + from as usize, one.first as usize + to);
                 if from != to {
-                    self.target.cache.copy_slot(&one.blocks, from, to);
+                    self.target.layers.cache.copy_slot(&one.blocks, from, to);
                 }
             }
         }
@@ -287,43 +345,27 @@ impl Target for CpuExecutor {
 
 impl Drafter for CpuExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
-        let proposals = self.start_round(seeds)?;
-        for (index, proposal) in proposals {
-            forest.add_root(index, proposal);
+        self.contract.start(seeds)?;
+        match self.drafter.as_mut().ok_or_else(no_drafter)? {
+            CpuDrafter::Model(draft) => draft.start(&self.workers, seeds, forest),
+            CpuDrafter::Head(head) => head.start(&self.workers, &self.target, seeds, forest),
         }
-        Ok(())
     }
 
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        let drafter = self.drafter.as_mut().ok_or_else(no_drafter)?;
+        if self.info.drafter.as_ref().is_some_and(|needs| needs.block_tokens > 0) {
+            return Ok(()); // its chains are complete from the start
+        }
         let mut seeds = std::mem::take(&mut self.extended);
         self.contract.extend(nodes, forest, &mut seeds)?;
-        let tokens = nodes.iter().filter_map(|&node| Some(forest.get(node)?.proposal.token));
-        let proposals = self.continue_round(&seeds, tokens, |index| forest.mask(nodes[index]).cloned())?;
-        for (&node, proposal) in nodes.iter().zip(proposals) {
-            forest.add_child(node, proposal);
+        match drafter {
+            CpuDrafter::Model(draft) => draft.extend(&self.workers, nodes, &seeds, forest)?,
+            CpuDrafter::Head(head) => head.extend(&self.workers, &self.target, nodes, &seeds, forest)?,
         }
         self.extended = seeds;
         Ok(())
     }
-}
-
-/// Calls `work(index, sampler)` for `count` indices, shared among the threads; the results
-/// in order.
-fn pooled<T: Send>(
-    pool: &Pool,
-    samplers: &[Mutex<Sampler>],
-    count: usize,
-    work: impl Fn(usize, &mut Sampler) -> T + Sync,
-) -> Result<Vec<T>, JobPanicked> {
-    let results: Vec<Mutex<Option<T>>> = (0..count).map(|_| Mutex::new(None)).collect();
-    pool.run(count, &|thread, index| {
-        // A sampler's memory is scratch: a panic while it was held leaves nothing to mistrust.
-        let mut sampler = samplers[thread].lock().unwrap_or_else(PoisonError::into_inner);
-        let made = work(index, &mut sampler);
-        *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
-    })?;
-    let made = results.into_iter().filter_map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner));
-    Ok(made.collect())
 }
 
 impl From<JobPanicked> for ExecutorError {

@@ -7,6 +7,21 @@ use crate::protocol::{BlockId, TokenId};
 
 use super::kernels::{QUERIES_MAX, Query};
 
+/// A place in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Slot {
+    pub(crate) block: BlockId,
+    /// Below the tokens of a block.
+    pub(crate) offset: usize,
+}
+
+impl Slot {
+    /// Where the `index`-th token of a sequence with these blocks has its place.
+    pub(crate) fn of(blocks: &[BlockId], index: usize, block_tokens: usize) -> Slot {
+        Slot { block: blocks[index / block_tokens], offset: index % block_tokens }
+    }
+}
+
 /// One input token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PassRow {
@@ -92,6 +107,31 @@ impl<'a> Pass<'a> {
             let token = tokens[committed + node];
             self.rows.push(PassRow { token, position, slot, sequence, prefix, tail, wanted: true });
         }
+    }
+
+    /// Adds tokens behind `context` others, each of which sees the context and all of them. Their keys
+    /// and values go in blocks of their own, behind those of the context.
+    pub(crate) fn push_block(
+        &mut self,
+        blocks: &'a [BlockId],
+        tokens: &[TokenId],
+        context: usize,
+        block_tokens: usize,
+    ) {
+        let sequence = self.sequences.len();
+        self.sequences.push(blocks);
+        let first_slot = context.next_multiple_of(block_tokens);
+        let tail = self.tails.len()..self.tails.len() + tokens.len();
+        self.tails.extend((first_slot..first_slot + tokens.len()).map(|slot| slot as u32));
+        self.rows.extend(tokens.iter().enumerate().map(|(index, &token)| PassRow {
+            token,
+            position: context + index,
+            slot: first_slot + index,
+            sequence,
+            prefix: context,
+            tail: tail.clone(),
+            wanted: true,
+        }));
     }
 }
 

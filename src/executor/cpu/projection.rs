@@ -1,11 +1,10 @@
 //! What happens to one token's projected heads before attention.
 
 use crate::model::ModelSpec;
-use crate::protocol::BlockId;
 
 use super::kernels::{InstructionSet, Norm, rms_norm};
 use super::kv_cache::{CacheShape, write_slot};
-use super::pass::PassRow;
+use super::pass::Slot;
 use super::rope::RopeTable;
 use super::rows::SharedRows;
 use super::transformer::Layer;
@@ -26,36 +25,38 @@ pub(crate) struct HeadWriter<'a> {
 }
 
 impl HeadWriter<'_> {
-    /// Finishes row `index` of `qkv`, which is `row` of the pass.
+    /// Finishes row `index` of `qkv`, whose token is at `position` and has its key and value in `slot`.
     ///
     /// # Safety
-    /// Nobody else touches this row of `qkv`, or `row`'s slot of the cache, meanwhile.
-    pub(crate) unsafe fn finish(&self, index: usize, row: &PassRow, blocks: &[BlockId]) {
-        let ModelSpec { heads, kv_heads, head_dim, .. } = *self.spec;
-        let width = (heads + 2 * kv_heads) * head_dim;
+    /// Nobody else touches this row of `qkv`, or this slot of the cache, meanwhile.
+    pub(crate) unsafe fn finish(&self, index: usize, position: usize, slot: Slot) {
+        let ModelSpec { heads, head_dim, .. } = *self.spec;
         // SAFETY: the caller's contract.
-        let qkv = unsafe { self.qkv.slice_mut(index, 0..width) };
-        let (queries, rest) = qkv.split_at_mut(heads * head_dim);
-        let (keys, values) = rest.split_at_mut(kv_heads * head_dim);
+        let queries = unsafe { self.qkv.slice_mut(index, 0..heads * head_dim) };
         for query in queries.chunks_exact_mut(head_dim) {
-            self.norm_and_rotate(query, self.layer.query_norm.as_deref(), row.position);
+            self.norm_and_rotate(query, self.layer.query_norm.as_deref(), position);
         }
-        let block = blocks[row.slot / self.shape.block_tokens].index() * self.shape.block_stride();
-        let slot = row.slot % self.shape.block_tokens;
+        // SAFETY: the caller's contract.
+        unsafe { self.write(index, position, slot) };
+    }
+
+    /// [`finish`](Self::finish) for a row without queries: writes its keys and values.
+    ///
+    /// # Safety
+    /// As [`finish`](Self::finish).
+    pub(crate) unsafe fn write(&self, index: usize, position: usize, slot: Slot) {
+        let ModelSpec { heads, kv_heads, head_dim, .. } = *self.spec;
+        let columns = heads * head_dim..(heads + 2 * kv_heads) * head_dim;
+        // SAFETY: the caller's contract.
+        let rest = unsafe { self.qkv.slice_mut(index, columns) };
+        let (keys, values) = rest.split_at_mut(kv_heads * head_dim);
+        let block = slot.block.index() * self.shape.block_stride();
         let heads = keys.chunks_exact_mut(head_dim).zip(values.chunks_exact(head_dim));
         for (head, (key, value)) in heads.enumerate() {
-            self.norm_and_rotate(key, self.layer.key_norm.as_deref(), row.position);
+            self.norm_and_rotate(key, self.layer.key_norm.as_deref(), position);
+            let head = block + self.shape.head_offset(head);
             // SAFETY: the caller's contract; `write_slot` touches this slot alone.
-            unsafe {
-                write_slot(
-                    self.cache,
-                    block + self.shape.head_offset(head),
-                    self.shape.block_tokens,
-                    slot,
-                    key,
-                    value,
-                )
-            };
+            unsafe { write_slot(self.cache, head, self.shape.block_tokens, slot.offset, key, value) };
         }
     }
 

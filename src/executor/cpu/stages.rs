@@ -32,10 +32,14 @@ pub(crate) struct Product<'a> {
     pub(crate) arena: &'a Arena,
     pub(crate) linear: &'a PackedLinear,
     pub(crate) x: SharedRows,
-    /// First row of `x`; results start at row 0.
+    /// First row of `x`.
     pub(crate) first_row: usize,
     pub(crate) rows: usize,
+    /// Outputs of the panels before this one are left alone.
+    pub(crate) first_panel: usize,
     pub(crate) out: SharedRows,
+    /// Row of `out` for the first row of `x`.
+    pub(crate) first_out: usize,
     /// Add to `out` (the residual), rather than replace it.
     pub(crate) accumulate: bool,
 }
@@ -46,11 +50,12 @@ impl Product<'_> {
         if self.rows == 0 {
             return Ok(());
         }
-        let panels = self.linear.matrix.panels();
+        let panels = self.linear.matrix.panels() - self.first_panel;
         let pieces = pieces(panels, PIECE_PANELS, pool);
-        pool.run_sized(self.multiply_adds(), pieces.count, &|_, piece| {
+        pool.run_sized(self.multiply_adds(panels), pieces.count, &|_, piece| {
+            let piece = pieces.of(piece);
             // SAFETY: pieces are disjoint.
-            unsafe { self.panels(pieces.of(piece)) };
+            unsafe { self.panels(self.first_panel + piece.start..self.first_panel + piece.end) };
         })
     }
 
@@ -59,9 +64,9 @@ impl Product<'_> {
         if self.rows == 0 {
             return Ok(());
         }
-        let panel = self.linear.matrix.panel_outputs();
-        let pieces = pieces(self.linear.matrix.panels() / 2, PIECE_PANELS / 2, pool);
-        pool.run_sized(self.multiply_adds(), pieces.count, &|_, piece| {
+        let (panels, panel) = (self.linear.matrix.panels(), self.linear.matrix.panel_outputs());
+        let pieces = pieces(panels / 2, PIECE_PANELS / 2, pool);
+        pool.run_sized(self.multiply_adds(panels), pieces.count, &|_, piece| {
             let pairs = pieces.of(piece);
             // SAFETY: pieces are disjoint.
             unsafe { self.panels(2 * pairs.start..2 * pairs.end) };
@@ -74,8 +79,8 @@ impl Product<'_> {
         })
     }
 
-    fn multiply_adds(&self) -> usize {
-        self.rows * self.linear.matrix.inputs() * self.linear.matrix.padded_outputs()
+    fn multiply_adds(&self, panels: usize) -> usize {
+        self.rows * self.linear.matrix.inputs() * panels * self.linear.matrix.panel_outputs()
     }
 
     /// Computes some panels of all rows.
@@ -90,10 +95,10 @@ impl Product<'_> {
         assert!(matrix.inputs() <= self.x.stride() && matrix.padded_outputs() <= self.out.stride());
         // Both ends of input and result are in their buffers, or `at` panics.
         self.x.at(self.first_row + self.rows - 1, matrix.inputs() - 1);
-        self.out.at(self.rows - 1, matrix.padded_outputs() - 1);
+        self.out.at(self.first_out + self.rows - 1, matrix.padded_outputs() - 1);
         let mut job = matrix.job(self.arena, self.x.at(self.first_row, 0), self.x.stride(), self.rows);
         job.panels = panels.clone();
-        job.out = self.out.at(0, 0);
+        job.out = self.out.at(self.first_out, 0);
         job.out_stride = self.out.stride();
         job.accumulate = self.accumulate;
         // SAFETY: the processor has the set; input, weights and result are in their buffers; the
@@ -104,7 +109,7 @@ impl Product<'_> {
             let columns = panels.start * width..panels.end * width;
             for row in 0..self.rows {
                 // SAFETY: as above.
-                let out = unsafe { self.out.slice_mut(row, columns.clone()) };
+                let out = unsafe { self.out.slice_mut(self.first_out + row, columns.clone()) };
                 out.iter_mut().zip(&bias[columns.clone()]).for_each(|(out, bias)| *out += bias);
             }
         }

@@ -1,7 +1,8 @@
 //! Weights of a model prepared for the CPU kernels: matrices packed, vectors widened to fp32.
 #![forbid(unsafe_code)]
 
-use crate::model::{LayerWeights, Linear, LoadedModel, ModelSpec, Tensor};
+use crate::model::{LayerWeights, Linear, ModelSpec, Tensor};
+use crate::protocol::TokenId;
 
 use super::CpuError;
 use super::arena::Arena;
@@ -31,15 +32,15 @@ pub(crate) struct Layer {
     pub(crate) down: PackedLinear,
 }
 
-/// All weights.
-pub(crate) struct Weights {
+/// The layers of a model, in the arena that holds its matrices.
+pub(crate) struct PackedLayers {
     pub(crate) arena: Arena,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) final_norm: Vec<f32>,
-    pub(crate) head: PackedLinear,
-    /// Looked up in the model's file, a row a token: a copy would double the vocabulary's memory.
-    embedding: Tensor,
 }
+
+/// A row for each token, looked up in the model's file: a copy would double the vocabulary's memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Embedding(Tensor);
 
 /// One layer's matrices, measured and not yet copied.
 struct LayerPlan<'a> {
@@ -83,35 +84,59 @@ impl<'a> LayerPlan<'a> {
     }
 }
 
-impl Weights {
-    /// Packs a model for an instruction set. What has been packed of the model's files is given
-    /// back at once, lest a model should take its memory twice.
-    pub(crate) fn new(model: &LoadedModel, set: InstructionSet, threads: usize) -> Result<Weights, CpuError> {
-        check_shape(&model.spec)?;
-        let weights = &model.weights;
-        let plans: Vec<LayerPlan<'_>> =
-            weights.layers.iter().map(|layer| LayerPlan::new(layer, set)).collect();
-        let head = MatrixPlan::stacked(&[&weights.head], set);
-        let bytes = plans.iter().map(LayerPlan::bytes).sum::<usize>() + head.bytes();
+impl PackedLayers {
+    /// Packs layers of this shape for an instruction set, and the matrix `other` behind them. What
+    /// has been packed of the model's files is given back at once, lest a model should take its
+    /// memory twice.
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        layers: &[LayerWeights],
+        other: &Tensor,
+        set: InstructionSet,
+        threads: usize,
+    ) -> Result<(PackedLayers, PackedLinear), CpuError> {
+        check_shape(spec)?;
+        let plans: Vec<LayerPlan<'_>> = layers.iter().map(|layer| LayerPlan::new(layer, set)).collect();
+        let other_plan = MatrixPlan::stacked(&[other], set);
+        let bytes = plans.iter().map(LayerPlan::bytes).sum::<usize>() + other_plan.bytes();
         let mut arena = Arena::new(bytes).map_err(CpuError::Memory)?;
-        let layers = plans.iter().zip(&weights.layers);
-        let layers = layers.map(|(plan, layer)| {
+        let layers = plans.iter().zip(layers).map(|(plan, layer)| {
             let packed = plan.pack(layer, &mut arena, threads);
             layer.tensors().for_each(|(_, tensor)| tensor.give_back());
             packed
         });
         let layers = layers.collect();
-        let head = PackedLinear { matrix: head.pack(&mut arena, threads), bias: None };
-        // if it is the embedding as well, its rows are read again as tokens need them
-        weights.head.give_back();
-        let final_norm = vector(&weights.final_norm);
-        Ok(Weights { arena, layers, final_norm, head, embedding: weights.embedding.clone() })
+        let matrix = other_plan.pack(&mut arena, threads);
+        other.give_back();
+        Ok((PackedLayers { arena, layers }, PackedLinear { matrix, bias: None }))
+    }
+}
+
+/// A matrix in an arena of its own.
+pub(crate) struct PackedAlone {
+    pub(crate) arena: Arena,
+    pub(crate) linear: PackedLinear,
+}
+
+impl PackedAlone {
+    pub(crate) fn new(tensor: &Tensor, set: InstructionSet, threads: usize) -> Result<PackedAlone, CpuError> {
+        let plan = MatrixPlan::stacked(&[tensor], set);
+        let mut arena = Arena::new(plan.bytes()).map_err(CpuError::Memory)?;
+        let linear = PackedLinear { matrix: plan.pack(&mut arena, threads), bias: None };
+        tensor.give_back();
+        Ok(PackedAlone { arena, linear })
+    }
+}
+
+impl Embedding {
+    pub(crate) fn new(tensor: &Tensor) -> Embedding {
+        Embedding(tensor.clone())
     }
 
-    /// Writes a token's embedding to `out`, `hidden_size` floats.
-    pub(crate) fn embed(&self, token: usize, out: &mut [f32]) {
-        let width = out.len();
-        let row = numbers(&self.embedding, token * width..(token + 1) * width);
+    /// Writes a token's row to `out`, which is as wide.
+    pub(crate) fn write(&self, token: TokenId, out: &mut [f32]) {
+        let (token, width) = (token as usize, out.len());
+        let row = numbers(&self.0, token * width..(token + 1) * width);
         out.iter_mut().zip(row).for_each(|(out, number)| *out = number);
     }
 }

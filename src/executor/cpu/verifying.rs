@@ -8,7 +8,7 @@ use crate::sampling::{SampledToken, Sampler, TokenHistory, walk_chain, walk_tree
 
 use super::forward::LogitRows;
 use super::pass::Pass;
-use super::{CpuExecutor, LOGIT_ROWS, pooled};
+use super::{CpuDrafter, CpuExecutor, LOGIT_ROWS};
 
 impl CpuExecutor {
     pub(crate) fn verify_rows(
@@ -17,17 +17,35 @@ impl CpuExecutor {
         out: &mut Vec<Verdict>,
     ) -> Result<(), ExecutorError> {
         self.contract.verify(rows)?;
-        self.target.forward(&self.pool, &target_pass(rows))?;
+        let first_state = self.make_room_for_states(rows)?;
+        let states = self.drafter.as_mut().and_then(CpuDrafter::states_mut);
+        self.target.forward(&self.workers.pool, &target_pass(rows), states)?;
+        self.judge(rows, out)?;
+        if let Some(states) = self.drafter.as_mut().and_then(CpuDrafter::states_mut) {
+            states.commit(first_state, rows, out, self.info.block_tokens as usize);
+        }
+        Ok(())
+    }
+
+    /// Has the draft head read what waits for it, if its states leave no room for those of `rows`;
+    /// returns where they will start.
+    fn make_room_for_states(&mut self, rows: &[VerifyRow]) -> Result<usize, ExecutorError> {
+        let Some(CpuDrafter::Head(head)) = &mut self.drafter else { return Ok(0) };
+        head.make_room(&self.workers, &self.target, rows.iter().map(|row| row.input.tokens.len()).sum())
+    }
+
+    /// Samples behind the rows' tokens, whose features the target holds.
+    fn judge(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         out.clear();
         out.extend(rows.iter().map(|row| Verdict { finite: !row.sample, ..Verdict::default() }));
         let sampled: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].sample).collect();
         let mut feature = 0;
         for group in groups(&sampled, |row| nodes(&rows[row])) {
             let features: usize = group.iter().map(|&row| nodes(&rows[row])).sum();
-            let logits = self.target.logits(&self.pool, feature..feature + features)?;
+            let logits = self.target.logits(&self.workers.pool, feature..feature + features)?;
             feature += features;
             let firsts = first_rows(group.iter().map(|&row| nodes(&rows[row])));
-            let verdicts = pooled(&self.pool, &self.samplers, group.len(), |index, sampler| {
+            let verdicts = self.workers.sample(group.len(), |index, sampler| {
                 verdict(&rows[group[index]], logits, firsts[index], sampler)
             })?;
             group.iter().zip(verdicts).for_each(|(&row, verdict)| out[row] = verdict);

@@ -44,7 +44,15 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        VerifyRow { input, role: RowRole::Decode, drafts, tree: None, sample: true, masks: Vec::new() }
+        VerifyRow {
+            input,
+            role: RowRole::Decode,
+            drafts,
+            tree: None,
+            sample: true,
+            masks: Vec::new(),
+            next: None,
+        }
     }
 
     #[test]

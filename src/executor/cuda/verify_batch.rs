@@ -182,7 +182,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        VerifyRow { input, role: RowRole::Decode, drafts, tree, sample: true, masks: Vec::new() }
+        VerifyRow { input, role: RowRole::Decode, drafts, tree, sample: true, masks: Vec::new(), next: None }
     }
 
     /// A prefill chunk that does not sample, a chain of two drafts, a tree of two siblings.

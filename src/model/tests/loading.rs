@@ -4,7 +4,8 @@ use serde_json::{Value as Json, json};
 use super::Directory;
 use super::directory::{HIDDEN, LAYERS, MLP, VOCAB, data, tokenizer_json};
 use crate::model::{
-    ChatInput, Dtype, ModelSource, RecommendedSampling, Rope, RopeScaling, Tensor, load, load_pair,
+    ChatInput, DraftWeights, Dtype, ModelSource, RecommendedSampling, Rope, RopeScaling, Tensor, load,
+    load_pair,
 };
 use crate::protocol::ModelRole;
 
@@ -270,8 +271,8 @@ fn a_model_is_named_after_its_directory() {
 fn embedded_tiny_means_another_model_for_each_role() {
     let pair =
         load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("the pair loads");
-    let draft = pair.draft.expect("a draft");
-    let (target, draft) = (&pair.target.loaded, &draft.loaded);
+    let target = &pair.target.loaded;
+    let draft = pair.draft.as_ref().and_then(DraftWeights::model).expect("a draft");
     assert_eq!((target.spec.layers, target.spec.hidden_size), (6, 384));
     assert_eq!((draft.spec.layers, draft.spec.hidden_size), (3, 128));
     assert_eq!((pair.target.name.as_str(), pair.target.eos.as_slice()), ("embedded:tiny", [0, 2].as_slice()));
@@ -298,8 +299,8 @@ fn padding_rows_that_only_one_of_a_pair_has_are_cut() {
     draft.write_all();
     for (a, b) in [(&target, &draft), (&draft, &target)] {
         let pair = load_pair(&a.source(), Some(&b.source())).expect("the pair loads");
-        for model in [&pair.target, pair.draft.as_ref().expect("a draft")] {
-            let loaded = &model.loaded;
+        let draft = pair.draft.as_ref().and_then(DraftWeights::model).expect("a draft");
+        for loaded in [&pair.target.loaded, draft] {
             assert_eq!(loaded.spec.vocab_size, VOCAB - 2);
             for matrix in [&loaded.weights.embedding, &loaded.weights.head] {
                 assert_eq!(matrix.shape, [VOCAB - 2, HIDDEN]);

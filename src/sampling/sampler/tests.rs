@@ -366,6 +366,30 @@ fn a_mask_filters_the_distribution() {
     }
 }
 
+/// A draft vocabulary is the target's under a mask of the tokens that it has.
+#[test]
+fn a_draft_vocabulary_masks_the_targets() {
+    let history = TokenHistory::new(2, vec![3, 0, 7, 7]);
+    let to_target: Vec<TokenId> = vec![11, 4, 0, 7, 6, 2];
+    let vocabulary = DraftVocabulary::new(&to_target, 12);
+    let of_draft: Vec<f32> = to_target.iter().map(|&token| twelve()[token as usize]).collect();
+    let mut sampler = Sampler::new();
+    for params in masked_params() {
+        for mask in masks(12) {
+            let both = TokenMask::from_fn(12, |token| mask.allows(token) && to_target.contains(&token));
+            for position in 0..40 {
+                let ours =
+                    sampler.propose_mapped(&of_draft, &vocabulary, Some(&mask), &params, position, &history);
+                let expected = sampler.propose_allowed(&twelve(), Some(&both), &params, position, &history);
+                assert_eq!(ours, expected, "{params:?}");
+            }
+        }
+        let all = TokenMask::from_fn(12, |token| to_target.contains(&token));
+        let ours = sampler.propose_mapped(&of_draft, &vocabulary, None, &params, 3, &history);
+        assert_eq!(ours, sampler.propose_allowed(&twelve(), Some(&all), &params, 3, &history));
+    }
+}
+
 #[test]
 fn a_mask_that_allows_everything_changes_nothing() {
     let history = TokenHistory::new(2, vec![3, 0, 7, 7]);

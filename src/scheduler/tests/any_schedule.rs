@@ -78,20 +78,26 @@ proptest! {
     fn any_schedule_conserves_blocks_ends_each_request_once_and_never_changes_a_word(
         moves in moves(),
         target_blocks in 9..40u32,
-        draft_blocks in 1..40u32,
+        draft_blocks in 0..40u32,
         running in 1..9u32,
         room in 1..100u32,
         chunk in 1..65u32,
         seed in any::<u64>(),
     ) {
+        // without blocks of its own it is a head, which shares the target's
+        let drafter = match draft_blocks {
+            0 => DrafterNeeds::hidden_states(vec![1]),
+            blocks => DrafterNeeds::kv_cache(blocks),
+        };
         let limits = SchedulerLimits {
             running_requests_max: running,
             batch_tokens_max: running + room,
             prefill_chunk_tokens_max: chunk,
-            drafter: Some(DrafterNeeds::kv_cache(draft_blocks)),
+            drafter: Some(drafter.clone()),
             ..limits(target_blocks)
         };
         let mut options = ShadowOptions::small(target_blocks, draft_blocks);
+        options.info.drafter = Some(drafter);
         // of the longest request
         options.info.context_tokens_max = 89 + 49;
         let mut game = Game::led_by(Box::new(Static::new(Whim { seed })), limits, options);

@@ -54,6 +54,7 @@ fn decode(position: u32, drafts: &[TokenId], tree: Option<Vec<u32>>) -> VerifyRo
         tree,
         sample: true,
         masks: Vec::new(),
+        next: None,
     }
 }
 
@@ -111,6 +112,7 @@ fn a_call_takes_what_the_profile_says() {
         tree: None,
         sample: false,
         masks: Vec::new(),
+        next: None,
     };
     let prefill = clock.now();
     assert!(verify(&mut executor, chunk()).tokens.is_empty());

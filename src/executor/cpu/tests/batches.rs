@@ -93,7 +93,7 @@ fn what_a_block_held_before_is_never_seen() {
     let clean = executor(2).logits(ModelRole::Target, &input(&[4, 5], &tokens, 0)).unwrap();
     let mut used = executor(2);
     for layer in 0..2 {
-        used.target.cache.layer_mut(layer).fill(f32::NAN);
+        used.target.layers.cache.layer_mut(layer).fill(f32::NAN);
     }
     assert_eq!(used.logits(ModelRole::Target, &input(&[4, 5], &tokens, 0)).unwrap(), clean);
 }

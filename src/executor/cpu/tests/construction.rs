@@ -28,5 +28,8 @@ fn models_that_do_not_fit_are_refused() {
     let narrow = random_model(&spec, 1, RandomOptions::default());
     assert!(matches!(CpuExecutor::new(options(1), narrow, None), Err(CpuError::Unsupported(_))));
     let other = random_model(&small_spec(VOCAB + 1), 1, RandomOptions::default());
-    assert!(matches!(CpuExecutor::new(options(1), target(), Some(other)), Err(CpuError::Unsupported(_))));
+    assert!(matches!(
+        CpuExecutor::new(options(1), target(), Some(other.into())),
+        Err(CpuError::Unsupported(_))
+    ));
 }

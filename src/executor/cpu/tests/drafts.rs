@@ -9,7 +9,7 @@ fn draft_row(blocks: &[u32], tokens: &[TokenId], start: u32, propose: bool) -> D
 
 /// A pair whose draft is its target.
 fn twins() -> CpuExecutor {
-    CpuExecutor::new(options(2), target(), Some(target())).unwrap()
+    CpuExecutor::new(options(2), target(), Some(target().into())).unwrap()
 }
 
 fn sampling(temperature: f32, repetition_penalty: f32) -> Arc<SamplingParams> {
@@ -40,6 +40,7 @@ fn a_draft_that_is_the_target_has_every_token_accepted() {
             tree: None,
             sample: true,
             masks: Vec::new(),
+            next: None,
         };
         let verdict = verify(&mut executor, &[row])[0].clone();
         assert_eq!((verdict.accepted, &verdict.tokens[..6]), (6, &drafts[..]), "temperature {temperature}");

@@ -4,9 +4,11 @@
 mod batches;
 mod construction;
 mod drafts;
+mod heads;
 #[cfg(target_os = "linux")]
 mod memory;
 mod not_finite;
+mod plain;
 mod reference;
 
 use std::sync::Arc;
@@ -37,7 +39,7 @@ fn target() -> LoadedModel {
 
 fn executor(threads: usize) -> CpuExecutor {
     let draft = random_model(&small_spec(VOCAB), 2, RandomOptions::default());
-    CpuExecutor::new(options(threads), target(), Some(draft)).unwrap()
+    CpuExecutor::new(options(threads), target(), Some(draft.into())).unwrap()
 }
 
 /// Tokens of a text of its own for each seed.
@@ -64,14 +66,15 @@ fn chain(blocks: &[u32], tokens: &[TokenId], start: u32, drafts: u32) -> VerifyR
         tree: None,
         sample: true,
         masks: Vec::new(),
+        next: None,
     }
 }
 
 /// The logits at every node where the target samples, in order.
 fn all_logits(executor: &mut CpuExecutor, rows: &[VerifyRow]) -> Vec<Vec<f32>> {
-    let count = executor.target.forward(&executor.pool, &target_pass(rows)).unwrap();
+    let count = executor.target.forward(&executor.workers.pool, &target_pass(rows), None).unwrap();
     (0..count)
-        .map(|one| executor.target.logits(&executor.pool, one..one + 1).unwrap().row(0).to_vec())
+        .map(|one| executor.target.logits(&executor.workers.pool, one..one + 1).unwrap().row(0).to_vec())
         .collect()
 }
 

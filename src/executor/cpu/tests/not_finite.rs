@@ -9,7 +9,7 @@ const POISON: TokenId = 77;
 
 fn poisoned_executor() -> CpuExecutor {
     let draft = random_model(&small_spec(VOCAB), 2, RandomOptions::default());
-    CpuExecutor::new(options(2), poisoned(target(), POISON), Some(poisoned(draft, POISON))).unwrap()
+    CpuExecutor::new(options(2), poisoned(target(), POISON), Some(poisoned(draft, POISON).into())).unwrap()
 }
 
 /// A text without the poison, or with it in the middle.

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::synthetic::{BLOCK, DRAFT_VOCAB, FEATURES, Head, RANK};
 use crate::model::draft_head::{BlockHead, DraftHead, Eagle3Head, FeatureNorm};
 use crate::model::tests::directory::{Directory, HIDDEN, VOCAB};
-use crate::model::{HeadKind, ModelSource, load, load_pair};
+use crate::model::{DraftWeights, HeadKind, ModelSource, load, load_pair};
 use crate::protocol::ModelRole;
 
 fn eagle3(head: &Head) -> Eagle3Head {
@@ -185,7 +185,20 @@ fn a_head_is_refused_where_a_model_is_expected() {
     head.made.write_all();
     let error = load(&head.made.source(), ModelRole::Target).expect_err("it is no model").to_string();
     assert!(error.contains("holds a draft head (EAGLE-3), not a model"), "{error}");
+}
+
+#[test]
+fn the_draft_of_a_pair_may_be_a_head_that_fits_its_target() {
+    let tiny = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny");
+    for (directory, kind) in [("eagle3", HeadKind::Eagle3), ("dspark", HeadKind::DSpark)] {
+        let source = ModelSource::Directory(tiny.join(directory));
+        let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&source)).expect("it fits");
+        assert_eq!(pair.draft.as_ref().and_then(DraftWeights::head).map(DraftHead::kind), Some(kind));
+        assert_eq!(pair.target.loaded.spec.vocab_size, 4096);
+    }
+    let head = Head::release();
+    head.made.write_all();
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&head.made.source()));
-    let error = pair.expect_err("it is no model").to_string();
-    assert!(error.contains("`specserve doctor --model` checks it"), "{error}");
+    let error = pair.expect_err("it is for another target").to_string();
+    assert!(error.contains("the head was made for another target"), "{error}");
 }
