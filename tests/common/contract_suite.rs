@@ -1,6 +1,8 @@
 //! The batch contract, played against any executor: every good batch passes, and every broken rule
 //! is refused as malformed and leaves the executor usable.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::sync::Arc;
 
 use specserve::executor::Executor;
