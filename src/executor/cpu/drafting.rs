@@ -41,7 +41,7 @@ impl ModelDrafter {
         Ok(())
     }
 
-    /// Feeds each of these seeds the token of its latest node; a proposal behind each.
+    /// Feeds each of these seeds the token of its latest node; adds a proposal after each node.
     pub(crate) fn extend(
         &mut self,
         workers: &Workers,

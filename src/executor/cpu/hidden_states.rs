@@ -1,8 +1,8 @@
 //! The hidden states of the target that a draft head has yet to read.
 //!
 //! Each forward pass of the target appends a row for every input token: the residual stream before
-//! some of its layers, one after the other. Rows of tokens that were committed wait, with the token
-//! that follows them, until the head has made keys and values of them.
+//! some of its layers, one after the other. The rows of committed tokens, each with the token that
+//! follows, stay until the head has computed keys and values from them.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ pub(crate) struct Committed {
     pub(crate) position: usize,
     /// Its place in the cache.
     pub(crate) slot: Slot,
-    /// The token behind it.
+    /// The token that follows it.
     pub(crate) next: TokenId,
 }
 
@@ -62,7 +62,7 @@ impl HiddenStates {
         self.used
     }
 
-    /// Whether a pass over so many tokens fits beside what is there.
+    /// Whether there is room for the states of so many more tokens.
     pub(crate) fn has_room(&self, tokens: usize) -> bool {
         self.used + tokens <= self.capacity
     }
@@ -122,11 +122,11 @@ impl HiddenStates {
     fn commit_row(&mut self, first: usize, row: &VerifyRow, verdict: &Verdict, block_tokens: usize) {
         let input = &row.input;
         let committed = input.tokens.len() - row.drafts as usize;
-        let behind = input.tokens[1..committed].iter().chain(&verdict.tokens).chain(&row.next);
+        let following = input.tokens[1..committed].iter().chain(&verdict.tokens).chain(&row.next);
         let accepted = (0..verdict.accepted as usize)
             .map(|depth| verdict.path.get(depth).map_or(depth, |&place| place as usize));
         let places = (0..committed).chain(accepted.map(|place| committed + place));
-        for (index, (place, &next)) in places.zip(behind).enumerate() {
+        for (index, (place, &next)) in places.zip(following).enumerate() {
             let position = input.start as usize + index;
             let slot = Slot::of(&input.blocks, position, block_tokens);
             self.add(Committed { row: first + place, position, slot, next });
@@ -153,8 +153,15 @@ impl HiddenStates {
         unread
     }
 
-    /// The token in a slot, read or not.
-    pub(crate) fn in_slot(&self, slot: Slot) -> Option<&Committed> {
-        Some(&self.committed[*self.by_slot.get(&slot)?])
+    /// The token in a slot, read or not, if it is the one at `position` that `next` follows; it counts
+    /// as read.
+    pub(crate) fn claim(&mut self, slot: Slot, position: usize, next: TokenId) -> Option<Committed> {
+        let index = *self.by_slot.get(&slot)?;
+        let token = self.committed[index];
+        if (token.position, token.next) != (position, next) {
+            return None;
+        }
+        self.read[index] = true;
+        Some(token)
     }
 }

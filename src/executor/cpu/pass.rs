@@ -109,8 +109,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Adds tokens behind `context` others, each of which sees the context and all of them. Their keys
-    /// and values go in blocks of their own, behind those of the context.
+    /// Adds tokens that follow `context` others: each sees the context and all of the added tokens.
+    /// Their keys and values go to blocks of their own, which follow those of the context in `blocks`.
     pub(crate) fn push_block(
         &mut self,
         blocks: &'a [BlockId],

@@ -28,7 +28,7 @@ impl HeadWriter<'_> {
     /// Finishes row `index` of `qkv`, whose token is at `position` and has its key and value in `slot`.
     ///
     /// # Safety
-    /// Nobody else touches this row of `qkv`, or this slot of the cache, meanwhile.
+    /// No other thread accesses this row of `qkv` or this slot of the cache during the call.
     pub(crate) unsafe fn finish(&self, index: usize, position: usize, slot: Slot) {
         let ModelSpec { heads, head_dim, .. } = *self.spec;
         // SAFETY: the caller's contract.

@@ -20,7 +20,7 @@ pub(crate) struct RoundRow {
 }
 
 impl RoundRow {
-    /// The sequence behind the seed's input.
+    /// The sequence after the seed's input.
     pub(crate) fn of(seed: &DraftSeed) -> RoundRow {
         let input = &seed.input;
         RoundRow {
@@ -32,7 +32,7 @@ impl RoundRow {
         }
     }
 
-    /// Goes on by a proposal; `mask` says what may follow it.
+    /// Appends a proposal; `mask` says what may follow it.
     pub(crate) fn advance(&mut self, token: TokenId, mask: Option<Arc<TokenMask>>) {
         self.next += 1;
         self.mask = mask;

@@ -85,7 +85,7 @@ impl<'a> LayerPlan<'a> {
 }
 
 impl PackedLayers {
-    /// Packs layers of this shape for an instruction set, and the matrix `other` behind them. What
+    /// Packs layers of this shape for an instruction set, then the matrix `other`. What
     /// has been packed of the model's files is given back at once, lest a model should take its
     /// memory twice.
     pub(crate) fn new(

@@ -28,7 +28,7 @@ pub(crate) struct Block {
     pub(super) first_slot: usize,
     markov: Option<Markov>,
     confidence: Option<Confidence>,
-    /// For each sequence of a pass, blocks for the keys and values of the block itself.
+    /// For each sequence of a pass, cache blocks for the keys and values of the drafted block.
     scratch: Vec<Vec<BlockId>>,
     /// Normed final states of a group of sequences: slot after slot, and in each slot a row for each
     /// sequence.
@@ -95,7 +95,11 @@ impl Block {
             let first = bounds.blocks + sequence * scratch_each;
             (first..first + scratch_each).map(|block| BlockId(block as u32)).collect()
         });
-        let extra_positions = bounds.block_tokens + scratch_each * bounds.block_tokens;
+        let with_scratch = HeadBounds {
+            blocks: bounds.blocks + sequences * scratch_each,
+            positions: bounds.positions + (1 + scratch_each) * bounds.block_tokens,
+            ..bounds
+        };
         let markov = head.markov.as_ref().map(|markov| {
             let rank = markov.w1.shape[1];
             let correction = PackedAlone::new(&markov.w2, set, bounds.threads)?;
@@ -105,11 +109,11 @@ impl Block {
         Ok(Block {
             parts: Parts::new(
                 &head.spec,
-                (&head.interface, &FeatureNorm::Raw),
+                &head.interface,
+                &FeatureNorm::Raw,
                 &head.layers,
                 set,
-                bounds,
-                (sequences * scratch_each, extra_positions),
+                with_scratch,
             )?,
             block_tokens: head.block_tokens,
             mask_token: head.mask_token,
@@ -121,12 +125,12 @@ impl Block {
         })
     }
 
-    /// Makes keys and values of all unread states.
+    /// Computes keys and values of all unread states.
     pub(crate) fn read(&mut self, pool: &Pool, states: &mut HiddenStates) -> Result<(), JobPanicked> {
         let hidden = self.parts.layers.spec.hidden_size;
         for tokens in states.read().chunks(PART_ROWS_MAX) {
+            self.parts.fuse(pool, states, tokens)?;
             let Parts { layers, fusion, .. } = &mut self.parts;
-            fusion.run(pool, layers, states, tokens)?;
             let norm = layers.vector_norm();
             for index in 0..tokens.len() {
                 let input = &mut layers.attention_input_mut(index)[..hidden];

@@ -19,10 +19,10 @@ use super::super::{CpuError, LOGIT_ROWS};
 /// Sizes that a head is built for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadBounds {
-    /// Blocks of the target, which the head's cache has as well.
+    /// Blocks of the head's cache; the first ones stand for the target's blocks.
     pub(crate) blocks: usize,
     pub(crate) block_tokens: usize,
-    /// Positions that the target's sequences may have.
+    /// Positions that tokens may have, and slots that they may attend to.
     pub(crate) positions: usize,
     /// Most sequences of a round.
     pub(crate) sequences: usize,
@@ -46,21 +46,20 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Packs a head whose cache has `extra_blocks` behind the target's, and whose sequences reach
-    /// `extra_positions` beyond the target's.
+    /// Packs a head.
     pub(crate) fn new(
         spec: &ModelSpec,
-        (interface, feature_norm): (&Interface, &FeatureNorm),
+        interface: &Interface,
+        feature_norm: &FeatureNorm,
         layers: &[LayerWeights],
         set: InstructionSet,
         bounds: HeadBounds,
-        (extra_blocks, extra_positions): (usize, usize),
     ) -> Result<Parts, CpuError> {
         let (packed, fusion) = PackedLayers::new(spec, layers, &interface.fusion, set, bounds.threads)?;
         let layers_bounds = LayersBounds {
-            blocks: bounds.blocks + extra_blocks,
+            blocks: bounds.blocks,
             block_tokens: bounds.block_tokens,
-            positions: bounds.positions + extra_positions,
+            positions: bounds.positions,
             rows: PART_ROWS_MAX,
             threads: bounds.threads,
         };
@@ -80,6 +79,16 @@ impl Parts {
             // the padding of the target's head is that of a head of the same size
             logits: Rows::new(LOGIT_ROWS, interface.draft_tokens),
         })
+    }
+
+    /// Fuses the states of at most [`PART_ROWS_MAX`] tokens into the first rows of the fusion.
+    pub(crate) fn fuse(
+        &mut self,
+        pool: &Pool,
+        states: &HiddenStates,
+        tokens: &[Committed],
+    ) -> Result<(), JobPanicked> {
+        self.fusion.run(pool, &self.layers, states, tokens)
     }
 
     /// Writes a token's embedding to `out`, as wide as the head.
@@ -179,7 +188,7 @@ impl Fusion {
     }
 
     /// Fuses the states of at most [`PART_ROWS_MAX`] tokens.
-    pub(crate) fn run(
+    fn run(
         &mut self,
         pool: &Pool,
         layers: &Layers,

@@ -1,8 +1,6 @@
 //! EAGLE-3 heads: a token per pass. The formulas are in [`crate::model::Eagle3Head`]'s module.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-
 use crate::model::Eagle3Head;
 use crate::protocol::{DraftForest, DraftSeed, ExecutorError, NodeId, Proposal, TokenId};
 
@@ -45,7 +43,7 @@ pub(crate) struct Eagle3 {
 struct Link {
     /// Its seed, which carries its state.
     seed: usize,
-    /// The token behind the state.
+    /// The token that follows the state's.
     token: TokenId,
     /// The position of the state.
     position: u32,
@@ -68,9 +66,8 @@ impl Eagle3 {
     ) -> Result<Eagle3, CpuError> {
         let layers = std::slice::from_ref(&head.layer);
         let hidden = head.spec.hidden_size;
-        let interface = (&head.interface, &head.feature_norm);
         Ok(Eagle3 {
-            parts: Parts::new(&head.spec, interface, layers, set, bounds, (0, 0))?,
+            parts: Parts::new(&head.spec, &head.interface, &head.feature_norm, layers, set, bounds)?,
             embedding_norm: vector(&head.layer.attention_norm),
             norm_before_residual: head.norm_before_residual,
             norm_output: head.norm_output,
@@ -85,41 +82,40 @@ impl Eagle3 {
         self.parts.layers.spec.hidden_size
     }
 
-    /// Makes keys and values of all unread states.
+    /// Computes keys and values of all unread states.
     pub(crate) fn read(
         &mut self,
         pool: &Pool,
         target: &Model,
         states: &mut HiddenStates,
     ) -> Result<(), JobPanicked> {
-        let unread = states.read();
-        self.read_tokens(pool, target, states, &unread, &HashMap::new())
-    }
-
-    /// Makes keys and values of the states of these tokens. The fused states of those that `carriers`
-    /// names by their row are carried by its seeds.
-    fn read_tokens(
-        &mut self,
-        pool: &Pool,
-        target: &Model,
-        states: &HiddenStates,
-        tokens: &[Committed],
-        carriers: &HashMap<usize, usize>,
-    ) -> Result<(), JobPanicked> {
-        let hidden = self.hidden();
-        for tokens in tokens.chunks(PART_ROWS_MAX) {
-            let Parts { layers, fusion, .. } = &mut self.parts;
-            fusion.run(pool, layers, states, tokens)?;
+        for tokens in states.read().chunks(PART_ROWS_MAX) {
+            self.parts.fuse(pool, states, tokens)?;
             for (index, token) in tokens.iter().enumerate() {
                 self.write_input(target, index, token.next, State::Fused);
-                if let Some(&seed) = carriers.get(&token.row) {
-                    let fused = self.parts.fusion.fused(index, hidden);
-                    self.carried.row_mut(seed)[..hidden].copy_from_slice(fused);
-                }
             }
             let places: Vec<(usize, Slot)> =
                 tokens.iter().map(|token| (token.position, token.slot)).collect();
             self.parts.layers.write_keys_and_values(pool, &places, LAYER)?;
+        }
+        Ok(())
+    }
+
+    /// Fuses the states of these tokens for the seeds of these links.
+    fn carry(
+        &mut self,
+        pool: &Pool,
+        states: &HiddenStates,
+        tokens: &[Committed],
+        links: &[Link],
+    ) -> Result<(), JobPanicked> {
+        let hidden = self.hidden();
+        for (tokens, links) in tokens.chunks(PART_ROWS_MAX).zip(links.chunks(PART_ROWS_MAX)) {
+            self.parts.fuse(pool, states, tokens)?;
+            for (index, link) in links.iter().enumerate() {
+                let fused = self.parts.fusion.fused(index, hidden);
+                self.carried.row_mut(link.seed)[..hidden].copy_from_slice(fused);
+            }
         }
         Ok(())
     }
@@ -141,7 +137,7 @@ impl Eagle3 {
         norm.write(&fusion.hidden_norm, state, of_state);
     }
 
-    /// The first proposal of each seed that wants one, as far as the states before its last token
+    /// The first proposal of each seed that wants one, if the states of the token before its last one
     /// are there.
     pub(crate) fn start(
         &mut self,
@@ -154,24 +150,19 @@ impl Eagle3 {
         self.rows.clear();
         self.rows.extend(seeds.iter().map(RoundRow::of));
         let block_tokens = self.parts.layers.cache.shape.block_tokens;
-        let mut tokens = Vec::new();
-        let mut links = Vec::new();
-        let mut carriers = HashMap::new();
-        for (seed, one) in seeds.iter().enumerate().filter(|(_, seed)| seed.limit > 0) {
-            let Some((token, link)) = first_link(states, seed, one, block_tokens) else { continue };
-            carriers.insert(token.row, seed);
-            tokens.push(token);
-            links.push(link);
-        }
-        tokens.extend(states.read().into_iter().filter(|token| !carriers.contains_key(&token.row)));
-        self.read_tokens(&workers.pool, target, states, &tokens, &carriers)?;
+        let proposing = seeds.iter().enumerate().filter(|(_, seed)| seed.limit > 0);
+        let first_links = proposing.filter_map(|(index, seed)| first_link(states, index, seed, block_tokens));
+        // their keys and values are computed in the pass
+        let (tokens, links): (Vec<Committed>, Vec<Link>) = first_links.unzip();
+        self.read(&workers.pool, target, states)?;
+        self.carry(&workers.pool, states, &tokens, &links)?;
         for (link, proposal) in links.iter().zip(self.pass(workers, target, &links)?) {
             forest.add_root(link.seed as u32, proposal);
         }
         Ok(())
     }
 
-    /// Feeds each of these seeds the token of its latest node; a proposal behind each.
+    /// Feeds each of these seeds the token of its latest node; adds a proposal after each node.
     pub(crate) fn extend(
         &mut self,
         workers: &Workers,
@@ -195,7 +186,7 @@ impl Eagle3 {
         Ok(())
     }
 
-    /// One pass over the seeds of some links; the proposal behind each.
+    /// One pass over some links; the proposal of each.
     fn pass(
         &mut self,
         workers: &Workers,
@@ -246,7 +237,7 @@ impl Eagle3 {
         Ok(())
     }
 
-    /// The proposals behind the final states of these links.
+    /// The proposals that follow from the final states of these links.
     fn propose(
         &mut self,
         workers: &Workers,
@@ -267,9 +258,10 @@ impl Eagle3 {
     }
 }
 
-/// The states before a seed's last token, if they are there, and the pass that takes them.
+/// The states of the token before a seed's last one, if they are there, and the link that takes them.
+/// They count as read.
 fn first_link(
-    states: &HiddenStates,
+    states: &mut HiddenStates,
     seed: usize,
     one: &DraftSeed,
     block_tokens: usize,
@@ -277,6 +269,6 @@ fn first_link(
     let (&token, before) = one.input.tokens.split_last()?;
     let position = (one.input.start as usize + before.len()).checked_sub(1)?;
     let slot = Slot::of(&one.input.blocks, position, block_tokens);
-    let state = states.in_slot(slot).filter(|state| state.position == position && state.next == token)?;
-    Some((*state, Link { seed, token, position: position as u32 }))
+    let state = states.claim(slot, position, token)?;
+    Some((state, Link { seed, token, position: position as u32 }))
 }

@@ -1,10 +1,9 @@
 //! Draft heads: drafters that read hidden states of the target.
 //!
-//! A head keeps keys and values of every committed token in blocks of the same numbers as the
-//! target's, made of the token's hidden states. So a prefix that the target has cached is there for
-//! the head as well, and a sequence that was not drafted for is not behind. The states of the tokens
-//! since the last round wait in [`HiddenStates`]; they are read when the head drafts, or when there
-//! is no room for more.
+//! A head keeps keys and values of every committed token, computed from the token's hidden states, in
+//! a cache that is indexed by the target's blocks. So a prefix that the target has cached is cached
+//! for the head as well, and a sequence that was not drafted for does not lag behind. The states since
+//! the last round stay in [`HiddenStates`] until the head drafts or there is no room for more.
 #![forbid(unsafe_code)]
 
 mod block;
