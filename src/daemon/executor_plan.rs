@@ -231,4 +231,18 @@ mod tests {
         let pools = cpu_pools(&config, &pair).expect("there is memory");
         assert_eq!(pools, PoolBlocks { target: 2 * 2048 / BLOCK_TOKENS, draft: 2 * 2048 / BLOCK_TOKENS });
     }
+
+    #[test]
+    fn a_draft_heads_cache_is_part_of_the_targets_blocks() {
+        let head = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/dspark");
+        let text = format!(
+            "[target]\nmodel = \"embedded:tiny\"\n[draft]\nmodel = \"{head}\"\n[kv]\nmemory_mib_max = 64"
+        );
+        let config = Config::parse(&text).expect("valid");
+        let pair = super::super::models::load_models(&config).expect("both load");
+        // 16 tokens, keys and values in f32: six layers of two heads of 64, and two of the head's
+        let block_bytes = (6 + 2) * 2 * 2 * 64 * 16 * 4;
+        let pools = cpu_pools(&config, &pair).expect("there is memory");
+        assert_eq!(pools, PoolBlocks { target: (64 << 20) / block_bytes, draft: 0 });
+    }
 }

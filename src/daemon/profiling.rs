@@ -134,6 +134,9 @@ impl Measurement {
         budget: Duration,
         limit: Micros,
     ) -> Result<Measurement, DaemonError> {
+        if let Some(DraftWeights::Head(head)) = &pair.draft {
+            tracing::warn!(head = %head.kind(), "the profile holds the target's times alone: draft heads are not measured yet");
+        }
         let text = pair.target.tokenizer.encode(TEXT, false);
         let options = AnalyzerOptions {
             budget: Micros::from(budget),
@@ -257,6 +260,7 @@ mod tests {
     use super::super::startup::Phase;
     use super::*;
     use crate::config::SchedulerConfig;
+    use crate::model::ModelRef;
     use crate::pacing::ServiceOrder;
     use crate::policy::registry::PolicyName;
     use crate::timing::profile::tests::gpu_like;
@@ -302,6 +306,34 @@ mod tests {
         {
             assert!(error.contains(words), "{error}");
         }
+    }
+
+    /// The embedded target with the tiny EAGLE-3 head.
+    fn with_head(order: ServiceOrder, policy: PolicyName) -> (Config, ExecutorPlan, ModelPair) {
+        let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny/eagle3");
+        let mut config = Config::default_tiny();
+        config.draft = Some(DraftConfig::Model(ModelRef::Directory(head)));
+        config.scheduler.order = order;
+        config.speculation.policy = policy;
+        let (plan, pair) = planned(&config);
+        (config, plan, pair)
+    }
+
+    #[test]
+    fn a_policy_that_needs_times_refuses_a_draft_head_and_says_what_to_set() {
+        let (config, plan, pair) = with_head(ServiceOrder::Fifo, PolicyName::SpecServe);
+        let refused = TimeSource::of(&config, &plan, &pair).err().expect("heads have no times").to_string();
+        assert!(refused.contains("(EAGLE-3); set speculation.policy = \"fixed:4\""), "{refused}");
+    }
+
+    #[test]
+    fn with_a_draft_head_an_order_that_needs_times_measures_the_target_alone() {
+        let (config, plan, pair) = with_head(ServiceOrder::Slo, PolicyName::Fixed(4));
+        let source = TimeSource::of(&config, &plan, &pair).expect("the policy needs no times");
+        let mut executor = plan.build(pair.target.loaded, pair.draft).expect("they fit");
+        let profile = source.resolve(executor.as_mut(), &Phase::default()).expect("it measures");
+        let profile = profile.expect("the order needs one");
+        assert!(profile.draft.is_none() && profile.target.micros[0] > 0.0);
     }
 
     #[test]

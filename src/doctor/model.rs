@@ -71,7 +71,10 @@ fn draft_head(report: &mut DoctorReport, head: &DraftHead, target: &str) {
     }
     own(report, head.interface());
     report.finding("target", target);
-    report.finding("served", "no: this version does not draft with heads");
+    report.finding(
+        "served",
+        "on the CPU backend, under policies that need no step times (fixed:K, threshold:P)",
+    );
 }
 
 fn hidden_states(features: &Features) -> String {

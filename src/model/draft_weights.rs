@@ -86,7 +86,8 @@ impl DraftHead {
         }
     }
 
-    /// The tensors of its layers, its fusion and its output head.
+    /// The tensors of its layers, its fusion, its output head and its Markov head: what executors keep
+    /// copies of.
     pub fn matrices(&self) -> Vec<&Tensor> {
         let (layers, markov) = match self {
             DraftHead::Eagle3(head) => (std::slice::from_ref(&head.layer), None),
