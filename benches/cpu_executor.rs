@@ -10,7 +10,7 @@ use specserve::executor::cpu::{CpuExecutor, CpuOptions, Roofline};
 use specserve::executor::{Drafter, Executor, Target};
 use specserve::model::{LoadedModel, ModelSource, load};
 use specserve::protocol::{
-    BlockId, DraftForest, DraftSeed, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, VerifyRow,
+    BlockId, DraftForest, DraftSeed, ModelRole, RequestId, SamplingParams, SequenceInput, VerifyRow,
 };
 
 const THREADS: usize = 2;
@@ -56,15 +56,7 @@ fn input(sequence: u32, start: u32, tokens: u32) -> SequenceInput {
 }
 
 fn verify_row(sequence: u32, start: u32, tokens: u32, drafts: u32) -> VerifyRow {
-    VerifyRow {
-        input: input(sequence, start, tokens),
-        role: RowRole::Decode,
-        drafts,
-        tree: None,
-        sample: true,
-        masks: Vec::new(),
-        next: None,
-    }
+    VerifyRow { drafts, ..VerifyRow::decode(input(sequence, start, tokens)) }
 }
 
 fn fill(executor: &mut CpuExecutor) {

@@ -14,7 +14,7 @@ use specserve::model::{
     Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
 };
 use specserve::protocol::{
-    BlockId, DraftForest, DraftSeed, RequestId, RowRole, SamplingParams, SequenceInput, VerifyRow,
+    BlockId, DraftForest, DraftSeed, RequestId, SamplingParams, SequenceInput, VerifyRow,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -159,15 +159,7 @@ impl Bench {
         let rows: Vec<VerifyRow> = (0..batch)
             .map(|index| {
                 let input = input(index, context - drafts - 1, drafts + 1);
-                VerifyRow {
-                    input,
-                    role: RowRole::Decode,
-                    drafts: drafts as u32,
-                    tree: None,
-                    sample: true,
-                    masks: Vec::new(),
-                    next: None,
-                }
+                VerifyRow { drafts: drafts as u32, ..VerifyRow::decode(input) }
             })
             .collect();
         let mut out = Vec::new();
@@ -194,17 +186,8 @@ impl Bench {
 
     fn prefill(&mut self, name: &str, batch: usize) -> Result<()> {
         let tokens = PREFILL / batch;
-        let rows: Vec<VerifyRow> = (0..batch)
-            .map(|index| VerifyRow {
-                input: input(index, 0, tokens),
-                role: RowRole::Decode,
-                drafts: 0,
-                tree: None,
-                sample: true,
-                masks: Vec::new(),
-                next: None,
-            })
-            .collect();
+        let rows: Vec<VerifyRow> =
+            (0..batch).map(|index| VerifyRow::decode(input(index, 0, tokens))).collect();
         let mut out = Vec::new();
         let StepTimes { caller, device, idle } =
             self.time(|executor| Ok(executor.verify(&rows, &mut out)?))?;

@@ -17,8 +17,8 @@ use specserve::executor::cuda::step_layout::{InputSizes, words_needed, write};
 use specserve::executor::cuda::step_results::{PROPOSAL_WORDS, VerdictResults, VerdictWords};
 use specserve::executor::cuda::verify_batch;
 use specserve::protocol::{
-    BlockId, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, Proposal, RequestId, RowRole,
-    SamplingParams, SequenceInput, VerifyRow,
+    BlockId, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, Proposal, RequestId, SamplingParams,
+    SequenceInput, VerifyRow,
 };
 
 /// The program's.
@@ -60,13 +60,8 @@ impl Bench {
         let mut contract = BatchContract::new(&info());
         let rows: Vec<VerifyRow> = (0..sequences)
             .map(|index| VerifyRow {
-                input: input(index, CONTEXT - drafts - 1, drafts + 1),
-                role: RowRole::Decode,
                 drafts: drafts as u32,
-                tree: None,
-                sample: true,
-                masks: Vec::new(),
-                next: None,
+                ..VerifyRow::decode(input(index, CONTEXT - drafts - 1, drafts + 1))
             })
             .collect();
         let mut step = HostStep::new(AttentionRoom::for_rows(32, 8, 1024, 8192));

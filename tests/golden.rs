@@ -5,9 +5,7 @@ use std::sync::Arc;
 use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::executor::{Executor, Target};
 use specserve::model::{ModelSource, load};
-use specserve::protocol::{
-    BlockId, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, TokenId, VerifyRow,
-};
+use specserve::protocol::{BlockId, ModelRole, RequestId, SamplingParams, SequenceInput, TokenId, VerifyRow};
 
 /// Tolerance of a logit against the reference.
 const TOLERANCE: f32 = 0.01;
@@ -87,15 +85,7 @@ fn greedy_decoding_matches_the_reference() {
         let mut next = input(&case.prompt_ids, 0);
         while said.len() < case.greedy_ids.len() {
             let end = next.start + next.tokens.len() as u32;
-            let row = VerifyRow {
-                input: next,
-                role: RowRole::Decode,
-                drafts: 0,
-                tree: None,
-                sample: true,
-                masks: Vec::new(),
-                next: None,
-            };
+            let row = VerifyRow::decode(next);
             let mut verdicts = Vec::new();
             executor.verify(&[row], &mut verdicts).expect("the target runs");
             said.extend(&verdicts[0].tokens);

@@ -5,7 +5,7 @@ use super::workbench::{Workbench, shuffle};
 use super::{AnalyzerError, AnalyzerOptions, Progress};
 use crate::executor::{DraftChains, Executor};
 use crate::protocol::{
-    Clock, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, RowRole, Verdict, VerifyRow,
+    Clock, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, Verdict, VerifyRow,
 };
 use crate::stats::quantile::{median, nearest_rank};
 use crate::timing::ProfilePoint;
@@ -270,16 +270,8 @@ impl Session<'_, '_> {
             }
             let batch = match model {
                 ModelRole::Target => {
-                    let role = RowRole::Prefill;
-                    Batch::Verify(vec![VerifyRow {
-                        input,
-                        role,
-                        drafts: 0,
-                        tree: None,
-                        sample: false,
-                        masks: Vec::new(),
-                        next: None,
-                    }])
+                    let next = input.tokens.first().copied();
+                    Batch::Verify(vec![VerifyRow::prefill(input, next)])
                 }
                 ModelRole::Draft => Batch::Draft {
                     seeds: vec![DraftSeed { row: 0, input, limit: 0, mask: None }],

@@ -114,7 +114,7 @@ impl Recorder<'_> {
         for start in (0..length).step_by(chunk) {
             let end = (start + chunk).min(length);
             self.draft(DraftSeed { row: 0, input: self.input(start, end), limit: 0, mask: None })?;
-            let next = self.verify(start, end, end == length)?;
+            let next = self.verify(start, end)?;
             if let Some(next) = next {
                 return Ok(next);
             }
@@ -142,22 +142,15 @@ impl Recorder<'_> {
     /// The target's.
     fn decode(&mut self) -> Result<TokenId, ExecutorError> {
         let length = self.tokens.len();
-        let next = self.verify(length - 1, length, true)?;
+        let next = self.verify(length - 1, length)?;
         next.ok_or_else(|| ExecutorError::Device("the target chose no token".to_owned()))
     }
 
-    fn verify(&mut self, start: usize, end: usize, sample: bool) -> Result<Option<TokenId>, ExecutorError> {
+    fn verify(&mut self, start: usize, end: usize) -> Result<Option<TokenId>, ExecutorError> {
         let mut verdicts: Vec<Verdict> = Vec::new();
         let role = if end - start == 1 { RowRole::Decode } else { RowRole::Prefill };
-        let row = VerifyRow {
-            input: self.input(start, end),
-            role,
-            drafts: 0,
-            tree: None,
-            sample,
-            masks: Vec::new(),
-            next: None,
-        };
+        let next = self.tokens.get(end).copied();
+        let row = VerifyRow { role, next, ..VerifyRow::decode(self.input(start, end)) };
         self.executor.target().verify(&[row], &mut verdicts)?;
         Ok(verdicts.pop().and_then(|verdict| verdict.tokens.first().copied()))
     }

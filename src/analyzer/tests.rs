@@ -138,7 +138,7 @@ impl Target for LawfulExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         let work = work_of(
             rows.iter()
-                .map(|row| (&row.input, row.drafts == 0 && (row.input.tokens.len() > 1 || !row.sample))),
+                .map(|row| (&row.input, row.drafts == 0 && (row.input.tokens.len() > 1 || !row.samples()))),
         );
         self.spend(self.target.micros(&work));
         self.inner.verify(rows, out)

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use super::grid::Shape;
 use crate::protocol::{
-    BlockId, DraftSeed, ExecutorInfo, ModelRole, RequestId, RowRole, SamplingParams, SequenceInput, TokenId,
-    VerifyRow,
+    BlockId, DraftSeed, ExecutorInfo, ModelRole, RequestId, SamplingParams, SequenceInput, TokenId, VerifyRow,
 };
 use crate::random::SplitMix64;
 
@@ -36,29 +35,11 @@ impl Workbench {
     pub fn verify_rows(&self, shape: &Shape) -> Vec<VerifyRow> {
         let inputs = self.inputs(shape);
         let drafts = shape.queries().saturating_sub(1);
-        let prefill = inputs.prefill.map(|input| VerifyRow {
-            input,
-            role: RowRole::Prefill,
-            drafts: 0,
-            tree: None,
-            // Alone it stands for a prompt in one chunk, which ends in a first token.
-            sample: shape.rows == 0,
-            masks: Vec::new(),
-            next: None,
-        });
+        // Alone it stands for a prompt in one chunk, which ends in a first token.
+        let next = self.text.first().copied().filter(|_| shape.rows > 0);
+        let prefill = inputs.prefill.map(|input| VerifyRow::prefill(input, next));
         let decoding = inputs.decoding.into_iter();
-        decoding
-            .map(|input| VerifyRow {
-                input,
-                role: RowRole::Decode,
-                drafts,
-                tree: None,
-                sample: true,
-                masks: Vec::new(),
-                next: None,
-            })
-            .chain(prefill)
-            .collect()
+        decoding.map(|input| VerifyRow { drafts, ..VerifyRow::decode(input) }).chain(prefill).collect()
     }
 
     /// The draft model's batch of a shape.

@@ -153,7 +153,7 @@ impl ShadowExecutor {
     fn judge(&self, row: &VerifyRow, states: &[u64]) -> Verdict {
         let committed = row.input.tokens.len() - row.drafts as usize;
         let drafts = &row.input.tokens[committed..];
-        if !row.sample {
+        if !row.samples() {
             return Verdict { finite: true, ..Verdict::default() };
         }
         if self.options.not_finite == Some(row.input.request) {

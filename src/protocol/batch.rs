@@ -33,6 +33,22 @@ pub struct ExecutorInfo {
 }
 
 impl VerifyRow {
+    /// A plain decode step: samples the token that follows the input.
+    pub fn decode(input: SequenceInput) -> VerifyRow {
+        let (role, masks) = (RowRole::Decode, Vec::new());
+        VerifyRow { input, role, drafts: 0, tree: None, masks, next: None }
+    }
+
+    /// A prefill chunk, and the committed token that follows it, if there is one.
+    pub fn prefill(input: SequenceInput, next: Option<TokenId>) -> VerifyRow {
+        VerifyRow { role: RowRole::Prefill, next, ..VerifyRow::decode(input) }
+    }
+
+    /// Whether the target samples the token that follows the input.
+    pub fn samples(&self) -> bool {
+        self.next.is_none()
+    }
+
     /// What the target may sample at a node: 0 is the last committed token, `j > 0` is draft
     /// `j - 1`. `None`: any token.
     pub fn mask(&self, node: usize) -> Option<&Arc<TokenMask>> {
@@ -265,17 +281,13 @@ pub struct VerifyRow {
     /// A node's position is its parent's plus one; its KV slot is that of its
     /// place in the input, until the cache is compacted ([`Compaction`]).
     pub tree: Option<Vec<u32>>,
-    /// Whether to sample; `false` for a prefill chunk that does not reach the
-    /// end of the committed tokens.
-    pub sample: bool,
     /// What the target may sample behind the last committed token and behind each draft, in this
     /// order: `drafts + 1` masks, `None` where any token may come. Empty where the request is not
     /// constrained. A draft that its mask forbids is never accepted, so what follows it needs no
     /// mask.
     pub masks: Vec<Option<Arc<TokenMask>>>,
-    /// The committed token behind the input of a row that does not sample; needed only for drafters
-    /// that read hidden states ([`DrafterNeeds::hidden_layers`]), which read them beside the token
-    /// that follows.
+    /// The committed token that follows the input, for a prefill chunk that does not reach the end of
+    /// the committed tokens. `None`: the row samples it.
     pub next: Option<TokenId>,
 }
 

@@ -231,12 +231,7 @@ impl Scheduler {
         let sequence = &self.running[running_index];
         let len = sequence.len();
         let input = sequence.target_input(&mut self.target_rows, len - 1, len, drafts);
-        let role = RowRole::Decode;
-        step.target_row(
-            running_index,
-            len,
-            VerifyRow { input, role, drafts: 0, tree: None, sample: true, masks: Vec::new(), next: None },
-        );
+        step.target_row(running_index, len, VerifyRow::decode(input));
         if drafts > 0 {
             let end = self.drafts.catch_up_end(sequence, self.limits.prefill_chunk_tokens_max);
             let limit = if end == len { drafts } else { 0 };
@@ -298,20 +293,7 @@ impl Scheduler {
             let end = computed + chunk;
             let next = sequence.tokens.get(end as usize).copied();
             let input = sequence.target_input(&mut self.target_rows, computed, end, 0);
-            let role = RowRole::Prefill;
-            step.target_row(
-                running_index,
-                end,
-                VerifyRow {
-                    input,
-                    role,
-                    drafts: 0,
-                    tree: None,
-                    sample: next.is_none(),
-                    masks: Vec::new(),
-                    next,
-                },
-            );
+            step.target_row(running_index, end, VerifyRow::prefill(input, next));
             if decision.warm_draft {
                 self.warm_draft(step, running_index, end);
             }

@@ -41,7 +41,7 @@ impl ConstrainedPath {
 
 /// Gives a row its masks, if its request is constrained. Its drafts are a chain.
 pub(super) fn constrain(row: &mut VerifyRow) {
-    if !row.sample {
+    if !row.samples() {
         return;
     }
     let Some(mut path) = ConstrainedPath::of(&row.input) else { return };
@@ -61,7 +61,7 @@ pub(super) fn constrain(row: &mut VerifyRow) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{BlockId, History, RequestId, RowRole, TokenConstraint};
+    use crate::protocol::{BlockId, History, RequestId, TokenConstraint};
 
     /// Each token is larger than the one before it; the first may be any.
     #[derive(Debug)]
@@ -86,8 +86,7 @@ mod tests {
             sampling: Arc::new(SamplingParams { constraint, ..SamplingParams::greedy() }),
             history: Some(History { tokens: [&prompt, output].concat(), prompt_tokens: 2 }),
         };
-        let (role, drafts) = (RowRole::Decode, drafts.len() as u32);
-        VerifyRow { input, role, drafts, tree: None, sample: true, masks: Vec::new(), next: None }
+        VerifyRow { drafts: drafts.len() as u32, ..VerifyRow::decode(input) }
     }
 
     /// The lowest token that each node's mask allows; `None` where there is no mask.
@@ -112,6 +111,6 @@ mod tests {
     #[test]
     fn rows_that_are_free_or_do_not_sample_get_none() {
         assert_eq!(lowest(row(false, &[4, 8], &[10, 20])), []);
-        assert_eq!(lowest(VerifyRow { sample: false, ..row(true, &[4, 8], &[]) }), []);
+        assert_eq!(lowest(VerifyRow { next: Some(9), ..row(true, &[4, 8], &[]) }), []);
     }
 }

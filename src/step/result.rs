@@ -55,7 +55,7 @@ impl StepResult {
         for (row, RowOutcome { verdict, drafted, verified }) in rows.iter().zip(outcomes) {
             let request = row.input.request;
             let tokens = verdict.tokens.len() as u32;
-            let expected = if row.sample && verdict.finite { verdict.accepted + 1 } else { 0 };
+            let expected = if row.samples() && verdict.finite { verdict.accepted + 1 } else { 0 };
             if verdict.accepted > *verified || verified > drafted || tokens != expected {
                 return Err(ExecutorError::Device(format!(
                     "request {request}: {} accepted of {verified} verified of {drafted} drafted, with {tokens} tokens",

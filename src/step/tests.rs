@@ -7,8 +7,8 @@ use crate::executor::{Drafter, ShadowExecutor, ShadowOptions, Target};
 use crate::policy::{Fixed, Policy, Scratch};
 use crate::protocol::{
     BlockId, Compaction, DecodeView, DraftForest, DraftSeed, DraftedRow, ExecutorInfo, History, Micros,
-    ModelRole, NodeId, Proposal, RequestId, RowRole, SamplingParams, SequenceInput, Step, StepDecision,
-    StepView, TokenConstraint, TokenMask, Verdict, VerifyRow,
+    ModelRole, NodeId, Proposal, RequestId, SamplingParams, SequenceInput, Step, StepDecision, StepView,
+    TokenConstraint, TokenMask, Verdict, VerifyRow,
 };
 
 struct Standstill;
@@ -46,23 +46,12 @@ fn plan(policy: impl Policy + 'static, limit: u32) -> StepPlan {
         drafts_max: limit,
         temperature: 0.0,
     });
-    let role = RowRole::Decode;
     StepPlan {
         number: 7,
         policy: Arc::new(policy),
         view: StepView { decoding: decoding.to_vec(), ..StepView::default() },
         granted: StepDecision { drafts: vec![limit; 2], ..StepDecision::default() },
-        rows: requests
-            .map(|request| VerifyRow {
-                input: input(request, 0),
-                role,
-                drafts: 0,
-                tree: None,
-                sample: true,
-                masks: Vec::new(),
-                next: None,
-            })
-            .to_vec(),
+        rows: requests.map(|request| VerifyRow::decode(input(request, 0))).to_vec(),
         seeds: requests
             .map(|request| DraftSeed { row: request as u32, input: input(request, 0), limit, mask: None })
             .to_vec(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use specserve::executor::Executor;
 use specserve::protocol::{
     BlockId, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, History, NodeId, Proposal,
-    RequestId, RowRole, SamplingParams, SequenceInput, Verdict, VerifyRow,
+    RequestId, SamplingParams, SequenceInput, Verdict, VerifyRow,
 };
 
 /// Plays [`Target`](specserve::executor::Target)'s side.
@@ -176,8 +176,7 @@ fn feed(executor: &mut dyn Executor, seeds: &[DraftSeed]) {
         .map(|seed| {
             let mut input = seed.input.clone();
             let next = input.tokens.pop();
-            let (role, masks) = (RowRole::Prefill, Vec::new());
-            VerifyRow { input, role, drafts: 0, tree: None, sample: false, masks, next }
+            VerifyRow::prefill(input, next)
         })
         .collect();
     executor.target().verify(&rows, &mut Vec::new()).expect("good rows");
@@ -225,15 +224,7 @@ impl Batches {
     /// The first `tokens` tokens of a sequence in one block.
     fn row(&self, block: u32, tokens: u32) -> VerifyRow {
         let input = self.input(vec![block], 0, tokens);
-        VerifyRow {
-            input,
-            role: RowRole::Decode,
-            drafts: 0,
-            tree: None,
-            sample: true,
-            masks: Vec::new(),
-            next: None,
-        }
+        VerifyRow::decode(input)
     }
 
     fn chain(&self, tokens: u32, drafts: u32) -> VerifyRow {
@@ -254,7 +245,7 @@ impl Batches {
         (0..tokens.div_ceil(block))
             .map(|index| {
                 let row = self.row(index, block.min(tokens - index * block));
-                VerifyRow { role: RowRole::Prefill, sample: false, next: Some(0), ..row }
+                VerifyRow::prefill(row.input, Some(0))
             })
             .collect()
     }
@@ -303,7 +294,7 @@ impl Batches {
         bad.extend([
             ("too many drafts", vec![self.chain(most + 2, most + 1)]),
             ("nothing but drafts", vec![self.chain(2, 2)]),
-            ("drafts that are not sampled", vec![VerifyRow { sample: false, ..self.chain(3, 2) }]),
+            ("drafts that are not sampled", vec![VerifyRow { next: Some(0), ..self.chain(3, 2) }]),
             ("too few parents", bare(&[0, 0])),
             ("too many parents", bare(&[0, 0, 0, 0])),
             ("a draft that is its own parent", bare(&[0, 2, 0])),
@@ -315,13 +306,9 @@ impl Batches {
             ("a bad row behind a good one", vec![self.row(1, 1), self.chain(2, 2)]),
             (
                 "a next token outside the vocabulary",
-                vec![VerifyRow { sample: false, next: Some(info.vocab_size), ..self.row(0, 1) }],
+                vec![VerifyRow { next: Some(info.vocab_size), ..self.row(0, 1) }],
             ),
         ]);
-        if info.has_draft_head() {
-            let row = VerifyRow { sample: false, ..self.row(0, 1) };
-            bad.push(("a chunk without the token behind it, for a head", vec![row]));
-        }
         bad
     }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use specserve::executor::{DraftChains, Executor};
 use specserve::protocol::{
-    BlockId, DraftSeed, History, Proposal, RequestId, RowRole, SamplingParams, SequenceInput, TokenId,
-    Verdict, VerifyRow,
+    BlockId, DraftSeed, History, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict,
+    VerifyRow,
 };
 
 /// A sequence and its progress.
@@ -61,15 +61,7 @@ impl Sequence {
 
     pub fn verify_row(&self, drafts: &[TokenId]) -> VerifyRow {
         let input = self.input(self.target_cached, drafts);
-        VerifyRow {
-            input,
-            role: RowRole::Decode,
-            drafts: drafts.len() as u32,
-            tree: None,
-            sample: true,
-            masks: Vec::new(),
-            next: None,
-        }
+        VerifyRow { drafts: drafts.len() as u32, ..VerifyRow::decode(input) }
     }
 
     /// Commits the verdict of a chain.

@@ -17,9 +17,7 @@ use serde_json::Value;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, KvBudget};
 use specserve::executor::{Executor, Target};
 use specserve::model::{DraftWeights, ModelSource, load_pair};
-use specserve::protocol::{
-    Compaction, ModelRole, RowRole, SamplingParams, TokenId, TokenMask, Verdict, VerifyRow,
-};
+use specserve::protocol::{Compaction, ModelRole, SamplingParams, TokenId, TokenMask, Verdict, VerifyRow};
 use specserve::sampling::noise::Noise;
 
 /// Positions whose best two candidates are closer than this, in units of the logits, may be
@@ -281,15 +279,7 @@ fn a_prompt_in_chunks_is_the_prompt_at_once() {
         let last = (all.len() - 1) / chunk * chunk;
         for begin in (0..last).step_by(chunk) {
             parts.tokens = all[..begin + chunk].to_vec();
-            let row = VerifyRow {
-                input: parts.input(begin, &[]),
-                role: RowRole::Prefill,
-                drafts: 0,
-                tree: None,
-                sample: false,
-                masks: Vec::new(),
-                next: None,
-            };
+            let row = VerifyRow::prefill(parts.input(begin, &[]), Some(all[begin + chunk]));
             let mut verdicts = Vec::new();
             executor.verify(&[row], &mut verdicts).expect("a chunk runs");
             assert_eq!(verdicts, [Verdict { finite: true, ..Verdict::default() }]);
@@ -328,15 +318,7 @@ fn prefill_decode_and_verification_share_one_call() {
         if chunk.0 < chunk.1 {
             guest.tokens = long[..chunk.1].to_vec();
             let input = guest.input(chunk.0, &[]);
-            rows.push(VerifyRow {
-                input,
-                role: RowRole::Prefill,
-                drafts: 0,
-                tree: None,
-                sample: chunk.1 == 600,
-                masks: Vec::new(),
-                next: None,
-            });
+            rows.push(VerifyRow::prefill(input, long.get(chunk.1).copied()));
         }
         let mut verdicts = Vec::new();
         executor.verify(&rows, &mut verdicts).expect("a mixed batch runs");

@@ -93,7 +93,8 @@ impl BatchContract {
 
     /// Checks the nodes of [`Drafter::extend`](super::Drafter::extend) for a drafter that makes
     /// one proposal per seed and call, and writes their seeds, ascending, to `seeds`. Each node
-    /// must be the latest of a seed that took part in every call of the round.
+    /// must be the latest of a seed that took part in every call of the round. A drafter of blocks is
+    /// fed nothing: `seeds` stays empty.
     ///
     /// # Errors
     /// [`ExecutorError::Malformed`] names the rule; the round can be extended with other nodes.
@@ -104,6 +105,9 @@ impl BatchContract {
         seeds: &mut Vec<u32>,
     ) -> Result<(), ExecutorError> {
         seeds.clear();
+        if self.info.drafter.as_ref().is_some_and(|needs| needs.block_tokens > 0) {
+            return Ok(()); // its chains are complete from the start
+        }
         self.begin(nodes.len()).map_err(ExecutorError::Malformed)?;
         for &id in nodes {
             let seed = self.round.seed_of(id, forest, &self.info).map_err(ExecutorError::Malformed)?;
@@ -202,7 +206,7 @@ impl BatchContract {
         let most = self.info.draft_tokens_max as usize;
         rule(drafts <= most, || format!("{drafts} drafts, at most {most}"))?;
         rule(drafts < tokens, || format!("{drafts} drafts among {tokens} input tokens"))?;
-        rule(row.sample || drafts == 0, || "drafts in a row that does not sample".to_owned())?;
+        rule(row.samples() || drafts == 0, || "drafts in a row that does not sample".to_owned())?;
         rule(row.masks_fit(self.info.vocab_size), || {
             format!("{} masks for {drafts} drafts, or of another vocabulary", row.masks.len())
         })?;
@@ -210,11 +214,10 @@ impl BatchContract {
             tree(parents, drafts)?;
         }
         let vocab = self.info.vocab_size;
-        rule(row.next.is_none_or(|next| next < vocab), || format!("the next token is outside of {vocab}"))?;
-        rule(row.sample || row.next.is_some() || !self.info.has_draft_head(), || {
-            "no next token, which the draft head needs".to_owned()
+        rule(row.next.is_none_or(|next| next < vocab), || {
+            format!("the next token is outside the vocabulary of {vocab}")
         })?;
-        if row.sample { self.history(&row.input, tokens - drafts, false) } else { Ok(()) }
+        if row.samples() { self.history(&row.input, tokens - drafts, false) } else { Ok(()) }
     }
 
     fn seed(&mut self, seed: &DraftSeed, pool: Option<u32>, needs_tokens: bool) -> Checked {

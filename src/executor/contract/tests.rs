@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::protocol::{DrafterNeeds, Proposal, RowRole, SamplingParams, TokenMask};
+use crate::protocol::{DrafterNeeds, Proposal, SamplingParams, TokenMask};
 
 fn info() -> ExecutorInfo {
     ExecutorInfo {
@@ -34,15 +34,7 @@ fn input(start: u32, tokens: usize) -> SequenceInput {
 }
 
 fn row(start: u32, tokens: usize, drafts: u32) -> VerifyRow {
-    VerifyRow {
-        input: input(start, tokens),
-        role: RowRole::Decode,
-        drafts,
-        tree: None,
-        sample: true,
-        masks: Vec::new(),
-        next: None,
-    }
+    VerifyRow { drafts, ..VerifyRow::decode(input(start, tokens)) }
 }
 
 fn seed(start: u32, blocks: &[u32]) -> DraftSeed {
@@ -75,7 +67,7 @@ fn a_good_row_passes_and_each_broken_rule_is_named() {
     assert!(refused(&row(0, 41, 0)).contains("at most 40"));
     assert!(refused(&row(0, 6, 5)).contains("5 drafts, at most 4"));
     assert!(refused(&row(0, 2, 2)).contains("2 drafts among 2"));
-    assert!(refused(&VerifyRow { sample: false, ..row(0, 2, 1) }).contains("does not sample"));
+    assert!(refused(&VerifyRow { next: Some(0), ..row(0, 2, 1) }).contains("does not sample"));
     let mut bad = row(0, 2, 0);
     bad.input.tokens[1] = 100;
     assert!(refused(&bad).contains("vocabulary"));
@@ -155,7 +147,7 @@ fn penalties_need_a_history_that_ends_with_the_committed_tokens() {
     bad.input.history = None;
     assert!(refused(&bad).contains("need a history"));
     bad.drafts = 0;
-    bad.sample = false;
+    bad.next = Some(0);
     assert_eq!(BatchContract::new(&info()).verify(&[bad]), Ok(()), "nothing is sampled");
 }
 

@@ -354,9 +354,6 @@ impl Drafter for CpuExecutor {
 
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         let drafter = self.drafter.as_mut().ok_or_else(no_drafter)?;
-        if self.info.drafter.as_ref().is_some_and(|needs| needs.block_tokens > 0) {
-            return Ok(()); // its chains are complete from the start
-        }
         let mut seeds = std::mem::take(&mut self.extended);
         self.contract.extend(nodes, forest, &mut seeds)?;
         match drafter {

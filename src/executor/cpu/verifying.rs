@@ -37,8 +37,8 @@ impl CpuExecutor {
     /// Samples behind the rows' tokens, whose features the target holds.
     fn judge(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         out.clear();
-        out.extend(rows.iter().map(|row| Verdict { finite: !row.sample, ..Verdict::default() }));
-        let sampled: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].sample).collect();
+        out.extend(rows.iter().map(|row| Verdict { finite: !row.samples(), ..Verdict::default() }));
+        let sampled: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].samples()).collect();
         let mut feature = 0;
         for group in groups(&sampled, |row| nodes(&rows[row])) {
             let features: usize = group.iter().map(|&row| nodes(&rows[row])).sum();
@@ -65,7 +65,7 @@ pub(crate) fn target_pass(rows: &[VerifyRow]) -> Pass<'_> {
         let SequenceInput { blocks, tokens, start, .. } = &row.input;
         match &row.tree {
             Some(parents) => pass.push_tree(blocks, tokens, *start, parents),
-            None => pass.push_chain(blocks, tokens, *start, if row.sample { nodes(row) } else { 0 }),
+            None => pass.push_chain(blocks, tokens, *start, if row.samples() { nodes(row) } else { 0 }),
         }
     }
     pass

@@ -10,7 +10,7 @@ use crate::protocol::{ExecutorError, VerifyRow};
 /// # Errors
 /// [`ExecutorError::Malformed`] when more rows need logits, or belong to trees, than fit.
 pub fn verify_sums(rows: &[VerifyRow], logit_rows_max: usize) -> Result<(), ExecutorError> {
-    let sampled = rows.iter().filter(|row| row.sample);
+    let sampled = rows.iter().filter(|row| row.samples());
     let logits: usize = sampled.map(|row| row.drafts as usize + 1).sum();
     ensure(logits <= logit_rows_max, || format!("{logits} rows need logits, at most {logit_rows_max}"))?;
     let trees = rows.iter().filter(|row| row.tree.is_some());
@@ -33,7 +33,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::protocol::{BlockId, RequestId, RowRole, SamplingParams, SequenceInput};
+    use crate::protocol::{BlockId, RequestId, SamplingParams, SequenceInput};
 
     fn row(start: u32, tokens: usize, drafts: u32) -> VerifyRow {
         let input = SequenceInput {
@@ -44,15 +44,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        VerifyRow {
-            input,
-            role: RowRole::Decode,
-            drafts,
-            tree: None,
-            sample: true,
-            masks: Vec::new(),
-            next: None,
-        }
+        VerifyRow { drafts, ..VerifyRow::decode(input) }
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub fn fill(rows: &[VerifyRow], step: &mut HostStep) {
     step.plan.build(rows.iter().map(|row| input_shape(&row.input, row.drafts, row.tree.as_deref())));
     let mut first_row = 0;
     for row in rows {
-        if row.sample {
+        if row.samples() {
             fill_row(row, first_row, step);
         }
         first_row += row.input.tokens.len();
@@ -130,7 +130,7 @@ pub fn read(
 ) -> Result<(), ExecutorError> {
     let mut sequence = 0;
     for row in rows {
-        if !row.sample {
+        if !row.samples() {
             out.push(Verdict { finite: true, ..Verdict::default() });
             continue;
         }
@@ -171,7 +171,7 @@ mod tests {
     use super::super::attention_plan::AttentionRoom;
     use super::super::step_results::VerdictWords;
     use super::*;
-    use crate::protocol::{BlockId, RequestId, RowRole, SamplingParams, SequenceInput};
+    use crate::protocol::{BlockId, RequestId, SamplingParams, SequenceInput};
 
     fn row(start: u32, tokens: &[u32], drafts: u32, tree: Option<Vec<u32>>) -> VerifyRow {
         let input = SequenceInput {
@@ -182,12 +182,12 @@ mod tests {
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        VerifyRow { input, role: RowRole::Decode, drafts, tree, sample: true, masks: Vec::new(), next: None }
+        VerifyRow { drafts, tree, ..VerifyRow::decode(input) }
     }
 
     /// A prefill chunk that does not sample, a chain of two drafts, a tree of two siblings.
     fn batch() -> (Vec<VerifyRow>, HostStep) {
-        let chunk = VerifyRow { sample: false, ..row(0, &[1, 2, 3], 0, None) };
+        let chunk = VerifyRow { next: Some(4), ..row(0, &[1, 2, 3], 0, None) };
         let rows = vec![chunk, row(20, &[4, 50, 51], 2, None), row(9, &[5, 60, 61], 2, Some(vec![0, 0]))];
         let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
         fill(&rows, &mut step);

@@ -213,7 +213,7 @@ fn extent(input: &SequenceInput) -> (u32, u32) {
 
 /// Accepts what equals the target's own tokens, of which the first stands at `next`.
 fn judge(row: &VerifyRow, next: u32) -> Verdict {
-    if !row.sample {
+    if !row.samples() {
         return Verdict { finite: true, ..Verdict::default() };
     }
     let drafts = &row.input.tokens[row.input.tokens.len() - row.drafts as usize..];

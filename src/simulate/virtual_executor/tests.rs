@@ -47,15 +47,7 @@ fn verify(executor: &mut VirtualExecutor, row: VerifyRow) -> Verdict {
 fn decode(position: u32, drafts: &[TokenId], tree: Option<Vec<u32>>) -> VerifyRow {
     let mut tokens = vec![right_token(RequestId(3), position)];
     tokens.extend_from_slice(drafts);
-    VerifyRow {
-        input: input(position, tokens),
-        role: RowRole::Decode,
-        drafts: drafts.len() as u32,
-        tree,
-        sample: true,
-        masks: Vec::new(),
-        next: None,
-    }
+    VerifyRow { drafts: drafts.len() as u32, tree, ..VerifyRow::decode(input(position, tokens)) }
 }
 
 #[test]
@@ -105,15 +97,7 @@ fn a_call_takes_what_the_profile_says() {
     let plain = passed(|one| _ = verify(one, decode(100, &[], None)), &mut executor);
     let work = Work { rows: 1, context_tokens: 101, attended_tokens: 101, ..Work::default() };
     assert_eq!(plain, Micros(cost.target.micros(&work) as u64));
-    let chunk = || VerifyRow {
-        input: input(32, vec![1; 64]),
-        role: RowRole::Prefill,
-        drafts: 0,
-        tree: None,
-        sample: false,
-        masks: Vec::new(),
-        next: None,
-    };
+    let chunk = || VerifyRow::prefill(input(32, vec![1; 64]), Some(1));
     let prefill = clock.now();
     assert!(verify(&mut executor, chunk()).tokens.is_empty());
     let work =

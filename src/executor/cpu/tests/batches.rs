@@ -23,7 +23,7 @@ fn mate(index: u32) -> VerifyRow {
         0 => chain(&blocks, &text(index, 11), 0, 0),
         1 => chain(&blocks, &text(index, 1), 0, 0),
         2 => chain(&blocks, &text(index, 6), 0, 5),
-        _ => VerifyRow { sample: false, ..chain(&blocks, &text(index, 16), 0, 0) },
+        _ => VerifyRow { next: Some(0), ..chain(&blocks, &text(index, 16), 0, 0) },
     }
 }
 
@@ -38,7 +38,7 @@ fn a_rows_logits_are_the_same_bits_in_every_mix_and_on_any_number_of_threads() {
             let index = rows.len() / 2;
             rows.insert(index, subject(&SUBJECT));
             let before: usize =
-                rows[..index].iter().filter(|row| row.sample).map(|row| row.drafts as usize + 1).sum();
+                rows[..index].iter().filter(|row| row.samples()).map(|row| row.drafts as usize + 1).sum();
             let logits = all_logits(&mut executor, &rows);
             assert_eq!(logits[before..before + 5], alone, "{threads} threads, {size} rows");
             let verdict = verify(&mut executor, &rows)[index].clone();
@@ -171,7 +171,7 @@ fn a_nan_weight_fails_only_the_rows_that_meet_it() {
 
 #[test]
 fn a_row_that_does_not_sample_yields_nothing() {
-    let row = VerifyRow { sample: false, ..chain(&[0], &[1, 2], 0, 0) };
+    let row = VerifyRow { next: Some(3), ..chain(&[0], &[1, 2], 0, 0) };
     assert_eq!(verify(&mut executor(1), &[row]), [Verdict { finite: true, ..Verdict::default() }]);
 }
 

@@ -33,15 +33,7 @@ fn a_draft_that_is_the_target_has_every_token_accepted() {
             drafts.push(proposals[0].token);
         }
         row.input.tokens.extend(&drafts);
-        let row = VerifyRow {
-            input: row.input,
-            role: RowRole::Decode,
-            drafts: 6,
-            tree: None,
-            sample: true,
-            masks: Vec::new(),
-            next: None,
-        };
+        let row = VerifyRow { drafts: 6, ..VerifyRow::decode(row.input) };
         let verdict = verify(&mut executor, &[row])[0].clone();
         assert_eq!((verdict.accepted, &verdict.tokens[..6]), (6, &drafts[..]), "temperature {temperature}");
     }

@@ -40,11 +40,7 @@ fn with_head(threads: usize, head: &DraftHead, set: InstructionSet) -> CpuExecut
 
 /// Feeds the target `tokens[start..end]`, of which what follows is known.
 fn feed(executor: &mut CpuExecutor, blocks: &[u32], tokens: &[TokenId], start: usize, end: usize) {
-    let row = VerifyRow {
-        sample: false,
-        next: Some(tokens[end]),
-        ..chain(blocks, &tokens[start..end], start as u32, 0)
-    };
+    let row = VerifyRow { next: Some(tokens[end]), ..chain(blocks, &tokens[start..end], start as u32, 0) };
     verify(executor, &[row]);
 }
 
@@ -350,7 +346,7 @@ fn seeds_of_a_batch_draft_as_they_would_alone_however_large_it_is() {
                     let text = &texts[index];
                     let next = text.last().copied();
                     let tokens = &text[..text.len() - 1];
-                    VerifyRow { sample: false, next, ..chain(&[index as u32], tokens, 0, 0) }
+                    VerifyRow { next, ..chain(&[index as u32], tokens, 0, 0) }
                 })
                 .collect();
             verify(&mut executor, &rows);

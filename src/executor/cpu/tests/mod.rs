@@ -17,7 +17,7 @@ use super::verifying::target_pass;
 use super::*;
 use crate::executor::DraftChains;
 use crate::model::random::{RandomOptions, random_model, small_spec};
-use crate::protocol::{BlockId, RequestId, RowRole, SamplingParams, TokenId};
+use crate::protocol::{BlockId, RequestId, SamplingParams, TokenId};
 
 const VOCAB: usize = 96;
 
@@ -59,15 +59,7 @@ fn input(blocks: &[u32], tokens: &[TokenId], start: u32) -> SequenceInput {
 }
 
 fn chain(blocks: &[u32], tokens: &[TokenId], start: u32, drafts: u32) -> VerifyRow {
-    VerifyRow {
-        input: input(blocks, tokens, start),
-        role: RowRole::Decode,
-        drafts,
-        tree: None,
-        sample: true,
-        masks: Vec::new(),
-        next: None,
-    }
+    VerifyRow { drafts, ..VerifyRow::decode(input(blocks, tokens, start)) }
 }
 
 /// The logits at every node where the target samples, in order.
