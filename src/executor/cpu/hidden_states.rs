@@ -165,3 +165,28 @@ impl HiddenStates {
         Some(token)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::BlockId;
+
+    fn token(offset: usize, next: TokenId) -> Committed {
+        Committed { row: offset, position: offset, slot: Slot { block: BlockId(2), offset }, next }
+    }
+
+    #[test]
+    fn each_token_is_read_once_and_a_slot_that_is_written_again_is_read_again() {
+        let mut states = HiddenStates::new(&[1], 16, 8);
+        [token(0, 5), token(1, 6)].into_iter().for_each(|token| states.add(token));
+        assert_eq!(states.read(), [token(0, 5), token(1, 6)]);
+        assert_eq!(states.read(), []);
+        [token(1, 7), token(2, 8)].into_iter().for_each(|token| states.add(token));
+        assert_eq!(states.claim(token(2, 8).slot, 2, 8), Some(token(2, 8)));
+        assert_eq!(states.claim(token(2, 8).slot, 2, 9), None, "another token follows");
+        assert_eq!(states.read(), [token(1, 7)], "the other one was claimed");
+        assert_eq!(states.claim(token(2, 8).slot, 2, 8), Some(token(2, 8)), "states stay when they are read");
+        states.clear();
+        assert_eq!((states.claim(token(2, 8).slot, 2, 8), states.used()), (None, 0));
+    }
+}

@@ -392,7 +392,10 @@ fn drafts_obey_their_masks_and_penalties() {
         let ours = drafted(&mut executor, &masked);
         assert!(ours[0].finite && ours[0].token != free[0].token, "{:?}", head.kind());
         masked.mask = Some(Arc::new(crate::protocol::TokenMask::none(VOCAB as u32)));
-        assert!(!drafted_once(&mut executor, &masked).finite, "nothing is allowed");
+        let mut forest = DraftForest::default();
+        executor.start(&[masked], &mut forest).unwrap();
+        let proposals: Vec<bool> = forest.since(0).map(|(_, node)| node.proposal.finite).collect();
+        assert_eq!(proposals, [false], "nothing is allowed, and nothing follows");
         let mut biased = seed(&[3, 4], &tokens, 4);
         let logit_bias = vec![(free[0].token, -100.0)];
         biased.input.sampling = Arc::new(SamplingParams { logit_bias, ..SamplingParams::greedy() });
@@ -401,9 +404,51 @@ fn drafts_obey_their_masks_and_penalties() {
     }
 }
 
-/// The first proposal, of a round that does not go on.
-fn drafted_once(executor: &mut CpuExecutor, seed: &DraftSeed) -> Proposal {
+#[test]
+fn more_sequences_than_go_through_the_layer_together_draft_as_they_would_alone() {
+    let head = &one_of_each()[0];
+    let options =
+        CpuOptions { target_blocks: 300, batch_sequences_max: 300, batch_tokens_max: 1200, ..options(2) };
+    let mut executor = CpuExecutor::new(options, deep_target(), Some(head.clone().into())).unwrap();
+    let texts: Vec<Vec<TokenId>> = (0..300).map(|index| text(index, 4)).collect();
+    let prompts = texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| VerifyRow { next: Some(text[3]), ..chain(&[index as u32], &text[..3], 0, 0) });
+    verify(&mut executor, &prompts.collect::<Vec<_>>());
+    let seeds: Vec<DraftSeed> =
+        texts.iter().enumerate().map(|(index, text)| seed(&[index as u32], text, 2)).collect();
     let mut forest = DraftForest::default();
-    executor.start(std::slice::from_ref(seed), &mut forest).unwrap();
-    forest.get(NodeId(0)).unwrap().proposal
+    executor.start(&seeds, &mut forest).unwrap();
+    let roots: Vec<NodeId> = forest.since(0).map(|(id, _)| id).collect();
+    executor.extend(&roots, &mut forest).unwrap();
+    assert_eq!(forest.len(), 600);
+    for index in [0, 1, 255, 256, 299] {
+        let of_seed = forest.since(0).filter(|(_, node)| node.seed == index as u32);
+        let ours: Vec<Proposal> = of_seed.map(|(_, node)| node.proposal).collect();
+        assert_eq!(ours, fresh(head, &texts[index])[..2], "sequence {index}");
+    }
+}
+
+#[test]
+fn a_block_that_reaches_beyond_the_context_is_drafted_like_any_other() {
+    let [_, dflash, dspark] = one_of_each();
+    for head in [dflash, dspark] {
+        let mut executor = with_head(2, &head, InstructionSet::detect());
+        let context = executor.info().context_tokens_max as usize;
+        let blocks: Vec<u32> = (0..32).collect();
+        let tokens = text(4, context as u32);
+        feed(&mut executor, &blocks, &tokens, 0, context - 1);
+        let expected = reference(&head, &tokens);
+        let ours = drafted(&mut executor, &seed(&blocks, &tokens, expected.len()));
+        let tokens: Vec<TokenId> = ours.iter().map(|proposal| proposal.token).collect();
+        assert_eq!(tokens, expected.iter().map(|(token, ..)| *token).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn an_executor_verifies_no_more_drafts_than_a_block_has() {
+    let most =
+        one_of_each().map(|head| with_head(1, &head, InstructionSet::detect()).info().draft_tokens_max);
+    assert_eq!(most, [64, 4, 5], "chains, a block of five without and with the anchor's slot");
 }
