@@ -162,6 +162,28 @@ fn a_signal_ends_a_command_silently_with_its_number() {
 }
 
 #[test]
+fn inflate_takes_draft_heads_by_their_role() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let out = directory.path().join("head").display().to_string();
+    let tiny = |part: &str| format!("{}/assets/tiny/{part}", env!("CARGO_MANIFEST_DIR"));
+    let to_shape = ["--shape", "llama-160m", "--vocab", "4200", "--json", "--role"];
+    let inflate = |part: &str, more: &[&str]| {
+        specserve(&[&["inflate", &tiny(part), &out][..], &to_shape, more].concat())
+    };
+    let refused = inflate("eagle3", &["dspark"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let message = text(&refused.stderr);
+    assert!(message.contains("holds a draft head (EAGLE-3), not a draft head (DSpark)"), "{message}");
+
+    let done = inflate("eagle3", &["eagle3", "--draft-vocab", "2100"]);
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).expect("one JSON document");
+    assert_eq!(report["report"]["parameters_before"], 2_754_048);
+    let fits = specserve(&["doctor", "--model", &out, "--json"]);
+    assert!(text(&fits.stdout).contains("one token a pass, of 2100 of the target's tokens"));
+}
+
+#[test]
 fn an_interrupted_inflation_leaves_nothing() {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let names = || -> Vec<_> {

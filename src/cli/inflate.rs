@@ -11,39 +11,47 @@ use clap::{Args, ValueEnum};
 use super::error::CliError;
 use super::progress;
 use super::signals::Signals;
-use crate::model::inflate::{InflateOptions, InflateReport, InflateShape, SHAPES, inflate};
+use crate::model::inflate::{InflateOptions, InflateReport, InflateRole, InflateShape, SHAPES, inflate};
 use crate::model::{HubCache, ModelRef, ModelSource};
-use crate::protocol::{Clock, ModelRole, MonotonicClock};
+use crate::protocol::{Clock, MonotonicClock};
 
 /// Writes a model with the dimensions of a large one that computes exactly the same function
-/// as the small one: real text and acceptance at large-model cost, without a download.
+/// as the small one: real text and acceptance at large-model cost, without a download. Draft
+/// heads grow in the same way, for a target that was inflated to the same shape.
 #[derive(Args, Debug)]
 pub struct InflateArgs {
     /// "embedded:tiny", a Hugging Face directory, or a name on the hub (org/name).
     model: String,
     /// Output directory; must not exist, or be empty. It appears when it is complete.
     out: PathBuf,
-    /// Target dimensions.
+    /// Dimensions to grow to; those of its target for a draft head.
     #[arg(long)]
     shape: String,
-    /// Model of the embedded pair.
+    /// What MODEL is: a model (of the embedded pair, this one), or a draft head of this kind.
     #[arg(long, value_enum, default_value_t = Role::Target)]
     role: Role,
     /// Vocabulary size, where a pair must agree on it; by default that of the shape.
     #[arg(long, value_name = "TOKENS")]
     vocab: Option<usize>,
+    /// Draft vocabulary of a head that has its own; 32,000 by default.
+    #[arg(long, value_name = "TOKENS")]
+    draft_vocab: Option<usize>,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
 }
 
-/// Role of a model in a pair.
+/// Role of a model or a draft head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Role {
     /// The target model.
     Target,
     /// The draft model.
     Draft,
+    /// An EAGLE-3 head.
+    Eagle3,
+    /// A DSpark head.
+    Dspark,
 }
 
 /// Runs the command.
@@ -82,10 +90,16 @@ async fn inflate_interruptibly(
 ) -> Result<InflateReport, CliError> {
     let mut signals = Signals::install()?;
     let role = match args.role {
-        Role::Target => ModelRole::Target,
-        Role::Draft => ModelRole::Draft,
+        Role::Target => InflateRole::Target,
+        Role::Draft => InflateRole::Draft,
+        Role::Eagle3 => InflateRole::Eagle3,
+        Role::Dspark => InflateRole::DSpark,
     };
-    let options = InflateOptions { vocab_size: args.vocab, ..InflateOptions::default() };
+    let options = InflateOptions {
+        vocab_size: args.vocab,
+        draft_vocab_size: args.draft_vocab,
+        ..InflateOptions::default()
+    };
     let directory = args.out.clone();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);

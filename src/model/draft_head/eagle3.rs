@@ -64,8 +64,7 @@ pub(super) fn read(
         return Err(layers.bad("num_hidden_layers", "EAGLE-3 heads have one layer"));
     }
     let tensors = HeadTensors::new(files);
-    let prefix = LAYER_PREFIXES.into_iter().find(|prefix| files.has(&hidden_norm(prefix)));
-    let prefix = prefix.unwrap_or(LAYER_PREFIXES[0]);
+    let prefix = layer_prefix(files);
     let name = hidden_norm(prefix);
     let interface = interface::read(HeadKind::Eagle3, config, &spec, files, &tensors, &name, target)?;
     let head = Eagle3Head {
@@ -78,6 +77,12 @@ pub(super) fn read(
     };
     tensors.finish()?;
     Ok(head)
+}
+
+/// How the names of the layer's tensors begin in these files.
+pub(in crate::model) fn layer_prefix(files: &TensorFiles) -> &'static str {
+    let found = LAYER_PREFIXES.into_iter().find(|prefix| files.has(&hidden_norm(prefix)));
+    found.unwrap_or(LAYER_PREFIXES[0])
 }
 
 fn hidden_norm(prefix: &str) -> String {

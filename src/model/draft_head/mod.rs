@@ -23,6 +23,7 @@ mod tensors;
 mod tests;
 
 pub use block::{BlockHead, ConfidenceHead, MarkovHead};
+pub(super) use eagle3::layer_prefix;
 pub use eagle3::{Eagle3Head, FeatureNorm};
 pub use features::Features;
 pub use interface::Interface;

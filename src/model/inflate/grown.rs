@@ -43,9 +43,13 @@ pub(super) struct Grown {
 impl Grown {
     /// Computes the layout, or returns why the source does not fit the shape.
     pub fn new(model: &Model, shape: &InflateShape, vocab_size: Option<usize>) -> Result<Grown, String> {
-        let from = model.loaded.spec.clone();
         let to = InflateShape { vocab_size: vocab_size.unwrap_or(shape.vocab_size), ..*shape };
         reject_unsupported_parts(model)?;
+        Grown::of_layers(model.loaded.spec.clone(), to, model.loaded.weights.tied_head)
+    }
+
+    /// The same for layers alone; `tied_head` is whether the source has such an output head.
+    pub fn of_layers(from: ModelSpec, to: InflateShape, tied_head: bool) -> Result<Grown, String> {
         let grows = to.vocab_size > from.vocab_size;
         for (what, old, new) in [
             ("vocabulary", from.vocab_size, to.vocab_size),
@@ -66,7 +70,7 @@ impl Grown {
         let constant = grows.then(|| truncate_to_bf16((energy * CONSTANT_SHARE).sqrt()));
         let left = energy - constant.map_or(0.0, |value| f64::from(value).powi(2));
         Ok(Grown {
-            tied_head: to.tied_head && model.loaded.weights.tied_head,
+            tied_head: to.tied_head && tied_head,
             head_factor: to.head_dim / from.head_dim,
             query_heads,
             kv_heads,
@@ -92,9 +96,17 @@ impl Grown {
         let mut config = files.read_json("config.json")?;
         let model_type = if self.to.qkv_bias { "qwen2" } else { "llama" };
         let architecture = if self.to.qkv_bias { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" };
-        let changes = [
-            ("architectures", json!([architecture])),
-            ("model_type", json!(model_type)),
+        let changes = [("architectures", json!([architecture])), ("model_type", json!(model_type))];
+        let more = [("tie_word_embeddings", json!(self.tied_head)), ("attention_bias", json!(false))];
+        for (key, value) in changes.into_iter().chain(self.layer_config()).chain(more) {
+            config[key] = value;
+        }
+        Ok(config)
+    }
+
+    /// The dimensions as keys of a config.json.
+    pub fn layer_config(&self) -> [(&'static str, Value); 9] {
+        [
             ("vocab_size", json!(self.to.vocab_size)),
             ("hidden_size", json!(self.to.hidden_size)),
             ("intermediate_size", json!(self.to.intermediate_size)),
@@ -104,13 +116,7 @@ impl Grown {
             ("head_dim", json!(self.to.head_dim)),
             ("max_position_embeddings", json!(self.to.context_tokens_max.max(self.from.context_tokens_max))),
             ("rms_norm_eps", json!(self.eps)),
-            ("tie_word_embeddings", json!(self.tied_head)),
-            ("attention_bias", json!(false)),
-        ];
-        for (key, value) in changes {
-            config[key] = value;
-        }
-        Ok(config)
+        ]
     }
 }
 

@@ -22,8 +22,8 @@ pub(super) enum RowSource {
     Row(usize),
     /// No source; filler only.
     New(Fill),
-    /// A new token's row of the head: zeros, with this value at the constant channel.
-    Pushed(u16),
+    /// Zeros, with this value at the constant channel, the first if there are several.
+    Constant(u16),
 }
 
 /// A run of `count` columns, copied from column `from` to column `to`.
@@ -48,8 +48,8 @@ pub(super) struct Matrix {
     pub fill: Fill,
     /// Factor on the source's numbers.
     pub scale: f64,
-    /// Column and value of the constant channel in rows from the source.
-    pub constant: Option<(usize, u16)>,
+    /// Columns of constant channels, with their values in rows from the source.
+    pub constants: Vec<(usize, u16)>,
     /// Seed of the filler.
     pub seed: u64,
 }
@@ -60,9 +60,9 @@ impl Matrix {
         assert_eq!(out.len(), self.columns);
         match self.rows[row] {
             RowSource::New(fill) => self.fill(row, fill, out),
-            RowSource::Pushed(value) => {
+            RowSource::Constant(value) => {
                 out.fill(0);
-                if let Some((column, _)) = self.constant {
+                if let Some(&(column, _)) = self.constants.first() {
                     out[column] = value;
                 }
             }
@@ -73,7 +73,7 @@ impl Matrix {
                         self.copy_run(source, from, *run, out);
                     }
                 }
-                if let Some((column, value)) = self.constant {
+                for &(column, value) in &self.constants {
                     out[column] = value;
                 }
             }

@@ -27,12 +27,34 @@ pub(super) enum Contents {
     F32(Vec<f32>),
     /// bf16 `[length]`, all zero: biases.
     Zeros(usize),
+    /// `[length]`: a map of tokens.
+    Integers(Vec<i64>),
+    /// `[length]`: which tokens are mapped.
+    Flags(Vec<bool>),
 }
 
 impl PlannedTensor {
+    /// A tensor of this name.
+    pub fn new(name: impl Into<String>, contents: Contents) -> PlannedTensor {
+        PlannedTensor { name: name.into(), contents }
+    }
+
+    /// The same of a matrix.
+    pub fn matrix(name: impl Into<String>, matrix: Matrix) -> PlannedTensor {
+        PlannedTensor::new(name, Contents::Matrix(matrix))
+    }
+
     /// How many numbers it has.
     pub fn numbers(&self) -> u64 {
         self.shape().iter().map(|&n| n as u64).product()
+    }
+
+    /// How many of them are parameters.
+    pub fn parameters(&self) -> u64 {
+        match self.contents {
+            Contents::Integers(_) | Contents::Flags(_) => 0,
+            Contents::Matrix(_) | Contents::F32(_) | Contents::Zeros(_) => self.numbers(),
+        }
     }
 
     /// Its shape.
@@ -41,6 +63,8 @@ impl PlannedTensor {
             Contents::Matrix(matrix) => vec![matrix.rows.len(), matrix.columns],
             Contents::F32(numbers) => vec![numbers.len()],
             Contents::Zeros(len) => vec![*len],
+            Contents::Integers(numbers) => vec![numbers.len()],
+            Contents::Flags(flags) => vec![flags.len()],
         }
     }
 }
@@ -56,71 +80,76 @@ pub(super) fn parameters(model: &LoadedModel) -> u64 {
 
 /// The tensors in the order in which they are written.
 pub(super) fn tensors(weights: &ModelWeights, grown: &Grown) -> Vec<PlannedTensor> {
-    let planner = Planner { grown };
-    let mut all = vec![PlannedTensor {
-        name: "model.embed_tokens.weight".to_owned(),
-        contents: Contents::Matrix(planner.embedding(&weights.embedding)),
-    }];
+    let planner = Planner { grown, attention_inputs: 1, head_norms: false };
+    let mut all =
+        vec![PlannedTensor::matrix("model.embed_tokens.weight", planner.embedding(&weights.embedding))];
     for layer in 0..grown.to.layers {
-        all.extend(planner.layer(layer, weights.layers.get(layer)));
+        all.extend(planner.layer(&format!("model.layers.{layer}"), weights.layers.get(layer)));
     }
-    all.push(PlannedTensor {
-        name: "model.norm.weight".to_owned(),
-        contents: planner.norm(Some(&weights.final_norm), CONSTANT_WEIGHT),
-    });
+    all.push(PlannedTensor::new("model.norm.weight", planner.final_norm(&weights.final_norm)));
     if !grown.tied_head {
-        all.push(PlannedTensor {
-            name: "lm_head.weight".to_owned(),
-            contents: Contents::Matrix(planner.head(&weights.head)),
-        });
+        let head = planner.output_head(&weights.head, grown.from.vocab_size, grown.to.vocab_size);
+        all.push(PlannedTensor::matrix("lm_head.weight", head));
     }
-    for (index, tensor) in all.iter_mut().enumerate() {
+    seed(&mut all);
+    all
+}
+
+/// Gives every matrix filler of its own.
+pub(super) fn seed(tensors: &mut [PlannedTensor]) {
+    for (index, tensor) in tensors.iter_mut().enumerate() {
         if let Contents::Matrix(matrix) = &mut tensor.contents {
             matrix.seed = (index as u64 + 1) << 44;
         }
     }
-    all
 }
 
-struct Planner<'a> {
-    grown: &'a Grown,
+/// Plans the tensors of a model or of a draft head.
+pub(super) struct Planner<'a> {
+    /// Dimensions and layout.
+    pub grown: &'a Grown,
+    /// Normalised streams side by side that query, key and value read.
+    pub attention_inputs: usize,
+    /// Whether query and key heads are normalised.
+    pub head_norms: bool,
 }
 
 impl Planner<'_> {
     /// Rows of tokens: the source's, then new ones. With a tied head, new tokens are pushed
     /// down here.
-    fn embedding(&self, source: &Tensor) -> Matrix {
+    pub fn embedding(&self, source: &Tensor) -> Matrix {
         let new = if self.grown.tied_head { self.pushed_row() } else { RowSource::New(Fill::Random) };
-        let constant = self.grown.constant.map(|value| to_bf16(f64::from(value)));
-        Matrix { constant: self.channel(constant), ..self.token_rows(source, new, Fill::Zero) }
-    }
-
-    fn head(&self, source: &Tensor) -> Matrix {
-        let constant = self.grown.constant.map(|_| 0);
+        let Grown { from, to, constant, .. } = self.grown;
+        let rows = extended(from.vocab_size, to.vocab_size, new);
+        let constant = constant.map(|value| (from.hidden_size, to_bf16(f64::from(value))));
+        let constants = constant.into_iter().collect();
         Matrix {
-            constant: self.channel(constant),
-            ..self.token_rows(source, self.pushed_row(), Fill::Random)
+            constants,
+            ..self.matrix(Some(source), rows, to.hidden_size, self.stream_columns(1), Fill::Zero)
         }
     }
 
+    /// Output head of `tokens` tokens, of which `to_tokens` are made.
+    pub fn output_head(&self, source: &Tensor, tokens: usize, to_tokens: usize) -> Matrix {
+        self.reading_constants(source, extended(tokens, to_tokens, self.pushed_row()), 1)
+    }
+
     fn pushed_row(&self) -> RowSource {
-        RowSource::Pushed(to_bf16(PUSH))
+        RowSource::Constant(to_bf16(PUSH))
     }
 
-    fn channel(&self, value: Option<u16>) -> Option<(usize, u16)> {
-        value.map(|value| (self.grown.from.hidden_size, value))
-    }
-
-    fn token_rows(&self, source: &Tensor, new: RowSource, fill: Fill) -> Matrix {
-        let Grown { from, to, .. } = self.grown;
-        let rows =
-            (0..to.vocab_size).map(|row| if row < from.vocab_size { RowSource::Row(row) } else { new });
-        self.matrix(Some(source), rows.collect(), to.hidden_size, self.residual_columns(), fill)
+    /// The weight that fuses the hidden states of a target: it hands their constant on.
+    pub fn fusion(&self, source: &Tensor, features: usize) -> Matrix {
+        let mut rows = self.stream_rows();
+        if self.grown.constant.is_some() {
+            rows[self.grown.from.hidden_size] = RowSource::Constant(to_bf16(1.0));
+        }
+        self.reading_constants(source, rows, features)
     }
 
     /// A layer's tensors: norms, weights, biases. Seeds derive from the index of a tensor, so
     /// the order decides the bytes that are written.
-    fn layer(&self, index: usize, source: Option<&LayerWeights>) -> Vec<PlannedTensor> {
+    pub fn layer(&self, prefix: &str, source: Option<&LayerWeights>) -> Vec<PlannedTensor> {
         let mut roles: Vec<LayerTensor> =
             LayerTensor::ALL.into_iter().filter(|&role| self.has(role)).collect();
         roles.sort_by_key(|role| match role {
@@ -128,9 +157,9 @@ impl Planner<'_> {
             LayerTensor::Bias(_) => 2,
             _ => 0,
         });
-        let planned = roles.into_iter().map(|role| PlannedTensor {
-            name: format!("model.layers.{index}.{}", role.name()),
-            contents: self.contents(role, source.and_then(|layer| layer.tensor(role))),
+        let planned = roles.into_iter().map(|role| {
+            let contents = self.contents(role, source.and_then(|layer| layer.tensor(role)));
+            PlannedTensor::new(format!("{prefix}.{}", role.name()), contents)
         });
         planned.collect()
     }
@@ -139,7 +168,8 @@ impl Planner<'_> {
     fn has(&self, role: LayerTensor) -> bool {
         match role {
             LayerTensor::Bias(projection) => self.grown.to.qkv_bias && projection.is_qkv(),
-            _ => !role.is_optional(),
+            LayerTensor::QueryNorm | LayerTensor::KeyNorm => self.head_norms,
+            _ => true,
         }
     }
 
@@ -147,10 +177,10 @@ impl Planner<'_> {
         match role {
             LayerTensor::Weight(projection) => Contents::Matrix(self.projection(projection, source)),
             LayerTensor::Bias(projection) => Contents::Zeros(self.outputs(projection)),
-            LayerTensor::AttentionNorm
-            | LayerTensor::MlpNorm
-            | LayerTensor::QueryNorm
-            | LayerTensor::KeyNorm => self.norm(source, 0.0),
+            LayerTensor::AttentionNorm | LayerTensor::MlpNorm => self.norm(source),
+            // both factors of the query's norm cancel
+            LayerTensor::QueryNorm => self.head_norm(source, 1.0),
+            LayerTensor::KeyNorm => self.head_norm(source, 1.0 / self.grown.query_scale()),
         }
     }
 
@@ -176,37 +206,54 @@ impl Planner<'_> {
         }
     }
 
-    /// Norm weights; `constant` is that of the constant channel, which only the head reads.
-    fn norm(&self, source: Option<&Tensor>, constant: f32) -> Contents {
-        let mut numbers = vec![1.0; self.grown.to.hidden_size];
-        if let Some(source) = source {
-            let stored = source.bytes().chunks_exact(source.dtype.bytes());
-            for (number, bytes) in numbers.iter_mut().zip(stored) {
-                *number = (number_at(source.dtype, bytes) * self.grown.norm_scale()) as f32;
-            }
-        }
-        if self.grown.constant.is_some() {
-            numbers[self.grown.from.hidden_size] = constant;
-        }
-        Contents::F32(numbers)
+    /// Weights of a norm of the stream. Only the output head reads the constant channel.
+    pub fn norm(&self, source: Option<&Tensor>) -> Contents {
+        self.stream_norm(source, 0.0)
     }
 
-    /// Queries: what is new in a head meets keys of 0, what is new beside it is not read.
+    /// The norm before the output head.
+    pub fn final_norm(&self, source: &Tensor) -> Contents {
+        self.stream_norm(Some(source), CONSTANT_WEIGHT)
+    }
+
+    fn stream_norm(&self, source: Option<&Tensor>, constant: f32) -> Contents {
+        let mut weights = vec![1.0; self.grown.to.hidden_size];
+        for (weight, number) in weights.iter_mut().zip(source.into_iter().flat_map(numbers)) {
+            *weight = (number * self.grown.norm_scale()) as f32;
+        }
+        if self.grown.constant.is_some() {
+            weights[self.grown.from.hidden_size] = constant;
+        }
+        Contents::F32(weights)
+    }
+
+    /// Weights of the norm of query or key heads, of which what is new is 0.
+    fn head_norm(&self, source: Option<&Tensor>, scale: f64) -> Contents {
+        let mut weights = vec![1.0; self.grown.to.head_dim];
+        for (dim, number) in source.into_iter().flat_map(numbers).enumerate() {
+            weights[self.place_in_head(dim, Spread::Rotated)] = (number * scale) as f32;
+        }
+        Contents::F32(weights)
+    }
+
+    /// Queries: what is new in a head meets keys of 0, what is new beside it is not read. A norm
+    /// of the heads would read what is new, and undo the scale.
     fn query(&self, source: Option<&Tensor>) -> Matrix {
-        let rows =
-            self.head_rows(&self.grown.query_heads, self.grown.to.heads, Fill::Random, Spread::Rotated);
-        let matrix = self.reading_residual(source, rows);
-        Matrix { scale: self.grown.query_scale(), ..matrix }
+        let (inside, scale) =
+            if self.head_norms { (Fill::Zero, 1.0) } else { (Fill::Random, self.grown.query_scale()) };
+        let rows = self.head_rows(&self.grown.query_heads, self.grown.to.heads, inside, Spread::Rotated);
+        let matrix = self.reading_streams(source, rows, self.attention_inputs);
+        Matrix { scale, ..matrix }
     }
 
     fn key(&self, source: Option<&Tensor>) -> Matrix {
         let rows = self.head_rows(&self.grown.kv_heads, self.grown.to.kv_heads, Fill::Zero, Spread::Rotated);
-        self.reading_residual(source, rows)
+        self.reading_streams(source, rows, self.attention_inputs)
     }
 
     fn value(&self, source: Option<&Tensor>) -> Matrix {
         let rows = self.head_rows(&self.grown.kv_heads, self.grown.to.kv_heads, Fill::Random, Spread::Front);
-        self.reading_residual(source, rows)
+        self.reading_streams(source, rows, self.attention_inputs)
     }
 
     /// From heads back to the residual stream; values stand at the front of their heads.
@@ -218,55 +265,72 @@ impl Planner<'_> {
             count: from.head_dim,
         };
         let runs = query_heads.iter().map(run).collect();
-        self.matrix(source, self.residual_rows(), to.heads * to.head_dim, runs, Fill::Zero)
+        self.matrix(source, self.stream_rows(), to.heads * to.head_dim, runs, Fill::Zero)
     }
 
     /// Gate and up.
     fn widened(&self, source: Option<&Tensor>) -> Matrix {
         let Grown { from, to, .. } = self.grown;
-        let rows = grow_rows(from.intermediate_size, to.intermediate_size, Fill::Random);
-        self.reading_residual(source, rows)
+        let rows = extended(from.intermediate_size, to.intermediate_size, RowSource::New(Fill::Random));
+        self.reading_streams(source, rows, 1)
     }
 
     fn down(&self, source: Option<&Tensor>) -> Matrix {
         let Grown { from, to, .. } = self.grown;
         let runs = vec![ColumnRun { from: 0, to: 0, count: from.intermediate_size }];
-        self.matrix(source, self.residual_rows(), to.intermediate_size, runs, Fill::Zero)
+        self.matrix(source, self.stream_rows(), to.intermediate_size, runs, Fill::Zero)
     }
 
-    /// A matrix that reads the normalised residual stream, whose new channels are 0.
-    fn reading_residual(&self, source: Option<&Tensor>, rows: Vec<RowSource>) -> Matrix {
-        self.matrix(source, rows, self.grown.to.hidden_size, self.residual_columns(), Fill::Random)
+    /// A matrix that reads `streams` residual streams side by side, whose new channels are 0.
+    fn reading_streams(&self, source: Option<&Tensor>, rows: Vec<RowSource>, streams: usize) -> Matrix {
+        let columns = self.stream_columns(streams);
+        self.matrix(source, rows, streams * self.grown.to.hidden_size, columns, Fill::Random)
     }
 
-    fn residual_columns(&self) -> Vec<ColumnRun> {
-        vec![ColumnRun { from: 0, to: 0, count: self.grown.from.hidden_size }]
+    /// The same for streams that hold the constant: only rows that are made for it read it.
+    fn reading_constants(&self, source: &Tensor, rows: Vec<RowSource>, streams: usize) -> Matrix {
+        let Grown { from, to, constant, .. } = self.grown;
+        let column = |stream| (stream * to.hidden_size + from.hidden_size, to_bf16(0.0));
+        let constants = if constant.is_some() { (0..streams).map(column).collect() } else { Vec::new() };
+        Matrix { constants, ..self.reading_streams(Some(source), rows, streams) }
+    }
+
+    fn stream_columns(&self, streams: usize) -> Vec<ColumnRun> {
+        let (from, to) = (self.grown.from.hidden_size, self.grown.to.hidden_size);
+        let run = |stream| ColumnRun { from: stream * from, to: stream * to, count: from };
+        (0..streams).map(run).collect()
     }
 
     /// Rows that write to the residual stream.
-    fn residual_rows(&self) -> Vec<RowSource> {
-        grow_rows(self.grown.from.hidden_size, self.grown.to.hidden_size, Fill::Zero)
+    fn stream_rows(&self) -> Vec<RowSource> {
+        extended(self.grown.from.hidden_size, self.grown.to.hidden_size, RowSource::New(Fill::Zero))
     }
 
     fn head_rows(&self, places: &[HeadPlace], heads: usize, inside: Fill, spread: Spread) -> Vec<RowSource> {
-        let Grown { from, to, head_factor, .. } = self.grown;
+        let Grown { from, to, .. } = self.grown;
         let mut rows = vec![RowSource::New(Fill::Random); heads * to.head_dim];
         for place in places {
             let head = &mut rows[place.target * to.head_dim..(place.target + 1) * to.head_dim];
             head.fill(RowSource::New(inside));
             for dim in 0..from.head_dim {
-                let (half, half_to) = (from.head_dim / 2, to.head_dim / 2);
-                let target = match spread {
-                    Spread::Front => dim,
-                    Spread::Rotated => dim / half * half_to + dim % half * head_factor,
-                };
-                head[target] = RowSource::Row(place.source * from.head_dim + dim);
+                head[self.place_in_head(dim, spread)] = RowSource::Row(place.source * from.head_dim + dim);
             }
         }
         rows
     }
 
-    fn matrix(
+    /// Where a number of the source's heads lies in those of the result.
+    fn place_in_head(&self, dim: usize, spread: Spread) -> usize {
+        let Grown { from, to, head_factor, .. } = self.grown;
+        let (half, half_to) = (from.head_dim / 2, to.head_dim / 2);
+        match spread {
+            Spread::Front => dim,
+            Spread::Rotated => dim / half * half_to + dim % half * head_factor,
+        }
+    }
+
+    /// A matrix without constant channels.
+    pub fn matrix(
         &self,
         source: Option<&Tensor>,
         mut rows: Vec<RowSource>,
@@ -278,7 +342,16 @@ impl Planner<'_> {
             // A new layer: what would write to the residual stream is zero, the rest is filler.
             rows.fill(RowSource::New(fill));
         }
-        Matrix { source: source.cloned(), rows, columns, runs, fill, scale: 1.0, constant: None, seed: 0 }
+        Matrix {
+            source: source.cloned(),
+            rows,
+            columns,
+            runs,
+            fill,
+            scale: 1.0,
+            constants: Vec::new(),
+            seed: 0,
+        }
     }
 }
 
@@ -291,6 +364,12 @@ enum Spread {
     Rotated,
 }
 
-fn grow_rows(from: usize, to: usize, fill: Fill) -> Vec<RowSource> {
-    (0..to).map(|row| if row < from { RowSource::Row(row) } else { RowSource::New(fill) }).collect()
+/// The rows of the source, then new ones.
+pub(super) fn extended(from: usize, to: usize, new: RowSource) -> Vec<RowSource> {
+    (0..to).map(|row| if row < from { RowSource::Row(row) } else { new }).collect()
+}
+
+/// All numbers of a tensor.
+pub(super) fn numbers(tensor: &Tensor) -> impl Iterator<Item = f64> {
+    tensor.bytes().chunks_exact(tensor.dtype.bytes()).map(|bytes| number_at(tensor.dtype, bytes))
 }

@@ -86,12 +86,18 @@ pub(super) fn write(
     Ok(Written { shards: count, bytes })
 }
 
-fn number_bytes(tensor: &PlannedTensor) -> usize {
-    if matches!(tensor.contents, Contents::F32(_)) { 4 } else { 2 }
+/// Name of the tensor's number format in safetensors, and bytes of a number.
+fn format_of(tensor: &PlannedTensor) -> (&'static str, usize) {
+    match tensor.contents {
+        Contents::Matrix(_) | Contents::Zeros(_) => ("BF16", 2),
+        Contents::F32(_) => ("F32", 4),
+        Contents::Integers(_) => ("I64", 8),
+        Contents::Flags(_) => ("BOOL", 1),
+    }
 }
 
 fn bytes_of(tensor: &PlannedTensor) -> u64 {
-    tensor.numbers() * number_bytes(tensor) as u64
+    tensor.numbers() * format_of(tensor).1 as u64
 }
 
 /// Assigns tensors to files in order, up to `bytes_max` each and at least one per file.
@@ -116,7 +122,7 @@ fn header(tensors: &[PlannedTensor]) -> Vec<u8> {
     let mut offset = 0;
     for tensor in tensors {
         let end = offset + bytes_of(tensor);
-        let dtype = if number_bytes(tensor) == 4 { "F32" } else { "BF16" };
+        let (dtype, _) = format_of(tensor);
         let entry = json!({ "dtype": dtype, "shape": tensor.shape(), "data_offsets": [offset, end] });
         entries.insert(tensor.name.clone(), entry);
         offset = end;
@@ -140,7 +146,7 @@ fn add_pieces<'a>(pieces: &mut Vec<Piece<'a>>, shard: usize, mut offset: u64, te
         let shape = tensor.shape();
         // a vector is one row
         let (rows, columns) = if shape.len() == 2 { (shape[0], shape[1]) } else { (1, shape[0]) };
-        let row_bytes = columns * number_bytes(tensor);
+        let row_bytes = columns * format_of(tensor).1;
         let rows_each = (PIECE_BYTES / row_bytes.max(1)).clamp(1, rows.max(1));
         for first_row in (0..rows).step_by(rows_each) {
             pieces.push(Piece {
@@ -211,9 +217,23 @@ fn make<'b>(piece: &Piece, buffer: &'b mut Vec<u16>) -> &'b [u8] {
             }
         }
         Contents::Zeros(len) => buffer.resize(*len, 0),
+        Contents::Integers(numbers) => {
+            for number in numbers {
+                buffer.extend([0, 16, 32, 48].map(|shift| (number >> shift) as u16));
+            }
+        }
+        Contents::Flags(flags) => {
+            let byte = |pair: &[bool], at| u16::from(pair.get(at).is_some_and(|&flag| flag));
+            buffer.extend(flags.chunks(2).map(|pair| byte(pair, 0) | byte(pair, 1) << 8));
+        }
     }
     for number in buffer.iter_mut() {
         *number = number.to_le();
     }
-    bytemuck::cast_slice(buffer)
+    let bytes: &[u8] = bytemuck::cast_slice(buffer);
+    match &piece.tensor.contents {
+        // without the second half of the last pair, if there is none
+        Contents::Flags(flags) => &bytes[..flags.len()],
+        _ => bytes,
+    }
 }

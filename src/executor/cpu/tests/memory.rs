@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::model::inflate::{InflateOptions, InflateShape, inflate};
+use crate::model::inflate::{InflateOptions, InflateRole, InflateShape, inflate};
 use crate::model::{ModelSource, load};
 
 /// 29 MB in bf16, a tenth of it the embedding.
@@ -45,7 +45,7 @@ fn weights_that_were_packed_are_not_kept_in_memory_a_second_time() {
     let place = directory.path().join("model");
     let options = InflateOptions { threads: 2, ..InflateOptions::default() };
     let go_on = |_| std::ops::ControlFlow::Continue(());
-    inflate(&ModelSource::EmbeddedTiny, ModelRole::Target, &place, &SHAPE, &options, &go_on).unwrap();
+    inflate(&ModelSource::EmbeddedTiny, InflateRole::Target, &place, &SHAPE, &options, &go_on).unwrap();
     let model = load(&ModelSource::Directory(place.clone()), ModelRole::Target).unwrap().loaded;
     let embedding = model.weights.embedding.bytes().to_vec();
     model.weights.layers.iter().for_each(|layer| {

@@ -1,91 +1,19 @@
-//! Inflated models against their sources, by a plain fp64 forward pass.
+//! Inflated models and heads against their sources, by a plain fp64 forward pass.
+
+mod heads;
+mod reference;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::*;
+use crate::model::LoadedModel;
 use crate::model::random::{RandomOptions, random_model, small_spec};
-use crate::model::{Linear, LoadedModel, Tensor};
+use reference::logits;
 
 /// Logits may differ by the rounding of fp32 norm weights, or of bf16 query weights.
 const TOLERANCE_EXACT: f64 = 1e-4;
 const TOLERANCE_ROUNDED: f64 = 0.1;
-
-fn numbers(tensor: &Tensor) -> Vec<f64> {
-    let width = tensor.dtype.bytes();
-    tensor.bytes().chunks_exact(width).map(|bytes| matrix::number_at(tensor.dtype, bytes)).collect()
-}
-
-fn times(linear: &Linear, x: &[f64]) -> Vec<f64> {
-    rows_times(&numbers(&linear.weight), x)
-}
-
-fn rows_times(weights: &[f64], x: &[f64]) -> Vec<f64> {
-    weights.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
-}
-
-fn norm(x: &[f64], weight: &Tensor, eps: f32) -> Vec<f64> {
-    let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + f64::from(eps)).sqrt();
-    x.iter().zip(numbers(weight)).map(|(x, w)| x * scale * w).collect()
-}
-
-fn rotate(head: &mut [f64], position: usize, frequencies: &[f64]) {
-    let half = frequencies.len();
-    for (pair, frequency) in frequencies.iter().enumerate() {
-        let (sine, cosine) = (position as f64 * frequency).sin_cos();
-        let (low, high) = (head[pair], head[pair + half]);
-        head[pair] = low * cosine - high * sine;
-        head[pair + half] = high * cosine + low * sine;
-    }
-}
-
-/// Logits after the last of `tokens`.
-fn logits(model: &LoadedModel, tokens: &[usize]) -> Vec<f64> {
-    let (spec, weights) = (&model.spec, &model.weights);
-    let frequencies = spec.rope.inverse_frequencies(spec.head_dim);
-    let embedding = numbers(&weights.embedding);
-    let row = |token: usize| embedding[token * spec.hidden_size..(token + 1) * spec.hidden_size].to_vec();
-    let mut residual: Vec<Vec<f64>> = tokens.iter().map(|&token| row(token)).collect();
-    for layer in &weights.layers {
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for (position, x) in residual.iter_mut().enumerate() {
-            let normed = norm(x, &layer.attention_norm, spec.rms_norm_eps);
-            let (mut query, mut key) = (times(&layer.query, &normed), times(&layer.key, &normed));
-            for head in query.chunks_exact_mut(spec.head_dim).chain(key.chunks_exact_mut(spec.head_dim)) {
-                rotate(head, position, &frequencies);
-            }
-            keys.push(key);
-            values.push(times(&layer.value, &normed));
-            let attended = attend(spec, &query, &keys, &values);
-            add(x, &times(&layer.output, &attended));
-            let normed = norm(x, &layer.mlp_norm, spec.rms_norm_eps);
-            let (gate, up) = (times(&layer.gate, &normed), times(&layer.up, &normed));
-            let inner: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            add(x, &times(&layer.down, &inner));
-        }
-    }
-    let last = residual.last().expect("at least one token");
-    rows_times(&numbers(&weights.head), &norm(last, &weights.final_norm, spec.rms_norm_eps))
-}
-
-fn add(x: &mut [f64], more: &[f64]) {
-    x.iter_mut().zip(more).for_each(|(x, more)| *x += more);
-}
-
-fn attend(spec: &crate::model::ModelSpec, query: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
-    let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
-    let mut out = Vec::new();
-    for (head, query) in query.chunks_exact(dim).enumerate() {
-        let part = head / group * dim..(head / group + 1) * dim;
-        let dot = |key: &Vec<f64>| query.iter().zip(&key[part.clone()]).map(|(q, k)| q * k).sum::<f64>();
-        let scores: Vec<f64> = keys.iter().map(|key| (dot(key) / (dim as f64).sqrt()).exp()).collect();
-        let total: f64 = scores.iter().sum();
-        for i in part.clone() {
-            out.push(scores.iter().zip(values).map(|(s, value)| s * value[i]).sum::<f64>() / total);
-        }
-    }
-    out
-}
 
 /// A small shape that grows everything.
 const SMALL: InflateShape = InflateShape {
@@ -109,7 +37,7 @@ fn to_the_end(
     options: &InflateOptions,
 ) -> Result<InflateReport, InflateError> {
     let go_on = |_| ControlFlow::Continue(());
-    inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, directory, shape, options, &go_on)
+    inflate(&ModelSource::EmbeddedTiny, InflateRole::Draft, directory, shape, options, &go_on)
 }
 
 fn inflated(shape: &InflateShape, directory: &Path) -> LoadedModel {
@@ -267,7 +195,7 @@ fn an_interrupted_inflation_leaves_nothing() {
     };
     for out in [&parent.path().join("new"), &empty] {
         let options = InflateOptions { threads: 2, ..InflateOptions::default() };
-        let result = inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, out, &SMALL, &options, &stop);
+        let result = inflate(&ModelSource::EmbeddedTiny, InflateRole::Draft, out, &SMALL, &options, &stop);
         assert!(matches!(result, Err(InflateError::Interrupted)));
         assert_eq!(names(parent.path()), ["empty"]);
         assert!(names(&empty).is_empty());
@@ -284,7 +212,7 @@ fn progress_ends_with_all_bytes() {
     };
     let options = InflateOptions::default();
     let out = directory.path().join("model");
-    let report = inflate(&ModelSource::EmbeddedTiny, ModelRole::Draft, &out, &SMALL, &options, &watch);
+    let report = inflate(&ModelSource::EmbeddedTiny, InflateRole::Draft, &out, &SMALL, &options, &watch);
     assert_eq!(most.into_inner(), report.expect("inflates").weight_bytes);
 }
 
