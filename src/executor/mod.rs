@@ -10,6 +10,7 @@
 //! May import: protocol, sampling, random, model.
 
 mod chains;
+mod committed_states;
 mod contract;
 pub mod cpu;
 #[cfg(feature = "cuda")]

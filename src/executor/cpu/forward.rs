@@ -123,7 +123,7 @@ impl Model {
         for (index, row) in pass.rows[part.clone()].iter().enumerate() {
             self.embedding.write(row.token, layers.stream_mut(index));
         }
-        let first_state = states.as_deref_mut().map_or(0, |states| states.append(part.len()));
+        let first_state = states.as_deref_mut().map_or(0, |states| states.tokens.append(part.len()));
         let count = layers.spec.layers;
         for layer in 0..count {
             if let Some(states) = states.as_deref_mut() {

@@ -11,13 +11,14 @@ use super::CpuError;
 use super::arena::Arena;
 use super::kernels::{AttentionTile, InstructionSet, Norm, QUERIES_MAX, attend, rms_norm};
 use super::kv_cache::{CacheShape, KvCache};
-use super::pass::{Pass, Slot, Tiles};
+use super::pass::{Pass, Tiles};
 use super::pool::{JobPanicked, Pool};
 use super::projection::HeadWriter;
 use super::rope::RopeTable;
 use super::rows::{Rows, SharedRows};
 use super::stages::{Product, RowNorm, for_rows};
 use super::transformer::{Layer, PackedLayers, PackedLinear};
+use crate::executor::committed_states::Slot;
 
 /// Rows that go through the layers together; larger batches go in parts, which bounds the
 /// activations and keeps them in cache. Each weight is read once per part.

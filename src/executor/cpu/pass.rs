@@ -7,21 +7,6 @@ use crate::protocol::{BlockId, TokenId};
 
 use super::kernels::{QUERIES_MAX, Query};
 
-/// A place in the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Slot {
-    pub(crate) block: BlockId,
-    /// Below the tokens of a block.
-    pub(crate) offset: usize,
-}
-
-impl Slot {
-    /// Where the `index`-th token of a sequence with these blocks has its place.
-    pub(crate) fn of(blocks: &[BlockId], index: usize, block_tokens: usize) -> Slot {
-        Slot { block: blocks[index / block_tokens], offset: index % block_tokens }
-    }
-}
-
 /// One input token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PassRow {

@@ -4,10 +4,10 @@ use crate::model::ModelSpec;
 
 use super::kernels::{InstructionSet, Norm, rms_norm};
 use super::kv_cache::{CacheShape, write_slot};
-use super::pass::Slot;
 use super::rope::RopeTable;
 use super::rows::SharedRows;
 use super::transformer::Layer;
+use crate::executor::committed_states::Slot;
 
 /// Norms and rotates query and key heads in place, and writes keys and values to the cache.
 #[derive(Clone, Copy)]

@@ -22,7 +22,7 @@ impl CpuExecutor {
         self.target.forward(&self.workers.pool, &target_pass(rows), states)?;
         self.judge(rows, out)?;
         if let Some(states) = self.drafter.as_mut().and_then(CpuDrafter::states_mut) {
-            states.commit(first_state, rows, out, self.info.block_tokens as usize);
+            states.tokens.commit(first_state, rows, out, self.info.block_tokens as usize);
         }
         Ok(())
     }

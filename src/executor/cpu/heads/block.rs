@@ -2,6 +2,7 @@
 //! [`crate::model::BlockHead`]'s module.
 #![forbid(unsafe_code)]
 
+use crate::executor::committed_states::Slot;
 use crate::model::{BlockHead, ConfidenceHead, FeatureNorm};
 use crate::protocol::{BlockId, DraftForest, DraftSeed, ExecutorError, NodeId, Proposal, TokenId};
 
@@ -10,7 +11,7 @@ use super::super::hidden_states::HiddenStates;
 use super::super::kernels::InstructionSet;
 use super::super::layers::PART_ROWS_MAX;
 use super::super::packed::vector;
-use super::super::pass::{Pass, Slot};
+use super::super::pass::Pass;
 use super::super::pool::{JobPanicked, Pool};
 use super::super::round::RoundRow;
 use super::super::rows::Rows;
@@ -128,7 +129,7 @@ impl Block {
     /// Computes keys and values of all unread states.
     pub(crate) fn read(&mut self, pool: &Pool, states: &mut HiddenStates) -> Result<(), JobPanicked> {
         let hidden = self.parts.layers.spec.hidden_size;
-        for tokens in states.read().chunks(PART_ROWS_MAX) {
+        for tokens in states.tokens.read().chunks(PART_ROWS_MAX) {
             self.parts.fuse(pool, states, tokens)?;
             let Parts { layers, fusion, .. } = &mut self.parts;
             let norm = layers.vector_norm();

@@ -1,12 +1,13 @@
 //! What heads of every kind are made of: layers, the fusion of hidden states, and the tokens.
 #![forbid(unsafe_code)]
 
+use crate::executor::committed_states::Committed;
 use crate::model::{FeatureNorm, Interface, LayerWeights, ModelSpec, Tensor};
 use crate::protocol::TokenId;
 use crate::sampling::DraftVocabulary;
 
 use super::super::forward::{LogitRows, Model};
-use super::super::hidden_states::{Committed, HiddenStates};
+use super::super::hidden_states::HiddenStates;
 use super::super::kernels::InstructionSet;
 use super::super::layers::{Layers, LayersBounds, PART_ROWS_MAX, VectorNorm};
 use super::super::packed::vector;

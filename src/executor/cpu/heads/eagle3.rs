@@ -1,15 +1,16 @@
 //! EAGLE-3 heads: a token per pass. The formulas are in [`crate::model::Eagle3Head`]'s module.
 #![forbid(unsafe_code)]
 
+use crate::executor::committed_states::{Committed, Slot};
 use crate::model::Eagle3Head;
 use crate::protocol::{DraftForest, DraftSeed, ExecutorError, NodeId, Proposal, TokenId};
 
 use super::super::forward::Model;
-use super::super::hidden_states::{Committed, HiddenStates};
+use super::super::hidden_states::HiddenStates;
 use super::super::kernels::InstructionSet;
 use super::super::layers::PART_ROWS_MAX;
 use super::super::packed::vector;
-use super::super::pass::{Pass, Slot};
+use super::super::pass::Pass;
 use super::super::pool::{JobPanicked, Pool};
 use super::super::round::RoundRow;
 use super::super::rows::Rows;
@@ -89,7 +90,7 @@ impl Eagle3 {
         target: &Model,
         states: &mut HiddenStates,
     ) -> Result<(), JobPanicked> {
-        for tokens in states.read().chunks(PART_ROWS_MAX) {
+        for tokens in states.tokens.read().chunks(PART_ROWS_MAX) {
             self.parts.fuse(pool, states, tokens)?;
             for (index, token) in tokens.iter().enumerate() {
                 self.write_input(target, index, token.next, State::Fused);
@@ -269,6 +270,6 @@ fn first_link(
     let (&token, before) = one.input.tokens.split_last()?;
     let position = (one.input.start as usize + before.len()).checked_sub(1)?;
     let slot = Slot::of(&one.input.blocks, position, block_tokens);
-    let state = states.claim(slot, position, token)?;
+    let state = states.tokens.claim(slot, position, token)?;
     Some((state, Link { seed, token, position: position as u32 }))
 }

@@ -65,14 +65,14 @@ impl HeadDrafter {
         target: &Model,
         tokens: usize,
     ) -> Result<usize, ExecutorError> {
-        if !self.states.has_room(tokens) {
+        if !self.states.tokens.has_room(tokens) {
             match &mut self.kind {
                 Kind::Eagle3(head) => head.read(&workers.pool, target, &mut self.states)?,
                 Kind::Block(head) => head.read(&workers.pool, &mut self.states)?,
             }
-            self.states.clear();
+            self.states.tokens.clear();
         }
-        Ok(self.states.used())
+        Ok(self.states.tokens.used())
     }
 
     /// The first proposals of each seed that wants some. Checked by the contract.
