@@ -5,24 +5,23 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
-use half::bf16;
 use specserve::executor::cuda::measure::copy_bytes_per_second;
 use specserve::executor::cuda::weights::weight_bytes;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, Gpu, KvBudget, Stream};
 use specserve::executor::{Drafter, Target};
-use specserve::model::{
-    Dtype, LayerWeights, Linear, LoadedModel, ModelSpec, ModelWeights, Rope, RopeScaling, Tensor, TensorBytes,
-};
+use specserve::model::{DraftWeights, ModelSpec, TensorBytes};
 use specserve::protocol::{
     BlockId, DraftForest, DraftSeed, RequestId, SamplingParams, SequenceInput, VerifyRow,
 };
+
+mod shapes;
+
+use shapes::{CONTEXT, numbers, random_model, shape};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Timed steps of one figure; the median counts.
 const STEPS: usize = 15;
-/// Longest context of any figure, in tokens.
-const CONTEXT: usize = 4096;
 /// Tokens of one prefill call.
 const PREFILL: usize = 4096;
 
@@ -97,7 +96,7 @@ impl Bench {
         };
         let start = Instant::now();
         let target_model = random_model(target, numbers, false);
-        let draft_model = draft.map(|draft| random_model(draft, numbers, false));
+        let draft_model = draft.map(|draft| DraftWeights::from(random_model(draft, numbers, false)));
         let mut executor = CudaExecutor::new(&target_model, draft_model.as_ref(), options)?;
         let built = start.elapsed();
         executor.warm_up()?;
@@ -211,73 +210,4 @@ fn input(index: usize, start: usize, tokens: usize) -> SequenceInput {
         sampling: Arc::new(SamplingParams::greedy()),
         history: None,
     }
-}
-
-fn shape(vocab: usize, hidden: usize, mlp: usize, layers: usize, heads: [usize; 3]) -> ModelSpec {
-    ModelSpec {
-        model_type: "llama".to_owned(),
-        vocab_size: vocab,
-        hidden_size: hidden,
-        intermediate_size: mlp,
-        layers,
-        heads: heads[0],
-        kv_heads: heads[1],
-        head_dim: heads[2],
-        context_tokens_max: CONTEXT,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 500_000.0, scaling: RopeScaling::Default },
-    }
-}
-
-/// A gigabyte of small random numbers that all tensors share.
-fn numbers() -> TensorBytes {
-    const PERIOD: usize = 3 << 20;
-    let mut state = 0x1234_5678_9abc_def1u64;
-    let period: Vec<u8> = (0..PERIOD)
-        .flat_map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let value = ((state >> 40) as f32 / 8_388_608.0 - 1.0) * 0.03;
-            bf16::from_f32(value).to_le_bytes()
-        })
-        .collect();
-    let mut all = Vec::with_capacity(1280 << 20);
-    while all.len() < 1280 << 20 {
-        all.extend_from_slice(&period);
-    }
-    Arc::new(all)
-}
-
-fn random_model(spec: &ModelSpec, numbers: &TensorBytes, tied_head: bool) -> LoadedModel {
-    let tensor = |shape: &[usize]| Tensor {
-        dtype: Dtype::Bf16,
-        shape: shape.to_vec(),
-        file: Arc::clone(numbers),
-        range: 0..2 * shape.iter().product::<usize>(),
-    };
-    let linear = |outputs: usize, inputs: usize| Linear { weight: tensor(&[outputs, inputs]), bias: None };
-    let (hidden, mlp) = (spec.hidden_size, spec.intermediate_size);
-    let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-    let layer = || LayerWeights {
-        attention_norm: tensor(&[hidden]),
-        query: linear(q, hidden),
-        key: linear(kv, hidden),
-        value: linear(kv, hidden),
-        query_norm: None,
-        key_norm: None,
-        output: linear(hidden, q),
-        mlp_norm: tensor(&[hidden]),
-        gate: linear(mlp, hidden),
-        up: linear(mlp, hidden),
-        down: linear(hidden, mlp),
-    };
-    let weights = ModelWeights {
-        embedding: tensor(&[spec.vocab_size, hidden]),
-        layers: (0..spec.layers).map(|_| layer()).collect(),
-        final_norm: tensor(&[hidden]),
-        head: tensor(&[spec.vocab_size, hidden]),
-        tied_head,
-    };
-    LoadedModel { spec: spec.clone(), weights }
 }

@@ -198,7 +198,7 @@ fn input(index: usize, start: usize, tokens: usize) -> SequenceInput {
 fn sizes(rows: usize, logit_rows: usize) -> InputSizes {
     let padded = |rows| captured_rows(rows).expect("a captured size");
     let rows = padded(rows);
-    InputSizes { rows, logit_rows: padded(logit_rows), sequences: rows.min(256) }
+    InputSizes { rows, logit_rows: padded(logit_rows), sequences: rows.min(256), sources: 0 }
 }
 
 /// Results in which half of the drafts are accepted.

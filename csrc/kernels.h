@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "attention.h"
+#include "draft_head.h"
 #include "kv_block.h"
 #include "layers.h"
 #include "sampling.h"

@@ -61,7 +61,7 @@ typedef struct {
     uint16_t *kv;              /* this layer's part of the pool */
     float eps;                 /* of q_norm and k_norm */
     int32_t rows;
-    int32_t heads;
+    int32_t heads;             /* 0: keys and values only */
     int32_t kv_heads;
     int32_t head_dim;          /* 64 or 128 */
 } QkvParams;

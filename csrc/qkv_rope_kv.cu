@@ -171,7 +171,7 @@ __global__ void qkv_naive_kernel(const QkvParams p)
 
 bool valid(const QkvParams *p)
 {
-    return p->rows >= 0 && p->heads > 0 && p->kv_heads > 0 && (p->head_dim == 64 || p->head_dim == 128);
+    return p->rows >= 0 && p->heads >= 0 && p->kv_heads > 0 && (p->head_dim == 64 || p->head_dim == 128);
 }
 
 }  // namespace

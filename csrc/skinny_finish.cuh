@@ -52,7 +52,7 @@ template <int KIND> __device__ __forceinline__ int64_t weight_row(const SkinnyPa
 // A sum of products, rounded as if stored to memory.
 template <int KIND> __device__ __forceinline__ float rounded(float sum)
 {
-    return KIND == SKINNY_F32 ? sum : __bfloat162float(__float2bfloat16(sum));
+    return KIND == SKINNY_F32 || KIND == SKINNY_ADD_F32 ? sum : __bfloat162float(__float2bfloat16(sum));
 }
 
 __device__ __forceinline__ float bf16_of(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
@@ -81,6 +81,32 @@ template <int KIND> class Finish
             static_cast<float *>(p.y)[at] = first;
         else
             static_cast<ss::bf16 *>(p.y)[at] = __float2bfloat16(KIND == SKINNY_SWIGLU ? ss::silu(first) * second : first);
+    }
+};
+
+// Adds to what is there.
+template <> class Finish<SKINNY_ADD_F32>
+{
+    int64_t at;
+    bool active;
+    float before = 0.f;
+
+  public:
+    __device__ __forceinline__ Finish(const SkinnyParams &p, int tile, int element, int row)
+        : at(static_cast<int64_t>(row) * p.outputs + tile * kTileOutputs + element), active(row < p.rows)
+    {
+    }
+
+    __device__ __forceinline__ void fetch(const SkinnyParams &p)
+    {
+        if (active) before = __ldcg(static_cast<const float *>(p.y) + at);
+    }
+
+    __device__ __forceinline__ void resolve(const SkinnyParams &) {}
+
+    __device__ __forceinline__ void store(const SkinnyParams &p, float first, float)
+    {
+        if (active) static_cast<float *>(p.y)[at] = before + first;
     }
 };
 
@@ -205,7 +231,7 @@ inline bool valid(const SkinnyParams &p)
 {
     return p.outputs > 0 && p.outputs % SKINNY_OUTPUTS_MULTIPLE == 0 && p.inputs > 0 &&
            p.inputs % SKINNY_INPUTS_MULTIPLE == 0 && p.rows > 0 && p.rows <= SKINNY_ROWS_MAX &&
-           p.kind >= SKINNY_BF16 && p.kind <= SKINNY_QKV &&
+           p.kind >= SKINNY_BF16 && p.kind <= SKINNY_ADD_F32 &&
            (!p.x_squares || p.kind == SKINNY_SWIGLU || p.kind == SKINNY_QKV) && (p.kind != SKINNY_QKV || valid_qkv(p));
 }
 

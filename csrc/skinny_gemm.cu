@@ -182,6 +182,7 @@ template <int TILES> int launch_kind(const SkinnyParams &p, CUstream_st *stream)
     case SKINNY_F32: return launch<TILES, SKINNY_F32>(p, stream);
     case SKINNY_SWIGLU: return launch<TILES, SKINNY_SWIGLU>(p, stream);
     case SKINNY_RESIDUAL: return launch<TILES, SKINNY_RESIDUAL>(p, stream);
+    case SKINNY_ADD_F32: return launch<TILES, SKINNY_ADD_F32>(p, stream);
     default: return launch<TILES, SKINNY_QKV>(p, stream);
     }
 }

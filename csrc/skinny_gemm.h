@@ -24,7 +24,7 @@ struct CUstream_st;
 /* Values of a row per partial sum of squares. */
 #define SKINNY_SQUARES_WIDTH SKINNY_OUTPUTS_MULTIPLE
 
-/* Epilogues. All but SKINNY_F32 first round the products to bf16, as a stored product is, so
+/* Epilogues. All but those in fp32 first round the products to bf16, as a stored product is, so
 * that steps with many rows round at the same points. */
 #define SKINNY_BF16 0     /* y = x Wᵀ, bf16 [rows][outputs] */
 #define SKINNY_F32 1      /* the same in fp32 */
@@ -35,6 +35,7 @@ struct CUstream_st;
 /* W is the fused QKV projection; does what specserve_qkv does, without norms of heads. Queries
 * go to y, keys and values only to the cache. */
 #define SKINNY_QKV 4
+#define SKINNY_ADD_F32 5  /* y += x Wᵀ, fp32 */
 
 typedef struct {
     const uint16_t *weights; /* bf16 [outputs][inputs], 16-byte aligned */

@@ -24,7 +24,7 @@ struct Naive {
         float sum = 0.f;
         for (int i = 0; i < p.inputs; ++i)
             sum = fmaf(bf16_of(p.weights[weight_row * p.inputs + i]), bf16_of(p.x[row * p.inputs + i]), sum);
-        return (p.kind == SKINNY_F32 ? sum : rounded<SKINNY_BF16>(sum)) * scale;
+        return (p.kind == SKINNY_F32 || p.kind == SKINNY_ADD_F32 ? sum : rounded<SKINNY_BF16>(sum)) * scale;
     }
 
     __device__ void residual(int64_t tile) const
@@ -66,6 +66,8 @@ __global__ void multiply_naive(const __grid_constant__ SkinnyParams p)
     const Naive naive(p, row);
     if (p.kind == SKINNY_F32)
         static_cast<float *>(p.y)[index] = naive.product(at);
+    else if (p.kind == SKINNY_ADD_F32)
+        static_cast<float *>(p.y)[index] += naive.product(at);
     else if (p.kind == SKINNY_BF16)
         static_cast<ss::bf16 *>(p.y)[index] = __float2bfloat16(naive.product(at));
     else if (p.kind == SKINNY_SWIGLU)

@@ -94,14 +94,7 @@ impl ExecutorPlan {
             }
             #[cfg(feature = "cuda")]
             ExecutorPlan::Cuda(options) => {
-                let draft = match draft {
-                    Some(DraftWeights::Head(head)) => {
-                        return Err(format!("{} heads run on the CPU backend alone so far", head.kind()));
-                    }
-                    Some(DraftWeights::Model(model)) => Some(model),
-                    None => None,
-                };
-                let executor = crate::executor::cuda::CudaExecutor::new(&target, draft.as_deref(), options);
+                let executor = crate::executor::cuda::CudaExecutor::new(&target, draft.as_ref(), options);
                 let mut executor = executor.map_err(|error| error.to_string())?;
                 executor.warm_up().map_err(|error| error.to_string())?;
                 Ok(Box::new(executor))

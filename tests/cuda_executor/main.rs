@@ -7,6 +7,7 @@ mod common;
 #[path = "../common/contract_suite.rs"]
 mod contract_suite;
 mod driver;
+mod heads;
 mod masks;
 mod not_finite;
 
@@ -16,7 +17,7 @@ use driver::{Sequence, draft, generate};
 use serde_json::Value;
 use specserve::executor::cuda::{CudaExecutor, CudaOptions, KvBudget};
 use specserve::executor::{Executor, Target};
-use specserve::model::{DraftWeights, ModelSource, load_pair};
+use specserve::model::{ModelSource, load_pair};
 use specserve::protocol::{Compaction, ModelRole, SamplingParams, TokenId, TokenMask, Verdict, VerifyRow};
 use specserve::sampling::noise::Noise;
 
@@ -40,8 +41,7 @@ fn options() -> CudaOptions {
 
 fn executor() -> CudaExecutor {
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
-    let draft = pair.draft.as_ref().and_then(DraftWeights::model);
-    CudaExecutor::new(&pair.target.loaded, draft, options()).expect("a CUDA device")
+    CudaExecutor::new(&pair.target.loaded, pair.draft.as_ref(), options()).expect("a CUDA device")
 }
 
 /// Serializes the tests: module loads of one executor can break a graph capture of another
@@ -387,7 +387,6 @@ fn generate_more(executor: &mut CudaExecutor, sequence: &mut Sequence, count: us
 fn the_executor_keeps_the_contract() {
     let _alone = alone();
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
-    let draft = pair.draft.as_ref().and_then(DraftWeights::model);
     let options = CudaOptions {
         batch_tokens_max: 72,
         batch_sequences_max: 6,
@@ -395,7 +394,8 @@ fn the_executor_keeps_the_contract() {
         kv: KvBudget::Blocks { target: 4096, draft: 4096 },
         ..CudaOptions::default()
     };
-    let mut executor = CudaExecutor::new(&pair.target.loaded, draft, options).expect("a CUDA device");
+    let mut executor =
+        CudaExecutor::new(&pair.target.loaded, pair.draft.as_ref(), options).expect("a CUDA device");
     contract_suite::check_target(&mut executor);
     contract_suite::check_drafter(&mut executor);
 }

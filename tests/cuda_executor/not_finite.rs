@@ -19,7 +19,7 @@ fn executor() -> CudaExecutor {
     let pair = load_pair(&ModelSource::EmbeddedTiny, Some(&ModelSource::EmbeddedTiny)).expect("embedded");
     let target = poisoned(pair.target.loaded, POISON);
     let draft = pair.draft.as_ref().and_then(DraftWeights::model);
-    let draft = draft.map(|draft| poisoned(draft.clone(), POISON));
+    let draft = draft.map(|draft| DraftWeights::from(poisoned(draft.clone(), POISON)));
     CudaExecutor::new(&target, draft.as_ref(), options()).expect("a CUDA device")
 }
 

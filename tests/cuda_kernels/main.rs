@@ -3,6 +3,7 @@
 #![cfg(feature = "cuda")]
 
 mod doctor;
+mod draft_head;
 mod layers;
 mod sampling;
 mod support;

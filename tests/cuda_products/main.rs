@@ -6,7 +6,7 @@ mod fused;
 use half::bf16;
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{
-    self, SKINNY_BF16, SKINNY_F32, SKINNY_ROWS_MAX, SKINNY_SWIGLU, SkinnyParams,
+    self, SKINNY_ADD_F32, SKINNY_BF16, SKINNY_F32, SKINNY_ROWS_MAX, SKINNY_SWIGLU, SkinnyParams,
 };
 use specserve::executor::cuda::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
 use specserve::executor::cuda::{DeviceBuffer, Gpu, Stream};
@@ -146,6 +146,52 @@ fn a_row_has_the_same_bits_whatever_rows_go_with_it() {
             for rows in [1usize, 2, 7, 8, 11] {
                 let few = run(kind, [outputs, inputs, rows], &weights, &x, &stream);
                 assert!(few[..] == all[..rows * outputs], "kind {kind} {outputs} x {inputs}, {rows} rows");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_product_can_be_added_to_what_is_there() {
+    let _gpu = Gpu::open(0).expect("a CUDA device");
+    let stream = Stream::new().expect("a stream");
+    let mut gemm = Gemm::new().expect("cuBLASLt");
+    for (outputs, inputs) in [(4096, 64), (1536, 256), (2048, 1536)] {
+        let weights = random(outputs * inputs, 25, &stream);
+        let x = random(64 * inputs, 26, &stream);
+        for rows in [1usize, 8, 9, 16, 24, 64] {
+            let before: Vec<f32> = (0..outputs * rows).map(|at| (at % 97) as f32 - 48.0).collect();
+            let mut y = DeviceBuffer::from_slice(&before, &stream).expect("fits");
+            if rows <= SKINNY_ROWS_MAX as usize {
+                let params = SkinnyParams {
+                    weights: weights.device.ptr(),
+                    x: x.device.ptr(),
+                    y: y.mut_ptr().cast(),
+                    outputs: outputs as i32,
+                    inputs: inputs as i32,
+                    rows: rows as i32,
+                    kind: SKINNY_ADD_F32 as i32,
+                    ..SkinnyParams::default()
+                };
+                // SAFETY: the buffers have the named sizes.
+                let status = unsafe { kernels::specserve_skinny_gemm(&params, stream.raw()) };
+                check_launch(status, "skinny_gemm").expect("launches");
+            } else {
+                let shape = GemmShape { outputs, inputs, rows, output: GemmOutput::AddF32 };
+                let operands =
+                    GemmOperands { weights: weights.device.ptr(), x: x.device.ptr(), y: y.mut_ptr().cast() };
+                gemm.prepare(shape).expect("an algorithm");
+                // SAFETY: the buffers have the shape's sizes.
+                unsafe { gemm.run(shape, operands, &stream).expect("runs") };
+            }
+            let got = y.to_vec(&stream).expect("reads");
+            for check in 0..CHECKED {
+                let (output, row) = (check * 7919 % outputs, check % rows);
+                let at = row * outputs + output;
+                let want = f64::from(before[at]) + product(&weights, &x, output, row, inputs);
+                let error = (f64::from(got[at]) - want).abs();
+                assert!(error < 2e-3, "{outputs} x {inputs}, {rows} rows: {} for {want}", got[at]);
             }
         }
     }

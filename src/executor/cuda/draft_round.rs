@@ -4,28 +4,11 @@
 use std::sync::Arc;
 
 use super::attention_plan::SequenceShape;
-use super::ffi::kernels::DraftProposal;
 use super::host_step::{HostStep, input_shape};
+use super::round_row::RoundRow;
 use super::runner::{DeviceQueue, Runner, StepOutput};
 use super::step_results::proposal;
-use crate::protocol::{
-    BlockId, DraftSeed, ExecutorError, Proposal, RequestId, SamplingParams, TokenId, TokenMask,
-};
-use crate::sampling::TokenHistory;
-
-/// One row of the round.
-#[derive(Debug)]
-struct RoundRow {
-    request: RequestId,
-    blocks: Vec<BlockId>,
-    sampling: Arc<SamplingParams>,
-    /// What penalties look at; empty where there are none.
-    history: TokenHistory,
-    /// Position of the last proposal, which is the next input.
-    position: u32,
-    /// The last proposal, if it is finite.
-    proposed: Option<TokenId>,
-}
+use crate::protocol::{DraftSeed, ExecutorError, Proposal, TokenMask};
 
 /// The state of a round; empty before the first.
 #[derive(Debug, Default)]
@@ -169,59 +152,11 @@ impl DraftRound {
     }
 }
 
-impl RoundRow {
-    fn new(row: &DraftSeed) -> RoundRow {
-        let input = &row.input;
-        RoundRow {
-            request: input.request,
-            blocks: input.blocks.clone(),
-            sampling: Arc::clone(&input.sampling),
-            history: TokenHistory::of(input),
-            position: input.start + input.tokens.len() as u32,
-            proposed: None,
-        }
-    }
-
-    /// Begins a round with another row, usually the next of the same request; memory is used
-    /// again.
-    fn restart(&mut self, row: &DraftSeed) {
-        let input = &row.input;
-        self.request = input.request;
-        self.blocks.clone_from(&input.blocks);
-        if !Arc::ptr_eq(&self.sampling, &input.sampling) {
-            self.sampling = Arc::clone(&input.sampling);
-        }
-        if input.sampling.has_penalties() || !self.history.tokens().is_empty() {
-            self.history = TokenHistory::of(input);
-        }
-        self.position = input.start + input.tokens.len() as u32;
-        self.proposed = None;
-    }
-
-    /// Takes what the device proposed. Only a token of the vocabulary may become an input.
-    fn take(&mut self, from: DraftProposal, vocab_size: usize) -> Result<Proposal, ExecutorError> {
-        let known = |token: i32| (0..vocab_size as i64).contains(&i64::from(token));
-        if !known(from.token) || !known(from.runner_up) {
-            let text = format!("the device's proposal for request {} is no token", self.request);
-            return Err(ExecutorError::Device(text));
-        }
-        let finite = from.finite != 0;
-        self.proposed = finite.then_some(from.token as TokenId);
-        Ok(Proposal {
-            token: from.token as TokenId,
-            probability: from.probability,
-            margin: from.margin,
-            runner_up: from.runner_up as TokenId,
-            finite,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::attention_plan::AttentionRoom;
     use super::*;
-    use crate::protocol::SequenceInput;
+    use crate::protocol::{BlockId, RequestId, SamplingParams, SequenceInput};
 
     fn row(request: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> DraftSeed {
         let input = SequenceInput {

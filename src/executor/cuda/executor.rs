@@ -2,33 +2,31 @@
 
 use super::batch_check::{ensure, verify_sums};
 use super::compaction::Compactor;
-use super::draft_round::DraftRound;
+use super::drafter::{CudaDrafter, ModelDrafter};
 use super::driver::Gpu;
 use super::error::CudaError;
-use super::forward::{DeviceModel, kv_block_elements};
+use super::forward::{DeviceModel, HiddenRows, kv_block_elements};
+use super::heads::{HeadDrafter, hidden_state_capacity};
 use super::host_step::input_shape;
 use super::options::{CudaOptions, KvBudget, VERIFY_ROWS_MAX, captured_rows, eager_rows};
 use super::runner::{DeviceQueue, Runner, RunnerOptions, StepOutput};
 use super::scratch::ScratchSizes;
 use super::verify_batch;
-use crate::executor::contract::{BatchContract, no_drafter};
+use crate::executor::contract::{BatchContract, no_draft_model, no_drafter};
 use crate::executor::{Drafter, Executor, Target};
-use crate::model::{LoadedModel, ModelSpec};
+use crate::model::{DraftHead, DraftWeights, LoadedModel, ModelSpec};
 use crate::protocol::{
-    BLOCK_TOKENS, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, Micros,
-    ModelRole, NodeId, Proposal, SequenceInput, Verdict, VerifyRow,
+    BLOCK_TOKENS, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, NodeId,
+    SequenceInput, Verdict, VerifyRow,
 };
 
-/// Target and draft on one GPU. The thread that calls becomes the device's thread.
+/// A target and what drafts for it on one GPU. The thread that calls becomes the device's thread.
 pub struct CudaExecutor {
     info: ExecutorInfo,
     contract: BatchContract,
     gpu: Gpu,
     target: Runner,
-    draft: Option<Runner>,
-    round: DraftRound,
-    /// Room for one call's proposals, reused.
-    proposals: Vec<Proposal>,
+    drafter: Option<CudaDrafter>,
     /// Seeds of the nodes of one call, reused.
     extended: Vec<u32>,
     compactor: Compactor,
@@ -46,37 +44,47 @@ impl CudaExecutor {
     /// [`ExecutorError::Device`] when the GPU is missing, too small, or fails.
     pub fn new(
         target: &LoadedModel,
-        draft: Option<&LoadedModel>,
+        draft: Option<&DraftWeights>,
         options: CudaOptions,
     ) -> Result<CudaExecutor, ExecutorError> {
         options.check().map_err(ExecutorError::Malformed)?;
-        check_pair(&target.spec, draft.map(|draft| &draft.spec))?;
+        check_pair(&target.spec, draft.map(DraftWeights::spec))?;
         let gpu = Gpu::open(options.ordinal)?;
         let queue = DeviceQueue::new()?;
         let logit_rows = logit_rows_max(&options);
         let mut target_model = DeviceModel::new(target, scratch_sizes(&options, logit_rows), &queue.stream)?;
         let draft_rows = captured_rows(options.batch_sequences_max as usize).unwrap_or(VERIFY_ROWS_MAX);
-        let mut draft_model = match draft {
-            Some(draft) => Some(DeviceModel::new(draft, scratch_sizes(&options, draft_rows), &queue.stream)?),
+        let mut drafter = match draft {
             None => None,
+            Some(DraftWeights::Model(model)) => {
+                let model = DeviceModel::new(model, scratch_sizes(&options, draft_rows), &queue.stream)?;
+                Some(Unfinished::Model(Box::new(model)))
+            }
+            Some(DraftWeights::Head(head)) => {
+                Some(Unfinished::Head(Box::new(with_head(head, &mut target_model, &options, &queue)?)))
+            }
         };
-        allocate_pools(&mut target_model, draft_model.as_mut(), &options, &gpu)?;
-        let info = executor_info(&target_model, draft_model.as_ref(), &options, &gpu);
+        let draft_blocks = allocate_pools(&mut target_model, drafter.as_mut(), &options, &gpu)?;
+        let info = executor_info(&target_model, draft, draft_blocks, &options, &gpu);
         let runner = |model: DeviceModel, logit_rows_max: usize| {
             let (graphs_max, tune) = (options.graphs_max, options.tune);
             Runner::new(model, RunnerOptions { logit_rows_max, graphs_max, tune }, &queue)
         };
         let target = runner(target_model, logit_rows)?;
-        let draft = draft_model.map(|model| runner(model, draft_rows)).transpose()?;
+        let drafter = match drafter {
+            None => None,
+            Some(Unfinished::Model(model)) => {
+                Some(CudaDrafter::Model(Box::new(ModelDrafter::new(runner(*model, draft_rows)?))))
+            }
+            Some(Unfinished::Head(head)) => Some(CudaDrafter::Head(head)),
+        };
         queue.stream.synchronize()?;
         Ok(CudaExecutor {
             contract: BatchContract::new(&info),
             info,
             gpu,
             target,
-            draft,
-            round: DraftRound::default(),
-            proposals: Vec::new(),
+            drafter,
             extended: Vec::new(),
             compactor: Compactor::new()?,
             queue,
@@ -98,17 +106,21 @@ impl CudaExecutor {
             let rows = executor.target_logit_rows;
             executor.target.warm_up(rows, StepOutput::Verdicts, &mut executor.queue)?;
             executor.target.warm_up_prompts(tokens, &mut executor.queue)?;
-            if let Some(draft) = &mut executor.draft {
-                draft.warm_up(sequences, StepOutput::Proposals, &mut executor.queue)?;
-                draft.warm_up_prompts(tokens, &mut executor.queue)?;
+            let queue = &mut executor.queue;
+            match (&mut executor.drafter, &executor.target.model.hidden_rows) {
+                (Some(CudaDrafter::Model(draft)), _) => {
+                    draft.runner.warm_up(sequences, StepOutput::Proposals, queue)?;
+                    Ok(draft.runner.warm_up_prompts(tokens, queue)?)
+                }
+                (Some(CudaDrafter::Head(head)), Some(states)) => head.warm_up(states, queue),
+                _ => Ok(()),
             }
-            Ok(())
         })
     }
 
-    /// Graphs captured so far: target, draft.
+    /// Graphs captured so far: target, drafter.
     pub fn graph_counts(&self) -> (usize, usize) {
-        (self.target.graph_count(), self.draft.as_ref().map_or(0, Runner::graph_count))
+        (self.target.graph_count(), self.drafter.as_ref().map_or(0, CudaDrafter::graph_count))
     }
 
     /// Time that the device took for the last step, copies included, in microseconds; `None`
@@ -144,11 +156,20 @@ impl CudaExecutor {
         result
     }
 
-    fn draft_runner(&mut self) -> Result<(&mut Runner, &mut DraftRound, &mut DeviceQueue), ExecutorError> {
-        match &mut self.draft {
-            Some(draft) => Ok((draft, &mut self.round, &mut self.queue)),
-            None => Err(no_drafter()),
-        }
+    /// Runs checked rows; a draft head gets the hidden states of what they commit.
+    fn verify_checked(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
+        let CudaExecutor { target, drafter, queue, .. } = self;
+        let Some(CudaDrafter::Head(head)) = drafter else {
+            return verify_batch::run(rows, [0, 0], target, queue, out);
+        };
+        let tokens = rows.iter().map(|row| row.input.tokens.len()).sum();
+        let first = match &target.model.hidden_rows {
+            Some(states) => head.make_room(tokens, states, queue)?,
+            None => 0,
+        };
+        verify_batch::run(rows, [first as i32, tokens as i32], target, queue, out)?;
+        head.commit(first, rows, out);
+        Ok(())
     }
 }
 
@@ -162,7 +183,7 @@ impl Executor for CudaExecutor {
     }
 
     fn drafter(&mut self) -> Option<&mut dyn Drafter> {
-        if self.draft.is_some() { Some(self) } else { None }
+        if self.drafter.is_some() { Some(self) } else { None }
     }
 
     fn idle_before_last_call(&self) -> Option<Micros> {
@@ -176,10 +197,12 @@ impl Executor for CudaExecutor {
         self.on_device(|executor| {
             let logits = match role {
                 ModelRole::Target => read_logits(&mut executor.target, input, &mut executor.queue),
-                ModelRole::Draft => {
-                    let (runner, _, queue) = executor.draft_runner()?;
-                    read_logits(runner, input, queue)
-                }
+                ModelRole::Draft => match &mut executor.drafter {
+                    Some(CudaDrafter::Model(draft)) => {
+                        read_logits(&mut draft.runner, input, &mut executor.queue)
+                    }
+                    _ => return Err(no_draft_model()),
+                },
             };
             Ok(logits?)
         })
@@ -190,7 +213,7 @@ impl Target for CudaExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         self.contract.verify(rows)?;
         verify_sums(rows, self.target_logit_rows)?;
-        self.on_device(|executor| verify_batch::run(rows, &mut executor.target, &mut executor.queue, out))
+        self.on_device(|executor| executor.verify_checked(rows, out))
     }
 
     fn compact(&mut self, moves: &[Compaction]) -> Result<(), ExecutorError> {
@@ -208,15 +231,12 @@ impl Drafter for CudaExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         self.contract.start(seeds)?;
         self.on_device(|executor| {
-            let mut proposals = std::mem::take(&mut executor.proposals);
-            let (runner, round, queue) = executor.draft_runner()?;
-            round.start(seeds, runner, queue, &mut proposals)?;
-            let proposed = seeds.iter().zip(&proposals).enumerate().filter(|(_, (seed, _))| seed.limit > 0);
-            for (index, (_, &proposal)) in proposed {
-                forest.add_root(index as u32, proposal);
+            let CudaExecutor { target, drafter, queue, .. } = executor;
+            match (drafter, &target.model.hidden_rows) {
+                (Some(CudaDrafter::Model(draft)), _) => draft.start(seeds, queue, forest),
+                (Some(CudaDrafter::Head(head)), Some(states)) => head.start(seeds, states, queue, forest),
+                _ => Err(no_drafter()),
             }
-            executor.proposals = proposals;
-            Ok(())
         })
     }
 
@@ -224,14 +244,15 @@ impl Drafter for CudaExecutor {
         let mut kept = std::mem::take(&mut self.extended);
         self.contract.extend(nodes, forest, &mut kept)?;
         self.on_device(|executor| {
-            let mut proposals = std::mem::take(&mut executor.proposals);
-            let (runner, round, queue) = executor.draft_runner()?;
-            let mask = |index: usize| forest.mask(nodes[index]).cloned();
-            round.go_on(&kept, mask, runner, queue, &mut proposals)?;
-            for (&node, &proposal) in nodes.iter().zip(&proposals) {
-                forest.add_child(node, proposal);
+            let CudaExecutor { target, drafter, queue, .. } = executor;
+            match (drafter, &target.model.hidden_rows) {
+                (Some(CudaDrafter::Model(draft)), _) => draft.extend(nodes, &kept, queue, forest)?,
+                (Some(CudaDrafter::Head(head)), Some(states)) => {
+                    head.extend(nodes, &kept, states, queue, forest)?;
+                }
+                _ => return Err(no_drafter()),
             }
-            (executor.proposals, executor.extended) = (proposals, kept);
+            executor.extended = kept;
             Ok(())
         })
     }
@@ -282,15 +303,46 @@ fn scratch_sizes(options: &CudaOptions, logit_rows: usize) -> ScratchSizes {
     }
 }
 
-/// Gives both pools their blocks.
+/// What drafts, before its cache is allocated.
+enum Unfinished {
+    Model(Box<DeviceModel>),
+    Head(Box<HeadDrafter>),
+}
+
+/// Uploads a head, and has the target keep the hidden states that it reads.
+fn with_head(
+    head: &DraftHead,
+    target: &mut DeviceModel,
+    options: &CudaOptions,
+    queue: &DeviceQueue,
+) -> Result<HeadDrafter, ExecutorError> {
+    let features = &head.interface().features;
+    let layers = features
+        .layers
+        .as_deref()
+        .ok_or_else(|| ExecutorError::Malformed("the draft head was loaded without its target".to_owned()))?;
+    let capacity = hidden_state_capacity(options.batch_tokens_max);
+    let rows = HiddenRows::new(layers, features.target_hidden_size, capacity)?;
+    target.hidden_rows = Some(rows);
+    let spec = target.spec().clone();
+    let (weights, _) = target.parts();
+    HeadDrafter::new(head, (weights, &spec), options, queue)
+}
+
+/// Gives both pools their blocks; returns those of a draft model.
 fn allocate_pools(
     target: &mut DeviceModel,
-    draft: Option<&mut DeviceModel>,
+    drafter: Option<&mut Unfinished>,
     options: &CudaOptions,
     gpu: &Gpu,
-) -> Result<(), ExecutorError> {
+) -> Result<u32, ExecutorError> {
     let block_bytes = |model: &DeviceModel| 2 * kv_block_elements(model.spec());
-    let both = block_bytes(target) + draft.as_ref().map_or(0, |draft| block_bytes(draft));
+    let of_drafter = match &drafter {
+        None => 0,
+        Some(Unfinished::Model(model)) => block_bytes(model),
+        Some(Unfinished::Head(head)) => head.kv_block_bytes(),
+    };
+    let both = block_bytes(target) + of_drafter;
     // More than every sequence at its longest is never used.
     let context_blocks = target.spec().context_tokens_max.div_ceil(BLOCK_TOKENS as usize);
     let useful = context_blocks * options.batch_sequences_max as usize;
@@ -308,28 +360,35 @@ fn allocate_pools(
     }
     ensure(target_blocks > 0, || "no memory is left for KV blocks".to_owned())?;
     target.allocate_kv(target_blocks)?;
-    if let Some(draft) = draft {
-        ensure(draft_blocks > 0, || "the draft's KV pool has 0 blocks".to_owned())?;
-        draft.allocate_kv(draft_blocks)?;
+    match drafter {
+        None => {}
+        Some(Unfinished::Model(draft)) => {
+            ensure(draft_blocks > 0, || "the draft's KV pool has 0 blocks".to_owned())?;
+            draft.allocate_kv(draft_blocks)?;
+        }
+        Some(Unfinished::Head(head)) => head.allocate_kv(target_blocks)?,
     }
-    Ok(())
+    Ok(draft_blocks)
 }
 
 fn executor_info(
     target: &DeviceModel,
-    draft: Option<&DeviceModel>,
+    draft: Option<&DraftWeights>,
+    draft_blocks: u32,
     options: &CudaOptions,
     gpu: &Gpu,
 ) -> ExecutorInfo {
-    let context = |model: &DeviceModel| model.spec().context_tokens_max as u32;
+    let context = target.spec().context_tokens_max;
+    let own_context =
+        draft.and_then(DraftWeights::model).map_or(context, |model| model.spec.context_tokens_max);
     ExecutorInfo {
         backend: "cuda".to_owned(),
         device: gpu.info().name.clone(),
         vocab_size: target.spec().vocab_size as u32,
-        context_tokens_max: draft.map_or(context(target), |draft| context(draft).min(context(target))),
+        context_tokens_max: context.min(own_context) as u32,
         block_tokens: BLOCK_TOKENS,
         target_blocks: target.blocks(),
-        drafter: draft.map(|draft| DrafterNeeds::kv_cache(draft.blocks())),
+        drafter: draft.map(|draft| draft.needs(draft_blocks)),
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max,

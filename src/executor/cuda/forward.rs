@@ -1,5 +1,6 @@
 //! One model on the device and its forward pass: which kernels are launched, in which order.
 
+mod hidden_rows;
 mod layer;
 mod pass;
 mod products;
@@ -19,9 +20,10 @@ use super::weights::DeviceWeights;
 use crate::model::{LoadedModel, ModelSpec};
 use crate::protocol::ExecutorError;
 
-use pass::Pass;
 use products::{LayerProducts, head_product};
 
+pub use hidden_rows::HiddenRows;
+pub use pass::Pass;
 pub use step::{StepAddresses, StepSizes};
 
 /// One rank's part of a model on its device: weights, rotation table and scratch memory; the KV
@@ -36,6 +38,8 @@ pub struct DeviceModel {
     kv: DeviceBuffer<u16>,
     blocks: u32,
     ctas: [i32; 2],
+    /// The hidden states that a draft head reads.
+    pub hidden_rows: Option<HiddenRows>,
 }
 
 impl DeviceModel {
@@ -64,15 +68,41 @@ impl DeviceModel {
     ) -> Result<DeviceModel, ExecutorError> {
         let shard = Shard::new(communicator.rank(), communicator.world())?;
         let spec = shard.spec(&model.spec)?;
+        let weights = DeviceWeights::upload(model, shard, stream)?;
+        DeviceModel::of_weights(spec, weights, sizes, communicator, stream)
+    }
+
+    /// A model of this rank's weights, which are those of the shape `spec`, with scratch memory.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Malformed`] for a shape that the kernels cannot run,
+    /// [`ExecutorError::Device`] when memory runs out.
+    pub fn of_weights(
+        spec: ModelSpec,
+        weights: DeviceWeights,
+        sizes: ScratchSizes,
+        communicator: Box<dyn Communicator>,
+        stream: &Stream,
+    ) -> Result<DeviceModel, ExecutorError> {
         check_spec(&spec)?;
         let room =
             AttentionRoom::for_rows(spec.heads, spec.kv_heads, sizes.masked_rows, spec.context_tokens_max);
-        let weights = DeviceWeights::upload(model, shard, stream)?;
         let rotations = DeviceBuffer::from_slice(&rotations(&spec), stream)?;
         let scratch = Scratch::new(&spec, sizes, room, stream)?;
         let ctas = [decode_ctas(&spec, false)?, decode_ctas(&spec, true)?];
         let kv = DeviceBuffer::uninitialized(0)?;
-        Ok(DeviceModel { spec, communicator, weights, rotations, room, scratch, kv, blocks: 0, ctas })
+        Ok(DeviceModel {
+            spec,
+            communicator,
+            weights,
+            rotations,
+            room,
+            scratch,
+            kv,
+            blocks: 0,
+            ctas,
+            hidden_rows: None,
+        })
     }
 
     /// Allocates the KV pool.
@@ -110,6 +140,11 @@ impl DeviceModel {
     /// Elements of the KV pool per layer.
     pub fn kv_layer_elements(&self) -> usize {
         self.blocks as usize * kv_block_elements(&self.spec) / self.spec.layers
+    }
+
+    /// Its weights and its scratch memory.
+    pub fn parts(&mut self) -> (&DeviceWeights, &mut Scratch) {
+        (&self.weights, &mut self.scratch)
     }
 
     /// Logits of the last pass, `[logit rows][vocab]`.
@@ -187,11 +222,38 @@ impl DeviceModel {
         gemm: &Gemm,
         stream: &Stream,
     ) -> Result<(), CudaError> {
+        let layers = self.spec.layers;
+        // SAFETY: our caller's contract.
+        let mut pass = unsafe { self.pass(step, sizes, gemm, stream) };
+        pass.embed()?;
+        for index in 0..layers {
+            pass.layer(index)?;
+        }
+        if sizes.logit_rows > 0 {
+            pass.head()?;
+        }
+        Ok(())
+    }
+
+    /// A forward pass whose launches the caller enqueues.
+    ///
+    /// # Panics
+    /// When the step is larger than the scratch memory.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    pub unsafe fn pass<'a>(
+        &'a mut self,
+        step: &'a StepAddresses,
+        sizes: StepSizes,
+        gemm: &'a Gemm,
+        stream: &'a Stream,
+    ) -> Pass<'a> {
         self.check_rows(sizes);
         let fused = self.is_fused(sizes.rows);
         // What `Pass` asks for: weights, rotations, pool and scratch memory are of one model and
         // the sizes were checked; the rest is our caller's contract.
-        let mut pass = Pass {
+        Pass {
             spec: &self.spec,
             weights: &self.weights,
             rotations: &self.rotations,
@@ -204,15 +266,8 @@ impl DeviceModel {
             gemm,
             stream,
             fused,
-        };
-        pass.embed()?;
-        for index in 0..self.spec.layers {
-            pass.layer(index)?;
+            hidden_rows: self.hidden_rows.as_mut(),
         }
-        if sizes.logit_rows > 0 {
-            pass.head()?;
-        }
-        Ok(())
     }
 }
 

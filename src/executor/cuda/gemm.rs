@@ -36,6 +36,8 @@ pub enum GemmOutput {
     Bf16,
     /// fp32, for logits.
     F32,
+    /// fp32, added to what is there.
+    AddF32,
 }
 
 /// A product's shape: `y[rows][outputs] = x[rows][inputs] · w[outputs][inputs]ᵀ`.
@@ -77,6 +79,8 @@ unsafe impl Send for Gemm {}
 
 struct Chosen {
     layouts: Layouts,
+    /// Factor of what is there.
+    beta: f32,
     algorithm: cublasLtMatmulAlgo_t,
     candidates: Vec<cublasLtMatmulAlgo_t>,
 }
@@ -176,7 +180,8 @@ impl Gemm {
                 return Err(error);
             }
         };
-        self.chosen.insert(shape, Chosen { layouts, algorithm: candidates[0], candidates });
+        let beta = if shape.output == GemmOutput::AddF32 { 1.0 } else { 0.0 };
+        self.chosen.insert(shape, Chosen { layouts, beta, algorithm: candidates[0], candidates });
         Ok(())
     }
 
@@ -248,7 +253,7 @@ impl Gemm {
         operands: GemmOperands,
         stream: &Stream,
     ) -> Result<(), CudaError> {
-        let (alpha, beta) = (1f32, 0f32);
+        let (alpha, beta) = (1f32, chosen.beta);
         let layouts = &chosen.layouts;
         // SAFETY: descriptors live as long as `self`; operands by our caller's contract; the
         // scalars are read during the call (host pointer mode).
@@ -306,7 +311,7 @@ impl Gemm {
         let bf16 = cudaDataType_t::CUDA_R_16BF;
         let result = match shape.output {
             GemmOutput::Bf16 => bf16,
-            GemmOutput::F32 => cudaDataType_t::CUDA_R_32F,
+            GemmOutput::F32 | GemmOutput::AddF32 => cudaDataType_t::CUDA_R_32F,
         };
         Ok(Layouts {
             weights: self.layout(bf16, shape.inputs, shape.outputs)?,

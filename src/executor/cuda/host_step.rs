@@ -14,6 +14,10 @@ pub struct HostStep {
     pub tokens: Vec<i32>,
     /// Rows that need logits.
     pub gather: Vec<i32>,
+    /// Where the hidden states of the first rows go: the row of the first, and how many.
+    pub states: [i32; 2],
+    /// Rows that a draft head takes states from.
+    pub sources: Vec<i32>,
     /// How each of them is sampled.
     pub sampling: SamplingRows,
     /// What is verified.
@@ -28,6 +32,8 @@ impl HostStep {
         HostStep {
             tokens: Vec::new(),
             gather: Vec::new(),
+            states: [0, 0],
+            sources: Vec::new(),
             sampling: SamplingRows::new(),
             verify: VerifyInputs::default(),
             plan: AttentionPlan::new(room),
@@ -39,6 +45,8 @@ impl HostStep {
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.gather.clear();
+        self.states = [0, 0];
+        self.sources.clear();
         self.sampling.clear();
         self.verify.clear();
     }

@@ -29,7 +29,9 @@ pub enum Weight {
     },
 }
 
-/// A linear layer `y = x Wᵀ`, without its bias: biases belong to the epilogue of a product.
+/// A linear layer `y = x Wᵀ`, without its bias: biases belong to the epilogue of a product. Clones
+/// share the storage.
+#[derive(Clone)]
 pub struct Linear {
     outputs: usize,
     inputs: usize,
@@ -54,6 +56,18 @@ impl Linear {
         assert!((first + outputs) * inputs <= table.len(), "the table has rows {first}..{}", first + outputs);
         let weight = Weight::Bf16 { numbers: Arc::clone(table), start: first * inputs };
         Linear { outputs, inputs, weight }
+    }
+
+    /// The last `outputs` rows of this matrix, without a copy.
+    ///
+    /// # Panics
+    /// When it has fewer.
+    pub fn last_rows(&self, outputs: usize) -> Linear {
+        assert!(outputs <= self.outputs, "the matrix has {} rows", self.outputs);
+        let Weight::Bf16 { numbers, start } = &self.weight;
+        let start = start + (self.outputs - outputs) * self.inputs;
+        let weight = Weight::Bf16 { numbers: Arc::clone(numbers), start };
+        Linear { outputs, inputs: self.inputs, weight }
     }
 
     /// Rows of the matrix: the width of a product.

@@ -5,8 +5,8 @@ use std::ffi::c_void;
 
 use super::error::{CudaError, check_launch};
 use super::ffi::kernels::{
-    self, QkvParams, SKINNY_BF16, SKINNY_F32, SKINNY_INPUTS_MULTIPLE, SKINNY_OUTPUTS_MULTIPLE, SKINNY_QKV,
-    SKINNY_RESIDUAL, SKINNY_ROWS_MAX, SKINNY_SWIGLU, SkinnyParams,
+    self, QkvParams, SKINNY_ADD_F32, SKINNY_BF16, SKINNY_F32, SKINNY_INPUTS_MULTIPLE,
+    SKINNY_OUTPUTS_MULTIPLE, SKINNY_QKV, SKINNY_RESIDUAL, SKINNY_ROWS_MAX, SKINNY_SWIGLU, SkinnyParams,
 };
 use super::gemm::{Gemm, GemmOperands, GemmOutput, GemmShape};
 use super::linear::{Linear, Weight};
@@ -33,7 +33,7 @@ pub struct DeferredScale {
 
 /// What happens to the product `x Wᵀ`, `[rows][outputs]`. All pointers are device memory.
 ///
-/// Every kernel can store. The others are fused: only the skinny kernel has them, so they need
+/// Every kernel can store and add. The others are fused: only the skinny kernel has them, so they need
 /// a matrix and a number of rows for which [`fuses`] or [`fuses_swiglu`] holds.
 #[derive(Clone, Copy, Debug)]
 pub enum Epilogue {
@@ -41,6 +41,8 @@ pub enum Epilogue {
     StoreBf16(*mut u16),
     /// Stores fp32 `[rows][outputs]`.
     StoreF32(*mut f32),
+    /// Adds to fp32 `[rows][outputs]`.
+    AddF32(*mut f32),
     /// The matrix is gate, then up, `[2 * width][inputs]`: stores `silu(gate) * up`.
     SwiGlu {
         /// bf16 `[rows][width]`.
@@ -71,11 +73,12 @@ pub enum Epilogue {
 }
 
 impl Epilogue {
-    /// Destination and format of a product that is only stored; `None` for a fused epilogue.
+    /// Destination and format of a product that is only stored or added; `None` for a fused epilogue.
     fn stored(&self) -> Option<(*mut c_void, GemmOutput)> {
         match *self {
             Epilogue::StoreBf16(y) => Some((y.cast(), GemmOutput::Bf16)),
             Epilogue::StoreF32(y) => Some((y.cast(), GemmOutput::F32)),
+            Epilogue::AddF32(y) => Some((y.cast(), GemmOutput::AddF32)),
             Epilogue::SwiGlu { .. } | Epilogue::Residual { .. } | Epilogue::Qkv { .. } => None,
         }
     }
@@ -191,6 +194,7 @@ fn skinny_params(weights: *const u16, shape: [usize; 2], input: Input, epilogue:
     match *epilogue {
         Epilogue::StoreBf16(y) => SkinnyParams { kind: SKINNY_BF16 as i32, y: y.cast(), ..params },
         Epilogue::StoreF32(y) => SkinnyParams { kind: SKINNY_F32 as i32, y: y.cast(), ..params },
+        Epilogue::AddF32(y) => SkinnyParams { kind: SKINNY_ADD_F32 as i32, y: y.cast(), ..params },
         Epilogue::SwiGlu { y, scale } => SkinnyParams {
             kind: SKINNY_SWIGLU as i32,
             y: y.cast(),

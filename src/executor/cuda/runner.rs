@@ -65,7 +65,8 @@ struct StepKey {
 
 impl StepKey {
     fn inputs(&self) -> InputSizes {
-        InputSizes { rows: self.step.rows, logit_rows: self.step.logit_rows, sequences: self.sequences }
+        let StepSizes { rows, logit_rows, .. } = self.step;
+        InputSizes { rows, logit_rows, sequences: self.sequences, sources: 0 }
     }
 
     /// Layout of the results of a verification.

@@ -89,6 +89,8 @@ impl StepInputs {
             gather: self.at(layout.gather),
             items: self.at(layout.items),
             item_count: self.at(0),
+            states: self.at(2),
+            sources: self.at(layout.sources),
             merges: self.at(layout.merges),
             prefill_items: self.at(self.written.prefill_items),
             tables: self.at(0),

@@ -55,6 +55,8 @@ pub struct InputSizes {
     pub logit_rows: usize,
     /// Sequences.
     pub sequences: usize,
+    /// Rows that a draft head takes states from; 0 for a model.
+    pub sources: usize,
 }
 
 /// Where each part starts, in words.
@@ -70,19 +72,20 @@ pub(super) struct Layout {
     pub drafts: usize,
     pub parents: usize,
     pub sequences: usize,
+    pub sources: usize,
     pub merges: usize,
     pub items: usize,
 }
 
 impl Layout {
     pub fn new(sizes: InputSizes) -> Layout {
-        let mut next = ALIGNMENT_WORDS; // the counts of items and merges
+        let mut next = ALIGNMENT_WORDS; // the counts of items and merges, the span of hidden states
         let mut part = |words: usize| {
             let start = next;
             next += words.next_multiple_of(ALIGNMENT_WORDS);
             start
         };
-        let InputSizes { rows, logit_rows, sequences } = sizes;
+        let InputSizes { rows, logit_rows, sequences, sources } = sizes;
         Layout {
             tokens: part(rows),
             positions: part(rows),
@@ -94,6 +97,7 @@ impl Layout {
             drafts: part(logit_rows),
             parents: part(logit_rows),
             sequences: part(sequences * size_of::<VerifySequence>() / 4),
+            sources: part(sources),
             // A tile has at least one row, so there are no more merges than rows.
             merges: part(rows * ITEM_WORDS),
             items: part(0),
@@ -131,7 +135,8 @@ pub fn words_needed(sizes: InputSizes, step: &HostStep) -> usize {
 pub fn write(words: &mut [u32], sizes: InputSizes, step: &HostStep) -> Written {
     let layout = Layout::new(sizes);
     let (plan, sampling, verify) = (&step.plan, &step.sampling, &step.verify);
-    put(words, 0, &[plan.items.len() as i32, plan.merges.len() as i32]);
+    let [first_state, states] = step.states;
+    put(words, 0, &[plan.items.len() as i32, plan.merges.len() as i32, first_state, states]);
     put(words, layout.merges, &plan.merges);
     put_padded(words, layout.tokens, &step.tokens, sizes.rows, -1);
     put_padded(words, layout.positions, &plan.positions, sizes.rows, 0);
@@ -142,6 +147,7 @@ pub fn write(words: &mut [u32], sizes: InputSizes, step: &HostStep) -> Written {
     put_padded(words, layout.drafts, &verify.drafts, sizes.logit_rows, -1);
     put_padded(words, layout.parents, &verify.parents, sizes.logit_rows, 0);
     let no_sequence = VerifySequence { first_row: 0, drafts: -1, tree: 0 };
+    put_padded(words, layout.sources, &step.sources, sizes.sources, -1);
     put_padded(words, layout.sequences, &verify.sequences, sizes.sequences, no_sequence);
 
     let after_items = put(words, layout.items, &plan.items);
@@ -212,7 +218,7 @@ mod tests {
     #[test]
     fn parts_do_not_overlap_and_start_at_sixteen_bytes() {
         for (rows, logit_rows, sequences) in [(1, 1, 1), (24, 8, 7), (1024, 1024, 256), (4160, 0, 33)] {
-            let layout = Layout::new(InputSizes { rows, logit_rows, sequences });
+            let layout = Layout::new(InputSizes { rows, logit_rows, sequences, sources: rows });
             let parts = [
                 (layout.tokens, rows),
                 (layout.positions, rows),
@@ -274,7 +280,7 @@ mod tests {
             step.sampling.push_masked(&biased, 1, &TokenHistory::none(), mask);
         }
 
-        let sizes = InputSizes { rows: 8, logit_rows: 8, sequences: 2 };
+        let sizes = InputSizes { rows: 8, logit_rows: 8, sequences: 2, sources: 4 };
         let mut words = vec![u32::MAX; words_needed(sizes, &step)];
         let written = write(&mut words, sizes, &step);
         let layout = Layout::new(sizes);

@@ -9,12 +9,14 @@ use super::step_results::VerdictResults;
 use crate::protocol::{ExecutorError, Verdict, VerifyRow};
 use crate::sampling::TokenHistory;
 
-/// Runs checked rows and writes one verdict per row to `out`.
+/// Runs checked rows and writes one verdict per row to `out`. `states` says where the rows' hidden states
+/// go: the row of the first, and how many.
 ///
 /// # Errors
 /// [`ExecutorError::Device`], also when the device's results make no sense.
 pub fn run(
     rows: &[VerifyRow],
+    states: [i32; 2],
     runner: &mut Runner,
     queue: &mut DeviceQueue,
     out: &mut Vec<Verdict>,
@@ -24,6 +26,7 @@ pub fn run(
         return Ok(());
     }
     fill(rows, &mut runner.step);
+    runner.step.states = states;
     runner.run(StepOutput::Verdicts, queue)?;
     read(rows, &runner.step, runner.verdicts(), runner.model.spec().vocab_size as u32, out)
 }

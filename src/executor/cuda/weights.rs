@@ -86,7 +86,7 @@ impl DeviceWeights {
         shard: Shard,
         stream: &Stream,
     ) -> Result<DeviceWeights, ExecutorError> {
-        check_biases(model)?;
+        check_biases(&model.weights.layers)?;
         let mut uploader = Uploader::new(shard, stream)?;
         let weights = uploader.model(model)?;
         stream.synchronize()?;
@@ -102,11 +102,12 @@ pub fn weight_bytes(spec: &ModelSpec, tied_head: bool) -> usize {
     2 * (embedding + spec.layers * layer)
 }
 
-fn check_biases(model: &LoadedModel) -> Result<(), ExecutorError> {
+/// Checks that layers have no bias that no kernel adds.
+pub(super) fn check_biases(layers: &[LayerWeights]) -> Result<(), ExecutorError> {
     let unsupported = |layer: &LayerWeights| {
         layer.tensors().any(|(role, _)| matches!(role, LayerTensor::Bias(projection) if !projection.is_qkv()))
     };
-    match model.weights.layers.iter().position(unsupported) {
+    match layers.iter().position(unsupported) {
         Some(layer) => Err(ExecutorError::Malformed(format!(
             "layer {layer} has a bias outside the query, key and value projections: not supported on CUDA"
         ))),
@@ -116,7 +117,7 @@ fn check_biases(model: &LoadedModel) -> Result<(), ExecutorError> {
 
 /// Copies tensors to the device through two staging buffers: one is filled while the other is
 /// on the bus.
-struct Uploader<'a> {
+pub(super) struct Uploader<'a> {
     shard: Shard,
     stream: &'a Stream,
     staging: [PinnedBuffer<u16>; 2],
@@ -126,7 +127,7 @@ struct Uploader<'a> {
 }
 
 impl<'a> Uploader<'a> {
-    fn new(shard: Shard, stream: &'a Stream) -> Result<Uploader<'a>, CudaError> {
+    pub(super) fn new(shard: Shard, stream: &'a Stream) -> Result<Uploader<'a>, CudaError> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(COPY_THREADS_MAX);
         Ok(Uploader {
             shard,
@@ -152,7 +153,12 @@ impl<'a> Uploader<'a> {
         Ok(DeviceWeights { embedding, head, final_norm: self.whole(&weights.final_norm)?, layers })
     }
 
-    fn layer(&mut self, layer: &LayerWeights, spec: &ModelSpec) -> Result<DeviceLayer, ExecutorError> {
+    /// A layer of a model of this shape.
+    pub(super) fn layer(
+        &mut self,
+        layer: &LayerWeights,
+        spec: &ModelSpec,
+    ) -> Result<DeviceLayer, ExecutorError> {
         use Projection::{Down, Gate, Key, Output, Query, Up, Value};
         let shard = self.shard;
         let weight = |projection: Projection| {
@@ -195,18 +201,18 @@ impl<'a> Uploader<'a> {
     }
 
     /// One matrix from the rows of several that have the same inputs.
-    fn linear(&mut self, parts: &[TensorPart<'_>]) -> Result<Linear, CudaError> {
+    pub(super) fn linear(&mut self, parts: &[TensorPart<'_>]) -> Result<Linear, CudaError> {
         let outputs = parts.iter().map(TensorPart::rows).sum();
         Ok(Linear::bf16(self.stacked(parts)?, outputs, parts[0].columns()))
     }
 
     /// A tensor that every rank holds.
-    fn whole(&mut self, tensor: &Tensor) -> Result<DeviceBuffer<u16>, CudaError> {
+    pub(super) fn whole(&mut self, tensor: &Tensor) -> Result<DeviceBuffer<u16>, CudaError> {
         self.stacked(&[TensorPart::whole(tensor)])
     }
 
     /// Parts of tensors in one buffer, one after the other.
-    fn stacked(&mut self, parts: &[TensorPart<'_>]) -> Result<DeviceBuffer<u16>, CudaError> {
+    pub(super) fn stacked(&mut self, parts: &[TensorPart<'_>]) -> Result<DeviceBuffer<u16>, CudaError> {
         let total = parts.iter().map(TensorPart::elements).sum();
         let mut buffer = DeviceBuffer::uninitialized(total)?;
         let mut offset = 0;

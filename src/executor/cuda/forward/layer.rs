@@ -9,7 +9,8 @@ use super::products::LayerProducts;
 use crate::executor::cuda::buffer::DeviceBuffer;
 use crate::executor::cuda::error::{CudaError, check_launch};
 use crate::executor::cuda::ffi::kernels::{self, AttentionParams, QkvParams, RmsNormParams, SwigluParams};
-use crate::executor::cuda::product::{DeferredScale, Epilogue, Product};
+use crate::executor::cuda::linear::Linear;
+use crate::executor::cuda::product::{DeferredScale, Epilogue, Input, Product};
 use crate::executor::cuda::scratch::qkv_width;
 use crate::executor::cuda::weights::DeviceLayer;
 
@@ -44,32 +45,109 @@ impl<'a> Pass<'a> {
         let layer = self.layer_weights(index);
         let products = self.products(layer);
         self.norm(&layer.attention_norm, index > 0, NormScale::before(index))?;
+        self.take_states(index)?;
         self.multiply(products.qkv)?;
         self.rotate(index)?;
         self.attend(index)?;
-        self.multiply(products.output)?;
-        self.sum_over_ranks()?;
-        self.norm(&layer.mlp_norm, true, NormScale::Deferred)?;
-        self.multiply(products.gate_up)?;
-        self.activate()?;
-        self.multiply(products.down)?;
-        self.sum_over_ranks()
+        self.after_attention(index, self.scratch.attended.ptr())
     }
 
     /// The output and down projections add to the residual stream and do the work of the next
     /// norm except for its scale, by which the next product multiplies. The first layer's input
     /// comes from the norm kernel.
     fn fused_layer(&mut self, index: usize) -> Result<(), CudaError> {
-        let layer = self.layer_weights(index);
-        let products = self.products(layer);
+        self.take_states(index)?;
+        let products = self.products(self.layer_weights(index));
         self.fused_qkv(index, products.qkv)?;
         self.attend(index)?;
-        self.fused_residual(products.output, &layer.mlp_norm)?;
-        self.fused_swiglu(products.gate_up)?;
-        // After the last layer the weighted result is not read, only the residual stream.
-        let next = self.weights.layers.get(index + 1);
-        let norm = next.map_or(&self.weights.final_norm, |layer| &layer.attention_norm);
-        self.fused_residual(products.down, norm)
+        self.after_attention(index, self.scratch.attended.ptr())
+    }
+
+    /// Enqueues what follows the attention of a layer, whose result `attended` points to,
+    /// `[rows][heads * head_dim]`. The last layer's addition is left to the norm behind it unless the
+    /// pass is fused.
+    ///
+    /// # Errors
+    /// When a launch fails.
+    pub fn after_attention(&mut self, index: usize, attended: *const u16) -> Result<(), CudaError> {
+        let layer = self.layer_weights(index);
+        let LayerProducts { mut output, gate_up, down, .. } = self.products(layer);
+        output.input.x = attended;
+        if self.fused {
+            self.fused_residual(output, &layer.mlp_norm)?;
+            self.fused_swiglu(gate_up)?;
+            // After the last layer the weighted result is not read, only the residual stream.
+            let next = self.weights.layers.get(index + 1);
+            let norm = next.map_or(&self.weights.final_norm, |layer| &layer.attention_norm);
+            return self.fused_residual(down, norm);
+        }
+        self.multiply(output)?;
+        self.sum_over_ranks()?;
+        self.norm(&layer.mlp_norm, true, NormScale::Deferred)?;
+        self.multiply(gate_up)?;
+        self.activate()?;
+        self.multiply(down)?;
+        self.sum_over_ranks()
+    }
+
+    /// Enqueues queries, keys and values of a layer from `input`, `[rows][inputs of the projection]`,
+    /// normed. For a first layer only: no scale is applied.
+    ///
+    /// # Errors
+    /// When a launch fails.
+    pub fn project_from(&mut self, index: usize, input: *const u16) -> Result<(), CudaError> {
+        let layer = self.layer_weights(index);
+        let mut qkv = self.products(layer).qkv;
+        qkv.input.x = input;
+        if !self.fused || layer.query_norm.is_some() || layer.key_norm.is_some() {
+            self.multiply(qkv)?;
+            return self.rotate(index);
+        }
+        let epilogue = Epilogue::Qkv { rotation: self.rotation(index), scale: None };
+        self.multiply(Product { epilogue, ..qkv })
+    }
+
+    /// Enqueues keys and values alone from `input`, normed hidden states of the first rows of the step
+    /// from `first_row` on; `linear` has the last rows of the fused projection.
+    ///
+    /// # Errors
+    /// When a launch fails.
+    pub fn write_keys_and_values(
+        &mut self,
+        index: usize,
+        linear: &Linear,
+        input: *const u16,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<(), CudaError> {
+        let input = Input { x: input, rows };
+        let epilogue = Epilogue::StoreBf16(self.scratch.qkv.mut_ptr());
+        self.multiply(Product { linear, input, epilogue })?;
+        let queries = self.spec.heads * self.spec.head_dim;
+        let all = self.rotation(index);
+        let params = QkvParams {
+            scales: ptr::null(),
+            bias: if all.bias.is_null() { all.bias } else { all.bias.wrapping_add(queries) },
+            q_norm: ptr::null(),
+            positions: all.positions.wrapping_add(first_row),
+            slots: all.slots.wrapping_add(first_row),
+            rows: rows as i32,
+            heads: 0,
+            ..all
+        };
+        // SAFETY: positions and slots lie within the rotation table and the pool (see `Pass`), and
+        // `qkv` has room for fewer heads than those of a layer.
+        check_launch(unsafe { kernels::specserve_qkv(&params, self.stream.raw()) }, "qkv")
+    }
+
+    /// Takes the stream that enters a layer, if a draft head reads it. The stream is complete: by a
+    /// fused layer, or by the layer's own norm.
+    fn take_states(&mut self, index: usize) -> Result<(), CudaError> {
+        let Some(rows) = &mut self.hidden_rows else { return Ok(()) };
+        let (residual, sizes) = (self.scratch.residual.ptr(), self.sizes);
+        // SAFETY: the residual stream has `rows` rows, and `states` names rows of the buffer (see
+        // `Pass`).
+        unsafe { rows.take(index, residual, sizes.rows, self.step.states, self.stream) }
     }
 
     /// Queries, keys and values with bias and rotation. Where heads have norms of their own,
@@ -197,7 +275,11 @@ impl<'a> Pass<'a> {
         self.kv.mut_ptr().wrapping_add(index * layer_elements)
     }
 
-    fn attend(&mut self, index: usize) -> Result<(), CudaError> {
+    /// Enqueues the attention of a layer.
+    ///
+    /// # Errors
+    /// When a launch fails.
+    pub fn attend(&mut self, index: usize) -> Result<(), CudaError> {
         let params = self.attention(index);
         let (sizes, raw) = (self.sizes, self.stream.raw());
         let large = i32::from(sizes.large);

@@ -1,6 +1,7 @@
 //! A forward pass while it is enqueued: what all of its launches share, and the launches before
 //! and behind the layers.
 
+use super::hidden_rows::HiddenRows;
 use super::products::head_product;
 use super::step::{StepAddresses, StepSizes};
 use crate::executor::cuda::buffer::DeviceBuffer;
@@ -48,6 +49,8 @@ pub struct Pass<'a> {
     pub stream: &'a Stream,
     /// Whether products do the work of the norms, activations and additions around them.
     pub fused: bool,
+    /// Where hidden states go.
+    pub hidden_rows: Option<&'a mut HiddenRows>,
 }
 
 impl Pass<'_> {
@@ -69,6 +72,17 @@ impl Pass<'_> {
     /// The last norm and the logits, only of the rows that need them. Each rank computes its
     /// columns of the logits and gets those of the others.
     pub fn head(&mut self) -> Result<(), CudaError> {
+        self.final_norm()?;
+        let rows = self.sizes.logit_rows;
+        let product = head_product(self.weights, self.scratch, rows);
+        // SAFETY: `head_input` and `logits` have `rows` rows (see `Pass`).
+        unsafe { product.run(self.gemm, self.stream)? };
+        let columns = self.weights.head.outputs();
+        self.communicator.all_gather(&mut self.scratch.logits, rows, columns, self.stream)
+    }
+
+    /// The last norm, only of the rows that need logits.
+    pub fn final_norm(&mut self) -> Result<(), CudaError> {
         let rows = self.sizes.logit_rows;
         let params = RmsNormParams {
             residual: self.scratch.residual.mut_ptr(),
@@ -84,11 +98,6 @@ impl Pass<'_> {
         };
         // SAFETY: `gather` names rows of the residual stream, `head_input` has `rows` rows (see
         // `Pass`).
-        check_launch(unsafe { kernels::specserve_rmsnorm(&params, self.stream.raw()) }, "rmsnorm")?;
-        let product = head_product(self.weights, self.scratch, rows);
-        // SAFETY: `head_input` and `logits` have `rows` rows (see `Pass`).
-        unsafe { product.run(self.gemm, self.stream)? };
-        let columns = self.weights.head.outputs();
-        self.communicator.all_gather(&mut self.scratch.logits, rows, columns, self.stream)
+        check_launch(unsafe { kernels::specserve_rmsnorm(&params, self.stream.raw()) }, "rmsnorm")
     }
 }

@@ -20,6 +20,10 @@ pub struct StepAddresses {
     pub items: *const AttentionItem,
     /// How many, and how many merges.
     pub item_count: *const i32,
+    /// Where the hidden states of the first rows go, `[2]`: the row of the first, and how many.
+    pub states: *const i32,
+    /// Rows that a draft head takes states from; -1 is padding.
+    pub sources: *const i32,
     /// Tiles whose chunks are merged.
     pub merges: *const AttentionItem,
     /// Work of the prefill kernel.
