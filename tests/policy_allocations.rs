@@ -66,6 +66,7 @@ fn terms(first_us: f64, row_us: f64) -> LatencyTerms {
         prefill_step_us: 10.0,
         prefill_attended_us: 0.0,
         round_us: 0.0,
+        head: None,
     }
 }
 

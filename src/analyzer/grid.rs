@@ -4,7 +4,8 @@
 //! tokens and over several contexts, so that the context terms can be told from the
 //! staircase. Prefill: several chunks, at the start of a prompt and far into one, alone and
 //! beside decoding rows. The draft model's catch-up: as many tokens that the first row feeds
-//! before its last one.
+//! before its last one. A draft head has none; its rounds are measured with several calls and with
+//! one, if it drafts a token per call, and with many hidden states to read.
 
 use std::ops::ControlFlow;
 
@@ -36,6 +37,10 @@ const COARSE_CONTEXT_MAX: u32 = 2048;
 const BESIDE_PREFILL: [(u32, u32); 3] = [(0, 0), (4, 4), (16, 4)];
 /// Rows that draft beside a catch-up.
 const BESIDE_CATCH_UP: [(u32, u32); 2] = [(1, 1), (8, 8)];
+/// Tokens whose hidden states a draft head reads in a round, beside the last one of each row.
+const STATE_TOKENS: [u32; 4] = [4, 16, 64, 256];
+/// The numbers of states without which reading has no price.
+const LEAST_STATE_TOKENS: u32 = 64;
 /// Context of the rows beside a prefill chunk.
 const CONTEXT_BESIDE_PREFILL: u32 = 128;
 
@@ -61,10 +66,13 @@ pub struct Shape {
     pub sequences: u32,
     /// Committed tokens of each, the first input token included.
     pub context_tokens: u32,
-    /// Target: prefill tokens of one more sequence. Draft: catch-up tokens of the first.
+    /// Target: prefill tokens of one more sequence. Draft model: catch-up tokens of the first. Draft
+    /// head: tokens of the first whose states it reads beside the last one.
     pub prefill_tokens: u32,
     /// Tokens of that sequence that stand before them.
     pub prefill_done_tokens: u32,
+    /// Draft head: calls of the round; `None` of a model.
+    pub head_calls: Option<u32>,
     /// How soon it is measured.
     pub tier: Tier,
 }
@@ -77,7 +85,11 @@ impl Shape {
 
     /// Executor calls in one measurement of it.
     pub fn calls(&self) -> u32 {
-        if self.model == ModelRole::Draft && self.prefill_tokens == 0 { ROUND_CALLS } else { 1 }
+        match (self.model, self.head_calls) {
+            (_, Some(calls)) => calls,
+            (ModelRole::Draft, None) if self.prefill_tokens == 0 => ROUND_CALLS,
+            _ => 1,
+        }
     }
 
     /// Positions that each decoding sequence needs.
@@ -107,20 +119,24 @@ impl Shape {
             context_tokens: self.context_tokens,
             prefill_tokens: self.prefill_tokens,
             prefill_done_tokens: self.prefill_done_tokens,
+            head_calls: self.head_calls,
             micros,
         }
     }
 }
 
 /// What the engine runs just before such a batch: a drafting round before verification, a
-/// pass of the target before drafting. `None` where nothing fits.
+/// pass of the target before drafting. `None` where nothing fits, and before a draft head, whose
+/// states come from a pass of the target anyway.
 pub fn lead(info: &ExecutorInfo, shape: &Shape) -> Option<Shape> {
     let plain = Shape { prefill_tokens: 0, prefill_done_tokens: 0, ..*shape };
     let lead = match shape.model {
         ModelRole::Target if shape.queries() > 1 => {
-            Shape { model: ModelRole::Draft, rows: shape.sequences, ..plain }
+            let head_calls = head_calls(info);
+            Shape { model: ModelRole::Draft, rows: shape.sequences, head_calls, ..plain }
         }
         ModelRole::Target => return None,
+        ModelRole::Draft if shape.head_calls.is_some() => return None,
         ModelRole::Draft => Shape {
             model: ModelRole::Target,
             rows: 1,
@@ -141,7 +157,19 @@ pub fn shapes(info: &ExecutorInfo) -> Vec<Shape> {
         grid.decode(ModelRole::Draft);
         grid.prefill(ModelRole::Draft, &BESIDE_CATCH_UP);
     }
+    if info.has_draft_head() {
+        grid.decode(ModelRole::Draft);
+        grid.rounds_of_one_call();
+        grid.reading();
+    }
     grid.shapes
+}
+
+/// Calls of a round of the draft head, as far as there is one: of a head of blocks there is no
+/// second.
+fn head_calls(info: &ExecutorInfo) -> Option<u32> {
+    let needs = info.drafter.as_ref().filter(|needs| needs.reads_hidden_states())?;
+    Some(if needs.block_tokens > 0 { 1 } else { ROUND_CALLS })
 }
 
 /// Which of a row count's splits into sequences a shape has.
@@ -203,6 +231,7 @@ impl Grid<'_> {
             context_tokens: 1,
             prefill_tokens: 0,
             prefill_done_tokens: 0,
+            head_calls: head_calls(self.info).filter(|_| model == ModelRole::Draft),
             tier: Tier::Full,
         };
         let Some(longest) = self.longest_context(shape) else { return };
@@ -264,9 +293,44 @@ impl Grid<'_> {
                         },
                         prefill_tokens,
                         prefill_done_tokens,
+                        head_calls: None,
                         tier,
                     });
                 }
+            }
+        }
+    }
+
+    /// Those of a head's rounds with little context, as rounds of one call: what a round adds to its
+    /// calls shows between the two.
+    fn rounds_of_one_call(&mut self) {
+        let with_calls = |shape: &&Shape| shape.head_calls.is_some_and(|calls| calls > 1);
+        let with_calls: Vec<Shape> = self.shapes.iter().filter(with_calls).copied().collect();
+        for shape in with_calls.into_iter().filter(|shape| shape.tier < Tier::Full) {
+            self.push(Shape { head_calls: Some(1), ..shape });
+        }
+    }
+
+    /// Rounds of a head with many states to read.
+    fn reading(&mut self) {
+        for (index, (rows, sequences)) in BESIDE_CATCH_UP.into_iter().enumerate() {
+            for prefill_tokens in STATE_TOKENS {
+                let tier = match index {
+                    0 if prefill_tokens == LEAST_STATE_TOKENS => Tier::Least,
+                    0 => Tier::Coarse,
+                    _ => Tier::Full,
+                };
+                self.push(Shape {
+                    model: ModelRole::Draft,
+                    rows,
+                    sequences,
+                    // the states, that of the last token but one, and the last token
+                    context_tokens: prefill_tokens + 2,
+                    prefill_tokens,
+                    prefill_done_tokens: 0,
+                    head_calls: Some(1),
+                    tier,
+                });
             }
         }
     }
@@ -298,8 +362,11 @@ impl Grid<'_> {
         let blocks = |positions: u32| u64::from(positions.div_ceil(info.block_tokens));
         let pool = match shape.model {
             ModelRole::Target => info.target_blocks,
+            ModelRole::Draft if shape.head_calls.is_some() => info.target_blocks,
             ModelRole::Draft => info.draft_blocks(),
         };
+        // a head drafts behind a token whose states it has read
+        let least_context = if shape.head_calls.is_some() { shape.prefill_tokens + 2 } else { 1 };
         let prefill_positions = shape.prefill_positions();
         let decoding =
             if shape.rows == 0 { 0 } else { blocks(shape.positions()) * u64::from(shape.sequences) };
@@ -309,6 +376,7 @@ impl Grid<'_> {
             && sequences <= info.batch_sequences_max
             && shape.queries() <= self.queries_max(shape.model)
             && (shape.rows == 0 || shape.positions() <= info.context_tokens_max)
+            && (shape.rows == 0 || shape.context_tokens >= least_context)
             && prefill_positions <= info.context_tokens_max
     }
 }

@@ -3,7 +3,7 @@
 use super::grid::{Shape, Tier, lead};
 use super::workbench::{Workbench, shuffle};
 use super::{AnalyzerError, AnalyzerOptions, Progress};
-use crate::executor::{DraftChains, Executor};
+use crate::executor::{DraftChains, Drafter, Executor};
 use crate::protocol::{
     Clock, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, Verdict, VerifyRow,
 };
@@ -151,18 +151,37 @@ impl Cell {
 /// A batch that is ready to run.
 enum Batch {
     Verify(Vec<VerifyRow>),
-    Draft { seeds: Vec<DraftSeed>, calls: u32, keep: Vec<u32> },
+    Draft { round: Round, states: Option<States> },
+}
+
+/// A drafting round.
+struct Round {
+    seeds: Vec<DraftSeed>,
+    calls: u32,
+    keep: Vec<u32>,
+}
+
+/// What comes before a round of a draft head: it reads what other batches have left, and the target
+/// computes the states of this round.
+struct States {
+    /// Seeds that want no proposal.
+    idle: Vec<DraftSeed>,
+    rows: Vec<VerifyRow>,
 }
 
 impl Batch {
     fn new(workbench: &Workbench, shape: &Shape) -> Batch {
         match shape.model {
             ModelRole::Target => Batch::Verify(workbench.verify_rows(shape)),
-            ModelRole::Draft => Batch::Draft {
-                seeds: workbench.draft_seeds(shape),
-                calls: shape.calls(),
-                keep: (0..shape.sequences).collect(),
-            },
+            ModelRole::Draft => {
+                let seeds = workbench.draft_seeds(shape);
+                let states = shape.head_calls.map(|_| States {
+                    idle: seeds.iter().take(1).map(|seed| DraftSeed { limit: 0, ..seed.clone() }).collect(),
+                    rows: workbench.states(shape),
+                });
+                let keep = (0..shape.sequences).collect();
+                Batch::Draft { round: Round { seeds, calls: shape.calls(), keep }, states }
+            }
         }
     }
 }
@@ -192,29 +211,49 @@ impl<'a> Bench<'a> {
     /// Runs a batch; microseconds of one call, `None` when a round ended early because a
     /// proposal was not finite.
     fn time(&mut self, batch: &Batch) -> Result<Option<f64>, ExecutorError> {
+        if let Batch::Draft { states: Some(states), .. } = batch {
+            self.chains.start(drafter(self.executor)?, &states.idle, &mut self.proposals)?;
+            self.verify(&states.rows)?;
+        }
         let start = self.clock.now();
         let calls = match batch {
             Batch::Verify(rows) => {
-                self.verdicts.clear();
-                self.executor.target().verify(rows, &mut self.verdicts)?;
+                self.verify(rows)?;
                 1
             }
-            Batch::Draft { seeds, calls, keep } => {
-                let none = || ExecutorError::Malformed("there is no draft model".to_owned());
-                let drafter = self.executor.drafter().ok_or_else(none)?;
-                self.chains.start(drafter, seeds, &mut self.proposals)?;
-                for _ in 1..*calls {
-                    if self.proposals.iter().any(|proposal| !proposal.finite) {
-                        return Ok(None);
-                    }
-                    self.chains.extend(drafter, keep, &mut self.proposals)?;
+            Batch::Draft { round, .. } => {
+                if !self.draft(round)? {
+                    return Ok(None);
                 }
-                *calls
+                round.calls
             }
         };
         let micros = (self.clock.now() - start).0 as f64 / f64::from(calls);
         Ok((micros > 0.0).then_some(micros))
     }
+
+    fn verify(&mut self, rows: &[VerifyRow]) -> Result<(), ExecutorError> {
+        self.verdicts.clear();
+        self.executor.target().verify(rows, &mut self.verdicts)
+    }
+
+    /// Whether all calls of the round were made, and all seeds that want proposals got some.
+    fn draft(&mut self, round: &Round) -> Result<bool, ExecutorError> {
+        let drafter = drafter(self.executor)?;
+        self.chains.start(drafter, &round.seeds, &mut self.proposals)?;
+        for _ in 1..round.calls {
+            if !self.proposals.iter().all(|proposal| proposal.finite) {
+                return Ok(false);
+            }
+            self.chains.extend(drafter, &round.keep, &mut self.proposals)?;
+        }
+        let proposed = self.proposals.iter().all(|proposal| proposal.finite);
+        Ok(proposed || round.seeds.iter().all(|seed| seed.limit == 0))
+    }
+}
+
+fn drafter(executor: &mut dyn Executor) -> Result<&mut dyn Drafter, ExecutorError> {
+    executor.drafter().ok_or_else(|| ExecutorError::Malformed("there is no drafter".to_owned()))
 }
 
 /// A bench with a deadline.
@@ -273,11 +312,10 @@ impl Session<'_, '_> {
                     let next = input.tokens.first().copied();
                     Batch::Verify(vec![VerifyRow::prefill(input, next)])
                 }
-                ModelRole::Draft => Batch::Draft {
-                    seeds: vec![DraftSeed { row: 0, input, limit: 0, mask: None }],
-                    calls: 1,
-                    keep: Vec::new(),
-                },
+                ModelRole::Draft => {
+                    let seeds = vec![DraftSeed { row: 0, input, limit: 0, mask: None }];
+                    Batch::Draft { round: Round { seeds, calls: 1, keep: Vec::new() }, states: None }
+                }
             };
             self.bench.time(&batch)?;
         }

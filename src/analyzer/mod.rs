@@ -25,8 +25,8 @@ pub use record::{RecordJob, RecordOptions, RecordPrompt, RecordText, record};
 pub use start::{StartProfile, analyze_at_start};
 
 use crate::executor::Executor;
-use crate::protocol::{Clock, ExecutorError, Micros, ModelRole, SamplingParams, TokenId};
-use crate::timing::cost_model::Between;
+use crate::protocol::{Clock, ExecutorError, ExecutorInfo, Micros, ModelRole, SamplingParams, TokenId};
+use crate::timing::cost_model::{Between, HeadTerms, LatencyTerms};
 use crate::timing::fit::{Fit, fit};
 use crate::timing::profile::{Fingerprint, Profile};
 use crate::timing::{PROFILE_FORMAT, ProfileError, ProfilePoint};
@@ -103,14 +103,15 @@ pub fn analyze(
     let between = between(&fingerprint);
     let target = fit(&points, ModelRole::Target, between, HOLD_OUT_EVERY)?;
     let draft = info
-        .has_draft_model()
+        .drafts_on_device()
         .then(|| fit(&points, ModelRole::Draft, between, HOLD_OUT_EVERY))
         .transpose()?;
-    Ok(measured_profile(fingerprint, target, draft, points))
+    Ok(measured_profile(&info, fingerprint, target, draft, points))
 }
 
 /// The profile of fits to measured points.
 fn measured_profile(
+    info: &ExecutorInfo,
     fingerprint: Fingerprint,
     target: Fit,
     draft: Option<Fit>,
@@ -124,10 +125,23 @@ fn measured_profile(
         target: target.terms,
         target_error: Some(target.held_out),
         draft_error: draft.as_ref().map(|draft| draft.held_out),
-        draft: draft.map(|draft| draft.terms),
+        draft: draft.map(|draft| of_drafter(info, draft.terms)),
         reliability: None,
         points,
     }
+}
+
+/// Drafts that one call of the executor's drafter makes for a sequence at most.
+fn drafts_per_call(info: &ExecutorInfo) -> u32 {
+    let block_tokens = info.drafter.as_ref().map_or(0, |needs| needs.block_tokens);
+    block_tokens.min(info.draft_tokens_max).max(1)
+}
+
+/// The terms of the executor's drafter, which say what it is beside how long it takes.
+fn of_drafter(info: &ExecutorInfo, terms: LatencyTerms) -> LatencyTerms {
+    let state_token_us = terms.head.map_or(0.0, |head| head.state_token_us);
+    let head = HeadTerms { drafts_per_call: drafts_per_call(info), state_token_us };
+    LatencyTerms { head: info.has_draft_head().then_some(head), ..terms }
 }
 
 /// Measures the shapes of the grid that there is time for.

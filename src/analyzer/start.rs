@@ -7,7 +7,10 @@
 
 use super::grid::{Shape, Tier, shapes};
 use super::measure;
-use super::{AnalyzerError, AnalyzerOptions, HOLD_OUT_EVERY, HOST_US, OnProgress, between, measured_profile};
+use super::{
+    AnalyzerError, AnalyzerOptions, HOLD_OUT_EVERY, HOST_US, OnProgress, between, measured_profile,
+    of_drafter,
+};
 use crate::executor::Executor;
 use crate::protocol::{Clock, ExecutorInfo, Micros, ModelRole};
 use crate::timing::conservative::conservative;
@@ -68,7 +71,7 @@ pub fn analyze_at_start(
         let found = fitted(&points, &readings, &info, &fingerprint);
         match found {
             Ok((target, draft)) => {
-                let profile = measured_profile(fingerprint, target, draft, points);
+                let profile = measured_profile(&info, fingerprint, target, draft, points);
                 return Ok(StartProfile { profile, doubts: vec![], attempts });
             }
             Err(doubts) if attempts == ATTEMPTS_MAX || clock.now() >= deadline => {
@@ -106,7 +109,7 @@ fn fitted(
         }
     };
     let target = one(ModelRole::Target);
-    let draft = if info.has_draft_model() { one(ModelRole::Draft) } else { None };
+    let draft = if info.drafts_on_device() { one(ModelRole::Draft) } else { None };
     match target {
         Some(target) if doubts.is_empty() => Ok((target, draft)),
         _ => Err(doubts),
@@ -188,7 +191,7 @@ fn careful(
             .ok_or_else(|| ProfileError::TooFew("not even one pass was measured".to_owned()))
     };
     let target = terms(ModelRole::Target)?;
-    let draft = info.has_draft_model().then(|| terms(ModelRole::Draft)).transpose()?;
+    let draft = info.drafts_on_device().then(|| terms(ModelRole::Draft)).transpose()?;
     let origin = "modelled: conservative, because the measurements at startup failed their checks";
     Ok(Profile {
         format: PROFILE_FORMAT,
@@ -197,7 +200,7 @@ fn careful(
         fingerprint,
         target,
         target_error: None,
-        draft,
+        draft: draft.map(|terms| of_drafter(info, terms)),
         draft_error: None,
         reliability: None,
         points,

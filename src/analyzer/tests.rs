@@ -1,3 +1,4 @@
+mod heads;
 mod start;
 
 use std::sync::Arc;
@@ -40,6 +41,8 @@ struct LawfulExecutor {
     /// Factor on all times.
     scale: f64,
     round_context: u64,
+    /// Tokens whose hidden states a head has not read.
+    unread_tokens: u64,
     calls: u64,
     longest_us: u64,
 }
@@ -56,6 +59,7 @@ impl LawfulExecutor {
             disturbance: |_, _| (1.0, 0.0),
             scale: 1.0,
             round_context: 0,
+            unread_tokens: 0,
             calls: 0,
             longest_us: 0,
         }
@@ -86,6 +90,7 @@ fn target_law() -> LatencyTerms {
         prefill_step_us: 0.0,
         prefill_attended_us: 0.03,
         round_us: 0.0,
+        head: None,
     }
 }
 
@@ -141,6 +146,8 @@ impl Target for LawfulExecutor {
                 .map(|row| (&row.input, row.drafts == 0 && (row.input.tokens.len() > 1 || !row.samples()))),
         );
         self.spend(self.target.micros(&work));
+        let committed = rows.iter().map(|row| row.input.tokens.len() as u64 - u64::from(row.drafts));
+        self.unread_tokens += committed.sum::<u64>();
         self.inner.verify(rows, out)
     }
 
@@ -151,6 +158,9 @@ impl Target for LawfulExecutor {
 
 impl Drafter for LawfulExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
+        if self.info().has_draft_head() {
+            return self.start_head(seeds, forest);
+        }
         let mut work = Work::default();
         for input in seeds.iter().map(|seed| &seed.input) {
             let missed = input.tokens.len() as u32 - 1;

@@ -15,6 +15,8 @@ const FILL_TOKENS: u32 = 256;
 pub struct Workbench {
     target_blocks: Vec<BlockId>,
     draft_blocks: Vec<BlockId>,
+    /// Most proposals of one call.
+    drafts_per_call: u32,
     block_tokens: u32,
     text: Vec<TokenId>,
     sampling: Arc<SamplingParams>,
@@ -25,6 +27,7 @@ impl Workbench {
         Workbench {
             target_blocks: scattered(info.target_blocks),
             draft_blocks: scattered(info.draft_blocks()),
+            drafts_per_call: super::drafts_per_call(info),
             block_tokens: info.block_tokens,
             text,
             sampling,
@@ -42,10 +45,23 @@ impl Workbench {
         decoding.map(|input| VerifyRow { drafts, ..VerifyRow::decode(input) }).chain(prefill).collect()
     }
 
-    /// The draft model's batch of a shape.
+    /// The drafter's batch of a shape.
     pub fn draft_seeds(&self, shape: &Shape) -> Vec<DraftSeed> {
-        let inputs = self.inputs(shape).decoding;
-        (0..).zip(inputs).map(|(row, input)| DraftSeed { row, input, limit: 1, mask: None }).collect()
+        let (inputs, limit) = (self.inputs(shape).decoding, self.drafts_per_call);
+        (0..).zip(inputs).map(|(row, input)| DraftSeed { row, input, limit, mask: None }).collect()
+    }
+
+    /// The pass of the target that computes the hidden states which the draft head reads in a round of
+    /// this shape: of the token before each row's last, and of as many more before the first one's.
+    pub fn states(&self, shape: &Shape) -> Vec<VerifyRow> {
+        let seeds = self.inputs(shape).decoding.into_iter();
+        let rows = (0..).zip(seeds).map(|(number, seed)| {
+            let more = if number == 0 { shape.prefill_tokens } else { 0 };
+            let next = seed.tokens.first().copied();
+            let input = self.input(number, &seed.blocks, seed.start - 1 - more, more + 1);
+            VerifyRow::prefill(input, next)
+        });
+        rows.collect()
     }
 
     /// Inputs of single sequences that together write every block of both caches, the draft's
@@ -69,6 +85,7 @@ impl Workbench {
     fn inputs(&self, shape: &Shape) -> Inputs {
         let mut blocks = match shape.model {
             ModelRole::Target => self.target_blocks.as_slice(),
+            ModelRole::Draft if shape.head_calls.is_some() => self.target_blocks.as_slice(),
             ModelRole::Draft => self.draft_blocks.as_slice(),
         };
         let mut take = |positions: u32| {
@@ -79,7 +96,7 @@ impl Workbench {
         let decoding = (0..shape.sequences as usize)
             .map(|number| {
                 let blocks = take(shape.positions());
-                let catches_up = shape.model == ModelRole::Draft && number == 0;
+                let catches_up = shape.model == ModelRole::Draft && shape.head_calls.is_none() && number == 0;
                 let missed = if catches_up { shape.prefill_tokens } else { 0 };
                 self.input(number, blocks, shape.context_tokens - 1 - missed, shape.queries() + missed)
             })

@@ -21,6 +21,7 @@ fn profile() -> Profile {
                     context_tokens,
                     prefill_tokens,
                     prefill_done_tokens: 0,
+                    head_calls: None,
                     micros: 1.0,
                 };
                 point.micros = model.micros(&point.work()) * (0.9 + 0.02 * f64::from(rows.ilog2()));
@@ -72,6 +73,7 @@ fn the_picture_is_well_formed_and_shows_every_point() {
         context_tokens: 1,
         prefill_tokens: 0,
         prefill_done_tokens: 0,
+        head_calls: None,
         micros: 1.0,
     }];
     assert!(!draw_profile(&profile).expect("drawn with one point").contains("NaN"));

@@ -73,6 +73,11 @@ impl ExecutorInfo {
         self.draft_blocks() > 0
     }
 
+    /// Whether drafting takes the device's time: by a draft model or a draft head.
+    pub fn drafts_on_device(&self) -> bool {
+        self.has_draft_model() || self.has_draft_head()
+    }
+
     /// Whether there is a draft head, which reads hidden states of the target.
     pub fn has_draft_head(&self) -> bool {
         self.drafter.as_ref().is_some_and(DrafterNeeds::reads_hidden_states)

@@ -13,12 +13,14 @@ use crate::protocol::ModelRole;
 /// What one more row costs at least, in smallest passes.
 const ROW_SHARE_MIN: f64 = 0.125;
 
-/// The model of `role` from `points`; `None` if there is none of it.
+/// The model of `role` from `points`; `None` if there is none of it. Rounds of a draft head that read
+/// more states than those of its rows are no passes over more rows, and do not count.
 pub fn conservative(points: &[ProfilePoint], role: ModelRole) -> Option<LatencyTerms> {
-    let tokens = |point: &ProfilePoint| (point.rows + point.prefill_tokens).max(1);
+    let tokens = |point: &ProfilePoint| (point.rows + point.work().prefill_tokens).max(1);
     let mut passes: Vec<(u32, f64)> = points
         .iter()
         .filter(|point| point.model == role && point.micros.is_finite() && point.micros > 0.0)
+        .filter(|point| point.state_tokens_per_call() == 0.0)
         .map(|point| (tokens(point), point.micros))
         .collect();
     passes.sort_by(|one, other| one.0.cmp(&other.0).then(one.1.total_cmp(&other.1)));
@@ -54,6 +56,7 @@ mod tests {
             context_tokens: 32,
             prefill_tokens,
             prefill_done_tokens: 0,
+            head_calls: None,
             micros,
         }
     }
@@ -85,6 +88,18 @@ mod tests {
     fn beyond_the_measured_sizes_a_token_costs_what_those_before_it_cost() {
         let model = model(&[point(1, 0, 100.0), point(16, 0, 1600.0)]);
         assert!((model.rows_us(512) - 51_200.0).abs() < 1e-6, "{}", model.rows_us(512));
+    }
+
+    #[test]
+    fn a_round_that_reads_the_states_of_many_tokens_is_no_pass_over_many_rows() {
+        let round = |rows, state_tokens, micros| ProfilePoint {
+            model: ModelRole::Draft,
+            head_calls: Some(1),
+            ..point(rows, state_tokens, micros)
+        };
+        let points = [round(1, 0, 100.0), round(8, 0, 400.0), round(1, 64, 150.0)];
+        let terms = conservative(&points, ModelRole::Draft).expect("a model");
+        assert_eq!((&terms.rows[..2], &terms.micros[..2]), (&[1, 8][..], &[100.0, 400.0][..]));
     }
 
     #[test]

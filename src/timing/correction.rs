@@ -8,6 +8,11 @@
 //! is clamped, so that a stall or a cold first step does not poison the planner. A term that was
 //! not observed for a while follows the target's: it is the same machine. The rest of a step,
 //! beside the models, is an additive mean. The input is the step report.
+//!
+//! A draft head reads the hidden states of all tokens that were committed since it last drafted, in
+//! the first call of a round. They are counted, so that a round after a long prompt or many plain
+//! steps does not look like a slow machine. Plans leave them out: the head reads the states of each
+//! token once, whether the next step drafts or a later one.
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +46,9 @@ pub const P99_ERROR_BOUND: f64 = 0.15;
 pub const MARGIN_MAX: f64 = 0.5;
 /// Steps before a p99 means anything.
 const P99_STEPS_MIN: usize = 64;
+/// Most tokens whose states a draft head can be taken not to have read: it reads what has
+/// accumulated before there are many more, in whichever step that is.
+const UNREAD_TOKENS_MAX: u64 = 1024;
 /// Steps between two evaluations of the quantiles.
 const MARGIN_PERIOD_STEPS: u64 = 16;
 
@@ -105,6 +113,8 @@ pub struct TimeModel {
     errors: ErrorWindow,
     margin: f64,
     steps: u64,
+    /// Tokens that were committed since the last draft call.
+    unread_tokens: u64,
 }
 
 impl TimeModel {
@@ -119,6 +129,7 @@ impl TimeModel {
             errors: ErrorWindow::default(),
             margin: 0.0,
             steps: 0,
+            unread_tokens: 0,
         }
     }
 
@@ -225,6 +236,13 @@ impl TimeModel {
 
     /// Learns from one step.
     pub fn observe(&mut self, report: &StepReport) {
+        self.learn(report);
+        let drafted = !report.draft_calls.is_empty();
+        let unread_tokens = if drafted { 0 } else { self.unread_tokens };
+        self.unread_tokens = (unread_tokens + committed_tokens(report)).min(UNREAD_TOKENS_MAX);
+    }
+
+    fn learn(&mut self, report: &StepReport) {
         let target_us = micros(report.target_time);
         if target_us <= 0.0 {
             return;
@@ -287,8 +305,12 @@ impl TimeModel {
 
     fn draft_us(&self, report: &StepReport) -> f64 {
         let Some(draft) = &self.cost.draft else { return 0.0 };
-        let mut total = if report.draft_calls.is_empty() { 0.0 } else { draft.terms().round_us };
-        for (call, &(rows, input_tokens)) in report.draft_calls.iter().enumerate() {
+        let Some(&(seeds, _)) = report.draft_calls.first() else { return 0.0 };
+        let unread_tokens = self.unread_tokens.saturating_sub(seeds.into());
+        let mut total = draft.terms().round_us + draft.states_us(unread_tokens);
+        // a head of blocks has nothing to do in further calls
+        let calls = if draft.drafts_blocks() { 1 } else { report.draft_calls.len() };
+        for (call, &(rows, input_tokens)) in report.draft_calls.iter().take(calls).enumerate() {
             let (context_tokens, attended_tokens) = draft_context(report, call);
             let work = Work {
                 rows,
@@ -315,6 +337,12 @@ impl TimeModel {
 
 fn micros(span: crate::protocol::Micros) -> f64 {
     span.0 as f64
+}
+
+/// Tokens whose hidden states the target computed for good.
+fn committed_tokens(report: &StepReport) -> u64 {
+    let decoded = report.counts.iter().map(|counts| u64::from(counts.accepted) + 1);
+    u64::from(report.prefill_tokens) + decoded.sum::<u64>()
 }
 
 fn target_work(report: &StepReport) -> Work {

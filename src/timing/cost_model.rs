@@ -14,7 +14,8 @@
 //! one, because only its prompt's last needs logits.
 //!
 //! The draft model has no `o`; its first call in a step costs
-//! [`round_us`](LatencyTerms::round_us) more than the others. On a GPU a batch is padded up to the
+//! [`round_us`](LatencyTerms::round_us) more than the others. A draft head has no catch-up, but reads
+//! the hidden states of committed tokens ([`HeadTerms`]). On a GPU a batch is padded up to the
 //! next size, that of a captured graph or of a whole tile ([`Between::Pad`]); a CPU has no such
 //! sizes and is read off between the measured ones ([`Between::Interpolate`]). All times are
 //! microseconds.
@@ -67,6 +68,21 @@ pub struct LatencyTerms {
     /// target's data in the caches. Not part of [`LatencyModel::micros`].
     #[serde(default)]
     pub round_us: f64,
+    /// Of a draft head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadTerms>,
+}
+
+/// What tells the time of a draft head from that of a draft model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadTerms {
+    /// Most drafts of a sequence that one call makes, at least 1. Where it is more, the first call of
+    /// a round makes all of them, and there is no other.
+    pub drafts_per_call: u32,
+    /// Microseconds to read the hidden states of a committed token, beside those of the last one of
+    /// each sequence that drafts. Not part of [`LatencyModel::micros`].
+    pub state_token_us: f64,
 }
 
 impl LatencyTerms {
@@ -82,6 +98,7 @@ impl LatencyTerms {
             prefill_step_us: 0.0,
             prefill_attended_us: 0.0,
             round_us: 0.0,
+            head: None,
         }
     }
 
@@ -162,6 +179,26 @@ impl LatencyModel {
         Some(sizes.iter().rev().copied().find(|&size| steps(size)).unwrap_or(0))
     }
 
+    /// Draft calls that it takes to draft up to `drafts` tokens of each sequence.
+    pub fn draft_calls(&self, drafts: u32) -> u32 {
+        drafts.div_ceil(self.drafts_per_call())
+    }
+
+    /// Whether the first call of a round makes all of its drafts.
+    pub fn drafts_blocks(&self) -> bool {
+        self.drafts_per_call() > 1
+    }
+
+    fn drafts_per_call(&self) -> u32 {
+        self.terms.head.map_or(1, |head| head.drafts_per_call)
+    }
+
+    /// Reading the hidden states of `tokens` committed tokens, beside those of the last one of each
+    /// sequence that drafts, in microseconds; 0 of a drafter that reads none.
+    pub fn states_us(&self, tokens: u64) -> f64 {
+        self.terms.head.map_or(0.0, |head| head.state_token_us * tokens as f64)
+    }
+
     /// Rows that prefill tokens count as.
     pub fn prefill_rows(&self, tokens: u32) -> u32 {
         prefill_rows(self.terms.prefill_row, tokens)
@@ -240,7 +277,11 @@ fn check(terms: &LatencyTerms) -> Result<(), String> {
         terms.prefill_step_us,
         terms.prefill_attended_us,
         terms.round_us,
+        terms.head.map_or(0.0, |head| head.state_token_us),
     ];
+    if terms.head.is_some_and(|head| head.drafts_per_call == 0) {
+        return Err("a draft head makes at least one draft per call".to_owned());
+    }
     if !(terms.prefill_row > 0.0 && terms.prefill_row <= 1.0) {
         return Err(format!("prefill_row is {}, not above 0 and at most 1", terms.prefill_row));
     }
@@ -288,6 +329,22 @@ pub(super) fn stair(terms: &LatencyTerms, beyond_us: f64, rows: u32) -> f64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    fn of_head(drafts_per_call: u32, state_token_us: f64) -> LatencyTerms {
+        let head = Some(HeadTerms { drafts_per_call, state_token_us });
+        LatencyTerms { head, ..LatencyTerms::staircase(Between::Pad, &[1], &[1.0]) }
+    }
+
+    #[test]
+    fn a_head_of_blocks_drafts_a_block_per_call_and_any_other_drafter_a_token() {
+        let calls = |terms: LatencyTerms| {
+            let model = LatencyModel::new(terms).expect("valid");
+            ([0, 1, 4, 7].map(|drafts| model.draft_calls(drafts)), model.drafts_blocks(), model.states_us(3))
+        };
+        assert_eq!(calls(of_head(7, 2.0)), ([0, 1, 1, 1], true, 6.0));
+        assert_eq!(calls(of_head(1, 0.5)), ([0, 1, 4, 7], false, 1.5));
+        assert_eq!(calls(LatencyTerms::negligible()), ([0, 1, 4, 7], false, 0.0));
+    }
 
     #[test]
     fn a_negligible_drafter_is_a_valid_model() {
@@ -421,6 +478,8 @@ pub(crate) mod tests {
             LatencyTerms { prefill_step_us: -1.0, ..LatencyTerms::staircase(Between::Pad, &[1], &[1.0]) },
             LatencyTerms { prefill_row: 0.0, ..LatencyTerms::staircase(Between::Pad, &[1], &[1.0]) },
             LatencyTerms { prefill_row: 1.1, ..LatencyTerms::staircase(Between::Pad, &[1], &[1.0]) },
+            of_head(0, 1.0),
+            of_head(1, -1.0),
         ];
         for terms in refused {
             assert!(LatencyModel::new(terms.clone()).is_err(), "{terms:?}");

@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cost_model::{Between, LatencyModel, LatencyTerms};
+use super::cost_model::{Between, HeadTerms, LatencyModel, LatencyTerms};
 use super::error::ProfileError;
 use super::point::{ProfilePoint, ROUND_CALLS};
 use super::sizes::Sizes;
@@ -19,8 +19,9 @@ use crate::stats::quantile::nearest_rank;
 
 /// Linear terms of the model.
 const LINEAR_TERMS: usize = 4;
-/// Index of the prefill terms among them. The draft model has the cost of a round where the target
-/// has the fixed cost of a prefill.
+/// Index of the prefill terms among them. A drafter has the cost of a round where the target has the
+/// fixed cost of a prefill, and a draft head the price of reading a token's states where models have
+/// that of attended context.
 const PREFILL_STEP: usize = 2;
 /// See [`PREFILL_STEP`].
 const PREFILL_ATTENDED: usize = 3;
@@ -64,7 +65,8 @@ pub struct Fit {
 
 /// Fits all points of `role`, and reports the error of a second fit on every
 /// `hold_out_every`-th point that it did not see. The first point of a row count is never
-/// held out. With nothing held out the error is that on the fitted points themselves.
+/// held out. With nothing held out the error is that on the fitted points themselves. A draft head's
+/// terms are those of one that makes a draft per call.
 ///
 /// # Errors
 /// [`ProfileError::TooFew`] without usable points, [`ProfileError::Terms`] if the measurements
@@ -127,6 +129,7 @@ fn split(points: &[ProfilePoint], between: Between, every: usize) -> (Vec<Profil
 /// A weighted least-squares problem with one column per size and per linear term.
 struct System {
     role: ModelRole,
+    is_head: bool,
     sizes: Sizes,
     rows: Vec<Vec<f64>>,
     measured: Vec<f64>,
@@ -134,9 +137,10 @@ struct System {
 }
 
 fn fit_terms(points: &[ProfilePoint], between: Between) -> Result<LatencyTerms, ProfileError> {
+    let prefills = points.iter().any(|point| point.work().prefill_tokens > 0);
     let candidates = match between {
-        Between::Pad => &PREFILL_ROW_CANDIDATES[PREFILL_ROW_CANDIDATES.len() - 1..],
-        Between::Interpolate => &PREFILL_ROW_CANDIDATES[..],
+        Between::Interpolate if prefills => &PREFILL_ROW_CANDIDATES[..],
+        _ => &PREFILL_ROW_CANDIDATES[PREFILL_ROW_CANDIDATES.len() - 1..],
     };
     let fit_one = |&prefill_row: &f64| {
         let terms = fit_sizes(points, Sizes::of(points, between, prefill_row))?;
@@ -162,7 +166,12 @@ fn fit_sizes(points: &[ProfilePoint], sizes: Sizes) -> Result<LatencyTerms, Prof
 
 impl System {
     fn new(points: &[ProfilePoint], sizes: Sizes) -> System {
-        let features: Vec<Vec<f64>> = points.iter().map(|point| features(&sizes, point)).collect();
+        let mut features: Vec<Vec<f64>> = points.iter().map(|point| features(&sizes, point)).collect();
+        let (role, is_head) = (points[0].model, points[0].head_calls.is_some());
+        if role == ModelRole::Draft && rounds_are_alike(points) {
+            // what a round adds can't be told from its calls: it is theirs
+            features.iter_mut().for_each(|row| row[sizes.all.len() + PREFILL_STEP] = 0.0);
+        }
         let measured: Vec<f64> = points.iter().map(|point| point.micros).collect();
         let relative = features
             .iter()
@@ -176,8 +185,7 @@ impl System {
         for row in &mut rows {
             row.iter_mut().zip(&scale).for_each(|(value, norm)| *value /= norm);
         }
-        let role = points[0].model;
-        System { role, sizes, rows, measured, scale }
+        System { role, is_head, sizes, rows, measured, scale }
     }
 
     /// Solves, dropping the most negative linear term until none is negative.
@@ -243,11 +251,19 @@ impl System {
             attended_token_us: linear[1],
             prefill_row: self.sizes.prefill_row,
             prefill_step_us: if drafts { 0.0 } else { linear[PREFILL_STEP] },
-            prefill_attended_us: linear[PREFILL_ATTENDED],
+            prefill_attended_us: if self.is_head { 0.0 } else { linear[PREFILL_ATTENDED] },
             round_us,
+            head: self
+                .is_head
+                .then_some(HeadTerms { drafts_per_call: 1, state_token_us: linear[PREFILL_ATTENDED] }),
         };
         LatencyModel::new(terms).map(|model| model.terms().clone())
     }
+}
+
+/// Whether all rounds have the same number of calls.
+fn rounds_are_alike(points: &[ProfilePoint]) -> bool {
+    points.windows(2).all(|pair| pair[0].rounds_per_call() == pair[1].rounds_per_call())
 }
 
 /// Holds what a drafting round adds to [`ROUND_CALLS_MAX`] calls of one row, and gives the rest
@@ -275,7 +291,11 @@ fn features(sizes: &Sizes, point: &ProfilePoint) -> Vec<f64> {
         work.context_tokens as f64,
         work.attended_tokens as f64,
         if point.model == ModelRole::Draft { point.rounds_per_call() } else { f64::from(u8::from(prefills)) },
-        work.prefill_attended_tokens as f64,
+        if point.head_calls.is_some() {
+            point.state_tokens_per_call()
+        } else {
+            work.prefill_attended_tokens as f64
+        },
     ];
     row[sizes.all.len()..].copy_from_slice(&linear);
     row
@@ -324,6 +344,7 @@ mod tests {
             prefill_step_us: 12.0,
             prefill_attended_us: 0.001,
             round_us: 0.0,
+            head: None,
         })
         .unwrap()
     }
@@ -342,6 +363,7 @@ mod tests {
                         context_tokens: context,
                         prefill_tokens,
                         prefill_done_tokens,
+                        head_calls: None,
                         micros: 0.0,
                     };
                     point.micros =
@@ -375,6 +397,40 @@ mod tests {
         let found = fit(&points, ModelRole::Draft, Between::Pad, 5).unwrap();
         assert!((found.terms.round_us - 40.0).abs() < 0.1, "{:?}", found.terms);
         assert!(found.terms.prefill_step_us == 0.0 && found.held_out.p99 < 1e-3, "{found:?}");
+    }
+
+    /// Rounds of a draft head with so many calls.
+    fn rounds_of_head(model: &LatencyModel, calls: &[u32]) -> Vec<ProfilePoint> {
+        let mut points = measured(model, 0.0);
+        for (point, &calls) in points.iter_mut().zip(calls.iter().cycle()) {
+            (point.model, point.head_calls) = (ModelRole::Draft, Some(calls));
+            point.micros = point.predicted_us(model);
+        }
+        points
+    }
+
+    #[test]
+    fn rounds_of_different_lengths_tell_a_heads_round_its_calls_and_its_reading_apart() {
+        let head = Some(HeadTerms { drafts_per_call: 1, state_token_us: 0.7 });
+        let law = LatencyTerms { round_us: 40.0, head, ..truth(Between::Pad).terms().clone() };
+        let model = LatencyModel::new(law).unwrap();
+        let found = fit(&rounds_of_head(&model, &[4, 1, 4]), ModelRole::Draft, Between::Pad, 5).unwrap();
+        assert!(found.held_out.p99 < 1e-3, "{found:?}");
+        let terms = found.terms;
+        assert!((terms.round_us - 40.0).abs() < 0.1, "{terms:?}");
+        assert!((terms.head.expect("a head").state_token_us - 0.7).abs() < 1e-3, "{terms:?}");
+        assert_eq!((terms.prefill_step_us, terms.prefill_attended_us, terms.prefill_row), (0.0, 0.0, 1.0));
+    }
+
+    #[test]
+    fn what_rounds_of_one_call_add_is_their_calls() {
+        let head = Some(HeadTerms { drafts_per_call: 7, state_token_us: 0.7 });
+        let law = LatencyTerms { round_us: 40.0, head, ..truth(Between::Pad).terms().clone() };
+        let model = LatencyModel::new(law).unwrap();
+        let found = fit(&rounds_of_head(&model, &[1]), ModelRole::Draft, Between::Pad, 5).unwrap();
+        assert_eq!(found.terms.round_us, 0.0);
+        assert!((found.terms.micros[0] - 140.0).abs() < 0.1, "{found:?}");
+        assert!((found.terms.head.expect("a head").state_token_us - 0.7).abs() < 1e-3, "{found:?}");
     }
 
     #[test]

@@ -180,6 +180,7 @@ pub(crate) mod tests {
                 context_tokens: 512,
                 prefill_tokens: 4,
                 prefill_done_tokens: 10,
+                head_calls: None,
                 micros: 7100.5,
             }],
         }

@@ -38,12 +38,12 @@ impl Sizes {
 
     /// All rows of a pass.
     fn rows(&self, point: &ProfilePoint) -> u32 {
-        point.rows.saturating_add(prefill_rows(self.prefill_row, point.prefill_tokens))
+        point.rows.saturating_add(prefill_rows(self.prefill_row, point.work().prefill_tokens))
     }
 
     /// The size that a pass is padded to.
     fn padded(&self, point: &ProfilePoint) -> u32 {
-        if point.prefill_tokens == 0 {
+        if point.work().prefill_tokens == 0 {
             return point.rows;
         }
         let rows = self.rows(point);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, RequestId, StepView};
+use crate::timing::cost_model::{HeadTerms, LatencyModel, LatencyTerms};
 use crate::timing::profile::tests::gpu_like;
 
 /// A step of `rows` plain rows and perhaps a prefill chunk; times are filled in by `run`.
@@ -166,4 +167,58 @@ fn without_a_draft_model_drafting_is_not_predicted() {
     let model = TimeModel::new(cost);
     assert!(!model.has_draft());
     assert_eq!((model.draft_call_us(4, 100), model.catch_up_us(4, 5, 5)), (0.0, 0.0));
+}
+
+/// The model with a draft head.
+fn with_head(drafts_per_call: u32) -> TimeModel {
+    let profile = gpu_like();
+    let head = Some(HeadTerms { drafts_per_call, state_token_us: 2.0 });
+    let terms = LatencyTerms { round_us: 30.0, head, ..profile.draft.clone().unwrap() };
+    let cost = profile.cost_model().unwrap();
+    TimeModel::new(CostModel { draft: Some(LatencyModel::new(terms).unwrap()), ..cost })
+}
+
+#[test]
+fn a_head_of_blocks_is_charged_for_the_first_call_alone() {
+    let (chain, block) = (with_head(1), with_head(4));
+    let (two_calls, one_call) = (step(8, 0), StepReport { draft_calls: vec![(8, 8)], ..step(8, 0) });
+    assert_eq!(block.draft_us(&two_calls), block.draft_us(&one_call));
+    assert_eq!(block.draft_us(&one_call), chain.draft_us(&one_call));
+    assert!(chain.draft_us(&two_calls) > 1.8 * chain.draft_us(&one_call));
+}
+
+#[test]
+fn a_head_reads_the_states_of_all_tokens_since_it_last_drafted() {
+    let plain = |prefill| StepReport { drafted: vec![], draft_calls: vec![], ..step(8, prefill) };
+    let mut model = with_head(1);
+    let first_us = model.draft_us(&step(8, 0));
+    // two tokens of each request, and a prompt; the last token of each is part of the calls
+    for report in [plain(0), plain(100)] {
+        model.observe(&run(&with_head(1), report, [1.0; 3], 60.0));
+    }
+    let expected_us = first_us + 2.0 * f64::from(2 * 16 + 100 - 8);
+    assert!((model.draft_us(&step(8, 0)) - expected_us).abs() < 0.01 * expected_us);
+    let report = step(8, 0);
+    model.observe(&StepReport {
+        target_time: Micros(7000),
+        draft_time: Micros(expected_us as u64),
+        ..report
+    });
+    let expected_us = first_us + 2.0 * f64::from(16 - 8);
+    assert!((model.draft_us(&step(8, 0)) - expected_us).abs() < 0.01 * expected_us);
+}
+
+#[test]
+fn a_long_plain_time_before_a_draft_is_no_slow_machine() {
+    let (truth, mut learner) = (with_head(1), with_head(1));
+    let plain = || StepReport { drafted: vec![], draft_calls: vec![], ..step(8, 600) };
+    for _ in 0..100 {
+        let mut now = truth.clone();
+        for _ in 0..3 {
+            learner.observe(&run(&truth, plain(), [1.0; 3], 60.0));
+            now.observe(&run(&truth, plain(), [1.0; 3], 60.0));
+        }
+        learner.observe(&run(&now, step(8, 0), [1.0; 3], 60.0));
+    }
+    assert!((learner.draft.factor() - 1.0).abs() < 0.01, "{}", learner.draft.factor());
 }
