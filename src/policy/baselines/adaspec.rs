@@ -9,6 +9,10 @@
 //! profile at which its time steps; a profile without graphs has the sizes of the release:
 //! powers of two, then multiples of 32.
 //!
+//! Of a block that a draft head makes at once, drafting is paid for before the first length is
+//! judged: a batch drafts if any length promises more goodput than none, and verifies up to the first
+//! fall.
+//!
 //! The two differ in the gate alone. With it, no length is drafted whose whole step (drafting,
 //! verification and host) is predicted to take longer than the tightest TPOT objective in the
 //! batch. The release has it commented out and looks at no objectives.
@@ -26,7 +30,7 @@ use super::{draft_everywhere, symmetric_us};
 use crate::policy::survival::POSITIONS_MAX;
 use crate::policy::{Learner, Policy, Scratch};
 use crate::protocol::{DraftedRow, Step, StepDecision, StepReport, StepView};
-use crate::timing::cost_model::CostModel;
+use crate::timing::cost_model::{CostModel, LatencyModel};
 
 /// Mean probability assumed before anything was drafted.
 const FIRST_MEAN: f64 = 0.6;
@@ -95,6 +99,8 @@ impl Confidence {
 /// Where drafting stands after correcting with all real probabilities.
 struct Corrected {
     goodput: f64,
+    /// The length at which goodput fell, else all that was drafted.
+    length: u32,
     fell: bool,
     mean: (f64, f64),
 }
@@ -111,10 +117,15 @@ impl AdaSpec {
         AdaSpec { gate: Some(gate), ..AdaSpec::released(cost, draft_tokens_max) }
     }
 
-    /// `G(g)`; −1 where the gate is closed.
-    fn goodput(&self, view: &StepView, length: u32, cumulative: &[f64; POSITIONS_MAX]) -> f64 {
+    /// Whether drafts come in blocks.
+    fn drafts_blocks(&self) -> bool {
+        self.cost.draft.as_ref().is_some_and(LatencyModel::drafts_blocks)
+    }
+
+    /// `G(g)` of the length `g`, `drafts` of which are paid for; −1 where the gate is closed.
+    fn goodput(&self, view: &StepView, drafts: u32, length: u32, cumulative: &[f64; POSITIONS_MAX]) -> f64 {
         let batch = view.decoding.len() as u32;
-        let step_us = symmetric_us(&self.cost, view, length, batch * (length + 1));
+        let step_us = symmetric_us(&self.cost, view, drafts, batch * (length + 1));
         if length > 0 && self.gate.is_some_and(|gate| step_us > gate.bound_us(view)) {
             return -1.0;
         }
@@ -124,12 +135,15 @@ impl AdaSpec {
     /// Replays the correct phase over what has been drafted.
     fn correct(&self, view: &StepView, rows: &[DraftedRow], sums: &Confidence) -> Corrected {
         let drafted = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0).min(POSITIONS_MAX);
-        let mut now =
-            Corrected { goodput: self.goodput(view, 0, &sums.cumulative), fell: false, mean: self.mean };
+        let goodput = |length: u32| {
+            let paid = if self.drafts_blocks() { drafted as u32 } else { length };
+            self.goodput(view, paid, length, &sums.cumulative)
+        };
+        let mut now = Corrected { goodput: goodput(0), length: 0, fell: false, mean: self.mean };
         for length in 1..=drafted {
-            let goodput = self.goodput(view, length as u32, &sums.cumulative);
+            let goodput = goodput(length as u32);
             now.fell = goodput < now.goodput;
-            now.goodput = goodput;
+            (now.goodput, now.length) = (goodput, length as u32);
             if now.fell {
                 break;
             }
@@ -194,8 +208,14 @@ impl Policy for AdaSpec {
             return draft_everywhere(view, 0);
         }
         let mut predicted = [0.0; POSITIONS_MAX];
-        predicted[0] = view.decoding.len() as f64 * mean_of(self.mean);
-        let worth = self.goodput(view, 1, &predicted) > self.goodput(view, 0, &predicted);
+        let (mut alive, mean) = (view.decoding.len() as f64, mean_of(self.mean));
+        for tokens in &mut predicted {
+            alive *= mean;
+            *tokens = alive;
+        }
+        let judged = if self.drafts_blocks() { self.draft_tokens_max } else { 1 };
+        let plain = self.goodput(view, 0, 0, &predicted);
+        let worth = (1..=judged).any(|length| self.goodput(view, length, length, &predicted) > plain);
         draft_everywhere(view, if worth { self.draft_tokens_max } else { 0 })
     }
 
@@ -214,13 +234,19 @@ impl Policy for AdaSpec {
             return;
         }
         sums.cumulative[drafted] = sums.cumulative[drafted - 1] * mean_of(now.mean);
-        if self.goodput(step.view, drafted as u32 + 1, &sums.cumulative) >= now.goodput {
+        let next = drafted as u32 + 1;
+        if self.goodput(step.view, next, next, &sums.cumulative) >= now.goodput {
             keep.extend_from_slice(active);
         }
     }
 
     fn select(&self, step: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, lengths: &mut Vec<u32>) {
-        lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
+        let most = match self.drafts_blocks() {
+            true => self.correct(step.view, rows, &Confidence::of(rows)).length,
+            false => u32::MAX, // `extend` has stopped there
+        };
+        let drafted = |row: &DraftedRow| (row.proposals.len() as u32).min(most);
+        lengths.extend(rows.iter().map(drafted));
         let verified = step.view.decoding.len() as u32 + lengths.iter().sum::<u32>();
         let full = self.verified_goodput(step.view, rows, lengths);
         let smaller = self.cost.target.previous_size(verified);
@@ -228,7 +254,7 @@ impl Policy for AdaSpec {
         Self::prune(rows, lengths, verified - smaller);
         if self.verified_goodput(step.view, rows, lengths) < full {
             lengths.clear();
-            lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
+            lengths.extend(rows.iter().map(drafted));
         }
     }
 }

@@ -7,8 +7,8 @@
 //!
 //! `adaspec-verifier:K` drafts `K` tokens, `adaspec-verifier` alone as many as the engine allows.
 //! In vLLM, `K` is configured, and the drafters it was made for make all drafts in one pass: a
-//! longer draft costs them next to nothing. Here each token is a pass of the draft model, so that
-//! the full length is dear, and the fair `K` is the best one.
+//! longer draft costs them next to nothing. So it does a block head here. Each token of a draft model
+//! or a chain head is a pass, so that the full length is dear, and the fair `K` is the best one.
 
 use std::sync::Arc;
 

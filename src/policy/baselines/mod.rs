@@ -41,7 +41,9 @@ fn symmetric_us(cost: &CostModel, view: &StepView, length: u32, rows: u32) -> f6
     };
     let call = Work { rows: batch, context_tokens, attended_tokens: context_tokens, ..Work::default() };
     let draft_us = match &cost.draft {
-        Some(draft) if length > 0 => draft.terms().round_us + draft.decode_us(&call) * f64::from(length),
+        Some(draft) if length > 0 => {
+            draft.terms().round_us + draft.decode_us(&call) * f64::from(draft.draft_calls(length))
+        }
         _ => 0.0,
     };
     cost.host_us + cost.target.decode_us(&target) + draft_us

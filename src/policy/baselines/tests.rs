@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::tests::world::{Outcome, Run, World};
+use crate::policy::tests::world::{BLOCK_US, Outcome, Run, World, cost_of_blocks};
 use crate::policy::{Fixed, Learner, Policy, Scratch, Static};
 use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, RequestId, Step};
 use crate::timing::cost_model::{Between, LatencyModel, LatencyTerms};
@@ -134,6 +134,73 @@ fn rivals_do_not_draft_where_a_round_costs_more_than_drafts_bring() {
     };
     assert_eq!(drafted(0.0), [true; 3]);
     assert_eq!(drafted(30_000.0), [false; 3]);
+}
+
+#[test]
+fn a_block_of_drafts_is_charged_one_call_whatever_its_length() {
+    let (view, block) = (view(8), cost_of_blocks(900.0));
+    let drafting_us = |cost: &CostModel, length| {
+        symmetric_us(cost, &view, length, 8)
+            - symmetric_us(&CostModel { draft: None, ..cost.clone() }, &view, 0, 8)
+    };
+    assert_eq!(drafting_us(&block, 0), 0.0);
+    assert_eq!(drafting_us(&block, 1), drafting_us(&block, 8));
+    assert!((drafting_us(&cost(), 8) - 8.0 * drafting_us(&cost(), 1)).abs() < 1e-6);
+}
+
+#[test]
+fn every_baseline_gains_from_good_blocks() {
+    let world = World { blocks: true, ..World::default() };
+    let plain = plain_rate(&world);
+    let cost = || cost_of_blocks(BLOCK_US);
+    let mut rivals: [Box<dyn Learner>; 5] = [
+        Box::new(Static::new(Threshold { probability: 0.6, draft_tokens_max: 8 })),
+        Box::new(SmartSpec::new(cost(), 8)),
+        Box::new(AdaSpec::released(cost(), 8)),
+        Box::new(AdaSpec::gated(cost(), 8, AdaSpecGate::default())),
+        Box::new(Static::new(AdaSpecVerifier::new(cost(), 8))),
+    ];
+    for rival in &mut rivals {
+        let rate = run(&world, &mut **rival, 300).rate();
+        assert!(rate > 1.3 * plain, "{}: {rate} against {plain}", rival.name());
+    }
+}
+
+/// What a policy verifies of one request's block with these confidences.
+fn verified(policy: &dyn Policy, confidences: &[f32]) -> u32 {
+    let proposal = |&probability: &f32| Proposal { probability, finite: true, ..Proposal::default() };
+    let rows = [DraftedRow { decoding: 0, proposals: confidences.iter().map(proposal).collect() }];
+    let (view, granted) = (view(1), StepDecision::default());
+    let mut lengths = Vec::new();
+    policy.select(Step { view: &view, granted: &granted }, &rows, &mut Scratch::default(), &mut lengths);
+    lengths[0]
+}
+
+#[test]
+fn of_a_block_the_threshold_verifies_what_it_would_have_drafted() {
+    let policy = Threshold { probability: 0.6, draft_tokens_max: 8 };
+    assert_eq!(verified(&policy, &[0.9, 0.7, 0.2, 0.9]), 3);
+    assert_eq!(verified(&policy, &[0.2, 0.9]), 1);
+    assert_eq!(verified(&policy, &[0.9, 0.9, 0.1]), 3);
+    assert_eq!(verified(&policy, &[]), 0);
+}
+
+#[test]
+fn of_a_block_adaspec_verifies_up_to_the_first_fall_of_goodput() {
+    // a row more takes a fifth of the step, so that a draft of 0.1 lowers goodput
+    let target = LatencyTerms::staircase(Between::Interpolate, &[1, 16], &[1000.0, 4000.0]);
+    let target = LatencyModel::new(target).unwrap();
+    let policy = AdaSpec::released(CostModel { target, ..cost_of_blocks(500.0) }, 8);
+    assert_eq!(verified(&policy, &[0.9, 0.9, 0.1, 0.99, 0.99]), 3);
+    assert_eq!(verified(&policy, &[0.95; 5]), 5);
+}
+
+#[test]
+fn adaspec_drafts_a_block_that_pays_although_its_first_draft_alone_does_not() {
+    let drafts =
+        |cost: CostModel| AdaSpec::released(cost, 8).plan(&view(8), &mut Scratch::default()).drafts[0];
+    assert_eq!(drafts(cost_of_blocks(5_000.0)), 8);
+    assert_eq!(drafts(cost_of_blocks(50_000.0)), 0);
 }
 
 /// Rows that AdaSpec verifies of 50 sequences with 4 poor drafts each, 250 in all.

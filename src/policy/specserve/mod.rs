@@ -7,6 +7,9 @@
 //!   continue, and with them those whose next draft may turn out worth verifying.
 //! - [`select`](Policy::select) chooses what is verified, over all rows at once.
 //!
+//! A head that drafts blocks makes all drafts of a step in its first call. Its time is that of the
+//! round, further drafts cost nothing, and `extend` is not asked.
+//!
 //! The inputs are the step's view, the corrected time model ([`crate::timing`]), and survival from
 //! the draft's own probabilities ([`super::calibration`], [`super::survival`]). docs/policy.md has
 //! the mathematics.
@@ -186,7 +189,7 @@ impl SpecServe {
         let calls = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
         let call_us =
             |call: usize| costs.draft_call_us(rows.iter().filter(|row| row.proposals.len() > call).count());
-        let round_us = if calls > 0 { costs.draft_round_us() } else { 0.0 };
+        let round_us = if calls > 0 { costs.draft_round_us(rows.len()) } else { 0.0 };
         let draft_us = round_us + (0..calls).map(call_us).sum::<f64>();
         Spent { calls: calls as u32, draft_us, ..Spent::default() }
     }

@@ -84,7 +84,9 @@ impl SpecServe {
         self.forecast_all(view, space);
         // Any draft pays for the round; the plain step that it is compared with does not.
         let short_lags_us = costs.short_lags_us(view, |index| view.decoding[index].drafts_max > 0);
-        let spent = Spent { draft_us: costs.draft_round_us() + short_lags_us, ..Spent::default() };
+        let drafting = view.decoding.iter().filter(|row| row.drafts_max > 0).count();
+        let round_us = costs.draft_round_us(drafting);
+        let spent = Spent { draft_us: round_us + short_lags_us, ..Spent::default() };
         let plain_rate = space.weight() / costs.plain_us();
         let mut rate = self.solve_ahead(space, costs, spent);
         let gain = rate / plain_rate;
@@ -151,7 +153,7 @@ impl SpecServe {
         let row = &view.decoding[index];
         let drafts = self.positions(row.drafts_max).min(PROBE_DRAFTS);
         let verify_us = costs.verify_us(drafts as usize) - costs.plain_us();
-        let draft_us = costs.draft_round_us() + costs.draft_call_us(1) * f64::from(drafts);
+        let draft_us = costs.draft_round_us(1) + costs.draft_call_us(1) * f64::from(drafts);
         let cost_us = costs.catch_up_us(row) + verify_us + draft_us;
         if drafts > 0 && self.gate.probe_is_due(cost_us) {
             space.lengths[index] = drafts;

@@ -6,7 +6,7 @@ use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
 use crate::policy::survival::POSITIONS_MAX;
 use crate::protocol::{DecodeView, StepView};
 use crate::timing::correction::{Beside, TimeModel};
-use crate::timing::cost_model::{Work, prefill_attended};
+use crate::timing::cost_model::{LatencyModel, Work, prefill_attended};
 
 /// Least worth of a row's tokens: a batch of worthless rows must still have some.
 const WEIGHT_MIN: f32 = 1e-3;
@@ -76,20 +76,27 @@ impl<'a> Costs<'a> {
         self.fixed_us + self.target().at(self.rows)
     }
 
-    /// One draft call over `rows` sequences.
-    pub(super) fn draft_call_us(&self, rows: usize) -> f64 {
-        self.draft().at(rows)
+    /// Whether all drafts of a step come with its first draft call.
+    pub(super) fn drafts_blocks(&self) -> bool {
+        self.time.cost().draft.as_ref().is_some_and(LatencyModel::drafts_blocks)
     }
 
-    /// What each row adds to a draft call, in the mean.
+    /// One draft call over `rows` sequences, which drafts another token of each. Nothing if the first
+    /// one has drafted them all: that call is the [round](Self::draft_round_us).
+    pub(super) fn draft_call_us(&self, rows: usize) -> f64 {
+        if self.drafts_blocks() { 0.0 } else { self.draft().at(rows) }
+    }
+
+    /// What each row adds to a draft call, in the mean; of a whole block, where a call drafts one.
     pub(super) fn draft_row_us(&self) -> f64 {
         let others = self.rows.saturating_sub(1).max(1) as f64;
         (self.draft().at(self.rows) - self.draft().at(1)).max(0.0) / others
     }
 
-    /// Fixed time of a drafting round beside its calls, once per step.
-    pub(super) fn draft_round_us(&self) -> f64 {
-        self.time.draft_round_us()
+    /// Time of a drafting round over `rows` sequences beside its calls, once per step.
+    pub(super) fn draft_round_us(&self, rows: usize) -> f64 {
+        let block_us = if self.drafts_blocks() { self.draft().at(rows) } else { 0.0 };
+        self.time.draft_round_us() + block_us
     }
 
     /// A decode step that verifies `drafts` drafts, without what they add for their context.
@@ -217,7 +224,8 @@ impl Workspace {
         let calls = self.lengths.iter().copied().max().unwrap_or(0);
         let call_us =
             |call| costs.draft_call_us(self.lengths.iter().filter(|&&length| length > call).count());
-        let round_us = if calls > 0 { costs.draft_round_us() } else { 0.0 };
+        let rows = self.lengths.iter().filter(|&&length| length > 0).count();
+        let round_us = if calls > 0 { costs.draft_round_us(rows) } else { 0.0 };
         costs.verify_us(drafts as usize) + queries_us + round_us + (0..calls).map(call_us).sum::<f64>()
     }
 

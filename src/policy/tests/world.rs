@@ -8,7 +8,7 @@ use crate::protocol::{
 };
 use crate::random::SplitMix64;
 use crate::timing::correction::TimeModel;
-use crate::timing::cost_model::Work;
+use crate::timing::cost_model::{CostModel, HeadTerms, Work};
 use crate::timing::profile::tests::gpu_like;
 
 /// What is true in the world.
@@ -23,6 +23,8 @@ pub(crate) struct World {
     pub(crate) confidence: fn(f32) -> f32,
     /// True chance that a draft with this probability is accepted.
     pub(crate) acceptance: fn(f32) -> f32,
+    /// Whether a draft head makes all drafts of a step in one call, or a draft model one in each.
+    pub(crate) blocks: bool,
 }
 
 impl Default for World {
@@ -33,9 +35,22 @@ impl Default for World {
             slow: (1.0, 1.0),
             confidence: |uniform| 1.0 - 0.8 * uniform * uniform,
             acceptance: |q| q,
+            blocks: false,
         }
     }
 }
+
+/// The times of a block head that drafts up to eight tokens in a call that takes `micros` for a row.
+pub(crate) fn cost_of_blocks(micros: f64) -> CostModel {
+    let mut profile = gpu_like();
+    let draft = profile.draft.as_mut().unwrap();
+    draft.micros.iter_mut().for_each(|call_us| *call_us += micros - 400.0);
+    draft.head = Some(HeadTerms { drafts_per_call: 8, state_token_us: 0.1 });
+    profile.cost_model().unwrap()
+}
+
+/// Time for a row of the blocks of a [`World`], in microseconds.
+pub(crate) const BLOCK_US: f64 = 1500.0;
 
 /// What happened.
 #[derive(Debug, Default)]
@@ -88,7 +103,10 @@ impl<'a> Run<'a> {
         };
         Run {
             world,
-            truth: TimeModel::new(gpu_like().cost_model().unwrap()),
+            truth: TimeModel::new(match world.blocks {
+                true => cost_of_blocks(BLOCK_US),
+                false => gpu_like().cost_model().unwrap(),
+            }),
             random: SplitMix64::new(seed),
             now: 0.0,
             rows: (0..world.requests).map(row).collect(),
@@ -183,9 +201,12 @@ impl<'a> Run<'a> {
             let input = if calls.is_empty() { lag } else { going.len() as u32 };
             calls.push((going.len() as u32, input));
             for &index in &going {
-                let probability = (self.world.confidence)(self.uniform());
-                let proposal = Proposal { probability, finite: true, ..Proposal::default() };
-                rows[index as usize].proposals.push(proposal);
+                let row = &mut rows[index as usize];
+                let drafts = if self.world.blocks { granted.drafts[row.decoding as usize] } else { 1 };
+                row.proposals.extend((0..drafts).map(|_| {
+                    let probability = (self.world.confidence)(self.random.uniform());
+                    Proposal { probability, finite: true, ..Proposal::default() }
+                }));
             }
             let below = |index: &u32| {
                 let row = &rows[*index as usize];

@@ -1,3 +1,4 @@
+mod blocks;
 mod planning;
 mod probe;
 mod realized;
@@ -10,6 +11,7 @@ use super::*;
 use crate::policy::tests::world::{Outcome, Run, World};
 use crate::policy::{Fixed, Learner, Static};
 use crate::protocol::{DecodeView, Micros, PrefillView, Proposal, RequestId};
+use crate::timing::cost_model::{LatencyModel, LatencyTerms};
 use crate::timing::profile::tests::gpu_like;
 
 fn policy() -> SpecServe {

@@ -54,7 +54,7 @@ fn after(drafts: &[f32]) -> SpecServe {
 fn steps_that_bring_more_than_planned_raise_what_is_expected_of_the_next() {
     let policy = after(&[0.9, 0.9]);
     let costs = Costs::of(&policy.time, &view(), 0);
-    let step_us = costs.verify_us(2) + 2.0 * costs.draft_call_us(1) + costs.draft_round_us();
+    let step_us = costs.verify_us(2) + 2.0 * costs.draft_call_us(1) + costs.draft_round_us(1);
     let expected = (1.0 + 0.9 + 0.81) * costs.plain_us() / step_us;
     assert!((1.1..1.6).contains(&expected), "{expected}: a case that says something");
     assert!((policy.realized.ratio(1) - expected).abs() < 0.01, "{} {expected}", policy.realized.ratio(1));
