@@ -141,7 +141,7 @@ impl SimulateArgs {
         recording: Option<Arc<Recording>>,
     ) -> Settings {
         Settings {
-            limits: deployment.limits(cost.draft.is_some()),
+            limits: deployment.limits(cost.draft.as_ref()),
             cost,
             error: TimeError { jitter: self.jitter, ..TimeError::all(self.time_error) },
             draft: DraftQuality {

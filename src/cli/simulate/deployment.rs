@@ -9,9 +9,10 @@ use crate::config::{Config, KvSize, PoolBlocks, SchedulerConfig, SloConfig};
 use crate::pacing::{LateAction, ServiceOrder};
 use crate::policy::registry::{PolicyName, PolicyOptions};
 use crate::policy::specserve::SpecServeOptions;
-use crate::protocol::DrafterNeeds;
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::SimulatedClass;
+use crate::simulate::virtual_executor::drafter_of;
+use crate::timing::cost_model::LatencyModel;
 
 const RUNNING_MAX_DEFAULT: u32 = 256;
 const QUEUE_MAX_DEFAULT: u32 = 100_000;
@@ -114,15 +115,17 @@ impl Deployment {
         PolicyOptions { specserve, ..PolicyOptions::default() }
     }
 
-    /// Bounds of the scheduler, with a draft model or without.
-    pub fn limits(&self, has_draft_model: bool) -> SchedulerLimits {
+    /// Bounds of the scheduler, with the drafter of a profile or without.
+    pub fn limits(&self, draft: Option<&LatencyModel>) -> SchedulerLimits {
+        let drafter = draft.map(|draft| drafter_of(draft, self.pools.draft));
+        let block_tokens = drafter.as_ref().map(|needs| needs.block_tokens).filter(|&tokens| tokens > 0);
         SchedulerLimits {
             running_requests_max: self.running_requests_max,
             prefill_chunk_tokens_max: self.prefill_chunk_tokens_max,
             batch_tokens_max: self.batch_tokens_max,
-            draft_tokens_max: self.draft_tokens_max,
+            draft_tokens_max: self.draft_tokens_max.min(block_tokens.unwrap_or(u32::MAX)),
             target_blocks: self.pools.target,
-            drafter: has_draft_model.then(|| DrafterNeeds::kv_cache(self.pools.draft)),
+            drafter,
         }
     }
 }
@@ -169,7 +172,8 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::protocol::{Micros, Slo};
+    use crate::protocol::{DrafterNeeds, Micros, Slo};
+    use crate::timing::cost_model::{HeadTerms, LatencyTerms};
 
     /// A deployment that differs from every default.
     const FILE: &str = r#"
@@ -244,8 +248,20 @@ mod tests {
             pools: PoolBlocks { target: 700, draft: 600 },
         };
         assert_eq!(resolved("", FILE), expected);
-        assert_eq!(expected.limits(true).drafter, Some(DrafterNeeds::kv_cache(600)));
-        assert_eq!(expected.limits(false).drafter, None);
+        let draft = |head| {
+            let terms = LatencyTerms { head, ..LatencyTerms::negligible() };
+            LatencyModel::new(terms).expect("valid")
+        };
+        let limits = |head| expected.limits(Some(&draft(head)));
+        assert_eq!(limits(None).drafter, Some(DrafterNeeds::kv_cache(600)));
+        let head = |drafts_per_call| Some(HeadTerms { drafts_per_call, state_token_us: 0.0 });
+        let (chain, block) = (limits(head(1)), limits(head(3)));
+        assert_eq!((chain.draft_tokens_max, block.draft_tokens_max), (5, 3));
+        let needs = |limits: SchedulerLimits| limits.drafter.expect("a head");
+        let (chain, block) = (needs(chain), needs(block));
+        assert!(chain.reads_hidden_states() && chain.kv_blocks == 0 && block.reads_hidden_states());
+        assert_eq!((chain.block_tokens, block.block_tokens), (0, 3));
+        assert_eq!(expected.limits(None).drafter, None);
     }
 
     #[test]
@@ -283,11 +299,11 @@ mod tests {
 
     #[test]
     fn a_batch_has_room_for_more_than_the_file_allows_where_the_line_asks_for_it() {
-        let tokens = |line| resolved(line, FILE).limits(true).batch_tokens_max;
+        let tokens = |line| resolved(line, FILE).limits(None).batch_tokens_max;
         assert_eq!(tokens("--running-max 1024"), 3000);
         assert_eq!(tokens("--prefill-chunk 3001"), 3001 + 20 * 6);
         let small = FILE.replace("batch_tokens_max = 3000", "batch_tokens_max = 400");
-        assert_eq!(resolved("--running-max 400", &small).limits(true).batch_tokens_max, 400 + 400 * 6);
+        assert_eq!(resolved("--running-max 400", &small).limits(None).batch_tokens_max, 400 + 400 * 6);
     }
 
     #[test]
@@ -308,7 +324,7 @@ mod tests {
     fn a_size_in_memory_is_no_number_of_blocks() {
         let file =
             FILE.replace("target_blocks = 700", "memory_mib_max = 64").replace("draft_blocks = 600", "");
-        assert_eq!(resolved("", &file).limits(false).target_blocks, KV_BLOCKS_DEFAULT);
+        assert_eq!(resolved("", &file).limits(None).target_blocks, KV_BLOCKS_DEFAULT);
     }
 
     #[test]

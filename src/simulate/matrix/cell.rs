@@ -190,7 +190,10 @@ impl Cell {
             prefill_chunk_tokens_max: self.prefill_chunk_tokens_max,
             batch_tokens_max: self.prefill_chunk_tokens_max + decode_tokens_max,
             target_blocks: KV_BLOCKS,
-            drafter: machine.drafter.as_ref().map(|_| DrafterNeeds::kv_cache(KV_BLOCKS)),
+            drafter: machine.drafter.clone().map(|needs| match needs.kv_blocks {
+                0 => needs,
+                _ => DrafterNeeds { kv_blocks: KV_BLOCKS, ..needs },
+            }),
             ..machine.clone()
         }
     }

@@ -1,7 +1,9 @@
 //! An executor that computes nothing and takes the time that a real one would.
 //!
 //! Every call moves a [`VirtualClock`] by what the profile's cost model says, or by what a
-//! machine that differs from its profile would take ([`TimeError`]). Which drafts are
+//! machine that differs from its profile would take ([`TimeError`]). A draft head ([`drafter_of`]) makes
+//! as many drafts per call as its profile says, and reads the states of all tokens that were committed
+//! since it last drafted. Which drafts are
 //! accepted comes from an [`AcceptanceProcess`]. Token ids are synthetic: the target's token
 //! at a position is a pure function of request and position, so a step costs the host
 //! nothing but the scheduler's and the policy's own work.
@@ -23,11 +25,11 @@ pub use timing::TimeError;
 
 use crate::executor::{BatchContract, Drafter, Executor, Target};
 use crate::protocol::{
-    Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ModelRole, NodeId, Proposal, RequestId,
-    RowRole, SequenceInput, TokenId, Verdict, VerifyRow,
+    Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ModelRole, NodeId,
+    Proposal, RequestId, RowRole, SequenceInput, TokenId, Verdict, VerifyRow,
 };
 use crate::sampling::{SampledToken, walk_chain, walk_tree};
-use crate::timing::cost_model::{CostModel, Work, prefill_attended};
+use crate::timing::cost_model::{CostModel, LatencyModel, Work, prefill_attended};
 use timing::Timer;
 
 /// Spreads request numbers over token ids; odd, so that no two requests begin alike and
@@ -65,6 +67,16 @@ pub struct VirtualExecutor {
     round: Vec<RoundRow>,
     /// Seeds of the nodes of one call.
     extended: Vec<u32>,
+    /// Tokens that were committed since the last round.
+    unread_tokens: u64,
+}
+
+/// What the drafter of a profile has to be given: a draft model has a KV pool of `kv_blocks`, a draft
+/// head reads hidden states and has none.
+pub fn drafter_of(draft: &LatencyModel, kv_blocks: u32) -> DrafterNeeds {
+    let Some(head) = draft.terms().head else { return DrafterNeeds::kv_cache(kv_blocks) };
+    let block_tokens = if draft.drafts_blocks() { head.drafts_per_call } else { 0 };
+    DrafterNeeds { block_tokens, ..DrafterNeeds::hidden_states(vec![0]) }
 }
 
 /// Where a draft row stands within a round.
@@ -86,6 +98,7 @@ impl VirtualExecutor {
             clock,
             round: Vec::new(),
             extended: Vec::new(),
+            unread_tokens: 0,
         }
     }
 
@@ -99,6 +112,11 @@ impl VirtualExecutor {
     pub fn spend_host_time(&mut self) {
         let micros = self.timer.host_us();
         self.clock.advance(micros);
+    }
+
+    /// Drafts of a sequence that the first call of a round makes.
+    fn drafts_per_call(&self) -> u32 {
+        self.info.drafter.as_ref().map_or(1, |needs| needs.block_tokens.max(1))
     }
 
     fn propose(&mut self, request: RequestId, position: u32) -> Proposal {
@@ -147,7 +165,9 @@ impl Target for VirtualExecutor {
                 work.prefill_tokens += tokens;
                 work.prefill_attended_tokens += prefill_attended(start, tokens);
             }
-            out.push(judge(row, start + tokens - row.drafts));
+            let verdict = judge(row, start + tokens - row.drafts);
+            self.unread_tokens += u64::from(tokens - row.drafts + verdict.accepted);
+            out.push(verdict);
         }
         let micros = self.timer.target_us(&work);
         self.clock.advance(micros);
@@ -172,20 +192,25 @@ impl Drafter for VirtualExecutor {
             work.prefill_tokens += tokens - 1;
             work.prefill_attended_tokens += prefill_attended(start, tokens - 1);
             if seed.limit > 0 {
-                forest.add_root(index as u32, self.propose(request, position));
+                let mut node = forest.add_root(index as u32, self.propose(request, position));
+                for depth in 1..seed.limit.min(self.drafts_per_call()) {
+                    node = forest.add_child(node, self.propose(request, position + depth));
+                }
             }
             self.round.push(RoundRow { request, position });
         }
         work.attended_tokens = work.context_tokens;
-        let micros = self.timer.draft_us(&work) + self.timer.draft_round_us();
+        let unread_tokens = std::mem::take(&mut self.unread_tokens).saturating_sub(work.rows.into());
+        let round_us = self.timer.draft_round_us() + self.timer.states_us(unread_tokens);
+        let micros = self.timer.draft_us(&work) + round_us;
         self.clock.advance(micros);
         Ok(())
     }
 
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
-        let mut work = Work { rows: nodes.len() as u32, ..Work::default() };
         let mut seeds = std::mem::take(&mut self.extended);
         self.contract.extend(nodes, forest, &mut seeds)?;
+        let mut work = Work { rows: seeds.len() as u32, ..Work::default() };
         for (&node, &seed) in nodes.iter().zip(&seeds) {
             let row = &mut self.round[seed as usize];
             row.position += 1;

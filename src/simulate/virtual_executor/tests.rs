@@ -1,6 +1,7 @@
 use super::*;
 use crate::executor::DraftChains;
 use crate::protocol::{BLOCK_TOKENS, BlockId, Clock, Micros, SamplingParams};
+use crate::timing::cost_model::HeadTerms;
 use crate::timing::profile::tests::gpu_like;
 
 fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
@@ -116,4 +117,58 @@ fn all_tokens_are_in_the_vocabulary_right_and_wrong_ones() {
     assert!(prompt.iter().all(|&token| token < VOCAB_SIZE));
     let proposal = executor.propose(most, u32::MAX);
     assert!(proposal.token < VOCAB_SIZE && proposal.runner_up < VOCAB_SIZE);
+}
+
+/// With a draft head that makes so many drafts per call.
+fn with_head(drafts_per_call: u32) -> (VirtualExecutor, Arc<VirtualClock>) {
+    let mut profile = gpu_like();
+    let draft = profile.draft.as_mut().unwrap();
+    draft.round_us = 100.0;
+    draft.head = Some(HeadTerms { drafts_per_call, state_token_us: 3.0 });
+    let cost = profile.cost_model().unwrap();
+    let (like, clock) = executor(0.9);
+    let info =
+        ExecutorInfo { drafter: cost.draft.as_ref().map(|draft| drafter_of(draft, 64)), ..like.info.clone() };
+    let options = VirtualOptions {
+        info,
+        cost,
+        error: TimeError::NONE,
+        acceptance: AcceptanceOptions::geometric(0.9),
+        seed: 9,
+    };
+    (VirtualExecutor::new(options, clock.clone()), clock)
+}
+
+/// Proposals of a round's first call and of a second one, and the time of each in microseconds.
+fn round(executor: &mut VirtualExecutor, clock: &VirtualClock) -> [(usize, u64); 2] {
+    let mut forest = DraftForest::default();
+    let seed = DraftSeed { row: 0, input: input(100, vec![1]), limit: 5, mask: None };
+    let start = clock.now();
+    executor.start(&[seed], &mut forest).unwrap();
+    let first = (forest.len(), (clock.now() - start).0);
+    let (start, last) = (clock.now(), NodeId(forest.len() as u32 - 1));
+    executor.extend(&[last], &mut forest).unwrap();
+    [first, (forest.len() - first.0, (clock.now() - start).0)]
+}
+
+#[test]
+fn a_head_makes_as_many_drafts_per_call_as_its_profile_says() {
+    let (mut chain, chain_clock) = with_head(1);
+    let [first, second] = round(&mut chain, &chain_clock);
+    assert_eq!((first.0, second.0), (1, 1));
+    assert!(first.1 > second.1 + 90 && second.1 > 400, "{first:?} {second:?}");
+    let (mut block, block_clock) = with_head(4);
+    assert_eq!(round(&mut block, &block_clock), [(4, first.1), (0, 0)]);
+}
+
+#[test]
+fn a_round_reads_the_states_of_what_was_committed_since_the_last_one() {
+    let (mut executor, clock) = with_head(1);
+    let [(_, at_rest_us), _] = round(&mut executor, &clock);
+    verify(&mut executor, VerifyRow::prefill(input(32, vec![1; 64]), Some(1)));
+    let drafts = [11, 12].map(|position| right_token(RequestId(3), position));
+    assert_eq!(verify(&mut executor, decode(10, &drafts, None)).accepted, 2);
+    let [(_, us), _] = round(&mut executor, &clock);
+    assert!((us - at_rest_us).abs_diff(3 * (64 + 3 - 1)) <= 1, "{us} {at_rest_us}");
+    assert_eq!(round(&mut executor, &clock)[0].1, at_rest_us);
 }

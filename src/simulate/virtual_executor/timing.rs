@@ -76,6 +76,11 @@ impl Timer {
         self.cost.draft.as_ref().map_or(0.0, |draft| draft.terms().round_us) * self.error.draft_factor
     }
 
+    /// Microseconds in which a draft head reads the hidden states of `tokens` more tokens than draft.
+    pub fn states_us(&self, tokens: u64) -> f64 {
+        self.cost.draft.as_ref().map_or(0.0, |draft| draft.states_us(tokens)) * self.error.draft_factor
+    }
+
     /// Microseconds that the host adds to a step.
     pub fn host_us(&mut self) -> f64 {
         self.cost.host_us * self.error.host_factor * self.jitter()
