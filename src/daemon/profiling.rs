@@ -11,7 +11,7 @@ use super::startup::OnPhase;
 use crate::analyzer::{self, AnalyzerOptions, Progress, StartProfile};
 use crate::config::{Config, DraftConfig};
 use crate::executor::Executor;
-use crate::model::{DraftWeights, ModelPair};
+use crate::model::ModelPair;
 use crate::protocol::{Clock, Micros, MonotonicClock, SamplingParams};
 use crate::timing::ProfileError;
 use crate::timing::cost_model::LatencyTerms;
@@ -80,22 +80,11 @@ impl TimeSource {
     /// Reads the configured profile, or decides to measure.
     ///
     /// # Errors
-    /// A profile that can't be used, unless the configuration says to measure instead; a policy that
-    /// plans with times beside a draft head, whose times are not measured.
+    /// A profile that can't be used, unless the configuration says to measure instead.
     pub fn of(config: &Config, plan: &ExecutorPlan, pair: &ModelPair) -> Result<TimeSource, DaemonError> {
         let speculation = &config.speculation;
         if !config.needs_profile() {
             return Ok(TimeSource::None);
-        }
-        if let Some(DraftWeights::Head(head)) = &pair.draft
-            && speculation.policy.needs_profile()
-        {
-            return Err(DaemonError::Start(format!(
-                "the policy {} plans with step times, which are not measured yet for draft heads ({}); set \
-                 speculation.policy = \"fixed:4\" or \"threshold:0.6\"",
-                speculation.policy,
-                head.kind()
-            )));
         }
         let machine = fingerprint(plan, pair)?;
         match speculation.profile.as_deref().map(|path| read(path, &machine)) {
@@ -134,9 +123,6 @@ impl Measurement {
         budget: Duration,
         limit: Micros,
     ) -> Result<Measurement, DaemonError> {
-        if let Some(DraftWeights::Head(head)) = &pair.draft {
-            tracing::warn!(head = %head.kind(), "the profile holds the target's times alone: draft heads are not measured yet");
-        }
         let text = pair.target.tokenizer.encode(TEXT, false);
         let options = AnalyzerOptions {
             budget: Micros::from(budget),
@@ -308,32 +294,49 @@ mod tests {
         }
     }
 
-    /// The embedded target with the tiny EAGLE-3 head.
-    fn with_head(order: ServiceOrder, policy: PolicyName) -> (Config, ExecutorPlan, ModelPair) {
-        let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny/eagle3");
+    /// The embedded target with one of its draft heads.
+    fn with_head(name: &str, policy: PolicyName) -> (Config, ExecutorPlan, ModelPair) {
+        let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny").join(name);
         let mut config = Config::default_tiny();
         config.draft = Some(DraftConfig::Model(ModelRef::Directory(head)));
-        config.scheduler.order = order;
         config.speculation.policy = policy;
         let (plan, pair) = planned(&config);
         (config, plan, pair)
     }
 
     #[test]
-    fn a_policy_that_needs_times_refuses_a_draft_head_and_says_what_to_set() {
-        let (config, plan, pair) = with_head(ServiceOrder::Fifo, PolicyName::SpecServe);
-        let refused = TimeSource::of(&config, &plan, &pair).err().expect("heads have no times").to_string();
-        assert!(refused.contains("(EAGLE-3); set speculation.policy = \"fixed:4\""), "{refused}");
+    fn draft_heads_are_measured_and_say_how_many_drafts_a_call_makes() {
+        for (name, drafts_per_call) in [("eagle3", 1), ("dspark", 7)] {
+            let (config, plan, pair) = with_head(name, PolicyName::SpecServe);
+            let source = TimeSource::of(&config, &plan, &pair).expect("it decides to measure");
+            let mut executor = plan.build(pair.target.loaded, pair.draft).expect("they fit");
+            let profile = source.resolve(executor.as_mut(), &Phase::default()).expect("it measures");
+            let profile = profile.expect("the policy needs one");
+            let draft = profile.draft.as_ref().expect("the head's times");
+            let head = draft.head.expect("it says that it is a head");
+            assert_eq!(head.drafts_per_call, drafts_per_call, "{name}");
+            assert!(draft.micros[0] > 0.0 && draft.micros[0] < profile.target.micros[0], "{draft:?}");
+            // a round without proposals would not count
+            let rounds = |calls| profile.points.iter().filter(move |point| point.head_calls == Some(calls));
+            assert!(rounds(1).any(|point| point.rows == 8 && point.prefill_tokens == 0), "{name}");
+            assert_eq!(rounds(4).any(|point| point.rows == 8), drafts_per_call == 1, "{name}");
+            assert!(rounds(1).any(|point| point.prefill_tokens == 64), "{name}");
+        }
     }
 
     #[test]
-    fn with_a_draft_head_an_order_that_needs_times_measures_the_target_alone() {
-        let (config, plan, pair) = with_head(ServiceOrder::Slo, PolicyName::Fixed(4));
-        let source = TimeSource::of(&config, &plan, &pair).expect("the policy needs no times");
-        let mut executor = plan.build(pair.target.loaded, pair.draft).expect("they fit");
-        let profile = source.resolve(executor.as_mut(), &Phase::default()).expect("it measures");
-        let profile = profile.expect("the order needs one");
-        assert!(profile.draft.is_none() && profile.target.micros[0] > 0.0);
+    fn the_profile_of_one_head_is_not_that_of_another_or_of_a_draft_model() {
+        let of = |pair: &ModelPair, plan: &ExecutorPlan| fingerprint(plan, pair).expect("a processor");
+        let (plan, pair) = planned(&Config::default_tiny());
+        let mut fingerprints = vec![of(&pair, &plan)];
+        for name in ["eagle3", "dspark"] {
+            let (_, plan, pair) = with_head(name, PolicyName::SpecServe);
+            fingerprints.push(of(&pair, &plan));
+        }
+        for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+            let differences = fingerprints[one].differences(&fingerprints[other]);
+            assert!(differences.iter().any(|what| what.starts_with("draft model")), "{differences:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::executor_plan::ExecutorPlan;
 use super::startup::{Assembled, OnPhase, StartingDaemon};
 use super::*;
 use crate::cli::client::{Client, ClientError};
+use crate::config::DraftConfig;
+use crate::model::ModelRef;
 use crate::pacing::ServiceOrder;
 use crate::policy::registry::PolicyName;
 
@@ -206,4 +208,38 @@ async fn a_socket_in_use_is_reported_before_anything_is_assembled() {
     let error = StartingDaemon::begin(config(directory.path()), never).await.err().expect("in use");
     assert!(matches!(error, DaemonError::Socket(SocketError::InUse { .. })), "{error}");
     assert!(directory.path().join("s").exists());
+}
+
+/// What a daemon answers to a prompt, and how many drafts were accepted.
+async fn served(draft: Option<&str>, policy: PolicyName) -> (Value, u64) {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let mut config = Config::default_tiny();
+    config.server.socket = directory.path().join("s");
+    config.speculation.policy = policy;
+    config.draft = draft.map(|head| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny").join(head);
+        DraftConfig::Model(ModelRef::Directory(path))
+    });
+    let daemon = Daemon::start(config).await.expect("it starts");
+    let client = Client::new(&directory.path().join("s"));
+    let prompt = json!({ "model": "tiny", "prompt": "Once upon a time", "max_tokens": 80, "temperature": 0,
+                         "ignore_eos": true });
+    let answer = client.post("/v1/completions", &prompt).await.expect("served");
+    let page = client.get("/metrics").await.expect("counters");
+    let accepted = page
+        .lines()
+        .find_map(|line| line.strip_prefix("specserve_spec_decode_accepted_tokens_total ")?.parse().ok());
+    daemon.shutdown().await;
+    (answer["choices"][0]["text"].clone(), accepted.expect("a counter"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_draft_heads_specserve_drafts_and_answers_as_plain_decoding_does() {
+    let (plain, accepted) = served(None, PolicyName::None).await;
+    assert_eq!(accepted, 0);
+    for head in ["eagle3", "dspark"] {
+        let (answer, accepted) = served(Some(head), PolicyName::SpecServe).await;
+        assert_eq!(answer, plain, "{head}");
+        assert!(accepted > 10, "{head}: {accepted}");
+    }
 }
