@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use common::{EvenAtEven, Played, cpu, drafters, embedded, play, prompt, request};
 use specserve::drafting::{NgramOptions, WithPromptLookup};
-use specserve::model::DraftWeights;
 use specserve::model::random::{RandomOptions, random_model};
+use specserve::model::{DraftHead, DraftWeights};
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
 use specserve::policy::{Fixed, Policy, Scratch, Static};
 use specserve::protocol::{
     DecodeView, GenerationRequest, ModelRole, RequestId, SamplingParams, StepDecision, StepView,
     TokenConstraint,
 };
+use specserve::timing::cost_model::HeadTerms;
 use specserve::timing::profile::Profile;
 
 const OUTPUT_TOKENS: u32 = 32;
@@ -147,10 +148,20 @@ fn a_draft_equal_to_the_target_is_always_accepted() {
     }
 }
 
+/// A profile that says of the drafter whether it is a head, and how many drafts a call of it makes.
+fn profile_with(drafter: &DraftWeights) -> Profile {
+    let text = include_str!("../profiles/h100-8b-160m.toml");
+    let mut profile = Profile::from_toml(text).expect("the profile parses");
+    if let DraftWeights::Head(head) = drafter {
+        let drafts_per_call = if let DraftHead::Block(head) = head { head.drafts() as u32 } else { 1 };
+        let draft = profile.draft.as_mut().expect("it has a draft model");
+        draft.head = Some(HeadTerms { drafts_per_call, state_token_us: 0.1 });
+    }
+    profile
+}
+
 #[test]
 fn every_policy_emits_what_plain_decoding_emits() {
-    let profile =
-        Profile::from_toml(include_str!("../profiles/h100-8b-160m.toml")).expect("the profile parses");
     let names = [
         "none",
         "fixed:3",
@@ -162,6 +173,7 @@ fn every_policy_emits_what_plain_decoding_emits() {
         "specserve",
     ];
     for (sampling, (drafter_name, drafter)) in temperatures_and_drafters() {
+        let profile = profile_with(&drafter);
         let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
         let all = requests(6, &sampling);
         let plain = plain(&all);

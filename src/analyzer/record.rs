@@ -65,14 +65,21 @@ pub struct RecordJob {
 /// have proposed.
 ///
 /// # Errors
-/// [`ExecutorError`]; [`ExecutorError::Malformed`] also for an executor without a draft model, and
-/// for a prompt that is empty or does not fit.
+/// [`ExecutorError`]; [`ExecutorError::Malformed`] also for an executor without a draft model (a draft
+/// head is none: it is less often right the deeper it drafts, even where all drafts before were
+/// accepted, so that its first drafts do not stand for the others), and for a prompt that is empty or
+/// does not fit.
 pub fn record(executor: &mut dyn Executor, job: &RecordJob) -> Result<RecordedSequence, ExecutorError> {
     let info = executor.info();
     let blocks = info.target_blocks.min(info.draft_blocks());
     let room = info.context_tokens_max.min(blocks * info.block_tokens);
     if !info.has_draft_model() {
-        return Err(ExecutorError::Malformed("there is no draft model".to_owned()));
+        let what = if info.has_draft_head() {
+            "the drafts of a draft head cannot be recorded: how often they are right depends on their depth"
+        } else {
+            "there is no draft model"
+        };
+        return Err(ExecutorError::Malformed(what.to_owned()));
     }
     if job.prompt.is_empty() || job.prompt.len() as u32 >= room {
         let tokens = job.prompt.len();
@@ -175,6 +182,8 @@ impl Recorder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor::{ShadowExecutor, ShadowOptions};
+    use crate::protocol::ExecutorInfo;
     use crate::simulate::tests::settings;
     use crate::simulate::virtual_executor::{
         AcceptanceProcess, VirtualClock, VirtualExecutor, VirtualOptions,
@@ -238,5 +247,15 @@ mod tests {
         refused(0, 10);
         refused(1000, 0);
         refused(3, 48);
+    }
+
+    #[test]
+    fn drafts_of_a_head_are_not_recorded_and_the_reason_is_said() {
+        let drafter = Some(crate::protocol::DrafterNeeds::hidden_states(vec![1]));
+        let small = ShadowOptions::small(64, 0);
+        let info = ExecutorInfo { drafter, ..small.info.clone() };
+        let mut executor = ShadowExecutor::new(ShadowOptions { info, ..small });
+        let error = record(&mut executor, &job(10, 5)).expect_err("a head").to_string();
+        assert!(error.contains("of a draft head cannot be recorded"), "{error}");
     }
 }
