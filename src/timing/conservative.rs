@@ -13,14 +13,13 @@ use crate::protocol::ModelRole;
 /// What one more row costs at least, in smallest passes.
 const ROW_SHARE_MIN: f64 = 0.125;
 
-/// The model of `role` from `points`; `None` if there is none of it. Rounds of a draft head that read
-/// more states than those of its rows are no passes over more rows, and do not count.
+/// The model of `role` from `points`; `None` if there is none of it. A round of a draft head that
+/// reads many states is a pass over its rows alone.
 pub fn conservative(points: &[ProfilePoint], role: ModelRole) -> Option<LatencyTerms> {
     let tokens = |point: &ProfilePoint| (point.rows + point.work().prefill_tokens).max(1);
     let mut passes: Vec<(u32, f64)> = points
         .iter()
         .filter(|point| point.model == role && point.micros.is_finite() && point.micros > 0.0)
-        .filter(|point| point.state_tokens_per_call() == 0.0)
         .map(|point| (tokens(point), point.micros))
         .collect();
     passes.sort_by(|one, other| one.0.cmp(&other.0).then(one.1.total_cmp(&other.1)));
