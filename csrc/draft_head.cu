@@ -6,8 +6,9 @@
 // time it comes out of L1 or L2. Kernels that begin a pass do not let the next one start early,
 // as embedding_kernel (rmsnorm.cu): attention prefetches KV blocks of earlier passes.
 //
-// Bytes moved per row: the oracle in tests/cuda_kernels/draft_head.rs and docs/kernels.md list them;
-// all together are below 1 % of the weights that a head reads for a draft.
+// Oracles: tests/cuda_kernels/draft_head.rs, in f64. Bytes: each array of the parameters is read or
+// written once (draft_head.h has the shapes); for an 8B's head all together are below 1 % of the
+// weights that it reads for a draft. Its share of the ceiling is that of the whole pass, docs/kernels.md.
 #include "common.cuh"
 
 namespace ss {
