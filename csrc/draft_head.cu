@@ -182,9 +182,11 @@ __global__ void __launch_bounds__(kThreads) spread_logits_kernel(const SpreadLog
     if (at >= p.vocab) return;
     const float *logits = p.logits + static_cast<int64_t>(blockIdx.y) * p.draft_tokens;
     const int4 draft = *reinterpret_cast<const int4 *>(p.draft_of + at);
-    const auto logit = [&](int token) { return token < 0 ? DRAFT_LOGIT_NONE : logits[token]; };
+    const auto logit = [&](int token, int draft) {
+        return draft < 0 ? DRAFT_LOGIT_NONE - token * DRAFT_LOGIT_NONE_FALL : logits[draft];
+    };
     *reinterpret_cast<float4 *>(p.out + static_cast<int64_t>(blockIdx.y) * p.vocab + at) =
-        make_float4(logit(draft.x), logit(draft.y), logit(draft.z), logit(draft.w));
+        make_float4(logit(at, draft.x), logit(at + 1, draft.y), logit(at + 2, draft.z), logit(at + 3, draft.w));
 }
 
 __global__ void __launch_bounds__(kThreads) take_rows_kernel(const TakeRowsParams p)

@@ -16,8 +16,12 @@ extern "C" {
 
 struct CUstream_st;
 
-/* Logit of a token that a head cannot draft. Finite, so that no arithmetic on it is undefined. */
-#define DRAFT_LOGIT_NONE (-1e30f)
+/* Logit of token `t` that a head cannot draft: DRAFT_LOGIT_NONE - t * DRAFT_LOGIT_NONE_FALL. Far below
+ * every other logit at any temperature, but no lower than the sampler is exact for: a slice of a row may
+ * hold no other token, and its sum of exponentials must stay finite. It falls, so that the best of
+ * such a slice stand at its start and the rest is passed over. */
+#define DRAFT_LOGIT_NONE (-500.f)
+#define DRAFT_LOGIT_NONE_FALL 0.00390625f
 
 /* states[span[0] + row] = bf16(residual[row]) for the first span[1] rows of a step. */
 typedef struct {
@@ -87,7 +91,7 @@ typedef struct {
     int32_t carry_normed;
 } ChainOutputParams;
 
-/* Logits over draft tokens to logits over the target's; DRAFT_LOGIT_NONE where there is none. */
+/* Logits over draft tokens to logits over the target's; that of DRAFT_LOGIT_NONE where there is none. */
 typedef struct {
     const float *logits;     /* [rows][draft_tokens] */
     const int32_t *draft_of; /* [vocab]: the draft token of each token; negative: none */

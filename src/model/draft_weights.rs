@@ -46,6 +46,14 @@ impl DraftWeights {
         }
     }
 
+    /// Most drafts of a row in a step: those of a head's block. A chain has no end of its own.
+    pub fn drafts_max(&self) -> u32 {
+        match self {
+            DraftWeights::Head(DraftHead::Block(head)) => head.drafts() as u32,
+            _ => u32::MAX,
+        }
+    }
+
     /// Its matrices, each once: what executors keep copies of.
     pub fn matrices(&self) -> Vec<&Tensor> {
         match self {

@@ -3,8 +3,8 @@
 use half::bf16;
 use specserve::executor::cuda::error::check_launch;
 use specserve::executor::cuda::ffi::kernels::{
-    self, ChainInputParams, ChainOutputParams, ConfidenceParams, DRAFT_LOGIT_NONE, DraftProposal,
-    FuseInputParams, SpreadLogitsParams, TakeLinksParams, TakeRowsParams, TakeStatesParams,
+    self, ChainInputParams, ChainOutputParams, ConfidenceParams, DRAFT_LOGIT_NONE, DRAFT_LOGIT_NONE_FALL,
+    DraftProposal, FuseInputParams, SpreadLogitsParams, TakeLinksParams, TakeRowsParams, TakeStatesParams,
 };
 
 use crate::support::{Bench, assert_close, f64_of};
@@ -261,6 +261,11 @@ fn a_chain_ends_in_a_norm_and_leaves_its_output_to_the_next_pass() {
     }
 }
 
+/// The logit of a token that a head cannot draft.
+pub fn no_draft(token: usize) -> f32 {
+    DRAFT_LOGIT_NONE as f32 - token as f32 * DRAFT_LOGIT_NONE_FALL as f32
+}
+
 #[test]
 #[ignore = "needs a CUDA device"]
 fn logits_of_draft_tokens_stand_at_the_targets_and_no_other_token_can_win() {
@@ -283,8 +288,7 @@ fn logits_of_draft_tokens_stand_at_the_targets_and_no_other_token_can_win() {
         launch!(&params, bench, specserve_spread_logits);
         for (at, got) in bench.download(&out).into_iter().enumerate() {
             let draft = usize::try_from(draft_of[at % vocab]).ok();
-            let want =
-                draft.map_or(DRAFT_LOGIT_NONE as f32, |draft| logits[at / vocab * draft_tokens + draft]);
+            let want = draft.map_or(no_draft(at % vocab), |draft| logits[at / vocab * draft_tokens + draft]);
             assert_eq!(got, want, "token {} of row {}", at % vocab, at / vocab);
         }
     }

@@ -9,6 +9,7 @@ use specserve::protocol::{Proposal, SamplingParams, TokenMask};
 use specserve::sampling::noise::Noise;
 use specserve::sampling::{Sampler, TokenHistory};
 
+use crate::draft_head::no_draft;
 use crate::support::{Bench, Random};
 
 /// Relative tolerance of probabilities; only policies read them, tokens do not depend on them.
@@ -133,6 +134,22 @@ fn random_batch(random: &mut Random, rows: usize, vocab: usize, masked: bool) ->
     batch
 }
 
+/// Rows of a head that drafts the first `draft_tokens` tokens alone.
+fn draft_vocabulary_batch(random: &mut Random, rows: usize, draft_tokens: usize, vocab: usize) -> Batch {
+    let mut batch = Batch { logits: Vec::new(), stride: vocab, rows: SamplingRows::new(), want: Vec::new() };
+    let mut sampler = Sampler::new();
+    for row in 0..rows {
+        let mut logits = random_logits(random, draft_tokens);
+        logits.extend((draft_tokens..vocab).map(no_draft));
+        let temperature = [0.0, 1e-6, 0.01, 0.8, 2.0][row % 5];
+        let params = SamplingParams { temperature, ..SamplingParams::greedy() };
+        batch.rows.push(&params, row as u32, &TokenHistory::default());
+        batch.want.push(sampler.propose(&logits, &params, row as u32, &TokenHistory::default()));
+        batch.logits.extend(logits);
+    }
+    batch
+}
+
 fn run_draft(bench: &Bench, batch: &Batch, vocab: usize, naive: bool) -> Vec<DraftProposal> {
     let rows = batch.rows.rows().len();
     let mut logits = bench.upload(&batch.logits);
@@ -226,6 +243,23 @@ fn draft_sampling_matches_the_cpu() {
 #[ignore = "needs a CUDA device"]
 fn masked_draft_sampling_matches_the_cpu() {
     compare_with_the_cpu(true);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn slices_of_a_row_without_a_token_that_the_head_can_draft_change_nothing() {
+    let mut bench = Bench::new();
+    for (rows, draft_tokens, vocab) in [(1, 2048, 128_256), (5, 40, 152_064), (64, 32_000, 128_256)] {
+        if bench.leaves_out(rows * vocab) {
+            continue;
+        }
+        let batch = draft_vocabulary_batch(&mut bench.random, rows, draft_tokens, vocab);
+        let got = run_draft(&bench, &batch, vocab, false);
+        for (row, (got, want)) in got.iter().zip(&batch.want).enumerate() {
+            assert!(got.finite == 1 && (got.token as usize) < draft_tokens, "row {row}: {got:?}");
+            assert_same(got, want, row, &batch);
+        }
+    }
 }
 
 fn compare_with_the_cpu(masked: bool) {

@@ -263,10 +263,7 @@ fn info(
         Some(DraftWeights::Model(model)) => model.spec.context_tokens_max,
         _ => usize::MAX,
     };
-    let drafts_max = match draft {
-        Some(DraftWeights::Head(DraftHead::Block(head))) => head.drafts() as u32,
-        _ => u32::MAX,
-    };
+    let drafts_max = draft.map_or(u32::MAX, DraftWeights::drafts_max);
     ExecutorInfo {
         backend: "cpu".into(),
         device: describe_device(options.threads, set),

@@ -391,6 +391,6 @@ fn executor_info(
         drafter: draft.map(|draft| draft.needs(draft_blocks)),
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
-        draft_tokens_max: options.draft_tokens_max,
+        draft_tokens_max: options.draft_tokens_max.min(draft.map_or(u32::MAX, DraftWeights::drafts_max)),
     }
 }
