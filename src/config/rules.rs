@@ -1,8 +1,9 @@
 //! Rules across several keys.
 
-use super::Config;
 use super::problem::ConfigProblem;
 use super::reader::Problems;
+use super::{Config, DraftConfig};
+use crate::model::{DraftKind, KIND, ModelRef};
 use crate::pacing::{LateAction, ServiceOrder};
 
 /// Reports every violated rule across keys.
@@ -28,6 +29,7 @@ pub(super) fn check(config: &Config, problems: &mut Problems) {
         ("scheduler.prefill_chunk_tokens_max", scheduler.prefill_chunk_tokens_max),
         ("executor.batch_tokens_max", executor.batch_tokens_max),
     );
+    check_draft(config, problems);
     check_policy(config, problems);
     check_late(config, problems);
 }
@@ -55,6 +57,31 @@ fn at_most(problems: &mut Problems, left: (&str, u32), right: (&str, u32)) {
     }
     let what = format!("is more than {} = {}", right.0, right.1);
     problems.add(left.0, Some(left.1.to_string()), what, format!("lower it, or raise {}", right.0));
+}
+
+/// Settings of heads mean nothing for a model. Whether a directory holds one is only known at startup,
+/// unless `draft.kind` says so.
+fn check_draft(config: &Config, problems: &mut Problems) {
+    let Some(DraftConfig::Model { model, settings }) = &config.draft else { return };
+    if problems.mention(&["draft", "draft.model", KIND]) {
+        return;
+    }
+    let (kind, reason) = match (model, settings.kind) {
+        (ModelRef::EmbeddedTiny, given) => {
+            if let Some(head) = given.filter(|&kind| kind != DraftKind::Model) {
+                let value = Some(format!("\"{}\"", head.name()));
+                let what = format!("is not what draft.model = \"{model}\" is: a model");
+                problems.add(KIND, value, what, "set it to \"model\", or remove it");
+            }
+            (DraftKind::Model, format!("\"{model}\" is a model"))
+        }
+        (_, Some(kind)) => (kind, format!("{KIND} is \"{}\"", kind.name())),
+        (_, None) => return,
+    };
+    for misplaced in settings.misplaced(kind) {
+        let what = format!("only {} have it, and {reason}", misplaced.whose);
+        problems.add(misplaced.key, Some(misplaced.value), what, "remove it");
+    }
 }
 
 /// Only an order by objectives can let a late request wait behind those that are not.

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
-use crate::model::ModelRef;
+use crate::model::{DraftKind, HeadKind, HeadSettings, ModelRef};
 use crate::pacing::{LateAction, ServiceOrder};
 use crate::policy::registry::PolicyName;
 use crate::protocol::{Micros, Slo};
@@ -32,7 +32,7 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     let target =
         TargetConfig { model: ModelRef::EmbeddedTiny, name: "tiny".to_owned(), context_tokens_max: None };
     assert_eq!(config.target, target);
-    assert_eq!(config.draft, Some(DraftConfig::Model(ModelRef::EmbeddedTiny)));
+    assert_eq!(config.draft, Some(ModelRef::EmbeddedTiny.into()));
     assert_eq!(config.executor.threads, 0);
     assert_eq!(config.executor.batch_tokens_max, 512);
     assert_eq!(config.kv, KvConfig { size: KvSize::MemoryMib(64) });
@@ -102,7 +102,8 @@ fn the_effective_configuration_parses_back_to_itself() {
     let uids = tiny_with("# socket_uids =", "socket_uids =");
     let origins = tiny_with("# cors_origins =", "cors_origins =");
     let admin = tiny_with("# admin =", "admin =");
-    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http, &uids, &origins, &admin, &capped, &cuda] {
+    let head = head_with("kind = \"eagle3\"\nnorm_before_residual = true\nhidden_state_layers = [2, 16, 29]");
+    for text in [TINY_CPU_TOML, SMALLEST, &blocks, &http, &uids, &origins, &admin, &capped, &cuda, &head] {
         let config = Config::parse(text).expect("valid");
         assert_eq!(Config::parse(&config.to_toml()).expect("its own text is valid"), config);
         let table = config.to_table().to_string();
@@ -409,7 +410,7 @@ fn models_are_embedded_directories_or_names_on_the_hub() {
         Config::parse("[target]\nmodel = \"Qwen/Qwen2.5@v1\"\n[draft]\nmodel = \"a/b\"\n").expect("valid");
     assert_eq!(hub.target.model, ModelRef::Hub("Qwen/Qwen2.5@v1".parse().expect("a name")));
     assert_eq!(hub.target.name, "Qwen2.5");
-    assert_eq!(hub.draft, Some(DraftConfig::Model(ModelRef::Hub("a/b".parse().expect("a name")))));
+    assert_eq!(hub.draft, Some(ModelRef::Hub("a/b".parse().expect("a name")).into()));
     assert_eq!(
         problem_paths("[target]\nmodel = \"embedded:large\"\n[draft]\n"),
         ["target.model", "draft.model"]
@@ -483,6 +484,95 @@ fn drafts_may_be_looked_up_instead_of_computed() {
     let text = text.replacen("model = \"ngram\"\nmodel = \"embedded:tiny\"", "model = \"ngram\"", 1);
     let config = Config::parse(&text).expect("ngram is a drafter");
     assert_eq!(config.draft, Some(DraftConfig::Ngram));
+}
+
+/// A deployment whose draft is in a directory, with these lines in `[draft]`.
+fn head_with(lines: &str) -> String {
+    format!("{SMALLEST}[draft]\nmodel = \"./head\"\n{lines}\n")
+}
+
+#[test]
+fn a_draft_may_say_what_its_files_leave_open() {
+    let settings =
+        |lines: &str| Config::parse(&head_with(lines)).expect("valid").draft.expect("set").settings();
+    assert_eq!(settings(""), HeadSettings::default());
+    for (name, kind) in [
+        ("model", DraftKind::Model),
+        ("eagle3", DraftKind::Head(HeadKind::Eagle3)),
+        ("dflash", DraftKind::Head(HeadKind::DFlash)),
+        ("dspark", DraftKind::Head(HeadKind::DSpark)),
+    ] {
+        assert_eq!(settings(&format!("kind = \"{name}\"")).kind, Some(kind));
+    }
+    assert_eq!(settings("norm_before_residual = false").norm_before_residual, Some(false));
+    let layers = settings("kind = \"dflash\"\nhidden_state_layers = [29, 0, 4095]").hidden_state_layers;
+    assert_eq!(layers, Some(vec![29, 0, 4095]), "in this order");
+    let embedded = "[draft]\nmodel = \"embedded:tiny\"\nkind = \"model\"\n";
+    Config::parse(&format!("{SMALLEST}{embedded}")).expect("it is a model");
+}
+
+#[test]
+fn settings_of_a_draft_are_checked_one_by_one() {
+    for (line, path) in [
+        ("kind = \"medusa\"", "draft.kind"),
+        ("kind = \"EAGLE3\"", "draft.kind"),
+        ("kind = 3", "draft.kind"),
+        ("norm_before_residual = \"true\"", "draft.norm_before_residual"),
+        ("hidden_state_layers = []", "draft.hidden_state_layers"),
+        ("hidden_state_layers = \"2,16,29\"", "draft.hidden_state_layers"),
+        ("hidden_state_layers = [-1, 2]", "draft.hidden_state_layers"),
+        ("hidden_state_layers = [1.5]", "draft.hidden_state_layers"),
+        ("hidden_state_layers = [4096]", "draft.hidden_state_layers"),
+    ] {
+        assert_eq!(problem_paths(&head_with(line)), [path], "{line}");
+    }
+    let many = format!("hidden_state_layers = {:?}", (0..257).collect::<Vec<_>>());
+    assert_eq!(problem_paths(&head_with(&many)), ["draft.hidden_state_layers"]);
+    let error =
+        Config::parse(&head_with("hidden_state_layers = [1, 4, 4]")).expect_err("4 twice").to_string();
+    assert!(error.contains("draft.hidden_state_layers = [1, 4, 4]: names a layer twice"), "{error}");
+}
+
+#[test]
+fn settings_that_mean_nothing_for_the_draft_are_refused() {
+    let problems = |model: &str, lines: &str| -> Vec<String> {
+        let text = format!("{SMALLEST}[draft]\nmodel = \"{model}\"\n{lines}\n");
+        let error = Config::parse(&text).expect_err("it would be ignored");
+        error.problems().iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(
+        problems("ngram", "kind = \"model\"\nnorm_before_residual = true\nhidden_state_layers = [1]"),
+        [
+            "draft.kind = \"model\": means nothing for draft.model = \"ngram\"; remove it",
+            "draft.norm_before_residual = true: means nothing for draft.model = \"ngram\"; remove it",
+            "draft.hidden_state_layers = [1]: means nothing for draft.model = \"ngram\"; remove it",
+        ]
+    );
+    assert_eq!(
+        problems("embedded:tiny", "kind = \"eagle3\"\nnorm_before_residual = false"),
+        [
+            "draft.kind = \"eagle3\": is not what draft.model = \"embedded:tiny\" is: a model; set it to \
+             \"model\", or remove it",
+            "draft.norm_before_residual = false: only EAGLE-3 heads have it, and \"embedded:tiny\" is a model; \
+             remove it",
+        ]
+    );
+    assert_eq!(
+        problems("embedded:tiny", "hidden_state_layers = [1, 2]"),
+        ["draft.hidden_state_layers = [1, 2]: only draft heads have it, and \"embedded:tiny\" is a model; \
+          remove it"]
+    );
+    assert_eq!(
+        problems("./draft", "kind = \"model\"\nhidden_state_layers = [1]"),
+        ["draft.hidden_state_layers = [1]: only draft heads have it, and draft.kind is \"model\"; remove it"]
+    );
+    assert_eq!(
+        problems("./head", "kind = \"dflash\"\nnorm_before_residual = true"),
+        ["draft.norm_before_residual = true: only EAGLE-3 heads have it, and draft.kind is \"dflash\"; \
+          remove it"]
+    );
+    let nameless = format!("{SMALLEST}[draft]\nkind = \"eagle3\"\n");
+    assert_eq!(problem_paths(&nameless), ["draft.model"], "what it names is not known");
 }
 
 #[test]

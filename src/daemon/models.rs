@@ -14,5 +14,6 @@ pub(super) fn load_models(config: &Config) -> Result<ModelPair, ModelError> {
     let target = config.target.model.locate(&cache)?;
     let draft = draft.map(|model| model.locate(&cache)).transpose()?;
     let context_cap = config.target.context_tokens_max.map(|tokens| tokens as usize);
-    load_pair_within(&target, draft.as_ref(), context_cap)
+    let settings = config.draft.as_ref().map(DraftConfig::settings).unwrap_or_default();
+    load_pair_within(&target, draft.as_ref(), &settings, context_cap)
 }

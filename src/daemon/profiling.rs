@@ -298,7 +298,7 @@ mod tests {
     fn with_head(name: &str, policy: PolicyName) -> (Config, ExecutorPlan, ModelPair) {
         let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny").join(name);
         let mut config = Config::default_tiny();
-        config.draft = Some(DraftConfig::Model(ModelRef::Directory(head)));
+        config.draft = Some(ModelRef::Directory(head).into());
         config.speculation.policy = policy;
         let (plan, pair) = planned(&config);
         (config, plan, pair)

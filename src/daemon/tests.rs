@@ -1,6 +1,6 @@
 //! Client-visible behaviour of a daemon whose executor is slow to build.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use super::startup::{Assembled, OnPhase, StartingDaemon};
 use super::*;
 use crate::cli::client::{Client, ClientError};
 use crate::config::DraftConfig;
-use crate::model::ModelRef;
+use crate::model::{HeadSettings, ModelRef};
 use crate::pacing::ServiceOrder;
 use crate::policy::registry::PolicyName;
 
@@ -211,15 +211,12 @@ async fn a_socket_in_use_is_reported_before_anything_is_assembled() {
 }
 
 /// What a daemon answers to a prompt, and how many drafts were accepted.
-async fn served(draft: Option<&str>, policy: PolicyName) -> (Value, u64) {
+async fn served(draft: Option<DraftConfig>, policy: PolicyName) -> (Value, u64) {
     let directory = tempfile::tempdir().expect("a directory for the test");
     let mut config = Config::default_tiny();
     config.server.socket = directory.path().join("s");
     config.speculation.policy = policy;
-    config.draft = draft.map(|head| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny").join(head);
-        DraftConfig::Model(ModelRef::Directory(path))
-    });
+    config.draft = draft;
     let daemon = Daemon::start(config).await.expect("it starts");
     let client = Client::new(&directory.path().join("s"));
     let prompt = json!({ "model": "tiny", "prompt": "Once upon a time", "max_tokens": 80, "temperature": 0,
@@ -238,8 +235,45 @@ async fn with_draft_heads_specserve_drafts_and_answers_as_plain_decoding_does() 
     let (plain, accepted) = served(None, PolicyName::None).await;
     assert_eq!(accepted, 0);
     for head in ["eagle3", "dspark"] {
-        let (answer, accepted) = served(Some(head), PolicyName::SpecServe).await;
+        let draft = ModelRef::Directory(tiny(head)).into();
+        let (answer, accepted) = served(Some(draft), PolicyName::SpecServe).await;
         assert_eq!(answer, plain, "{head}");
         assert!(accepted > 10, "{head}: {accepted}");
     }
+}
+
+fn tiny(part: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny").join(part)
+}
+
+/// Writes the EAGLE-3 head of the embedded target with a config.json as the speculators library
+/// writes it, which does not say whether the residual is normalised.
+fn speculators_head_without_norm_before_residual(directory: &Path) {
+    let text = std::fs::read_to_string(tiny("eagle3").join("config.json")).expect("it is readable");
+    let layers: Value = serde_json::from_str(&text).expect("it is JSON");
+    let config = json!({
+        "architectures": ["Eagle3Speculator"], "speculators_model_type": "eagle3",
+        "model_type": "speculators", "draft_vocab_size": layers["draft_vocab_size"],
+        "eagle_aux_hidden_state_layer_ids": [1, 3, 5], "transformer_layer_config": layers,
+    });
+    std::fs::write(directory.join("config.json"), config.to_string()).expect("it is written");
+    let weights = "model.safetensors";
+    std::fs::copy(tiny("eagle3").join(weights), directory.join(weights)).expect("it is copied");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_whose_config_leaves_the_residual_open_drafts_once_the_deployment_says_it() {
+    let head = tempfile::tempdir().expect("a directory for the head");
+    speculators_head_without_norm_before_residual(head.path());
+    let model = ModelRef::Directory(head.path().to_owned());
+    let mut config = Config::default_tiny();
+    config.draft = Some(model.clone().into());
+    let error = super::models::load_models(&config).expect_err("it is open").to_string();
+    assert!(error.contains("or draft.norm_before_residual in the deployment's TOML"), "{error}");
+
+    let settings = HeadSettings { norm_before_residual: Some(false), ..HeadSettings::default() };
+    let (answer, accepted) =
+        served(Some(DraftConfig::Model { model, settings }), PolicyName::SpecServe).await;
+    assert_eq!(answer, served(None, PolicyName::None).await.0);
+    assert!(accepted > 10, "{accepted}");
 }

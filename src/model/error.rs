@@ -116,6 +116,28 @@ pub enum ModelError {
         /// What is wrong, or what is expected.
         problem: String,
     },
+    /// config.json leaves something open or says it wrongly that a key of the deployment can say.
+    #[error("{error}; {} {key} in the deployment's TOML", if error.is_absence() {
+        "set it there, or"
+    } else {
+        "correct it there, or set"
+    })]
+    OpenToSetting {
+        /// What is wrong with config.json.
+        error: Box<ModelError>,
+        /// Full name of the key.
+        key: &'static str,
+    },
+    /// A key of the deployment does not fit what the directory holds.
+    #[error("{key} is {value}: {problem}")]
+    Setting {
+        /// Full name of the key.
+        key: &'static str,
+        /// The value as TOML.
+        value: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The directory holds no safetensors weights.
     #[error("{directory} holds neither model.safetensors nor model.safetensors.index.json{hint}")]
     NoWeights {
@@ -244,6 +266,22 @@ pub enum ModelError {
         /// First difference.
         mismatch: Mismatch,
     },
+}
+
+impl ModelError {
+    /// This error about config.json, which the deployment can settle with `key`.
+    pub(super) fn open_to_setting(self, key: &'static str) -> ModelError {
+        ModelError::OpenToSetting { error: Box::new(self), key }
+    }
+
+    /// Whether a key of a JSON file is missing; `null` counts as that.
+    fn is_absence(&self) -> bool {
+        match self {
+            ModelError::MissingKey { .. } => true,
+            ModelError::Value { value, .. } => value == "null",
+            _ => false,
+        }
+    }
 }
 
 /// Advice for a JSON error, if there is any: a clause to append to its message.

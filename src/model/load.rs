@@ -2,14 +2,16 @@
 //! that the pair is compatible.
 #![forbid(unsafe_code)]
 
+use serde_json::Value as Json;
+
 use super::files::{CONFIG, ModelFiles};
 use super::generation_config::GenerationConfig;
 use super::json_file::JsonObject;
 use super::safetensors_file::TensorFiles;
 use super::tokenizer_config::TokenizerConfig;
 use super::{
-    ChatTemplate, DraftHead, DraftWeights, LoadedModel, ModelError, ModelSource, RecommendedSampling,
-    Tokenizer, config_json, draft_head, same_token_list, weights,
+    ChatTemplate, DraftHead, DraftWeights, HeadSettings, LoadedModel, ModelError, ModelSource,
+    RecommendedSampling, Tokenizer, config_json, draft_head, same_token_list, weights,
 };
 use crate::protocol::{ModelRole, TokenId};
 
@@ -53,25 +55,57 @@ pub fn load(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> 
     load_within(source, role, None)
 }
 
+/// [`load`], of a source that is known to hold a model: it is not refused as a draft head, whatever
+/// its architecture is called.
+///
+/// # Errors
+/// Any [`ModelError`] except `Pair` and `DraftHead`.
+pub fn load_model(source: &ModelSource, role: ModelRole) -> Result<Model, ModelError> {
+    read(source, &Opened::open(source, role)?, None)
+}
+
 /// [`load`], for contexts of at most `context_cap` tokens.
 fn load_within(
     source: &ModelSource,
     role: ModelRole,
     context_cap: Option<usize>,
 ) -> Result<Model, ModelError> {
-    let files = ModelFiles::open(source, role)?;
-    let json = files.read_json(CONFIG)?;
-    let path = files.path_of(CONFIG);
-    let tensors = TensorFiles::open(&files)?;
-    if let Some(kind) = draft_head::recognise(&JsonObject::root(&path, &json)?, &tensors)? {
-        return Err(ModelError::DraftHead { directory: files.place(), kind });
+    let opened = Opened::open(source, role)?;
+    opened.refuse_head()?;
+    read(source, &opened, context_cap)
+}
+
+/// The files of a model or a head.
+struct Opened {
+    files: ModelFiles,
+    config: Json,
+    tensors: TensorFiles,
+}
+
+impl Opened {
+    fn open(source: &ModelSource, role: ModelRole) -> Result<Opened, ModelError> {
+        let files = ModelFiles::open(source, role)?;
+        Ok(Opened { config: files.read_json(CONFIG)?, tensors: TensorFiles::open(&files)?, files })
     }
-    let config = config_json::parse_config(&path, &json, context_cap)?;
-    let weights = weights::read(&tensors, &config.spec, config.parts)?;
+
+    fn refuse_head(&self) -> Result<(), ModelError> {
+        let path = self.files.path_of(CONFIG);
+        match draft_head::recognise(&JsonObject::root(&path, &self.config)?, &self.tensors)? {
+            None => Ok(()),
+            Some(kind) => Err(ModelError::DraftHead { directory: self.files.place(), kind }),
+        }
+    }
+}
+
+/// Reads the model from its files, for contexts of at most `context_cap` tokens.
+fn read(source: &ModelSource, opened: &Opened, context_cap: Option<usize>) -> Result<Model, ModelError> {
+    let Opened { files, config, tensors } = opened;
+    let config = config_json::parse_config(&files.path_of(CONFIG), config, context_cap)?;
+    let weights = weights::read(tensors, &config.spec, config.parts)?;
     let vocab_size = config.spec.vocab_size;
-    let described = TokenizerConfig::read(&files, &config.spec.model_type)?;
-    let tokenizer = Tokenizer::load(&files, vocab_size, &described)?;
-    let chat_template = ChatTemplate::load(&files, &described)?;
+    let described = TokenizerConfig::read(files, &config.spec.model_type)?;
+    let tokenizer = Tokenizer::load(files, vocab_size, &described)?;
+    let chat_template = ChatTemplate::load(files, &described)?;
     let generation = match files.read_json_if_there(GENERATION_CONFIG)? {
         None => GenerationConfig::default(),
         Some(json) => GenerationConfig::parse(&files.path_of(GENERATION_CONFIG), &json, vocab_size)?,
@@ -103,26 +137,28 @@ fn load_within(
 /// # Errors
 /// Any [`ModelError`].
 pub fn load_pair(target: &ModelSource, draft: Option<&ModelSource>) -> Result<ModelPair, ModelError> {
-    load_pair_within(target, draft, None)
+    load_pair_within(target, draft, &HeadSettings::default(), None)
 }
 
-/// [`load_pair`], for contexts of at most `context_cap` tokens; longer contexts of the models are
-/// shortened to that. A cap makes models loadable whose attention differs only beyond it.
+/// [`load_pair`], with what the deployment says about its draft, for contexts of at most
+/// `context_cap` tokens; longer contexts of the models are shortened to that. A cap makes models
+/// loadable whose attention differs only beyond it.
 ///
 /// # Errors
 /// Any [`ModelError`].
 pub fn load_pair_within(
     target: &ModelSource,
     draft: Option<&ModelSource>,
+    settings: &HeadSettings,
     context_cap: Option<usize>,
 ) -> Result<ModelPair, ModelError> {
     let loaded = load_within(target, ModelRole::Target, context_cap)?;
     let mut pair = ModelPair { target: loaded, draft: None };
     let Some(source) = draft else { return Ok(pair) };
-    pair.draft = Some(match DraftHead::load(source, Some(&pair.target.loaded.spec))? {
+    pair.draft = Some(match DraftHead::load_with(source, Some(&pair.target.loaded.spec), settings)? {
         Some(head) => DraftWeights::Head(head),
         None => {
-            let model = load_within(source, ModelRole::Draft, context_cap)?;
+            let model = read(source, &Opened::open(source, ModelRole::Draft)?, context_cap)?;
             fit(target, &mut pair.target, source, model)?.into()
         }
     });

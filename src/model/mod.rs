@@ -14,6 +14,7 @@ mod files;
 mod generation_config;
 mod gguf;
 mod head_kind;
+mod head_settings;
 mod hub;
 mod hub_name;
 pub mod inflate;
@@ -42,11 +43,14 @@ pub use draft_head::{
 pub use draft_weights::DraftWeights;
 pub use error::ModelError;
 pub use generation_config::RecommendedSampling;
-pub use head_kind::HeadKind;
+pub use head_kind::{DraftKind, HeadKind};
+pub use head_settings::{
+    HIDDEN_STATE_LAYERS, HeadSettings, KIND, Misplaced, NORM_BEFORE_RESIDUAL, names_a_layer_twice,
+};
 pub use hub::{CachedRepository, HubCache, REQUIRED_FILES, WEIGHTS_FILE, WEIGHTS_INDEX, hub_home, shards};
 pub use hub_name::{HubName, HubNameError, is_commit};
 pub use layer_tensors::{LayerTensor, Projection};
-pub use load::{Model, ModelPair, load, load_pair, load_pair_within};
+pub use load::{Model, ModelPair, load, load_model, load_pair, load_pair_within};
 pub use mismatch::Mismatch;
 pub use model_ref::ModelRef;
 pub use pair::same_token_list;

@@ -13,12 +13,13 @@
 //! before it are.
 #![forbid(unsafe_code)]
 
+use super::features;
 use super::interface::{self, Interface};
 use super::layout::{BLOCK_OBJECTS, agreeing, layer_config, with_objects};
 use super::tensors::HeadTensors;
 use crate::model::json_file::JsonObject;
 use crate::model::safetensors_file::TensorFiles;
-use crate::model::{HeadKind, LayerWeights, ModelError, ModelSpec, Tensor, config_json};
+use crate::model::{HeadKind, HeadSettings, LayerWeights, ModelError, ModelSpec, Tensor, config_json};
 use crate::protocol::TokenId;
 
 /// Longest block, the anchor included.
@@ -82,6 +83,7 @@ pub(super) fn read(
     config: &JsonObject,
     files: &TensorFiles,
     target: Option<&ModelSpec>,
+    settings: &HeadSettings,
 ) -> Result<BlockHead, ModelError> {
     let layers = layer_config(config)?;
     let spec = config_json::head_spec(&layers, target)?;
@@ -90,7 +92,8 @@ pub(super) fn read(
     }
     let (block_tokens, mask_token) = block(config, &spec)?;
     let tensors = HeadTensors::new(files);
-    let interface = interface::read(kind, config, &spec, files, &tensors, "hidden_norm.weight", target)?;
+    let features = features::read(kind, config, files, spec.hidden_size, target, settings)?;
+    let interface = interface::read(config, &spec, features, &tensors, "hidden_norm.weight")?;
     let layer = |index| tensors.layer(&format!("layers.{index}"), &spec, spec.hidden_size);
     let rank = if kind == HeadKind::DSpark { Some(markov_rank(config)?) } else { None };
     let markov = rank.map(|rank| markov(&tensors, &spec, interface.draft_tokens, rank)).transpose()?;

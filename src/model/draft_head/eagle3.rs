@@ -13,13 +13,15 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use super::features::Features;
+use super::features::{self, Features};
 use super::interface::{self, Interface};
 use super::layout::{EAGLE_OBJECTS, agreeing, is_speculators, layer_config, with_objects};
 use super::tensors::HeadTensors;
 use crate::model::json_file::JsonObject;
 use crate::model::safetensors_file::TensorFiles;
-use crate::model::{HeadKind, LayerWeights, ModelError, ModelSpec, Tensor, config_json};
+use crate::model::{
+    HeadKind, HeadSettings, LayerWeights, ModelError, ModelSpec, NORM_BEFORE_RESIDUAL, Tensor, config_json,
+};
 
 /// Prefixes of the layer's tensors: of the release, and of DeepSpec and speculators.
 const LAYER_PREFIXES: [&str; 2] = ["midlayer", "layers.0"];
@@ -57,6 +59,7 @@ pub(super) fn read(
     config: &JsonObject,
     files: &TensorFiles,
     target: Option<&ModelSpec>,
+    settings: &HeadSettings,
 ) -> Result<Eagle3Head, ModelError> {
     let layers = layer_config(config)?;
     let spec = config_json::head_spec(&layers, target)?;
@@ -65,10 +68,10 @@ pub(super) fn read(
     }
     let tensors = HeadTensors::new(files);
     let prefix = layer_prefix(files);
-    let name = hidden_norm(prefix);
-    let interface = interface::read(HeadKind::Eagle3, config, &spec, files, &tensors, &name, target)?;
+    let features = features::read(HeadKind::Eagle3, config, files, spec.hidden_size, target, settings)?;
+    let interface = interface::read(config, &spec, features, &tensors, &hidden_norm(prefix))?;
     let head = Eagle3Head {
-        norm_before_residual: norm_before_residual(config)?,
+        norm_before_residual: norm_before_residual(config, settings)?,
         norm_output: flag(config, "norm_output")?,
         feature_norm: feature_norm(config, &tensors, &interface.features)?,
         layer: tensors.layer(prefix, &spec, 2 * spec.hidden_size)?,
@@ -89,14 +92,23 @@ fn hidden_norm(prefix: &str) -> String {
     format!("{prefix}.hidden_norm.weight")
 }
 
+/// As the deployment says, else as config.json does.
+fn norm_before_residual(config: &JsonObject, settings: &HeadSettings) -> Result<bool, ModelError> {
+    match settings.norm_before_residual {
+        Some(norm) => Ok(norm),
+        None => configured_norm_before_residual(config)
+            .map_err(|error| error.open_to_setting(NORM_BEFORE_RESIDUAL)),
+    }
+}
+
 /// The release has no such key and does not normalise. The speculators library writes it, but
 /// readers disagree on what its absence means there.
-fn norm_before_residual(config: &JsonObject) -> Result<bool, ModelError> {
+fn configured_norm_before_residual(config: &JsonObject) -> Result<bool, ModelError> {
     let key = "norm_before_residual";
     if is_speculators(config) && config.get(key).is_none() {
         return Err(config.bad(
             key,
-            "missing: speculators takes that for false, and vLLM for true; set it to what the head was trained with",
+            "missing: speculators takes that for false, and vLLM for true, but the head was trained with one",
         ));
     }
     flag(config, key)

@@ -1,13 +1,11 @@
 //! The hidden states that a head reads, and in which layers of the target they are.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
-
 use super::layout::{BLOCK_OBJECTS, EAGLE_OBJECTS, agreeing, is_speculators, layer_config, with_objects};
 use crate::model::config_json::{DIMENSION_MAX, LAYERS_MAX};
 use crate::model::json_file::JsonObject;
 use crate::model::safetensors_file::TensorFiles;
-use crate::model::{HeadKind, ModelError, ModelSpec};
+use crate::model::{HIDDEN_STATE_LAYERS, HeadKind, HeadSettings, ModelError, ModelSpec, names_a_layer_twice};
 
 /// The weight that fuses the hidden states, `[hidden, features × target hidden]`.
 pub(super) const FUSION: &str = "fc.weight";
@@ -22,7 +20,7 @@ pub struct Features {
     /// How many hidden states are concatenated.
     pub count: usize,
     /// The layers of the target that the residual stream is taken before, from 0: the stream that
-    /// enters layer `k`. `None` if config.json leaves them to the target and none was given.
+    /// enters layer `k`. `None` if they are left to the target and none was given.
     pub layers: Option<Vec<usize>>,
 }
 
@@ -43,37 +41,70 @@ enum Convention {
     Leaving,
 }
 
-/// Reads which hidden states the head takes. `hidden_size` is the head's.
+/// Reads which hidden states the head takes: from the layers that the deployment says, else
+/// config.json. `hidden_size` is the head's.
 pub(super) fn read(
     kind: HeadKind,
     config: &JsonObject,
     tensors: &TensorFiles,
     hidden_size: usize,
     target: Option<&ModelSpec>,
+    settings: &HeadSettings,
 ) -> Result<Features, ModelError> {
     let target_hidden_size = target_hidden_size(config, hidden_size, target)?;
     let count = count(tensors, target_hidden_size)?;
-    let layers = match listed(config)? {
-        Some(Listed { object, key, layers }) => {
-            if layers.len() != count {
-                let problem = format!("lists {} layers, but `{FUSION}` takes {count}", layers.len());
-                return Err(object.bad(key, problem));
-            }
-            if let Some(target) = target
-                && let Some(layer) = layers.iter().find(|&&layer| layer >= target.layers)
-            {
-                let problem = format!(
-                    "asks for the stream that enters layer {layer}, counted from 0, but the target has {} layers",
-                    target.layers
-                );
-                return Err(object.bad(key, problem));
-            }
-            Some(layers)
-        }
-        None if kind != HeadKind::Eagle3 => return Err(config.missing("target_layer_ids")),
-        None => target.map(|target| eagle3_default(config, count, target.layers)).transpose()?,
+    let layers = match &settings.hidden_state_layers {
+        Some(layers) => Some(given_layers(layers, count, target)?),
+        None => configured_layers(kind, config, count, target)
+            .map_err(|error| error.open_to_setting(HIDDEN_STATE_LAYERS))?,
     };
     Ok(Features { target_hidden_size, count, layers })
+}
+
+/// The layers that the deployment says.
+fn given_layers(
+    layers: &[usize],
+    count: usize,
+    target: Option<&ModelSpec>,
+) -> Result<Vec<usize>, ModelError> {
+    match misfit(layers, count, target) {
+        None => Ok(layers.to_vec()),
+        Some(problem) => {
+            Err(ModelError::Setting { key: HIDDEN_STATE_LAYERS, value: format!("{layers:?}"), problem })
+        }
+    }
+}
+
+/// The layers that config.json lists or leaves to the release.
+fn configured_layers(
+    kind: HeadKind,
+    config: &JsonObject,
+    count: usize,
+    target: Option<&ModelSpec>,
+) -> Result<Option<Vec<usize>>, ModelError> {
+    match listed(config)? {
+        Some(Listed { object, key, layers }) => match misfit(&layers, count, target) {
+            None => Ok(Some(layers)),
+            Some(problem) => Err(object.bad(key, problem)),
+        },
+        None if kind != HeadKind::Eagle3 => Err(config.missing("target_layer_ids")),
+        None => target.map(|target| eagle3_default(config, count, target.layers)).transpose(),
+    }
+}
+
+/// Why these layers are not those of `count` hidden states of the target; `None` if they can be.
+fn misfit(layers: &[usize], count: usize, target: Option<&ModelSpec>) -> Option<String> {
+    if names_a_layer_twice(layers) {
+        return Some("names a layer twice".to_owned());
+    }
+    if layers.len() != count {
+        return Some(format!("lists {} layers, but `{FUSION}` takes {count}", layers.len()));
+    }
+    let target_layers = target?.layers;
+    let layer = layers.iter().find(|&&layer| layer >= target_layers)?;
+    Some(format!(
+        "asks for the stream that enters layer {layer}, counted from 0, but the target has {target_layers} layers"
+    ))
 }
 
 /// The head's own word on the target's hidden size, which is its own if it says nothing.
@@ -157,20 +188,14 @@ fn parse(
     };
     let layers: Option<Vec<usize>> =
         value.as_array().filter(|ids| !ids.is_empty()).and_then(|ids| ids.iter().map(entering).collect());
-    let Some(layers) = layers else {
-        return Err(object.bad(key, format!("expected a list of layers, whole numbers from {first} on")));
-    };
-    if layers.iter().collect::<BTreeSet<_>>().len() < layers.len() {
-        return Err(object.bad(key, "names a layer twice"));
-    }
-    Ok(layers)
+    layers.ok_or_else(|| object.bad(key, format!("expected a list of layers, whole numbers from {first} on")))
 }
 
 /// The layers of the EAGLE-3 release: near the start, in the middle and near the end.
 fn eagle3_default(config: &JsonObject, count: usize, layers: usize) -> Result<Vec<usize>, ModelError> {
     let key = "eagle_aux_hidden_state_layer_ids";
     if count != EAGLE3_FEATURES {
-        let problem = format!("missing, and `{FUSION}` takes {count} hidden states; list their layers");
+        let problem = format!("missing, and `{FUSION}` takes {count} hidden states");
         return Err(config.bad(key, problem));
     }
     let ids = [2, layers / 2, layers.saturating_sub(3)];

@@ -1,12 +1,11 @@
 //! What ties a head to its target: the hidden states that it reads, and the tokens.
 #![forbid(unsafe_code)]
 
-use super::features::{self, FUSION, Features};
+use super::features::{FUSION, Features};
 use super::layout::layer_config;
 use super::tensors::HeadTensors;
 use crate::model::json_file::JsonObject;
-use crate::model::safetensors_file::TensorFiles;
-use crate::model::{HeadKind, ModelError, ModelSpec, Tensor};
+use crate::model::{ModelError, ModelSpec, Tensor};
 use crate::protocol::TokenId;
 
 /// Where hidden states and tokens enter a head and where tokens leave it. H is the head's hidden
@@ -31,18 +30,15 @@ pub struct Interface {
     pub draft_to_target: Option<Vec<TokenId>>,
 }
 
-/// Reads the interface of a head whose layers have the shape `spec`. `hidden_norm` is the name of
-/// that tensor.
+/// Reads the interface of a head whose layers have the shape `spec` and which reads `features`.
+/// `hidden_norm` is the name of that tensor.
 pub(super) fn read(
-    kind: HeadKind,
     config: &JsonObject,
     spec: &ModelSpec,
-    files: &TensorFiles,
+    features: Features,
     tensors: &HeadTensors<'_>,
     hidden_norm: &str,
-    target: Option<&ModelSpec>,
 ) -> Result<Interface, ModelError> {
-    let features = features::read(kind, config, files, spec.hidden_size, target)?;
     let draft_tokens = config.size("draft_vocab_size", spec.vocab_size)?;
     let draft_tokens = draft_tokens.unwrap_or(spec.vocab_size);
     let width = features.target_hidden_size;

@@ -8,8 +8,8 @@
 //!   DSpark adds a Markov head and a confidence head.
 //!
 //! What config.json leaves open is refused rather than guessed: a head that computes another
-//! function than it was trained for loses acceptance and says nothing. Heads of other kinds are
-//! refused by name.
+//! function than it was trained for loses acceptance and says nothing. The deployment can say it
+//! instead ([`HeadSettings`]). Heads of other kinds are refused by name.
 #![forbid(unsafe_code)]
 
 mod block;
@@ -32,7 +32,7 @@ pub(super) use kind::recognise;
 use super::files::{CONFIG, ModelFiles};
 use super::json_file::JsonObject;
 use super::safetensors_file::TensorFiles;
-use super::{HeadKind, ModelError, ModelSource, ModelSpec};
+use super::{DraftKind, HeadKind, HeadSettings, KIND, ModelError, ModelSource, ModelSpec};
 use crate::protocol::ModelRole;
 
 /// A head of either family, with its mapped weights.
@@ -53,17 +53,41 @@ impl DraftHead {
     /// open, a tensor is missing, has another shape or is not part of the head, or the head does
     /// not fit the target.
     pub fn load(source: &ModelSource, target: Option<&ModelSpec>) -> Result<Option<DraftHead>, ModelError> {
+        DraftHead::load_with(source, target, &HeadSettings::default())
+    }
+
+    /// [`load`](DraftHead::load), with `settings` that go before what config.json says. `None` if
+    /// they say that the directory holds a model, or if it does and they don't say.
+    ///
+    /// # Errors
+    /// Those of `load`; a setting that does not fit the head, or means nothing for what the
+    /// directory holds.
+    pub fn load_with(
+        source: &ModelSource,
+        target: Option<&ModelSpec>,
+        settings: &HeadSettings,
+    ) -> Result<Option<DraftHead>, ModelError> {
         let files = ModelFiles::open(source, ModelRole::Draft)?;
         let json = files.read_json(CONFIG)?;
         let path = files.path_of(CONFIG);
         let config = JsonObject::root(&path, &json)?;
         let tensors = TensorFiles::open(&files)?;
-        Ok(match recognise(&config, &tensors)? {
-            None => None,
-            Some(HeadKind::Eagle3) => {
-                Some(DraftHead::Eagle3(Box::new(eagle3::read(&config, &tensors, target)?)))
+        let kind = match settings.kind {
+            Some(kind) => kind,
+            None => match recognise(&config, &tensors).map_err(|error| error.open_to_setting(KIND))? {
+                Some(kind) => DraftKind::Head(kind),
+                None => DraftKind::Model,
+            },
+        };
+        refuse_misplaced(settings, kind, &files)?;
+        Ok(match kind {
+            DraftKind::Model => None,
+            DraftKind::Head(HeadKind::Eagle3) => {
+                Some(DraftHead::Eagle3(Box::new(eagle3::read(&config, &tensors, target, settings)?)))
             }
-            Some(kind) => Some(DraftHead::Block(Box::new(block::read(kind, &config, &tensors, target)?))),
+            DraftKind::Head(kind) => {
+                Some(DraftHead::Block(Box::new(block::read(kind, &config, &tensors, target, settings)?)))
+            }
         })
     }
 
@@ -90,4 +114,11 @@ impl DraftHead {
             DraftHead::Block(head) => &head.interface,
         }
     }
+}
+
+/// Refuses settings that would be ignored.
+fn refuse_misplaced(settings: &HeadSettings, kind: DraftKind, files: &ModelFiles) -> Result<(), ModelError> {
+    let Some(misplaced) = settings.misplaced(kind).into_iter().next() else { return Ok(()) };
+    let problem = format!("only {} have it, and {} holds {kind}; remove it", misplaced.whose, files.place());
+    Err(ModelError::Setting { key: misplaced.key, value: misplaced.value, problem })
 }

@@ -3,7 +3,7 @@ use serde_json::{Value as Json, json};
 
 use super::Directory;
 use crate::model::config_json::parse_config;
-use crate::model::load_pair_within;
+use crate::model::{HeadSettings, load_pair_within};
 
 /// Sets keys of a model's config.json and gives the error of loading it.
 fn refused(model_type: &str, changes: Json) -> String {
@@ -81,7 +81,7 @@ fn a_window_that_transformers_applies_is_refused_even_if_the_file_does_not_name_
 fn a_capped_context_makes_room_for_a_model_with_a_sliding_window() {
     let made = changed("mistral", json!({"sliding_window": 32}));
     made.write_all();
-    let load = |cap| load_pair_within(&made.source(), None, Some(cap));
+    let load = |cap| load_pair_within(&made.source(), None, &HeadSettings::default(), Some(cap));
     assert_eq!(load(32).expect("nothing is hidden").target.loaded.spec.context_tokens_max, 32);
     load(33).expect_err("the window would hide a token");
 }

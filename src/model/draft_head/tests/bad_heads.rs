@@ -81,7 +81,7 @@ fn layers_that_cannot_be_placed_in_the_target_are_refused() {
             ),
             (
                 |h| h.unset("eagle_config").add("fc.weight", &[HIDDEN, 2 * HIDDEN]),
-                &["missing, and `fc.weight` takes 2 hidden states; list their layers"],
+                &["missing, and `fc.weight` takes 2 hidden states"],
             ),
             (
                 |h| {
@@ -180,7 +180,7 @@ fn what_config_json_leaves_open_is_refused_with_what_to_set() {
         &[
             (
                 |h| h.unset("norm_before_residual"),
-                &["`norm_before_residual`", "vLLM for true", "set it to what the head was trained with"],
+                &["`norm_before_residual`", "vLLM for true", "the head was trained with one"],
             ),
             (|h| h.set("norm_before_residual", json!("yes")), &["expected true or false"]),
             (

@@ -3,4 +3,5 @@
 
 mod bad_heads;
 mod loading;
+mod settings;
 mod synthetic;

@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 use crate::model::draft_head::DraftHead;
 use crate::model::random::small_spec;
 use crate::model::tests::directory::{Directory, HIDDEN, VOCAB};
-use crate::model::{ModelError, ModelSpec};
+use crate::model::{HeadSettings, ModelError, ModelSpec};
 
 /// Layers of the target.
 pub(super) const TARGET_LAYERS: usize = 8;
@@ -166,15 +166,25 @@ impl Head {
     }
 
     pub(super) fn load(&self) -> DraftHead {
+        self.load_with(&HeadSettings::default())
+    }
+
+    /// The head as the deployment's settings have it.
+    pub(super) fn load_with(&self, settings: &HeadSettings) -> DraftHead {
         self.made.write_all();
-        let loaded = DraftHead::load(&self.made.source(), Some(&self.target));
+        let loaded = DraftHead::load_with(&self.made.source(), Some(&self.target), settings);
         loaded.expect("the head loads").expect("it is a head")
     }
 
     /// The message of the error that loading for the target ends with.
     pub(super) fn error(&self) -> String {
+        self.error_with(&HeadSettings::default())
+    }
+
+    /// The same, with settings of the deployment.
+    pub(super) fn error_with(&self, settings: &HeadSettings) -> String {
         self.made.write_all();
-        let loaded = DraftHead::load(&self.made.source(), Some(&self.target));
+        let loaded = DraftHead::load_with(&self.made.source(), Some(&self.target), settings);
         loaded.expect_err("the head must be refused").to_string()
     }
 }
