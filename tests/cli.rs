@@ -64,6 +64,15 @@ fn doctor_says_what_a_model_directory_holds_or_why_it_is_refused() {
     let refused = specserve(&["doctor", "--model", &tiny("eagle3"), "--target", &tiny("draft")]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("eagle3/config.json: `hidden_size` is 384"));
+
+    let settings = ["--kind", "eagle3", "--norm-before-residual", "true", "--hidden-state-layers", "0,2,5"];
+    let given = specserve(&[&["doctor", "--model", &tiny("eagle3")][..], &settings].concat());
+    assert_eq!(given.status.code(), Some(0), "{}", text(&given.stderr));
+    let report = text(&given.stdout);
+    assert!(report.contains("normalised residual") && report.contains("entering layers 0, 2, 5"), "{report}");
+    let other = specserve(&["doctor", "--model", &tiny("eagle3"), "--kind", "dspark"]);
+    assert_eq!(other.status.code(), Some(1), "it has no block");
+    assert!(text(&other.stderr).contains("has no `block_size`"), "{}", text(&other.stderr));
 }
 
 #[test]

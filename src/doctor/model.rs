@@ -3,33 +3,35 @@
 
 use super::report::DoctorReport;
 use crate::model::{
-    BlockHead, DraftHead, Eagle3Head, FeatureNorm, Features, Interface, Model, ModelError, ModelSource,
-    ModelSpec, RopeScaling, Tensor, load, same_token_list,
+    BlockHead, DraftHead, Eagle3Head, FeatureNorm, Features, HeadSettings, Interface, Model, ModelError,
+    ModelSource, ModelSpec, RopeScaling, Tensor, load, load_model, same_token_list,
 };
 use crate::protocol::ModelRole;
 
-/// Describes the model or draft head of `source`. With a `target`, checks that it can draft for it.
+/// Describes the model or draft head of `source`, where `settings` go before what its files say.
+/// With a `target`, checks that it can draft for it.
 ///
 /// # Errors
 /// Why it cannot be loaded, or does not fit the target.
 pub fn describe_model(
     source: &ModelSource,
     target: Option<&ModelSource>,
+    settings: &HeadSettings,
 ) -> Result<DoctorReport, ModelError> {
     let mut report = DoctorReport::default();
     let Some(target_source) = target else {
-        match DraftHead::load(source, None)? {
+        match DraftHead::load_with(source, None, settings)? {
             Some(head) => draft_head(&mut report, &head, "not checked (give it with --target)"),
-            None => model(&mut report, &load(source, ModelRole::Target)?),
+            None => model(&mut report, &load_model(source, ModelRole::Target)?),
         }
         return Ok(report);
     };
     let target = load(target_source, ModelRole::Target)?;
-    if let Some(head) = DraftHead::load(source, Some(&target.loaded.spec))? {
+    if let Some(head) = DraftHead::load_with(source, Some(&target.loaded.spec), settings)? {
         draft_head(&mut report, &head, "fits");
         return Ok(report);
     }
-    let draft = load(source, ModelRole::Draft)?;
+    let draft = load_model(source, ModelRole::Draft)?;
     same_token_list(&target.tokenizer, &draft.tokenizer).map_err(|mismatch| ModelError::Pair {
         target: target_source.to_string(),
         draft: source.to_string(),
@@ -142,7 +144,7 @@ mod tests {
 
     /// What is found about the model, as `subject: finding`.
     fn findings(source: &ModelSource, target: Option<&ModelSource>) -> Vec<String> {
-        let report = describe_model(source, target).expect("it is readable");
+        let report = describe_model(source, target, &HeadSettings::default()).expect("it is readable");
         report.findings.iter().map(|finding| format!("{}: {}", finding.subject, finding.value)).collect()
     }
 
@@ -185,8 +187,26 @@ mod tests {
     }
 
     #[test]
+    fn a_head_is_described_as_the_settings_have_it() {
+        let settings = HeadSettings {
+            kind: None,
+            norm_before_residual: Some(true),
+            hidden_state_layers: Some(vec![0, 2, 5]),
+        };
+        let report = describe_model(&tiny("eagle3"), Some(&ModelSource::EmbeddedTiny), &settings);
+        let report = report.expect("it is readable");
+        let values: Vec<&str> = report.findings.iter().map(|finding| &finding.value[..]).collect();
+        for value in ["normalised residual", "3 of width 384, entering layers 0, 2, 5"] {
+            assert!(values.contains(&value), "no {value:?} in {values:?}");
+        }
+        let error = describe_model(&tiny("draft"), None, &settings).expect_err("a model has no such thing");
+        assert!(error.to_string().contains("draft.norm_before_residual is true"), "{error}");
+    }
+
+    #[test]
     fn a_head_of_another_target_is_refused() {
-        let error = describe_model(&tiny("eagle3"), Some(&tiny("draft"))).expect_err("it does not fit");
+        let described = describe_model(&tiny("eagle3"), Some(&tiny("draft")), &HeadSettings::default());
+        let error = described.expect_err("it does not fit");
         assert!(error.to_string().contains("the head was made for another target"), "{error}");
     }
 }
