@@ -22,7 +22,7 @@ const PARTS: f64 = 10_000.0;
 const TEMPERATURE_MAX: f64 = 2.0;
 
 /// Decodes prompts with the configured models, one after the other, and records for each
-/// position what the draft model would have proposed, for `simulate --recording`.
+/// position what the draft model or draft head would have proposed, for `simulate --recording`.
 #[derive(Args, Debug)]
 pub struct RecordArgs {
     /// The configuration file.
@@ -116,38 +116,47 @@ fn parse_prompt(line: &Value) -> Result<RecordPrompt, &'static str> {
 fn to_lines(sequences: &[RecordedSequence]) -> String {
     let mut text = String::new();
     for sequence in sequences {
-        let line = json!({
-            "probabilities": sequence.probabilities.iter().copied().map(decimal).collect::<Vec<f64>>(),
+        let mut line = json!({
+            "probabilities": decimals(&sequence.probabilities),
             "accepted": sequence.accepted,
         });
+        if sequence.has_chains() {
+            let later: Vec<Vec<f64>> =
+                sequence.later_probabilities.iter().map(|later| decimals(later)).collect();
+            line["later_probabilities"] = json!(later);
+            line["later_accepted"] = json!(sequence.later_accepted);
+        }
         text.push_str(&format!("{line}\n"));
     }
     text
 }
 
-fn decimal(probability: f32) -> f64 {
-    (f64::from(probability) * PARTS).round() / PARTS
+fn decimals(probabilities: &[f32]) -> Vec<f64> {
+    probabilities.iter().map(|&probability| (f64::from(probability) * PARTS).round() / PARTS).collect()
 }
 
 fn report(args: &RecordArgs, sequences: &[RecordedSequence], out: &mut impl Write) -> Result<(), CliError> {
     let positions: usize = sequences.iter().map(|sequence| sequence.accepted.len()).sum();
     let accepted = sequences.iter().flat_map(|sequence| &sequence.accepted).filter(|&&accepted| accepted);
     let share = accepted.count() as f64 / positions as f64;
+    let chain_drafts_max = sequences.iter().filter_map(RecordedSequence::chain_drafts_max).max();
     if args.json {
         let document = json!({
             "recording": args.out,
             "sequences": sequences.len(),
             "positions": positions,
             "acceptance": share,
+            "chain_drafts_max": chain_drafts_max,
         });
         writeln!(out, "{document:#}")?;
     } else {
         let (count, path) = (sequences.len(), args.out.display());
-        writeln!(
-            out,
-            "wrote {path}: {count} outputs, {positions} positions, {:.1} % accepted",
-            share * 100.0
-        )?;
+        let accepted = format!("{:.1} % accepted", share * 100.0);
+        let accepted = match chain_drafts_max {
+            None => accepted,
+            Some(most) => format!("chains of up to {most} drafts, {accepted} of the first ones"),
+        };
+        writeln!(out, "wrote {path}: {count} outputs, {positions} positions, {accepted}")?;
     }
     Ok(())
 }
@@ -186,6 +195,23 @@ mod tests {
             serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
         assert_eq!(first, json!({ "probabilities": [0.5, 0.6667, 0.75], "accepted": [true, true, true] }));
         assert_eq!(Recording::parse(&text).expect("good").sequences().len(), 24);
+    }
+
+    #[test]
+    fn chains_of_a_head_are_written_to_four_decimals_and_read_back() {
+        let sequence = RecordedSequence {
+            probabilities: vec![0.912_34, 0.5],
+            accepted: vec![true, false],
+            later_probabilities: vec![vec![1.0 / 3.0, 0.25], vec![]],
+            later_accepted: vec![1, 0],
+        };
+        let text = to_lines(std::slice::from_ref(&sequence));
+        let expected = RecordedSequence {
+            probabilities: vec![0.9123, 0.5],
+            later_probabilities: vec![vec![0.3333, 0.25], vec![]],
+            ..sequence
+        };
+        assert_eq!(Recording::parse(&text).expect("good").sequences(), [expected]);
     }
 
     #[test]

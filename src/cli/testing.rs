@@ -133,7 +133,7 @@ impl DaemonHost for ScriptedHost {
             let probabilities = (1..options.tokens_max).map(|place| 1.0 - 1.0 / (1.0 + place as f32));
             let probabilities: Vec<f32> = probabilities.collect();
             let accepted = vec![true; probabilities.len()];
-            on_sequence(RecordedSequence { probabilities, accepted });
+            on_sequence(RecordedSequence { probabilities, accepted, ..RecordedSequence::default() });
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::replay::RecordedSequence;
 pub type OnSequence<'a> = &'a mut (dyn FnMut(RecordedSequence) + Send);
 
 /// Answers prompts with the models of `config`, one after the other, and records what
-/// the draft model would have proposed at each position. Blocks.
+/// the draft model or draft head would have proposed at each position. Blocks.
 ///
 /// # Errors
 /// [`DaemonError`]: the models cannot be loaded, a conversation cannot be rendered, a token is not
@@ -80,10 +80,19 @@ fn rendered(model: &Model, messages: &Value) -> Result<Vec<TokenId>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::json;
 
     use super::*;
     use crate::analyzer::RecordPrompt;
+    use crate::config::DraftConfig;
+    use crate::executor::Executor;
+    use crate::model::ModelRef;
+    use crate::protocol::{
+        BLOCK_TOKENS, BlockId, DraftForest, DraftSeed, NodeId, Proposal, RequestId, SequenceInput, VerifyRow,
+    };
+    use crate::replay::RecordedDraft;
 
     fn options(text: RecordText) -> RecordOptions {
         let prompts = vec![RecordPrompt { text, tokens_max: None }];
@@ -95,9 +104,107 @@ mod tests {
     }
 
     fn recorded(options: RecordOptions) -> Result<Vec<RecordedSequence>, DaemonError> {
+        recorded_with(&Config::default_tiny(), options)
+    }
+
+    fn recorded_with(config: &Config, options: RecordOptions) -> Result<Vec<RecordedSequence>, DaemonError> {
         let mut sequences = Vec::new();
-        record(&Config::default_tiny(), &options, &mut |sequence| sequences.push(sequence))?;
+        record(config, &options, &mut |sequence| sequences.push(sequence))?;
         Ok(sequences)
+    }
+
+    /// The embedded target with one of its draft heads.
+    fn with_head(name: &str) -> Config {
+        let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny").join(name);
+        Config { draft: Some(DraftConfig::Model(ModelRef::Directory(head))), ..Config::default_tiny() }
+    }
+
+    /// A sequence in blocks of its own, which nothing else has written to.
+    struct Fresh<'a> {
+        executor: &'a mut dyn Executor,
+        blocks: Vec<BlockId>,
+    }
+
+    impl Fresh<'_> {
+        fn input(&self, tokens: &[TokenId], start: usize) -> SequenceInput {
+            SequenceInput {
+                request: RequestId(0),
+                tokens: tokens[start..].to_vec(),
+                start: start as u32,
+                blocks: self.blocks.clone(),
+                sampling: Arc::new(SamplingParams::greedy()),
+                history: None,
+            }
+        }
+
+        /// The target's token behind `tokens`, of which the first `start` have been fed.
+        fn decode(&mut self, tokens: &[TokenId], start: usize) -> TokenId {
+            let mut verdicts = Vec::new();
+            let row = VerifyRow::decode(self.input(tokens, start));
+            self.executor.target().verify(&[row], &mut verdicts).expect("decoded");
+            verdicts[0].tokens[0]
+        }
+
+        /// The head's drafts behind `tokens`, all of which but the last have been fed.
+        fn drafts(&mut self, tokens: &[TokenId], limit: u32) -> Vec<Proposal> {
+            let input = self.input(tokens, tokens.len() - 1);
+            let mut forest = DraftForest::default();
+            let drafter = self.executor.drafter().expect("there is a head");
+            drafter.start(&[DraftSeed { row: 0, input, limit, mask: None }], &mut forest).expect("drafted");
+            while forest.len() < limit as usize {
+                let last = NodeId(forest.len() as u32 - 1);
+                drafter.extend(&[last], &mut forest).expect("drafted");
+            }
+            forest.since(0).map(|(_, node)| node.proposal).collect()
+        }
+    }
+
+    #[test]
+    fn what_is_recorded_of_a_head_is_what_it_drafts_afresh_within_the_plain_text() {
+        for (name, drafts) in [("eagle3", 8), ("dspark", 7)] {
+            let config = with_head(name);
+            let asked = asked("What is a volcano?");
+            let recorded = recorded_with(&config, options(asked.clone())).expect("recorded").remove(0);
+            assert_eq!((recorded.accepted.len(), recorded.chain_drafts_max()), (23, Some(drafts)), "{name}");
+
+            let pair = load_models(&config).expect("they load");
+            let prompt = prompt(&pair.target, &asked).expect("rendered");
+            let plan = ExecutorPlan::of(&config, &pair).expect("planned");
+            let mut executor = plan.build(pair.target.loaded, pair.draft).expect("they fit");
+            let mut next_block = 0;
+            let mut fresh = |tokens: usize| {
+                let first = next_block;
+                next_block += (tokens as u32).div_ceil(BLOCK_TOKENS);
+                (first..next_block).map(BlockId).collect::<Vec<BlockId>>()
+            };
+            let mut text = prompt.clone();
+            let mut plain = Fresh { blocks: fresh(prompt.len() + 40), executor: executor.as_mut() };
+            for _ in 0..24 + drafts {
+                let start = if text.len() == prompt.len() { 0 } else { text.len() - 1 };
+                let next = plain.decode(&text, start);
+                text.push(next);
+            }
+            for place in 0..23 {
+                let (before, behind) = text.split_at(prompt.len() + 1 + place);
+                let mut one = Fresh { blocks: fresh(text.len()), executor: executor.as_mut() };
+                one.decode(&before[..before.len() - 1], 0);
+                let drafts = one.drafts(before, drafts);
+                let right = drafts.iter().zip(behind).take_while(|(draft, token)| draft.token == **token);
+                let right = right.count() as u32;
+                let depths = 0..drafts.len();
+                let ours: Vec<_> = depths.map(|depth| recorded.draft(place, depth).expect("it is")).collect();
+                let expected: Vec<_> = (0..)
+                    .zip(&drafts)
+                    .map(|(depth, draft)| RecordedDraft {
+                        probability: draft.probability.clamp(0.0, 1.0),
+                        accepted: depth < right,
+                    })
+                    .collect();
+                assert_eq!(ours, expected, "{name}, place {place}");
+            }
+            let deepest = recorded.later_accepted.iter().max();
+            assert!(deepest > Some(&1), "{name}: {:?}", recorded.later_accepted);
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod trace;
 mod workload;
 
 pub use error::{SourceParseError, TraceError};
-pub use recording::{RecordedSequence, Recording, RecordingError};
+pub use recording::{RecordedDraft, RecordedSequence, Recording, RecordingError};
 pub use source::{Lengths, TraceSource};
 pub use trace::{TRACE_ROWS_MAX, TraceRow, parse_csv, parse_jsonl};
 pub use workload::{Arrival, WorkloadOptions, load};

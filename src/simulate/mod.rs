@@ -99,6 +99,12 @@ impl DraftQuality {
         }
     }
 
+    /// Most drafts of a round: those of the longest chain that was recorded of a draft head.
+    fn drafts_max(&self) -> u32 {
+        let recording = self.recording.as_ref();
+        recording.and_then(|recording| recording.chain_drafts_max()).unwrap_or(u32::MAX)
+    }
+
     pub(crate) fn options(&self, workload: &[Arrival]) -> AcceptanceOptions {
         let of_task = |arrival: &Arrival| self.median.unwrap_or(arrival.task.acceptance());
         let medians: Arc<[f64]> = workload.iter().map(of_task).collect();
@@ -131,7 +137,7 @@ impl Settings {
             drafter: self.limits.drafter.clone(),
             batch_tokens_max: self.limits.batch_tokens_max,
             batch_sequences_max: self.limits.running_requests_max,
-            draft_tokens_max: self.limits.draft_tokens_max,
+            draft_tokens_max: self.limits.draft_tokens_max.min(self.draft.drafts_max()),
         }
     }
 }

@@ -365,3 +365,29 @@ fn a_recording_is_played_back_to_the_length_that_it_says() {
         simulate(&workload, &settings, Box::new(Static::new(Fixed { draft_tokens: 3 }))).unwrap().steps > 11
     );
 }
+
+/// A run of `fixed:DRAFTS` with a draft head whose recording this is; `block_tokens` is 0 for one of
+/// chains.
+fn with_recorded_head(block_tokens: u32, draft_tokens: u32) -> Report {
+    let recording = Recording::parse(
+        "{\"probabilities\":[0.9,0.9,0.9,0.2],\"accepted\":[true,true,true,false],\
+         \"later_probabilities\":[[0.5,0.4],[0.5,0.4],[0.5,0.4],[0.5,0.4]],\"later_accepted\":[1,0,2,0]}",
+    );
+    let draft = DraftQuality { recording: Some(Arc::new(recording.unwrap())), ..DraftQuality::typical() };
+    let mut settings = Settings { draft, ..settings() };
+    settings.limits.drafter = Some(DrafterNeeds { block_tokens, ..DrafterNeeds::hidden_states(vec![0]) });
+    run(&[arrival(0, 100, 49)], &settings, draft_tokens)
+}
+
+#[test]
+fn a_recorded_head_is_accepted_by_the_chain_of_the_place_where_each_round_starts() {
+    for block_tokens in [0, 3] {
+        // from place 0 on two drafts are right and the next round starts at place 3, where none is
+        let report = with_recorded_head(block_tokens, 3);
+        assert_eq!((report.mean_accepted_tokens, report.steps), (1.0, 25), "{block_tokens}");
+        let longer = with_recorded_head(block_tokens, 8);
+        assert_eq!(longer.timeline, report.timeline, "no more was recorded");
+    }
+    // at places 0, 2, 0, 2, …, where one draft is right, although more would be
+    assert_eq!(with_recorded_head(0, 1).mean_accepted_tokens, 1.0);
+}

@@ -108,11 +108,17 @@ impl AcceptanceProcess {
         AcceptanceProcess { options, seed, remembered: vec![None; REMEMBERED_SEGMENTS] }
     }
 
-    /// What happens at `position` of `request`.
-    pub fn at(&mut self, request: RequestId, position: u32) -> Position {
-        if let Some(playback) = &self.options.playback {
-            return playback.at(self.seed, request, position);
+    /// What becomes of draft `depth`, from 0, of a round whose first draft is for the position `start`
+    /// of `request`. `None` where a draft head that was recorded drafts no further.
+    pub fn draft(&mut self, request: RequestId, start: u32, depth: u32) -> Option<Position> {
+        match &self.options.playback {
+            Some(playback) => playback.draft(self.seed, request, start, depth),
+            None => Some(self.drawn(request, start.saturating_add(depth))),
         }
+    }
+
+    /// What the process says of `position`, whatever the depth.
+    fn drawn(&mut self, request: RequestId, position: u32) -> Position {
         let (index, offset) = (position / SEGMENT_TOKENS, (position % SEGMENT_TOKENS) as usize);
         // a request's neighbouring segments lie side by side: drafts may reach into the next
         let place = (request.0 as usize * 2 + index as usize % 2) % REMEMBERED_SEGMENTS;
@@ -198,7 +204,7 @@ mod tests {
         let mut process = AcceptanceProcess::new(options(confidence), 3);
         (10..60)
             .flat_map(|request| (0..600).map(move |t| (RequestId(request), t)))
-            .map(|(request, t)| process.at(request, t))
+            .map(|(request, t)| process.drawn(request, t))
             .collect()
     }
 
@@ -214,23 +220,23 @@ mod tests {
     fn a_position_does_not_depend_on_the_order_of_questions() {
         let mut forward = AcceptanceProcess::new(options(Confidence::Calibrated), 3);
         let mut backward = AcceptanceProcess::new(options(Confidence::Calibrated), 3);
-        let asked: Vec<Position> = (0..500).map(|t| forward.at(RequestId(1), t)).collect();
+        let asked: Vec<Position> = (0..500).map(|t| forward.drawn(RequestId(1), t)).collect();
         for t in (0..500).rev() {
-            backward.at(RequestId(u64::from(t) + 5), t);
-            assert_eq!(backward.at(RequestId(1), t), asked[t as usize]);
+            backward.drawn(RequestId(u64::from(t) + 5), t);
+            assert_eq!(backward.drawn(RequestId(1), t), asked[t as usize]);
         }
         let mut other = AcceptanceProcess::new(options(Confidence::Calibrated), 4);
-        assert_ne!((0..500).map(|t| other.at(RequestId(1), t)).collect::<Vec<_>>(), asked);
+        assert_ne!((0..500).map(|t| other.drawn(RequestId(1), t)).collect::<Vec<_>>(), asked);
     }
 
     #[test]
     fn a_forgotten_request_is_the_same_when_it_comes_back() {
         let mut process = AcceptanceProcess::new(options(Confidence::Calibrated), 3);
-        let first = process.at(RequestId(0), 5);
+        let first = process.drawn(RequestId(0), 5);
         (1..=REMEMBERED_SEGMENTS as u64).for_each(|request| {
-            process.at(RequestId(request), 0);
+            process.drawn(RequestId(request), 0);
         });
-        assert_eq!(process.at(RequestId(0), 5), first);
+        assert_eq!(process.drawn(RequestId(0), 5), first);
     }
 
     #[test]
@@ -271,7 +277,7 @@ mod tests {
             3,
         );
         let logits: Vec<f64> =
-            (0..6400).map(|t| logit(f64::from(process.at(RequestId(1), t).probability))).collect();
+            (0..6400).map(|t| logit(f64::from(process.drawn(RequestId(1), t).probability))).collect();
         let mean = logits.iter().sum::<f64>() / logits.len() as f64;
         assert!((mean - logit(0.9)).abs() < 0.1, "{mean}");
         let covariance: f64 = logits.windows(2).map(|w| (w[0] - mean) * (w[1] - mean)).sum();

@@ -3,8 +3,8 @@
 //! Every call moves a [`VirtualClock`] by what the profile's cost model says, or by what a
 //! machine that differs from its profile would take ([`TimeError`]). A draft head ([`drafter_of`]) makes
 //! as many drafts per call as its profile says, and reads the states of all tokens that were committed
-//! since it last drafted. Which drafts are
-//! accepted comes from an [`AcceptanceProcess`]. Token ids are synthetic: the target's token
+//! since it last drafted. Which drafts are accepted comes from an [`AcceptanceProcess`]; a recorded draft
+//! head makes the chain that was recorded where the round starts, and no longer one. Token ids are synthetic: the target's token
 //! at a position is a pure function of request and position, so a step costs the host
 //! nothing but the scheduler's and the policy's own work.
 
@@ -83,8 +83,10 @@ pub fn drafter_of(draft: &LatencyModel, kv_blocks: u32) -> DrafterNeeds {
 #[derive(Clone, Copy, Debug)]
 struct RoundRow {
     request: RequestId,
-    /// Position of the last proposal.
-    position: u32,
+    /// Position of the first proposal.
+    start: u32,
+    /// Proposals before the last one.
+    depth: u32,
 }
 
 impl VirtualExecutor {
@@ -119,15 +121,35 @@ impl VirtualExecutor {
         self.info.drafter.as_ref().map_or(1, |needs| needs.block_tokens.max(1))
     }
 
-    fn propose(&mut self, request: RequestId, position: u32) -> Proposal {
-        let drawn = self.process.at(request, position);
-        let right = right_token(request, position);
+    /// Draft `depth` of a round whose first draft is for the position `start`, if there is one.
+    fn propose(&mut self, request: RequestId, start: u32, depth: u32) -> Option<Proposal> {
+        let drawn = self.process.draft(request, start, depth)?;
+        let right = right_token(request, start.wrapping_add(depth));
         let wrong = right ^ WRONG_BIT;
         let (token, runner_up) = if drawn.accepted { (right, wrong) } else { (wrong, right) };
         let probability = drawn.probability;
         // as if there were two candidates only
         let margin = (2.0 * probability - 1.0).max(0.0);
-        Proposal { token, probability, margin, runner_up, finite: true }
+        Some(Proposal { token, probability, margin, runner_up, finite: true })
+    }
+
+    /// Adds what the first call of a round proposes for a seed.
+    fn add_first(
+        &mut self,
+        index: u32,
+        request: RequestId,
+        start: u32,
+        limit: u32,
+        forest: &mut DraftForest,
+    ) {
+        let mut last = None;
+        for depth in 0..limit.min(self.drafts_per_call()) {
+            let Some(proposal) = self.propose(request, start, depth) else { break };
+            last = Some(match last {
+                None => forest.add_root(index, proposal),
+                Some(before) => forest.add_child(before, proposal),
+            });
+        }
     }
 }
 
@@ -191,13 +213,8 @@ impl Drafter for VirtualExecutor {
             work.context_tokens += u64::from(position);
             work.prefill_tokens += tokens - 1;
             work.prefill_attended_tokens += prefill_attended(start, tokens - 1);
-            if seed.limit > 0 {
-                let mut node = forest.add_root(index as u32, self.propose(request, position));
-                for depth in 1..seed.limit.min(self.drafts_per_call()) {
-                    node = forest.add_child(node, self.propose(request, position + depth));
-                }
-            }
-            self.round.push(RoundRow { request, position });
+            self.add_first(index as u32, request, position, seed.limit, forest);
+            self.round.push(RoundRow { request, start: position, depth: 0 });
         }
         work.attended_tokens = work.context_tokens;
         let unread_tokens = std::mem::take(&mut self.unread_tokens).saturating_sub(work.rows.into());
@@ -213,10 +230,12 @@ impl Drafter for VirtualExecutor {
         let mut work = Work { rows: seeds.len() as u32, ..Work::default() };
         for (&node, &seed) in nodes.iter().zip(&seeds) {
             let row = &mut self.round[seed as usize];
-            row.position += 1;
-            let RoundRow { request, position } = *row;
-            work.context_tokens += u64::from(position);
-            forest.add_child(node, self.propose(request, position));
+            row.depth += 1;
+            let RoundRow { request, start, depth } = *row;
+            work.context_tokens += u64::from(start + depth);
+            if let Some(proposal) = self.propose(request, start, depth) {
+                forest.add_child(node, proposal);
+            }
         }
         self.extended = seeds;
         work.attended_tokens = work.context_tokens;

@@ -30,19 +30,20 @@ pub struct Playback {
 }
 
 impl Playback {
-    /// What happens at a position: each request plays one sequence, its own or one drawn by `seed`,
-    /// over and over again.
-    pub(super) fn at(&self, seed: u64, request: RequestId, position: u32) -> Position {
+    /// Draft `depth`, from 0, of a round whose first draft is for the position `start`: each request
+    /// plays one sequence, its own or one drawn by `seed`, over and over again. `None` where the draft
+    /// head that was recorded drafts no further.
+    pub(super) fn draft(&self, seed: u64, request: RequestId, start: u32, depth: u32) -> Option<Position> {
         let sequences = self.recording.sequences();
         let index = if self.in_order {
             request.0 as usize % sequences.len()
         } else {
             (Draw::new(seed, SEQUENCE_STREAM, request.0, 0).uniform(0) * sequences.len() as f64) as usize
         };
-        let sequence = &sequences[index];
         let prompt = self.prompts.get(request.0 as usize).copied().unwrap_or(0);
-        let place = position.saturating_sub(prompt + 1) as usize % sequence.accepted.len();
-        Position { probability: sequence.probabilities[place], accepted: sequence.accepted[place] }
+        let place = start.saturating_sub(prompt + 1) as usize;
+        let draft = sequences[index].draft(place, depth as usize)?;
+        Some(Position { probability: draft.probability, accepted: draft.accepted })
     }
 }
 
@@ -53,11 +54,16 @@ mod tests {
     const TEXT: &str = "{\"probabilities\":[0.9,0.2,0.5],\"accepted\":[true,false,true]}\n\n\
         {\"probabilities\":[0.7],\"accepted\":[true]}\n";
 
+    /// The first draft of a round.
+    fn first(playback: &Playback, seed: u64, request: u64, start: u32) -> Position {
+        playback.draft(seed, RequestId(request), start, 0).expect("a place has a first draft")
+    }
+
     #[test]
     fn each_request_plays_one_sequence_from_its_second_output_token_on_and_again() {
         let recording = Arc::new(Recording::parse(TEXT).expect("good"));
         let playback = Playback { recording, prompts: vec![10; 50].into(), in_order: false };
-        let at = |request: u64, position| playback.at(3, RequestId(request), position);
+        let at = |request: u64, position| first(&playback, 3, request, position);
         let long: Vec<u64> = (0..50).filter(|&request| at(request, 12).probability == 0.2).collect();
         assert!((10..40).contains(&long.len()), "{} of 50 play the first", long.len());
         let heard = |request| (11..18).map(|place| at(request, place).probability).collect::<Vec<f32>>();
@@ -73,9 +79,24 @@ mod tests {
         let playback = Playback { recording, prompts: Arc::new([]), in_order: true };
         for seed in [1, 2] {
             let first: Vec<f32> =
-                (0..5).map(|request| playback.at(seed, RequestId(request), 1).probability).collect();
+                (0..5).map(|request| first(&playback, seed, request, 1).probability).collect();
             assert_eq!(first, [0.9, 0.7, 0.9, 0.7, 0.9]);
         }
+    }
+
+    #[test]
+    fn a_round_plays_the_chain_of_the_place_where_it_starts() {
+        let text = "{\"probabilities\":[0.9,0.2],\"accepted\":[true,false],\
+            \"later_probabilities\":[[0.8,0.7],[0.6]],\"later_accepted\":[1,0]}";
+        let recording = Arc::new(Recording::parse(text).expect("good"));
+        let playback = Playback { recording, prompts: vec![10].into(), in_order: true };
+        let chain = |start| -> Vec<(f32, bool)> {
+            let drafts = (0..).map_while(|depth| playback.draft(1, RequestId(0), start, depth));
+            drafts.map(|draft| (draft.probability, draft.accepted)).collect()
+        };
+        assert_eq!(chain(11), [(0.9, true), (0.8, true), (0.7, false)]);
+        assert_eq!(chain(12), [(0.2, false), (0.6, false)]);
+        assert_eq!(chain(13), chain(11));
     }
 
     #[test]
@@ -83,7 +104,7 @@ mod tests {
         let recording = Arc::new(Recording::parse(TEXT).expect("good"));
         let playback = Playback { recording, prompts: Arc::new([]), in_order: false };
         let dealt = |seed| -> Vec<f32> {
-            (0..50).map(|request| playback.at(seed, RequestId(request), 2).probability).collect()
+            (0..50).map(|request| first(&playback, seed, request, 2).probability).collect()
         };
         assert_eq!(dealt(1), dealt(1));
         assert_ne!(dealt(1), dealt(2));

@@ -78,7 +78,8 @@ fn a_proposal_is_right_exactly_where_the_process_says_so() {
     }
     for (offset, proposal) in all.iter().enumerate() {
         let position = 10 + offset as u32;
-        let accepted = executor.process.at(RequestId(3), position).accepted;
+        let accepted =
+            executor.process.draft(RequestId(3), 10, offset as u32).expect("one is drawn").accepted;
         assert_eq!(proposal.token == right_token(RequestId(3), position), accepted);
         assert_ne!(proposal.token, proposal.runner_up);
         right += u32::from(accepted);
@@ -115,7 +116,7 @@ fn all_tokens_are_in_the_vocabulary_right_and_wrong_ones() {
     let most = RequestId(u64::from(u32::MAX));
     let prompt = VirtualExecutor::prompt(most, 1000);
     assert!(prompt.iter().all(|&token| token < VOCAB_SIZE));
-    let proposal = executor.propose(most, u32::MAX);
+    let proposal = executor.propose(most, u32::MAX, 0).expect("one is drawn");
     assert!(proposal.token < VOCAB_SIZE && proposal.runner_up < VOCAB_SIZE);
 }
 
