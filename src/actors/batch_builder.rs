@@ -160,7 +160,8 @@ impl BatchBuilderState {
         if let Some(verifier) = &self.verifier {
             verifier.cast(VerifierMessage::Record(report.clone()))?;
         }
-        let observation = Box::new(StepObservation { report, gauges, outputs, predicted });
+        let calibration_error = self.arguments.core.learner().calibration_error();
+        let observation = Box::new(StepObservation { report, gauges, outputs, predicted, calibration_error });
         self.arguments.monitor.cast(SloMonitorMessage::Step(observation))?;
         Ok(())
     }

@@ -134,6 +134,8 @@ pub struct StepObservation {
     pub outputs: Vec<(u32, Option<Micros>)>,
     /// How long the step should have taken.
     pub predicted: Option<Micros>,
+    /// Calibration error of the policy's acceptance probabilities, this step's included.
+    pub calibration_error: Option<f64>,
 }
 
 /// A request's end.

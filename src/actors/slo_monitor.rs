@@ -86,6 +86,7 @@ impl SloMonitorState {
         if let Some(predicted) = observation.predicted {
             self.metrics.record_prediction(predicted, observation.report.step_time);
         }
+        self.metrics.set_calibrated_error(observation.calibration_error);
         self.show(observation.gauges);
     }
 

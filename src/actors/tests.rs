@@ -80,6 +80,22 @@ fn expected(submission: &Submission) -> Vec<TokenId> {
     shadow.expect(&submission.prompt, &submission.sampling, submission.max_tokens as usize)
 }
 
+/// Drafts four tokens, and says how well it is calibrated.
+#[derive(Debug)]
+struct Calibrated;
+
+impl Learner for Calibrated {
+    fn observe(&mut self, _: &crate::protocol::StepReport) {}
+
+    fn snapshot(&self) -> Arc<dyn Policy> {
+        Arc::new(Fixed { draft_tokens: 4 })
+    }
+
+    fn calibration_error(&self) -> Option<f64> {
+        Some(0.0625)
+    }
+}
+
 /// All tokens and the terminal event; fails if anything follows that.
 async fn listen(mut generation: Generation) -> (Vec<TokenId>, TokenEvent) {
     let mut said = Vec::new();
@@ -102,6 +118,22 @@ async fn eventually(engine: &EngineHandle, what: &str, holds: impl Fn(&serde_jso
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("never: {what}: {}", engine.state().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_show_what_the_learner_says_of_its_calibration() {
+    let engine = start_with(ShadowExecutor::new(shadow()), Box::new(Calibrated), options());
+    let submission = submission(1, 20, 40);
+    listen(engine.handle().submit(submission).await.expect("admitted")).await;
+    eventually(engine.handle(), "a calibration error", |state| {
+        let errors = &state["metrics"]["calibration_error"];
+        errors["calibrated"] == 0.0625 && errors["draft"].as_f64().is_some()
+    })
+    .await;
+    let page = engine.handle().metrics().await;
+    let line = "\nspecserve_confidence_calibration_error{confidence=\"calibrated\"} 0.0625\n";
+    assert!(page.contains(line), "{page}");
+    assert!(engine.shutdown(LONG).await, "nothing was left to do");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,7 @@ use super::{logging, parse, progress};
 use crate::analyzer::{RecordOptions, RecordPrompt, RecordText};
 use crate::config::Config;
 use crate::replay::RecordedSequence;
+use crate::stats::calibration_error::CalibrationError;
 
 /// Resolution of written probabilities: four decimals.
 const PARTS: f64 = 10_000.0;
@@ -140,6 +141,7 @@ fn report(args: &RecordArgs, sequences: &[RecordedSequence], out: &mut impl Writ
     let accepted = sequences.iter().flat_map(|sequence| &sequence.accepted).filter(|&&accepted| accepted);
     let share = accepted.count() as f64 / positions as f64;
     let chain_drafts_max = sequences.iter().filter_map(RecordedSequence::chain_drafts_max).max();
+    let calibration_error = calibration_error(sequences);
     if args.json {
         let document = json!({
             "recording": args.out,
@@ -147,18 +149,31 @@ fn report(args: &RecordArgs, sequences: &[RecordedSequence], out: &mut impl Writ
             "positions": positions,
             "acceptance": share,
             "chain_drafts_max": chain_drafts_max,
+            "calibration_error": calibration_error,
         });
         writeln!(out, "{document:#}")?;
     } else {
         let (count, path) = (sequences.len(), args.out.display());
+        let off = calibration_error.unwrap_or(0.0) * 100.0;
         let accepted = format!("{:.1} % accepted", share * 100.0);
         let accepted = match chain_drafts_max {
             None => accepted,
             Some(most) => format!("chains of up to {most} drafts, {accepted} of the first ones"),
         };
-        writeln!(out, "wrote {path}: {count} outputs, {positions} positions, {accepted}")?;
+        writeln!(out, "wrote {path}: {count} outputs, {positions} positions, {accepted}, confidence off by {off:.1} %")?;
     }
     Ok(())
+}
+
+/// Expected calibration error of the draft's probabilities over all positions; `None` without any.
+/// Every one of them follows a committed token, so none is censored.
+fn calibration_error(sequences: &[RecordedSequence]) -> Option<f64> {
+    let mut error = CalibrationError::default();
+    for sequence in sequences {
+        let outcomes = sequence.probabilities.iter().zip(&sequence.accepted);
+        outcomes.for_each(|(&probability, &accepted)| error.add(probability, accepted));
+    }
+    error.get()
 }
 
 fn temperature(text: &str) -> Result<f64, String> {
@@ -190,6 +205,9 @@ mod tests {
         run(&args, &ScriptedHost::new(|_, _| String::new()), &mut out).await.expect("recorded");
         let document: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
         assert_eq!((&document["positions"], &document["acceptance"]), (&json!(72), &json!(1.0)));
+        // all accepted, with probabilities of 1/2, 2/3 and 3/4
+        let error = document["calibration_error"].as_f64().expect("a number");
+        assert!((error - (1.0 - (0.5 + 2.0 / 3.0 + 0.75) / 3.0)).abs() < 1e-6, "{error}");
         let text = std::fs::read_to_string(&path).expect("there");
         let first: serde_json::Value =
             serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");

@@ -11,7 +11,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::StepReport;
+use crate::protocol::{ExaminedDraft, StepReport};
+use crate::stats::calibration_error::CalibrationError;
 use crate::stats::isotonic::make_monotone;
 use crate::timing::reliability::{BINS, EDGES, Reliability, bin, centre};
 
@@ -27,8 +28,6 @@ const LEVEL_HALF_LIFE_TOKENS: f64 = 256.0;
 const POOLED_STRENGTH: f64 = 24.0;
 /// Bounds on calibrated acceptance: finite evidence never justifies 0 or 1.
 const ACCEPTANCE_RANGE: (f64, f64) = (0.005, 0.995);
-/// Bins of the calibration-error tracker.
-const ERROR_BINS: usize = 10;
 
 /// How draft probability becomes survival.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +103,9 @@ pub struct Calibration {
     cells: Table<Cell>,
     curves: Table<f32>,
     levels: [Level; KINDS],
+    /// The levels' factors as of the last settling.
+    factors: [f32; KINDS],
+    /// Of the predictions, each made before its outcome was learned.
     error: CalibrationError,
 }
 
@@ -117,6 +119,7 @@ impl Calibration {
             cells: Default::default(),
             curves: Default::default(),
             levels: Default::default(),
+            factors: [1.0; KINDS],
             error: CalibrationError::default(),
         };
         (0..KINDS).for_each(|kind| calibration.redraw(kind));
@@ -130,7 +133,7 @@ impl Calibration {
             CalibrationMode::Raw => probability,
             CalibrationMode::Learned => {
                 let (low, high) = ACCEPTANCE_RANGE;
-                let level = self.levels[kind(greedy)].factor();
+                let level = self.factors[kind(greedy)];
                 (self.table(probability, position, greedy) * level).clamp(low as f32, high as f32)
             }
         }
@@ -140,13 +143,13 @@ impl Calibration {
         interpolate(&self.curves[kind(greedy)][group(position)], probability)
     }
 
-    /// Learns from one verified draft whose predecessors were all accepted.
+    /// Learns from one verified draft whose predecessors were all accepted. Predictions change when
+    /// it [settles](Self::settle): all drafts of a step were predicted before any was judged.
     pub fn learn(&mut self, probability: f32, position: u32, greedy: bool, accepted: bool) {
         if !probability.is_finite() {
             return;
         }
-        let predicted = self.acceptance(probability, position, greedy);
-        self.error.add(predicted, accepted);
+        self.error.add(self.acceptance(probability, position, greedy), accepted);
         self.levels[kind(greedy)].add(self.table(probability, position, greedy).into(), accepted);
         self.cells[kind(greedy)][group(position)][bin(probability)].add(accepted);
     }
@@ -154,19 +157,9 @@ impl Calibration {
     /// Learns from a step's uncensored drafts.
     pub fn observe(&mut self, report: &StepReport) {
         let mut tokens = 0;
-        for row in &report.drafted {
-            let index = row.decoding as usize;
-            let (Some(counts), Some(view)) = (report.counts.get(index), report.view.decoding.get(index))
-            else {
-                continue;
-            };
-            let teaching = counts.judged() as usize;
-            for (depth, proposal) in row.proposals.iter().take(teaching).enumerate() {
-                let position = depth as u32 + 1;
-                let greedy = view.temperature == 0.0;
-                self.learn(proposal.probability, position, greedy, position <= counts.accepted);
-                tokens += 1;
-            }
+        for ExaminedDraft { row, position, proposal, is_accepted } in report.examined() {
+            self.learn(proposal.probability, position, row.temperature == 0.0, is_accepted);
+            tokens += 1;
         }
         if tokens > 0 {
             self.settle(tokens);
@@ -177,9 +170,10 @@ impl Calibration {
     pub fn settle(&mut self, tokens: u32) {
         let factor = (-f64::from(tokens) / HALF_LIFE_TOKENS).exp2();
         self.cells.iter_mut().flatten().flatten().for_each(|cell| cell.fade(factor));
-        self.error.fade(factor);
+        self.error.fade(tokens);
         let factor = (-f64::from(tokens) / LEVEL_HALF_LIFE_TOKENS).exp2();
         self.levels.iter_mut().for_each(|level| level.fade(factor));
+        self.factors = self.levels.map(|level| level.factor());
         for kind in 0..KINDS {
             // A table without observations has nothing to decay.
             if self.cells[kind].iter().flatten().any(|cell| cell.seen > 0.0) {
@@ -188,9 +182,10 @@ impl Calibration {
         }
     }
 
-    /// Expected calibration error of the predictions made so far (recent ones count more).
-    pub fn expected_error(&self) -> f64 {
-        self.error.expected()
+    /// Expected calibration error of the predictions, each of which was made before its outcome was
+    /// learned; with the horizon of [`CalibrationError`]. `None` before the first outcome.
+    pub fn expected_error(&self) -> Option<f64> {
+        self.error.get()
     }
 
     /// The curves and their support, for `/v1/engine/state`.
@@ -260,37 +255,6 @@ fn interpolate(curve: &[f32; BINS], probability: f32) -> f32 {
     curve[left] + share * (curve[right] - curve[left])
 }
 
-/// Expected calibration error: mean over bins of |predicted − accepted share|, weighted
-/// by how often the bin is used.
-#[derive(Clone, Debug, Default)]
-struct CalibrationError {
-    bins: [(f64, f64, f64); ERROR_BINS],
-}
-
-impl CalibrationError {
-    fn add(&mut self, predicted: f32, accepted: bool) {
-        let bin = ((predicted * ERROR_BINS as f32) as usize).min(ERROR_BINS - 1);
-        let (seen, promised, kept) = &mut self.bins[bin];
-        *seen += 1.0;
-        *promised += f64::from(predicted);
-        *kept += f64::from(u8::from(accepted));
-    }
-
-    fn fade(&mut self, factor: f64) {
-        for (seen, promised, kept) in &mut self.bins {
-            *seen *= factor;
-            *promised *= factor;
-            *kept *= factor;
-        }
-    }
-
-    fn expected(&self) -> f64 {
-        let seen: f64 = self.bins.iter().map(|bin| bin.0).sum();
-        let gap: f64 = self.bins.iter().map(|(_, promised, kept)| (promised - kept).abs()).sum();
-        if seen > 0.0 { gap / seen } else { 0.0 }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,7 +286,7 @@ mod tests {
 
     /// Mean gap between the bins' predicted and true acceptance over fresh drafts.
     fn true_error(table: &Calibration, random: &mut Uniform, truth: impl Fn(f32, u32) -> f32) -> f64 {
-        let mut bins = [(0.0f64, 0.0f64); ERROR_BINS];
+        let mut bins = [(0.0f64, 0.0f64); 10];
         for draw in 0..20_000 {
             let (probability, position) = (random.probability(), 1 + draw % 6);
             let predicted = table.acceptance(probability, position, true);
@@ -375,9 +339,10 @@ mod tests {
         let mut random = Uniform(SplitMix64::new(5));
         let mut table = Calibration::new(CalibrationMode::Learned, None);
         teach(&mut table, &mut random, 8_000, |q, _| q);
-        let settled = table.expected_error();
+        let seen = |table: &Calibration| table.expected_error().expect("thousands of drafts");
+        let settled = seen(&table);
         teach(&mut table, &mut random, 1_000, |q, _| 0.5 * q);
-        assert!(table.expected_error() > settled + 0.01, "{settled} {}", table.expected_error());
+        assert!(seen(&table) > settled + 0.01, "{settled} {}", seen(&table));
         teach(&mut table, &mut random, 20_000, |q, _| 0.5 * q);
         let error = true_error(&table, &mut random, |q, _| 0.5 * q);
         assert!(error <= 0.03, "{error}");
@@ -460,12 +425,53 @@ mod tests {
     }
 
     #[test]
+    fn predictions_are_judged_as_they_were_before_the_step_that_judged_them() {
+        let mut table = Calibration::new(CalibrationMode::Learned, None);
+        let promised = f64::from(table.acceptance(0.9, 1, true));
+        // hundreds of drafts in one step, all rejected: the level alone would fall far
+        let mut many = report(&[0.9], 1, 0);
+        many.view.decoding = vec![many.view.decoding[0].clone(); 300];
+        many.counts = vec![many.counts[0]; 300];
+        let row = many.drafted[0].clone();
+        many.drafted = (0..300).map(|decoding| DraftedRow { decoding, ..row.clone() }).collect();
+        table.observe(&many);
+        let error = table.expected_error().expect("300 drafts");
+        assert!((error - promised).abs() < 1e-6, "{error} is not {promised}");
+        assert!(table.acceptance(0.9, 1, true) < 0.2, "and then the step was learned from");
+    }
+
+    #[test]
+    fn what_the_target_never_saw_is_not_judged() {
+        let mut table = Calibration::new(CalibrationMode::Raw, None);
+        // the third and fourth stand behind a rejected draft
+        table.observe(&report(&[0.95, 0.65, 0.1, 0.2], 4, 1));
+        let error = table.expected_error().expect("two drafts");
+        assert!((error - (0.05 + 0.65) / 2.0).abs() < 1e-6, "{error}");
+    }
+
+    #[test]
+    fn overconfident_drafts_end_up_better_calibrated_than_they_say() {
+        let mut random = Uniform(SplitMix64::new(12));
+        let mut table = Calibration::new(CalibrationMode::Learned, None);
+        let mut raw = Calibration::new(CalibrationMode::Raw, None);
+        for _ in 0..8_000 {
+            let probability = 0.2 + 0.8 * random.next();
+            let step = report(&[probability], 1, u32::from(random.next() < probability - 0.2));
+            table.observe(&step);
+            raw.observe(&step);
+        }
+        let (before, after) = (raw.expected_error().unwrap(), table.expected_error().unwrap());
+        assert!((before - 0.2).abs() < 0.015, "{before}");
+        assert!(after < 0.02, "{after}");
+    }
+
+    #[test]
     fn a_report_whose_lists_do_not_match_is_survived() {
         let mut table = Calibration::new(CalibrationMode::Learned, None);
         let mut odd = report(&[0.9], 1, 1);
         odd.drafted[0].decoding = 9;
         table.observe(&odd);
-        assert_eq!(table.expected_error(), 0.0);
+        assert_eq!(table.expected_error(), None);
     }
 
     #[test]

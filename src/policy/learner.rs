@@ -35,6 +35,13 @@ pub trait Learner: Send + Debug {
         None
     }
 
+    /// Expected calibration error, 0 to 1, of the acceptance probabilities that the policy worked
+    /// with, each predicted before its outcome was learned. `None` if the policy takes the drafter's
+    /// confidence as it is or needs none, and before the first outcome.
+    fn calibration_error(&self) -> Option<f64> {
+        None
+    }
+
     /// What has been learned, for `/v1/engine/state`.
     fn state(&self) -> serde_json::Value {
         serde_json::json!({ "policy": self.name() })

@@ -148,6 +148,44 @@ pub struct StepReport {
     pub finished: Vec<RequestSummary>,
 }
 
+/// A draft that says something about acceptance: see [`DraftCounts::judged`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExaminedDraft<'a> {
+    /// The sequence that it was made for.
+    pub row: &'a DecodeView,
+    /// Its position in the row's drafts, from 1.
+    pub position: u32,
+    /// The draft.
+    pub proposal: &'a Proposal,
+    /// Whether the target accepted it.
+    pub is_accepted: bool,
+}
+
+impl StepReport {
+    /// The drafts that the target verified behind accepted ones, row by row and in order. Rows that
+    /// the view or the counts do not know are left out.
+    pub fn examined(&self) -> impl Iterator<Item = ExaminedDraft<'_>> {
+        self.drafted.iter().flat_map(|drafted| {
+            let index = drafted.decoding as usize;
+            let known = self.view.decoding.get(index).zip(self.counts.get(index));
+            known.into_iter().flat_map(move |(row, counts)| {
+                let proposals = drafted.proposals.iter().take(counts.judged() as usize);
+                proposals.zip(1..).map(|(proposal, position)| ExaminedDraft {
+                    row,
+                    position,
+                    proposal,
+                    is_accepted: position <= counts.accepted,
+                })
+            })
+        })
+    }
+
+    /// The drafter's confidence in each [examined](Self::examined) draft, and whether it was accepted.
+    pub fn examined_confidences(&self) -> impl Iterator<Item = (f32, bool)> {
+        self.examined().map(|draft| (draft.proposal.probability, draft.is_accepted))
+    }
+}
+
 /// Idle times of the device around and within a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceIdle {
@@ -171,5 +209,54 @@ impl DeviceIdle {
             Some(idle) => idle.within += time,
             None => *idle = Some(DeviceIdle::starting_with(time)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(temperature: f32) -> DecodeView {
+        DecodeView {
+            request: RequestId(1),
+            context_tokens: 10,
+            output_tokens: 1,
+            since_first_token: Micros::ZERO,
+            tpot: None,
+            weight: 1.0,
+            draft_lag_tokens: 1,
+            drafts_max: 8,
+            temperature,
+        }
+    }
+
+    fn drafts(decoding: u32, probabilities: &[f32]) -> DraftedRow {
+        let proposal = |&probability: &f32| Proposal { probability, ..Proposal::default() };
+        DraftedRow { decoding, proposals: probabilities.iter().map(proposal).collect() }
+    }
+
+    #[test]
+    fn drafts_are_examined_up_to_the_first_rejected_one_and_as_far_as_they_were_verified() {
+        let report = StepReport {
+            view: StepView { decoding: vec![row(0.0), row(0.8), row(0.0)], ..StepView::default() },
+            // two of four accepted; one of one verified; a row that the view does not know
+            drafted: vec![drafts(0, &[0.9, 0.8, 0.7, 0.6]), drafts(1, &[0.5, 0.4]), drafts(9, &[0.3])],
+            counts: vec![
+                DraftCounts { verified: 4, accepted: 2 },
+                DraftCounts { verified: 1, accepted: 1 },
+                DraftCounts::default(),
+            ],
+            ..StepReport::default()
+        };
+        let seen: Vec<_> = report
+            .examined()
+            .map(|draft| {
+                (draft.row.temperature, draft.position, draft.proposal.probability, draft.is_accepted)
+            })
+            .collect();
+        let expected = [(0.0, 1, 0.9, true), (0.0, 2, 0.8, true), (0.0, 3, 0.7, false), (0.8, 1, 0.5, true)];
+        assert_eq!(seen, expected);
+        let confidences: Vec<_> = report.examined_confidences().collect();
+        assert_eq!(confidences, [(0.9, true), (0.8, true), (0.7, false), (0.5, true)]);
     }
 }

@@ -7,9 +7,10 @@ use super::report::{Bin, Report};
 use crate::engine::EngineCore;
 use crate::pacing::ServiceOrder;
 use crate::protocol::{Micros, RequestFailure, RequestId, RequestSummary, StepReport, TokenEvent};
+use crate::stats::calibration_error::CalibrationError;
 use crate::stats::quantile::nearest_rank;
 use crate::step::Delivery;
-use crate::telemetry::{LatencyHistogram, LatencyStats};
+use crate::telemetry::{ConfidenceErrors, LatencyHistogram, LatencyStats};
 
 /// Intervals into which the time of the arrivals is divided.
 const BINS: u64 = 60;
@@ -54,6 +55,8 @@ pub(super) struct Collector {
     last_output: Vec<Option<Micros>>,
     /// |observed − predicted| / observed of each step that the policy predicted.
     step_errors: Vec<f32>,
+    /// Of the drafter's confidences.
+    draft_error: CalibrationError,
     bin: Micros,
     bins: Vec<BinSums>,
 }
@@ -80,6 +83,7 @@ impl Collector {
             last_output: vec![None; class_of.len()],
             class_of,
             step_errors: Vec::new(),
+            draft_error: CalibrationError::default(),
             bin: Micros(last_arrival.0.div_ceil(BINS)).max(BIN_MIN),
             bins: Vec::new(),
         }
@@ -96,6 +100,7 @@ impl Collector {
             let observed = report.step_time.0 as f32;
             self.step_errors.push((observed - predicted.0 as f32).abs() / observed);
         }
+        self.draft_error.observe(report.examined_confidences());
         let decoding = report.view.decoding.len() as u64;
         let drafted: u64 = report.drafted.iter().map(|row| row.proposals.len() as u64).sum();
         let accepted: u64 = report.counts.iter().map(|counts| u64::from(counts.accepted)).sum();
@@ -203,6 +208,10 @@ impl Collector {
             preemptions: gauges.preemptions,
             step_time_error_p50,
             step_time_error_p99,
+            calibration_error: ConfidenceErrors {
+                draft: self.draft_error.get(),
+                calibrated: learner.calibration_error(),
+            },
             simulated_seconds: seconds,
             wall_seconds: None,
             classes: self.classes.iter().map(|class| class.report(seconds)).collect(),

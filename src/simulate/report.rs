@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::pacing::ServiceOrder;
-use crate::telemetry::LatencyStats;
+use crate::telemetry::{ConfidenceErrors, LatencyStats};
 
 /// One interval of a run. Means are over its steps, or over sequences and steps; `None`
 /// when there were none.
@@ -106,6 +106,8 @@ pub struct Report {
     pub step_time_error_p50: Option<f64>,
     /// 99th percentile of the same.
     pub step_time_error_p99: Option<f64>,
+    /// How well confidences are calibrated at the end of the run.
+    pub calibration_error: ConfidenceErrors,
     /// From the trace's start to the end of the last request.
     pub simulated_seconds: f64,
     /// How long the simulation took; measured by the caller, so not part of the result.

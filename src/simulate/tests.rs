@@ -282,6 +282,10 @@ impl Learner for Watchful {
         std::sync::Arc::new(Watchful { ..*self })
     }
 
+    fn calibration_error(&self) -> Option<f64> {
+        Some(0.25)
+    }
+
     fn state(&self) -> serde_json::Value {
         serde_json::json!({ "steps": self.steps })
     }
@@ -292,7 +296,19 @@ fn policies_see_time_go_forward_and_learn_from_every_step() {
     let report = simulate(&poisson(10.0, 4.0), &settings(), Box::<Watchful>::default()).unwrap();
     assert_eq!(report.policy_state["steps"], report.steps);
     assert_within(report.step_time_error_p99.unwrap(), 0.5, 0.001);
+    assert_eq!(report.calibration_error.calibrated, Some(0.25));
     assert_eq!(run(&poisson(10.0, 1.0), &settings(), 0).step_time_error_p50, None);
+}
+
+#[test]
+fn a_report_says_how_well_confidences_were_calibrated() {
+    let undrafted = run(&poisson(10.0, 1.0), &settings(), 0).calibration_error;
+    assert_eq!((undrafted.draft, undrafted.calibrated), (None, None));
+    // the settings' draft is as good as it says
+    let drafted = run(&poisson(10.0, 8.0), &settings(), 3).calibration_error;
+    let error = drafted.draft.expect("thousands of drafts");
+    assert!(error > 0.0 && error < 0.05, "{error}");
+    assert_eq!(drafted.calibrated, None, "a fixed length calibrates nothing");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::protocol::StepReport;
+use crate::protocol::{ExaminedDraft, StepReport};
 
 /// Draft positions that have a figure of their own; later ones count for the last.
 const POSITIONS: usize = 8;
@@ -41,22 +41,17 @@ impl AcceptanceStats {
     /// that it stands in (censoring).
     pub fn record(&mut self, report: &StepReport) {
         let mut counted = false;
-        for row in &report.drafted {
-            let index = row.decoding as usize;
-            let counts = report.counts.get(index).copied().unwrap_or_default();
-            for (position, proposal) in row.proposals.iter().take(counts.judged() as usize).enumerate() {
-                counted = true;
-                let is_accepted = position < counts.accepted as usize;
-                self.positions[position.min(POSITIONS - 1)].add(is_accepted);
-                let bin = ((proposal.probability.clamp(0.0, 1.0) * BINS as f32) as usize).min(BINS - 1);
-                self.calibration[bin].share.add(is_accepted);
-                self.calibration[bin].promised += f64::from(proposal.probability);
-            }
+        for ExaminedDraft { position, proposal, is_accepted, .. } in report.examined() {
+            counted = true;
+            self.positions[(position as usize - 1).min(POSITIONS - 1)].add(is_accepted);
+            let bin = ((proposal.probability.clamp(0.0, 1.0) * BINS as f32) as usize).min(BINS - 1);
+            self.calibration[bin].share.add(is_accepted);
+            self.calibration[bin].promised += f64::from(proposal.probability);
         }
         self.steps += u64::from(counted);
     }
 
-    /// Expected calibration error of the drafter's own probabilities: the mean gap between
+    /// Expected calibration error of the drafter's own probabilities since the start: the mean gap between
     /// promised and accepted share over the bins, weighted by use; `None` before the first draft.
     pub fn calibration_error(&self) -> Option<f64> {
         let seen: u64 = self.calibration.iter().map(|bin| bin.share.verified).sum();

@@ -4,8 +4,9 @@ use hdrhistogram::Histogram;
 
 use super::gauges::Gauges;
 use super::histogram::LatencyHistogram;
-use super::summary::{Counters, MetricsSummary, PredictionError};
+use super::summary::{ConfidenceErrors, Counters, MetricsSummary, PredictionError};
 use crate::protocol::{DraftCounts, FinishReason, Micros, RequestFailure, RequestSummary, Slo, StepReport};
+use crate::stats::calibration_error::CalibrationError;
 
 /// Draft positions with a counter of their own; the last counter includes deeper ones.
 pub const DRAFT_POSITIONS_MAX: usize = 16;
@@ -85,6 +86,10 @@ pub struct Metrics {
     pub(super) latencies: Latencies,
     /// |observed - predicted| / observed of step times, in basis points.
     pub(super) prediction_errors: Histogram<u64>,
+    /// Of the drafter's confidences.
+    draft_error: CalibrationError,
+    /// Of the policy's acceptance probabilities.
+    calibrated_error: Option<f64>,
 }
 
 /// Failed and rejected requests by reason.
@@ -154,6 +159,8 @@ impl Metrics {
             failures: Failures::default(),
             prediction_errors: Histogram::new_with_bounds(1, PREDICTION_ERROR_BP_MAX, 2)
                 .expect("the bounds are valid constants"),
+            draft_error: CalibrationError::default(),
+            calibrated_error: None,
         }
     }
 
@@ -187,6 +194,7 @@ impl Metrics {
                 self.accepted_per_position[position.min(DRAFT_POSITIONS_MAX - 1)] += 1;
             }
         }
+        self.draft_error.observe(report.examined_confidences());
         self.record_step_times(report);
     }
 
@@ -216,6 +224,11 @@ impl Metrics {
         self.latencies.step_predicted.record(predicted);
         let error = observed.0.abs_diff(predicted.0) as f64 / observed.0.max(1) as f64;
         self.prediction_errors.saturating_record((error * BASIS_POINTS) as u64);
+    }
+
+    /// Sets the calibration error of the policy's acceptance probabilities; `None` if it has none.
+    pub fn set_calibrated_error(&mut self, error: Option<f64>) {
+        self.calibrated_error = error;
     }
 
     /// Counts an admitted request.
@@ -310,6 +323,11 @@ impl Metrics {
         })
     }
 
+    /// How well confidences are calibrated.
+    pub(super) fn confidence_errors(&self) -> ConfidenceErrors {
+        ConfidenceErrors { draft: self.draft_error.get(), calibrated: self.calibrated_error }
+    }
+
     /// Summary for `/v1/engine/state`.
     pub fn summary(&self) -> MetricsSummary {
         let (latencies, counters) = (&self.latencies, self.counters);
@@ -326,6 +344,7 @@ impl Metrics {
             device_idle_before: latencies.idle_before.quantiles(),
             device_idle_within: latencies.idle_within.quantiles(),
             prediction_error: self.prediction_error(),
+            calibration_error: self.confidence_errors(),
             counters,
             mean_acceptance_length: ratio(counters.accepted, counters.sequence_steps).map(|rate| 1.0 + rate),
             attainment: ratio(counters.slo_request.attained, counters.finished()),

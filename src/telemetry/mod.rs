@@ -22,4 +22,4 @@ pub use histogram::{LATENCY_MAX, LatencyHistogram, Quantiles};
 pub use latency_stats::LatencyStats;
 pub use metrics::{DRAFT_POSITIONS_MAX, Metrics, MetricsConfig, RejectionReason};
 pub use prometheus::{CONTENT_TYPE as PROMETHEUS_CONTENT_TYPE, MetricKind, PrometheusText};
-pub use summary::{Counters, MetricsSummary, PredictionError, SloCounts};
+pub use summary::{ConfidenceErrors, Counters, MetricsSummary, PredictionError, SloCounts};

@@ -165,6 +165,23 @@ impl Metrics {
         for position in 0..DRAFT_POSITIONS_MAX {
             page.sample(&[("position", &position.to_string())], self.accepted_per_position[position]);
         }
+        self.render_confidence(page);
+    }
+
+    fn render_confidence(&self, page: &mut PrometheusText) {
+        page.family(
+            "specserve_confidence_calibration_error",
+            Gauge,
+            "Expected calibration error over about the last 6000 drafts that were verified behind accepted ones, \
+             0 to 1. draft: the drafter's confidence; calibrated: the policy's acceptance probability, \
+             predicted before the outcome.",
+        );
+        let errors = self.confidence_errors();
+        for (confidence, error) in [("draft", errors.draft), ("calibrated", errors.calibrated)] {
+            if let Some(error) = error {
+                page.sample(&[("confidence", confidence)], error);
+            }
+        }
     }
 
     fn render_objectives(&self, page: &mut PrometheusText) {

@@ -32,6 +32,9 @@ pub struct MetricsSummary {
     pub device_idle_within: Option<Quantiles>,
     /// Errors of the policy's step time predictions.
     pub prediction_error: Option<PredictionError>,
+    /// How well confidences are calibrated.
+    #[serde(default)]
+    pub calibration_error: ConfidenceErrors,
     /// Cumulative counters.
     pub counters: Counters,
     /// Tokens per sequence and target step: `1 + accepted / sequence steps`; `None` before the first.
@@ -49,6 +52,17 @@ pub struct PredictionError {
     pub p99: f64,
     /// Number of predicted steps.
     pub count: u64,
+}
+
+/// Expected calibration errors over the drafts that the target verified behind accepted ones, 0 to 1:
+/// see [`CalibrationError`](crate::stats::calibration_error::CalibrationError), also for the horizon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConfidenceErrors {
+    /// Of the drafter's confidence in its proposals; `None` before the first.
+    pub draft: Option<f64>,
+    /// Of the acceptance probabilities that the policy made of it, each before its outcome was known;
+    /// `None` with a policy that makes none.
+    pub calibrated: Option<f64>,
 }
 
 /// Counters since start. `accepted <= verified <= drafted` always holds.

@@ -86,6 +86,40 @@ fn a_step_counts_drafted_verified_and_accepted_apart() {
     }
 }
 
+/// The samples of the calibration error on a page: label and value.
+fn calibration_errors(metrics: &Metrics) -> Vec<(String, f64)> {
+    let page = metrics.render();
+    let prefix = "specserve_confidence_calibration_error{confidence=\"";
+    let samples = page.lines().filter_map(|line| line.strip_prefix(prefix)?.split_once("\"} "));
+    samples.map(|(label, value)| (label.to_owned(), value.parse().expect("a number"))).collect()
+}
+
+#[test]
+fn the_calibration_error_of_confidences_covers_the_drafts_that_were_examined() {
+    let mut metrics = metrics();
+    assert_eq!(calibration_errors(&metrics), []);
+    // four verified and two accepted: the third was rejected, the fourth says nothing
+    metrics.record_step(&step(4, 2));
+    let errors = calibration_errors(&metrics);
+    assert_eq!(errors.len(), 1);
+    let (label, error) = &errors[0];
+    assert!(label == "draft" && (error - (0.9 - 2.0 / 3.0)).abs() < 1e-6, "{errors:?}");
+    metrics.set_calibrated_error(Some(0.0625));
+    assert_eq!(calibration_errors(&metrics)[1], ("calibrated".to_owned(), 0.0625));
+    let summary = metrics.summary().calibration_error;
+    assert_eq!((summary.draft, summary.calibrated), (Some(*error), Some(0.0625)));
+}
+
+#[test]
+fn the_calibration_error_forgets_what_long_ago_was_wrong() {
+    let mut metrics = metrics();
+    let error = |metrics: &Metrics| metrics.summary().calibration_error.draft.expect("drafts");
+    (0..1000).for_each(|_| metrics.record_step(&step(4, 0)));
+    assert!((error(&metrics) - 0.9).abs() < 1e-6);
+    (0..10_000).for_each(|_| metrics.record_step(&step(4, 4)));
+    assert!((error(&metrics) - 0.1).abs() < 0.01, "{}", error(&metrics));
+}
+
 #[test]
 fn the_prefix_cache_counts_tokens_looked_up_and_tokens_found() {
     let mut metrics = metrics();

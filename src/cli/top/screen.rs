@@ -117,6 +117,12 @@ impl View {
         ));
         rows.extend(stats.kv_usage_target.map(|share| Row::Gauge("KV target", share)));
         rows.extend(stats.kv_usage_draft.map(|share| Row::Gauge("KV draft", share)));
+        rows.extend(stats.draft_confidence_error.map(|error| {
+            let calibrated = stats.calibrated_confidence_error;
+            let calibrated = calibrated.map(|error| format!("calibrated by {}", percent(Some(error))));
+            let parts = [Some(format!("the draft's off by {}", percent(Some(error)))), calibrated];
+            self.row("confidence", &parts.into_iter().flatten().collect::<Vec<_>>())
+        }));
         rows.push(Row::Gap);
         rows.push(Row::Text(Line::styled(
             format!("{:<13}{:>9}{:>11}{:>11}", "latency", "p50, ms", "p99, ms", "in time"),
@@ -238,6 +244,8 @@ mod tests {
             acceptance_length: Some(2.31),
             acceptance_rate: Some(0.671),
             draft_tokens_per_second: 210.0,
+            draft_confidence_error: Some(0.123),
+            calibrated_confidence_error: Some(0.021),
             kv_usage_target: Some(0.5),
             kv_usage_draft: Some(0.0),
             ttft_ms: latency,
@@ -278,6 +286,7 @@ mod tests {
             "speculation  2.31 tokens per step   67.1 % accepted   210.0 drafts/s",
             "KV target     50.0 % █████████████████████████████░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░",
             "KV draft       0.0 % ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░",
+            "confidence   the draft's off by 12.3 %   calibrated by 2.1 %",
             "",
             "latency        p50, ms    p99, ms    in time",
             "TTFT             12.35          -     50.0 %",

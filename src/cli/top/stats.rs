@@ -49,6 +49,11 @@ pub struct DashboardStats {
     pub acceptance_rate: Option<f64>,
     /// Draft tokens per second, over the last interval.
     pub draft_tokens_per_second: f64,
+    /// Expected calibration error of the drafter's confidence, 0 to 1.
+    pub draft_confidence_error: Option<f64>,
+    /// Expected calibration error of the policy's acceptance probabilities, 0 to 1; `None` if it
+    /// makes none.
+    pub calibrated_confidence_error: Option<f64>,
     /// Share of the target's KV blocks in use.
     pub kv_usage_target: Option<f64>,
     /// Share of the draft's KV blocks in use.
@@ -73,6 +78,8 @@ impl DashboardStats {
             let (attained, violated) = objectives(now, kind);
             ratio(attained, attained + violated)
         };
+        let confidence_error =
+            |confidence| now.labelled("specserve_confidence_calibration_error", "confidence", confidence);
         let accepted = grown("specserve_spec_decode_accepted_tokens_total");
         DashboardStats {
             model: now.label("specserve_engine_info", "model").unwrap_or("?").to_owned(),
@@ -92,6 +99,8 @@ impl DashboardStats {
                 .map(|extra| 1.0 + extra),
             acceptance_rate: ratio(accepted, grown("specserve_spec_decode_verified_tokens_total")),
             draft_tokens_per_second: rate("specserve_spec_decode_draft_tokens_total"),
+            draft_confidence_error: confidence_error("draft"),
+            calibrated_confidence_error: confidence_error("calibrated"),
             kv_usage_target: now.labelled("specserve_kv_cache_usage_ratio", "model", "target"),
             kv_usage_draft: now.labelled("specserve_kv_cache_usage_ratio", "model", "draft"),
             ttft_ms: latency("specserve_time_to_first_token_seconds"),
@@ -166,6 +175,12 @@ impl std::fmt::Display for DashboardStats {
             percent(self.acceptance_rate),
             self.draft_tokens_per_second
         )?;
+        writeln!(
+            f,
+            "confidence   the draft's off by {}, calibrated by {}",
+            percent(self.draft_confidence_error),
+            percent(self.calibrated_confidence_error)
+        )?;
         let (target, draft) = (percent(self.kv_usage_target), percent(self.kv_usage_draft));
         writeln!(f, "KV cache     target {target}, draft {draft}\n")?;
         let mut table = Table::new(["", "p50, ms", "p99, ms"]);
@@ -196,6 +211,7 @@ mod tests {
              specserve_slo_attained_total{{kind=\"ttft\"}} 100\n\
              specserve_slo_attained_total{{kind=\"request\"}} 3\n\
              specserve_slo_violated_total{{kind=\"request\"}} 1\n\
+             specserve_confidence_calibration_error{{confidence=\"draft\"}} 0.125\n\
              specserve_kv_cache_usage_ratio{{model=\"target\"}} 0.5\n\
              specserve_time_to_first_token_seconds_bucket{{le=\"0.1\"}} {}\n\
              specserve_time_to_first_token_seconds_bucket{{le=\"0.2\"}} {}\n\
@@ -222,6 +238,9 @@ mod tests {
         assert_eq!(stats.acceptance_rate, Some(0.5));
         assert_eq!(stats.attainment, Some(0.75));
         assert_eq!((stats.ttft_attainment, stats.tpot_attainment), (Some(1.0), None));
+        assert_eq!((stats.draft_confidence_error, stats.calibrated_confidence_error), (Some(0.125), None));
+        let text = stats.to_string();
+        assert!(text.contains("confidence   the draft's off by 12.5 %, calibrated by -\n"), "{text}");
         assert_eq!(stats.kv_usage_target, Some(0.5));
         assert_eq!(stats.kv_usage_draft, None);
     }

@@ -50,6 +50,10 @@ impl Learner for SpecServeLearner {
         Some(Micros(self.policy.time.step_us(report) as u64))
     }
 
+    fn calibration_error(&self) -> Option<f64> {
+        self.policy.calibration.expected_error()
+    }
+
     fn state(&self) -> serde_json::Value {
         serde_json::json!({
             "policy": self.name(),

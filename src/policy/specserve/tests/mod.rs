@@ -35,6 +35,16 @@ fn speculation_pays_where_the_draft_is_good() {
 }
 
 #[test]
+fn the_learner_says_how_far_its_acceptance_probabilities_were_off() {
+    let mut learner = learner();
+    assert_eq!(learner.calibration_error(), None);
+    run(&World::default(), &mut learner, 600);
+    let error = learner.calibration_error().expect("thousands of drafts");
+    assert!(error > 0.0 && error < 0.05, "{error}");
+    assert_eq!(plain().calibration_error(), None);
+}
+
+#[test]
 fn no_fixed_length_is_better_at_any_batch_size() {
     for requests in [1, 8, 64, 200] {
         let world = World { requests, ..World::default() };
