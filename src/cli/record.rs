@@ -160,7 +160,10 @@ fn report(args: &RecordArgs, sequences: &[RecordedSequence], out: &mut impl Writ
             None => accepted,
             Some(most) => format!("chains of up to {most} drafts, {accepted} of the first ones"),
         };
-        writeln!(out, "wrote {path}: {count} outputs, {positions} positions, {accepted}, confidence off by {off:.1} %")?;
+        writeln!(
+            out,
+            "wrote {path}: {count} outputs, {positions} positions, {accepted}, confidence off by {off:.1} %"
+        )?;
     }
     Ok(())
 }
