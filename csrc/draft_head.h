@@ -17,11 +17,12 @@ extern "C" {
 struct CUstream_st;
 
 /* Logit of token `t` that a head cannot draft: DRAFT_LOGIT_NONE - t * DRAFT_LOGIT_NONE_FALL. Far below
- * every other logit at any temperature, but no lower than the sampler is exact for: a slice of a row may
- * hold no other token, and its sum of exponentials must stay finite. It falls, so that the best of
- * such a slice stand at its start and the rest is passed over. */
-#define DRAFT_LOGIT_NONE (-500.f)
-#define DRAFT_LOGIT_NONE_FALL 0.00390625f
+ * the logits of models, at the highest temperature and with noise too, but no lower: a slice of a
+ * row may hold no other token, and at the least temperature, where scores are a million times as
+ * large, the rounding of scores must not make its sum of exponentials infinite. It falls, so that the
+ * best of such a slice stand at its start and most of the rest is passed over. */
+#define DRAFT_LOGIT_NONE (-100.f)
+#define DRAFT_LOGIT_NONE_FALL 0.00048828125f
 
 /* states[span[0] + row] = bf16(residual[row]) for the first span[1] rows of a step. */
 typedef struct {

@@ -21,8 +21,8 @@ use super::{alone, executor, same_up_to_ties, small};
 
 /// Two proposals may differ where the best two probabilities are closer than this on either side.
 const NEAR: f32 = 0.03;
-/// Probabilities may differ by this much.
-const PROBABILITY_ERROR_MAX: f32 = 0.03;
+/// Probabilities may differ by this much: one is computed in bf16.
+const PROBABILITY_ERROR_MAX: f32 = 0.05;
 const DRAFTS: usize = 5;
 
 /// A target that the kernels take.
