@@ -173,9 +173,9 @@ fn settings_that_mean_nothing_for_what_the_directory_holds_are_refused() {
 
 #[test]
 fn errors_of_config_json_name_the_key_that_settles_them() {
-    type Change = fn(&mut Head) -> &mut Head;
+    type Case = (fn() -> Head, fn(&mut Head) -> &mut Head, String);
     let ids = "draft.hidden_state_layers in the deployment's TOML";
-    let cases: [(fn() -> Head, Change, String); 9] = [
+    let cases: [Case; 9] = [
         (
             Head::speculators,
             |h| h.unset("norm_before_residual"),
