@@ -17,8 +17,8 @@ use specserve::executor::cuda::step_layout::{InputSizes, words_needed, write};
 use specserve::executor::cuda::step_results::{PROPOSAL_WORDS, VerdictResults, VerdictWords};
 use specserve::executor::cuda::verify_batch;
 use specserve::protocol::{
-    BlockId, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, NodeId, Proposal, RequestId, SamplingParams,
-    SequenceInput, VerifyRow,
+    BlockId, DraftForest, DraftSeed, DrafterNeeds, ExecutorInfo, ExecutorMemory, NodeId, Proposal, RequestId,
+    SamplingParams, SequenceInput, VerifyRow,
 };
 
 /// The program's.
@@ -174,6 +174,7 @@ fn info() -> ExecutorInfo {
         batch_tokens_max: 4096,
         batch_sequences_max: 256,
         draft_tokens_max: 16,
+        memory: ExecutorMemory::default(),
     }
 }
 

@@ -12,7 +12,7 @@ use specserve::model::random::{
     RandomHeadOptions, RandomOptions, random_block_head, random_eagle3, random_model, small_spec,
 };
 use specserve::model::{DraftHead, DraftWeights, LoadedModel};
-use specserve::protocol::{BLOCK_TOKENS, DrafterNeeds, ExecutorInfo};
+use specserve::protocol::{BLOCK_TOKENS, DrafterNeeds, ExecutorInfo, ExecutorMemory};
 use specserve::simulate::virtual_executor::{
     AcceptanceOptions, TimeError, VOCAB_SIZE, VirtualClock, VirtualExecutor, VirtualOptions,
 };
@@ -31,6 +31,7 @@ fn info(vocab_size: u32) -> ExecutorInfo {
         batch_tokens_max: 72,
         batch_sequences_max: 6,
         draft_tokens_max: 4,
+        memory: ExecutorMemory::default(),
     }
 }
 

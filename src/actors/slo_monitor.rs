@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::messages::{EndedRequest, SloMonitorMessage, StepObservation};
 use crate::kv::PoolUsage;
-use crate::protocol::TokenEvent;
+use crate::protocol::{ExecutorMemory, TokenEvent};
 use crate::scheduler::SchedulerGauges;
 use crate::telemetry::{Gauges, KvGauge, Metrics, MetricsConfig};
 
@@ -18,6 +18,8 @@ pub struct SloMonitorArguments {
     pub metrics: MetricsConfig,
     /// Whether the executor has a drafter.
     pub has_drafter: bool,
+    /// The executor's memory.
+    pub memory: ExecutorMemory,
 }
 
 /// Its state.
@@ -39,8 +41,10 @@ impl Actor for SloMonitor {
         _myself: ActorRef<SloMonitorMessage>,
         arguments: SloMonitorArguments,
     ) -> Result<SloMonitorState, ActorProcessingErr> {
+        let mut metrics = Metrics::new(arguments.metrics);
+        metrics.set_memory(arguments.memory);
         Ok(SloMonitorState {
-            metrics: Metrics::new(arguments.metrics),
+            metrics,
             scheduler: SchedulerGauges::default(),
             preemptions: 0,
             drafter_alive: true,

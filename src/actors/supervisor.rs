@@ -98,8 +98,11 @@ impl Actor for Supervisor {
         arguments: SupervisorArguments,
     ) -> Result<SupervisorState, ActorProcessingErr> {
         let cell = myself.get_cell();
-        let monitor_arguments =
-            SloMonitorArguments { metrics: arguments.metrics, has_drafter: arguments.info.drafter.is_some() };
+        let monitor_arguments = SloMonitorArguments {
+            metrics: arguments.metrics,
+            has_drafter: arguments.info.drafter.is_some(),
+            memory: arguments.info.memory,
+        };
         let (monitor, _) =
             SloMonitor::spawn_linked(None, SloMonitor, monitor_arguments, cell.clone()).await?;
         let scheduler = Scheduler::new(arguments.limits.clone()).with_queue_wait(arguments.queue_wait_max);

@@ -121,6 +121,16 @@ async fn eventually(engine: &EngineHandle, what: &str, holds: impl Fn(&serde_jso
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_show_the_executors_memory() {
+    let mut shadow = shadow();
+    shadow.info.memory.draft_kv = 12_345;
+    let engine = start(shadow, options());
+    let page = engine.handle().metrics().await;
+    assert!(page.contains("\nspecserve_memory_bytes{part=\"draft_kv\"} 12345\n"), "{page}");
+    assert!(engine.shutdown(LONG).await, "nothing was left to do");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_metrics_show_what_the_learner_says_of_its_calibration() {
     let engine = start_with(ShadowExecutor::new(shadow()), Box::new(Calibrated), options());
     let submission = submission(1, 20, 40);

@@ -12,7 +12,8 @@ use super::contract::BatchContract;
 use super::{Drafter, Executor, Target};
 use crate::protocol::{
     BLOCK_TOKENS, BlockId, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo,
-    ModelRole, NodeId, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict, VerifyRow,
+    ExecutorMemory, ModelRole, NodeId, Proposal, RequestId, SamplingParams, SequenceInput, TokenId, Verdict,
+    VerifyRow,
 };
 use crate::random::SplitMix64;
 
@@ -44,6 +45,7 @@ impl ShadowOptions {
                 batch_tokens_max: 512,
                 batch_sequences_max: 64,
                 draft_tokens_max: 16,
+                memory: ExecutorMemory::default(),
             },
             agreement: 0.8,
             not_finite: None,

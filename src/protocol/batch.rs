@@ -30,6 +30,40 @@ pub struct ExecutorInfo {
     pub batch_sequences_max: u32,
     /// Most draft tokens per sequence that one call verifies.
     pub draft_tokens_max: u32,
+    /// Memory that it holds for its whole life.
+    pub memory: ExecutorMemory,
+}
+
+/// Memory that an executor holds for its whole life, as allocated, in bytes. Working memory of passes
+/// is not part of it; a part that an executor does not have is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ExecutorMemory {
+    /// The target's weights. On the CPU its packed matrices: norms and biases are left out, which are
+    /// thousandths of them, and the embedding, which stays in the model's file.
+    pub target_weights: u64,
+    /// The weights of a draft model or head, counted likewise; what a head shares with its target is
+    /// the target's.
+    pub draft_weights: u64,
+    /// The target's KV pool.
+    pub target_kv: u64,
+    /// The KV pool of a draft model, or what a head keeps for the target's blocks and for the blocks
+    /// that it drafts.
+    pub draft_kv: u64,
+    /// The target's hidden states that a head has not read yet.
+    pub hidden_states: u64,
+}
+
+impl ExecutorMemory {
+    /// Each part with its name in the metrics.
+    pub fn parts(&self) -> [(&'static str, u64); 5] {
+        [
+            ("target_weights", self.target_weights),
+            ("draft_weights", self.draft_weights),
+            ("target_kv", self.target_kv),
+            ("draft_kv", self.draft_kv),
+            ("hidden_states", self.hidden_states),
+        ]
+    }
 }
 
 impl VerifyRow {

@@ -17,8 +17,8 @@ mod time;
 
 pub use admission::{AdmissionError, Generation, Submission};
 pub use batch::{
-    Compaction, DraftForest, DraftNode, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, History,
-    ModelRole, NodeId, Proposal, RowRole, SequenceInput, Verdict, VerifyRow,
+    Compaction, DraftForest, DraftNode, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ExecutorMemory,
+    History, ModelRole, NodeId, Proposal, RowRole, SequenceInput, Verdict, VerifyRow,
 };
 pub use constraint::{TokenConstraint, TokenMask};
 pub use ids::{BLOCK_TOKENS, BlockId, RequestId, TokenId, blocks_for};

@@ -31,7 +31,7 @@ pub use report::{Bin, ClassReport, Report};
 pub use sweep::{Contender, Job, SATURATED_ATTAINMENT, at_load, saturation_load, sweep};
 
 use crate::pacing::{LateAction, ServiceOrder};
-use crate::protocol::{BLOCK_TOKENS, ExecutorInfo};
+use crate::protocol::{BLOCK_TOKENS, ExecutorInfo, ExecutorMemory};
 use crate::replay::{Arrival, Recording};
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::virtual_executor::{AcceptanceOptions, Confidence, TimeError};
@@ -138,6 +138,7 @@ impl Settings {
             batch_tokens_max: self.limits.batch_tokens_max,
             batch_sequences_max: self.limits.running_requests_max,
             draft_tokens_max: self.limits.draft_tokens_max.min(self.draft.drafts_max()),
+            memory: ExecutorMemory::default(),
         }
     }
 }

@@ -5,7 +5,9 @@ use hdrhistogram::Histogram;
 use super::gauges::Gauges;
 use super::histogram::LatencyHistogram;
 use super::summary::{ConfidenceErrors, Counters, MetricsSummary, PredictionError};
-use crate::protocol::{DraftCounts, FinishReason, Micros, RequestFailure, RequestSummary, Slo, StepReport};
+use crate::protocol::{
+    DraftCounts, ExecutorMemory, FinishReason, Micros, RequestFailure, RequestSummary, Slo, StepReport,
+};
 use crate::stats::calibration_error::CalibrationError;
 
 /// Draft positions with a counter of their own; the last counter includes deeper ones.
@@ -80,6 +82,7 @@ pub enum RejectionReason {
 pub struct Metrics {
     pub(super) config: MetricsConfig,
     pub(super) gauges: Gauges,
+    pub(super) memory: ExecutorMemory,
     pub(super) counters: Counters,
     pub(super) accepted_per_position: [u64; DRAFT_POSITIONS_MAX],
     pub(super) failures: Failures,
@@ -154,6 +157,7 @@ impl Metrics {
             latencies: Latencies::new(&config.slos),
             config,
             gauges: Gauges::default(),
+            memory: ExecutorMemory::default(),
             counters: Counters::default(),
             accepted_per_position: [0; DRAFT_POSITIONS_MAX],
             failures: Failures::default(),
@@ -162,6 +166,11 @@ impl Metrics {
             draft_error: CalibrationError::default(),
             calibrated_error: None,
         }
+    }
+
+    /// Sets the memory of the executor.
+    pub fn set_memory(&mut self, memory: ExecutorMemory) {
+        self.memory = memory;
     }
 
     /// Replaces the gauges.

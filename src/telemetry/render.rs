@@ -40,6 +40,15 @@ impl Metrics {
             let ratio = kv.blocks_held as f64 / kv.blocks_total.max(1) as f64;
             page.sample(&[("model", &kv.model)], ratio);
         }
+        page.family(
+            "specserve_memory_bytes",
+            Gauge,
+            "Memory of the executor as allocated: weights, KV pools, and hidden states that a draft head reads; \
+             without the working memory of passes.",
+        );
+        for (part, bytes) in self.memory.parts() {
+            page.sample(&[("part", part)], bytes);
+        }
         page.gauge(
             "specserve_speculation_enabled",
             "1 while a draft model is active, 0 while decoding is plain.",

@@ -1,7 +1,7 @@
 use super::*;
 use crate::protocol::{
-    DecodeView, DeviceIdle, DraftCounts, DraftedRow, FinishReason, Micros, Proposal, RequestFailure,
-    RequestId, RequestSummary, RequestTimes, Slo, StepReport, StepView,
+    DecodeView, DeviceIdle, DraftCounts, DraftedRow, ExecutorMemory, FinishReason, Micros, Proposal,
+    RequestFailure, RequestId, RequestSummary, RequestTimes, Slo, StepReport, StepView,
 };
 
 fn proposal() -> Proposal {
@@ -118,6 +118,29 @@ fn the_calibration_error_forgets_what_long_ago_was_wrong() {
     assert!((error(&metrics) - 0.9).abs() < 1e-6);
     (0..10_000).for_each(|_| metrics.record_step(&step(4, 4)));
     assert!((error(&metrics) - 0.1).abs() < 0.01, "{}", error(&metrics));
+}
+
+#[test]
+fn each_part_of_the_executors_memory_is_shown() {
+    let mut metrics = metrics();
+    metrics.set_memory(ExecutorMemory {
+        target_weights: 16_000_000_000,
+        draft_weights: 2,
+        target_kv: 3,
+        draft_kv: 4,
+        hidden_states: 5,
+    });
+    let page = metrics.render();
+    let prefix = "specserve_memory_bytes{part=\"";
+    let samples: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(prefix)).collect();
+    let expected = [
+        "target_weights\"} 16000000000",
+        "draft_weights\"} 2",
+        "target_kv\"} 3",
+        "draft_kv\"} 4",
+        "hidden_states\"} 5",
+    ];
+    assert_eq!(samples, expected);
 }
 
 #[test]

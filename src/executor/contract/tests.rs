@@ -15,6 +15,7 @@ fn info() -> ExecutorInfo {
         batch_tokens_max: 40,
         batch_sequences_max: 2,
         draft_tokens_max: 4,
+        memory: crate::protocol::ExecutorMemory::default(),
     }
 }
 

@@ -40,6 +40,11 @@ impl Arena {
         Piece { start, words }
     }
 
+    /// Size in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.map.len()
+    }
+
     /// The words of a piece.
     pub(crate) fn words(&self, piece: Piece) -> &[f32] {
         &bytemuck::cast_slice(&self.map[..])[piece.start..piece.start + piece.words]

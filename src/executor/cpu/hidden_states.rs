@@ -27,6 +27,11 @@ impl HiddenStates {
         }
     }
 
+    /// Size of the states in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.rows.bytes()
+    }
+
     /// Copies the stream before a layer to `tokens` rows from `first` on, if a row has that layer.
     pub(crate) fn take<'s>(
         &mut self,

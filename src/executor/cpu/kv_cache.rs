@@ -58,6 +58,11 @@ impl KvCache {
         Ok(KvCache { shape, arena, layers })
     }
 
+    /// Size in bytes, all layers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.arena.bytes()
+    }
+
     /// One layer's pool.
     pub(crate) fn layer(&self, layer: usize) -> &[f32] {
         self.arena.words(self.layers[layer])

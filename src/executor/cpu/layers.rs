@@ -104,6 +104,11 @@ impl Layers {
         })
     }
 
+    /// Bytes of the packed matrices, with the one that was packed behind the layers.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.weights.arena.bytes()
+    }
+
     /// One row of the residual stream.
     pub(crate) fn stream(&self, row: usize) -> &[f32] {
         &self.buffers.x.row(row)[..self.spec.hidden_size]

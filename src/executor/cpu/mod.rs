@@ -52,8 +52,8 @@ use super::contract::{BatchContract, no_draft_model, no_drafter};
 use super::{Drafter, Executor, Target};
 use crate::model::{DraftHead, DraftWeights, Dtype, LoadedModel, ModelSpec, Tensor};
 use crate::protocol::{
-    BlockId, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ModelRole, NodeId, RequestId,
-    SamplingParams, SequenceInput, Verdict, VerifyRow,
+    BlockId, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ExecutorMemory, ModelRole,
+    NodeId, RequestId, SamplingParams, SequenceInput, Verdict, VerifyRow,
 };
 
 /// Most draft tokens that one sequence may have verified in one call: the nodes that the
@@ -195,7 +195,7 @@ impl CpuExecutor {
     ) -> Result<CpuExecutor, CpuError> {
         check::options(&options, &target.spec, draft.as_ref(), set)?;
         let workers = Workers::new(options.threads).map_err(CpuError::Threads)?;
-        let info = info(&options, &target, draft.as_ref(), set);
+        let mut info = info(&options, &target, draft.as_ref(), set);
         let bounds = ModelBounds {
             blocks: options.target_blocks as usize,
             block_tokens: options.block_tokens as usize,
@@ -206,6 +206,7 @@ impl CpuExecutor {
         let target = Model::new(&target, set, bounds)?;
         let drafter =
             draft.map(|draft| CpuDrafter::new(&draft, &options, bounds, &target, set)).transpose()?;
+        info.memory = memory(&target, drafter.as_ref());
         Ok(CpuExecutor {
             contract: BatchContract::new(&info),
             info,
@@ -275,6 +276,25 @@ fn info(
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max.min(drafts_max),
+        memory: ExecutorMemory::default(),
+    }
+}
+
+/// What models and caches take.
+fn memory(target: &Model, drafter: Option<&CpuDrafter>) -> ExecutorMemory {
+    let (weights, kv, states) = match drafter {
+        None => (0, 0, 0),
+        Some(CpuDrafter::Model(draft)) => {
+            (draft.model.layers.weight_bytes(), draft.model.layers.cache.bytes(), 0)
+        }
+        Some(CpuDrafter::Head(head)) => (head.weight_bytes(), head.kv_bytes(), head.states.bytes()),
+    };
+    ExecutorMemory {
+        target_weights: target.layers.weight_bytes() as u64,
+        draft_weights: weights as u64,
+        target_kv: target.layers.cache.bytes() as u64,
+        draft_kv: kv as u64,
+        hidden_states: states as u64,
     }
 }
 

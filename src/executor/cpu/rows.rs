@@ -18,6 +18,11 @@ impl Rows {
         Rows { data: vec![0.0; rows * stride], stride }
     }
 
+    /// Size in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.data.len() * size_of::<f32>()
+    }
+
     /// A row, its padding included.
     pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.data[row * self.stride..(row + 1) * self.stride]

@@ -16,8 +16,8 @@ use crate::executor::contract::{BatchContract, no_draft_model, no_drafter};
 use crate::executor::{Drafter, Executor, Target};
 use crate::model::{DraftHead, DraftWeights, LoadedModel, ModelSpec};
 use crate::protocol::{
-    BLOCK_TOKENS, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, NodeId,
-    SequenceInput, Verdict, VerifyRow,
+    BLOCK_TOKENS, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ExecutorMemory, Micros,
+    ModelRole, NodeId, SequenceInput, Verdict, VerifyRow,
 };
 
 /// A target and what drafts for it on one GPU. The thread that calls becomes the device's thread.
@@ -65,7 +65,8 @@ impl CudaExecutor {
             }
         };
         let draft_blocks = allocate_pools(&mut target_model, drafter.as_mut(), &options, &gpu)?;
-        let info = executor_info(&target_model, draft, draft_blocks, &options, &gpu);
+        let mut info = executor_info(&target_model, draft, draft_blocks, &options, &gpu);
+        info.memory = memory(&target_model, drafter.as_ref());
         let runner = |model: DeviceModel, logit_rows_max: usize| {
             let (graphs_max, tune) = (options.graphs_max, options.tune);
             Runner::new(model, RunnerOptions { logit_rows_max, graphs_max, tune }, &queue)
@@ -371,6 +372,21 @@ fn allocate_pools(
     Ok(draft_blocks)
 }
 
+/// What models and caches take of the device's memory.
+fn memory(target: &DeviceModel, drafter: Option<&Unfinished>) -> ExecutorMemory {
+    let draft = drafter.map(|drafter| match drafter {
+        Unfinished::Model(model) => &**model,
+        Unfinished::Head(head) => head.layers(),
+    });
+    ExecutorMemory {
+        target_weights: target.weight_bytes() as u64,
+        draft_weights: draft.map_or(0, DeviceModel::weight_bytes) as u64,
+        target_kv: target.kv_bytes() as u64,
+        draft_kv: draft.map_or(0, DeviceModel::kv_bytes) as u64,
+        hidden_states: target.hidden_rows.as_ref().map_or(0, HiddenRows::bytes) as u64,
+    }
+}
+
 fn executor_info(
     target: &DeviceModel,
     draft: Option<&DraftWeights>,
@@ -392,5 +408,6 @@ fn executor_info(
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max.min(draft.map_or(u32::MAX, DraftWeights::drafts_max)),
+        memory: ExecutorMemory::default(),
     }
 }

@@ -127,6 +127,16 @@ impl DeviceModel {
         self.room
     }
 
+    /// Device memory of the weights, in bytes.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes
+    }
+
+    /// Device memory of the KV pool, in bytes.
+    pub fn kv_bytes(&self) -> usize {
+        self.kv.bytes()
+    }
+
     /// Blocks in the KV pool.
     pub fn blocks(&self) -> u32 {
         self.blocks

@@ -32,6 +32,9 @@ pub struct DeviceWeights {
     pub final_norm: DeviceBuffer<u16>,
     /// The layers in order.
     pub layers: Vec<DeviceLayer>,
+    /// Device memory that was allocated for these weights, in bytes: shared storage counts once, where
+    /// it was uploaded.
+    pub bytes: usize,
 }
 
 /// One layer's weights. `heads`, `kv_heads` and `intermediate` are the rank's.
@@ -124,6 +127,8 @@ pub(super) struct Uploader<'a> {
     on_bus: [Event; 2],
     turn: usize,
     threads: usize,
+    /// Bytes of the buffers made so far.
+    bytes: usize,
 }
 
 impl<'a> Uploader<'a> {
@@ -136,6 +141,7 @@ impl<'a> Uploader<'a> {
             on_bus: [Event::untimed()?, Event::untimed()?],
             turn: 0,
             threads,
+            bytes: 0,
         })
     }
 
@@ -150,7 +156,13 @@ impl<'a> Uploader<'a> {
         };
         let layers = weights.layers.iter().map(|layer| self.layer(layer, &model.spec));
         let layers = layers.collect::<Result<_, ExecutorError>>()?;
-        Ok(DeviceWeights { embedding, head, final_norm: self.whole(&weights.final_norm)?, layers })
+        let final_norm = self.whole(&weights.final_norm)?;
+        Ok(DeviceWeights { embedding, head, final_norm, layers, bytes: self.bytes })
+    }
+
+    /// Bytes of the device memory that it has allocated so far.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// A layer of a model of this shape.
@@ -189,6 +201,7 @@ impl<'a> Uploader<'a> {
         }
         let local = self.shard.spec(spec)?;
         let mut buffer = DeviceBuffer::filled(0, qkv_width(&local), self.stream)?;
+        self.bytes += buffer.bytes();
         let mut offset = 0;
         for projection in [Projection::Query, Projection::Key, Projection::Value] {
             if let Some(bias) = &layer.projection(projection).bias {
@@ -215,6 +228,7 @@ impl<'a> Uploader<'a> {
     pub(super) fn stacked(&mut self, parts: &[TensorPart<'_>]) -> Result<DeviceBuffer<u16>, CudaError> {
         let total = parts.iter().map(TensorPart::elements).sum();
         let mut buffer = DeviceBuffer::uninitialized(total)?;
+        self.bytes += buffer.bytes();
         let mut offset = 0;
         for part in parts {
             self.copy(part, &mut buffer, offset)?;

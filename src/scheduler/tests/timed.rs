@@ -68,6 +68,7 @@ fn executor(limits: &SchedulerLimits, clock: Arc<VirtualClock>) -> VirtualExecut
         batch_tokens_max: limits.batch_tokens_max,
         batch_sequences_max: limits.running_requests_max,
         draft_tokens_max: 0,
+        memory: crate::protocol::ExecutorMemory::default(),
     };
     let options = VirtualOptions {
         info,

@@ -126,6 +126,11 @@ impl Block {
         })
     }
 
+    /// Bytes of the packed matrices of its own.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.parts.weight_bytes() + self.markov.as_ref().map_or(0, |markov| markov.correction.arena.bytes())
+    }
+
     /// Computes keys and values of all unread states.
     pub(crate) fn read(&mut self, pool: &Pool, states: &mut HiddenStates) -> Result<(), JobPanicked> {
         let hidden = self.parts.layers.spec.hidden_size;

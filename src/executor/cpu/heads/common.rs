@@ -82,6 +82,11 @@ impl Parts {
         })
     }
 
+    /// Bytes of the packed matrices of its own.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.layers.weight_bytes() + self.output_head.as_ref().map_or(0, |head| head.arena.bytes())
+    }
+
     /// Fuses the states of at most [`PART_ROWS_MAX`] tokens into the first rows of the fusion.
     pub(crate) fn fuse(
         &mut self,

@@ -57,6 +57,23 @@ impl HeadDrafter {
         })
     }
 
+    /// Bytes of the packed matrices of its own.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        match &self.kind {
+            Kind::Eagle3(head) => head.parts.weight_bytes(),
+            Kind::Block(head) => head.weight_bytes(),
+        }
+    }
+
+    /// Bytes of its cache.
+    pub(crate) fn kv_bytes(&self) -> usize {
+        let parts = match &self.kind {
+            Kind::Eagle3(head) => &head.parts,
+            Kind::Block(head) => &head.parts,
+        };
+        parts.layers.cache.bytes()
+    }
+
     /// Has the head read what it has not, unless there is room for the states of `tokens` more;
     /// returns the row of the first of them.
     pub(crate) fn make_room(

@@ -7,7 +7,7 @@ use super::runner::HeadRunner;
 use super::sizes::{BlockShape, HEAD_ROWS_MAX, HeadSizes, HeadWork, padded_read, padded_reads};
 use crate::executor::committed_states::{Committed, CommittedStates, Slot};
 use crate::executor::cuda::error::CudaError;
-use crate::executor::cuda::forward::{HiddenRows, kv_block_elements};
+use crate::executor::cuda::forward::{DeviceModel, HiddenRows, kv_block_elements};
 use crate::executor::cuda::options::{CudaOptions, captured_rows, captured_sizes, eager_rows};
 use crate::executor::cuda::round_row::RoundRow;
 use crate::executor::cuda::runner::DeviceQueue;
@@ -99,6 +99,11 @@ impl HeadDrafter {
     /// Bytes that a block of the target takes in the head's cache.
     pub fn kv_block_bytes(&self) -> usize {
         2 * kv_block_elements(self.runner.model.layers.spec())
+    }
+
+    /// The head's layers, with their cache.
+    pub fn layers(&self) -> &DeviceModel {
+        &self.runner.model.layers
     }
 
     /// Allocates the cache for so many blocks of the target's.

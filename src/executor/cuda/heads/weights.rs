@@ -89,7 +89,10 @@ pub fn upload(
         confidence,
     };
     stream.synchronize()?;
-    Ok((device, weights))
+    let draft_of_bytes = weights.draft_of.as_ref().map_or(0, DeviceBuffer::bytes);
+    let confidence_bytes = weights.confidence.as_ref().map_or(0, |confidence| confidence.weight.bytes());
+    let bytes = uploader.bytes() + draft_of_bytes + confidence_bytes;
+    Ok((DeviceWeights { bytes, ..device }, weights))
 }
 
 fn layers_of(head: &DraftHead) -> &[LayerWeights] {
@@ -118,6 +121,7 @@ fn model(
             None => target.head.clone(),
         },
         final_norm: uploader.whole(final_norm)?,
+        bytes: uploader.bytes(),
     })
 }
 
