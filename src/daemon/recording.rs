@@ -86,7 +86,6 @@ mod tests {
 
     use super::*;
     use crate::analyzer::RecordPrompt;
-    use crate::config::DraftConfig;
     use crate::executor::Executor;
     use crate::model::ModelRef;
     use crate::protocol::{
@@ -116,7 +115,7 @@ mod tests {
     /// The embedded target with one of its draft heads.
     fn with_head(name: &str) -> Config {
         let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny").join(name);
-        Config { draft: Some(DraftConfig::Model(ModelRef::Directory(head))), ..Config::default_tiny() }
+        Config { draft: Some(ModelRef::Directory(head).into()), ..Config::default_tiny() }
     }
 
     /// A sequence in blocks of its own, which nothing else has written to.
