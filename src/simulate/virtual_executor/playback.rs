@@ -91,7 +91,7 @@ mod tests {
         let recording = Arc::new(Recording::parse(text).expect("good"));
         let playback = Playback { recording, prompts: vec![10].into(), in_order: true };
         let chain = |start| -> Vec<(f32, bool)> {
-            let drafts = (0..).map_while(|depth| playback.draft(1, RequestId(0), start, depth));
+            let drafts = (0..5).map_while(|depth| playback.draft(1, RequestId(0), start, depth));
             drafts.map(|draft| (draft.probability, draft.accepted)).collect()
         };
         assert_eq!(chain(11), [(0.9, true), (0.8, true), (0.7, false)]);
