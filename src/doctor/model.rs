@@ -73,10 +73,7 @@ fn draft_head(report: &mut DoctorReport, head: &DraftHead, target: &str) {
     }
     own(report, head.interface());
     report.finding("target", target);
-    report.finding(
-        "served",
-        "on the CPU backend, under policies that need no step times (fixed:K, threshold:P)",
-    );
+    report.finding("served", "on both backends, under every policy");
 }
 
 fn hidden_states(features: &Features) -> String {
