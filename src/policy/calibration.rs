@@ -183,7 +183,7 @@ impl Calibration {
     }
 
     /// Expected calibration error of the predictions, each of which was made before its outcome was
-    /// learned; with the horizon of [`CalibrationError`]. `None` before the first outcome.
+    /// learned; with the horizon of `CalibrationError`. `None` before the first outcome.
     pub fn expected_error(&self) -> Option<f64> {
         self.error.get()
     }

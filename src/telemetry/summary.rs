@@ -55,7 +55,7 @@ pub struct PredictionError {
 }
 
 /// Expected calibration errors over the drafts that the target verified behind accepted ones, 0 to 1:
-/// see [`CalibrationError`](crate::stats::calibration_error::CalibrationError), also for the horizon.
+/// see `stats::calibration_error`, also for the horizon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConfidenceErrors {
     /// Of the drafter's confidence in its proposals; `None` before the first.
