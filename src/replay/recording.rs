@@ -74,8 +74,8 @@ impl RecordedSequence {
         !self.later_probabilities.is_empty()
     }
 
-    /// Draft `depth`, from 0, of a round that starts at `place`, the first draft's place in the lists;
-    /// the sequence begins anew behind its end. `None` where the chain of a draft head is shorter.
+    /// Draft `depth`, from 0, of a round whose first draft is at index `place` of the lists; indices wrap
+    /// around at the end of the sequence. `None` past the end of a draft head's chain.
     pub fn draft(&self, place: usize, depth: usize) -> Option<RecordedDraft> {
         let places = self.accepted.len();
         if depth == 0 || !self.has_chains() {

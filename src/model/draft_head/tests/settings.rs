@@ -29,9 +29,9 @@ fn normalises_residual(head: &DraftHead) -> bool {
     }
 }
 
-fn assert_says(error: &str, words: &[&str]) {
-    for word in words {
-        assert!(error.contains(word), "{word:?} is not in {error:?}");
+fn assert_says(error: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(error.contains(part), "{part:?} is not in {error:?}");
     }
 }
 
@@ -84,7 +84,7 @@ fn a_model_with_the_name_of_a_head_drafts_once_it_is_called_a_model() {
     let settings = HeadSettings { kind: Some(DraftKind::Model), ..HeadSettings::default() };
     let pair = load_pair_within(&target, Some(&named), &settings, None).expect("it is a model");
     assert!(pair.draft.is_some_and(|draft| draft.head().is_none()));
-    load_model(&named, ModelRole::Target).expect("whatever it is called");
+    load_model(&named, ModelRole::Target).expect("its architecture's name is ignored");
 }
 
 #[test]
