@@ -1,11 +1,11 @@
-//! A drafting round: the rows that `draft_start` began and `draft_continue` goes on with.
+//! A drafting round: the rows that a first call began and further calls go on with.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
 use super::attention_plan::SequenceShape;
 use super::host_step::{HostStep, input_shape};
-use super::round_row::RoundRow;
+use super::round_row::{RoundRow, restart_rows};
 use super::runner::{DeviceQueue, Runner, StepOutput};
 use super::step_results::proposal;
 use crate::protocol::{DraftSeed, ExecutorError, Proposal, TokenMask};
@@ -39,12 +39,7 @@ impl DraftRound {
 
     /// Begins a round with these rows and puts them into a step.
     pub fn begin(&mut self, rows: &[DraftSeed], step: &mut HostStep) {
-        self.rows.truncate(rows.len());
-        for (state, row) in self.rows.iter_mut().zip(rows) {
-            state.restart(row);
-        }
-        let known = self.rows.len();
-        self.rows.extend(rows[known..].iter().map(RoundRow::new));
+        restart_rows(&mut self.rows, rows);
         step.clear();
         for row in rows {
             step.push_tokens(&row.input.tokens);

@@ -7,6 +7,16 @@ use super::ffi::kernels::DraftProposal;
 use crate::protocol::{BlockId, DraftSeed, ExecutorError, Proposal, RequestId, SamplingParams, TokenId};
 use crate::sampling::TokenHistory;
 
+/// Begins a round with a row for each of these seeds, in the memory of the last round's.
+pub fn restart_rows(rows: &mut Vec<RoundRow>, seeds: &[DraftSeed]) {
+    rows.truncate(seeds.len());
+    for (row, seed) in rows.iter_mut().zip(seeds) {
+        row.restart(seed);
+    }
+    let known = rows.len();
+    rows.extend(seeds[known..].iter().map(RoundRow::new));
+}
+
 /// One row of the round.
 #[derive(Debug)]
 pub struct RoundRow {
@@ -40,7 +50,7 @@ impl RoundRow {
 
     /// Begins a round with another row, usually the next of the same request; memory is used
     /// again.
-    pub fn restart(&mut self, row: &DraftSeed) {
+    fn restart(&mut self, row: &DraftSeed) {
         let input = &row.input;
         self.request = input.request;
         self.blocks.clone_from(&input.blocks);

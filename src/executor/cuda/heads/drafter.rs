@@ -9,7 +9,7 @@ use crate::executor::committed_states::{Committed, CommittedStates, Slot};
 use crate::executor::cuda::error::CudaError;
 use crate::executor::cuda::forward::{DeviceModel, HiddenRows, kv_block_elements};
 use crate::executor::cuda::options::{CudaOptions, captured_rows, captured_sizes, eager_rows};
-use crate::executor::cuda::round_row::RoundRow;
+use crate::executor::cuda::round_row::{RoundRow, restart_rows};
 use crate::executor::cuda::runner::DeviceQueue;
 use crate::executor::cuda::step_results::proposal;
 use crate::executor::cuda::weights::DeviceWeights;
@@ -176,8 +176,7 @@ impl HeadDrafter {
         queue: &mut DeviceQueue,
         forest: &mut DraftForest,
     ) -> Result<(), ExecutorError> {
-        self.rows.clear();
-        self.rows.extend(seeds.iter().map(RoundRow::new));
+        restart_rows(&mut self.rows, seeds);
         self.places.clear();
         self.places.resize(seeds.len(), 0);
         match self.kind {
