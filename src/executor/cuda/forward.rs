@@ -12,7 +12,6 @@ use super::communicator::{Communicator, Solo};
 use super::error::{CudaError, check_launch};
 use super::ffi::kernels;
 use super::gemm::Gemm;
-use super::product::Product;
 use super::scratch::{Scratch, ScratchSizes};
 use super::shard::Shard;
 use super::stream::Stream;
@@ -182,13 +181,13 @@ impl DeviceModel {
             }
             for product in LayerProducts::new(layer, &mut self.scratch, sizes.rows).all() {
                 // SAFETY: weights and scratch memory of this model, whose rows were checked above.
-                unsafe { prepare_product(product, tune, gemm, stream)? };
+                unsafe { product.choose(tune, gemm, stream)? };
             }
         }
         if sizes.logit_rows > 0 {
             let product = head_product(&self.weights, &mut self.scratch, sizes.logit_rows);
             // SAFETY: weights and scratch memory of this model, whose rows were checked above.
-            unsafe { prepare_product(product, tune, gemm, stream)? };
+            unsafe { product.choose(tune, gemm, stream)? };
         }
         Ok(())
     }
@@ -278,25 +277,6 @@ impl DeviceModel {
             fused,
             hidden_rows: self.hidden_rows.as_mut(),
         }
-    }
-}
-
-/// Chooses the algorithm of one product, by timing the candidates if `tune`.
-///
-/// # Safety
-/// Input and destination of the product are device memory of the sizes that it documents, and
-/// no other stream uses them or `gemm`.
-unsafe fn prepare_product(
-    product: Product<'_>,
-    tune: bool,
-    gemm: &mut Gemm,
-    stream: &Stream,
-) -> Result<(), CudaError> {
-    if tune {
-        // SAFETY: our caller's contract.
-        unsafe { product.tune(gemm, stream) }
-    } else {
-        product.prepare(gemm)
     }
 }
 

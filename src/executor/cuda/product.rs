@@ -139,7 +139,7 @@ impl Product<'_> {
     ///
     /// # Errors
     /// When cuBLASLt has none.
-    pub fn prepare(&self, gemm: &mut Gemm) -> Result<(), CudaError> {
+    fn prepare(&self, gemm: &mut Gemm) -> Result<(), CudaError> {
         self.as_gemm().map_or(Ok(()), |(shape, _)| gemm.prepare(shape))
     }
 
@@ -152,10 +152,26 @@ impl Product<'_> {
     /// # Safety
     /// Input and destination are device memory of the documented sizes for this matrix and
     /// this number of rows, and no other stream uses them or `gemm`.
-    pub unsafe fn tune(&self, gemm: &mut Gemm, stream: &Stream) -> Result<(), CudaError> {
+    unsafe fn tune(&self, gemm: &mut Gemm, stream: &Stream) -> Result<(), CudaError> {
         let Some((shape, operands)) = self.as_gemm() else { return Ok(()) };
         // SAFETY: our caller's contract.
         unsafe { gemm.tune(shape, operands, stream) }
+    }
+
+    /// As [`tune`](Self::tune) if `tuned`, else as [`prepare`](Self::prepare).
+    ///
+    /// # Errors
+    /// As theirs.
+    ///
+    /// # Safety
+    /// As [`tune`](Self::tune).
+    pub unsafe fn choose(&self, tuned: bool, gemm: &mut Gemm, stream: &Stream) -> Result<(), CudaError> {
+        if tuned {
+            // SAFETY: our caller's contract.
+            unsafe { self.tune(gemm, stream) }
+        } else {
+            self.prepare(gemm)
+        }
     }
 
     /// The product as cuBLASLt takes it; `None` where the skinny kernel multiplies.

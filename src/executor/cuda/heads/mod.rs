@@ -5,9 +5,13 @@
 //! or when there is no room for more states. Only the states of sequences that draft are read: within
 //! the graph of the pass that drafts, as long as they are few.
 
+mod block;
+mod buffers;
+mod chain;
 mod drafter;
 mod fill;
 mod model;
+mod products;
 mod runner;
 mod sampler;
 mod sizes;

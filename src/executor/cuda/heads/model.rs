@@ -4,16 +4,15 @@
 
 use std::ptr;
 
+use super::buffers::Buffers;
+use super::products;
 use super::sampler::{LogitPart, Sampler};
 use super::sizes::{BlockShape, HEAD_ROWS_MAX, HeadSizes, HeadWork};
 use super::weights::{self, HeadWeights};
 use crate::executor::cuda::buffer::DeviceBuffer;
 use crate::executor::cuda::communicator::Solo;
 use crate::executor::cuda::error::{CudaError, check_launch};
-use crate::executor::cuda::ffi::kernels::{
-    self, ChainInputParams, ChainOutputParams, ConfidenceParams, FuseInputParams, RmsNormParams,
-    SpreadLogitsParams, TakeLinksParams, TakeRowsParams,
-};
+use crate::executor::cuda::ffi::kernels::{self, FuseInputParams, SpreadLogitsParams};
 use crate::executor::cuda::forward::{DeviceModel, Pass, StepAddresses, StepSizes};
 use crate::executor::cuda::gemm::Gemm;
 use crate::executor::cuda::product::{Epilogue, Input, Product};
@@ -38,7 +37,7 @@ pub struct HeadAddresses {
 
 /// How a head drafts.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+pub(super) enum Kind {
     /// EAGLE-3.
     Chain { norm_before_residual: bool, norm_output: bool },
     /// DFlash, DSpark.
@@ -51,38 +50,17 @@ pub struct HeadModel {
     pub layers: DeviceModel,
     /// Chosen drafts.
     pub sampler: Sampler,
-    weights: HeadWeights,
-    kind: Kind,
+    pub(super) weights: HeadWeights,
+    pub(super) kind: Kind,
     features: usize,
     /// Width of the target's stream.
     width: usize,
     /// Tokens of the draft vocabulary.
-    draft_tokens: usize,
-    buffers: Buffers,
+    pub(super) draft_tokens: usize,
+    pub(super) buffers: Buffers,
 }
 
-/// Memory of a pass beside that of the layers.
-struct Buffers {
-    /// Hidden states, `[rows][features * width]`.
-    fuse_input: DeviceBuffer<u16>,
-    /// Fused, `[rows][hidden]`.
-    fused: DeviceBuffer<f32>,
-    /// Input of the attention: `[rows][2 * hidden]` of a chain, `[rows][hidden]` of states that are
-    /// read for a block.
-    input: DeviceBuffer<u16>,
-    /// A chain's residual stream of all rows that are read, `[rows][hidden]`.
-    stream: DeviceBuffer<f32>,
-    /// Attention's result of the rows that draft, `[sequences][heads * head_dim]`.
-    attended: DeviceBuffer<u16>,
-    /// What the last pass of a chain leaves to the next, `[sequences][hidden]`.
-    carried: DeviceBuffer<f32>,
-    /// Logits over the draft tokens, if they are not the target's: `[logit rows][draft tokens]`.
-    draft_logits: DeviceBuffer<f32>,
-    /// Markov features of the tokens before, `[sequences][rank]`.
-    markov: DeviceBuffer<u16>,
-}
-
-/// Most sequences and rows of logits of a pass.
+/// What bounds a pass.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadBounds {
     /// Sequences, padding included.
@@ -137,19 +115,19 @@ impl HeadModel {
         tune: bool,
         queue: &mut DeviceQueue,
     ) -> Result<(), CudaError> {
-        let (rows, logit_rows) = match sizes.work {
-            HeadWork::Read => (0, 0),
-            HeadWork::First | HeadWork::Next => (sizes.sequences, 0),
-            HeadWork::Block => (sizes.block_rows(), 0),
+        let rows = match sizes.work {
+            HeadWork::Read => 0,
+            HeadWork::First | HeadWork::Next => sizes.sequences,
+            HeadWork::Block => sizes.block_rows(),
         };
         if rows > 0 {
-            let step = StepSizes { rows, logit_rows, decode: true, large: false, prefill_items: 0 };
+            let step = StepSizes { rows, logit_rows: 0, decode: true, large: false, prefill_items: 0 };
             self.layers.prepare(step, tune, &mut queue.gemm, &queue.stream)?;
         }
         for product in self.own_products(sizes) {
             // SAFETY: weights and memory of this head, which has room for all sizes that the drafter
             // asks for.
-            unsafe { prepare_product(product, tune, &mut queue.gemm, &queue.stream)? };
+            unsafe { product.choose(tune, &mut queue.gemm, &queue.stream)? };
         }
         Ok(())
     }
@@ -157,47 +135,29 @@ impl HeadModel {
     /// The products of a pass beside those of the layers.
     fn own_products(&mut self, sizes: HeadSizes) -> Vec<Product<'_>> {
         let HeadSizes { work, read, sequences, .. } = sizes;
-        let (buffers, weights) = (&mut self.buffers, &self.weights);
-        let mapped = weights.draft_of.is_some();
+        let logits = self.draft_logits();
+        let (weights, buffers) = (&self.weights, &mut self.buffers);
         let (device, scratch) = self.layers.parts();
-        let to_bf16 = Epilogue::StoreBf16(scratch.qkv.mut_ptr());
         let input = buffers.input.ptr();
-        let qkv = &device.layers[0].qkv;
+        let epilogue = Epilogue::StoreBf16(scratch.qkv.mut_ptr());
+        let to_layer = |linear, rows| Product { linear, input: Input { x: input, rows }, epilogue };
         let mut products = Vec::new();
         if read > 0 {
-            products.push(fusion(weights, buffers, read));
+            products.push(products::fusion(weights, buffers, read));
         }
-        match (work, self.kind) {
-            (HeadWork::First, _) => {
-                products.push(Product {
-                    linear: qkv,
-                    input: Input { x: input, rows: read },
-                    epilogue: to_bf16,
-                });
+        let qkv = &device.layers[0].qkv;
+        match work {
+            HeadWork::First => products.push(to_layer(qkv, read)),
+            HeadWork::Next => products.push(to_layer(qkv, sequences)),
+            HeadWork::Read | HeadWork::Block if read > 0 => {
+                products.extend(weights.keys_and_values.iter().map(|linear| to_layer(linear, read)));
             }
-            (HeadWork::Next, _) => {
-                let input = Input { x: input, rows: sequences };
-                products.push(Product { linear: qkv, input, epilogue: to_bf16 });
-            }
-            (HeadWork::Read | HeadWork::Block, _) if read > 0 => {
-                let input = Input { x: input, rows: read };
-                let all = weights.keys_and_values.iter();
-                products.extend(all.map(|linear| Product { linear, input, epilogue: to_bf16 }));
-            }
-            _ => {}
+            HeadWork::Read | HeadWork::Block => {}
         }
         if sequences > 0 {
-            let logits = if mapped { buffers.draft_logits.mut_ptr() } else { scratch.logits.mut_ptr() };
-            products.push(Product {
-                linear: &device.head,
-                input: Input { x: scratch.head_input.ptr(), rows: sizes.logit_rows() },
-                epilogue: Epilogue::StoreF32(logits),
-            });
-            products.extend(weights.markov.as_ref().map(|markov| Product {
-                linear: &markov.correction,
-                input: Input { x: buffers.markov.ptr(), rows: sequences },
-                epilogue: Epilogue::AddF32(logits),
-            }));
+            products.push(products::logits(device, scratch, sizes.logit_rows(), logits));
+            let markov = weights.markov.iter();
+            products.extend(markov.map(|markov| products::correction(markov, buffers, sequences, logits)));
         }
         products
     }
@@ -235,7 +195,7 @@ impl HeadModel {
     }
 
     /// The states of the pass, fused.
-    fn fuse(&mut self, launch: Launch<'_>) -> Result<(), CudaError> {
+    pub(super) fn fuse(&mut self, launch: Launch<'_>) -> Result<(), CudaError> {
         let params = FuseInputParams {
             states: launch.at.states,
             sources: launch.at.step.sources,
@@ -251,222 +211,31 @@ impl HeadModel {
         let status = unsafe { kernels::specserve_fuse_input(&params, launch.stream.raw()) };
         check_launch(status, "fuse_input")?;
         // SAFETY: as above.
-        unsafe { fusion(&self.weights, &mut self.buffers, launch.sizes.read).run(launch.gemm, launch.stream) }
-    }
-
-    /// The input of a chain's layer: from the fused states of the pass, or from what the last pass
-    /// left, which has its residual stream in the layers' memory.
-    fn chain_input(&mut self, launch: Launch<'_>, rows: usize, first: bool) -> Result<(), CudaError> {
-        let Kind::Chain { norm_before_residual, .. } = self.kind else { return Ok(()) };
-        let (device, scratch) = self.layers.parts();
-        let buffers = &mut self.buffers;
-        let params = ChainInputParams {
-            table: device.embedding.ptr(),
-            tokens: launch.at.step.tokens,
-            states: if first { buffers.fused.ptr() } else { buffers.carried.ptr() },
-            sources: if first { ptr::null() } else { launch.at.step.sources },
-            embedding_norm: device.layers[0].attention_norm.ptr(),
-            state_norm: self.weights.hidden_norm.ptr(),
-            out: buffers.input.mut_ptr(),
-            residual: if first { buffers.stream.mut_ptr() } else { scratch.residual.mut_ptr() },
-            eps: self.layers.spec().rms_norm_eps,
-            rows: rows as i32,
-            hidden: self.layers.spec().hidden_size as i32,
-            vocab: self.layers.spec().vocab_size as i32,
-            normed_residual: i32::from(norm_before_residual),
-        };
-        // SAFETY: memory of at least `rows` rows; sources name rows of the last pass (see `run`).
-        let status = unsafe { kernels::specserve_chain_input(&params, launch.stream.raw()) };
-        check_launch(status, "chain_input")
-    }
-
-    /// Keys and values of a chain's layer.
-    fn read_chain(&mut self, launch: Launch<'_>) -> Result<(), CudaError> {
-        let read = launch.sizes.read;
-        self.fuse(launch)?;
-        self.chain_input(launch, read, true)?;
-        let input = self.buffers.input.ptr();
-        let linear = &self.weights.keys_and_values[0];
-        // SAFETY: the caller's contract of `run`.
-        let mut pass = unsafe { launch.pass(&mut self.layers, read, 0) };
-        pass.write_keys_and_values(0, linear, input, 0, read)
-    }
-
-    /// Keys and values of all layers of a block head; positions and slots stand from row `first` on.
-    fn read_block(&mut self, launch: Launch<'_>, first: usize) -> Result<(), CudaError> {
-        let read = launch.sizes.read;
-        self.fuse(launch)?;
-        let params = RmsNormParams {
-            residual: self.buffers.fused.mut_ptr(),
-            delta: ptr::null(),
-            weight: self.weights.hidden_norm.ptr(),
-            out: self.buffers.input.mut_ptr(),
-            gather: ptr::null(),
-            scales: ptr::null_mut(),
-            eps: self.layers.spec().rms_norm_eps,
-            rows: read as i32,
-            hidden: self.layers.spec().hidden_size as i32,
-        };
-        // SAFETY: memory of `HEAD_ROWS_MAX` rows.
-        let status = unsafe { kernels::specserve_rmsnorm(&params, launch.stream.raw()) };
-        check_launch(status, "rmsnorm")?;
-        let input = self.buffers.input.ptr();
-        // SAFETY: the caller's contract of `run`.
-        let mut pass = unsafe { launch.pass(&mut self.layers, read, 0) };
-        for (index, linear) in self.weights.keys_and_values.iter().enumerate() {
-            pass.write_keys_and_values(index, linear, input, first, read)?;
+        unsafe {
+            products::fusion(&self.weights, &mut self.buffers, launch.sizes.read)
+                .run(launch.gemm, launch.stream)
         }
-        Ok(())
-    }
-
-    /// The first pass of a chain: all states that were not read go through attention, the last one of
-    /// each sequence goes on.
-    fn first(&mut self, launch: Launch<'_>) -> Result<(), CudaError> {
-        let HeadSizes { read, sequences, .. } = launch.sizes;
-        self.fuse(launch)?;
-        self.chain_input(launch, read, true)?;
-        let input = self.buffers.input.ptr();
-        // SAFETY: the caller's contract of `run`.
-        let mut pass = unsafe { launch.pass(&mut self.layers, read, 0) };
-        pass.project_from(0, input)?;
-        pass.attend(0)?;
-        let params = TakeLinksParams {
-            gather: launch.at.step.gather,
-            attended: pass.scratch.attended.ptr(),
-            attended_out: self.buffers.attended.mut_ptr(),
-            stream: self.buffers.stream.ptr(),
-            residual: pass.scratch.residual.mut_ptr(),
-            rows: sequences as i32,
-            width: (pass.spec.heads * pass.spec.head_dim) as i32,
-            hidden: pass.spec.hidden_size as i32,
-        };
-        // SAFETY: `gather` names input rows; memory of at least `sequences` rows.
-        let status = unsafe { kernels::specserve_take_links(&params, launch.stream.raw()) };
-        check_launch(status, "take_links")?;
-        let attended = self.buffers.attended.ptr();
-        self.finish_chain(launch, attended)
-    }
-
-    /// A later pass of a chain.
-    fn next(&mut self, launch: Launch<'_>) -> Result<(), CudaError> {
-        let sequences = launch.sizes.sequences;
-        self.chain_input(launch, sequences, false)?;
-        let input = self.buffers.input.ptr();
-        // SAFETY: the caller's contract of `run`.
-        let mut pass = unsafe { launch.pass(&mut self.layers, sequences, 0) };
-        pass.project_from(0, input)?;
-        pass.attend(0)?;
-        let attended = pass.scratch.attended.ptr();
-        self.finish_chain(launch, attended)
-    }
-
-    /// What follows the attention of a chain's layer, for the rows that draft.
-    fn finish_chain(&mut self, launch: Launch<'_>, attended: *const u16) -> Result<(), CudaError> {
-        let Kind::Chain { norm_output, .. } = self.kind else { return Ok(()) };
-        let sequences = launch.sizes.sequences;
-        // SAFETY: the caller's contract of `run`.
-        let mut pass = unsafe { launch.pass(&mut self.layers, sequences, 0) };
-        pass.after_attention(0, attended)?;
-        let params = ChainOutputParams {
-            residual: pass.scratch.residual.ptr(),
-            delta: if pass.fused { ptr::null() } else { pass.scratch.delta.ptr() },
-            weight: pass.weights.final_norm.ptr(),
-            out: pass.scratch.head_input.mut_ptr(),
-            carried: self.buffers.carried.mut_ptr(),
-            eps: pass.spec.rms_norm_eps,
-            rows: sequences as i32,
-            hidden: pass.spec.hidden_size as i32,
-            carry_normed: i32::from(norm_output),
-        };
-        // SAFETY: memory of at least `sequences` rows.
-        let status = unsafe { kernels::specserve_chain_output(&params, launch.stream.raw()) };
-        check_launch(status, "chain_output")?;
-        self.compute_logits(launch)?;
-        self.choose(launch, 0, sequences)?;
-        // SAFETY: the drafter reads the results when the stream was synchronised.
-        unsafe { self.sampler.download(sequences, launch.stream) }
-    }
-
-    /// The blocks through all layers, then slot by slot a draft for each.
-    fn draft_block(&mut self, launch: Launch<'_>) -> Result<(), CudaError> {
-        let Kind::Block(block) = self.kind else { return Ok(()) };
-        let (rows, logit_rows) = (launch.sizes.block_rows(), launch.sizes.logit_rows());
-        let layers = self.layers.spec().layers;
-        // SAFETY: the caller's contract of `run`.
-        let mut pass = unsafe { launch.pass(&mut self.layers, rows, logit_rows) };
-        pass.embed()?;
-        for index in 0..layers {
-            pass.layer(index)?;
-        }
-        pass.final_norm()?;
-        self.compute_logits(launch)?;
-        let sequences = launch.sizes.sequences;
-        if self.weights.markov.is_none() {
-            self.choose(launch, 0, logit_rows)?;
-        } else {
-            for slot in 0..block.drafts() {
-                self.correct(launch, slot)?;
-                self.choose(launch, slot * sequences, sequences)?;
-            }
-        }
-        self.judge(launch, block)?;
-        // SAFETY: the drafter reads the results when the stream was synchronised.
-        unsafe { self.sampler.download(logit_rows, launch.stream) }
     }
 
     /// Logits over the draft tokens of all rows of logits.
-    fn compute_logits(&mut self, launch: Launch<'_>) -> Result<(), CudaError> {
+    pub(super) fn compute_logits(&mut self, launch: Launch<'_>) -> Result<(), CudaError> {
         let logits = self.draft_logits();
         let (device, scratch) = self.layers.parts();
-        let product = Product {
-            linear: &device.head,
-            input: Input { x: scratch.head_input.ptr(), rows: launch.sizes.logit_rows() },
-            epilogue: Epilogue::StoreF32(logits),
-        };
+        let product = products::logits(device, scratch, launch.sizes.logit_rows(), logits);
         // SAFETY: memory of all rows of logits.
         unsafe { product.run(launch.gemm, launch.stream) }
     }
 
     /// Where logits over the draft tokens are.
-    fn draft_logits(&mut self) -> *mut f32 {
+    pub(super) fn draft_logits(&mut self) -> *mut f32 {
         match self.weights.draft_of {
             Some(_) => self.buffers.draft_logits.mut_ptr(),
             None => self.layers.logits().mut_ptr(),
         }
     }
 
-    /// Adds the Markov head's correction to the logits of a slot.
-    fn correct(&mut self, launch: Launch<'_>, slot: usize) -> Result<(), CudaError> {
-        let sequences = launch.sizes.sequences;
-        let logits = self.draft_logits().wrapping_add(slot * sequences * self.draft_tokens);
-        let Some(markov) = &self.weights.markov else { return Ok(()) };
-        let before = match slot.checked_sub(1) {
-            None => launch.anchors(),
-            Some(last) => self.sampler.tokens(last * sequences),
-        };
-        let rank = markov.correction.inputs();
-        let params = TakeRowsParams {
-            table: markov.before.ptr(),
-            tokens: before,
-            out: self.buffers.markov.mut_ptr(),
-            rows: sequences as i32,
-            width: rank as i32,
-            vocab: self.layers.spec().vocab_size as i32,
-        };
-        // SAFETY: memory of at least `sequences` rows.
-        let status = unsafe { kernels::specserve_take_rows(&params, launch.stream.raw()) };
-        check_launch(status, "take_rows")?;
-        let product = Product {
-            linear: &markov.correction,
-            input: Input { x: self.buffers.markov.ptr(), rows: sequences },
-            epilogue: Epilogue::AddF32(logits),
-        };
-        // SAFETY: as above; the slot is one of the pass's.
-        unsafe { product.run(launch.gemm, launch.stream) }
-    }
-
     /// Chooses a draft for `rows` rows of logits from `first` on.
-    fn choose(&mut self, launch: Launch<'_>, first: usize, rows: usize) -> Result<(), CudaError> {
+    pub(super) fn choose(&mut self, launch: Launch<'_>, first: usize, rows: usize) -> Result<(), CudaError> {
         let vocab = self.layers.spec().vocab_size;
         let logits = self.layers.logits().mut_ptr().wrapping_add(first * vocab);
         if let Some(draft_of) = &self.weights.draft_of {
@@ -485,30 +254,6 @@ impl HeadModel {
         let part = LogitPart { logits, first, rows, vocab, filtered: launch.sizes.filtered };
         // SAFETY: the rows are the pass's; the rest is the caller's contract of `run`.
         unsafe { self.sampler.sample(part, &launch.at.sampling, launch.stream) }
-    }
-
-    /// Has the confidence head judge all drafts of the blocks, if there is one.
-    fn judge(&mut self, launch: Launch<'_>, block: BlockShape) -> Result<(), CudaError> {
-        let Some(confidence) = &self.weights.confidence else { return Ok(()) };
-        let markov = self.weights.markov.as_ref().filter(|_| confidence.with_markov);
-        let (_, scratch) = self.layers.parts();
-        let states = scratch.head_input.ptr();
-        let params = ConfidenceParams {
-            states,
-            features: markov.map_or(ptr::null(), |markov| markov.before.ptr()),
-            anchors: launch.anchors(),
-            weight: confidence.weight.ptr(),
-            proposals: self.sampler.proposals(),
-            bias: confidence.bias,
-            slots: block.drafts() as i32,
-            sequences: launch.sizes.sequences as i32,
-            hidden: self.layers.spec().hidden_size as i32,
-            rank: markov.map_or(0, |markov| markov.correction.inputs() as i32),
-            vocab: self.layers.spec().vocab_size as i32,
-        };
-        // SAFETY: memory of all rows of logits.
-        let status = unsafe { kernels::specserve_confidence(&params, launch.stream.raw()) };
-        check_launch(status, "confidence")
     }
 }
 
@@ -538,11 +283,11 @@ pub fn block_shape(head: &BlockHead) -> BlockShape {
 
 /// A pass while it is enqueued.
 #[derive(Clone, Copy)]
-struct Launch<'a> {
-    at: &'a HeadAddresses,
-    sizes: HeadSizes,
-    gemm: &'a Gemm,
-    stream: &'a Stream,
+pub(super) struct Launch<'a> {
+    pub(super) at: &'a HeadAddresses,
+    pub(super) sizes: HeadSizes,
+    pub(super) gemm: &'a Gemm,
+    pub(super) stream: &'a Stream,
 }
 
 impl<'a> Launch<'a> {
@@ -550,7 +295,12 @@ impl<'a> Launch<'a> {
     ///
     /// # Safety
     /// As [`HeadModel::run`].
-    unsafe fn pass<'p>(&self, layers: &'p mut DeviceModel, rows: usize, logit_rows: usize) -> Pass<'p>
+    pub(super) unsafe fn pass<'p>(
+        &self,
+        layers: &'p mut DeviceModel,
+        rows: usize,
+        logit_rows: usize,
+    ) -> Pass<'p>
     where
         'a: 'p,
     {
@@ -561,63 +311,8 @@ impl<'a> Launch<'a> {
     }
 
     /// The tokens before the blocks, behind the sources of the states.
-    fn anchors(&self) -> *const i32 {
+    pub(super) fn anchors(&self) -> *const i32 {
         self.at.step.sources.wrapping_add(self.sizes.read)
-    }
-}
-
-impl Buffers {
-    fn new(
-        spec: &ModelSpec,
-        weights: &HeadWeights,
-        draft_tokens: usize,
-        state_width: usize,
-        sequences: usize,
-        logit_rows: usize,
-        stream: &Stream,
-    ) -> Result<Buffers, CudaError> {
-        let (rows, hidden) = (HEAD_ROWS_MAX, spec.hidden_size);
-        let rank = weights.markov.as_ref().map_or(0, |markov| markov.correction.inputs());
-        // Padding rows are computed, too: they start as zeros so that they stay finite.
-        let bf16 = |numbers: usize| DeviceBuffer::filled(0, numbers, stream);
-        let f32 = |numbers: usize| DeviceBuffer::filled(0, numbers, stream);
-        Ok(Buffers {
-            fuse_input: bf16(rows * state_width)?,
-            fused: f32(rows * hidden)?,
-            input: bf16(rows * 2 * hidden)?,
-            stream: f32(rows * hidden)?,
-            attended: bf16(sequences * spec.heads * spec.head_dim)?,
-            carried: f32(sequences * hidden)?,
-            draft_logits: f32(weights.draft_of.as_ref().map_or(0, |_| logit_rows * draft_tokens))?,
-            markov: bf16(sequences * rank)?,
-        })
-    }
-}
-
-/// The product that fuses `rows` rows of hidden states.
-fn fusion<'a>(weights: &'a HeadWeights, buffers: &mut Buffers, rows: usize) -> Product<'a> {
-    Product {
-        linear: &weights.fusion,
-        input: Input { x: buffers.fuse_input.ptr(), rows },
-        epilogue: Epilogue::StoreF32(buffers.fused.mut_ptr()),
-    }
-}
-
-/// Chooses the algorithm of one product.
-///
-/// # Safety
-/// Input and destination are device memory of the documented sizes, which no other stream uses.
-unsafe fn prepare_product(
-    product: Product<'_>,
-    tune: bool,
-    gemm: &mut Gemm,
-    stream: &Stream,
-) -> Result<(), CudaError> {
-    if tune {
-        // SAFETY: our caller's contract.
-        unsafe { product.tune(gemm, stream) }
-    } else {
-        product.prepare(gemm)
     }
 }
 
