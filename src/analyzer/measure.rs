@@ -2,8 +2,8 @@
 
 use super::grid::{Shape, Tier, lead};
 use super::workbench::{Workbench, shuffle};
-use super::{AnalyzerError, AnalyzerOptions, Progress};
-use crate::executor::{DraftChains, Drafter, Executor};
+use super::{AnalyzerError, AnalyzerOptions, Progress, drafter};
+use crate::executor::{DraftChains, Executor};
 use crate::protocol::{
     Clock, DraftSeed, ExecutorError, ExecutorInfo, Micros, ModelRole, Proposal, Verdict, VerifyRow,
 };
@@ -250,10 +250,6 @@ impl<'a> Bench<'a> {
         let proposed = self.proposals.iter().all(|proposal| proposal.finite);
         Ok(proposed || round.seeds.iter().all(|seed| seed.limit == 0))
     }
-}
-
-fn drafter(executor: &mut dyn Executor) -> Result<&mut dyn Drafter, ExecutorError> {
-    executor.drafter().ok_or_else(|| ExecutorError::Malformed("there is no drafter".to_owned()))
 }
 
 /// A bench with a deadline.

@@ -24,7 +24,7 @@ pub use fingerprint::{Machine, fingerprint, model_digest};
 pub use record::{RecordJob, RecordOptions, RecordPrompt, RecordText, record};
 pub use start::{StartProfile, analyze_at_start};
 
-use crate::executor::Executor;
+use crate::executor::{Drafter, Executor};
 use crate::protocol::{Clock, ExecutorError, ExecutorInfo, Micros, ModelRole, SamplingParams, TokenId};
 use crate::timing::cost_model::{Between, HeadTerms, LatencyTerms};
 use crate::timing::fit::{Fit, fit};
@@ -129,6 +129,11 @@ fn measured_profile(
         reliability: None,
         points,
     }
+}
+
+/// The executor's drafter.
+fn drafter(executor: &mut dyn Executor) -> Result<&mut dyn Drafter, ExecutorError> {
+    executor.drafter().ok_or_else(|| ExecutorError::Malformed("there is no drafter".to_owned()))
 }
 
 /// Drafts that one call of the executor's drafter makes for a sequence at most.

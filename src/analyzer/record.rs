@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::executor::{Drafter, Executor};
+use super::drafter;
+use crate::executor::Executor;
 use crate::protocol::{
     BlockId, DraftForest, DraftSeed, ExecutorError, History, Proposal, RequestId, RowRole, SamplingParams,
     SequenceInput, TokenId, Verdict, VerifyRow,
@@ -258,10 +259,6 @@ impl<'a> Recorder<'a> {
             history,
         }
     }
-}
-
-fn drafter(executor: &mut dyn Executor) -> Result<&mut dyn Drafter, ExecutorError> {
-    executor.drafter().ok_or_else(|| ExecutorError::Malformed("there is no drafter".to_owned()))
 }
 
 #[cfg(test)]
