@@ -258,7 +258,7 @@ fn interpolate(curve: &[f32; BINS], probability: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{DecodeView, DraftCounts, DraftedRow, Micros, Proposal, RequestId, StepView};
+    use crate::protocol::{DecodeView, DraftCounts, DraftedRow, Proposal, StepView};
     use crate::random::SplitMix64;
 
     /// Uniform numbers in 0..1.
@@ -373,17 +373,7 @@ mod tests {
     }
 
     fn report(probabilities: &[f32], verified: u32, accepted: u32) -> StepReport {
-        let row = DecodeView {
-            request: RequestId(1),
-            context_tokens: 10,
-            output_tokens: 1,
-            since_first_token: Micros::ZERO,
-            tpot: None,
-            weight: 1.0,
-            draft_lag_tokens: 1,
-            drafts_max: 8,
-            temperature: 0.0,
-        };
+        let row = DecodeView::example();
         let proposal = |&probability: &f32| Proposal { probability, finite: true, ..Proposal::default() };
         StepReport {
             view: StepView { decoding: vec![row], ..StepView::default() },

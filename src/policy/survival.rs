@@ -205,19 +205,12 @@ pub fn forecast_survival(
 mod tests {
     use super::super::calibration::CalibrationMode;
     use super::*;
-    use crate::protocol::{DecodeView, DraftCounts, DraftedRow, Micros, Proposal, StepView};
+    use crate::protocol::{DecodeView, DraftCounts, DraftedRow, Proposal, StepView};
 
     fn report(rows: &[(u64, &[f32])]) -> StepReport {
         let view = |&(request, _): &(u64, &[f32])| DecodeView {
             request: RequestId(request),
-            context_tokens: 10,
-            output_tokens: 1,
-            since_first_token: Micros::ZERO,
-            tpot: None,
-            weight: 1.0,
-            draft_lag_tokens: 1,
-            drafts_max: 8,
-            temperature: 0.0,
+            ..DecodeView::example()
         };
         let proposal = |&probability: &f32| Proposal { probability, finite: true, ..Proposal::default() };
         let drafted = rows.iter().enumerate().map(|(index, (_, drafts))| DraftedRow {

@@ -26,6 +26,24 @@ pub struct DecodeView {
     pub temperature: f32,
 }
 
+#[cfg(test)]
+impl DecodeView {
+    /// A greedy request without an objective, for tests that name what matters to them.
+    pub fn example() -> DecodeView {
+        DecodeView {
+            request: RequestId(1),
+            context_tokens: 10,
+            output_tokens: 1,
+            since_first_token: Micros::ZERO,
+            tpot: None,
+            weight: 1.0,
+            draft_lag_tokens: 1,
+            drafts_max: 8,
+            temperature: 0.0,
+        }
+    }
+}
+
 /// A prefilling sequence, whose prompt or recomputed prefix is not fully in the cache.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrefillView {
@@ -217,17 +235,7 @@ mod tests {
     use super::*;
 
     fn row(temperature: f32) -> DecodeView {
-        DecodeView {
-            request: RequestId(1),
-            context_tokens: 10,
-            output_tokens: 1,
-            since_first_token: Micros::ZERO,
-            tpot: None,
-            weight: 1.0,
-            draft_lag_tokens: 1,
-            drafts_max: 8,
-            temperature,
-        }
+        DecodeView { temperature, ..DecodeView::example() }
     }
 
     fn drafts(decoding: u32, probabilities: &[f32]) -> DraftedRow {

@@ -343,17 +343,7 @@ fn acceptance_is_counted_by_position_and_what_the_target_never_saw_is_not() {
     let proposal = |probability| Proposal { probability, finite: true, ..Proposal::default() };
     let row = DraftedRow { decoding: 0, proposals: vec![proposal(0.9), proposal(0.6), proposal(0.2)] };
     // three verified, the first accepted: the second was rejected, the third says nothing
-    let view = crate::protocol::DecodeView {
-        request: crate::protocol::RequestId(1),
-        context_tokens: 10,
-        output_tokens: 1,
-        since_first_token: Micros::ZERO,
-        tpot: None,
-        weight: 1.0,
-        draft_lag_tokens: 1,
-        drafts_max: 8,
-        temperature: 0.0,
-    };
+    let view = crate::protocol::DecodeView::example();
     let report = crate::protocol::StepReport {
         view: crate::protocol::StepView { decoding: vec![view], ..Default::default() },
         drafted: vec![row],

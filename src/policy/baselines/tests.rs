@@ -24,10 +24,9 @@ fn plain_rate(world: &World) -> f64 {
     run(world, &mut Static::new(Fixed::NONE), 300).rate()
 }
 
-#[test]
-fn every_baseline_gains_from_a_good_draft_at_a_small_batch() {
-    let world = World::default();
-    let plain = plain_rate(&world);
+/// Asserts that every baseline, with this time model, emits more than plain decoding in this world.
+fn assert_every_baseline_gains(world: &World, cost: impl Fn() -> CostModel) {
+    let plain = plain_rate(world);
     let mut rivals: [Box<dyn Learner>; 5] = [
         Box::new(Static::new(Threshold { probability: 0.6, draft_tokens_max: 8 })),
         Box::new(SmartSpec::new(cost(), 8)),
@@ -36,9 +35,14 @@ fn every_baseline_gains_from_a_good_draft_at_a_small_batch() {
         Box::new(Static::new(AdaSpecVerifier::new(cost(), 8))),
     ];
     for rival in &mut rivals {
-        let rate = run(&world, &mut **rival, 300).rate();
+        let rate = run(world, &mut **rival, 300).rate();
         assert!(rate > 1.3 * plain, "{}: {rate} against {plain}", rival.name());
     }
+}
+
+#[test]
+fn every_baseline_gains_from_a_good_draft_at_a_small_batch() {
+    assert_every_baseline_gains(&World::default(), cost);
 }
 
 #[test]
@@ -89,17 +93,7 @@ fn adaspec_stops_the_whole_batch_at_the_first_fall_of_goodput() {
 
 /// `requests` sequences that decode without objectives.
 fn view(requests: u64) -> StepView {
-    let row = |index| DecodeView {
-        request: RequestId(index),
-        context_tokens: 100,
-        output_tokens: 1,
-        since_first_token: Micros::ZERO,
-        tpot: None,
-        weight: 1.0,
-        draft_lag_tokens: 1,
-        drafts_max: 8,
-        temperature: 0.0,
-    };
+    let row = |index| DecodeView { request: RequestId(index), context_tokens: 100, ..DecodeView::example() };
     StepView {
         now: Micros::ZERO,
         decoding: (0..requests).map(row).collect(),
@@ -151,19 +145,7 @@ fn a_block_of_drafts_is_charged_one_call_whatever_its_length() {
 #[test]
 fn every_baseline_gains_from_good_blocks() {
     let world = World { blocks: true, ..World::default() };
-    let plain = plain_rate(&world);
-    let cost = || cost_of_blocks(BLOCK_US);
-    let mut rivals: [Box<dyn Learner>; 5] = [
-        Box::new(Static::new(Threshold { probability: 0.6, draft_tokens_max: 8 })),
-        Box::new(SmartSpec::new(cost(), 8)),
-        Box::new(AdaSpec::released(cost(), 8)),
-        Box::new(AdaSpec::gated(cost(), 8, AdaSpecGate::default())),
-        Box::new(Static::new(AdaSpecVerifier::new(cost(), 8))),
-    ];
-    for rival in &mut rivals {
-        let rate = run(&world, &mut **rival, 300).rate();
-        assert!(rate > 1.3 * plain, "{}: {rate} against {plain}", rival.name());
-    }
+    assert_every_baseline_gains(&world, || cost_of_blocks(BLOCK_US));
 }
 
 /// What a policy verifies of one request's block with these confidences.

@@ -84,21 +84,11 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, RequestId, StepDecision, StepView};
+    use crate::protocol::{DecodeView, DraftedRow, Micros, Proposal, StepDecision, StepView};
 
     /// A step of one request that took 1 ms and made `drafted` proposals.
     fn step(intent: Intent, drafted: usize) -> StepReport {
-        let row = DecodeView {
-            request: RequestId(1),
-            context_tokens: 10,
-            output_tokens: 1,
-            since_first_token: Micros::ZERO,
-            tpot: None,
-            weight: 1.0,
-            draft_lag_tokens: 1,
-            drafts_max: 8,
-            temperature: 0.0,
-        };
+        let row = DecodeView::example();
         let proposals = vec![Proposal { finite: true, ..Proposal::default() }; drafted];
         StepReport {
             view: StepView { decoding: vec![row], ..StepView::default() },
