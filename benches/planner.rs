@@ -38,26 +38,28 @@ fn survival() -> Vec<f32> {
 fn planner(criterion: &mut Criterion) {
     let (target, survival) = (staircase(), survival());
     let draft: Vec<f64> = (0..=256).map(|rows| 400.0 + 0.6 * f64::from(rows)).collect();
-    let rows = vec![Row { weight: 1.0, query_us: 0.0, positions: POSITIONS as u32 }; REQUESTS];
+    let rows = vec![Row { weight: 1.0, query_us: 0.0, positions: POSITIONS as u32, made: 0 }; REQUESTS];
     // Contexts of a few hundred tokens, each token at the price of an H100 with an 8B model.
     let context_us = |index: usize| 0.001 * (300 + 7 * (index % 90)) as f32;
     let with_context: Vec<Row> =
         (0..REQUESTS).map(|index| Row { query_us: context_us(index), ..rows[index] }).collect();
-    let problem = |rows, calls_made| Problem {
+    let problem = |rows| Problem {
         rows,
+        requests: REQUESTS,
         survival: &survival,
         target: Curve { table: &target, factor: 1.0, row_us: 0.0 },
         draft: Curve { table: &draft, factor: 1.0, row_us: 0.05 },
-        calls_made,
         priced_us: 1200.0,
         priced_tokens: 0.0,
         rows_max: 1024,
     };
+    let made = |made| -> Vec<Row> { rows.iter().map(|row| Row { made, ..*row }).collect() };
+    let (all, two) = (made(POSITIONS as u32), made(2));
     let cases = [
-        ("select_256x8", problem(&rows[..], POSITIONS as u32)),
-        ("plan_256x8", problem(&rows[..], 0)),
-        ("extend_256x8", problem(&rows[..], 2)),
-        ("plan_256x8_context", problem(&with_context[..], 0)),
+        ("select_256x8", problem(&all[..])),
+        ("plan_256x8", problem(&rows[..])),
+        ("extend_256x8", problem(&two[..])),
+        ("plan_256x8_context", problem(&with_context[..])),
     ];
     for (name, problem) in cases {
         let (mut buffers, mut lengths) = (Buffers::default(), Vec::new());

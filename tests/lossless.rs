@@ -10,10 +10,11 @@ use specserve::drafting::{NgramOptions, WithPromptLookup};
 use specserve::model::random::{RandomOptions, random_model};
 use specserve::model::{DraftHead, DraftWeights};
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
-use specserve::policy::{Fixed, Policy, Scratch, Static};
+use specserve::policy::specserve::Shape;
+use specserve::policy::{Fixed, Learner, Policy, Scratch, Static};
 use specserve::protocol::{
-    DecodeView, GenerationRequest, ModelRole, RequestId, SamplingParams, StepDecision, StepView,
-    TokenConstraint,
+    DecodeView, DraftSet, DraftShape, DraftedRow, GenerationRequest, ModelRole, OpenDraft, RequestId,
+    SamplingParams, Step, StepDecision, StepView, TokenConstraint,
 };
 use specserve::timing::cost_model::HeadTerms;
 use specserve::timing::profile::Profile;
@@ -66,6 +67,152 @@ fn every_draft_length_and_batch_size_emits_what_plain_decoding_emits() {
                 assert_same_output(&ours, &plain, some, &how);
                 let accepted: u32 = ours.values().map(|one| one.summary.speculation.accepted).sum();
                 assert!(accepted > 0, "a trained draft is right now and then, {how}");
+            }
+        }
+    }
+}
+
+/// Drafts trees by whim: which drafts are fed and which are verified depends on the time alone.
+#[derive(Debug)]
+struct Bushy {
+    drafts: u32,
+    salt: u64,
+}
+
+impl Bushy {
+    /// Whether something happens that happens `share` times in eight.
+    fn rolls(&self, step: Step<'_>, row: u32, draft: u32, share: u64) -> bool {
+        let key = step.view.now.0 ^ self.salt ^ u64::from(row) << 20 ^ u64::from(draft) << 8;
+        key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 61 < share
+    }
+}
+
+impl Policy for Bushy {
+    fn name(&self) -> String {
+        "bushy".to_owned()
+    }
+
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
+        StepDecision {
+            drafts: view.decoding.iter().map(|row| self.drafts.min(row.drafts_max)).collect(),
+            prefill_tokens: view.prefill_tokens_max,
+            shape: DraftShape::Tree,
+            ..StepDecision::default()
+        }
+    }
+
+    fn expand(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        open: &[OpenDraft],
+        _: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
+        let fed = |draft: &OpenDraft| self.rolls(step, rows[draft.row as usize].decoding, draft.draft, 6);
+        keep.extend((0..).zip(open).filter(|(_, draft)| fed(draft)).map(|(index, _)| index));
+    }
+
+    fn choose(&self, step: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, chosen: &mut Vec<DraftSet>) {
+        for row in rows {
+            let mut set = DraftSet::default();
+            let drafts = 0..row.proposals.len() as u32;
+            drafts.filter(|&draft| self.rolls(step, row.decoding, draft + 64, 7)).for_each(|draft| {
+                set.insert(draft as usize);
+            });
+            chosen.push(set);
+        }
+    }
+}
+
+fn bushy(drafts: u32) -> Box<dyn Learner> {
+    Box::new(Static::new(Bushy { drafts, salt: 0x5EED }))
+}
+
+#[test]
+fn trees_of_every_size_emit_what_plain_decoding_emits() {
+    for (sampling, (name, drafter)) in temperatures_and_drafters() {
+        let all = requests(32, &sampling);
+        let plain = plain(&all);
+        let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
+        for batch in [1, 2, 7, 32] {
+            let some = &all[..(batch as usize).clamp(3, 32)];
+            for drafts in [1, 2, 5, 8] {
+                let ours = play(&mut executor, bushy(drafts), batch, some);
+                let how = format!("in trees of {drafts}, {name}, t {}, batch {batch}", sampling.temperature);
+                assert_same_output(&ours, &plain, some, &how);
+            }
+        }
+    }
+}
+
+#[test]
+fn trees_survive_preemption_filters_penalties_and_constraints() {
+    let vocab_size = embedded(ModelRole::Target).spec.vocab_size as u32;
+    let constraint: Option<Arc<dyn TokenConstraint>> = Some(Arc::new(EvenAtEven { vocab_size }));
+    let filtered = SamplingParams {
+        top_k: 40,
+        top_p: 0.9,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.3,
+        ..temperature(0.9)
+    };
+    for sampling in [filtered.clone(), SamplingParams { constraint, ..filtered }] {
+        let all = requests(8, &sampling);
+        let plain = plain(&all);
+        for (name, drafter) in drafters() {
+            let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), 16);
+            let ours = play(&mut executor, bushy(8), 8, &all);
+            let constrained = sampling.constraint.is_some();
+            assert_same_output(&ours, &plain, &all, &format!("in trees, {name}, constrained: {constrained}"));
+            let preemptions: u32 = ours.values().map(|one| one.summary.preemptions).sum();
+            assert!(preemptions > 0, "sixteen blocks were meant to be too few");
+        }
+    }
+}
+
+/// Drafts choices and runner-ups, feeds all of them, and verifies all that it may.
+#[derive(Debug)]
+struct Full {
+    drafts: u32,
+}
+
+impl Policy for Full {
+    fn name(&self) -> String {
+        "full".to_owned()
+    }
+
+    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
+        StepDecision {
+            drafts: view.decoding.iter().map(|row| self.drafts.min(row.drafts_max)).collect(),
+            prefill_tokens: view.prefill_tokens_max,
+            shape: DraftShape::Tree,
+            ..StepDecision::default()
+        }
+    }
+
+    fn choose(&self, _: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, chosen: &mut Vec<DraftSet>) {
+        chosen.extend(rows.iter().map(|_| DraftSet::first(DraftSet::DRAFTS_MAX)));
+    }
+}
+
+#[test]
+fn a_draft_that_followed_a_runner_up_knows_what_was_accepted() {
+    // the target as its own draft: every choice is right, whatever path was accepted before, so a cache
+    // that was not moved together would be seen at once
+    for sampling in [temperature(0.0), temperature(0.8)] {
+        let all = requests(7, &sampling);
+        let plain = plain(&all);
+        let draft = Some(embedded(ModelRole::Target).into());
+        let mut executor = cpu(embedded(ModelRole::Target), draft, AMPLE_BLOCKS);
+        for batch in [1, 7] {
+            let ours = play(&mut executor, Box::new(Static::new(Full { drafts: 6 })), batch, &all);
+            assert_same_output(&ours, &plain, &all, "in full trees");
+            for one in ours.values() {
+                let stats = &one.summary.speculation;
+                // six verified drafts: two behind the committed tokens and two behind each of these
+                let full_steps = stats.steps_by_accepted.get(2).copied().unwrap_or(0);
+                assert!(full_steps + 2 >= stats.steps, "{stats:?}");
             }
         }
     }
@@ -172,16 +319,24 @@ fn every_policy_emits_what_plain_decoding_emits() {
         "adaspec-verifier:3",
         "specserve",
     ];
+    let shapes = |name: &str| match name {
+        "specserve" => vec![Shape::Chain, Shape::Tree, Shape::Auto],
+        _ => vec![Shape::Chain],
+    };
     for (sampling, (drafter_name, drafter)) in temperatures_and_drafters() {
         let profile = profile_with(&drafter);
         let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
         let all = requests(6, &sampling);
         let plain = plain(&all);
-        for name in names {
+        for (name, shape) in
+            names.into_iter().flat_map(|name| shapes(name).into_iter().map(move |s| (name, s)))
+        {
             let policy_name: PolicyName = name.parse().expect("a policy's name");
-            let policy = build(policy_name, Some(&profile), &PolicyOptions::default()).expect("builds");
+            let mut options = PolicyOptions::default();
+            options.specserve.shape = shape;
+            let policy = build(policy_name, Some(&profile), &options).expect("builds");
             let ours = play(&mut executor, policy, 4, &all);
-            assert_same_output(&ours, &plain, &all, &format!("under {name}, {drafter_name}"));
+            assert_same_output(&ours, &plain, &all, &format!("under {name} {shape:?}, {drafter_name}"));
             let drafted: u32 = ours.values().map(|one| one.summary.speculation.drafted).sum();
             assert_eq!(drafted > 0, name != "none", "{name} drafted {drafted} tokens");
         }

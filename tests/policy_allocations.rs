@@ -98,15 +98,15 @@ fn view() -> StepView {
 fn solving_allocates_nothing_in_steady_state() {
     let target: Vec<f64> = (0..=1024).map(|rows| 7000.0 + 6.0 * f64::from(rows)).collect();
     let draft: Vec<f64> = (0..=REQUESTS).map(|rows| 300.0 + rows as f64).collect();
-    let rows = vec![Row { weight: 1.0, query_us: 0.0, positions: POSITIONS as u32 }; REQUESTS];
+    let rows = vec![Row { weight: 1.0, query_us: 0.0, positions: POSITIONS as u32, made: 0 }; REQUESTS];
     let survival: Vec<f32> =
         (0..REQUESTS * POSITIONS).map(|place| 0.8f32.powi((place / REQUESTS) as i32 + 1)).collect();
     let problem = Problem {
         rows: &rows,
+        requests: REQUESTS,
         survival: &survival,
         target: Curve { table: &target, factor: 1.0, row_us: 0.0 },
         draft: Curve { table: &draft, factor: 1.0, row_us: 0.0 },
-        calls_made: 0,
         priced_us: 100.0,
         priced_tokens: 0.0,
         rows_max: 1024,
@@ -136,9 +136,8 @@ fn extending_and_selecting_allocate_nothing() {
         finite: true,
         ..Proposal::default()
     };
-    let rows: Vec<DraftedRow> = (0..REQUESTS)
-        .map(|index| DraftedRow { decoding: index as u32, proposals: vec![proposal(index); 2] })
-        .collect();
+    let rows: Vec<DraftedRow> =
+        (0..REQUESTS).map(|index| DraftedRow::chain(index as u32, vec![proposal(index); 2])).collect();
     let active: Vec<u32> = (0..REQUESTS as u32).collect();
     let step = Step { view: &view, granted: &granted };
     let (mut scratch, mut keep, mut lengths) = (Scratch::default(), Vec::new(), Vec::new());

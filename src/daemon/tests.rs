@@ -272,8 +272,7 @@ async fn a_head_whose_config_leaves_the_residual_open_drafts_once_the_deployment
     assert!(error.contains("or draft.norm_before_residual in the deployment's TOML"), "{error}");
 
     let settings = HeadSettings { norm_before_residual: Some(false), ..HeadSettings::default() };
-    let (answer, accepted) =
-        served(Some(DraftConfig::Model { model, settings }), PolicyName::SpecServe).await;
+    let (answer, accepted) = served(Some(DraftConfig::Model { model, settings }), PolicyName::Fixed(4)).await;
     assert_eq!(answer, served(None, PolicyName::None).await.0);
     assert!(accepted > 10, "{accepted}");
 }

@@ -8,6 +8,8 @@
 //! logits and ignores masks. Not for serving.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+
 use super::contract::BatchContract;
 use super::{Drafter, Executor, Target};
 use crate::protocol::{
@@ -64,6 +66,8 @@ pub struct ShadowExecutor {
     round: Vec<RoundRow>,
     /// Seeds of the nodes of one call.
     extended: Vec<u32>,
+    /// Of the nodes of the round that were fed, where they stand in the cache.
+    fed: HashMap<NodeId, u32>,
     calls: u64,
 }
 
@@ -72,8 +76,10 @@ pub struct ShadowExecutor {
 struct RoundRow {
     blocks: Vec<BlockId>,
     sampling: std::sync::Arc<SamplingParams>,
-    /// Where the next token that is fed stands.
-    position: u32,
+    /// Where its first proposal stands.
+    end: u32,
+    /// Nodes that it was fed.
+    fed: u32,
 }
 
 const START: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -97,6 +103,7 @@ impl ShadowExecutor {
             contract: BatchContract::new(&options.info),
             round: Vec::new(),
             extended: Vec::new(),
+            fed: HashMap::new(),
             calls: 0,
             options,
         }
@@ -240,6 +247,7 @@ impl Drafter for ShadowExecutor {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         self.contract.start(seeds)?;
         self.round.clear();
+        self.fed.clear();
         for (index, seed) in seeds.iter().enumerate() {
             let states = Self::feed(self.draft_cache(), &seed.input, seed.input.tokens.len(), None);
             let state = *states.last().ok_or_else(|| ExecutorError::Malformed("no tokens".to_owned()))?;
@@ -249,7 +257,8 @@ impl Drafter for ShadowExecutor {
             self.round.push(RoundRow {
                 blocks: seed.input.blocks.clone(),
                 sampling: seed.input.sampling.clone(),
-                position: seed.input.start + seed.input.tokens.len() as u32,
+                end: seed.input.start + seed.input.tokens.len() as u32,
+                fed: 0,
             });
         }
         Ok(())
@@ -258,19 +267,40 @@ impl Drafter for ShadowExecutor {
     fn extend(&mut self, nodes: &[NodeId], forest: &mut DraftForest) -> Result<(), ExecutorError> {
         self.contract.extend(nodes, forest, &mut self.extended)?;
         let extended = std::mem::take(&mut self.extended);
-        for (&id, &row) in nodes.iter().zip(&extended) {
-            let fed = forest.get(id).map(|node| node.proposal.token);
-            let fed = fed.ok_or_else(|| ExecutorError::Malformed(format!("no draft node {}", id.0)))?;
-            let row = &mut self.round[row as usize];
-            let [before, slot] = [row.position - 1, row.position].map(|position| slot(&row.blocks, position));
-            row.position += 1;
+        for (&id, &seed) in nodes.iter().zip(&extended) {
+            let node = forest.get(id).copied();
+            let node = node.ok_or_else(|| ExecutorError::Malformed(format!("no draft node {}", id.0)))?;
+            let row = &mut self.round[seed as usize];
+            let before = match node.parent {
+                None => row.end - 1,
+                Some(parent) => *self.fed.get(&parent).ok_or_else(|| not_fed(parent))?,
+            };
+            let place = row.end + row.fed;
+            row.fed += 1;
+            let [before, slot] = [before, place].map(|position| slot(&row.blocks, position));
+            self.fed.insert(id, place);
             let sampling = row.sampling.clone();
             let cache = self.draft_cache();
-            let state = mix(cache[before], fed.into());
+            let state = mix(cache[before], node.proposal.token.into());
             cache[slot] = state;
             forest.add_child(id, self.propose(state, &sampling));
         }
         self.extended = extended;
         Ok(())
     }
+
+    fn settle(&mut self, accepted: &[NodeId], forest: &DraftForest) -> Result<(), ExecutorError> {
+        for &id in accepted {
+            let (Some(node), Some(&from)) = (forest.get(id), self.fed.get(&id)) else { continue };
+            let row = &self.round[node.seed as usize];
+            let [from, to] = [from, row.end + node.depth].map(|position| slot(&row.blocks, position));
+            let cache = self.draft_cache();
+            cache[to] = cache[from];
+        }
+        Ok(())
+    }
+}
+
+fn not_fed(node: NodeId) -> ExecutorError {
+    ExecutorError::Malformed(format!("draft node {} was not fed", node.0))
 }

@@ -377,10 +377,7 @@ mod tests {
         let proposal = |&probability: &f32| Proposal { probability, finite: true, ..Proposal::default() };
         StepReport {
             view: StepView { decoding: vec![row], ..StepView::default() },
-            drafted: vec![DraftedRow {
-                decoding: 0,
-                proposals: probabilities.iter().map(proposal).collect(),
-            }],
+            drafted: vec![DraftedRow::chain(0, probabilities.iter().map(proposal).collect())],
             counts: vec![DraftCounts { verified, accepted }],
             ..StepReport::default()
         }

@@ -11,6 +11,7 @@
 //! May import: protocol, stats, timing.
 #![forbid(unsafe_code)]
 
+pub(crate) mod chains;
 mod fixed;
 mod learner;
 
@@ -18,6 +19,7 @@ pub mod baselines;
 pub mod calibration;
 pub mod planner;
 pub mod registry;
+pub mod runner_up;
 pub mod slo;
 pub mod specserve;
 pub mod survival;
@@ -27,7 +29,7 @@ use std::fmt::Debug;
 pub use fixed::Fixed;
 pub use learner::{Learner, Static};
 
-use crate::protocol::{DraftedRow, Slo, Step, StepDecision, StepView};
+use crate::protocol::{DraftSet, DraftedRow, OpenDraft, Slo, Step, StepDecision, StepView};
 
 /// Buffers that the deciding methods of [`Policy`] reuse, so that they allocate nothing in steady
 /// state. The contents mean nothing between calls: any scratch will do for any call, on any
@@ -36,6 +38,7 @@ use crate::protocol::{DraftedRow, Slo, Step, StepDecision, StepView};
 pub struct Scratch {
     specserve: specserve::Workspace,
     verifier: baselines::VerifierBuffers,
+    chains: chains::ChainBuffers,
 }
 
 /// Decides how each step speculates. See the module's documentation.
@@ -67,6 +70,32 @@ pub trait Policy: Send + Sync + Debug {
     fn select(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, lengths: &mut Vec<u32>) {
         let _ = (step, scratch);
         lengths.extend(rows.iter().map(|row| row.proposals.len() as u32));
+    }
+
+    /// [`extend`](Self::extend) for steps that draft [trees](crate::protocol::DraftShape): which drafts
+    /// are fed next. `open` are the drafts of the last call that the drafter can be fed, by row. Appends
+    /// the indices into `open` of those that are fed to `keep`, ascending. A row is fed no more drafts
+    /// than it has left of what it was granted; the first ones count.
+    ///
+    /// Default: asks `extend`, which is right where each row has one open draft.
+    fn expand(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        open: &[OpenDraft],
+        scratch: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
+        chains::expand(self, step, rows, open, scratch, keep);
+    }
+
+    /// [`select`](Self::select) for steps that draft trees: which drafts of each row are verified.
+    /// Appends one set per row to `chosen`. A draft whose ancestors are not chosen is not verified, nor
+    /// are more than were granted.
+    ///
+    /// Default: asks `select`, and takes so many of the first drafts.
+    fn choose(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, chosen: &mut Vec<DraftSet>) {
+        chains::choose(self, step, rows, scratch, chosen);
     }
 
     /// Whether plain decoding meets the objectives of a request that runs alone, with

@@ -115,7 +115,7 @@ impl Forecast {
         let mean_ratio = self.mean_ratio(report);
         for row in &report.drafted {
             let Some(view) = report.view.decoding.get(row.decoding as usize) else { continue };
-            for (depth, proposal) in row.proposals.iter().enumerate() {
+            for (depth, proposal) in row.choices() {
                 let greedy = view.temperature == 0.0;
                 let confidence = calibration.acceptance(proposal.probability, depth as u32 + 1, greedy);
                 let index = depth.min(POSITIONS_MAX - 1);
@@ -213,9 +213,8 @@ mod tests {
             ..DecodeView::example()
         };
         let proposal = |&probability: &f32| Proposal { probability, finite: true, ..Proposal::default() };
-        let drafted = rows.iter().enumerate().map(|(index, (_, drafts))| DraftedRow {
-            decoding: index as u32,
-            proposals: drafts.iter().map(proposal).collect(),
+        let drafted = rows.iter().enumerate().map(|(index, (_, drafts))| {
+            DraftedRow::chain(index as u32, drafts.iter().map(proposal).collect())
         });
         StepReport {
             view: StepView { decoding: rows.iter().map(view).collect(), ..StepView::default() },

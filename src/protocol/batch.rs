@@ -134,6 +134,9 @@ pub struct DrafterNeeds {
     /// Most proposals of one call of a drafter that proposes several at once; 0 if each needs a call
     /// of its own.
     pub block_tokens: u32,
+    /// Whether a call may feed several nodes of a seed, in any order that has parents before their
+    /// children, and runner-ups. Else only the latest choice of each seed can be fed.
+    pub branches: bool,
 }
 
 impl DrafterNeeds {
@@ -214,6 +217,8 @@ pub struct DraftNode {
     pub parent: Option<NodeId>,
     /// Proposals before it on its path.
     pub depth: u32,
+    /// 0 for the drafter's choice, 1 for the runner-up beside it.
+    pub rank: u32,
     /// The proposal.
     pub proposal: Proposal,
 }
@@ -255,7 +260,7 @@ impl DraftForest {
 
     /// Adds a proposal that follows the committed tokens of a seed.
     pub fn add_root(&mut self, seed: u32, proposal: Proposal) -> NodeId {
-        self.add(DraftNode { seed, parent: None, depth: 0, proposal })
+        self.add(DraftNode { seed, parent: None, depth: 0, rank: 0, proposal })
     }
 
     /// Adds a proposal that follows another.
@@ -264,7 +269,20 @@ impl DraftForest {
     /// When `parent` is a node of another forest.
     pub fn add_child(&mut self, parent: NodeId, proposal: Proposal) -> NodeId {
         let before = self.nodes[parent.0 as usize];
-        self.add(DraftNode { seed: before.seed, parent: Some(parent), depth: before.depth + 1, proposal })
+        let (seed, depth) = (before.seed, before.depth + 1);
+        self.add(DraftNode { seed, parent: Some(parent), depth, rank: 0, proposal })
+    }
+
+    /// Adds the runner-up of a drafter's choice beside it. It has the choice's probability and margin,
+    /// and the choice as its own runner-up.
+    ///
+    /// # Panics
+    /// When `choice` is a node of another forest.
+    pub fn add_runner_up(&mut self, choice: NodeId) -> NodeId {
+        let choice = self.nodes[choice.0 as usize];
+        let Proposal { token, runner_up, .. } = choice.proposal;
+        let proposal = Proposal { token: runner_up, runner_up: token, ..choice.proposal };
+        self.add(DraftNode { rank: 1, proposal, ..choice })
     }
 
     /// Allows only the tokens of `mask` to follow a node. To be called before the drafter

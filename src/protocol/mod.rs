@@ -14,6 +14,7 @@ mod request;
 mod sampling_params;
 mod step;
 mod time;
+mod tree;
 
 pub use admission::{AdmissionError, Generation, Submission};
 pub use batch::{
@@ -34,3 +35,4 @@ pub use step::{
     StepReport, StepView,
 };
 pub use time::{Clock, Micros, MonotonicClock, unix_time};
+pub use tree::{DraftOutcome, DraftPlace, DraftSet, DraftShape, OpenDraft, WrongChoice};

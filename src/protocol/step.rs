@@ -1,7 +1,7 @@
 //! Data of one step for policies, scheduler and telemetry: the view it is planned from, the
 //! decision, the drafts, and the report that policies learn from.
 
-use super::{Micros, Proposal, RequestId, RequestSummary};
+use super::{DraftOutcome, DraftPlace, DraftShape, Micros, Proposal, RequestId, RequestSummary, WrongChoice};
 
 /// A decoding sequence, as shown to policies.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,7 +90,10 @@ pub enum Intent {
 pub struct StepDecision {
     /// Why the step drafts; without meaning in a step without drafts.
     pub intent: Intent,
-    /// Most draft tokens for each decoding sequence, in the view's order; 0: don't draft.
+    /// How its drafts may stand to each other.
+    pub shape: DraftShape,
+    /// Most draft tokens for each decoding sequence, in the view's order; 0: don't draft. A tree has
+    /// at most so many drafts verified, and as many answers of the drafter.
     pub drafts: Vec<u32>,
     /// Most prefill tokens in this step, up to the view's limit.
     pub prefill_tokens: u32,
@@ -116,8 +119,11 @@ pub struct Step<'a> {
 pub struct DraftedRow {
     /// Index into [`StepView::decoding`].
     pub decoding: u32,
-    /// Proposals in order.
+    /// The drafts, parents before children. One that is a runner-up has the probability and the margin
+    /// of the choice beside it, and that choice as its own runner-up.
     pub proposals: Vec<Proposal>,
+    /// Where each stands in a tree; empty for a chain.
+    pub places: Vec<DraftPlace>,
 }
 
 /// Drafts of one decoding sequence in one step.
@@ -146,6 +152,8 @@ pub struct StepReport {
     pub granted: StepDecision,
     /// Every row that drafted, with all its proposals.
     pub drafted: Vec<DraftedRow>,
+    /// What became of each of them.
+    pub outcomes: Vec<DraftOutcome>,
     /// What became of the drafts of each decoding sequence, in the view's order.
     pub counts: Vec<DraftCounts>,
     /// Rows and catch-up tokens of each draft call, in order: `(rows, input tokens)`.
@@ -171,7 +179,7 @@ pub struct StepReport {
 pub struct ExaminedDraft<'a> {
     /// The sequence that it was made for.
     pub row: &'a DecodeView,
-    /// Its position in the row's drafts, from 1.
+    /// Its position behind the committed tokens, from 1.
     pub position: u32,
     /// The draft.
     pub proposal: &'a Proposal,
@@ -180,21 +188,32 @@ pub struct ExaminedDraft<'a> {
 }
 
 impl StepReport {
-    /// The drafts that the target verified behind accepted ones, row by row and in order. Rows that
-    /// the view or the counts do not know are left out.
+    /// The drafter's choices that the target verified behind accepted drafts, row by row and in order.
+    /// Rows that the view or the counts do not know are left out.
     pub fn examined(&self) -> impl Iterator<Item = ExaminedDraft<'_>> {
-        self.drafted.iter().flat_map(|drafted| {
+        self.drafted.iter().enumerate().flat_map(|(number, drafted)| {
             let index = drafted.decoding as usize;
             let known = self.view.decoding.get(index).zip(self.counts.get(index));
-            known.into_iter().flat_map(move |(row, counts)| {
-                let proposals = drafted.proposals.iter().take(counts.judged() as usize);
-                proposals.zip(1..).map(|(proposal, position)| ExaminedDraft {
-                    row,
-                    position,
-                    proposal,
-                    is_accepted: position <= counts.accepted,
+            let outcome = self.outcomes.get(number).copied().unwrap_or_default();
+            known.into_iter().flat_map(move |(row, &counts)| {
+                drafted.proposals.iter().enumerate().filter_map(move |(draft, proposal)| {
+                    let place = drafted.place(draft);
+                    let (is_examined, is_accepted) = match drafted.is_tree() {
+                        true => (outcome.examined(draft, place), outcome.accepted.contains(draft)),
+                        false => (place.depth < counts.judged(), place.depth < counts.accepted),
+                    };
+                    let draft = ExaminedDraft { row, position: place.depth + 1, proposal, is_accepted };
+                    is_examined.then_some(draft)
                 })
             })
+        })
+    }
+
+    /// Where the drafter's choice turned out wrong, with the sequence that it was drafted for.
+    pub fn wrong_choices(&self) -> impl Iterator<Item = (&DecodeView, WrongChoice<'_>)> {
+        self.drafted.iter().zip(&self.outcomes).flat_map(|(drafted, &outcome)| {
+            let row = self.view.decoding.get(drafted.decoding as usize);
+            row.into_iter().flat_map(move |row| drafted.wrong_choices(outcome).map(move |wrong| (row, wrong)))
         })
     }
 
@@ -240,7 +259,7 @@ mod tests {
 
     fn drafts(decoding: u32, probabilities: &[f32]) -> DraftedRow {
         let proposal = |&probability: &f32| Proposal { probability, ..Proposal::default() };
-        DraftedRow { decoding, proposals: probabilities.iter().map(proposal).collect() }
+        DraftedRow::chain(decoding, probabilities.iter().map(proposal).collect())
     }
 
     #[test]

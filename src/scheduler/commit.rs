@@ -41,9 +41,8 @@ impl Scheduler {
     fn commit_drafts(&mut self, in_flight: &InFlight, outcome: &StepOutcome) {
         for draft in &in_flight.drafts {
             let row = &outcome.rows[draft.row as usize];
-            let fed_and_accepted = row.verdict.accepted.min(row.drafted.saturating_sub(1));
             let sequence = &mut self.running[draft.running_index];
-            sequence.draft.computed = draft.computed + fed_and_accepted;
+            sequence.draft.computed = draft.computed + row.cached;
         }
     }
 
@@ -55,7 +54,7 @@ impl Scheduler {
         now: Micros,
         deliveries: &mut Vec<Delivery>,
     ) -> Option<TokenEvent> {
-        let RowOutcome { verdict, drafted, verified } = outcome;
+        let RowOutcome { verdict, drafted, verified, .. } = outcome;
         let sequence = &mut self.running[row.running_index];
         let id = sequence.request.id;
         if let Some(ending) = sequence.pending_end.take() {
@@ -113,8 +112,9 @@ impl Scheduler {
 /// Invariant 4, for every row, before any of it is applied.
 fn check_shape(in_flight: &InFlight, outcome: &StepOutcome) {
     assert_eq!(outcome.rows.len(), in_flight.rows.len(), "one outcome per row");
-    for (row, RowOutcome { verdict, drafted, verified }) in in_flight.rows.iter().zip(&outcome.rows) {
+    for (row, RowOutcome { verdict, drafted, verified, cached }) in in_flight.rows.iter().zip(&outcome.rows) {
         assert!(verdict.accepted <= *verified && verified <= drafted, "accepted ≤ verified ≤ drafted");
+        assert!(*cached <= verdict.accepted, "only what was accepted stays in the draft's cache");
         if row.role == RowRole::Decode && verdict.finite {
             assert_eq!(verdict.tokens.len() as u32, verdict.accepted + 1, "one token is the target's own");
         }

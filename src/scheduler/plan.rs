@@ -84,6 +84,7 @@ impl Scheduler {
         plan.granted.prefill_tokens = plan.prefill_tokens();
         plan.granted.warm_draft = decision.warm_draft;
         plan.granted.intent = decision.intent;
+        plan.granted.shape = decision.shape;
         plan.granted.rate = decision.rate;
         assert!(!plan.rows.is_empty(), "a step without work was planned");
         for row in &step.in_flight.rows {

@@ -28,34 +28,33 @@ impl ConstrainedPath {
         self.mask.as_ref()
     }
 
-    /// Goes on by a token; `false`, and nothing changes, if it is forbidden.
-    pub fn advance(&mut self, token: TokenId) -> bool {
+    /// The path that goes on by a token; `None` if it is forbidden.
+    pub fn advanced(&self, token: TokenId) -> Option<ConstrainedPath> {
         if self.mask.as_ref().is_some_and(|mask| !mask.allows(token)) {
-            return false;
+            return None;
         }
-        self.output.push(token);
-        self.mask = self.sampling.constraint.as_ref().and_then(|constraint| constraint.mask(&self.output));
-        true
+        let output = [&self.output[..], &[token]].concat();
+        let mask = self.sampling.constraint.as_ref().and_then(|constraint| constraint.mask(&output));
+        Some(ConstrainedPath { sampling: Arc::clone(&self.sampling), output, mask })
     }
 }
 
-/// Gives a row its masks, if its request is constrained. Its drafts are a chain.
+/// Gives a row its masks, if its request is constrained.
 pub(super) fn constrain(row: &mut VerifyRow) {
     if !row.samples() {
         return;
     }
-    let Some(mut path) = ConstrainedPath::of(&row.input) else { return };
-    debug_assert!(row.tree.is_none(), "a step drafts chains");
-    let nodes = row.drafts as usize + 1;
-    row.masks.clear();
-    row.masks.push(path.mask().cloned());
-    for &draft in &row.input.tokens[row.input.tokens.len() + 1 - nodes..] {
-        if !path.advance(draft) {
-            break;
-        }
-        row.masks.push(path.mask().cloned());
+    let Some(root) = ConstrainedPath::of(&row.input) else { return };
+    let drafts = &row.input.tokens[row.input.tokens.len() - row.drafts as usize..];
+    // behind a forbidden draft nothing is accepted, so it and what follows it have no path and no mask
+    let mut paths = vec![Some(root)];
+    for (draft, &token) in drafts.iter().enumerate() {
+        let parent = row.tree.as_ref().map_or(draft, |parents| parents[draft] as usize);
+        let path = paths[parent].as_ref().and_then(|path| path.advanced(token));
+        paths.push(path);
     }
-    row.masks.resize(nodes, None); // behind a forbidden draft nothing is accepted
+    row.masks.clear();
+    row.masks.extend(paths.iter().map(|path| path.as_ref().and_then(ConstrainedPath::mask).cloned()));
 }
 
 #[cfg(test)]
@@ -106,6 +105,17 @@ mod tests {
     #[test]
     fn behind_a_forbidden_draft_there_are_no_masks() {
         assert_eq!(lowest(row(true, &[4, 8], &[10, 10, 20])), [Some(9), Some(11), None, None]);
+    }
+
+    #[test]
+    fn a_draft_of_a_tree_has_the_mask_of_its_own_path() {
+        // 10 and 20 follow the output, 15 follows 10, 15 follows 20 (forbidden), 30 follows that
+        let tree = |parents: &[u32]| VerifyRow {
+            tree: Some(parents.to_vec()),
+            ..row(true, &[4, 8], &[10, 20, 15, 15, 30])
+        };
+        let expected = [Some(9), Some(11), Some(21), Some(16), None, None];
+        assert_eq!(lowest(tree(&[0, 0, 1, 2, 4])), expected);
     }
 
     #[test]

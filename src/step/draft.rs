@@ -8,7 +8,10 @@ use super::constraint::ConstrainedPath;
 use super::fault::{SpeculationFault, panic_message};
 use crate::executor::{Drafter, Executor};
 use crate::policy::Scratch;
-use crate::protocol::{Clock, DeviceIdle, DraftForest, DraftNode, DraftedRow, ExecutorError, Micros, NodeId};
+use crate::protocol::{
+    Clock, DeviceIdle, DraftForest, DraftNode, DraftPlace, DraftSet, DraftShape, DraftedRow, ExecutorError,
+    ExecutorInfo, Micros, NodeId, OpenDraft, Proposal, TokenId,
+};
 
 /// A plan and what was drafted for it.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub struct Drafted {
     pub plan: StepPlan,
     /// Rows with at least one proposal, in the order of the decoding sequences.
     pub rows: Vec<DraftedRow>,
+    /// The drafter's side of each of them.
+    pub tracks: Vec<DraftTrack>,
     /// All proposals as the drafter made them.
     pub forest: DraftForest,
     /// Whether the drafter ran the plan's seeds to their end, so that its cache can be relied on.
@@ -38,6 +43,7 @@ impl Drafted {
         Drafted {
             plan,
             rows: Vec::new(),
+            tracks: Vec::new(),
             forest: DraftForest::default(),
             ran: false,
             calls: Vec::new(),
@@ -61,7 +67,7 @@ pub fn draft(
         return drafted;
     }
     let start = clock.now();
-    let mut round = Round::new(&mut drafted.plan, executor.info().vocab_size);
+    let mut round = Round::new(&mut drafted.plan, executor.info());
     match round.run(executor, &drafted.plan, scratch, &mut drafted.idle) {
         Ok(()) => drafted.ran = true,
         Err(Stop::Policy(fault)) => {
@@ -75,9 +81,10 @@ pub fn draft(
             drafted.fault = Some(fault);
         }
     }
-    let Round { mut rows, forest, calls, .. } = round;
-    rows.retain(|row| !row.proposals.is_empty());
-    (drafted.rows, drafted.forest, drafted.calls) = (rows, forest, calls);
+    let Round { rows, tracks, forest, calls, .. } = round;
+    let tracked = rows.into_iter().zip(tracks).filter(|(row, _)| !row.proposals.is_empty());
+    (drafted.rows, drafted.tracks) = tracked.unzip();
+    (drafted.forest, drafted.calls) = (forest, calls);
     drafted.time = clock.now().saturating_sub(start);
     drafted
 }
@@ -92,52 +99,87 @@ enum Stop {
 struct Round {
     /// All rows that propose, in the order of the decoding sequences.
     rows: Vec<DraftedRow>,
-    /// For each of them, its latest node and the most proposals it may get.
-    ends: Vec<RowEnd>,
+    /// The drafter's side of each of them.
+    tracks: Vec<DraftTrack>,
+    /// For each of them, how far it may go.
+    bounds: Vec<RowBounds>,
     /// For each seed, the row it drafts for; `None` where it only fills the cache.
     row_of_seed: Vec<Option<u32>>,
-    /// Rows that just got a proposal and may get another; ascending.
-    active: Vec<u32>,
+    /// Drafts of the last call that may be fed next; by row, then by draft.
+    open: Vec<OpenDraft>,
     forest: DraftForest,
     calls: Vec<(u32, u32)>,
     vocab_size: u32,
+    shape: DraftShape,
+    /// Whether the drafter can be fed runner-ups, and several drafts of a row at once.
+    branches: bool,
+    /// Most drafts of one call.
+    call_rows_max: usize,
 }
 
-struct RowEnd {
-    node: NodeId,
+/// The drafts of a row as the drafter knows them.
+#[derive(Clone, Debug, Default)]
+pub struct DraftTrack {
+    /// The node of each draft.
+    pub nodes: Vec<NodeId>,
+    /// Drafts that the drafter was fed.
+    pub fed: DraftSet,
+}
+
+struct RowBounds {
+    /// Most drafts of a chain, most answers of a tree.
     limit: u32,
-    /// Whether the last call of the drafter added to the row.
-    grew: bool,
-    /// The output up to here, of a constrained sequence.
-    path: Option<ConstrainedPath>,
+    /// The output up to the committed tokens and up to each draft, of a constrained sequence.
+    paths: Option<Vec<ConstrainedPath>>,
+}
+
+impl RowBounds {
+    /// Whether a row that was fed so many drafts may be fed another.
+    fn may_feed(&self, fed: usize) -> bool {
+        fed + 1 < self.limit as usize
+    }
+
+    /// Goes on from a node of the row by a token; whether it is allowed.
+    fn allow(&mut self, parent: u32, token: TokenId) -> bool {
+        let Some(paths) = &mut self.paths else { return true };
+        let Some(path) = paths.get(parent as usize).and_then(|path| path.advanced(token)) else {
+            return false;
+        };
+        paths.push(path);
+        true
+    }
 }
 
 impl Round {
     /// Begins a round of the plan's seeds, and gives the constrained ones their masks.
-    fn new(plan: &mut StepPlan, vocab_size: u32) -> Round {
-        let mut ends = Vec::with_capacity(plan.seeds.len());
+    fn new(plan: &mut StepPlan, info: &ExecutorInfo) -> Round {
+        let mut bounds = Vec::with_capacity(plan.seeds.len());
         for seed in plan.seeds.iter_mut().filter(|seed| seed.limit > 0) {
             let path = ConstrainedPath::of(&seed.input);
             seed.mask = path.as_ref().and_then(|path| path.mask().cloned());
-            ends.push(RowEnd { node: NodeId(0), limit: seed.limit, grew: false, path });
+            bounds.push(RowBounds { limit: seed.limit, paths: path.map(|path| vec![path]) });
         }
         let proposing = plan.seeds.iter().filter(|seed| seed.limit > 0);
         let rows: Vec<DraftedRow> = proposing
-            .map(|seed| DraftedRow { decoding: seed.row, proposals: Vec::with_capacity(seed.limit as usize) })
+            .map(|seed| DraftedRow::chain(seed.row, Vec::with_capacity(seed.limit as usize)))
             .collect();
         let mut next = 0..rows.len() as u32;
         Round {
-            ends,
+            tracks: vec![DraftTrack::default(); rows.len()],
+            bounds,
             row_of_seed: plan
                 .seeds
                 .iter()
                 .map(|seed| (seed.limit > 0).then(|| next.next()).flatten())
                 .collect(),
-            active: Vec::with_capacity(rows.len()),
+            open: Vec::with_capacity(rows.len()),
             rows,
             forest: DraftForest::default(),
             calls: Vec::new(),
-            vocab_size,
+            vocab_size: info.vocab_size,
+            shape: plan.granted.shape,
+            branches: info.drafter.as_ref().is_some_and(|needs| needs.branches),
+            call_rows_max: info.batch_sequences_max as usize,
         }
     }
 
@@ -153,39 +195,47 @@ impl Round {
             drafter.start(&plan.seeds, forest)
         })?;
         let (mut keep, mut nodes) = (Vec::new(), Vec::new());
-        while !self.active.is_empty() {
+        while !self.open.is_empty() {
             keep.clear();
-            let (rows, active) = (&self.rows, &self.active);
+            let (rows, open) = (&self.rows, &self.open);
             SpeculationFault::guard_policy("extend", || {
-                plan.policy.extend(plan.step(), rows, active, scratch, &mut keep)
+                plan.policy.expand(plan.step(), rows, open, scratch, &mut keep)
             })
             .map_err(Stop::Policy)?;
-            if keep != self.active {
-                self.active.retain(|row| keep.binary_search(row).is_ok());
-            }
-            if self.active.is_empty() {
+            self.feed(&keep, &mut nodes);
+            if nodes.is_empty() {
                 break;
             }
-            nodes.clear();
-            nodes.extend(self.active.iter().map(|&row| self.ends[row as usize].node));
-            self.constrain_active();
             let rows = nodes.len() as u32;
             self.call(executor, idle, (rows, rows), |drafter, forest| drafter.extend(&nodes, forest))?;
         }
         Ok(())
     }
 
-    /// Says what may follow the latest nodes of constrained rows.
-    fn constrain_active(&mut self) {
-        for &row in &self.active {
-            let end = &self.ends[row as usize];
-            if let Some(mask) = end.path.as_ref().and_then(ConstrainedPath::mask) {
-                self.forest.constrain(end.node, Arc::clone(mask));
+    /// Notes that those open drafts are fed, as far as their rows may be; writes their nodes to
+    /// `nodes`, ascending, and says what may follow those of constrained rows.
+    fn feed(&mut self, keep: &[u32], nodes: &mut Vec<NodeId>) {
+        nodes.clear();
+        for &index in keep {
+            let Some(&OpenDraft { row, draft }) = self.open.get(index as usize) else { continue };
+            let (row, draft) = (row as usize, draft as usize);
+            let track = &mut self.tracks[row];
+            let has_room = nodes.len() < self.call_rows_max && self.bounds[row].may_feed(track.fed.len());
+            if track.fed.contains(draft) || !has_room {
+                continue;
+            }
+            track.fed.insert(draft);
+            let node = track.nodes[draft];
+            nodes.push(node);
+            let path = self.bounds[row].paths.as_ref().and_then(|paths| paths.get(draft + 1));
+            if let Some(mask) = path.and_then(ConstrainedPath::mask) {
+                self.forest.constrain(node, Arc::clone(mask));
             }
         }
+        nodes.sort_unstable();
     }
 
-    /// One call of the drafter; afterwards `active` are the rows that may get another proposal.
+    /// One call of the drafter; afterwards `open` are the new drafts that may be fed.
     fn call(
         &mut self,
         executor: &mut dyn Executor,
@@ -207,34 +257,79 @@ impl Round {
         }
         self.calls.push(size);
         DeviceIdle::add(idle, executor.idle_before_last_call());
-        self.active.clear();
+        self.open.clear();
         self.take(known).map_err(|what| Stop::Drafter(SpeculationFault::Contract(what)))
     }
 
-    /// Takes over the nodes from index `known` on.
+    /// Takes over the nodes from index `known` on, in a tree with their runner-ups.
     fn take(&mut self, known: usize) -> Result<(), String> {
-        for (id, node) in self.forest.since(known) {
+        for index in known..self.forest.len() {
+            let id = NodeId(index as u32);
+            let Some(&node) = self.forest.get(id) else { break };
             let Some(Some(row)) = self.row_of_seed.get(node.seed as usize).copied() else {
                 return Err(format!("a proposal for seed {}, which asked for none", node.seed));
             };
-            check(node, self.vocab_size)?;
-            let (end, proposals) = (&mut self.ends[row as usize], &mut self.rows[row as usize].proposals);
-            // a row ends at its limit, where its logits are not finite, and at a forbidden token
-            let is_next = node.depth as usize == proposals.len();
-            let goes_on = node.proposal.finite && is_next && (proposals.len() as u32) < end.limit;
-            let token = node.proposal.token;
-            if goes_on && end.path.as_mut().is_none_or(|path| path.advance(token)) {
-                proposals.push(node.proposal);
-                (end.node, end.grew) = (id, true);
+            check(&node, self.vocab_size)?;
+            if let Some(parent) = self.parent_in_row(row, &node) {
+                self.add(row, parent, id, &node);
+                let Proposal { token, runner_up, finite, .. } = node.proposal;
+                if self.shape == DraftShape::Tree && finite && token != runner_up {
+                    let id = self.forest.add_runner_up(id);
+                    let beside = self.forest.get(id).copied();
+                    beside.iter().for_each(|node| self.add(row, parent, id, node));
+                }
             }
         }
-        for (row, end) in self.ends.iter_mut().enumerate() {
-            let grew = std::mem::take(&mut end.grew);
-            if grew && (self.rows[row].proposals.len() as u32) < end.limit {
-                self.active.push(row as u32);
-            }
-        }
+        self.close_chains();
+        self.open.sort_unstable_by_key(|draft| (draft.row, draft.draft));
         Ok(())
+    }
+
+    /// The place in a row of what a node follows, as [`DraftPlace::parent`] has it; `None` if the row
+    /// did not take that over.
+    fn parent_in_row(&self, row: u32, node: &DraftNode) -> Option<u32> {
+        let Some(parent) = node.parent else { return Some(0) };
+        let nodes = &self.tracks[row as usize].nodes;
+        nodes.iter().rposition(|&known| known == parent).map(|draft| draft as u32 + 1)
+    }
+
+    /// Adds a draft to a row, unless it is not finite or forbidden, or the row is full.
+    fn add(&mut self, row: u32, parent: u32, id: NodeId, node: &DraftNode) {
+        let (drafts, bounds) = (&mut self.rows[row as usize], &mut self.bounds[row as usize]);
+        let draft = drafts.proposals.len();
+        let has_room = match self.shape {
+            DraftShape::Chain => parent as usize == draft && draft < bounds.limit as usize,
+            DraftShape::Tree => node.depth < bounds.limit && draft < DraftSet::DRAFTS_MAX,
+        };
+        if !node.proposal.finite || !has_room || !bounds.allow(parent, node.proposal.token) {
+            return;
+        }
+        drafts.proposals.push(node.proposal);
+        if self.shape == DraftShape::Tree {
+            drafts.places.push(DraftPlace { parent, depth: node.depth, rank: node.rank });
+        }
+        let track = &mut self.tracks[row as usize];
+        track.nodes.push(id);
+        let may_go_on = node.depth + 1 < bounds.limit && bounds.may_feed(track.fed.len());
+        if may_go_on && (self.branches || node.rank == 0) {
+            self.open.push(OpenDraft { row, draft: draft as u32 });
+        }
+    }
+
+    /// Of several drafts that a drafter of chains made at once only the last can be fed.
+    fn close_chains(&mut self) {
+        if self.branches {
+            return;
+        }
+        let (tracks, rows, shape) = (&self.tracks, &self.rows, self.shape);
+        self.open.retain(|&OpenDraft { row, draft }| {
+            let behind = |later: usize| rows[row as usize].place(later).parent == draft + 1;
+            let drafts = tracks[row as usize].nodes.len();
+            match shape {
+                DraftShape::Chain => draft as usize + 1 == drafts,
+                DraftShape::Tree => !(draft as usize + 1..drafts).any(behind),
+            }
+        });
     }
 }
 

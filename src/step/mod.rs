@@ -30,7 +30,7 @@ mod verify;
 mod tests;
 
 pub use acceptance::AcceptanceStats;
-pub use draft::{Drafted, draft};
+pub use draft::{DraftTrack, Drafted, draft};
 pub use fault::{SpeculationFault, panic_message};
 pub use plan::{Delivery, StepPlan};
 pub use result::{RowOutcome, StepOutcome, StepResult};

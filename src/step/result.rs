@@ -12,6 +12,8 @@ pub struct RowOutcome {
     pub drafted: u32,
     /// Of them, those that the target verified.
     pub verified: u32,
+    /// Of the accepted ones, those that the drafter was fed: its cache holds them.
+    pub cached: u32,
 }
 
 /// What a step did to its sequences, for the scheduler.
@@ -52,7 +54,7 @@ impl StepResult {
             let what = format!("{} verdicts came back for {} rows", outcomes.len(), rows.len());
             return Err(ExecutorError::Device(what));
         }
-        for (row, RowOutcome { verdict, drafted, verified }) in rows.iter().zip(outcomes) {
+        for (row, RowOutcome { verdict, drafted, verified, .. }) in rows.iter().zip(outcomes) {
             let request = row.input.request;
             let tokens = verdict.tokens.len() as u32;
             let expected = if row.samples() && verdict.finite { verdict.accepted + 1 } else { 0 };

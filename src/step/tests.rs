@@ -341,7 +341,7 @@ fn acceptance_is_counted_by_position_and_what_the_target_never_saw_is_not() {
     let mut stats = AcceptanceStats::default();
     assert_eq!(stats.calibration_error(), None);
     let proposal = |probability| Proposal { probability, finite: true, ..Proposal::default() };
-    let row = DraftedRow { decoding: 0, proposals: vec![proposal(0.9), proposal(0.6), proposal(0.2)] };
+    let row = DraftedRow::chain(0, vec![proposal(0.9), proposal(0.6), proposal(0.2)]);
     // three verified, the first accepted: the second was rejected, the third says nothing
     let view = crate::protocol::DecodeView::example();
     let report = crate::protocol::StepReport {

@@ -5,41 +5,60 @@ use super::{Drafted, RowOutcome, SpeculationFault, StepOutcome, StepResult};
 use crate::executor::Executor;
 use crate::policy::Scratch;
 use crate::protocol::{
-    Clock, DeviceIdle, DraftCounts, ExecutorError, Micros, NodeId, RowRole, StepReport, Verdict, VerifyRow,
+    Clock, Compaction, DeviceIdle, DraftCounts, DraftOutcome, DraftSet, DraftedRow, ExecutorError, Micros,
+    NodeId, RowRole, StepReport, Verdict, VerifyRow,
 };
 
 /// A step whose target rows hold the drafts to be verified.
 #[derive(Debug)]
 pub struct Selected {
     drafted: Drafted,
+    /// Of each row that drafted, the drafts to verify, in the order in which the target has them.
+    orders: Vec<Vec<u32>>,
     /// Drafts to verify, per decoding sequence.
     verified: Vec<u32>,
 }
 
 impl Drafted {
-    /// Asks the policy how many of each row's proposals to verify, and appends those to the
-    /// target's inputs. A policy that panics has nothing verified. Constrained rows get their masks.
+    /// Asks the policy which of each row's proposals to verify, and appends those to the target's
+    /// inputs. A policy that panics has nothing verified. Constrained rows get their masks.
     pub fn select(mut self, scratch: &mut Scratch) -> Selected {
-        let mut lengths = Vec::with_capacity(self.rows.len());
+        let mut chosen = Vec::with_capacity(self.rows.len());
         if !self.rows.is_empty() {
             let (policy, step, rows) = (&self.plan.policy, self.plan.step(), &self.rows);
-            let chosen =
-                SpeculationFault::guard_policy("select", || policy.select(step, rows, scratch, &mut lengths));
-            if let Err(fault) = chosen {
-                lengths.clear();
+            let answer =
+                SpeculationFault::guard_policy("select", || policy.choose(step, rows, scratch, &mut chosen));
+            if let Err(fault) = answer {
+                chosen.clear();
                 self.fault.get_or_insert(fault);
             }
         }
+        chosen.resize(self.rows.len(), DraftSet::default());
         let mut verified = vec![0; self.plan.view.decoding.len()];
-        for (row, length) in self.rows.iter().zip(lengths) {
-            let length = (length as usize).min(row.proposals.len());
-            let target = &mut self.plan.rows[row.decoding as usize];
-            target.input.tokens.extend(row.proposals[..length].iter().map(|proposal| proposal.token));
-            target.drafts = length as u32;
-            verified[row.decoding as usize] = length as u32;
+        let mut orders = Vec::with_capacity(self.rows.len());
+        for (row, chosen) in self.rows.iter().zip(chosen) {
+            let index = row.decoding as usize;
+            let order = row.verification_order(row.rooted(chosen, self.plan.granted.drafts[index] as usize));
+            append(&mut self.plan.rows[index], row, &order);
+            verified[index] = order.len() as u32;
+            orders.push(order);
         }
         self.plan.rows.iter_mut().for_each(constrain);
-        Selected { drafted: self, verified }
+        Selected { drafted: self, orders, verified }
+    }
+}
+
+/// Appends drafts to a target row, in this order.
+fn append(target: &mut VerifyRow, row: &DraftedRow, order: &[u32]) {
+    target.input.tokens.extend(order.iter().map(|&draft| row.proposals[draft as usize].token));
+    target.drafts = order.len() as u32;
+    let place_of =
+        |draft: u32| order.iter().position(|&other| other == draft).map_or(0, |place| place as u32 + 1);
+    let parent = |&draft: &u32| row.place(draft as usize).parent.checked_sub(1).map_or(0, place_of);
+    if row.is_tree() {
+        let parents: Vec<u32> = order.iter().map(parent).collect();
+        let is_chain = (0..).zip(&parents).all(|(draft, &parent)| draft == parent);
+        target.tree = (!is_chain).then_some(parents);
     }
 }
 
@@ -50,7 +69,8 @@ impl Selected {
     }
 }
 
-/// Runs the target over the selected rows, and tells the drafter what was accepted.
+/// Runs the target over the selected rows, moves the keys and values of accepted paths to where they
+/// belong, and tells the drafter what was accepted.
 ///
 /// # Errors
 /// What the target says.
@@ -59,27 +79,59 @@ pub fn verify(
     selected: Selected,
     clock: &dyn Clock,
 ) -> Result<StepResult, ExecutorError> {
-    let Selected { mut drafted, verified } = selected;
+    let Selected { mut drafted, orders, verified } = selected;
     let start = clock.now();
     let mut verdicts = Vec::with_capacity(drafted.plan.rows.len());
     executor.target().verify(&drafted.plan.rows, &mut verdicts)?;
     DeviceIdle::add(&mut drafted.idle, executor.idle_before_last_call());
-    let target_time = clock.now().saturating_sub(start);
-    if drafted.ran {
-        settle(executor, &mut drafted, &verdicts);
+    let moves: Vec<Compaction> = drafted.plan.rows.iter().zip(&verdicts).filter_map(compaction).collect();
+    if !moves.is_empty() {
+        executor.target().compact(&moves)?;
     }
-    Ok(account(drafted, verdicts, verified, target_time))
+    let target_time = clock.now().saturating_sub(start);
+    let outcomes: Vec<DraftOutcome> = drafted
+        .rows
+        .iter()
+        .zip(&orders)
+        .map(|(row, order)| outcome(order, verdicts.get(row.decoding as usize)))
+        .collect();
+    if drafted.ran {
+        settle(executor, &mut drafted, &outcomes);
+    }
+    Ok(account(drafted, verdicts, outcomes, verified, target_time))
 }
 
-/// Tells the drafter which of its nodes were accepted: on each path the first ones.
-fn settle(executor: &mut dyn Executor, drafted: &mut Drafted, verdicts: &[Verdict]) {
+/// The moves that an accepted path of a tree needs, unless all of it is where it belongs.
+fn compaction((row, verdict): (&VerifyRow, &Verdict)) -> Option<Compaction> {
+    row.tree.as_ref()?;
+    let in_place = (0..).zip(&verdict.path).all(|(depth, &place)| depth == place);
+    let first = row.input.start + row.input.tokens.len() as u32 - row.drafts;
+    let moves = || Compaction { blocks: row.input.blocks.clone(), first, path: verdict.path.clone() };
+    (!in_place).then(moves)
+}
+
+/// What a verdict says of the drafts that were verified in this order.
+fn outcome(order: &[u32], verdict: Option<&Verdict>) -> DraftOutcome {
+    let mut outcome = DraftOutcome::default();
+    order.iter().for_each(|&draft| outcome.verified.insert(draft as usize));
+    let Some(verdict) = verdict.filter(|verdict| verdict.finite) else { return outcome };
+    for depth in 0..verdict.accepted as usize {
+        // a chain's path is left out
+        let place = verdict.path.get(depth).map_or(depth, |&place| place as usize);
+        order.get(place).into_iter().for_each(|&draft| outcome.accepted.insert(draft as usize));
+    }
+    outcome.next = verdict.tokens.last().copied();
+    outcome
+}
+
+/// Tells the drafter which of its nodes were accepted.
+fn settle(executor: &mut dyn Executor, drafted: &mut Drafted, outcomes: &[DraftOutcome]) {
     let Some(drafter) = executor.drafter() else { return };
-    let accepted_of = |seed: u32| {
-        let row = drafted.plan.seeds[seed as usize].row as usize;
-        verdicts.get(row).map_or(0, |verdict| verdict.accepted)
-    };
-    let nodes = drafted.forest.since(0).filter(|(_, node)| node.depth < accepted_of(node.seed));
-    let accepted: Vec<NodeId> = nodes.map(|(id, _)| id).collect();
+    let mut accepted: Vec<NodeId> = Vec::new();
+    for (track, outcome) in drafted.tracks.iter().zip(outcomes) {
+        accepted.extend(outcome.accepted.iter().filter_map(|draft| track.nodes.get(draft)));
+    }
+    accepted.sort_unstable();
     if let Err(error) = drafter.settle(&accepted, &drafted.forest) {
         drafted.fault.get_or_insert(SpeculationFault::Drafter(error.to_string()));
         drafted.ran = false;
@@ -89,6 +141,7 @@ fn settle(executor: &mut dyn Executor, drafted: &mut Drafted, verdicts: &[Verdic
 fn account(
     mut drafted: Drafted,
     verdicts: Vec<Verdict>,
+    outcomes: Vec<DraftOutcome>,
     verified: Vec<u32>,
     target_time: Micros,
 ) -> StepResult {
@@ -102,9 +155,10 @@ fn account(
     for (row, &verified) in rows.iter_mut().zip(&verified) {
         row.verified = verified;
     }
-    for row in &drafted.rows {
-        if let Some(outcome) = rows.get_mut(row.decoding as usize) {
-            outcome.drafted = row.proposals.len() as u32;
+    for ((row, track), outcome) in drafted.rows.iter().zip(&drafted.tracks).zip(&outcomes) {
+        if let Some(of_row) = rows.get_mut(row.decoding as usize) {
+            of_row.drafted = row.proposals.len() as u32;
+            of_row.cached = outcome.accepted.common(track.fed) as u32;
         }
     }
     let attended = |row: &VerifyRow| {
@@ -113,6 +167,7 @@ fn account(
     };
     let report = StepReport {
         drafted: std::mem::take(&mut drafted.rows),
+        outcomes,
         counts,
         draft_calls: drafted.calls,
         prefill_tokens: plan.prefill_tokens(),

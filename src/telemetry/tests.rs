@@ -26,7 +26,7 @@ fn decoding(request: u64) -> DecodeView {
 fn step(verified: u32, accepted: u32) -> StepReport {
     StepReport {
         view: StepView { decoding: vec![decoding(1), decoding(2)], ..StepView::default() },
-        drafted: vec![DraftedRow { decoding: 0, proposals: vec![proposal(); 4] }],
+        drafted: vec![DraftedRow::chain(0, vec![proposal(); 4])],
         counts: vec![DraftCounts { verified, accepted }, DraftCounts::default()],
         draft_calls: vec![(1, 1)],
         prefill_tokens: 0,

@@ -358,7 +358,8 @@ fn target_work(report: &StepReport) -> Work {
 
 /// Context behind the rows of draft call `call`, and what their catch-up attended to.
 fn draft_context(report: &StepReport, call: usize) -> (u64, u64) {
-    let rows = report.drafted.iter().filter(|row| row.proposals.len() > call);
+    // a tree has as many rows of a call as answers
+    let rows = report.drafted.iter().flat_map(|row| std::iter::repeat_n(row, row.answers_at(call)));
     let views = rows.filter_map(|row| report.view.decoding.get(row.decoding as usize));
     views.fold((0, 0), |(context, attended), row| {
         let missed = row.draft_lag_tokens.saturating_sub(1);

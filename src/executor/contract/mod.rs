@@ -92,9 +92,10 @@ impl BatchContract {
     }
 
     /// Checks the nodes of [`Drafter::extend`](super::Drafter::extend) for a drafter that makes
-    /// one proposal per seed and call, and writes their seeds, ascending, to `seeds`. Each node
-    /// must be the latest of a seed that took part in every call of the round. A drafter of blocks is
-    /// fed nothing: `seeds` stays empty.
+    /// one proposal per node, and writes their seeds to `seeds`. Nodes are ascending. Without
+    /// [branches](crate::protocol::DrafterNeeds::branches) each must be the latest choice of a seed that
+    /// took part in every call of the round, and seeds ascend; with them each was not fed before. A
+    /// drafter of blocks is fed nothing: `seeds` stays empty.
     ///
     /// # Errors
     /// [`ExecutorError::Malformed`] names the rule; the round can be extended with other nodes.
@@ -109,19 +110,45 @@ impl BatchContract {
             return Ok(()); // its chains are complete from the start
         }
         self.begin(nodes.len()).map_err(ExecutorError::Malformed)?;
-        for &id in nodes {
-            let seed = self.round.seed_of(id, forest, &self.info).map_err(ExecutorError::Malformed)?;
-            if seeds.last().is_some_and(|&last| last >= seed) {
-                let what = format!("node {} of seed {seed} is out of order or a second one", id.0);
-                return Err(ExecutorError::Malformed(what));
+        for (index, &id) in nodes.iter().enumerate() {
+            let before = index.checked_sub(1).map(|index| (nodes[index], seeds[index]));
+            match self.extension(id, before, forest) {
+                Ok(seed) => seeds.push(seed),
+                Err(error) => {
+                    nodes.iter().zip(seeds.drain(..)).for_each(|(&id, seed)| self.round.take_back(id, seed));
+                    return Err(error);
+                }
             }
-            let (request, position) = self.round.next_input(seed);
-            self.next_input(seed, position).map_err(|what| of_request(request, &what))?;
-            self.mask(forest.mask(id).map(AsRef::as_ref)).map_err(|what| of_request(request, &what))?;
-            seeds.push(seed);
         }
         self.round.extended();
         Ok(())
+    }
+
+    /// Notes that a call feeds a node; returns its seed. `before`: the node before it and its seed.
+    fn extension(
+        &mut self,
+        id: NodeId,
+        before: Option<(NodeId, u32)>,
+        forest: &DraftForest,
+    ) -> Result<u32, ExecutorError> {
+        let seed = self.round.seed_of(id, forest, &self.info).map_err(ExecutorError::Malformed)?;
+        let in_order = match self.branches() {
+            true => before.is_none_or(|(last, _)| last < id),
+            false => before.is_none_or(|(_, last)| last < seed),
+        };
+        if !in_order {
+            let what = format!("node {} of seed {seed} is out of order or a second one", id.0);
+            return Err(ExecutorError::Malformed(what));
+        }
+        let (request, place) = self.round.next_input(seed);
+        self.next_input(seed, place).map_err(|what| of_request(request, &what))?;
+        self.mask(forest.mask(id).map(AsRef::as_ref)).map_err(|what| of_request(request, &what))?;
+        self.round.feed(id, seed);
+        Ok(seed)
+    }
+
+    fn branches(&self) -> bool {
+        self.info.drafter.as_ref().is_some_and(|needs| needs.branches)
     }
 
     /// Checks the input of [`Executor::logits`](super::Executor::logits).
@@ -253,15 +280,16 @@ impl BatchContract {
     }
 
     /// The single token that the next call feeds to a seed of the round.
-    fn next_input(&mut self, seed: u32, position: u32) -> Checked {
+    fn next_input(&mut self, seed: u32, place: u32) -> Checked {
         self.count(1)?;
-        self.within_context(position as usize + 1)?;
+        self.within_context(place as usize + 1)?;
         if !self.info.has_draft_model() && !self.info.has_draft_head() {
             return Ok(());
         }
-        let block = self.round.block(seed, position, self.info.block_tokens);
-        let block = block.ok_or_else(|| format!("no block for position {position}"))?;
-        rule(self.written.insert(block), || format!("two inputs write to block {block}"))
+        let block = self.round.block(seed, place, self.info.block_tokens);
+        let block = block.ok_or_else(|| format!("no block for position {place}"))?;
+        let is_own = self.round.writes(seed, block);
+        rule(is_own || self.written.insert(block), || format!("two inputs write to block {block}"))
     }
 
     fn compaction(&mut self, one: &Compaction) -> Checked {

@@ -1,5 +1,7 @@
 //! What the contract knows of the drafting round in progress.
 
+use std::collections::HashSet;
+
 use crate::protocol::{BlockId, DraftForest, DraftSeed, ExecutorInfo, NodeId, RequestId};
 
 /// The seeds of a round, and how often it was extended. Keeps its memory from round to round.
@@ -9,6 +11,8 @@ pub(super) struct Round {
     /// Of each seed, the blocks from the one that holds its first proposal on.
     blocks: Vec<BlockId>,
     extensions: u32,
+    /// Nodes that were fed.
+    fed: HashSet<NodeId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +21,10 @@ struct Seed {
     proposes: bool,
     /// Position of the first proposal.
     end: u32,
+    /// Nodes that it was fed.
+    fed: u32,
+    /// The block that the current call writes to on its behalf, with the call's number.
+    writes: Option<(u32, BlockId)>,
     /// Range in [`Round::blocks`].
     blocks: (usize, usize),
 }
@@ -26,6 +34,7 @@ impl Round {
         self.seeds.clear();
         self.blocks.clear();
         self.extensions = 0;
+        self.fed.clear();
     }
 
     pub fn push(&mut self, seed: &DraftSeed, block_tokens: u32) {
@@ -38,6 +47,8 @@ impl Round {
             request: input.request,
             proposes: seed.limit > 0,
             end,
+            fed: 0,
+            writes: None,
             blocks: (first, self.blocks.len()),
         });
     }
@@ -49,8 +60,12 @@ impl Round {
         if seed.is_none() {
             return Err(format!("node {} of seed {}, which does not propose", id.0, node.seed));
         }
-        // every seed that is still in the round got one node from each call
-        if node.depth != self.extensions {
+        if info.drafter.as_ref().is_some_and(|needs| needs.branches) {
+            if self.fed.contains(&id) {
+                return Err(format!("node {} of seed {} was fed before", id.0, node.seed));
+            }
+        } else if node.depth != self.extensions || node.rank > 0 {
+            // every seed that is still in the round got one node from each call
             return Err(format!("node {} is not the latest of seed {}, or it was left out", id.0, node.seed));
         }
         if !node.proposal.finite || node.proposal.token >= info.vocab_size {
@@ -59,10 +74,30 @@ impl Round {
         Ok(node.seed)
     }
 
-    /// Request and position of what the next call feeds to a seed.
+    /// Request of a seed and the place of what is fed to it next: behind its input and all that it was
+    /// fed in this round.
     pub fn next_input(&self, seed: u32) -> (RequestId, u32) {
         let seed = &self.seeds[seed as usize];
-        (seed.request, seed.end.saturating_add(self.extensions))
+        (seed.request, seed.end.saturating_add(seed.fed))
+    }
+
+    /// Notes that a call feeds a node.
+    pub fn feed(&mut self, id: NodeId, seed: u32) {
+        self.seeds[seed as usize].fed += 1;
+        self.fed.insert(id);
+    }
+
+    /// Undoes [`feed`](Self::feed).
+    pub fn take_back(&mut self, id: NodeId, seed: u32) {
+        self.seeds[seed as usize].fed -= 1;
+        self.seeds[seed as usize].writes = None;
+        self.fed.remove(&id);
+    }
+
+    /// Notes that the current call writes to a block on behalf of a seed; whether it did already.
+    pub fn writes(&mut self, seed: u32, block: BlockId) -> bool {
+        let write = Some((self.extensions, block));
+        std::mem::replace(&mut self.seeds[seed as usize].writes, write) == write
     }
 
     /// The block of a position behind a seed's input.

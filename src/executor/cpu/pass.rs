@@ -94,6 +94,17 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Adds a token that sees the first `prefix` slots and those of `tail`, of which the last is its own.
+    pub(crate) fn push_node(&mut self, blocks: &'a [BlockId], token: TokenId, prefix: usize, tail: &[u32]) {
+        let sequence = self.sequences.len();
+        self.sequences.push(blocks);
+        let first = self.tails.len();
+        self.tails.extend_from_slice(tail);
+        let slot = tail.last().map_or(prefix, |&slot| slot as usize);
+        let (position, tail) = (prefix + tail.len() - 1, first..self.tails.len());
+        self.rows.push(PassRow { token, position, slot, sequence, prefix, tail, wanted: true });
+    }
+
     /// Adds tokens that follow `context` others: each sees the context and all of the added tokens.
     /// Their keys and values go to blocks of their own, which follow those of the context in `blocks`.
     pub(crate) fn push_block(

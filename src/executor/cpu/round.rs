@@ -10,38 +10,47 @@ use crate::sampling::{DraftVocabulary, Sampler, TokenHistory};
 #[derive(Debug)]
 pub(crate) struct RoundRow {
     pub(crate) blocks: Vec<BlockId>,
+    /// Where its next proposal stands.
+    pub(crate) end: RoundPlace,
+}
+
+/// A place behind a seed's input: what decides on the proposal there beside the logits.
+#[derive(Clone, Debug)]
+pub(crate) struct RoundPlace {
     sampling: Arc<SamplingParams>,
     /// Committed tokens and what was proposed and fed back, where penalties look at them.
     history: TokenHistory,
-    /// The tokens that the next proposal may be; `None`: any.
+    /// The tokens that the proposal may be; `None`: any.
     mask: Option<Arc<TokenMask>>,
-    /// Position of the next proposal.
-    pub(crate) next: u32,
+    /// Its position.
+    pub(crate) position: u32,
 }
 
 impl RoundRow {
     /// The sequence after the seed's input.
     pub(crate) fn of(seed: &DraftSeed) -> RoundRow {
         let input = &seed.input;
-        RoundRow {
-            blocks: input.blocks.clone(),
+        let end = RoundPlace {
             sampling: Arc::clone(&input.sampling),
             history: TokenHistory::of(input),
             mask: seed.mask.clone(),
-            next: input.start + input.tokens.len() as u32,
-        }
+            position: input.start + input.tokens.len() as u32,
+        };
+        RoundRow { blocks: input.blocks.clone(), end }
     }
+}
 
-    /// Appends a proposal; `mask` says what may follow it.
+impl RoundPlace {
+    /// Goes on by a proposal; `mask` says what may follow it.
     pub(crate) fn advance(&mut self, token: TokenId, mask: Option<Arc<TokenMask>>) {
-        self.next += 1;
+        self.position += 1;
         self.mask = mask;
         if self.sampling.has_penalties() {
             self.history.push(token);
         }
     }
 
-    /// The next proposal, from the drafter's logits over the target's tokens, or over those of
+    /// The proposal, from the drafter's logits over the target's tokens, or over those of
     /// `vocabulary`.
     pub(crate) fn propose(
         &self,
@@ -51,8 +60,10 @@ impl RoundRow {
     ) -> Proposal {
         let (mask, params, history) = (self.mask.as_deref(), &*self.sampling, &self.history);
         match vocabulary {
-            None => sampler.propose_allowed(logits, mask, params, self.next, history),
-            Some(vocabulary) => sampler.propose_mapped(logits, vocabulary, mask, params, self.next, history),
+            None => sampler.propose_allowed(logits, mask, params, self.position, history),
+            Some(vocabulary) => {
+                sampler.propose_mapped(logits, vocabulary, mask, params, self.position, history)
+            }
         }
     }
 }

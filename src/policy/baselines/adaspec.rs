@@ -288,12 +288,14 @@ mod tests {
 
     #[test]
     fn pruning_strips_the_weakest_request_bare_as_released() {
-        let row = |probabilities: &[f32]| DraftedRow {
-            decoding: 0,
-            proposals: probabilities
-                .iter()
-                .map(|&probability| Proposal { probability, finite: true, ..Proposal::default() })
-                .collect(),
+        let row = |probabilities: &[f32]| {
+            DraftedRow::chain(
+                0,
+                probabilities
+                    .iter()
+                    .map(|&probability| Proposal { probability, finite: true, ..Proposal::default() })
+                    .collect(),
+            )
         };
         let rows = [row(&[0.9, 0.9, 0.9]), row(&[0.95, 0.58, 0.09]), row(&[0.5, 0.5, 0.5])];
         let mut lengths = [3, 3, 3];

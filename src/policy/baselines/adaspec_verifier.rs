@@ -66,12 +66,14 @@ impl AdaSpecVerifier {
             weight: 1.0,
             query_us: (token_us * f64::from(row.context_tokens)) as f32,
             positions: 0,
+            made: 0,
         }));
         survival.clear();
         survival.resize(batch * POSITIONS_MAX, 0.0);
         for row in drafted {
             let index = row.decoding as usize;
             rows[index].positions = row.proposals.len().min(POSITIONS_MAX) as u32;
+            rows[index].made = rows[index].positions;
             let mut alive = 1.0;
             for (depth, proposal) in row.proposals.iter().take(POSITIONS_MAX).enumerate() {
                 alive *= proposal.probability;
@@ -81,11 +83,11 @@ impl AdaSpecVerifier {
         let calls = rows.iter().map(|row| row.positions).max().unwrap_or(0);
         let stair_us = target.rows_us(batch as u32);
         let problem = Problem {
+            requests: rows.len(),
             rows,
             survival,
             target: Curve { table: target.table_from(0), factor: 1.0, row_us: 0.0 },
             draft: Curve::ZERO,
-            calls_made: calls,
             priced_us: super::symmetric_us(&self.cost, view, calls, batch as u32) - stair_us,
             priced_tokens: 0.0,
             rows_max: ROWS_MAX as u32,

@@ -151,7 +151,7 @@ fn every_baseline_gains_from_good_blocks() {
 /// What a policy verifies of one request's block with these confidences.
 fn verified(policy: &dyn Policy, confidences: &[f32]) -> u32 {
     let proposal = |&probability: &f32| Proposal { probability, finite: true, ..Proposal::default() };
-    let rows = [DraftedRow { decoding: 0, proposals: confidences.iter().map(proposal).collect() }];
+    let rows = [DraftedRow::chain(0, confidences.iter().map(proposal).collect())];
     let (view, granted) = (view(1), StepDecision::default());
     let mut lengths = Vec::new();
     policy.select(Step { view: &view, granted: &granted }, &rows, &mut Scratch::default(), &mut lengths);
@@ -190,8 +190,7 @@ fn rows_left_by_adaspec(between: Between, sizes: &[u32], micros: &[f64]) -> u32 
     let target = LatencyModel::new(LatencyTerms::staircase(between, sizes, micros)).unwrap();
     let policy = AdaSpec::released(CostModel { target, ..cost() }, 8);
     let poor = Proposal { probability: 0.1, finite: true, ..Proposal::default() };
-    let rows: Vec<DraftedRow> =
-        (0..50).map(|decoding| DraftedRow { decoding, proposals: vec![poor; 4] }).collect();
+    let rows: Vec<DraftedRow> = (0..50).map(|decoding| DraftedRow::chain(decoding, vec![poor; 4])).collect();
     let (view, granted) = (view(50), StepDecision::default());
     let mut lengths = Vec::new();
     policy.select(Step { view: &view, granted: &granted }, &rows, &mut Scratch::default(), &mut lengths);

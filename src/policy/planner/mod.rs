@@ -7,9 +7,13 @@
 //! `T(g)` is the target's staircase at all rows plus what each draft adds for its own
 //! context, plus one draft call per depth that is still to be drafted.
 //!
-//! For every depth cap the items `(r,i)` with `i` up to the cap are taken in order of their
-//! marginal value, which is prefix-closed because survival does not rise with `i`. Every number
+//! For every number of draft calls the items `(r,i)` that so many calls can make are taken in order of
+//! their marginal value, which is prefix-closed because survival does not rise with `i`. Every number
 //! of drafts is examined: a staircase has many local maxima.
+//!
+//! Trees need no more than that. A draft survives at most as often as the one that it follows, so a
+//! row may list the drafts of a tree by falling survival: whatever is taken from the front of the list
+//! is a tree itself. What may follow a draft that exists is a row of its own, a branch.
 //!
 //! The result is the exact optimum whenever a draft call's time does not depend on its rows
 //! and drafts cost the same in every row (`row_us` and `query_us` zero and a flat draft
@@ -41,6 +45,9 @@ pub struct Row {
     pub query_us: f32,
     /// Most drafts, at most [`POSITIONS_MAX`].
     pub positions: u32,
+    /// How many of them exist: these cost no more drafting, and each further one takes a draft call
+    /// more than the one before.
+    pub made: u32,
 }
 
 /// A time that grows with a row count: `factor × table[rows] + row_us × rows`.
@@ -79,16 +86,18 @@ impl Curve<'_> {
 /// One step's planning problem.
 #[derive(Clone, Copy, Debug)]
 pub struct Problem<'a> {
-    /// The decoding requests.
+    /// The decoding requests, and behind them, in a step that drafts trees, further branches of theirs:
+    /// what may follow a draft that exists.
     pub rows: &'a [Row],
+    /// How many of the rows are requests: each of these has one row of the target without drafts, and
+    /// one token.
+    pub requests: usize,
     /// `S(r,i)` at index `(i − 1) × rows.len() + r`; at most 1, not rising with `i`.
     pub survival: &'a [f32],
     /// Target time by verification rows (one per request and one per draft).
     pub target: Curve<'a>,
     /// Time of one draft call by its rows.
     pub draft: Curve<'a>,
-    /// Draft calls already made: positions up to here cost no more drafting.
-    pub calls_made: u32,
     /// The rest of the step that counts for the value: context, host, drafting so far. Prefill
     /// does not: it has to be done in some step anyway.
     pub priced_us: f64,
@@ -101,7 +110,12 @@ pub struct Problem<'a> {
 impl Problem<'_> {
     /// The step without any draft beyond those that exist, none of them verified.
     pub fn plain_us(&self) -> f64 {
-        self.priced_us + self.target.at(self.rows.len())
+        self.priced_us + self.target.at(self.requests)
+    }
+
+    /// `Σ w_r` over the requests.
+    fn weight(&self) -> f64 {
+        self.rows[..self.requests].iter().map(|row| f64::from(row.weight)).sum()
     }
 
     fn survival(&self, row: usize, depth: usize) -> f32 {
@@ -146,8 +160,8 @@ struct Times {
 impl Times {
     /// Tabulates the times of up to `drafts_max` drafts.
     fn prepare(&mut self, problem: &Problem<'_>, drafts_max: usize) {
-        let rows = problem.rows.len();
-        problem.target.tabulate(rows, rows + drafts_max + 1, &mut self.target_us);
+        let (rows, requests) = (problem.rows.len(), problem.requests);
+        problem.target.tabulate(requests, requests + drafts_max + 1, &mut self.target_us);
         problem.draft.tabulate(0, rows.max(1), &mut self.call_us);
         self.call_us[0] = self.call_us[1];
     }

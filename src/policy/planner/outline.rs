@@ -1,8 +1,8 @@
-//! What a step takes and yields at the boundaries of buckets, for every depth cap: exact
+//! What a step takes and yields at the boundaries of buckets, for every number of draft calls: exact
 //! there, and bounds on everything in between, without putting any position in order.
 
-use super::rank::Ranking;
-use super::{Plan, Problem, Times};
+use super::rank::{Ranking, level_of};
+use super::{Plan, Problem, Row, Times};
 use crate::policy::survival::POSITIONS_MAX;
 
 /// Slack of upper bounds, for sums that were rounded in another order.
@@ -16,7 +16,7 @@ struct Cell {
     rows: u32,
 }
 
-/// A step with all positions above a cap that come before a bucket.
+/// A step with all positions within a cap that come before a bucket.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Point {
     /// Expected tokens, weighted.
@@ -29,26 +29,27 @@ pub(super) struct Point {
     rate_max: f64,
 }
 
-/// A boundary: all positions above `cap` before `bucket`.
+/// A boundary: all positions that `cap` further draft calls can make, before `bucket`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Boundary {
     pub(super) cap: usize,
     pub(super) bucket: usize,
 }
 
-/// Points by cap, from the depth that is drafted already to the deepest that was drawn.
+/// Points by cap, from no further draft call to the most that were drawn.
 ///
-/// Positions that are drafted already form level 0, and each call to come one level more, so
+/// Positions that exist already form level 0, and each call to come one level more, so
 /// that the points of a cap are those of the cap below plus one level.
 #[derive(Debug, Default)]
 pub(super) struct Outline {
     cells: Vec<Cell>,
     points: Vec<Point>,
     buckets: usize,
-    drafted: usize,
     /// The cap that was drawn last.
     drawn: usize,
     deepest: usize,
+    /// Levels beyond the first.
+    calls_max: usize,
     drafts_max: u32,
 }
 
@@ -64,21 +65,21 @@ impl Outline {
     ) -> (Boundary, Plan) {
         self.buckets = ranking.buckets();
         self.deepest = deepest;
-        self.drafted = (problem.calls_made as usize).min(deepest);
-        self.drawn = self.drafted;
-        self.drafts_max = problem.rows_max.saturating_sub(problem.rows.len() as u32);
+        let calls = |row: &Row| (row.positions.min(deepest as u32)).saturating_sub(row.made) as usize;
+        self.calls_max = problem.rows.iter().map(calls).max().unwrap_or(0);
+        self.drawn = 0;
+        self.drafts_max = problem.rows_max.saturating_sub(problem.requests as u32);
         self.fill_cells(problem, ranking);
-        self.points.resize((deepest - self.drafted + 1) * (self.buckets + 1), Point::default());
-        let weight: f64 = problem.rows.iter().map(|row| f64::from(row.weight)).sum();
-        let nothing =
-            Point { value: problem.priced_tokens + weight, other_us: problem.priced_us, ..Point::default() };
-        let mut best = (Boundary { cap: self.drafted, bucket: 0 }, nothing.plan(times));
+        self.points.resize((self.calls_max + 1) * (self.buckets + 1), Point::default());
+        let value = problem.priced_tokens + problem.weight();
+        let nothing = Point { value, other_us: problem.priced_us, ..Point::default() };
+        let mut best = (Boundary { cap: 0, bucket: 0 }, nothing.plan(times));
         self.points[..=self.buckets].fill(nothing);
-        let mut call_value = self.add_level(times, self.drafted, &mut best);
+        let mut call_value = self.add_level(times, 0, &mut best);
         // Dropping a cap's last call loses at most what its positions are worth, and deeper
         // ones are worth no more.
         let call_us = times.call_us(1);
-        while self.drawn < deepest && (self.drawn == self.drafted || call_value > best.1.rate() * call_us) {
+        while self.drawn < self.calls_max && (self.drawn == 0 || call_value > best.1.rate() * call_us) {
             self.drawn += 1;
             call_value = self.add_level(times, self.drawn, &mut best);
         }
@@ -89,14 +90,13 @@ impl Outline {
         // One cell more in each level, for positions that do not exist.
         let width = self.buckets + 1;
         self.cells.clear();
-        self.cells.resize((self.deepest - self.drafted + 1) * width, Cell::default());
+        self.cells.resize((self.calls_max + 1) * width, Cell::default());
         for depth in 0..self.deepest {
-            let level = (depth + 1).saturating_sub(self.drafted);
-            let cells = &mut self.cells[level * width..][..width];
             let survival = &problem.survival[depth * problem.rows.len()..];
-            let positions = ranking.buckets_at(depth).iter().zip(ranking.terms()).zip(survival);
-            for ((&bucket, (weight, query_us)), &survival) in positions {
-                let cell = &mut cells[bucket as usize];
+            let positions = ranking.buckets_at(depth).iter().zip(ranking.terms()).zip(ranking.made());
+            for (((&bucket, (weight, query_us)), &made), &survival) in positions.zip(survival) {
+                let level = level_of(depth, made).min(self.calls_max);
+                let cell = &mut self.cells[level * width + bucket as usize];
                 cell.value += f64::from(weight * survival);
                 cell.query_us += f64::from(query_us);
                 cell.rows += 1;
@@ -108,7 +108,7 @@ impl Outline {
     /// Cells of its level turn into sums over all cells before them. Returns the value of the
     /// whole level.
     fn add_level(&mut self, times: &Times, cap: usize, best: &mut (Boundary, Plan)) -> f64 {
-        let (level, width) = (cap - self.drafted, self.buckets + 1);
+        let (level, width) = (cap, self.buckets + 1);
         if level > 0 {
             self.points.copy_within((level - 1) * width..level * width, level * width);
         }
@@ -144,7 +144,7 @@ impl Outline {
 
     /// The caps that were drawn.
     pub(super) fn caps(&self) -> std::ops::RangeInclusive<usize> {
-        self.drafted..=self.drawn
+        0..=self.drawn
     }
 
     /// Most drafts by the row limit.
@@ -154,21 +154,21 @@ impl Outline {
 
     /// The points of a cap, by bucket.
     pub(super) fn points(&self, cap: usize) -> &[Point] {
-        &self.points[(cap - self.drafted) * (self.buckets + 1)..][..=self.buckets]
+        &self.points[cap * (self.buckets + 1)..][..=self.buckets]
     }
 
-    /// Rows of each draft call to come, by depth, at a boundary.
+    /// Rows of each draft call to come at a boundary.
     pub(super) fn call_rows(&self, at: Boundary) -> [u32; POSITIONS_MAX] {
         let mut rows = [0; POSITIONS_MAX];
         let width = self.buckets + 1;
         let levels = self.cells[width.min(self.cells.len())..].chunks(width);
-        for (rows, cells) in rows[self.drafted..at.cap].iter_mut().zip(levels) {
+        for (rows, cells) in rows[..at.cap].iter_mut().zip(levels) {
             *rows = cells[at.bucket].rows;
         }
         rows
     }
 
-    /// Where each bucket begins among all positions above the deepest cap that was drawn.
+    /// Where each bucket begins among all positions within the largest cap that was drawn.
     pub(super) fn starts(&self) -> impl Iterator<Item = u32> + '_ {
         self.points(self.drawn).iter().map(|point| point.drafts)
     }

@@ -32,6 +32,8 @@ pub(super) struct Ranking {
     queries_us: Vec<f32>,
     /// Drafts that each row may have.
     positions: Vec<u32>,
+    /// Drafts of each row that exist.
+    made: Vec<u32>,
     /// Code of each position, by depth, then by row.
     codes: Vec<u32>,
     /// Its bucket; one beyond the last for a position that does not exist.
@@ -60,8 +62,9 @@ impl Ranking {
         self.queries_us.extend(rows.iter().map(|row| row.query_us));
         self.positions.clear();
         self.positions.extend(rows.iter().map(|row| row.positions));
-        let weight: f64 = self.weights.iter().copied().map(f64::from).sum();
-        self.price = (problem.priced_tokens + weight) / problem.plain_us();
+        self.made.clear();
+        self.made.extend(rows.iter().map(|row| row.made));
+        self.price = (problem.priced_tokens + problem.weight()) / problem.plain_us();
         self.largest = self.weights.iter().copied().fold(0.0, f32::max);
         let buckets = (rows.len() * deepest / BUCKET_ITEMS).next_power_of_two();
         self.bucket_count = buckets.clamp(BUCKETS_MIN, BUCKETS_MAX);
@@ -126,6 +129,16 @@ impl Ranking {
         self.weights.iter().copied().zip(self.queries_us.iter().copied())
     }
 
+    /// Drafts of each row that exist.
+    pub(super) fn made(&self) -> &[u32] {
+        &self.made
+    }
+
+    /// The draft call to come that makes a position, from 1; 0 for one that exists.
+    pub(super) fn level(&self, item: u64) -> usize {
+        level_of(depth_of(item), self.made[row_of(item)])
+    }
+
     /// What a position is worth, `w_r · S(r,i)`.
     pub(super) fn value(&self, problem: &Problem<'_>, item: u64) -> f64 {
         let (row, depth) = (row_of(item), depth_of(item));
@@ -137,7 +150,7 @@ impl Ranking {
         f64::from(self.queries_us[row_of(item)])
     }
 
-    /// Lists all positions above `cap` by bucket, given where each bucket begins.
+    /// Lists all positions within `cap` by bucket, given where each bucket begins.
     pub(super) fn list(&mut self, cap: usize, starts: impl Iterator<Item = u32>) {
         let buckets = self.buckets();
         self.starts.clear();
@@ -148,10 +161,13 @@ impl Ranking {
         next[..=buckets].copy_from_slice(&self.starts);
         self.position_ids.resize(self.codes.len(), 0);
         self.list.resize(self.codes.len(), 0);
-        for depth in 0..cap {
-            let buckets = &self.buckets[depth * self.weights.len()..][..self.weights.len()];
-            for (id, &bucket) in (position_id(depth, 0)..).zip(buckets) {
-                let next = &mut next[bucket as usize];
+        let rows = self.weights.len();
+        for depth in 0..self.codes.len().checked_div(rows).unwrap_or(0) {
+            let of_depth = self.buckets[depth * rows..][..rows].iter().zip(&self.made);
+            for (id, (&bucket, &made)) in (position_id(depth, 0)..).zip(of_depth) {
+                // what lies beyond the cap goes where the positions are that do not exist
+                let bucket = if level_of(depth, made) <= cap { bucket as usize } else { buckets };
+                let next = &mut next[bucket];
                 self.position_ids[*next as usize] = id;
                 *next += 1;
             }
@@ -177,19 +193,31 @@ impl Ranking {
         self.list[index]
     }
 
-    /// Adds to `lengths` the positions above `cap` that come before `frontier`.
+    /// Adds to `lengths` the positions within `cap` that come before `frontier`.
     pub(super) fn count_before(&self, frontier: u64, cap: usize, lengths: &mut [u32]) {
         let (last_code, last) = ((frontier >> 32) as u32, frontier as u32);
-        for depth in 0..cap {
+        for depth in 0..self.codes.len().checked_div(lengths.len()).unwrap_or(0) {
             // Of the positions with the very code of the frontier, rows before this one.
             let tied = last.saturating_sub(position_id(depth, 0)).min(lengths.len() as u32) as usize;
             let (before, behind) = self.codes_at(depth).split_at(tied);
             let (lengths_before, lengths_behind) = lengths.split_at_mut(tied);
-            let count = |(length, &code): (&mut u32, &u32), limit| *length += u32::from(code < limit);
-            lengths_before.iter_mut().zip(before).for_each(|pair| count(pair, last_code.saturating_add(1)));
-            lengths_behind.iter_mut().zip(behind).for_each(|pair| count(pair, last_code));
+            let (made_before, made_behind) = self.made.split_at(tied);
+            let count = |((length, &code), &made): ((&mut u32, &u32), &u32), limit| {
+                *length += u32::from(code < limit && level_of(depth, made) <= cap);
+            };
+            let positions = lengths_before.iter_mut().zip(before).zip(made_before);
+            positions.for_each(|position| count(position, last_code.saturating_add(1)));
+            let positions = lengths_behind.iter_mut().zip(behind).zip(made_behind);
+            positions.for_each(|position| count(position, last_code));
         }
     }
+}
+
+/// The draft call to come that makes the position at a depth of a row of which so many exist, from 1; 0
+/// for one of these.
+#[inline]
+pub(super) fn level_of(depth: usize, made: u32) -> usize {
+    (depth + 1).saturating_sub(made as usize)
 }
 
 /// Depth and row in one number.
@@ -258,14 +286,14 @@ mod tests {
             keys in prop::collection::vec(prop_oneof![0.0f32..1.0, 0.4f32..0.401, Just(0.25f32), 0.0f32..1e-7], 1..400),
             query_us in prop_oneof![Just(0.0f32), 0.0f32..2.0],
         ) {
-            let row = |index| Row { weight: 1.0, query_us, positions: u32::from(index % 7 > 0) };
+            let row = |index| Row { weight: 1.0, query_us, positions: u32::from(index % 7 > 0), made: 1 };
             let rows: Vec<Row> = (0..keys.len()).map(row).collect();
             let problem = Problem {
                 rows: &rows,
                 survival: &keys,
                 target: Curve { table: &[keys.len() as f64], factor: 1.0, row_us: 0.0 },
                 draft: Curve::ZERO,
-                calls_made: 1,
+                requests: keys.len(),
                 priced_us: 0.0,
                 priced_tokens: 0.0,
                 rows_max: 1000,

@@ -6,7 +6,7 @@ use super::rank::Ranking;
 use super::sweep::Sweep;
 use super::{Buffers, Plan, Problem, Times};
 
-/// A step: all positions above `cap` before `frontier`.
+/// A step: all positions within `cap` before `frontier`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     pub(super) plan: Plan,
@@ -31,7 +31,7 @@ impl<'a> Search<'a> {
     pub(super) fn begin(problem: &'a Problem<'a>, buffers: &'a mut Buffers, deepest: usize) -> Search<'a> {
         let Buffers { times, ranking, outline } = buffers;
         let drafts: usize = problem.rows.iter().map(|row| (row.positions as usize).min(deepest)).sum();
-        let drafts_max = (problem.rows_max as usize).saturating_sub(problem.rows.len());
+        let drafts_max = (problem.rows_max as usize).saturating_sub(problem.requests);
         times.prepare(problem, drafts.min(drafts_max));
         ranking.prepare(problem, deepest);
         let first = outline.draw(problem, times, ranking, deepest);
@@ -80,7 +80,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Keeps the better of two steps. Of equals the shallower cap wins: it asks for fewer draft calls.
+/// Keeps the better of two steps. Of equals the smaller cap wins: it asks for fewer draft calls.
 fn keep_better(best: &mut Candidate, new: Candidate) {
     if new.plan.beats(&best.plan) || (new.cap < best.cap && !best.plan.beats(&new.plan)) {
         *best = new;

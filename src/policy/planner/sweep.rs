@@ -1,16 +1,15 @@
-//! Walking through the positions of a depth cap in rank order, from a boundary on.
+//! Walking through the positions within a cap in rank order, from a boundary on.
 
 use super::outline::{Boundary, Outline};
-use super::rank::{Ranking, depth_of};
+use super::rank::Ranking;
 use super::{Plan, Problem, Times};
 use crate::policy::survival::POSITIONS_MAX;
 
-/// Chosen are the positions above the cap before the frontier.
+/// Chosen are the positions within the cap before the frontier.
 pub(super) struct Sweep<'a> {
     problem: &'a Problem<'a>,
     times: &'a Times,
     ranking: &'a mut Ranking,
-    drafted: usize,
     cap: usize,
     /// Index in the list of the first position that has not been looked at.
     next: usize,
@@ -41,7 +40,6 @@ impl<'a> Sweep<'a> {
         Sweep {
             problem,
             times,
-            drafted: *outline.caps().start(),
             cap: boundary.cap,
             next: if bucket == boundary.bucket { extent.0 } else { extent.1 },
             bucket,
@@ -84,7 +82,7 @@ impl<'a> Sweep<'a> {
             let item = self.ranking.at(self.next);
             self.next += 1;
             self.frontier = item + 1;
-            if depth_of(item) < self.cap {
+            if self.ranking.level(item) <= self.cap {
                 self.add(item);
                 return true;
             }
@@ -94,17 +92,15 @@ impl<'a> Sweep<'a> {
     fn add(&mut self, item: u64) {
         self.drafts += 1;
         self.value += self.ranking.value(self.problem, item);
-        self.other_us += self.ranking.query_us(item) + self.call_change(depth_of(item), 1);
+        self.other_us += self.ranking.query_us(item) + self.call_change(self.ranking.level(item), 1);
     }
 
-    /// Counts a row of the draft call at `depth` in or out; returns the change of its time.
-    fn call_change(&mut self, depth: usize, change: i32) -> f64 {
-        if depth < self.drafted {
-            return 0.0;
-        }
-        let before = self.call_rows[depth];
+    /// Counts a row of a draft call to come in or out; returns the change of its time.
+    fn call_change(&mut self, level: usize, change: i32) -> f64 {
+        let Some(call) = level.checked_sub(1) else { return 0.0 };
+        let before = self.call_rows[call];
         let after = before.saturating_add_signed(change);
-        self.call_rows[depth] = after;
+        self.call_rows[call] = after;
         self.times.call_us(after) - self.times.call_us(before)
     }
 }

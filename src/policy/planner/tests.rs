@@ -9,7 +9,8 @@ struct Case {
     survival: Vec<f32>,
     target: Vec<f64>,
     draft: Vec<f64>,
-    calls_made: u32,
+    /// The others are branches.
+    requests: usize,
     priced_us: f64,
     rows_max: u32,
 }
@@ -21,7 +22,7 @@ impl Case {
             survival: &self.survival,
             target: Curve { table: &self.target, factor: 1.0, row_us: 0.0 },
             draft: Curve { table: &self.draft, factor: 1.0, row_us: 0.0 },
-            calls_made: self.calls_made,
+            requests: self.requests,
             priced_us: self.priced_us,
             priced_tokens: 0.0,
             rows_max: self.rows_max,
@@ -39,24 +40,27 @@ impl Case {
         let problem = self.problem();
         let drafts: u32 = lengths.iter().sum();
         let mut value_tokens = 0.0;
-        let mut priced_us = self.priced_us + problem.target.at(lengths.len() + drafts as usize);
+        let mut priced_us = self.priced_us + problem.target.at(self.requests + drafts as usize);
         for (row, &length) in lengths.iter().enumerate() {
             value_tokens += f64::from(self.rows[row].weight) * self.tokens(row, length);
             priced_us += f64::from(self.rows[row].query_us) * f64::from(length);
         }
-        for call in self.calls_made..lengths.iter().copied().max().unwrap_or(0) {
-            priced_us += problem.draft.at(lengths.iter().filter(|&&length| length > call).count());
+        let calls = |(row, &length): (&Row, &u32)| length.saturating_sub(row.made);
+        let calls: Vec<u32> = self.rows.iter().zip(lengths).map(calls).collect();
+        for call in 0..calls.iter().copied().max().unwrap_or(0) {
+            priced_us += problem.draft.at(calls.iter().filter(|&&calls| calls > call).count());
         }
         Plan { value_tokens, priced_us, drafts }
     }
 
     fn tokens(&self, row: usize, length: u32) -> f64 {
-        1.0 + (0..length as usize).map(|depth| f64::from(self.problem().survival(row, depth))).sum::<f64>()
+        let own = if row < self.requests { 1.0 } else { 0.0 };
+        own + (0..length as usize).map(|depth| f64::from(self.problem().survival(row, depth))).sum::<f64>()
     }
 
     /// Most drafts that the row limit leaves.
     fn drafts_max(&self) -> usize {
-        (self.rows_max as usize).saturating_sub(self.rows.len())
+        (self.rows_max as usize).saturating_sub(self.requests)
     }
 
     /// The best of all length vectors, by enumeration.
@@ -75,6 +79,14 @@ impl Case {
     }
 }
 
+impl Case {
+    /// All positions exist.
+    fn drafted(mut self) -> Case {
+        self.rows.iter_mut().for_each(|row| row.made = row.positions);
+        self
+    }
+}
+
 fn ascending(steps: Vec<f64>, first: f64) -> Vec<f64> {
     let mut total = first;
     std::iter::once(first)
@@ -85,7 +97,7 @@ fn ascending(steps: Vec<f64>, first: f64) -> Vec<f64> {
         .collect()
 }
 
-/// Up to 4 requests with up to 4 positions, a random staircase.
+/// Up to 4 requests and branches with up to 4 positions, a random staircase.
 fn cases(flat_draft: bool, query_us: f32) -> impl Strategy<Value = Case> {
     let step = prop_oneof![2 => Just(0.0), 1 => 0.0..8.0, 1 => 20.0..60.0];
     let row = (
@@ -93,6 +105,8 @@ fn cases(flat_draft: bool, query_us: f32) -> impl Strategy<Value = Case> {
         0.0..=query_us,
         0u32..=4,
         prop::collection::vec(0.05f32..1.0, 4),
+        // as in chains, or each of its own
+        prop_oneof![Just(None), (0u32..=4).prop_map(Some)],
     );
     (
         prop::collection::vec(row, 1..=4),
@@ -100,9 +114,9 @@ fn cases(flat_draft: bool, query_us: f32) -> impl Strategy<Value = Case> {
         (1.0f64..25.0, 0.0f64..6.0),
         0u32..=4,
         5.0f64..60.0,
-        2u32..=20,
+        (2u32..=20, 0usize..3),
     )
-        .prop_map(move |(rows, steps, (call, slope), calls_made, priced_us, rows_max)| {
+        .prop_map(move |(rows, steps, (call, slope), made, priced_us, (rows_max, branches))| {
             let count = rows.len();
             let mut survival = vec![0.0; count * 4];
             for (index, row) in rows.iter().enumerate() {
@@ -115,12 +129,17 @@ fn cases(flat_draft: bool, query_us: f32) -> impl Strategy<Value = Case> {
             Case {
                 rows: rows
                     .iter()
-                    .map(|row| Row { weight: row.0, query_us: row.1, positions: row.2 })
+                    .map(|row| Row {
+                        weight: row.0,
+                        query_us: row.1,
+                        positions: row.2,
+                        made: row.4.unwrap_or(made),
+                    })
                     .collect(),
                 survival,
                 target: ascending(steps, 20.0),
                 draft: ascending(vec![if flat_draft { 0.0 } else { slope }; 4], call),
-                calls_made,
+                requests: count.saturating_sub(branches).max(1),
                 priced_us,
                 rows_max,
             }
@@ -136,18 +155,17 @@ impl Case {
     /// drafts the step's length is known, so the most valuable positions are best.
     fn by_exchange(&self) -> Plan {
         let problem = self.problem();
-        let deepest = self.rows.iter().map(|row| row.positions as usize).max().unwrap_or(0);
-        let drafted = (self.calls_made as usize).min(deepest);
+        let calls_max = self.rows.iter().map(|row| row.positions.saturating_sub(row.made)).max().unwrap_or(0);
         let mut best = self.cost(&vec![0; self.rows.len()]);
-        for cap in drafted..=deepest {
-            let calls_us = problem.draft.at(1) * (cap - drafted) as f64;
+        for cap in 0..=calls_max {
+            let calls_us = problem.draft.at(1) * f64::from(cap);
             let mut plan = Plan { drafts: 0, ..best };
-            plan.value_tokens = self.rows.iter().map(|row| f64::from(row.weight)).sum();
+            plan.value_tokens = problem.weight();
             for value in self.values(cap).into_iter().take(self.drafts_max()) {
                 plan.value_tokens += value;
                 plan.drafts += 1;
                 let queries_us = f64::from(self.rows[0].query_us) * f64::from(plan.drafts);
-                let target_us = problem.target.at(self.rows.len() + plan.drafts as usize);
+                let target_us = problem.target.at(self.requests + plan.drafts as usize);
                 plan.priced_us = self.priced_us + calls_us + target_us + queries_us;
                 if plan.beats(&best) {
                     best = plan;
@@ -157,11 +175,11 @@ impl Case {
         best
     }
 
-    /// What the positions above `cap` are worth, the most valuable first.
-    fn values(&self, cap: usize) -> Vec<f64> {
+    /// What the positions that `cap` calls make are worth, the most valuable first.
+    fn values(&self, cap: u32) -> Vec<f64> {
         let mut values = Vec::new();
         for (row, terms) in self.rows.iter().enumerate() {
-            let depths = 0..(terms.positions as usize).min(cap);
+            let depths = 0..terms.positions.min(terms.made + cap) as usize;
             values.extend(depths.map(|depth| f64::from(terms.weight * self.problem().survival(row, depth))));
         }
         values.sort_by(|a, b| b.total_cmp(a));
@@ -175,9 +193,9 @@ fn crowds() -> impl Strategy<Value = Case> {
     let confidence = prop_oneof![0.05f32..1.0, 0.9f32..1.0, Just(0.7f32)];
     let row =
         (prop_oneof![3 => Just(1.0f32), 1 => 0.2f32..3.0], 0u32..=8, prop::collection::vec(confidence, 8));
-    let other = (1.0f64..25.0, 0u32..=8, 5.0f64..60.0, 0.0f32..1.5, 30u32..=300);
+    let other = (1.0f64..25.0, 0u32..=8, 5.0f64..60.0, 0.0f32..1.5, (30u32..=300, 0usize..20));
     (prop::collection::vec(row, 20..=60), prop::collection::vec(step, 300), other).prop_map(
-        |(rows, steps, (call_us, calls_made, priced_us, query_us, rows_max))| {
+        |(rows, steps, (call_us, made, priced_us, query_us, (rows_max, branches)))| {
             let count = rows.len();
             let mut survival = vec![0.0; count * 8];
             for (index, row) in rows.iter().enumerate() {
@@ -187,13 +205,20 @@ fn crowds() -> impl Strategy<Value = Case> {
                     survival[depth * count + index] = alive;
                 }
             }
-            let row = |row: &(f32, u32, Vec<f32>)| Row { weight: row.0, query_us, positions: row.1 };
+            // the requests have made what they have, the branches nothing
+            let requests = count - branches;
+            let row = |(index, row): (usize, &(f32, u32, Vec<f32>))| Row {
+                weight: row.0,
+                query_us,
+                positions: row.1,
+                made: if index < requests { made } else { 0 },
+            };
             Case {
-                rows: rows.iter().map(row).collect(),
+                rows: rows.iter().enumerate().map(row).collect(),
                 survival,
                 target: ascending(steps, 20.0),
                 draft: vec![call_us],
-                calls_made,
+                requests,
                 priced_us,
                 rows_max,
             }
@@ -237,7 +262,9 @@ proptest! {
     #[test]
     fn no_plan_with_one_length_for_all_is_better(case in cases(false, 0.0)) {
         let case = Case {
-            rows: case.rows.iter().map(|row| Row { positions: 4, ..*row }).collect(),
+            // as chains: no branches, and all rows have made as much
+            rows: case.rows.iter().map(|row| Row { positions: 4, made: case.rows[0].made, ..*row }).collect(),
+            requests: case.rows.len(),
             rows_max: 100,
             ..case
         };
@@ -273,11 +300,11 @@ fn uniform(requests: usize, positions: u32, confidence: f32, target: Vec<f64>) -
         survival.extend(vec![confidence.powi(depth as i32); requests]);
     }
     Case {
-        rows: vec![Row { weight: 1.0, query_us: 0.0, positions }; requests],
+        rows: vec![Row { weight: 1.0, query_us: 0.0, positions, made: 0 }; requests],
         survival,
         target,
         draft: vec![4.0; requests + 1],
-        calls_made: 0,
+        requests,
         priced_us: 0.0,
         rows_max: 1024,
     }
@@ -298,7 +325,7 @@ fn equal_marginals_on_an_affine_cost_give_the_symmetric_plan() {
 fn a_free_step_of_the_staircase_is_filled_and_the_next_is_not_begun() {
     // 8 captured rows cost as much as 3; the ninth doubles the time.
     let target: Vec<f64> = (0..=40).map(|n| if n <= 8 { 100.0 } else { 200.0 }).collect();
-    let case = Case { calls_made: 8, ..uniform(3, 8, 0.5, target) };
+    let case = uniform(3, 8, 0.5, target).drafted();
     let (plan, lengths) = case.solve();
     assert_eq!(plan.drafts, 5);
     assert!(lengths.iter().all(|&length| length == 1 || length == 2), "{lengths:?}");
@@ -309,7 +336,7 @@ fn a_second_hill_of_the_staircase_is_found() {
     // The first extra row is dear, all others up to the end are free: a search that stops
     // at the first fall never sees the gain.
     let target: Vec<f64> = (0..=40).map(|n| if n <= 4 { 100.0 } else { 160.0 }).collect();
-    let case = Case { calls_made: 8, ..uniform(4, 8, 0.8, target) };
+    let case = uniform(4, 8, 0.8, target).drafted();
     let (plan, lengths) = case.solve();
     assert!(case.cost(&[1, 0, 0, 0]).rate() < case.cost(&[0; 4]).rate());
     assert_eq!((plan.drafts, lengths), (32, vec![8; 4]));

@@ -93,7 +93,7 @@ mod tests {
         StepReport {
             view: StepView { decoding: vec![row], ..StepView::default() },
             granted: StepDecision { intent, drafts: vec![drafted as u32], ..StepDecision::default() },
-            drafted: if drafted > 0 { vec![DraftedRow { decoding: 0, proposals }] } else { Vec::new() },
+            drafted: if drafted > 0 { vec![DraftedRow::chain(0, proposals)] } else { Vec::new() },
             step_time: Micros(1000),
             ..StepReport::default()
         }

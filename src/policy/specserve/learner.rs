@@ -35,6 +35,7 @@ impl Learner for SpecServeLearner {
         let known = Arc::make_mut(&mut self.policy);
         known.time.observe(report);
         known.calibration.observe(report);
+        known.runner_ups.observe(report);
         known.forecast.observe(report, &known.calibration);
         known.observe_realized(report);
         known.gate.observe(report);
@@ -59,6 +60,7 @@ impl Learner for SpecServeLearner {
             "policy": self.name(),
             "time": self.policy.time.state(),
             "calibration": self.policy.calibration.state(),
+            "runner_up_acceptance": self.policy.runner_ups.state(),
             "confidence_forecast": self.policy.forecast.position_means(),
             "speculation": self.policy.gate.state(),
             "realized_over_planned": self.policy.realized.state(),

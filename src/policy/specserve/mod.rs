@@ -20,6 +20,7 @@ mod lifetime;
 mod option;
 mod predict;
 mod realized;
+mod trees;
 mod workspace;
 mod worth;
 
@@ -28,15 +29,19 @@ pub use learner::SpecServeLearner;
 use lifetime::Lifetime;
 use option::Next;
 use realized::Realized;
+pub use trees::Shape;
 pub(super) use workspace::Workspace;
 use workspace::{Costs, Spent};
 use worth::Pace;
 
 use super::calibration::{Calibration, CalibrationMode};
+use super::runner_up::RunnerUps;
 use super::slo::{Infeasible, check_feasible};
 use super::survival::{Forecast, POSITIONS_MAX, forecast_confidence, forecast_survival};
-use super::{Policy, Scratch};
-use crate::protocol::{DraftedRow, Intent, Slo, Step, StepDecision, StepView};
+use super::{Policy, Scratch, chains};
+use crate::protocol::{
+    DraftSet, DraftShape, DraftedRow, Intent, OpenDraft, Slo, Step, StepDecision, StepView,
+};
 use crate::timing::Reliability;
 use crate::timing::correction::TimeModel;
 use crate::timing::cost_model::{CostModel, ROWS_MAX};
@@ -58,6 +63,8 @@ pub struct SpecServeOptions {
     pub verify_rows_max: u32,
     /// How draft probability becomes survival.
     pub calibration: CalibrationMode,
+    /// How drafts may stand to each other.
+    pub shape: Shape,
 }
 
 impl Default for SpecServeOptions {
@@ -66,6 +73,7 @@ impl Default for SpecServeOptions {
             draft_tokens_max: 8,
             verify_rows_max: ROWS_MAX as u32,
             calibration: CalibrationMode::Learned,
+            shape: Shape::Chain,
         }
     }
 }
@@ -76,6 +84,7 @@ pub struct SpecServe {
     options: SpecServeOptions,
     time: TimeModel,
     calibration: Calibration,
+    runner_ups: RunnerUps,
     forecast: Forecast,
     gate: Gate,
     realized: Realized,
@@ -88,6 +97,7 @@ impl SpecServe {
     pub fn new(cost: CostModel, warm_start: Option<Reliability>, options: SpecServeOptions) -> SpecServe {
         SpecServe {
             calibration: Calibration::new(options.calibration, warm_start),
+            runner_ups: RunnerUps::default(),
             options,
             time: TimeModel::new(cost),
             forecast: Forecast::default(),
@@ -154,7 +164,7 @@ impl SpecServe {
         let mut positions = 0;
         for (depth, proposal) in row.proposals.iter().take(POSITIONS_MAX).enumerate() {
             if !proposal.finite {
-                space.rows[index].positions = positions;
+                (space.rows[index].positions, space.rows[index].made) = (positions, positions);
                 return None;
             }
             alive *= self.calibration.acceptance(proposal.probability, depth as u32 + 1, greedy);
@@ -164,6 +174,7 @@ impl SpecServe {
             }
         }
         space.rows[index].positions = positions;
+        space.rows[index].made = row.proposals.len() as u32;
         Some(alive)
     }
 
@@ -186,12 +197,11 @@ impl SpecServe {
 
     /// Time spent on drafting so far in a step, as predicted. Catch-up is sunk and left out.
     fn spent(&self, costs: &Costs<'_>, rows: &[DraftedRow]) -> Spent {
-        let calls = rows.iter().map(|row| row.proposals.len()).max().unwrap_or(0);
-        let call_us =
-            |call: usize| costs.draft_call_us(rows.iter().filter(|row| row.proposals.len() > call).count());
+        let calls = rows.iter().map(DraftedRow::depth).max().unwrap_or(0);
+        let call_us = |call: usize| costs.draft_call_us(rows.iter().map(|row| row.answers_at(call)).sum());
         let round_us = if calls > 0 { costs.draft_round_us(rows.len()) } else { 0.0 };
         let draft_us = round_us + (0..calls).map(call_us).sum::<f64>();
-        Spent { calls: calls as u32, draft_us, ..Spent::default() }
+        Spent { draft_us, ..Spent::default() }
     }
 
     /// Sets the workspace up for a step in progress.
@@ -257,6 +267,27 @@ impl Policy for SpecServe {
         }
         space.solve(&costs, self.options.verify_rows_max, spent);
         lengths.extend(rows.iter().map(|row| space.lengths[row.decoding as usize]));
+    }
+
+    fn expand(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        open: &[OpenDraft],
+        scratch: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
+        match step.granted.shape {
+            DraftShape::Chain => chains::expand(self, step, rows, open, scratch, keep),
+            DraftShape::Tree => self.expand_trees(step, rows, open, &mut scratch.specserve, keep),
+        }
+    }
+
+    fn choose(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, chosen: &mut Vec<DraftSet>) {
+        match step.granted.shape {
+            DraftShape::Chain => chains::choose(self, step, rows, scratch, chosen),
+            DraftShape::Tree => self.choose_trees(step, rows, &mut scratch.specserve, chosen),
+        }
     }
 
     fn check_feasible(&self, slo: &Slo, prompt_tokens: u32, chunk_tokens: u32) -> Result<(), Infeasible> {

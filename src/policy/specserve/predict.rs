@@ -4,7 +4,7 @@
 use super::gate::PROBE_DRAFTS;
 use super::workspace::{Costs, Spent, Workspace, lags};
 use super::{HORIZON_STEPS, SpecServe, StepDecision, StepView};
-use crate::protocol::Intent;
+use crate::protocol::{DraftShape, Intent};
 use crate::timing::cost_model::prefill_attended;
 
 /// Fraction of a plain step that catching up may add beyond the first row.
@@ -31,12 +31,16 @@ impl SpecServe {
         let Drafting { intent, rate, gain } = self.plan_drafts(space, &costs, view);
         let mut decision = StepDecision {
             intent,
+            shape: DraftShape::Chain,
             drafts: space.lengths.clone(),
             prefill_tokens: view.prefill_tokens_max,
             warm_draft: self.warms_draft(&costs, view, gain),
             rate,
         };
         if intent == Intent::Draft {
+            if space.drafts() && self.grows_trees(space, &costs, view) {
+                decision.shape = DraftShape::Tree;
+            }
             self.grant(space, &costs, view, &mut decision);
         }
         decision

@@ -8,7 +8,7 @@
 
 use super::SpecServe;
 use super::workspace::{Costs, weight};
-use crate::protocol::{DecodeView, Proposal, StepReport};
+use crate::protocol::{DecodeView, DraftSet, DraftedRow, StepReport};
 
 /// Drafting steps that are remembered.
 const STEPS: f64 = 64.0;
@@ -78,10 +78,14 @@ impl SpecServe {
         let mut tokens = plain_tokens;
         let mut queries_us = 0.0;
         let mut verified = 0;
-        for row in drafted {
+        for (number, row) in drafted.iter().enumerate() {
             let index = row.decoding as usize;
             let drafts = report.counts[index].verified;
-            tokens += self.expected_tokens(&view.decoding[index], &row.proposals[..drafts as usize]);
+            let set = match row.is_tree() {
+                true => report.outcomes.get(number).copied().unwrap_or_default().verified,
+                false => DraftSet::first(drafts as usize),
+            };
+            tokens += self.expected_tokens(&view.decoding[index], row, set);
             queries_us += f64::from(costs.query_us(&view.decoding[index])) * f64::from(drafts);
             verified += drafts as usize;
         }
@@ -92,12 +96,12 @@ impl SpecServe {
         self.realized.add(costs.rows, tokens / plain_tokens, planned_rate * step_us / plain_tokens);
     }
 
-    /// Weighted tokens that are expected of these drafts.
-    fn expected_tokens(&self, row: &DecodeView, drafts: &[Proposal]) -> f64 {
-        let survival = drafts.iter().zip(1..).scan(1.0, |alive, (proposal, depth)| {
-            *alive *= self.calibration.acceptance(proposal.probability, depth, row.temperature == 0.0);
-            Some(f64::from(*alive))
-        });
-        f64::from(weight(&self.pace, row)) * survival.sum::<f64>()
+    /// Weighted tokens that are expected of these drafts of a row.
+    fn expected_tokens(&self, view: &DecodeView, row: &DraftedRow, drafts: DraftSet) -> f64 {
+        let mut survival = Vec::with_capacity(row.proposals.len());
+        self.measure_tree(view, row, &mut survival);
+        let tokens: f64 =
+            drafts.iter().filter_map(|draft| survival.get(draft)).map(|&one| f64::from(one)).sum();
+        f64::from(weight(&self.pace, view)) * tokens
     }
 }

@@ -4,7 +4,7 @@ use super::option::{Hurdle, Next};
 use super::worth::Pace;
 use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
 use crate::policy::survival::POSITIONS_MAX;
-use crate::protocol::{DecodeView, StepView};
+use crate::protocol::{DecodeView, DraftSet, StepView};
 use crate::timing::correction::{Beside, TimeModel};
 use crate::timing::cost_model::{LatencyModel, Work, prefill_attended};
 
@@ -130,17 +130,25 @@ impl<'a> Costs<'a> {
 #[derive(Debug, Default)]
 pub struct Workspace {
     planner: Buffers,
+    /// The decoding requests, and behind them branches of their trees.
     pub(super) rows: Vec<Row>,
+    /// How many of the rows are requests.
+    requests: usize,
     pub(super) survival: Vec<f32>,
     pub(super) lengths: Vec<u32>,
     /// What is expected of the next draft of each row.
     pub(super) next: Vec<Next>,
+    /// The survival of the drafts of one tree.
+    pub(super) tree: Vec<f32>,
+    /// Drafts of one tree by falling survival.
+    order: Vec<u32>,
+    /// Of each request's tree, the drafts of its positions, [`POSITIONS_MAX`] for each.
+    ranked: Vec<u32>,
 }
 
 /// Time spent on drafting so far in a step, for one call of the planner.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spent {
-    pub(super) calls: u32,
     pub(super) draft_us: f64,
     /// The long run in which the step stands: its time, in microseconds, and its rate, in weighted
     /// tokens per microsecond.
@@ -156,11 +164,53 @@ impl Workspace {
             weight: weight(pace, row),
             query_us: costs.query_us(row),
             positions: 0,
+            made: 0,
         }));
+        self.requests = self.rows.len();
         self.next.clear();
         self.next.resize(self.rows.len(), Next::default());
         self.survival.clear();
         self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
+    }
+
+    /// Adds a row for each of these branches, by the request that it belongs to. Nothing may be filled in
+    /// yet.
+    pub(super) fn add_branches(&mut self, requests: impl Iterator<Item = usize>) {
+        for request in requests {
+            let row = self.rows[request];
+            self.rows.push(row);
+        }
+        self.next.resize(self.rows.len(), Next::default());
+        self.survival.clear();
+        self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
+    }
+
+    /// Fills in a request's row with at most `most` drafts of its tree, by falling survival down to
+    /// `least`.
+    pub(super) fn rank_drafts(&mut self, request: usize, survival: &[f32], least: f32, most: usize) {
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        order.extend((0..survival.len() as u32).filter(|&draft| survival[draft as usize] >= least));
+        // of equals the first: no draft comes before what it follows
+        order
+            .sort_unstable_by(|&a, &b| survival[b as usize].total_cmp(&survival[a as usize]).then(a.cmp(&b)));
+        order.truncate(most.min(POSITIONS_MAX));
+        self.ranked.resize(self.requests * POSITIONS_MAX, 0);
+        self.ranked[request * POSITIONS_MAX..][..order.len()].copy_from_slice(&order);
+        for (position, &draft) in order.iter().enumerate() {
+            self.set_survival(request, position, survival[draft as usize]);
+        }
+        let positions = order.len() as u32;
+        (self.rows[request].positions, self.rows[request].made) = (positions, positions);
+        self.order = order;
+    }
+
+    /// The drafts of a request's tree that were planned.
+    pub(super) fn best_drafts(&self, request: usize) -> DraftSet {
+        let mut drafts = DraftSet::default();
+        let planned = &self.ranked[request * POSITIONS_MAX..][..self.lengths[request] as usize];
+        planned.iter().for_each(|&draft| drafts.insert(draft as usize));
+        drafts
     }
 
     pub(super) fn set_survival(&mut self, row: usize, depth: usize, survival: f32) {
@@ -195,20 +245,31 @@ impl Workspace {
 
     /// Weighted tokens of a plain step.
     pub(super) fn weight(&self) -> f64 {
-        self.rows.iter().map(|row| f64::from(row.weight)).sum()
+        self.rows[..self.requests].iter().map(|row| f64::from(row.weight)).sum()
     }
 
     /// Plans into `lengths`.
     pub(super) fn solve(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> Plan {
         // A call drafts more rows than are verified: it is priced with all that can go on.
-        let going = self.rows.iter().filter(|row| row.positions > spent.calls).count();
+        let going = self.rows.iter().filter(|row| row.positions > row.made).count();
         let call_us = [costs.draft_call_us(going)];
+        let draft = Curve { table: &call_us, factor: 1.0, row_us: 0.0 };
+        self.solve_with(costs, draft, rows_max, spent)
+    }
+
+    /// Plans rows and branches into `lengths`. A call is priced with those that are planned: of the
+    /// branches that can go on, most are not worth it.
+    pub(super) fn solve_trees(&mut self, costs: &Costs<'_>, rows_max: u32, spent: Spent) -> Plan {
+        self.solve_with(costs, costs.draft(), rows_max, spent)
+    }
+
+    fn solve_with(&mut self, costs: &Costs<'_>, draft: Curve<'_>, rows_max: u32, spent: Spent) -> Plan {
         let problem = Problem {
             rows: &self.rows,
+            requests: self.requests,
             survival: &self.survival,
             target: costs.target(),
-            draft: Curve { table: &call_us, factor: 1.0, row_us: 0.0 },
-            calls_made: spent.calls,
+            draft,
             priced_us: costs.fixed_us + spent.draft_us + spent.before_us,
             priced_tokens: spent.before_us * spent.rate,
             rows_max,

@@ -173,6 +173,7 @@ impl<'a> Run<'a> {
             view,
             granted,
             drafted,
+            outcomes: Vec::new(),
             counts,
             draft_calls,
             prefill_tokens: 0,
@@ -193,7 +194,7 @@ impl<'a> Run<'a> {
     ) -> (Vec<DraftedRow>, Vec<(u32, u32)>) {
         let drafting = granted.drafts.iter().enumerate().filter(|(_, drafts)| **drafts > 0);
         let mut rows: Vec<DraftedRow> =
-            drafting.map(|(index, _)| DraftedRow { decoding: index as u32, proposals: Vec::new() }).collect();
+            drafting.map(|(index, _)| DraftedRow::chain(index as u32, Vec::new())).collect();
         let lag: u32 = rows.iter().map(|row| view.decoding[row.decoding as usize].draft_lag_tokens).sum();
         let mut going: Vec<u32> = (0..rows.len() as u32).collect();
         let mut calls = Vec::new();

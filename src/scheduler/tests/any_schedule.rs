@@ -7,8 +7,10 @@ use proptest::prelude::*;
 use super::super::*;
 use super::game::{Game, expect, limits, request};
 use crate::executor::ShadowOptions;
-use crate::policy::{Policy, Scratch, Static};
-use crate::protocol::{DraftedRow, Intent, Micros, SamplingParams, Step, StepDecision, StepView};
+use crate::policy::{Policy, Scratch, Static, chains};
+use crate::protocol::{
+    DraftSet, DraftShape, DraftedRow, Intent, Micros, OpenDraft, SamplingParams, Step, StepDecision, StepView,
+};
 
 /// A policy that asks for the impossible and drafts by whim.
 #[derive(Clone, Debug)]
@@ -35,7 +37,37 @@ impl Policy for Whim {
             drafts,
             prefill_tokens: self.roll(view.now.0, 3) * 40,
             warm_draft: self.roll(view.now.0, 2) == 0,
+            shape: if self.roll(view.now.0, 5) < 3 { DraftShape::Tree } else { DraftShape::Chain },
             ..StepDecision::default()
+        }
+    }
+
+    fn expand(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        open: &[OpenDraft],
+        scratch: &mut Scratch,
+        keep: &mut Vec<u32>,
+    ) {
+        if step.granted.shape == DraftShape::Chain {
+            return chains::expand(self, step, rows, open, scratch, keep);
+        }
+        let salt = |draft: &OpenDraft| step.view.now.0 ^ u64::from(draft.row * 64 + draft.draft);
+        keep.extend(
+            (0..).zip(open).filter(|(_, draft)| self.roll(salt(draft), 4) > 0).map(|(index, _)| index),
+        );
+    }
+
+    fn choose(&self, step: Step<'_>, rows: &[DraftedRow], scratch: &mut Scratch, chosen: &mut Vec<DraftSet>) {
+        if step.granted.shape == DraftShape::Chain {
+            return chains::choose(self, step, rows, scratch, chosen);
+        }
+        for row in rows {
+            let mut set = DraftSet::default();
+            let salt = |draft: usize| step.view.now.0 ^ u64::from(row.decoding * 64 + draft as u32);
+            (0..64).filter(|&draft| self.roll(salt(draft), 5) > 0).for_each(|draft| set.insert(draft));
+            chosen.push(set);
         }
     }
 
@@ -85,9 +117,10 @@ proptest! {
         seed in any::<u64>(),
     ) {
         // without blocks of its own it is a head, which shares the target's
+        let branches = seed % 3 > 0;
         let drafter = match draft_blocks {
             0 => DrafterNeeds::hidden_states(vec![1]),
-            blocks => DrafterNeeds::kv_cache(blocks),
+            blocks => DrafterNeeds { branches, ..DrafterNeeds::kv_cache(blocks) },
         };
         let limits = SchedulerLimits {
             running_requests_max: running,

@@ -19,7 +19,7 @@ fn step(rows: u32, prefill_tokens: u32) -> StepReport {
     StepReport {
         view: StepView { decoding: (0..rows).map(row).collect(), ..StepView::default() },
         drafted: (0..rows)
-            .map(|decoding| DraftedRow { decoding, proposals: vec![Proposal::default(); 2] })
+            .map(|decoding| DraftedRow::chain(decoding, vec![Proposal::default(); 2]))
             .collect(),
         counts: vec![DraftCounts { verified: 2, accepted: 1 }; rows as usize],
         draft_calls: vec![(rows, rows), (rows, rows)],

@@ -240,7 +240,7 @@ impl Block {
             self.correct(&workers.pool, group, first_row)?;
             let (logits, vocabulary) = (self.parts.logits(), self.parts.vocabulary.as_ref());
             let proposals = workers.sample(count, |index, sampler| {
-                group[index].row.propose(sampler, logits.row(first_row + index), vocabulary)
+                group[index].row.end.propose(sampler, logits.row(first_row + index), vocabulary)
             })?;
             for (index, (one, mut proposal)) in group.iter_mut().zip(proposals).enumerate() {
                 if draft >= one.limit {
@@ -282,7 +282,7 @@ impl Anchored<'_> {
             Some((parent, _)) => forest.add_child(parent, proposal),
         };
         self.last = Some((node, proposal.token));
-        self.row.advance(proposal.token, None);
+        self.row.end.advance(proposal.token, None);
         if !proposal.finite {
             self.limit = 0;
         }

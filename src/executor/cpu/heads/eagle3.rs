@@ -178,8 +178,8 @@ impl Eagle3 {
             let (seed, token) = (seed as usize, node.proposal.token);
             let row = &mut self.rows[seed];
             // the state of a token that was proposed stands where the proposal before it does
-            links.push(Link { seed, token, position: row.next - 1 });
-            row.advance(token, forest.mask(id).cloned());
+            links.push(Link { seed, token, position: row.end.position - 1 });
+            row.end.advance(token, forest.mask(id).cloned());
         }
         for (&node, proposal) in nodes.iter().zip(self.pass(workers, target, &links)?) {
             forest.add_child(node, proposal);
@@ -252,7 +252,7 @@ impl Eagle3 {
             let (logits, vocabulary) = (self.parts.logits(), self.parts.vocabulary.as_ref());
             let rows = &self.rows;
             proposals.extend(workers.sample(links.len(), |index, sampler| {
-                rows[links[index].seed].propose(sampler, logits.row(index), vocabulary)
+                rows[links[index].seed].end.propose(sampler, logits.row(index), vocabulary)
             })?);
         }
         Ok(proposals)

@@ -155,8 +155,8 @@ fn an_unusable_proposal_ends_its_row() {
     let granted = StepDecision { drafts: vec![8, 8], ..StepDecision::default() };
     let good = Proposal { probability: 0.95, finite: true, ..Proposal::default() };
     let rows = [
-        DraftedRow { decoding: 0, proposals: vec![good, Proposal { finite: false, ..good }] },
-        DraftedRow { decoding: 1, proposals: vec![good, good] },
+        DraftedRow::chain(0, vec![good, Proposal { finite: false, ..good }]),
+        DraftedRow::chain(1, vec![good, good]),
     ];
     let (mut keep, mut lengths) = (Vec::new(), Vec::new());
     let step = Step { view: &view, granted: &granted };
@@ -224,7 +224,7 @@ fn view_of(rows: &[RandomRow]) -> StepView {
 fn draft(policy: &SpecServe, step: Step<'_>, confidences: &[f32]) -> Vec<DraftedRow> {
     let granted = step.granted.drafts.iter().enumerate().filter(|(_, drafts)| **drafts > 0);
     let mut drafted: Vec<DraftedRow> =
-        granted.map(|(index, _)| DraftedRow { decoding: index as u32, proposals: Vec::new() }).collect();
+        granted.map(|(index, _)| DraftedRow::chain(index as u32, Vec::new())).collect();
     let mut going: Vec<u32> = (0..drafted.len() as u32).collect();
     while !going.is_empty() {
         for &index in &going {

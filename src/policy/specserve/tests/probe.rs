@@ -25,7 +25,7 @@ fn disappointed_by(draft: Proposal) -> SpecServe {
     let mut policy = policy();
     let rejected = StepReport {
         view: batch(1),
-        drafted: vec![DraftedRow { decoding: 0, proposals: vec![draft] }],
+        drafted: vec![DraftedRow::chain(0, vec![draft])],
         counts: vec![DraftCounts { verified: 1, accepted: 0 }],
         ..StepReport::default()
     };
@@ -53,7 +53,7 @@ fn a_probe_goes_on_and_is_verified_whatever_its_drafts_promise() {
     let decide = |intent| {
         let granted = StepDecision { intent, drafts: vec![2], ..StepDecision::default() };
         let step = Step { view: &view, granted: &granted };
-        let rows = [DraftedRow { decoding: 0, proposals: vec![bad] }];
+        let rows = [DraftedRow::chain(0, vec![bad])];
         let (mut keep, mut lengths) = (Vec::new(), Vec::new());
         policy.extend(step, &rows, &[0], &mut Scratch::default(), &mut keep);
         policy.select(step, &rows, &mut Scratch::default(), &mut lengths);

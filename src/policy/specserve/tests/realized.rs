@@ -34,7 +34,7 @@ fn step(rate: f64, drafts: &[f32]) -> StepReport {
         view: view(),
         granted: StepDecision { rate, drafts: vec![8], ..StepDecision::default() },
         counts: vec![DraftCounts { verified: drafts.len() as u32, accepted: 0 }],
-        drafted: vec![DraftedRow { decoding: 0, proposals }],
+        drafted: vec![DraftedRow::chain(0, proposals)],
         ..StepReport::default()
     }
 }

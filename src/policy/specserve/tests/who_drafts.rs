@@ -20,8 +20,7 @@ fn experienced(verify_rows_max: u32, cost: CostModel) -> SpecServe {
     let mut policy = SpecServe::new(cost, None, options);
     let proposal = |probability| vec![Proposal { probability, finite: true, ..Proposal::default() }];
     for _ in 0..1000 {
-        let drafted =
-            [(0, 0.8), (1, 0.2)].map(|(decoding, q)| DraftedRow { decoding, proposals: proposal(q) });
+        let drafted = [(0, 0.8), (1, 0.2)].map(|(decoding, q)| DraftedRow::chain(decoding, proposal(q)));
         let view = StepView { decoding: vec![row(100, None); 2], ..StepView::default() };
         let report = StepReport { view, drafted: drafted.to_vec(), ..StepReport::default() };
         policy.forecast.observe(&report, &policy.calibration);

@@ -1,0 +1,174 @@
+//! Steps that draft trees: which drafts are fed, and which are verified.
+//!
+//! A row of the planner lists the drafts of a request's tree by falling survival, so that whatever is
+//! taken from its front is a tree. What may follow a draft that can be fed is a row of its own, forecast
+//! as the chain that would follow. One solution over all of them says which branches are worth another
+//! draft call. docs/policy.md, "Trees", has the argument.
+
+use super::option::Next;
+use super::workspace::{Costs, Workspace};
+use super::{SURVIVAL_MIN, SpecServe};
+use crate::policy::survival::{POSITIONS_MAX, forecast_confidence, forecast_survival};
+use crate::protocol::{DecodeView, DraftSet, DraftedRow, Intent, OpenDraft, Proposal, Step, StepView};
+
+/// How drafts may stand to each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// Chains only.
+    #[default]
+    Chain,
+    /// Trees in every step that drafts.
+    Tree,
+    /// Trees where a runner-up is worth more than the least draft that a chain would verify.
+    Auto,
+}
+
+impl SpecServe {
+    /// Writes the survival of each draft of a row to `survival`.
+    pub(super) fn measure_tree(&self, view: &DecodeView, row: &DraftedRow, survival: &mut Vec<f32>) {
+        let greedy = view.temperature == 0.0;
+        survival.clear();
+        for (draft, proposal) in row.proposals.iter().enumerate() {
+            let place = row.place(draft);
+            let alive = place.parent_draft().map_or(1.0, |parent| survival[parent]);
+            let Proposal { probability, .. } = *proposal;
+            let choice = self.calibration.acceptance(probability, place.depth + 1, greedy);
+            let conditional = match place.rank {
+                0 => choice,
+                _ => (1.0 - choice) * self.runner_ups.share(probability, greedy),
+            };
+            survival.push(if proposal.finite { alive * conditional } else { 0.0 });
+        }
+    }
+
+    /// Fills in the drafts that exist.
+    fn survey_trees(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) {
+        let mut survival = std::mem::take(&mut space.tree);
+        for row in rows {
+            let index = row.decoding as usize;
+            self.measure_tree(&step.view.decoding[index], row, &mut survival);
+            let most = self.positions(step.granted.drafts[index]) as usize;
+            space.rank_drafts(index, &survival, SURVIVAL_MIN, most);
+        }
+        space.tree = survival;
+    }
+
+    /// Fills in a branch: what may follow an open draft that survives with `alive`.
+    fn forecast_branch(
+        &self,
+        space: &mut Workspace,
+        means: &[f32; POSITIONS_MAX],
+        step: Step<'_>,
+        branch: usize,
+        (decoding, depth, alive): (usize, u32, f32),
+    ) {
+        let allowed = self.positions(step.granted.drafts[decoding]);
+        let ratio = self.forecast.request_ratio(step.view.decoding[decoding].request);
+        let from = depth as usize + 1;
+        let mut positions = 0;
+        forecast_survival(means, ratio, alive, from, allowed as usize, |depth, survival| {
+            space.set_survival(branch, depth - from, survival);
+            if survival >= SURVIVAL_MIN {
+                positions = (depth - from) as u32 + 1;
+            }
+        });
+        space.rows[branch].positions = positions;
+        let next = alive * forecast_confidence(means, ratio, from);
+        space.next[branch] = Next { mean: next, spread: alive * self.forecast.spread() };
+    }
+
+    /// [`expand`](crate::policy::Policy::expand) of a step of trees.
+    pub(super) fn expand_trees(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        open: &[OpenDraft],
+        space: &mut Workspace,
+        keep: &mut Vec<u32>,
+    ) {
+        let of = |draft: &OpenDraft| &rows[draft.row as usize];
+        if step.granted.intent == Intent::Probe {
+            let is_choice = |draft: &OpenDraft| of(draft).place(draft.draft as usize).rank == 0;
+            keep.extend((0..).zip(open).filter(|(_, draft)| is_choice(draft)).map(|(index, _)| index));
+            return;
+        }
+        let (costs, spent) = self.resume(space, step, rows);
+        space.add_branches(open.iter().map(|draft| of(draft).decoding as usize));
+        self.survey_trees(space, step, rows);
+        self.forecast_branches(space, step, rows, open);
+        let plan = space.solve_trees(&costs, self.options.verify_rows_max, spent);
+        let first = costs.rows;
+        if !(0..open.len()).any(|branch| space.lengths[first + branch] > 0) {
+            return;
+        }
+        let hurdle = space.hurdle(&costs, plan.rate());
+        let goes_on = |branch: usize| {
+            let has_positions = space.rows[first + branch].positions > 0;
+            space.lengths[first + branch] > 0 || has_positions && space.clears(&hurdle, first + branch)
+        };
+        keep.extend((0..open.len()).filter(|&branch| goes_on(branch)).map(|branch| branch as u32));
+    }
+
+    /// Fills in the branches behind all open drafts, which are by row.
+    fn forecast_branches(
+        &self,
+        space: &mut Workspace,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        open: &[OpenDraft],
+    ) {
+        let means = self.forecast.position_means();
+        let mut survival = std::mem::take(&mut space.tree);
+        let mut measured = None;
+        for (branch, &OpenDraft { row: of, draft }) in open.iter().enumerate() {
+            let row = &rows[of as usize];
+            let decoding = row.decoding as usize;
+            if measured != Some(of) {
+                self.measure_tree(&step.view.decoding[decoding], row, &mut survival);
+                measured = Some(of);
+            }
+            let known = (decoding, row.place(draft as usize).depth, survival[draft as usize]);
+            self.forecast_branch(space, &means, step, step.view.decoding.len() + branch, known);
+        }
+        space.tree = survival;
+    }
+
+    /// [`choose`](crate::policy::Policy::choose) of a step of trees.
+    pub(super) fn choose_trees(
+        &self,
+        step: Step<'_>,
+        rows: &[DraftedRow],
+        space: &mut Workspace,
+        chosen: &mut Vec<DraftSet>,
+    ) {
+        if step.granted.intent == Intent::Probe {
+            chosen.extend(rows.iter().map(|row| DraftSet::first(row.proposals.len())));
+            return;
+        }
+        let (costs, spent) = self.resume(space, step, rows);
+        self.survey_trees(space, step, rows);
+        space.solve(&costs, self.options.verify_rows_max, spent);
+        chosen.extend(rows.iter().map(|row| space.best_drafts(row.decoding as usize)));
+    }
+
+    /// Whether a step that is planned to draft chains should draft trees: whether a runner-up beside a
+    /// first draft that turns out rather unsure is worth more than the least draft of the plan.
+    pub(super) fn grows_trees(&self, space: &Workspace, costs: &Costs<'_>, view: &StepView) -> bool {
+        match self.options.shape {
+            Shape::Chain => false,
+            Shape::Tree => true,
+            Shape::Auto => {
+                let least = space.hurdle(costs, 0.0).marginal_value;
+                let (means, spread) = (self.forecast.position_means(), self.forecast.spread());
+                let is_worth = |(row, terms): (&DecodeView, &crate::policy::planner::Row)| {
+                    let ratio = self.forecast.request_ratio(row.request);
+                    let choice = (forecast_confidence(&means, ratio, 0) - spread).max(0.0);
+                    let runner_up = (1.0 - choice) * self.runner_ups.mean(row.temperature == 0.0);
+                    terms.positions > 0 && terms.weight * runner_up > least
+                };
+                view.decoding.iter().zip(&space.rows).any(is_worth)
+            }
+        }
+    }
+}
