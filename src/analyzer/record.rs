@@ -220,6 +220,9 @@ impl<'a> Recorder<'a> {
             let Some(first) = probabilities.next() else { continue };
             sequence.probabilities.push(first);
             sequence.accepted.push(right > 0);
+            let wrong = drafts.get(right).zip(text.get(right));
+            let is_right = wrong.is_some_and(|(draft, token)| draft.runner_up == *token);
+            sequence.runner_up_accepted.push(is_right);
             if self.whole_chains {
                 sequence.later_probabilities.push(probabilities.collect());
                 sequence.later_accepted.push(right.saturating_sub(1) as u32);
@@ -313,7 +316,8 @@ mod tests {
 
     /// The last drafts are right, so that what they are compared with lies behind the output.
     const CHAINS: &str = "{\"probabilities\":[0.9,0.2,0.5,0.75],\"accepted\":[true,false,true,true],\
-        \"later_probabilities\":[[0.8,0.7],[0.6,0.1],[0.4,0.3],[0.9,0.5]],\"later_accepted\":[1,0,0,2]}";
+        \"later_probabilities\":[[0.8,0.7],[0.6,0.1],[0.4,0.3],[0.9,0.5]],\"later_accepted\":[1,0,0,2],\
+        \"runner_up_accepted\":[true,true,false,false]}";
 
     #[test]
     fn a_head_is_recorded_with_its_chains_and_plays_back_what_was_recorded() {

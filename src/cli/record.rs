@@ -127,6 +127,9 @@ fn to_lines(sequences: &[RecordedSequence]) -> String {
             line["later_probabilities"] = json!(later);
             line["later_accepted"] = json!(sequence.later_accepted);
         }
+        if !sequence.runner_up_accepted.is_empty() {
+            line["runner_up_accepted"] = json!(sequence.runner_up_accepted);
+        }
         text.push_str(&format!("{line}\n"));
     }
     text
@@ -225,6 +228,7 @@ mod tests {
             accepted: vec![true, false],
             later_probabilities: vec![vec![1.0 / 3.0, 0.25], vec![]],
             later_accepted: vec![1, 0],
+            runner_up_accepted: vec![true, false],
         };
         let text = to_lines(std::slice::from_ref(&sequence));
         let expected = RecordedSequence {

@@ -197,6 +197,8 @@ mod tests {
                     .map(|(depth, draft)| RecordedDraft {
                         probability: draft.probability.clamp(0.0, 1.0),
                         accepted: depth < right,
+                        runner_up_accepted: depth == right
+                            && behind.get(depth as usize) == Some(&draft.runner_up),
                     })
                     .collect();
                 assert_eq!(ours, expected, "{name}, place {place}");

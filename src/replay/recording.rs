@@ -22,6 +22,10 @@
 //! the probabilities to the end of the chain, whether it is right or not, and how many of these
 //! drafts are right before one is not. What follows a wrong draft stands behind another text than
 //! the target's, so it is neither right nor wrong.
+//!
+//! A tree of drafts also tries the runner-up of a draft: the drafter's second choice under the same noise.
+//! A third list, `"runner_up_accepted":[false,true,…]`, says of each place whether the runner-up of the
+//! first wrong draft is right. In recordings without it no runner-up is.
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +61,10 @@ pub struct RecordedSequence {
     /// sample that does not. Empty for a draft model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub later_accepted: Vec<u32>,
+    /// Whether the runner-up of the first draft that is wrong, in the chain of a draft head or else the
+    /// draft itself, equals the target's token. Empty where that was not recorded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runner_up_accepted: Vec<bool>,
 }
 
 /// One draft of a recording.
@@ -66,6 +74,8 @@ pub struct RecordedDraft {
     pub probability: f32,
     /// Whether it equals the target's token, behind drafts that all do.
     pub accepted: bool,
+    /// Whether its runner-up does instead.
+    pub runner_up_accepted: bool,
 }
 
 impl RecordedSequence {
@@ -81,11 +91,25 @@ impl RecordedSequence {
         if depth == 0 || !self.has_chains() {
             let place = (place + depth) % places;
             let (probability, accepted) = (self.probabilities[place], self.accepted[place]);
-            return Some(RecordedDraft { probability, accepted });
+            return Some(RecordedDraft {
+                probability,
+                accepted,
+                runner_up_accepted: !accepted && self.runner_up_accepted(place),
+            });
         }
         let (place, later) = (place % places, depth - 1);
         let probability = *self.later_probabilities[place].get(later)?;
-        Some(RecordedDraft { probability, accepted: later < self.later_accepted[place] as usize })
+        let right = self.later_accepted[place] as usize;
+        Some(RecordedDraft {
+            probability,
+            accepted: later < right,
+            runner_up_accepted: self.accepted[place] && later == right && self.runner_up_accepted(place),
+        })
+    }
+
+    /// Whether the runner-up of the first wrong draft of a place is right.
+    fn runner_up_accepted(&self, place: usize) -> bool {
+        self.runner_up_accepted.get(place).copied().unwrap_or(false)
     }
 
     /// Drafts of the longest chain of a draft head; `None` for a draft model.
@@ -100,6 +124,10 @@ impl RecordedSequence {
         }
         if probabilities == 0 {
             return Err("the lists are empty".to_owned());
+        }
+        let runner_ups = self.runner_up_accepted.len();
+        if runner_ups > 0 && runner_ups != accepted {
+            return Err(format!("{accepted} positions, but runner-ups of {runner_ups}"));
         }
         self.check_chains()?;
         let mut all = self.probabilities.iter().chain(self.later_probabilities.iter().flatten());
@@ -217,7 +245,26 @@ mod tests {
         \"later_probabilities\":[[0.8,0.7],[0.6]],\"later_accepted\":[1,0]}\n";
 
     fn draft(probability: f32, accepted: bool) -> Option<RecordedDraft> {
-        Some(RecordedDraft { probability, accepted })
+        Some(RecordedDraft { probability, accepted, runner_up_accepted: false })
+    }
+
+    #[test]
+    fn a_runner_up_stands_beside_the_first_wrong_draft() {
+        let with = |text: &str, runner_ups: &str| {
+            let line = text.lines().next().expect("one").trim_end_matches('}');
+            Recording::parse(&format!("{line},\"runner_up_accepted\":{runner_ups}}}"))
+        };
+        let seconds = |recording: &Recording, place, depths: usize| -> Vec<bool> {
+            let drafts = (0..depths).map_while(|depth| recording.sequences()[0].draft(place, depth));
+            drafts.map(|draft| draft.runner_up_accepted).collect()
+        };
+        let model = with(TEXT, "[true,true,false]").expect("good");
+        assert_eq!(seconds(&model, 0, 4), [false, true, false, false]);
+        let head = with(HEAD, "[true,true]").expect("good");
+        assert_eq!(seconds(&head, 0, 4), [false, false, true]);
+        assert_eq!(seconds(&head, 1, 4), [true, false]);
+        let error = with(TEXT, "[true]").expect_err("bad").to_string();
+        assert_eq!(error, "line 1: 3 positions, but runner-ups of 1");
     }
 
     #[test]

@@ -56,6 +56,7 @@ fn geometric(acceptance: f64) -> DraftQuality {
         position_sd: 0.0,
         correlation: 0.0,
         confidence: Confidence::Calibrated,
+        runner_up: 0.0,
         recording: None,
         recording_in_order: false,
     }

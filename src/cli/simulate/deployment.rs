@@ -253,7 +253,8 @@ mod tests {
             LatencyModel::new(terms).expect("valid")
         };
         let limits = |head| expected.limits(Some(&draft(head)));
-        assert_eq!(limits(None).drafter, Some(DrafterNeeds::kv_cache(600)));
+        let needs = limits(None).drafter;
+        assert_eq!(needs, Some(DrafterNeeds { branches: true, ..DrafterNeeds::kv_cache(600) }));
         let head = |drafts_per_call| Some(HeadTerms { drafts_per_call, state_token_us: 0.0 });
         let (chain, block) = (limits(head(1)), limits(head(3)));
         assert_eq!((chain.draft_tokens_max, block.draft_tokens_max), (5, 3));

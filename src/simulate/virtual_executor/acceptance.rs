@@ -29,6 +29,8 @@ const REQUEST_STREAM: u32 = 0x21;
 const SEGMENT_STREAM: u32 = 0x22;
 /// Stream of positions.
 const POSITION_STREAM: u32 = 0x23;
+/// Stream of the runner-ups of positions.
+const RUNNER_UP_STREAM: u32 = 0x25;
 
 /// How the draft's reported probability relates to acceptance.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +68,8 @@ pub struct AcceptanceOptions {
     pub correlation: f64,
     /// What the draft reports.
     pub confidence: Confidence,
+    /// Share of wrong drafts whose runner-up is right.
+    pub runner_up: f64,
     /// A recording instead of all this.
     pub playback: Option<Playback>,
 }
@@ -81,6 +85,7 @@ impl AcceptanceOptions {
             position_sd: 0.0,
             correlation: 0.0,
             confidence: Confidence::Calibrated,
+            runner_up: 0.0,
             playback: None,
         }
     }
@@ -139,10 +144,13 @@ impl AcceptanceProcess {
         let innovation = (1.0 - options.correlation * options.correlation).max(0.0).sqrt();
         let mut z = Draw::new(self.seed, SEGMENT_STREAM, request.0, index).normal();
         std::array::from_fn(|offset| {
-            let draw =
-                Draw::new(self.seed, POSITION_STREAM, request.0, index * SEGMENT_TOKENS + offset as u32);
-            z = options.correlation * z + innovation * draw.normal();
-            options.confidence.position(centre + options.position_sd * z, draw)
+            let position = index * SEGMENT_TOKENS + offset as u32;
+            let draw = |stream| Draw::new(self.seed, stream, request.0, position);
+            let of_position = draw(POSITION_STREAM);
+            z = options.correlation * z + innovation * of_position.normal();
+            let drawn = options.confidence.position(centre + options.position_sd * z, of_position);
+            let runner_up_accepted = !drawn.accepted && draw(RUNNER_UP_STREAM).uniform(0) < options.runner_up;
+            Position { runner_up_accepted, ..drawn }
         })
     }
 }
@@ -162,7 +170,8 @@ impl Confidence {
             }
             Confidence::Misaligned { acceptance } => (p, *acceptance),
         };
-        Position { probability: reported as f32, accepted: draw.uniform(2) < acceptance }
+        let accepted = draw.uniform(2) < acceptance;
+        Position { probability: reported as f32, accepted, runner_up_accepted: false }
     }
 }
 
@@ -195,6 +204,7 @@ mod tests {
             position_sd: 1.2,
             correlation: 0.6,
             confidence,
+            runner_up: 0.4,
             playback: None,
         }
     }
@@ -283,6 +293,15 @@ mod tests {
         let covariance: f64 = logits.windows(2).map(|w| (w[0] - mean) * (w[1] - mean)).sum();
         let variance: f64 = logits.iter().map(|x| (x - mean).powi(2)).sum();
         assert!((covariance / variance - 0.6).abs() < 0.05, "{}", covariance / variance);
+    }
+
+    #[test]
+    fn the_runner_up_is_right_in_its_share_of_the_wrong_drafts_and_in_no_other() {
+        let all = positions(Confidence::Calibrated);
+        let wrong: Vec<_> = all.iter().filter(|one| !one.accepted).collect();
+        let right = wrong.iter().filter(|one| one.runner_up_accepted).count() as f64;
+        assert!((right / wrong.len() as f64 - 0.4).abs() < 0.02, "{right} of {}", wrong.len());
+        assert!(!all.iter().any(|one| one.accepted && one.runner_up_accepted));
     }
 
     #[test]

@@ -37,6 +37,8 @@ use timing::Timer;
 const REQUEST_STRIDE: u32 = 0x9E37_79B1;
 /// Turns the right token of a position into a wrong one.
 const WRONG_BIT: u32 = 1 << 30;
+/// Turns it into another wrong one, or one that is right elsewhere.
+const OTHER_WRONG_BIT: u32 = 1 << 29;
 
 /// Vocabulary of a [`VirtualExecutor`], in tokens: the right ones are below half of it.
 pub const VOCAB_SIZE: u32 = 2 * WRONG_BIT;
@@ -74,7 +76,9 @@ pub struct VirtualExecutor {
 /// What the drafter of a profile has to be given: a draft model has a KV pool of `kv_blocks`, a draft
 /// head reads hidden states and has none.
 pub fn drafter_of(draft: &LatencyModel, kv_blocks: u32) -> DrafterNeeds {
-    let Some(head) = draft.terms().head else { return DrafterNeeds::kv_cache(kv_blocks) };
+    let Some(head) = draft.terms().head else {
+        return DrafterNeeds { branches: true, ..DrafterNeeds::kv_cache(kv_blocks) };
+    };
     let block_tokens = if draft.drafts_blocks() { head.drafts_per_call } else { 0 };
     DrafterNeeds { block_tokens, ..DrafterNeeds::hidden_states(vec![0]) }
 }
@@ -85,8 +89,6 @@ struct RoundRow {
     request: RequestId,
     /// Position of the first proposal.
     start: u32,
-    /// Proposals before the last one.
-    depth: u32,
 }
 
 impl VirtualExecutor {
@@ -126,7 +128,11 @@ impl VirtualExecutor {
         let drawn = self.process.draft(request, start, depth)?;
         let right = right_token(request, start.wrapping_add(depth));
         let wrong = right ^ WRONG_BIT;
-        let (token, runner_up) = if drawn.accepted { (right, wrong) } else { (wrong, right) };
+        let (token, runner_up) = match (drawn.accepted, drawn.runner_up_accepted) {
+            (true, _) => (right, wrong),
+            (false, true) => (wrong, right),
+            (false, false) => (wrong, right ^ OTHER_WRONG_BIT),
+        };
         let probability = drawn.probability;
         // as if there were two candidates only
         let margin = (2.0 * probability - 1.0).max(0.0);
@@ -214,7 +220,7 @@ impl Drafter for VirtualExecutor {
             work.prefill_tokens += tokens - 1;
             work.prefill_attended_tokens += prefill_attended(start, tokens - 1);
             self.add_first(index as u32, request, position, seed.limit, forest);
-            self.round.push(RoundRow { request, start: position, depth: 0 });
+            self.round.push(RoundRow { request, start: position });
         }
         work.attended_tokens = work.context_tokens;
         let unread_tokens = std::mem::take(&mut self.unread_tokens).saturating_sub(work.rows.into());
@@ -229,9 +235,8 @@ impl Drafter for VirtualExecutor {
         self.contract.extend(nodes, forest, &mut seeds)?;
         let mut work = Work { rows: seeds.len() as u32, ..Work::default() };
         for (&node, &seed) in nodes.iter().zip(&seeds) {
-            let row = &mut self.round[seed as usize];
-            row.depth += 1;
-            let RoundRow { request, start, depth } = *row;
+            let RoundRow { request, start } = self.round[seed as usize];
+            let depth = forest.get(node).map_or(0, |node| node.depth + 1);
             work.context_tokens += u64::from(start + depth);
             if let Some(proposal) = self.propose(request, start, depth) {
                 forest.add_child(node, proposal);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::protocol::RequestId;
 use crate::random::Draw;
-use crate::replay::Recording;
+use crate::replay::{RecordedDraft, Recording};
 
 /// Stream of the choice of a sequence for each request.
 const SEQUENCE_STREAM: u32 = 0x24;
@@ -16,6 +16,8 @@ pub struct Position {
     pub probability: f32,
     /// Whether the draft's token is the target's.
     pub accepted: bool,
+    /// Whether the runner-up is, where the draft's token is not.
+    pub runner_up_accepted: bool,
 }
 
 /// A recording and the requests that it is played to.
@@ -43,7 +45,8 @@ impl Playback {
         let prompt = self.prompts.get(request.0 as usize).copied().unwrap_or(0);
         let place = start.saturating_sub(prompt + 1) as usize;
         let draft = sequences[index].draft(place, depth as usize)?;
-        Some(Position { probability: draft.probability, accepted: draft.accepted })
+        let RecordedDraft { probability, accepted, runner_up_accepted } = draft;
+        Some(Position { probability, accepted, runner_up_accepted })
     }
 }
 
