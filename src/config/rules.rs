@@ -5,6 +5,8 @@ use super::reader::Problems;
 use super::{Config, DraftConfig};
 use crate::model::{DraftKind, KIND, ModelRef};
 use crate::pacing::{LateAction, ServiceOrder};
+use crate::policy::registry::PolicyName;
+use crate::policy::specserve::Shape;
 
 /// Reports every violated rule across keys.
 pub(super) fn check(config: &Config, problems: &mut Problems) {
@@ -119,6 +121,11 @@ fn check_policy(config: &Config, problems: &mut Problems) {
             let order = format!("\"{}\"", config.scheduler.order.name());
             problems.add(ORDER, Some(order), what, PROFILE_ADVICE);
         }
+    }
+    if speculation.shape != Shape::Chain && policy != PolicyName::SpecServe {
+        let what = format!("the policy \"{policy}\" drafts chains only");
+        let shape = Some(format!("\"{}\"", speculation.shape.name()));
+        problems.add("speculation.shape", shape, what, "remove it, or set the policy to \"specserve\"");
     }
     let max = speculation.draft_tokens_max;
     let tokens = policy.draft_tokens().unwrap_or(0);

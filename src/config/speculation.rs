@@ -8,6 +8,7 @@ use toml::Value;
 use super::reader::{Integer, Section};
 use super::render::Entry;
 use crate::policy::registry::{POLICY_NAMES, PolicyName};
+use crate::policy::specserve::{SHAPE_NAMES, Shape};
 
 const DRAFT_TOKENS_MAX: Integer = Integer::new("draft_tokens_max", 8, 1, 32);
 const PROFILE_AT_START_MS_MAX: Integer = Integer::new("profile_at_start_ms_max", 5000, 100, 600_000);
@@ -21,6 +22,8 @@ pub struct SpeculationConfig {
     pub policy: PolicyName,
     /// Most draft tokens per sequence and step.
     pub draft_tokens_max: u32,
+    /// How drafts may stand to each other; of the policy `specserve` alone.
+    pub shape: Shape,
     /// Profile file with the time model.
     pub profile: Option<PathBuf>,
     /// Whether to profile at startup if the profile is missing or stale. Defaults to true iff
@@ -43,13 +46,14 @@ impl SpeculationConfig {
             .parsed("policy", &format!("give one of {POLICY_NAMES}"), policy)
             .unwrap_or(default_policy);
         let draft_tokens_max = section.integer(&DRAFT_TOKENS_MAX) as u32;
+        let read_shape = |text: &str| text.parse::<Shape>().map_err(|_| "is not a shape".to_owned());
+        let shape =
+            section.parsed("shape", &format!("give one of {SHAPE_NAMES}"), read_shape).unwrap_or_default();
         let profile = section.parsed("profile", &format!("give {PROFILE_BOUND}"), profile);
         let profile_at_start = section.boolean("profile_at_start").unwrap_or(profile.is_none());
         let profile_at_start_max = Duration::from_millis(section.integer(&PROFILE_AT_START_MS_MAX));
-        let config =
-            SpeculationConfig { policy, draft_tokens_max, profile, profile_at_start, profile_at_start_max };
         section.finish();
-        config
+        SpeculationConfig { policy, draft_tokens_max, shape, profile, profile_at_start, profile_at_start_max }
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {
@@ -57,6 +61,7 @@ impl SpeculationConfig {
         vec![
             Entry::text("policy", self.policy.to_string(), POLICY_NAMES),
             Entry::integer(&DRAFT_TOKENS_MAX, u64::from(self.draft_tokens_max)),
+            Entry::text("shape", self.shape.name().to_owned(), SHAPE_NAMES),
             Entry::optional("profile", profile, PROFILE_BOUND),
             Entry::optional(
                 "profile_at_start",

@@ -130,6 +130,7 @@ fn policy_options(config: &Config) -> PolicyOptions {
         specserve: SpecServeOptions {
             draft_tokens_max: config.speculation.draft_tokens_max.min(POSITIONS_MAX as u32),
             verify_rows_max: config.executor.batch_tokens_max.min(ROWS_MAX as u32),
+            shape: config.speculation.shape,
             ..SpecServeOptions::default()
         },
         ..PolicyOptions::default()

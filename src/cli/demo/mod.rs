@@ -32,6 +32,7 @@ use super::progress;
 use crate::config::Config;
 use crate::pacing::ServiceOrder;
 use crate::policy::registry::PolicyName;
+use crate::policy::specserve::Shape;
 use next_steps::{NextSteps, program};
 use report::{DemoReport, Setting};
 use round::{Round, request};
@@ -65,6 +66,12 @@ pub struct DemoArgs {
     /// Policy of the speculative side, for example fixed:4.
     #[arg(long, value_name = "POLICY", default_value = "specserve")]
     policy: PolicyName,
+    /// How the drafts of the policy specserve may stand to each other: chain, tree or auto.
+    #[arg(long, value_name = "SHAPE", default_value = "chain")]
+    shape: Shape,
+    /// Most drafts per step.
+    #[arg(long, value_name = "TOKENS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=32))]
+    draft_max: u32,
     /// Maximum output tokens per prompt.
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1024))]
     tokens: u32,
@@ -180,7 +187,11 @@ fn config(args: &DemoArgs, side: Side, profile: Option<&Path>) -> Config {
         Side::Speculative => args.policy,
     };
     let longest = args.policy.draft_tokens().unwrap_or(0);
-    config.speculation.draft_tokens_max = config.speculation.draft_tokens_max.max(longest);
+    config.speculation.draft_tokens_max = args.draft_max.max(longest);
+    config.speculation.shape = match side {
+        Side::Plain => Shape::Chain,
+        Side::Speculative => args.shape,
+    };
     config.speculation.profile = profile.map(Path::to_owned);
     config
 }

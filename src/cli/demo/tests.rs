@@ -4,7 +4,7 @@ use super::*;
 use crate::cli::testing::{ScriptedHost, chat_answer, chat_answer_with};
 
 fn args(json: bool) -> DemoArgs {
-    DemoArgs { policy: PolicyName::Fixed(12), tokens: 16, rounds: 2, json }
+    DemoArgs { policy: PolicyName::Fixed(12), shape: Shape::Chain, draft_max: 8, tokens: 16, rounds: 2, json }
 }
 
 /// Answers with the prompt itself, drafting as the daemon's policy says.

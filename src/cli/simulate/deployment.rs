@@ -8,7 +8,7 @@ use crate::cli::error::CliError;
 use crate::config::{Config, KvSize, PoolBlocks, SchedulerConfig, SloConfig};
 use crate::pacing::{LateAction, ServiceOrder};
 use crate::policy::registry::{PolicyName, PolicyOptions};
-use crate::policy::specserve::SpecServeOptions;
+use crate::policy::specserve::{Shape, SpecServeOptions};
 use crate::scheduler::SchedulerLimits;
 use crate::simulate::SimulatedClass;
 use crate::simulate::virtual_executor::drafter_of;
@@ -37,6 +37,7 @@ pub struct Deployment {
     pub queue_requests_max: u32,
     /// Most draft tokens per request and step.
     draft_tokens_max: u32,
+    shape: Shape,
     running_requests_max: u32,
     prefill_chunk_tokens_max: u32,
     batch_tokens_max: u32,
@@ -85,6 +86,7 @@ impl Deployment {
                 .or(scheduler.map(|scheduler| scheduler.queue_requests_max))
                 .unwrap_or(QUEUE_MAX_DEFAULT),
             draft_tokens_max,
+            shape: args.shape.or(speculation.map(|speculation| speculation.shape)).unwrap_or_default(),
             running_requests_max,
             prefill_chunk_tokens_max,
             batch_tokens_max,
@@ -110,8 +112,11 @@ impl Deployment {
 
     /// Options of the policies.
     pub fn policy_options(&self) -> PolicyOptions {
-        let specserve =
-            SpecServeOptions { draft_tokens_max: self.draft_tokens_max, ..SpecServeOptions::default() };
+        let specserve = SpecServeOptions {
+            draft_tokens_max: self.draft_tokens_max,
+            shape: self.shape,
+            ..SpecServeOptions::default()
+        };
         PolicyOptions { specserve, ..PolicyOptions::default() }
     }
 
@@ -242,6 +247,7 @@ mod tests {
             classes: vec![class("batch", 1.0, Some(9000), None, 0.25)],
             queue_requests_max: 30,
             draft_tokens_max: 5,
+            shape: Shape::Chain,
             running_requests_max: 20,
             prefill_chunk_tokens_max: 400,
             batch_tokens_max: 3000,
@@ -277,6 +283,7 @@ mod tests {
             classes: vec![class("batch", 1.0, Some(100), Some(8), 0.25)],
             queue_requests_max: 3,
             draft_tokens_max: 2,
+            shape: Shape::Chain,
             running_requests_max: 10,
             prefill_chunk_tokens_max: 256,
             batch_tokens_max: 3000,

@@ -8,6 +8,7 @@ use super::classes::{self, ClassArg};
 use crate::cli::parse;
 use crate::pacing::{LateAction, ServiceOrder};
 use crate::policy::registry::PolicyName;
+use crate::policy::specserve::Shape;
 use crate::protocol::Slo;
 
 /// See the module's documentation. What is left out is the configuration's; without one, what
@@ -15,7 +16,7 @@ use crate::protocol::Slo;
 #[derive(Args, Debug)]
 pub struct DeploymentArgs {
     /// Configuration of a daemon, whose values replace the defaults of --profile, --policy, --slo,
-    /// --running-max, --queue-max, --prefill-chunk, --draft-max, --kv-blocks, --scheduler and
+    /// --running-max, --queue-max, --prefill-chunk, --draft-max, --shape, --kv-blocks, --scheduler and
     /// --late.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
@@ -44,6 +45,10 @@ pub struct DeploymentArgs {
     /// Most draft tokens per request and step, 8 by default.
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=32))]
     pub(super) draft_max: Option<u32>,
+    /// How the drafts of the policy specserve may stand to each other: chain, tree or auto; chain by
+    /// default.
+    #[arg(long, value_name = "SHAPE")]
+    pub(super) shape: Option<Shape>,
     /// KV blocks of 16 tokens per model, 20000 by default.
     #[arg(long, value_name = "BLOCKS", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub(super) kv_blocks: Option<u32>,

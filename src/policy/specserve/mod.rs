@@ -29,7 +29,7 @@ pub use learner::SpecServeLearner;
 use lifetime::Lifetime;
 use option::Next;
 use realized::Realized;
-pub use trees::Shape;
+pub use trees::{SHAPE_NAMES, Shape, UnknownShape};
 pub(super) use workspace::Workspace;
 use workspace::{Costs, Spent};
 use worth::Pace;

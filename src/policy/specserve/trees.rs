@@ -12,8 +12,7 @@ use crate::policy::survival::{POSITIONS_MAX, forecast_confidence, forecast_survi
 use crate::protocol::{DecodeView, DraftSet, DraftedRow, Intent, OpenDraft, Proposal, Step, StepView};
 
 /// How drafts may stand to each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shape {
     /// Chains only.
     #[default]
@@ -22,6 +21,34 @@ pub enum Shape {
     Tree,
     /// Trees where a runner-up is worth more than the least draft that a chain would verify.
     Auto,
+}
+
+/// The shapes' names, for texts.
+pub const SHAPE_NAMES: &str = "chain, tree, auto";
+
+/// A text that names no shape.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown shape {0:?}; known are {SHAPE_NAMES}")]
+pub struct UnknownShape(String);
+
+impl Shape {
+    /// Its name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shape::Chain => "chain",
+            Shape::Tree => "tree",
+            Shape::Auto => "auto",
+        }
+    }
+}
+
+impl std::str::FromStr for Shape {
+    type Err = UnknownShape;
+
+    fn from_str(text: &str) -> Result<Shape, UnknownShape> {
+        let known = [Shape::Chain, Shape::Tree, Shape::Auto].into_iter().find(|shape| shape.name() == text);
+        known.ok_or_else(|| UnknownShape(text.to_owned()))
+    }
 }
 
 impl SpecServe {
