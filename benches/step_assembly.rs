@@ -122,10 +122,10 @@ impl Bench {
             times.part(3, || round.read_begun(&rows, &results, VOCABULARY as usize, &mut out).expect("good"));
             self.work_on_others();
             times.part(4, || contract.extend(&nodes, &forest, &mut keep).expect("all go on"));
-            times.part(5, || round.proceed(&keep, |_| None, &mut step));
+            times.part(5, || round.proceed(&nodes, &keep, &forest, &mut step).expect("known nodes"));
             times.part(6, || black_box(write(&mut memory, sizes, &step)));
             out.clear();
-            times.part(7, || round.read_kept(&keep, &results, VOCABULARY as usize, &mut out).expect("good"));
+            times.part(7, || round.read_fed(&keep, &results, VOCABULARY as usize, &mut out).expect("good"));
         }
         times.report(name);
     }

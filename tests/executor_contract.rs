@@ -35,6 +35,11 @@ fn info(vocab_size: u32) -> ExecutorInfo {
     }
 }
 
+/// A draft model whose drafts may be a tree.
+fn branching() -> DrafterNeeds {
+    DrafterNeeds { branches: true, ..DrafterNeeds::kv_cache(40) }
+}
+
 fn shadow() -> ShadowExecutor {
     ShadowExecutor::new(ShadowOptions { info: info(1000), ..ShadowOptions::small(1, 1) })
 }
@@ -64,7 +69,7 @@ fn head_options() -> RandomHeadOptions {
 fn simulated() -> VirtualExecutor {
     let profile = Profile::from_toml(include_str!("../profiles/tiny-cpu.toml")).expect("a profile");
     let options = VirtualOptions {
-        info: info(VOCAB_SIZE),
+        info: ExecutorInfo { drafter: Some(branching()), ..info(VOCAB_SIZE) },
         cost: profile.cost_model().expect("a cost model"),
         error: TimeError::NONE,
         acceptance: AcceptanceOptions::geometric(0.5),
@@ -98,6 +103,9 @@ fn the_cpu_executor_keeps_the_contract_with_a_head_that_drafts_blocks() {
 fn the_shadow_keeps_the_contract() {
     contract_suite::check_target(&mut shadow());
     contract_suite::check_drafter(&mut shadow());
+    let branching = ExecutorInfo { drafter: Some(branching()), ..info(1000) };
+    let options = ShadowOptions { info: branching, ..ShadowOptions::small(1, 1) };
+    contract_suite::check_drafter(&mut ShadowExecutor::new(options));
 }
 
 #[test]

@@ -5,16 +5,17 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use common::tree_policies::{Bushy, Full};
 use common::{EvenAtEven, Played, cpu, drafters, embedded, play, prompt, request};
 use specserve::drafting::{NgramOptions, WithPromptLookup};
 use specserve::model::random::{RandomOptions, random_model};
 use specserve::model::{DraftHead, DraftWeights};
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
 use specserve::policy::specserve::Shape;
-use specserve::policy::{Fixed, Learner, Policy, Scratch, Static};
+use specserve::policy::{Fixed, Policy, Scratch, Static};
 use specserve::protocol::{
-    DecodeView, DraftSet, DraftShape, DraftedRow, GenerationRequest, ModelRole, OpenDraft, RequestId,
-    SamplingParams, Step, StepDecision, StepView, TokenConstraint,
+    DecodeView, GenerationRequest, ModelRole, RequestId, SamplingParams, StepDecision, StepView,
+    TokenConstraint,
 };
 use specserve::timing::cost_model::HeadTerms;
 use specserve::timing::profile::Profile;
@@ -72,63 +73,6 @@ fn every_draft_length_and_batch_size_emits_what_plain_decoding_emits() {
     }
 }
 
-/// Drafts trees by whim: which drafts are fed and which are verified depends on the time alone.
-#[derive(Debug)]
-struct Bushy {
-    drafts: u32,
-    salt: u64,
-}
-
-impl Bushy {
-    /// Whether something happens that happens `share` times in eight.
-    fn rolls(&self, step: Step<'_>, row: u32, draft: u32, share: u64) -> bool {
-        let key = step.view.now.0 ^ self.salt ^ u64::from(row) << 20 ^ u64::from(draft) << 8;
-        key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 61 < share
-    }
-}
-
-impl Policy for Bushy {
-    fn name(&self) -> String {
-        "bushy".to_owned()
-    }
-
-    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
-        StepDecision {
-            drafts: view.decoding.iter().map(|row| self.drafts.min(row.drafts_max)).collect(),
-            prefill_tokens: view.prefill_tokens_max,
-            shape: DraftShape::Tree,
-            ..StepDecision::default()
-        }
-    }
-
-    fn expand(
-        &self,
-        step: Step<'_>,
-        rows: &[DraftedRow],
-        open: &[OpenDraft],
-        _: &mut Scratch,
-        keep: &mut Vec<u32>,
-    ) {
-        let fed = |draft: &OpenDraft| self.rolls(step, rows[draft.row as usize].decoding, draft.draft, 6);
-        keep.extend((0..).zip(open).filter(|(_, draft)| fed(draft)).map(|(index, _)| index));
-    }
-
-    fn choose(&self, step: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, chosen: &mut Vec<DraftSet>) {
-        for row in rows {
-            let mut set = DraftSet::default();
-            let drafts = 0..row.proposals.len() as u32;
-            drafts.filter(|&draft| self.rolls(step, row.decoding, draft + 64, 7)).for_each(|draft| {
-                set.insert(draft as usize);
-            });
-            chosen.push(set);
-        }
-    }
-}
-
-fn bushy(drafts: u32) -> Box<dyn Learner> {
-    Box::new(Static::new(Bushy { drafts, salt: 0x5EED }))
-}
-
 #[test]
 fn trees_of_every_size_emit_what_plain_decoding_emits() {
     for (sampling, (name, drafter)) in temperatures_and_drafters() {
@@ -138,7 +82,7 @@ fn trees_of_every_size_emit_what_plain_decoding_emits() {
         for batch in [1, 2, 7, 32] {
             let some = &all[..(batch as usize).clamp(3, 32)];
             for drafts in [1, 2, 5, 8] {
-                let ours = play(&mut executor, bushy(drafts), batch, some);
+                let ours = play(&mut executor, Bushy::of(drafts), batch, some);
                 let how = format!("in trees of {drafts}, {name}, t {}, batch {batch}", sampling.temperature);
                 assert_same_output(&ours, &plain, some, &how);
             }
@@ -162,37 +106,12 @@ fn trees_survive_preemption_filters_penalties_and_constraints() {
         let plain = plain(&all);
         for (name, drafter) in drafters() {
             let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), 16);
-            let ours = play(&mut executor, bushy(8), 8, &all);
+            let ours = play(&mut executor, Bushy::of(8), 8, &all);
             let constrained = sampling.constraint.is_some();
             assert_same_output(&ours, &plain, &all, &format!("in trees, {name}, constrained: {constrained}"));
             let preemptions: u32 = ours.values().map(|one| one.summary.preemptions).sum();
             assert!(preemptions > 0, "sixteen blocks were meant to be too few");
         }
-    }
-}
-
-/// Drafts choices and runner-ups, feeds all of them, and verifies all that it may.
-#[derive(Debug)]
-struct Full {
-    drafts: u32,
-}
-
-impl Policy for Full {
-    fn name(&self) -> String {
-        "full".to_owned()
-    }
-
-    fn plan(&self, view: &StepView, _: &mut Scratch) -> StepDecision {
-        StepDecision {
-            drafts: view.decoding.iter().map(|row| self.drafts.min(row.drafts_max)).collect(),
-            prefill_tokens: view.prefill_tokens_max,
-            shape: DraftShape::Tree,
-            ..StepDecision::default()
-        }
-    }
-
-    fn choose(&self, _: Step<'_>, rows: &[DraftedRow], _: &mut Scratch, chosen: &mut Vec<DraftSet>) {
-        chosen.extend(rows.iter().map(|_| DraftSet::first(DraftSet::DRAFTS_MAX)));
     }
 }
 
@@ -206,7 +125,7 @@ fn a_draft_that_followed_a_runner_up_knows_what_was_accepted() {
         let draft = Some(embedded(ModelRole::Target).into());
         let mut executor = cpu(embedded(ModelRole::Target), draft, AMPLE_BLOCKS);
         for batch in [1, 7] {
-            let ours = play(&mut executor, Box::new(Static::new(Full { drafts: 6 })), batch, &all);
+            let ours = play(&mut executor, Full::of(6), batch, &all);
             assert_same_output(&ours, &plain, &all, "in full trees");
             for one in ours.values() {
                 let stats = &one.summary.speculation;

@@ -57,7 +57,10 @@ pub fn check_drafter(executor: &mut dyn Executor) {
         assert_eq!(drafter.extend(&[NodeId(0), NodeId(1)], &mut forest), Ok(()), "{what}: the round goes on");
         assert_usable(what, executor, &batches);
     }
-    left_out_stays_out(executor, &batches);
+    match batches.info.drafter.as_ref().is_some_and(|needs| needs.branches) {
+        true => any_node_is_fed_once(executor, &batches),
+        false => left_out_stays_out(executor, &batches),
+    }
     unusable_nodes_are_refused(executor, &batches);
     rounds_end_with_blocks(executor, &batches);
 }
@@ -130,6 +133,28 @@ fn left_out_stays_out(executor: &mut dyn Executor, batches: &Batches) {
     assert_refused("a seed that was left out", drafter.extend(&[NodeId(0)], &mut forest));
     assert_refused("a node that has a child", drafter.extend(&[NodeId(1)], &mut forest));
     assert_eq!(drafter.extend(&[NodeId(2)], &mut forest), Ok(()));
+}
+
+fn any_node_is_fed_once(executor: &mut dyn Executor, batches: &Batches) {
+    let mut forest = batches.start_round(executor);
+    let runner_up = forest.add_runner_up(NodeId(0));
+    let behind_runner_up = forest.add_child(runner_up, Proposal { finite: true, ..Proposal::default() });
+    let drafter = executor.drafter().expect("a draft model");
+    assert_eq!(drafter.extend(&[NodeId(1)], &mut forest), Ok(()));
+    assert_refused("a node that was fed before", drafter.extend(&[NodeId(1)], &mut forest));
+    assert_refused("a node behind one that was not fed", drafter.extend(&[behind_runner_up], &mut forest));
+    assert_refused("nodes out of order", drafter.extend(&[runner_up, NodeId(0)], &mut forest));
+    let known = forest.len();
+    let several = [NodeId(0), runner_up, NodeId(known as u32 - 1)];
+    assert_eq!(
+        drafter.extend(&several, &mut forest),
+        Ok(()),
+        "a choice, its runner-up, another seed's latest"
+    );
+    assert_eq!(forest.len(), known + 3);
+    assert_eq!(drafter.extend(&[behind_runner_up], &mut forest), Ok(()));
+    assert_eq!(drafter.settle(&[runner_up, behind_runner_up], &forest), Ok(()));
+    assert_usable("a settled tree", executor, batches);
 }
 
 fn unusable_nodes_are_refused(executor: &mut dyn Executor, batches: &Batches) {

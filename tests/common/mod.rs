@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod tree_policies;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -72,8 +74,21 @@ pub fn prompt(number: usize) -> Arc<[TokenId]> {
     model.tokenizer.encode(&text, false).expect("encodes").into()
 }
 
+/// Most drafts of a step.
+const DRAFT_TOKENS_MAX: u32 = 8;
+
 /// A CPU executor for the given models.
 pub fn cpu(target: LoadedModel, draft: Option<DraftWeights>, target_blocks: u32) -> CpuExecutor {
+    cpu_for(DRAFT_TOKENS_MAX, target, draft, target_blocks)
+}
+
+/// A [`cpu`] executor that verifies up to so many drafts of a sequence.
+pub fn cpu_for(
+    draft_tokens_max: u32,
+    target: LoadedModel,
+    draft: Option<DraftWeights>,
+    target_blocks: u32,
+) -> CpuExecutor {
     let options = CpuOptions {
         threads: 2,
         target_blocks,
@@ -81,7 +96,7 @@ pub fn cpu(target: LoadedModel, draft: Option<DraftWeights>, target_blocks: u32)
         block_tokens: 16,
         batch_tokens_max: 512,
         batch_sequences_max: 32,
-        draft_tokens_max: 8,
+        draft_tokens_max,
     };
     CpuExecutor::new(options, target, draft).expect("the models fit the executor")
 }
@@ -106,7 +121,7 @@ pub fn play(
         running_requests_max: batch,
         prefill_chunk_tokens_max: 64,
         batch_tokens_max: 512,
-        draft_tokens_max: 8,
+        draft_tokens_max: executor.info().draft_tokens_max,
         target_blocks: 0,
         drafter: None,
     };

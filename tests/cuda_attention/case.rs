@@ -155,6 +155,7 @@ impl Case {
             tokens: sequence.tokens,
             drafts: sequence.drafts,
             tree: sequence.tree.as_deref(),
+            cached: 0,
             blocks,
         }));
         let device = Device::new(problem, &plan, room, stream)?;

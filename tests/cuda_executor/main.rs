@@ -10,6 +10,7 @@ mod driver;
 mod heads;
 mod masks;
 mod not_finite;
+mod trees;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

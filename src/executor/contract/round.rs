@@ -1,7 +1,5 @@
 //! What the contract knows of the drafting round in progress.
 
-use std::collections::HashSet;
-
 use crate::protocol::{BlockId, DraftForest, DraftSeed, ExecutorInfo, NodeId, RequestId};
 
 /// The seeds of a round, and how often it was extended. Keeps its memory from round to round.
@@ -11,8 +9,8 @@ pub(super) struct Round {
     /// Of each seed, the blocks from the one that holds its first proposal on.
     blocks: Vec<BlockId>,
     extensions: u32,
-    /// Nodes that were fed.
-    fed: HashSet<NodeId>,
+    /// For each node of the forest so far, whether it was fed.
+    fed: Vec<bool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +59,11 @@ impl Round {
             return Err(format!("node {} of seed {}, which does not propose", id.0, node.seed));
         }
         if info.drafter.as_ref().is_some_and(|needs| needs.branches) {
-            if self.fed.contains(&id) {
+            if self.was_fed(id) {
                 return Err(format!("node {} of seed {} was fed before", id.0, node.seed));
+            }
+            if node.parent.is_some_and(|parent| !self.was_fed(parent)) {
+                return Err(format!("node {} of seed {} follows one that was not fed", id.0, node.seed));
             }
         } else if node.depth != self.extensions || node.rank > 0 {
             // every seed that is still in the round got one node from each call
@@ -84,14 +85,22 @@ impl Round {
     /// Notes that a call feeds a node.
     pub fn feed(&mut self, id: NodeId, seed: u32) {
         self.seeds[seed as usize].fed += 1;
-        self.fed.insert(id);
+        let index = id.0 as usize;
+        if self.fed.len() <= index {
+            self.fed.resize(index + 1, false);
+        }
+        self.fed[index] = true;
+    }
+
+    fn was_fed(&self, id: NodeId) -> bool {
+        self.fed.get(id.0 as usize).copied().unwrap_or(false)
     }
 
     /// Undoes [`feed`](Self::feed).
     pub fn take_back(&mut self, id: NodeId, seed: u32) {
         self.seeds[seed as usize].fed -= 1;
         self.seeds[seed as usize].writes = None;
-        self.fed.remove(&id);
+        self.fed[id.0 as usize] = false;
     }
 
     /// Notes that the current call writes to a block on behalf of a seed; whether it did already.

@@ -13,6 +13,8 @@ use super::ffi::kernels::{
 pub struct MaskedRun {
     /// The run.
     pub segment: AttentionSegment,
+    /// One past the last position that it sees.
+    end: usize,
     cut: Cut,
     /// Chunks of `cut`.
     chunks: usize,
@@ -21,9 +23,9 @@ pub struct MaskedRun {
 }
 
 impl MaskedRun {
-    /// A run whose context is cut so.
-    pub fn new(segment: AttentionSegment, cut: Cut) -> MaskedRun {
-        MaskedRun { segment, cut, chunks: cut.count(), partial: 0 }
+    /// A run that sees positions up to `end`, cut so.
+    pub fn new(segment: AttentionSegment, cut: Cut, end: usize) -> MaskedRun {
+        MaskedRun { segment, end, cut, chunks: cut.count(), partial: 0 }
     }
 
     /// Partial results that it makes.
@@ -135,7 +137,7 @@ impl Cutter<'_> {
 
     /// The items of the last chunk, which is not whole.
     fn rests(&self, run: &MaskedRun, items: &mut Vec<AttentionItem>) {
-        let end = (run.segment.start + run.segment.queries) as u32;
+        let end = run.end as u32;
         let (last, positions) = (run.chunks as u32 - 1, (end - run.cut.rest, end));
         items.extend((0..self.tiles(run)).map(|tile| self.item(run, tile, last, positions)));
     }

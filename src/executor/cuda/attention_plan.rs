@@ -95,10 +95,11 @@ impl AttentionPlan {
     }
 
     fn add(&mut self, sequence: &SequenceShape) {
+        if sequence.cached > 0 {
+            return self.add_level(sequence);
+        }
         let first_row = self.rows();
-        let table = self.tables.len();
-        let blocks = &sequence.blocks[..sequence.end().div_ceil(BLOCK_TOKENS as usize)];
-        self.tables.extend(blocks.iter().map(|block| block.0 as i32));
+        let table = self.add_table(sequence);
         sequence.rotate(&mut self.positions);
         sequence.assign_slots(&mut self.slots);
 
@@ -118,21 +119,53 @@ impl AttentionPlan {
         let cut = self.room.cut(sequence.end());
         sequence.mask(0, head, &mut self.masks);
         if self.takes_masks(head, sequence, cut.count()) {
-            let cut = if tail == 0 { cut } else { self.room.cut(sequence.end() - tail) };
-            self.add_masked(MaskedRun::new(segment(0, head), cut));
+            let end = sequence.end() - tail;
+            let cut = if tail == 0 { cut } else { self.room.cut(end) };
+            self.add_masked(MaskedRun::new(segment(0, head), cut, end));
         } else {
             self.segments.push(segment(0, head));
             self.prefill_items.extend(causal_items(&self.room, segment(0, head)));
         }
         if tail > 0 {
             sequence.mask(head, tail, &mut self.masks);
-            self.add_masked(MaskedRun::new(segment(head, tail), cut));
+            self.add_masked(MaskedRun::new(segment(head, tail), cut, sequence.end()));
         }
+    }
+
+    /// Appends a sequence's block table; returns where it starts.
+    fn add_table(&mut self, sequence: &SequenceShape) -> usize {
+        let table = self.tables.len();
+        let blocks = &sequence.blocks[..sequence.end().div_ceil(BLOCK_TOKENS as usize)];
+        self.tables.extend(blocks.iter().map(|block| block.0 as i32));
+        table
+    }
+
+    /// Adds the last rows of a tree whose other tokens are in the cache. Their masks begin with the
+    /// tree, so their segment starts there as well.
+    fn add_level(&mut self, sequence: &SequenceShape) {
+        let first_row = self.rows();
+        let table = self.add_table(sequence);
+        let (end, cached) = (sequence.end(), sequence.cached);
+        sequence.rotate(&mut self.positions);
+        self.positions.drain(first_row..first_row + cached);
+        sequence.assign_slots(&mut self.slots);
+        self.slots.drain(first_row..first_row + cached);
+        sequence.mask(0, sequence.tokens, &mut self.masks);
+        self.masks.drain(first_row..first_row + cached);
+        self.partial_rows_for_trees -= self.partial_rows_of_all(sequence);
+        let segment = AttentionSegment {
+            first_row: first_row as i32,
+            queries: (sequence.tokens - cached) as i32,
+            start: sequence.start as i32,
+            table: table as i32,
+        };
+        self.add_masked(MaskedRun::new(segment, self.room.cut(end), end));
     }
 
     /// Partial results that all rows of a sequence make.
     fn partial_rows_of_all(&self, sequence: &SequenceShape) -> usize {
-        self.room.partial_rows_of(sequence.tokens, self.room.cut(sequence.end()).count())
+        let rows = sequence.tokens - sequence.cached;
+        self.room.partial_rows_of(rows, self.room.cut(sequence.end()).count())
     }
 
     /// Whether a run goes to the decode kernel: it is short and its partial results find
@@ -166,7 +199,7 @@ mod tests {
     }
 
     fn chain(start: u32, tokens: usize, blocks: &[BlockId]) -> SequenceShape<'_> {
-        SequenceShape { start, tokens, drafts: 0, tree: None, blocks }
+        SequenceShape { start, tokens, drafts: 0, tree: None, cached: 0, blocks }
     }
 
     #[test]
@@ -214,12 +247,36 @@ mod tests {
         let blocks = blocks(8);
         // committed c; drafts 0 and 1 follow it, 2 follows 0, 3 follows 2, 4 follows 1
         let tree = [0, 0, 1, 3, 2];
-        let shape = SequenceShape { start: 40, tokens: 6, drafts: 5, tree: Some(&tree), blocks: &blocks };
+        let shape =
+            SequenceShape { start: 40, tokens: 6, drafts: 5, tree: Some(&tree), cached: 0, blocks: &blocks };
         let mut plan = plan();
         plan.build([shape].into_iter());
         assert_eq!(plan.masks, [0b1, 0b11, 0b101, 0b1011, 0b11011, 0b100101]);
         assert_eq!(plan.positions, [40, 41, 41, 42, 43, 42]);
         assert_eq!(plan.slots, [1640, 1641, 1642, 1643, 1644, 1645]);
+    }
+
+    #[test]
+    fn a_level_of_a_tree_is_its_last_rows_behind_a_cached_front() {
+        let blocks = blocks(64);
+        let tree = [0, 0, 1, 3, 2];
+        let whole =
+            SequenceShape { start: 700, tokens: 6, drafts: 5, tree: Some(&tree), cached: 0, blocks: &blocks };
+        let (mut all, mut level) = (plan(), plan());
+        all.build([whole].into_iter());
+        level.build([chain(3, 2, &blocks), SequenceShape { cached: 4, ..whole }].into_iter());
+        assert_eq!(level.masks[2..], all.masks[4..]);
+        assert_eq!((&level.positions[2..], &level.slots[2..]), (&all.positions[4..], &all.slots[4..]));
+        let segment = level.segments[1];
+        assert_eq!((segment.first_row, segment.queries, segment.start), (2, 2, 700));
+        let ends = |plan: &AttentionPlan| {
+            let items = plan.items.iter().filter(|item| item.segment.start == 700);
+            let mut ends: Vec<_> = items.map(|item| (item.kv_begin, item.kv_end, item.chunks)).collect();
+            ends.sort_unstable();
+            ends.dedup();
+            ends
+        };
+        assert_eq!(ends(&level), ends(&all), "the same keys in the same chunks");
     }
 
     #[test]
@@ -244,7 +301,8 @@ mod tests {
     fn a_tree_behind_a_long_prefill_gets_its_own_segment() {
         let blocks = blocks(16);
         let tree = [0, 0, 2];
-        let shape = SequenceShape { start: 0, tokens: 103, drafts: 3, tree: Some(&tree), blocks: &blocks };
+        let shape =
+            SequenceShape { start: 0, tokens: 103, drafts: 3, tree: Some(&tree), cached: 0, blocks: &blocks };
         let mut plan = plan();
         plan.build([shape].into_iter());
         assert_eq!(plan.segments.len(), 2);
@@ -283,7 +341,14 @@ mod tests {
             ..AttentionRoom::for_rows(8, 2, 1, 1)
         });
         let chain = chain(4000, 8, &blocks);
-        let shape = SequenceShape { start: 4000, tokens: 4, drafts: 3, tree: Some(&tree), blocks: &blocks };
+        let shape = SequenceShape {
+            start: 4000,
+            tokens: 4,
+            drafts: 3,
+            tree: Some(&tree),
+            cached: 0,
+            blocks: &blocks,
+        };
         plan.build([chain, shape].into_iter());
         assert_eq!(plan.prefill_items.len(), 1, "the chain gives way");
         assert!(!plan.items.is_empty() && plan.items.iter().all(|item| item.segment.first_row == 8));

@@ -18,6 +18,9 @@ pub struct SequenceShape<'a> {
     pub drafts: usize,
     /// Parents of the drafts, see [`VerifyRow::tree`](crate::protocol::VerifyRow::tree).
     pub tree: Option<&'a [u32]>,
+    /// How many tokens at the front are in the cache already and are no rows of the step: what was fed
+    /// before of a tree that grows level by level, and the committed token before it.
+    pub cached: usize,
     /// The sequence's blocks.
     pub blocks: &'a [BlockId],
 }
@@ -134,7 +137,7 @@ mod tests {
                 tokens,
                 drafts: parents.len(),
                 tree: tree.then_some(&parents[..]),
-                blocks: &blocks,
+                cached: 0, blocks: &blocks,
             };
             let (mut positions, mut slots, mut masks) = (vec![9], vec![9], vec![9]);
             shape.rotate(&mut positions);

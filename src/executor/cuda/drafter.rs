@@ -4,7 +4,7 @@
 use super::draft_round::DraftRound;
 use super::heads::HeadDrafter;
 use super::runner::{DeviceQueue, Runner};
-use crate::protocol::{DraftForest, DraftSeed, ExecutorError, NodeId, Proposal};
+use crate::protocol::{Compaction, DraftForest, DraftSeed, ExecutorError, NodeId, Proposal};
 
 /// A draft model or a draft head, with its round in progress.
 pub enum CudaDrafter {
@@ -57,7 +57,7 @@ impl ModelDrafter {
         Ok(())
     }
 
-    /// Feeds each of these seeds the token of its latest node; adds a proposal after each node.
+    /// Feeds these nodes of these seeds; adds a proposal after each node.
     ///
     /// # Errors
     /// [`ExecutorError::Device`].
@@ -68,11 +68,15 @@ impl ModelDrafter {
         queue: &mut DeviceQueue,
         forest: &mut DraftForest,
     ) -> Result<(), ExecutorError> {
-        let mask = |index: usize| forest.mask(nodes[index]).cloned();
-        self.round.go_on(seeds, mask, &mut self.runner, queue, &mut self.proposals)?;
+        self.round.go_on(nodes, seeds, forest, &mut self.runner, queue, &mut self.proposals)?;
         for (&node, &proposal) in nodes.iter().zip(&self.proposals) {
             forest.add_child(node, proposal);
         }
         Ok(())
+    }
+
+    /// The moves in the draft model's cache that bring accepted nodes together; `accepted` is ascending.
+    pub fn settle(&self, accepted: &[NodeId], forest: &DraftForest) -> Vec<Compaction> {
+        self.round.settle(accepted, forest)
     }
 }

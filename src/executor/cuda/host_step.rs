@@ -87,6 +87,7 @@ pub fn input_shape<'a>(input: &'a SequenceInput, drafts: u32, tree: Option<&'a [
         tokens: input.tokens.len(),
         drafts: drafts as usize,
         tree,
+        cached: 0,
         blocks: &input.blocks,
     }
 }

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use super::ffi::kernels::DraftProposal;
-use crate::protocol::{BlockId, DraftSeed, ExecutorError, Proposal, RequestId, SamplingParams, TokenId};
+use crate::protocol::{
+    BlockId, DraftForest, DraftSeed, ExecutorError, NodeId, Proposal, RequestId, SamplingParams, TokenId,
+};
 use crate::sampling::TokenHistory;
 
 /// Begins a round with a row for each of these seeds, in the memory of the last round's.
@@ -28,7 +30,8 @@ pub struct RoundRow {
     pub sampling: Arc<SamplingParams>,
     /// What penalties look at; empty where there are none.
     pub history: TokenHistory,
-    /// Position of the last proposal, which is the next input.
+    /// Position of a chain's last proposal, which is its next input; of a draft model's round, that of
+    /// the first proposal.
     pub position: u32,
     /// The last proposal, if it is finite.
     pub proposed: Option<TokenId>,
@@ -62,6 +65,19 @@ impl RoundRow {
         }
         self.position = input.start + input.tokens.len() as u32;
         self.proposed = None;
+    }
+
+    /// The history behind a node of a draft model's round, where penalties look at it.
+    pub fn history_behind(&self, node: NodeId, forest: &DraftForest) -> Option<TokenHistory> {
+        if !self.sampling.has_penalties() {
+            return None;
+        }
+        let nodes = std::iter::successors(forest.get(node), |node| forest.get(node.parent?));
+        let mut path: Vec<TokenId> = nodes.map(|node| node.proposal.token).collect();
+        path.reverse();
+        let mut history = self.history.clone();
+        path.into_iter().for_each(|token| history.push(token));
+        Some(history)
     }
 
     /// Takes what the device proposed. Only a token of the vocabulary may become an input.

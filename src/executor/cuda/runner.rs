@@ -189,7 +189,8 @@ impl Runner {
         for tokens in prompt_lengths(longest) {
             self.begin();
             self.step.tokens.resize(tokens, 0);
-            let prompt = SequenceShape { start: 0, tokens, drafts: 0, tree: None, blocks: &blocks };
+            let prompt =
+                SequenceShape { start: 0, tokens, drafts: 0, tree: None, cached: 0, blocks: &blocks };
             self.plan(std::iter::once(prompt));
             self.submit(self.key(StepOutput::Nothing, None), false, queue)?;
             queue.stream.synchronize()?;

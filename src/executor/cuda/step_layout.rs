@@ -274,6 +274,7 @@ mod tests {
             tokens: 6,
             drafts: 5,
             tree: None,
+            cached: 0,
             blocks: &blocks,
         }));
         for mask in masks {

@@ -130,11 +130,11 @@ impl SpecServe {
             return;
         }
         let hurdle = space.hurdle(&costs, plan.rate());
-        let goes_on = |branch: usize| {
-            let has_positions = space.rows[first + branch].positions > 0;
-            space.lengths[first + branch] > 0 || has_positions && space.clears(&hurdle, first + branch)
+        let goes_on = |&(index, draft): &(u32, &OpenDraft)| {
+            let branch = first + index as usize;
+            space.lengths[branch] > 0 || space.branch_clears(&hurdle, of(draft).decoding as usize, branch)
         };
-        keep.extend((0..open.len()).filter(|&branch| goes_on(branch)).map(|branch| branch as u32));
+        keep.extend((0..).zip(open).filter(goes_on).map(|(index, _)| index));
     }
 
     /// Fills in the branches behind all open drafts, which are by row.
@@ -147,16 +147,20 @@ impl SpecServe {
     ) {
         let means = self.forecast.position_means();
         let mut survival = std::mem::take(&mut space.tree);
-        let mut measured = None;
-        for (branch, &OpenDraft { row: of, draft }) in open.iter().enumerate() {
-            let row = &rows[of as usize];
+        let mut branch = step.view.decoding.len();
+        for of_row in open.chunk_by(|a, b| a.row == b.row) {
+            let row = &rows[of_row[0].row as usize];
             let decoding = row.decoding as usize;
-            if measured != Some(of) {
-                self.measure_tree(&step.view.decoding[decoding], row, &mut survival);
-                measured = Some(of);
+            self.measure_tree(&step.view.decoding[decoding], row, &mut survival);
+            let branches = branch..branch + of_row.len();
+            for (branch, open) in branches.clone().zip(of_row) {
+                let draft = open.draft as usize;
+                let known = (decoding, row.place(draft).depth, survival[draft]);
+                self.forecast_branch(space, &means, step, branch, known);
             }
-            let known = (decoding, row.place(draft as usize).depth, survival[draft as usize]);
-            self.forecast_branch(space, &means, step, step.view.decoding.len() + branch, known);
+            let most = self.positions(step.granted.drafts[decoding]) as usize;
+            space.hold_to_best(decoding, branches.clone(), most);
+            branch = branches.end;
         }
         space.tree = survival;
     }

@@ -144,6 +144,10 @@ pub struct Workspace {
     order: Vec<u32>,
     /// Of each request's tree, the drafts of its positions, [`POSITIONS_MAX`] for each.
     ranked: Vec<u32>,
+    /// Survival that a draft of each request's tree needs to be among the best that may be verified.
+    floors: Vec<f32>,
+    /// The survival of all drafts of one tree, forecast ones included.
+    best: Vec<f32>,
 }
 
 /// Time spent on drafting so far in a step, for one call of the planner.
@@ -183,6 +187,42 @@ impl Workspace {
         self.next.resize(self.rows.len(), Next::default());
         self.survival.clear();
         self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
+        self.floors.clear();
+        self.floors.resize(self.requests, 0.0);
+    }
+
+    /// Cuts the branches of a request, which are filled in like its row, to positions that are among the
+    /// `most` best of its tree: more are not verified, so what would only push out better drafts is not
+    /// worth a draft call.
+    pub(super) fn hold_to_best(&mut self, request: usize, branches: std::ops::Range<usize>, most: usize) {
+        let mut best = std::mem::take(&mut self.best);
+        best.clear();
+        for row in std::iter::once(request).chain(branches.clone()) {
+            best.extend((0..self.rows[row].positions as usize).map(|depth| self.survival_at(row, depth)));
+        }
+        if best.len() > most && most > 0 {
+            let (_, floor, _) = best.select_nth_unstable_by(most - 1, |a, b| b.total_cmp(a));
+            self.floors[request] = *floor;
+        }
+        let floor = self.floors[request];
+        for branch in branches {
+            let depths = 0..self.rows[branch].positions as usize;
+            self.rows[branch].positions =
+                depths.take_while(|&depth| self.survival_at(branch, depth) >= floor).count() as u32;
+        }
+        self.best = best;
+    }
+
+    fn survival_at(&self, row: usize, depth: usize) -> f32 {
+        self.survival[depth * self.rows.len() + row]
+    }
+
+    /// Whether the next draft of a branch of a request clears the hurdle, and may turn out to be among
+    /// the best of its tree.
+    pub(super) fn branch_clears(&self, hurdle: &Hurdle, request: usize, branch: usize) -> bool {
+        let weight = self.rows[branch].weight;
+        let marginal_value = hurdle.marginal_value.max(weight * self.floors[request]);
+        Hurdle { marginal_value, ..*hurdle }.is_cleared_by(weight, self.next[branch])
     }
 
     /// Fills in a request's row with at most `most` drafts of its tree, by falling survival down to

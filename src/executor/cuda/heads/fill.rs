@@ -63,6 +63,7 @@ pub fn first(chains: &[Chained<'_>], step: &mut HostStep) -> HeadSizes {
         tokens: chain.tokens.len(),
         drafts: 0,
         tree: None,
+        cached: 0,
         blocks: &chain.seed.input.blocks,
     }));
     for Chained { seed, row, .. } in chains {
@@ -91,6 +92,7 @@ pub fn next<'a>(
         tokens: 1,
         drafts: 0,
         tree: None,
+        cached: 0,
         blocks: &row.blocks,
     }));
     chain_sizes(HeadWork::Next, 0, rows.len(), step)
@@ -128,6 +130,7 @@ pub fn blocks(
         tokens: block.tokens,
         drafts: 0,
         tree: None,
+        cached: 0,
         blocks: one.blocks,
     }));
     // every token of a block sees all of it
