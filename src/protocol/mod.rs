@@ -31,8 +31,8 @@ pub use sampling_params::{
     MIN_P_BOUNDS, REPETITION_PENALTY_BOUNDS, SamplingParams, TEMPERATURE_BOUNDS, TOP_K_BOUNDS, TOP_P_BOUNDS,
 };
 pub use step::{
-    DecodeView, DeviceIdle, DraftCounts, DraftedRow, ExaminedDraft, Intent, PrefillView, Step, StepDecision,
-    StepReport, StepView,
+    DecodeView, DeviceIdle, DraftCounts, ExaminedDraft, Intent, PrefillView, Step, StepDecision, StepReport,
+    StepView,
 };
 pub use time::{Clock, Micros, MonotonicClock, unix_time};
-pub use tree::{DraftOutcome, DraftPlace, DraftSet, DraftShape, OpenDraft, WrongChoice};
+pub use tree::{DraftOutcome, DraftPlace, DraftSet, DraftShape, DraftedRow, OpenDraft, WrongChoice};

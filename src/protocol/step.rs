@@ -1,7 +1,7 @@
 //! Data of one step for policies, scheduler and telemetry: the view it is planned from, the
 //! decision, the drafts, and the report that policies learn from.
 
-use super::{DraftOutcome, DraftPlace, DraftShape, Micros, Proposal, RequestId, RequestSummary, WrongChoice};
+use super::{DraftOutcome, DraftShape, DraftedRow, Micros, Proposal, RequestId, RequestSummary, WrongChoice};
 
 /// A decoding sequence, as shown to policies.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,18 +112,6 @@ pub struct Step<'a> {
     pub view: &'a StepView,
     /// The decision as granted: the scheduler may reduce drafts and prefill tokens.
     pub granted: &'a StepDecision,
-}
-
-/// Proposals of one decoding sequence so far in this step.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct DraftedRow {
-    /// Index into [`StepView::decoding`].
-    pub decoding: u32,
-    /// The drafts, parents before children. One that is a runner-up has the probability and the margin
-    /// of the choice beside it, and that choice as its own runner-up.
-    pub proposals: Vec<Proposal>,
-    /// Where each stands in a tree; empty for a chain.
-    pub places: Vec<DraftPlace>,
 }
 
 /// Drafts of one decoding sequence in one step.

@@ -3,7 +3,7 @@
 //! A drafter's answer behind a node has two candidates: its choice, and the runner-up under the same
 //! noise. A chain takes the choices alone.
 
-use super::{DraftedRow, Proposal, TokenId};
+use super::{Proposal, TokenId};
 
 /// How a step's drafts may stand to each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,6 +93,18 @@ impl DraftSet {
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..DraftSet::DRAFTS_MAX).filter(move |&draft| self.contains(draft))
     }
+}
+
+/// Proposals of one decoding sequence so far in this step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DraftedRow {
+    /// Index into [`StepView::decoding`](super::StepView::decoding).
+    pub decoding: u32,
+    /// The drafts, parents before children. One that is a runner-up has the probability and the margin
+    /// of the choice beside it, and that choice as its own runner-up.
+    pub proposals: Vec<Proposal>,
+    /// Where each stands in a tree; empty for a chain.
+    pub places: Vec<DraftPlace>,
 }
 
 /// What became of a row's drafts.
