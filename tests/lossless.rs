@@ -236,6 +236,9 @@ fn every_policy_emits_what_plain_decoding_emits() {
         "adaspec",
         "adaspec-gated",
         "adaspec-verifier:3",
+        "eagle2:6",
+        "sglang-tree",
+        "adaserve",
         "specserve",
     ];
     let shapes = |name: &str| match name {

@@ -354,7 +354,7 @@ fn rules_between_keys_hold() {
     assert_eq!(problem_paths(&running), ["scheduler.running_requests_max"]);
     let chunk = tiny_with("prefill_chunk_tokens_max = 256", "prefill_chunk_tokens_max = 513");
     assert_eq!(problem_paths(&chunk), ["scheduler.prefill_chunk_tokens_max"]);
-    for policy in ["\"fixed:9\"", "\"adaspec-verifier:9\""] {
+    for policy in ["\"fixed:9\"", "\"adaspec-verifier:9\"", "\"eagle2:9\""] {
         let long_draft = tiny_with("\"specserve\"", policy);
         assert_eq!(problem_paths(&long_draft), ["speculation.policy"], "{policy}");
     }

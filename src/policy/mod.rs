@@ -38,6 +38,7 @@ use crate::protocol::{DraftSet, DraftedRow, OpenDraft, Slo, Step, StepDecision, 
 pub struct Scratch {
     specserve: specserve::Workspace,
     verifier: baselines::VerifierBuffers,
+    paths: baselines::PathBuffers,
     chains: chains::ChainBuffers,
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::baselines::{AdaSpec, AdaSpecGate, AdaSpecVerifier, SmartSpec, Threshold};
+use super::baselines::{AdaServe, AdaSpec, AdaSpecGate, AdaSpecVerifier, Eagle2, SmartSpec, Threshold};
 use super::specserve::{SpecServeLearner, SpecServeOptions};
 use super::survival::POSITIONS_MAX;
 use super::{Fixed, Learner, Static};
@@ -15,8 +15,8 @@ use crate::timing::cost_model::CostModel;
 use crate::timing::profile::Profile;
 
 /// All names, for help texts and errors.
-pub const POLICY_NAMES: &str =
-    "none, fixed:K, threshold:P, smartspec, adaspec, adaspec-gated, adaspec-verifier[:K], specserve";
+pub const POLICY_NAMES: &str = "none, fixed:K, threshold:P, smartspec, adaspec, adaspec-gated, adaspec-verifier[:K], \
+     eagle2:N, sglang-tree, adaserve, specserve";
 
 /// A policy's name with its parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,12 @@ pub enum PolicyName {
     /// `adaspec-verifier:K`: AdaSpec's verifier alone, over `K` drafts, 1 to 16. Without `K`, over
     /// as many as the options allow.
     AdaSpecVerifier(Option<u32>),
+    /// `eagle2:N`: trees of which `N` drafts are verified, 1 to 16.
+    Eagle2(u32),
+    /// `sglang-tree`: trees with SGLang's defaults.
+    SglangTree,
+    /// `adaserve`: trees under objectives.
+    AdaServe,
     /// `specserve`: ours.
     #[default]
     SpecServe,
@@ -46,7 +52,7 @@ impl PolicyName {
     /// The longest draft that the policy asks for by itself, if it names one.
     pub fn draft_tokens(self) -> Option<u32> {
         match self {
-            PolicyName::Fixed(length) => Some(length),
+            PolicyName::Fixed(length) | PolicyName::Eagle2(length) => Some(length),
             PolicyName::AdaSpecVerifier(length) => length,
             _ => None,
         }
@@ -59,7 +65,12 @@ impl PolicyName {
 
     /// Whether the policy plans with measured times.
     pub fn needs_profile(self) -> bool {
-        !matches!(self, PolicyName::None | PolicyName::Fixed(_) | PolicyName::Threshold(_))
+        match self {
+            PolicyName::None | PolicyName::Fixed(_) | PolicyName::Threshold(_) => false,
+            PolicyName::Eagle2(_) | PolicyName::SglangTree => false,
+            PolicyName::SmartSpec | PolicyName::AdaSpec | PolicyName::AdaSpecGated => true,
+            PolicyName::AdaSpecVerifier(_) | PolicyName::AdaServe | PolicyName::SpecServe => true,
+        }
     }
 }
 
@@ -84,11 +95,14 @@ impl FromStr for PolicyName {
                 "adaspec" => Ok(PolicyName::AdaSpec),
                 "adaspec-gated" => Ok(PolicyName::AdaSpecGated),
                 "adaspec-verifier" => Ok(PolicyName::AdaSpecVerifier(None)),
+                "sglang-tree" => Ok(PolicyName::SglangTree),
+                "adaserve" => Ok(PolicyName::AdaServe),
                 "specserve" => Ok(PolicyName::SpecServe),
                 _ => Err(unknown()),
             },
             Some(("fixed", tokens)) => Ok(PolicyName::Fixed(length(tokens)?)),
             Some(("adaspec-verifier", tokens)) => Ok(PolicyName::AdaSpecVerifier(Some(length(tokens)?))),
+            Some(("eagle2", drafts)) => Ok(PolicyName::Eagle2(length(drafts)?)),
             Some(("threshold", probability)) => match probability.parse() {
                 Ok(probability) if (0.0..=1.0).contains(&probability) => {
                     Ok(PolicyName::Threshold(probability))
@@ -111,6 +125,9 @@ impl fmt::Display for PolicyName {
             PolicyName::AdaSpecGated => f.write_str("adaspec-gated"),
             PolicyName::AdaSpecVerifier(None) => f.write_str("adaspec-verifier"),
             PolicyName::AdaSpecVerifier(Some(length)) => write!(f, "adaspec-verifier:{length}"),
+            PolicyName::Eagle2(drafts) => write!(f, "eagle2:{drafts}"),
+            PolicyName::SglangTree => f.write_str("sglang-tree"),
+            PolicyName::AdaServe => f.write_str("adaserve"),
             PolicyName::SpecServe => f.write_str("specserve"),
         }
     }
@@ -150,7 +167,7 @@ pub enum BuildError {
     Profile(#[from] ProfileError),
 }
 
-/// Builds a policy's learner. `profile` may be absent for `none`, `fixed:K` and `threshold:P`.
+/// Builds a policy's learner. `profile` may be absent for those that [need none](PolicyName::needs_profile).
 ///
 /// # Errors
 /// [`BuildError`].
@@ -178,6 +195,9 @@ pub fn build(
         PolicyName::AdaSpecVerifier(Some(draft_tokens)) => {
             Box::new(Static::new(AdaSpecVerifier::with_draft_tokens(cost()?, draft_tokens)))
         }
+        PolicyName::Eagle2(drafts) => Box::new(Static::new(Eagle2::with_budget(drafts, draft_tokens_max))),
+        PolicyName::SglangTree => Box::new(Static::new(Eagle2::sglang(draft_tokens_max))),
+        PolicyName::AdaServe => Box::new(Static::new(AdaServe::new(cost()?, draft_tokens_max))),
         PolicyName::SpecServe => {
             let warm_start = profile.and_then(|profile| profile.reliability.clone());
             Box::new(SpecServeLearner::new(cost()?, warm_start, options.specserve.clone()))
@@ -190,7 +210,7 @@ mod tests {
     use super::*;
     use crate::timing::profile::tests::gpu_like;
 
-    const GOOD: [&str; 11] = [
+    const GOOD: [&str; 15] = [
         "none",
         "fixed:1",
         "fixed:16",
@@ -201,6 +221,10 @@ mod tests {
         "adaspec-verifier",
         "adaspec-verifier:1",
         "adaspec-verifier:16",
+        "eagle2:1",
+        "eagle2:16",
+        "sglang-tree",
+        "adaserve",
         "specserve",
     ];
 
@@ -234,6 +258,10 @@ mod tests {
             "adaspec-verifier:",
             "adaspec-verifier:0",
             "adaspec-verifier:17",
+            "eagle2",
+            "eagle2:0",
+            "eagle2:17",
+            "sglang-tree:4",
             "none:0",
             "threshold",
             "fixed:3:4",

@@ -2,14 +2,20 @@
 //! source. They ignore objectives unless they say otherwise, and use the profile's times without
 //! online correction, as their originals do. `none` and `fixed:K` are [`Fixed`](super::Fixed).
 
+mod adaserve;
 mod adaspec;
 mod adaspec_verifier;
+mod eagle2;
+mod paths;
 mod smartspec;
 mod threshold;
 
+pub use adaserve::AdaServe;
 pub use adaspec::{AdaSpec, AdaSpecGate};
 pub use adaspec_verifier::AdaSpecVerifier;
 pub(super) use adaspec_verifier::VerifierBuffers;
+pub use eagle2::Eagle2;
+pub(super) use paths::PathBuffers;
 pub use smartspec::SmartSpec;
 pub use threshold::Threshold;
 
