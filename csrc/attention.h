@@ -1,10 +1,15 @@
 /* Paged attention: C ABI and the plan that all layers of a step share.
  *
- * A *segment* is a run of consecutive query rows of one sequence. Query `i` of a segment
- * is at slot position `start + i`. It sees every position before `start`, and of the
- * segment's own positions those whose bit is set in its mask: bit `j` is position
- * `start + j`. Masks make chains (bits 0..=i) and trees alike; they hold 64 positions, so
- * longer runs are causal and go to the prefill kernel.
+ * A *segment* is a run of consecutive query rows of one sequence. A query sees every slot
+ * before `start`, and of those behind it the ones whose bit is set in its mask: bit `j` is
+ * slot `start + j`. Masks make chains (bits 0..=i for query i) and trees alike; they hold 64
+ * slots, so longer runs are causal and go to the prefill kernel.
+ *
+ * In a chain, a token's slot is its position in the text. The drafts of a tree are cut into
+ * runs in which each follows the one before. Where a run's ancestors are not in the slots of
+ * their positions, its items are *gathered*: the kernel reads position `start + d` from the
+ * slot of the d-th bit of the mask of the run's last query. So a query meets its keys in the
+ * order of the text, as it would in plain decoding, and has the same bits.
  *
  * Work is split by position only, into query tiles and KV chunks whose boundaries do not
  * depend on the rest of the batch. So a row's result does not depend on it either.
@@ -48,7 +53,8 @@ typedef struct {
     int32_t chunk;    /* index of the chunk */
     int32_t chunks;   /* number of chunks of this segment */
     int32_t partial;  /* first row of this tile's partial results; unused when chunks == 1 */
-    int32_t unused[2];
+    int32_t gathered; /* whether positions from segment.start on are looked up in a mask */
+    int32_t unused;
 } AttentionItem;
 
 /* All pointers are device pointers. The plan is the same for all layers of a step. */

@@ -44,6 +44,7 @@ struct Work {
 struct Feed {
     int first, count;
     int id; // lane i holds the id of block i: a chunk has at most 32 * 4 blocks
+    uint64_t path; // of a gathered item, the slots of its positions from segment.start on; else 0
 };
 
 // Copies one KV block to a stage of the warp's ring. Tokens from `tokens` on are zeroed,
@@ -58,24 +59,56 @@ __device__ __forceinline__ void load_block(uint32_t stage, const uint16_t *from,
     }
 }
 
+// Index of the n-th set bit, from 0; -1 if there are fewer.
+__device__ __forceinline__ int nth_bit(uint64_t bits, int n) {
+    for (; n > 0; --n) bits &= bits - 1;
+    return __ffsll((long long)bits) - 1;
+}
+
+// Copies 16 positions from `first` on, each from its slot on the path, like `load_block`.
+template <int HD>
+__device__ __forceinline__ void load_gathered(uint32_t stage, const AttentionParams &p, const AttentionItem &item,
+                                              uint64_t path, int first, int kv_head, int lane) {
+    constexpr int PIECES = HD / 8;
+    const AttentionSegment &segment = item.segment;
+    const int position = first + (lane & (BLOCK - 1)), own = position - segment.start;
+    int64_t key = 0;
+    if (position < item.kv_end) {
+        const int slot = own < 0 ? position : segment.start + nth_bit(path, own);
+        const int64_t block = p.tables[segment.table + slot / BLOCK];
+        key = kv_key_offset(block * BLOCK + slot % BLOCK, p.kv_heads, kv_head, HD);
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * BLOCK * PIECES / WARP; ++i) {
+        const int e = i * WARP + lane, row = e / PIECES, piece = e % PIECES, token = row & (BLOCK - 1);
+        const int64_t from = __shfl_sync(~0u, key, token) + (row < BLOCK ? 0 : BLOCK * HD);
+        copy16(stage + swizzled<HD>(row, piece), p.kv + from + piece * 8, first + token < item.kv_end);
+    }
+}
+
 __device__ __forceinline__ Feed open_feed(const AttentionParams &p, const AttentionItem &item, int warp, int lane) {
     Feed feed;
     feed.first = item.kv_begin / BLOCK + warp;
     const int end = (item.kv_end + BLOCK - 1) / BLOCK;
     feed.count = end > feed.first ? (end - feed.first + WARPS - 1) / WARPS : 0;
     feed.id = lane < feed.count ? p.tables[item.segment.table + feed.first + lane * WARPS] : 0;
+    feed.path = item.gathered ? p.masks[item.segment.first_row + item.segment.queries - 1] : 0;
     return feed;
 }
 
 // Fetches the feed's block `i`, if it exists; always commits one copy group.
 template <int HD, int S>
-__device__ __forceinline__ void fetch(const AttentionParams &p, const Feed &feed, int kv_end, int kv_head, uint32_t ring,
-                                      int i, int lane) {
+__device__ __forceinline__ void fetch(const AttentionParams &p, const Feed &feed, const AttentionItem &item, int kv_head,
+                                      uint32_t ring, int i, int lane) {
     const int64_t block = __shfl_sync(~0u, feed.id, i & (WARP - 1));
     if (i < feed.count) {
-        const uint16_t *from = p.kv + kv_block_offset(block, p.kv_heads, kv_head, HD);
-        const int tokens = kv_end - (feed.first + i * WARPS) * BLOCK;
-        load_block<HD>(ring + (i % S) * BLOCK_BYTES<HD>, from, tokens, lane);
+        const int first = (feed.first + i * WARPS) * BLOCK;
+        const uint32_t stage = ring + (i % S) * BLOCK_BYTES<HD>;
+        if (feed.path != 0 && first + BLOCK > item.segment.start) {
+            load_gathered<HD>(stage, p, item, feed.path, first, kv_head, lane);
+        } else {
+            load_block<HD>(stage, p.kv + kv_block_offset(block, p.kv_heads, kv_head, HD), item.kv_end - first, lane);
+        }
     }
     copies_commit();
 }
@@ -98,6 +131,8 @@ __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionP
         for (int h = 0; h < 2; ++h) {
             const int row = r * 16 + h * 8 + (lane >> 2);
             mask[r][h] = row < work.rows ? p.masks[segment.first_row + (work.row0 + row) / work.group] : ~0ull;
+            // in the order of the text, what a query sees is a chain
+            if (work.item.gathered) mask[r][h] = ~0ull >> (ATTENTION_MASK_BITS - __popcll(mask[r][h]));
         }
     __syncthreads();
 
@@ -110,7 +145,7 @@ __device__ __forceinline__ void stream(Accumulator<HD, R> &acc, const AttentionP
     for (int i = 0; i < feed.count; ++i) {
         copies_wait<S - 2>();
         __syncwarp();
-        fetch<HD, S>(p, feed, work.item.kv_end, work.kv_head, ring, i + S - 1, lane);
+        fetch<HD, S>(p, feed, work.item, work.kv_head, ring, i + S - 1, lane);
         const uint32_t keys = ring + (i % S) * BLOCK_BYTES<HD>;
         const int position = (feed.first + i * WARPS) * BLOCK;
         attend<HD, R, 1>(acc, queries, keys, keys + BLOCK * HD * 2, scale_log2, position + BLOCK > segment.start,
@@ -220,7 +255,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ Att
     const bool old = starts_old<S>(feed, next.segment);
     if (!old) ss::wait_for_previous();
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) fetch<HD, S>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
+    for (int i = 0; i < AHEAD; ++i) fetch<HD, S>(p, feed, next, w % p.kv_heads, ring, i, lane);
     if (old) ss::wait_for_previous();
 
     while (true) {
@@ -235,7 +270,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ Att
             feed = open_feed(p, next, warp, lane);
 #pragma unroll
             for (int i = 0; i < min(AHEAD, AHEAD_OF_MERGE); ++i)
-                fetch<HD, S>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
+                fetch<HD, S>(p, feed, next, w % p.kv_heads, ring, i, lane);
         }
         acc.finish_sums();
         publish<HD, R, S>(acc, rings, stats, warp, lane);
@@ -245,7 +280,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode(const __grid_constant__ Att
         __syncthreads(); // before copies land in the merge buffer and queries in theirs
 #pragma unroll
         for (int i = AHEAD_OF_MERGE; i < AHEAD; ++i)
-            fetch<HD, S>(p, feed, next.kv_end, w % p.kv_heads, ring, i, lane);
+            fetch<HD, S>(p, feed, next, w % p.kv_heads, ring, i, lane);
     }
 }
 

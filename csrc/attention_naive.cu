@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(kThreads) naive(const __grid_constant__ Attent
     row.table = p.tables + segment.table;
     row.mask = causal ? 0 : p.masks[q_row];
     row.start = segment.start;
-    row.end = segment.start + segment.queries;
+    // a query's own slot is the last one that it sees
+    row.end = segment.start + (causal ? segment.queries : ATTENTION_MASK_BITS - __clzll((long long)row.mask));
     row.query_number = blockIdx.x;
     row.kv_head = head / (p.heads / p.kv_heads);
     row.causal = causal != 0;

@@ -313,7 +313,7 @@ fn segment_words(s: &AttentionSegment) -> [i32; 4] {
 
 fn item_words(i: &AttentionItem) -> [i32; 12] {
     let s = i.segment;
-    let work = [i.tile, i.kv_begin, i.kv_end, i.chunk, i.chunks, i.partial, 0, 0];
+    let work = [i.tile, i.kv_begin, i.kv_end, i.chunk, i.chunks, i.partial, i.gathered, 0];
     let mut words = [0; 12];
     words[..4].copy_from_slice(&[s.first_row, s.queries, s.start, s.table]);
     words[4..].copy_from_slice(&work);

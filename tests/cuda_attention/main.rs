@@ -4,9 +4,10 @@
 mod case;
 mod oracle;
 
-use case::{Case, Heads, Kernel, Problem, Random, Sequence};
+use case::{Case, Heads, Kernel, Problem, Random, Sequence, vector_offset};
 use half::bf16;
 use specserve::executor::cuda::{Gpu, Stream};
+use specserve::protocol::BLOCK_TOKENS;
 
 /// Largest error of a row's head, relative to its length: outputs are rounded to bf16 once,
 /// weights to bf16 before they multiply values.
@@ -218,6 +219,74 @@ fn a_query_has_the_same_bits_in_a_decode_and_in_a_verification() {
             assert!(own == together[query * width..(query + 1) * width], "start {start} query {query}");
         }
     }
+}
+
+/// The problem in which draft `draft` of a tree is decoded in plain: its ancestors' keys and values lie
+/// where the text has them.
+fn decoded_alone(tree: &Problem, draft: usize) -> Problem {
+    let (sequence, blocks) = (&tree.sequences[0], &tree.blocks[0]);
+    let parents = sequence.tree.as_ref().expect("a tree");
+    let committed = sequence.tokens - sequence.drafts;
+    let first = sequence.start as usize + committed;
+    let mut path = vec![draft];
+    while let Some(parent) = (parents[path[path.len() - 1]] as usize).checked_sub(1) {
+        path.push(parent);
+    }
+    path.reverse();
+    let mut kv = tree.kv.clone();
+    let tokens = BLOCK_TOKENS as usize;
+    for (depth, ancestor) in path.iter().enumerate() {
+        for (kv_head, which) in (0..tree.heads.kv).flat_map(|head| [(head, 0), (head, 1)]) {
+            let at = |slot: usize| {
+                vector_offset(tree.heads, blocks[slot / tokens].index(), kv_head, which, slot % tokens)
+            };
+            let (from, to) = (at(first + ancestor), at(first + depth));
+            kv[to..to + tree.heads.dim].copy_from_slice(&tree.kv[from..from + tree.heads.dim]);
+        }
+    }
+    let (row, width) = (committed + draft, tree.width());
+    Problem {
+        sequences: vec![Sequence::chain((first + path.len() - 1) as u32, 1)],
+        q: tree.q[row * width..(row + 1) * width].to_vec(),
+        kv,
+        ..tree.clone()
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_draft_of_a_tree_has_the_bits_of_plain_decoding() {
+    let (_gpu, stream) = device();
+    let heads = [
+        Heads { query: 8, kv: 2, dim: 128 },
+        Heads { query: 32, kv: 8, dim: 128 },
+        Heads { query: 6, kv: 2, dim: 64 },
+    ];
+    let mut random = Random::new(77);
+    let mut gathered = 0;
+    for start in [0u32, 7, 100, 250, 255, 508, 1000, 5000, 8185] {
+        for heads in heads {
+            let drafts = [5, 16, 40, 63][random.below(4)];
+            let tree = Some(random_tree(&mut random, drafts));
+            let sequence = Sequence { start, tokens: drafts + 1, drafts, tree };
+            let problem = Problem::new(heads, vec![sequence], u64::from(start));
+            let mut outputs = [false, true].map(|large| {
+                let mut case = Case::tiled(&problem, large, &stream).expect("fits");
+                gathered += case.plan.items.iter().filter(|item| item.gathered != 0).count();
+                case.run(Kernel::Fast, &stream).expect("runs")
+            });
+            assert!(outputs[0] == outputs[1], "start {start}: small tiles and large");
+            let together = std::mem::take(&mut outputs[0]);
+            for draft in (0..drafts).step_by(3) {
+                let one = decoded_alone(&problem, draft);
+                let mut decode = Case::new(&one, &stream).expect("fits");
+                let own = decode.run(Kernel::Fast, &stream).expect("runs");
+                let at = (1 + draft) * problem.width();
+                assert!(own == together[at..at + own.len()], "start {start} draft {draft} of {drafts}");
+            }
+        }
+    }
+    assert!(gathered > 100, "{gathered} items");
 }
 
 #[test]

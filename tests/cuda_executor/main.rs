@@ -12,6 +12,7 @@ mod masks;
 mod not_finite;
 mod trees;
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use driver::{Sequence, draft, generate};
@@ -102,7 +103,17 @@ fn gap(
     mask: Option<&TokenMask>,
 ) -> f32 {
     let spare = Sequence::new(63, prefix, params.clone(), 1024);
-    let logits = executor.logits(ModelRole::Target, &spare.input(0, &[])).expect("logits");
+    let mut logits = executor.logits(ModelRole::Target, &spare.input(0, &[])).expect("logits");
+    assert_eq!(
+        (params.presence_penalty, params.frequency_penalty),
+        (0.0, 0.0),
+        "not part of the scores here"
+    );
+    let seen: BTreeSet<TokenId> = prefix.iter().copied().collect();
+    for token in seen {
+        let (penalty, logit) = (params.repetition_penalty, &mut logits[token as usize]);
+        *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+    }
     let noise = Noise { seed: params.seed, position: prefix.len() as u32 };
     let scale = if params.temperature > 0.0 { params.temperature } else { 0.0 };
     let mut scores: Vec<f32> = (0..logits.len())

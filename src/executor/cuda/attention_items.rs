@@ -20,12 +20,20 @@ pub struct MaskedRun {
     chunks: usize,
     /// Where its partial results start; set when it is cut.
     partial: usize,
+    /// Whether its positions from the segment's start on are looked up in a mask.
+    gathered: bool,
 }
 
 impl MaskedRun {
     /// A run that sees positions up to `end`, cut so.
     pub fn new(segment: AttentionSegment, cut: Cut, end: usize) -> MaskedRun {
-        MaskedRun { segment, end, cut, chunks: cut.count(), partial: 0 }
+        MaskedRun { segment, end, cut, chunks: cut.count(), partial: 0, gathered: false }
+    }
+
+    /// The same, gathered: what its queries see behind the segment's start is not in the slots of its
+    /// positions.
+    pub fn gathered(self) -> MaskedRun {
+        MaskedRun { gathered: true, ..self }
     }
 
     /// Partial results that it makes.
@@ -53,7 +61,8 @@ pub fn causal_items(
         chunk: 0,
         chunks: 1,
         partial: 0,
-        unused: [0; 2],
+        gathered: 0,
+        unused: 0,
     })
 }
 
@@ -153,7 +162,8 @@ impl Cutter<'_> {
             chunk: chunk as i32,
             chunks: run.chunks as i32,
             partial: (run.partial + if run.chunks > 1 { rows_before } else { 0 }) as i32,
-            unused: [0; 2],
+            gathered: i32::from(run.gathered),
+            unused: 0,
         }
     }
 }

@@ -115,10 +115,14 @@ impl AttentionPlan {
         };
         if sequence.tree.is_some() {
             self.partial_rows_for_trees -= self.partial_rows_of_all(sequence);
+            if tail == 0 {
+                sequence.mask(0, head, &mut self.masks);
+                return self.add_runs(sequence, segment(0, head));
+            }
         }
         let cut = self.room.cut(sequence.end());
         sequence.mask(0, head, &mut self.masks);
-        if self.takes_masks(head, sequence, cut.count()) {
+        if self.takes_masks(head, cut.count()) {
             let end = sequence.end() - tail;
             let cut = if tail == 0 { cut } else { self.room.cut(end) };
             self.add_masked(MaskedRun::new(segment(0, head), cut, end));
@@ -128,7 +132,31 @@ impl AttentionPlan {
         }
         if tail > 0 {
             sequence.mask(head, tail, &mut self.masks);
-            self.add_masked(MaskedRun::new(segment(head, tail), cut, sequence.end()));
+            self.add_runs(sequence, segment(head, tail));
+        }
+    }
+
+    /// Adds the last rows of a tree, whose masks are relative to the start of `all` of them, run by run:
+    /// each meets its keys in the order of the text, whichever slots they are in.
+    fn add_runs(&mut self, sequence: &SequenceShape, all: AttentionSegment) {
+        let before = sequence.tokens - all.queries as usize;
+        let start = all.start as usize;
+        for run in sequence.runs() {
+            let (begin, end) = (run.start.saturating_sub(before), run.end.saturating_sub(before));
+            if end == 0 {
+                continue; // of rows that are not in the segment
+            }
+            let last = self.masks[all.first_row as usize + end - 1];
+            let seen = start + last.count_ones() as usize;
+            let segment = AttentionSegment {
+                first_row: all.first_row + begin as i32,
+                queries: (end - begin) as i32,
+                ..all
+            };
+            let run = MaskedRun::new(segment, self.room.cut(seen), seen);
+            // the slots of a path without gaps are its positions
+            let is_in_place = last.trailing_ones() == last.count_ones();
+            self.add_masked(if is_in_place { run } else { run.gathered() });
         }
     }
 
@@ -168,13 +196,13 @@ impl AttentionPlan {
         self.room.partial_rows_of(rows, self.room.cut(sequence.end()).count())
     }
 
-    /// Whether a run goes to the decode kernel: it is short and its partial results find
-    /// room. A chain that finds none takes the prefill kernel; a tree can't, so trees go first.
-    fn takes_masks(&self, queries: usize, sequence: &SequenceShape, chunks: usize) -> bool {
+    /// Whether a run of a chain goes to the decode kernel: it is short and its partial results find
+    /// room. If not, it takes the prefill kernel; a tree can't, so trees go first.
+    fn takes_masks(&self, queries: usize, chunks: usize) -> bool {
         let needed = self.room.partial_rows_of(queries, chunks);
         let free = self.room.partial_rows - self.partial_rows_planned.min(self.room.partial_rows);
         let fits = needed == 0 || needed + self.partial_rows_for_trees <= free;
-        queries <= MASKED_QUERIES_MAX && (fits || (sequence.tree.is_some() && queries == sequence.tokens))
+        queries <= MASKED_QUERIES_MAX && fits
     }
 
     fn add_masked(&mut self, run: MaskedRun) {
@@ -269,14 +297,42 @@ mod tests {
         assert_eq!((&level.positions[2..], &level.slots[2..]), (&all.positions[4..], &all.slots[4..]));
         let segment = level.segments[1];
         assert_eq!((segment.first_row, segment.queries, segment.start), (2, 2, 700));
-        let ends = |plan: &AttentionPlan| {
-            let items = plan.items.iter().filter(|item| item.segment.start == 700);
-            let mut ends: Vec<_> = items.map(|item| (item.kv_begin, item.kv_end, item.chunks)).collect();
-            ends.sort_unstable();
-            ends.dedup();
-            ends
-        };
-        assert_eq!(ends(&level), ends(&all), "the same keys in the same chunks");
+        let mut ends: Vec<_> = level.items.iter().map(|item| (item.segment.first_row, item.kv_end)).collect();
+        ends.sort_unstable();
+        assert_eq!(ends, [(0, 5), (2, 512), (2, 706)], "over all slots of the tree, which masks choose from");
+    }
+
+    #[test]
+    fn the_runs_of_a_tree_meet_their_keys_in_the_order_of_the_text() {
+        let blocks = blocks(64);
+        // committed c; 0 and 1 follow it, 2 follows 0, 3 follows 2, 4 follows 1
+        let tree = [0, 0, 1, 3, 2];
+        let shape =
+            SequenceShape { start: 700, tokens: 6, drafts: 5, tree: Some(&tree), cached: 0, blocks: &blocks };
+        let mut plan = plan();
+        plan.build([shape].into_iter());
+        let runs: Vec<_> = plan
+            .items
+            .iter()
+            .filter(|item| item.chunk + 1 == item.chunks)
+            .map(|item| (item.segment.first_row, item.segment.queries, item.kv_end, item.gathered))
+            .collect();
+        // c and 0 are in place; 1; 2 and 3 behind 0; 4 behind 1
+        assert_eq!(runs, [(0, 2, 702, 0), (2, 1, 702, 1), (3, 2, 704, 1), (5, 1, 703, 1)]);
+        assert!(plan.segments.iter().all(|segment| segment.start == 700), "masks begin with the tree");
+    }
+
+    #[test]
+    fn a_tree_that_is_a_chain_is_planned_like_one() {
+        let blocks = blocks(64);
+        let tree = [0, 1, 2];
+        let shape =
+            SequenceShape { start: 700, tokens: 5, drafts: 3, tree: Some(&tree), cached: 0, blocks: &blocks };
+        let (mut tree, mut as_chain) = (plan(), plan());
+        tree.build([shape].into_iter());
+        as_chain.build([chain(700, 5, &blocks)].into_iter());
+        assert_eq!(format!("{:?}", tree.items), format!("{:?}", as_chain.items));
+        assert_eq!(tree.masks, as_chain.masks);
     }
 
     #[test]
@@ -305,9 +361,8 @@ mod tests {
             SequenceShape { start: 0, tokens: 103, drafts: 3, tree: Some(&tree), cached: 0, blocks: &blocks };
         let mut plan = plan();
         plan.build([shape].into_iter());
-        assert_eq!(plan.segments.len(), 2);
-        assert_eq!((plan.segments[0].start, plan.segments[0].queries), (0, 100));
-        assert_eq!((plan.segments[1].start, plan.segments[1].queries), (100, 3));
+        let segments: Vec<_> = plan.segments.iter().map(|one| (one.start, one.queries)).collect();
+        assert_eq!(segments, [(0, 100), (100, 1), (100, 2)], "the tree's masks begin behind the prompt");
         assert_eq!(plan.masks[100..], [0b1, 0b10, 0b110]);
         assert_eq!(plan.prefill_items.len(), 4);
         assert!(plan.items.iter().all(|item| item.segment.start == 100));
@@ -351,7 +406,7 @@ mod tests {
         };
         plan.build([chain, shape].into_iter());
         assert_eq!(plan.prefill_items.len(), 1, "the chain gives way");
-        assert!(!plan.items.is_empty() && plan.items.iter().all(|item| item.segment.first_row == 8));
+        assert!(!plan.items.is_empty() && plan.items.iter().all(|item| item.segment.first_row >= 8));
     }
 
     #[test]

@@ -46,6 +46,21 @@ impl SequenceShape<'_> {
         self.committed() + parents[draft] as usize - 1
     }
 
+    /// The rows in which each follows the one before, one run after the other; the first row of all but
+    /// the first run follows an earlier one.
+    pub fn runs(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let (tokens, committed) = (self.tokens, self.committed());
+        let parents = self.tree.unwrap_or_default();
+        let starts_run = move |draft: &usize| parents[*draft] as usize != *draft;
+        let mut next = Some(0usize);
+        std::iter::from_fn(move || {
+            let begin = next?;
+            let later = (begin + 1).saturating_sub(committed)..parents.len();
+            next = later.into_iter().find(starts_run).map(|draft| committed + draft);
+            Some(begin..next.unwrap_or(tokens))
+        })
+    }
+
     /// Appends the rotary position of each row.
     pub fn rotate(&self, positions: &mut Vec<i32>) {
         let first = positions.len();
