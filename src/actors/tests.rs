@@ -31,6 +31,7 @@ fn options() -> EngineOptions {
             prefill_chunk_tokens_max: 64,
             batch_tokens_max: 128,
             draft_tokens_max: 8,
+            sampled_rows_max: u32::MAX,
             target_blocks: 64,
             drafter: Some(DrafterNeeds::kv_cache(64)),
         },

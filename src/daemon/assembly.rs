@@ -81,6 +81,7 @@ fn engine_options(config: &Config, polling: Polling, clock: Arc<dyn Clock>) -> E
             prefill_chunk_tokens_max: config.scheduler.prefill_chunk_tokens_max,
             batch_tokens_max: config.executor.batch_tokens_max,
             draft_tokens_max: config.speculation.draft_tokens_max,
+            sampled_rows_max: u32::MAX,
             // the executor says how many blocks there are, and what its drafter needs
             target_blocks: u32::MAX,
             drafter: None,

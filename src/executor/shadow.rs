@@ -47,6 +47,7 @@ impl ShadowOptions {
                 batch_tokens_max: 512,
                 batch_sequences_max: 64,
                 draft_tokens_max: 16,
+                sampled_rows_max: u32::MAX,
                 memory: ExecutorMemory::default(),
             },
             agreement: 0.8,

@@ -30,6 +30,9 @@ pub struct ExecutorInfo {
     pub batch_sequences_max: u32,
     /// Most draft tokens per sequence that one call verifies.
     pub draft_tokens_max: u32,
+    /// Most rows of one call behind which the target samples, over all sequences: their last committed
+    /// tokens and the drafts that are verified.
+    pub sampled_rows_max: u32,
     /// Memory that it holds for its whole life.
     pub memory: ExecutorMemory,
 }

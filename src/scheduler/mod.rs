@@ -50,6 +50,8 @@ pub struct SchedulerLimits {
     pub batch_tokens_max: u32,
     /// Most drafts of one sequence in a step.
     pub draft_tokens_max: u32,
+    /// Most rows of a step behind which the target samples: sequences and verified drafts.
+    pub sampled_rows_max: u32,
     /// Blocks of the target's pool.
     pub target_blocks: u32,
     /// What the drafter needs to be given; `None` without one.
@@ -68,6 +70,7 @@ impl SchedulerLimits {
             } else {
                 0
             },
+            sampled_rows_max: self.sampled_rows_max.min(executor.sampled_rows_max),
             target_blocks: executor.target_blocks,
             drafter: executor.drafter.clone(),
         }

@@ -225,6 +225,8 @@ impl Scheduler {
             *drafts = (*drafts).min(row.drafts_max).min(room);
             room -= *drafts;
         }
+        let sampling = (decoding + view.prefilling.len()) as u32;
+        share_evenly(&mut decision.drafts, self.limits.sampled_rows_max.saturating_sub(sampling));
     }
 
     fn plan_decode(&mut self, step: &mut StepBuilder, index: usize, running_index: usize, drafts: u32) {
@@ -327,6 +329,14 @@ fn decide(
             (plain, decision, Some(fault))
         }
     }
+}
+
+/// Cuts the longest until all of them together are at most `room`.
+fn share_evenly(drafts: &mut [u32], room: u32) {
+    let cut_to = |most: u32| drafts.iter().map(|&drafts| u64::from(drafts.min(most))).sum::<u64>();
+    let longest = drafts.iter().copied().max().unwrap_or(0);
+    let most = (0..=longest).rev().find(|&most| cut_to(most) <= room.into()).unwrap_or(0);
+    drafts.iter_mut().for_each(|drafts| *drafts = most.min(*drafts));
 }
 
 /// Grows the target's cache for `drafts` drafts; returns how many there is room for.

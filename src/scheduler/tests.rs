@@ -344,6 +344,28 @@ fn a_shortage_of_draft_blocks_costs_drafts_and_nothing_else() {
 }
 
 #[test]
+fn drafts_that_the_executor_cannot_sample_behind_are_shared_out_evenly() {
+    let limits = SchedulerLimits { sampled_rows_max: 21, ..limits(64) };
+    let mut game = Game::with(limits, ShadowOptions::small(64, 64), 4);
+    let requests: Vec<_> = (0..8).map(|id| request(id, 20, 30)).collect();
+    for request in &requests {
+        game.arrive(request.clone());
+    }
+    let mut granted = Vec::new();
+    while let Some(plan) = game.plan() {
+        if plan.view.decoding.len() == 8 {
+            granted.push(plan.granted.drafts.clone());
+        }
+        game.finish(plan);
+    }
+    assert!(granted.contains(&vec![1; 8]), "13 drafts for 8 requests that each want 4: {granted:?}");
+    assert!(granted.iter().all(|drafts| drafts.iter().sum::<u32>() <= 13), "{granted:?}");
+    for request in &requests {
+        assert_eq!(game.outputs[&request.id], expect(&game, request));
+    }
+}
+
+#[test]
 fn drafts_looked_up_in_the_text_need_no_draft_model_and_change_nothing() {
     let lookup = NgramOptions { match_tokens_min: 1, ..NgramOptions::default() };
     let options = ShadowOptions::small(64, 0);

@@ -143,6 +143,7 @@ impl Settings {
             batch_tokens_max: self.limits.batch_tokens_max,
             batch_sequences_max: self.limits.running_requests_max,
             draft_tokens_max: self.limits.draft_tokens_max.min(self.draft.drafts_max()),
+            sampled_rows_max: u32::MAX,
             memory: ExecutorMemory::default(),
         }
     }

@@ -33,6 +33,7 @@ pub(crate) fn settings() -> Settings {
             prefill_chunk_tokens_max: 512,
             batch_tokens_max: 2048,
             draft_tokens_max: 8,
+            sampled_rows_max: u32::MAX,
             target_blocks: 8192,
             drafter: Some(DrafterNeeds::kv_cache(8192)),
         },

@@ -129,6 +129,7 @@ impl Deployment {
             prefill_chunk_tokens_max: self.prefill_chunk_tokens_max,
             batch_tokens_max: self.batch_tokens_max,
             draft_tokens_max: self.draft_tokens_max.min(block_tokens.unwrap_or(u32::MAX)),
+            sampled_rows_max: u32::MAX,
             target_blocks: self.pools.target,
             drafter,
         }

@@ -57,7 +57,11 @@ impl BatchContract {
         for row in rows {
             self.verify_row(row).map_err(|what| of_request(row.input.request, &what))?;
         }
-        Ok(())
+        let sampling = rows.iter().filter(|row| row.samples());
+        let sampled: u64 = sampling.map(|row| u64::from(row.drafts) + 1).sum();
+        let most = self.info.sampled_rows_max;
+        rule(sampled <= most.into(), || format!("{sampled} rows that are sampled, at most {most}"))
+            .map_err(ExecutorError::Malformed)
     }
 
     /// Checks the moves of [`Target::compact`](super::Target::compact).

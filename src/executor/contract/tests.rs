@@ -15,6 +15,7 @@ fn info() -> ExecutorInfo {
         batch_tokens_max: 40,
         batch_sequences_max: 2,
         draft_tokens_max: 4,
+        sampled_rows_max: u32::MAX,
         memory: crate::protocol::ExecutorMemory::default(),
     }
 }
@@ -166,6 +167,18 @@ fn a_compaction_stays_inside_its_blocks() {
     assert!(refused(Compaction { first: 64, ..good.clone() }).contains("the context has 64"));
     assert!(refused(Compaction { blocks: ids(&[0, 8]), ..good.clone() }).contains("outside the pool"));
     assert!(text(contract.compact(&[good.clone(), good])).contains("write to block 1"));
+}
+
+#[test]
+fn rows_that_are_sampled_are_bounded_over_the_batch() {
+    let two = |drafts: u32| {
+        let mut other = row(0, drafts as usize + 1, drafts);
+        other.input.blocks = ids(&[4, 5, 6, 7]);
+        [row(0, drafts as usize + 1, drafts), other]
+    };
+    let mut contract = BatchContract::new(&ExecutorInfo { sampled_rows_max: 6, ..info() });
+    assert_eq!(contract.verify(&two(2)), Ok(()));
+    assert!(text(contract.verify(&two(3))).contains("8 rows that are sampled, at most 6"));
 }
 
 /// A contract in a round of these seeds, and their first nodes.

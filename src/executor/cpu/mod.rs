@@ -279,6 +279,7 @@ fn info(
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max.min(drafts_max),
+        sampled_rows_max: u32::MAX,
         memory: ExecutorMemory::default(),
     }
 }

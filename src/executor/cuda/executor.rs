@@ -422,6 +422,7 @@ fn executor_info(
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max.min(draft.map_or(u32::MAX, DraftWeights::drafts_max)),
+        sampled_rows_max: logit_rows_max(options) as u32,
         memory: ExecutorMemory::default(),
     }
 }

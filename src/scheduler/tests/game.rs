@@ -42,6 +42,7 @@ pub(super) fn limits(target_blocks: u32) -> SchedulerLimits {
         prefill_chunk_tokens_max: 64,
         batch_tokens_max: 128,
         draft_tokens_max: 8,
+        sampled_rows_max: u32::MAX,
         target_blocks,
         drafter: Some(DrafterNeeds::kv_cache(target_blocks)),
     }
@@ -62,6 +63,7 @@ impl Game {
             batch_tokens_max: limits.batch_tokens_max,
             batch_sequences_max: limits.running_requests_max,
             draft_tokens_max: limits.draft_tokens_max,
+            sampled_rows_max: limits.sampled_rows_max,
             ..options.info
         };
         let options = ShadowOptions { info, ..options };

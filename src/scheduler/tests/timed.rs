@@ -31,6 +31,7 @@ pub(super) fn limits(slots: u32) -> SchedulerLimits {
         prefill_chunk_tokens_max: 256,
         batch_tokens_max: 512,
         draft_tokens_max: 0,
+        sampled_rows_max: u32::MAX,
         target_blocks: 4096,
         drafter: None,
     }
@@ -68,6 +69,7 @@ fn executor(limits: &SchedulerLimits, clock: Arc<VirtualClock>) -> VirtualExecut
         batch_tokens_max: limits.batch_tokens_max,
         batch_sequences_max: limits.running_requests_max,
         draft_tokens_max: 0,
+        sampled_rows_max: u32::MAX,
         memory: crate::protocol::ExecutorMemory::default(),
     };
     let options = VirtualOptions {

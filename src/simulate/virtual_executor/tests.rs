@@ -18,6 +18,7 @@ fn executor(acceptance: f64) -> (VirtualExecutor, Arc<VirtualClock>) {
             batch_tokens_max: 512,
             batch_sequences_max: 16,
             draft_tokens_max: 8,
+            sampled_rows_max: u32::MAX,
             memory: crate::protocol::ExecutorMemory::default(),
         },
         cost: gpu_like().cost_model().unwrap(),
