@@ -28,19 +28,17 @@ impl SpecServe {
     pub(super) fn decide(&self, space: &mut Workspace, view: &StepView) -> StepDecision {
         let costs = Costs::of(&self.time, view, view.prefill_tokens_max);
         space.begin(&costs, &self.pace, view);
-        let Drafting { intent, rate, gain } = self.plan_drafts(space, &costs, view);
+        let shape = self.shape(costs.rows);
+        let Drafting { intent, rate, gain } = self.plan_drafts(space, &costs, view, shape);
         let mut decision = StepDecision {
             intent,
-            shape: DraftShape::Chain,
+            shape: if intent == Intent::Draft && space.drafts() { shape } else { DraftShape::Chain },
             drafts: space.lengths.clone(),
             prefill_tokens: view.prefill_tokens_max,
             warm_draft: self.warms_draft(&costs, view, gain),
             rate,
         };
         if intent == Intent::Draft {
-            if space.drafts() && self.grows_trees(space, &costs, view) {
-                decision.shape = DraftShape::Tree;
-            }
             self.grant(space, &costs, view, &mut decision);
         }
         decision
@@ -77,9 +75,15 @@ impl SpecServe {
         self.lifetime.output_tokens() * token_us * (1.0 - 1.0 / gain) > cost_us
     }
 
-    /// Plans drafting. On return `space.lengths` holds the planned lengths, all zero when a
-    /// plain step is at least as good.
-    fn plan_drafts(&self, space: &mut Workspace, costs: &Costs<'_>, view: &StepView) -> Drafting {
+    /// Plans drafting of this shape, by the chains of it. On return `space.lengths` holds the planned
+    /// lengths, all zero when a plain step is at least as good.
+    fn plan_drafts(
+        &self,
+        space: &mut Workspace,
+        costs: &Costs<'_>,
+        view: &StepView,
+        shape: DraftShape,
+    ) -> Drafting {
         space.lengths.clear();
         space.lengths.resize(costs.rows, 0);
         if !self.time.has_draft() || view.decoding.iter().all(|row| row.drafts_max == 0) {
@@ -92,11 +96,11 @@ impl SpecServe {
         let round_us = costs.draft_round_us(drafting);
         let spent = Spent { draft_us: round_us + short_lags_us, ..Spent::default() };
         let plain_rate = space.weight() / costs.plain_us();
-        let mut rate = self.solve_ahead(space, costs, spent);
+        let mut rate = self.solve_ahead(space, costs, spent, shape);
         let gain = rate / plain_rate;
         if space.drafts() && view.decoding.iter().any(lags) {
             self.admit_lagging(space, costs, view);
-            rate = self.solve_ahead(space, costs, spent);
+            rate = self.solve_ahead(space, costs, spent, shape);
         }
         if space.drafts() && self.gate.opens_for(rate / plain_rate) {
             return Drafting { intent: Intent::Draft, rate, gain };
@@ -109,9 +113,9 @@ impl SpecServe {
     ///
     /// A plan that draws with plain decoding on mean confidences wins by what stopping early saves:
     /// if none is ahead of the plain step, the best that is no further behind than that is taken.
-    fn solve_ahead(&self, space: &mut Workspace, costs: &Costs<'_>, spent: Spent) -> f64 {
+    fn solve_ahead(&self, space: &mut Workspace, costs: &Costs<'_>, spent: Spent, shape: DraftShape) -> f64 {
         let rows_max = self.options.verify_rows_max;
-        let realized = self.realized.ratio(costs.rows);
+        let realized = self.realized.ratio(costs.rows, shape);
         let mut rate = space.solve(costs, rows_max, spent).rate();
         if !space.drafts() && realized > 1.0 {
             let plain_us = costs.plain_us();

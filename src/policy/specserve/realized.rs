@@ -5,10 +5,15 @@
 //! What that is worth depends on how much confidences vary and on how many rows share a call, so it
 //! is measured: the tokens of the steps that drafted, over those that the planned rate promised for
 //! the same time (docs/policy.md, "One step").
+//!
+//! Plans are of chains whatever is drafted, so the measure also tells whether trees or chains do
+//! better ([`Realized::better_shape`]): regardless of what is drafted for, which both are planned for
+//! alike. For this comparison the time of a step is the one that it took, so that what a shape costs
+//! beyond the time model counts as well.
 
 use super::SpecServe;
 use super::workspace::{Costs, weight};
-use crate::protocol::{DecodeView, DraftSet, DraftedRow, StepReport};
+use crate::protocol::{DecodeView, DraftSet, DraftShape, DraftedRow, StepReport};
 
 /// Drafting steps that are remembered.
 const STEPS: f64 = 64.0;
@@ -19,11 +24,45 @@ const PRIOR_TOKENS: f64 = 8.0;
 const RANGE: (f64, f64) = (1.0, 1.6);
 /// Octaves of batch sizes: 1, 2 to 3, 4 to 7, and so on.
 const OCTAVES: usize = 12;
+/// Steps of a shape that its comparison with the other remembers.
+const COMPARED_STEPS: f64 = 256.0;
+/// Steps that each shape is given before they are compared.
+const TRIAL_STEPS: u64 = 16;
+/// Of so many steps, one has the shape that does worse.
+const RETRIAL_STEPS: u64 = 32;
+/// Most that the time of a step counts for in a comparison, over its prediction.
+const DELAY_MAX: f64 = 2.0;
 
 /// Realized over planned rate of the steps that draft, by batch size.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Realized {
-    octaves: [Tally; OCTAVES],
+    octaves: [Octave; OCTAVES],
+}
+
+/// What is known of the two shapes in an octave.
+#[derive(Clone, Copy, Debug, Default)]
+struct Octave {
+    chains: Record,
+    trees: Record,
+}
+
+impl Octave {
+    fn of(&self, shape: DraftShape) -> &Record {
+        match shape {
+            DraftShape::Chain => &self.chains,
+            DraftShape::Tree => &self.trees,
+        }
+    }
+}
+
+/// What is known of the steps of one shape.
+#[derive(Clone, Copy, Debug, Default)]
+struct Record {
+    /// For planning, at predicted times.
+    recent: Tally,
+    /// For the comparison with the other shape, at measured times.
+    compared: Tally,
+    steps: u64,
 }
 
 /// Tokens of drafting steps, in units of a plain step's.
@@ -33,31 +72,77 @@ struct Tally {
     planned: f64,
 }
 
-impl Default for Realized {
-    fn default() -> Realized {
-        Realized { octaves: [Tally { realized: PRIOR_TOKENS, planned: PRIOR_TOKENS }; OCTAVES] }
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally { realized: PRIOR_TOKENS, planned: PRIOR_TOKENS }
     }
 }
 
-impl Realized {
-    /// Realized over planned rate in a batch of `rows`; at least 1.
-    pub(super) fn ratio(&self, rows: usize) -> f64 {
-        let Tally { realized, planned } = self.octaves[octave(rows)];
-        (realized / planned).clamp(RANGE.0, RANGE.1)
+impl Tally {
+    fn ratio(self) -> f64 {
+        self.realized / self.planned
     }
 
-    /// Learns from a step of `rows` that drafted: its tokens, and those that its plan promised for
-    /// the time that it took, both over the tokens of a plain step.
-    fn add(&mut self, rows: usize, realized: f64, planned: f64) {
-        let tally = &mut self.octaves[octave(rows)];
-        let fade = 1.0 - 1.0 / STEPS;
-        tally.realized = tally.realized * fade + realized;
-        tally.planned = tally.planned * fade + planned;
+    fn add(&mut self, realized: f64, planned: f64, steps: f64) {
+        let fade = 1.0 - 1.0 / steps;
+        self.realized = self.realized * fade + realized;
+        self.planned = self.planned * fade + planned;
+    }
+}
+
+/// A step that drafted: its tokens, and those that its plan promised for its time, both over the tokens
+/// of a plain step.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    realized: f64,
+    planned: f64,
+    /// Time of the step over its prediction; `None` where other work was in it.
+    delay: Option<f64>,
+}
+
+impl Realized {
+    /// Realized over planned rate of this shape in a batch of `rows`; at least 1.
+    pub(super) fn ratio(&self, rows: usize, shape: DraftShape) -> f64 {
+        self.octaves[octave(rows)].of(shape).recent.ratio().clamp(RANGE.0, RANGE.1)
+    }
+
+    /// The shape that does better in a batch of `rows`, or now and then the other, to see whether it
+    /// still does.
+    pub(super) fn better_shape(&self, rows: usize) -> DraftShape {
+        let Octave { chains, trees } = &self.octaves[octave(rows)];
+        let trees_are = |better: bool| if better { DraftShape::Tree } else { DraftShape::Chain };
+        if chains.steps.min(trees.steps) < TRIAL_STEPS {
+            return trees_are(trees.steps < chains.steps);
+        }
+        let is_retrial = (chains.steps + trees.steps).is_multiple_of(RETRIAL_STEPS);
+        trees_are((trees.compared.ratio() > chains.compared.ratio()) != is_retrial)
+    }
+
+    /// Learns from a step of `rows`.
+    fn add(&mut self, rows: usize, shape: DraftShape, step: Outcome) {
+        let octave = &mut self.octaves[octave(rows)];
+        let record = match shape {
+            DraftShape::Chain => &mut octave.chains,
+            DraftShape::Tree => &mut octave.trees,
+        };
+        record.steps += 1;
+        record.recent.add(step.realized, step.planned, STEPS);
+        if let Some(delay) = step.delay {
+            record.compared.add(step.realized, step.planned * delay.min(DELAY_MAX), COMPARED_STEPS);
+        }
     }
 
     /// The ratios by octave of batch size.
     pub(super) fn state(&self) -> serde_json::Value {
-        (0..OCTAVES).map(|octave| self.ratio(1 << octave)).collect()
+        let of = |shape| -> Vec<f64> { (0..OCTAVES).map(|octave| self.ratio(1 << octave, shape)).collect() };
+        let steps =
+            |shape| -> Vec<u64> { self.octaves.iter().map(|octave| octave.of(shape).steps).collect() };
+        serde_json::json!({
+            "chains": of(DraftShape::Chain),
+            "trees": of(DraftShape::Tree),
+            "chain_steps": steps(DraftShape::Chain),
+            "tree_steps": steps(DraftShape::Tree),
+        })
     }
 }
 
@@ -92,8 +177,14 @@ impl SpecServe {
         let lags_us = costs.short_lags_us(view, |index| granted.drafts[index] > 0);
         let draft_us = self.spent(&costs, drafted).draft_us + lags_us;
         let step_us = costs.verify_us(verified) + queries_us + draft_us;
-        let planned_rate = granted.rate / self.realized.ratio(costs.rows);
-        self.realized.add(costs.rows, tokens / plain_tokens, planned_rate * step_us / plain_tokens);
+        let planned_rate = granted.rate / self.realized.ratio(costs.rows, granted.shape);
+        let took_us = report.step_time.max(report.target_time).0 as f64;
+        let step = Outcome {
+            realized: tokens / plain_tokens,
+            planned: planned_rate * step_us / plain_tokens,
+            delay: view.prefilling.is_empty().then_some(took_us / step_us),
+        };
+        self.realized.add(costs.rows, granted.shape, step);
     }
 
     /// Weighted tokens that are expected of these drafts of a row.
@@ -103,5 +194,75 @@ impl SpecServe {
         let tokens: f64 =
             drafts.iter().filter_map(|draft| survival.get(draft)).map(|&one| f64::from(one)).sum();
         f64::from(weight(&self.pace, view)) * tokens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROWS: usize = 4;
+
+    /// After `steps` steps of the shapes that are asked for, of which trees bring `trees` and chains
+    /// `chains` of what was planned.
+    fn after(steps: usize, (chains, trees): (f64, f64), realized: &mut Realized) -> Vec<DraftShape> {
+        let step = |realized| Outcome { realized, planned: 2.0, delay: Some(1.0) };
+        (0..steps)
+            .map(|_| {
+                let shape = realized.better_shape(ROWS);
+                let brings = if shape == DraftShape::Tree { trees } else { chains };
+                realized.add(ROWS, shape, step(2.0 * brings));
+                shape
+            })
+            .collect()
+    }
+
+    fn trees(shapes: &[DraftShape]) -> usize {
+        shapes.iter().filter(|&&shape| shape == DraftShape::Tree).count()
+    }
+
+    #[test]
+    fn both_shapes_are_tried_and_then_the_better_one_drafts() {
+        for (gains, better) in [((1.0, 1.1), 31), ((1.1, 1.0), 1)] {
+            let mut realized = Realized::default();
+            let trial = after(32, gains, &mut realized);
+            assert_eq!(trees(&trial), 16);
+            let later = after(320, gains, &mut realized);
+            assert_eq!(trees(&later), 10 * better, "of 32 steps one is the other's");
+        }
+    }
+
+    #[test]
+    fn where_the_shapes_change_places_the_choice_follows() {
+        let mut realized = Realized::default();
+        after(1000, (1.0, 1.1), &mut realized);
+        after(8000, (1.3, 0.9), &mut realized);
+        assert!(trees(&after(320, (1.3, 0.9), &mut realized)) <= 10);
+    }
+
+    #[test]
+    fn each_octave_of_batch_sizes_chooses_for_itself() {
+        let mut realized = Realized::default();
+        after(1000, (1.0, 1.1), &mut realized);
+        assert_eq!(realized.octaves[octave(2 * ROWS)].trees.steps, 0);
+        assert_eq!(realized.better_shape(2 * ROWS), DraftShape::Chain, "a trial begins with a chain");
+    }
+
+    #[test]
+    fn time_beyond_the_model_counts_in_the_comparison_and_other_work_does_not() {
+        let mut realized = Realized::default();
+        let outcome = |delay| Outcome { realized: 2.2, planned: 2.0, delay };
+        for _ in 0..100 {
+            realized.add(ROWS, DraftShape::Chain, outcome(Some(1.0)));
+            realized.add(ROWS, DraftShape::Tree, outcome(Some(1.1)));
+        }
+        realized.add(ROWS, DraftShape::Chain, outcome(Some(1.0)));
+        assert_eq!(realized.better_shape(ROWS), DraftShape::Chain);
+        let planned = |shape| realized.ratio(ROWS, shape);
+        assert!((planned(DraftShape::Chain) - planned(DraftShape::Tree)).abs() < 1e-3);
+        let before = realized.octaves[octave(ROWS)].trees.compared.ratio();
+        let mut beside_prefill = realized.clone();
+        beside_prefill.add(ROWS, DraftShape::Tree, outcome(None));
+        assert_eq!(beside_prefill.octaves[octave(ROWS)].trees.compared.ratio(), before);
     }
 }

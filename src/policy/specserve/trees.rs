@@ -6,10 +6,10 @@
 //! draft call. docs/policy.md, "Trees", has the argument.
 
 use super::option::Next;
-use super::workspace::{Costs, Workspace};
+use super::workspace::Workspace;
 use super::{SURVIVAL_MIN, SpecServe};
 use crate::policy::survival::{POSITIONS_MAX, forecast_confidence, forecast_survival};
-use crate::protocol::{DecodeView, DraftSet, DraftedRow, Intent, OpenDraft, Proposal, Step, StepView};
+use crate::protocol::{DecodeView, DraftSet, DraftShape, DraftedRow, Intent, OpenDraft, Proposal, Step};
 
 /// How drafts may stand to each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum Shape {
     Chain,
     /// Trees in every step that drafts.
     Tree,
-    /// Trees where a runner-up is worth more than the least draft that a chain would verify.
+    /// Whichever of them does better at the load.
     Auto,
 }
 
@@ -183,23 +183,12 @@ impl SpecServe {
         chosen.extend(rows.iter().map(|row| space.best_drafts(row.decoding as usize)));
     }
 
-    /// Whether a step that is planned to draft chains should draft trees: whether a runner-up beside a
-    /// first draft that turns out rather unsure is worth more than the least draft of the plan.
-    pub(super) fn grows_trees(&self, space: &Workspace, costs: &Costs<'_>, view: &StepView) -> bool {
+    /// What a step of `rows` requests drafts, if it drafts.
+    pub(super) fn shape(&self, rows: usize) -> DraftShape {
         match self.options.shape {
-            Shape::Chain => false,
-            Shape::Tree => true,
-            Shape::Auto => {
-                let least = space.hurdle(costs, 0.0).marginal_value;
-                let (means, spread) = (self.forecast.position_means(), self.forecast.spread());
-                let is_worth = |(row, terms): (&DecodeView, &crate::policy::planner::Row)| {
-                    let ratio = self.forecast.request_ratio(row.request);
-                    let choice = (forecast_confidence(&means, ratio, 0) - spread).max(0.0);
-                    let runner_up = (1.0 - choice) * self.runner_ups.mean(row.temperature == 0.0);
-                    terms.positions > 0 && terms.weight * runner_up > least
-                };
-                view.decoding.iter().zip(&space.rows).any(is_worth)
-            }
+            Shape::Chain => DraftShape::Chain,
+            Shape::Tree => DraftShape::Tree,
+            Shape::Auto => self.realized.better_shape(rows),
         }
     }
 }

@@ -44,7 +44,7 @@ fn after(drafts: &[f32]) -> SpecServe {
     let mut policy = dear(0.5);
     let plain_us = Costs::of(&policy.time, &view(), 0).plain_us();
     for _ in 0..200 {
-        let ratio = policy.realized.ratio(1);
+        let ratio = policy.realized.ratio(1, DraftShape::Chain);
         policy.observe_realized(&step(ratio / plain_us, drafts));
     }
     policy
@@ -57,8 +57,12 @@ fn steps_that_bring_more_than_planned_raise_what_is_expected_of_the_next() {
     let step_us = costs.verify_us(2) + 2.0 * costs.draft_call_us(1) + costs.draft_round_us(1);
     let expected = (1.0 + 0.9 + 0.81) * costs.plain_us() / step_us;
     assert!((1.1..1.6).contains(&expected), "{expected}: a case that says something");
-    assert!((policy.realized.ratio(1) - expected).abs() < 0.01, "{} {expected}", policy.realized.ratio(1));
-    assert_eq!(policy.realized.ratio(2), 1.0, "of batches of this size only");
+    assert!(
+        (policy.realized.ratio(1, DraftShape::Chain) - expected).abs() < 0.01,
+        "{} {expected}",
+        policy.realized.ratio(1, DraftShape::Chain)
+    );
+    assert_eq!(policy.realized.ratio(2, DraftShape::Chain), 1.0, "of batches of this size only");
 }
 
 #[test]
@@ -69,7 +73,7 @@ fn the_context_that_drafts_attend_to_is_part_of_a_steps_time() {
         let mut policy = SpecServe::new(profile.cost_model().unwrap(), None, raw());
         let plain_us = Costs::of(&policy.time, &view(), 0).plain_us();
         policy.observe_realized(&step(1.2 / plain_us, &[0.9, 0.9]));
-        policy.realized.ratio(1)
+        policy.realized.ratio(1, DraftShape::Chain)
     };
     // 100 tokens of context: each draft takes 1 ms more
     assert!(ratio(10.0) < ratio(0.0) - 0.01, "{} {}", ratio(10.0), ratio(0.0));
@@ -77,7 +81,7 @@ fn the_context_that_drafts_attend_to_is_part_of_a_steps_time() {
 
 #[test]
 fn steps_that_bring_less_leave_the_plan_to_its_forecasts() {
-    assert_eq!(after(&[0.1]).realized.ratio(1), 1.0);
+    assert_eq!(after(&[0.1]).realized.ratio(1, DraftShape::Chain), 1.0);
 }
 
 #[test]
@@ -85,7 +89,7 @@ fn probes_and_steps_without_drafts_say_nothing() {
     let mut policy = dear(0.5);
     policy.observe_realized(&step(0.0, &[0.9, 0.9]));
     policy.observe_realized(&StepReport { drafted: Vec::new(), ..step(1.0, &[]) });
-    assert_eq!(policy.realized.ratio(1), 1.0);
+    assert_eq!(policy.realized.ratio(1, DraftShape::Chain), 1.0);
 }
 
 #[test]
