@@ -1,4 +1,4 @@
-//! Planning time for 256 requests × 8 positions, and what the order of service takes for 256 running
+//! Planning time for 256 requests × 8 positions and for 256 trees of 16 drafts, and what the order of service takes for 256 running
 //! requests and a queue (docs/policy.md gives figures).
 //!
 //! `cargo bench --bench planner`
@@ -8,11 +8,15 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use specserve::pacing::{Demand, Pacer, Prompt, Ranking};
 use specserve::policy::planner::{Buffers, Curve, Problem, Row, solve};
+use specserve::policy::specserve::{Shape, SpecServe, SpecServeOptions};
+use specserve::policy::{Policy, Scratch};
 use specserve::protocol::{
-    DecodeView, Micros, PrefillView, RequestId, RequestSummary, RequestTimes, StepReport,
+    DecodeView, DraftPlace, DraftShape, DraftedRow, Micros, OpenDraft, PrefillView, Proposal, RequestId,
+    RequestSummary, RequestTimes, Step, StepDecision, StepReport, StepView,
 };
 use specserve::random::SplitMix64;
 use specserve::timing::cost_model::{Between, CostModel, LatencyModel, LatencyTerms};
+use specserve::timing::profile::Profile;
 
 const REQUESTS: usize = 256;
 const POSITIONS: usize = 8;
@@ -67,6 +71,57 @@ fn planner(criterion: &mut Criterion) {
             bencher.iter(|| black_box(solve(black_box(&problem), &mut buffers, &mut lengths)));
         });
     }
+}
+
+/// A tree of 16 drafts: eight answers of the drafter, each a choice and a runner-up; the first two of each
+/// level but the last are followed.
+fn tree(decoding: u32, random: &mut SplitMix64) -> DraftedRow {
+    let followed = [0, 1, 2, 3, 5, 7, 9, 11];
+    let mut row = DraftedRow { decoding, ..DraftedRow::default() };
+    for parent in followed {
+        let probability = 1.0 - 0.6 * random.uniform();
+        let depth = if parent == 0 { 0 } else { row.places[parent as usize - 1].depth + 1 };
+        for rank in 0..2 {
+            let margin = 0.5 * probability;
+            row.proposals.push(Proposal { probability, margin, finite: true, ..Proposal::default() });
+            row.places.push(DraftPlace { parent, depth, rank });
+        }
+    }
+    row
+}
+
+fn trees(criterion: &mut Criterion) {
+    let profile = Profile::from_toml(include_str!("../profiles/h100-8b-160m.toml")).expect("it parses");
+    let cost = profile.cost_model().expect("it is valid");
+    let options =
+        SpecServeOptions { draft_tokens_max: 16, shape: Shape::Tree, ..SpecServeOptions::default() };
+    let policy = SpecServe::new(cost, None, options);
+    let decoding: Vec<DecodeView> =
+        decoding().into_iter().map(|row| DecodeView { drafts_max: 16, ..row }).collect();
+    let view = StepView { decoding, ..StepView::default() };
+    let drafts = vec![16; REQUESTS];
+    let granted = StepDecision { shape: DraftShape::Tree, drafts, rate: 0.01, ..StepDecision::default() };
+    let step = Step { view: &view, granted: &granted };
+    let mut random = SplitMix64::new(3);
+    let rows: Vec<DraftedRow> = (0..REQUESTS as u32).map(|row| tree(row, &mut random)).collect();
+    let open: Vec<OpenDraft> =
+        (0..REQUESTS as u32).flat_map(|row| [12, 13, 14, 15].map(|draft| OpenDraft { row, draft })).collect();
+    let mut scratch = Scratch::default();
+    let (mut keep, mut chosen) = (Vec::new(), Vec::new());
+    criterion.bench_function("expand_256x16_tree", |bencher| {
+        bencher.iter(|| {
+            keep.clear();
+            policy.expand(black_box(step), &rows, &open, &mut scratch, &mut keep);
+            black_box(keep.len())
+        });
+    });
+    criterion.bench_function("choose_256x16_tree", |bencher| {
+        bencher.iter(|| {
+            chosen.clear();
+            policy.choose(black_box(step), &rows, &mut scratch, &mut chosen);
+            black_box(chosen.len())
+        });
+    });
 }
 
 /// A pacer that knows how long outputs are: without that it sets no limit.
@@ -152,6 +207,6 @@ criterion_group! {
     config = Criterion::default()
         .warm_up_time(std::time::Duration::from_millis(300))
         .measurement_time(std::time::Duration::from_secs(1));
-    targets = planner, order_of_service
+    targets = planner, trees, order_of_service
 }
 criterion_main!(benches);
