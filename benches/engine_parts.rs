@@ -85,6 +85,7 @@ fn scheduler() -> Scheduler {
         prefill_chunk_tokens_max: 256,
         batch_tokens_max: 1024,
         draft_tokens_max: 8,
+        sampled_rows_max: u32::MAX,
         target_blocks: BLOCKS,
         drafter: Some(DrafterNeeds::kv_cache(BLOCKS)),
     });

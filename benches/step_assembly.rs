@@ -174,6 +174,7 @@ fn info() -> ExecutorInfo {
         batch_tokens_max: 4096,
         batch_sequences_max: 256,
         draft_tokens_max: 16,
+        sampled_rows_max: u32::MAX,
         memory: ExecutorMemory::default(),
     }
 }

@@ -31,6 +31,7 @@ fn info(vocab_size: u32) -> ExecutorInfo {
         batch_tokens_max: 72,
         batch_sequences_max: 6,
         draft_tokens_max: 4,
+        sampled_rows_max: u32::MAX,
         memory: ExecutorMemory::default(),
     }
 }

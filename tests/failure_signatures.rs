@@ -24,6 +24,7 @@ fn settings() -> Settings {
             prefill_chunk_tokens_max: 2048,
             batch_tokens_max: 4096,
             draft_tokens_max: 8,
+            sampled_rows_max: u32::MAX,
             target_blocks: 16_384,
             drafter: Some(DrafterNeeds::kv_cache(16_384)),
         },

@@ -122,6 +122,7 @@ pub fn play(
         prefill_chunk_tokens_max: 64,
         batch_tokens_max: 512,
         draft_tokens_max: executor.info().draft_tokens_max,
+        sampled_rows_max: u32::MAX,
         target_blocks: 0,
         drafter: None,
     };
