@@ -2,6 +2,7 @@ mod blocks;
 mod planning;
 mod probe;
 mod realized;
+mod trees;
 mod useless;
 mod who_drafts;
 
