@@ -142,10 +142,8 @@ impl AttentionPlan {
         let before = sequence.tokens - all.queries as usize;
         let start = all.start as usize;
         for run in sequence.runs() {
-            let (begin, end) = (run.start.saturating_sub(before), run.end.saturating_sub(before));
-            if end == 0 {
-                continue; // of rows that are not in the segment
-            }
+            // the first run ends in the tree, whose first draft follows the last committed token
+            let (begin, end) = (run.start.saturating_sub(before), run.end - before);
             let last = self.masks[all.first_row as usize + end - 1];
             let seen = start + last.count_ones() as usize;
             let segment = AttentionSegment {

@@ -1,22 +1,19 @@
-//! Limits of this backend that [`ExecutorInfo`](crate::protocol::ExecutorInfo) does not describe:
-//! rows of logits, and tokens of trees. The rest is [`BatchContract`](crate::executor::BatchContract)'s.
+//! The limit of this backend that [`ExecutorInfo`](crate::protocol::ExecutorInfo) does not describe:
+//! tokens of trees. The rest is [`BatchContract`](crate::executor::BatchContract)'s.
 #![forbid(unsafe_code)]
 
 use super::options::VERIFY_ROWS_MAX;
 use crate::protocol::{ExecutorError, VerifyRow};
 
-/// Checks the sums over a verification's rows.
+/// Checks the tokens of all sequences with trees.
 ///
 /// # Errors
-/// [`ExecutorError::Malformed`] when more rows need logits, or belong to trees, than fit.
-pub fn verify_sums(rows: &[VerifyRow], logit_rows_max: usize) -> Result<(), ExecutorError> {
-    let sampled = rows.iter().filter(|row| row.samples());
-    let logits: usize = sampled.map(|row| row.drafts as usize + 1).sum();
-    ensure(logits <= logit_rows_max, || format!("{logits} rows need logits, at most {logit_rows_max}"))?;
+/// [`ExecutorError::Malformed`] when there are more than fit.
+pub fn tree_tokens(rows: &[VerifyRow]) -> Result<(), ExecutorError> {
     let trees = rows.iter().filter(|row| row.tree.is_some());
-    let tree_tokens: usize = trees.map(|row| row.input.tokens.len()).sum();
-    ensure(tree_tokens <= VERIFY_ROWS_MAX, || {
-        format!("{tree_tokens} tokens of sequences with trees, at most {VERIFY_ROWS_MAX}")
+    let tokens: usize = trees.map(|row| row.input.tokens.len()).sum();
+    ensure(tokens <= VERIFY_ROWS_MAX, || {
+        format!("{tokens} tokens of sequences with trees, at most {VERIFY_ROWS_MAX}")
     })
 }
 
@@ -35,22 +32,23 @@ mod tests {
     use super::*;
     use crate::protocol::{BlockId, RequestId, SamplingParams, SequenceInput};
 
-    fn row(start: u32, tokens: usize, drafts: u32) -> VerifyRow {
+    fn tree(tokens: usize) -> VerifyRow {
         let input = SequenceInput {
             request: RequestId(7),
             tokens: vec![1; tokens],
-            start,
+            start: 0,
             blocks: (0..4).map(BlockId).collect(),
             sampling: Arc::new(SamplingParams::greedy()),
             history: None,
         };
-        VerifyRow { drafts, ..VerifyRow::decode(input) }
+        VerifyRow { drafts: 1, tree: Some(vec![0]), ..VerifyRow::decode(input) }
     }
 
     #[test]
-    fn sums_over_the_batch_are_bounded() {
-        let rows = vec![row(0, 5, 4), row(0, 5, 4)];
-        assert!(verify_sums(&rows, 10).is_ok());
-        assert!(verify_sums(&rows, 9).is_err());
+    fn tokens_of_trees_are_bounded_over_the_batch() {
+        assert!(tree_tokens(&[tree(1000), tree(24)]).is_ok());
+        assert!(tree_tokens(&[tree(1000), tree(25)]).is_err());
+        let chain = VerifyRow { tree: None, ..tree(25) };
+        assert!(tree_tokens(&[tree(1000), chain]).is_ok(), "chains have the prefill kernel");
     }
 }

@@ -1,6 +1,6 @@
 //! [`Executor`] on a GPU: batches in, tokens out; logits never leave the device.
 
-use super::batch_check::{ensure, verify_sums};
+use super::batch_check::{ensure, tree_tokens};
 use super::compaction::Compactor;
 use super::drafter::{CudaDrafter, ModelDrafter};
 use super::driver::Gpu;
@@ -213,7 +213,7 @@ impl Executor for CudaExecutor {
 impl Target for CudaExecutor {
     fn verify(&mut self, rows: &[VerifyRow], out: &mut Vec<Verdict>) -> Result<(), ExecutorError> {
         self.contract.verify(rows)?;
-        verify_sums(rows, self.target_logit_rows)?;
+        tree_tokens(rows)?;
         self.on_device(|executor| executor.verify_checked(rows, out))
     }
 
