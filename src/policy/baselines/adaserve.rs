@@ -14,7 +14,7 @@
 
 use std::sync::Arc;
 
-use super::paths::Candidate;
+use super::paths::{Candidate, PathBuffers};
 use super::{draft_everywhere, symmetric_us};
 use crate::policy::survival::POSITIONS_MAX;
 use crate::policy::{Policy, Scratch};
@@ -64,20 +64,29 @@ impl AdaServe {
     }
 
     /// Gives the rows of the budget to the ranked drafts of `rows`; `chosen` has a set for each.
-    fn select(&self, view: &StepView, rows: &[DraftedRow], order: &mut [Candidate], chosen: &mut [DraftSet]) {
+    fn select(
+        &self,
+        view: &StepView,
+        rows: &[DraftedRow],
+        PathBuffers { order, needs, .. }: &mut PathBuffers,
+        chosen: &mut [DraftSet],
+    ) {
         let (levels, _) = self.beam(view.decoding.len());
-        let mut left = (self.target_rows as usize).saturating_sub(view.decoding.len());
         let step_us = symmetric_us(&self.cost, view, levels, self.target_rows);
-        let need = |of_row: &[Candidate]| {
-            let row = &rows[of_row[0].row as usize];
-            needed_tokens(&view.decoding[row.decoding as usize], step_us).min(f64::from(levels + 1))
-        };
-        let mut by_need: Vec<&[Candidate]> = order.chunk_by(|a, b| a.row == b.row).collect();
-        by_need.sort_by(|a, b| need(b).total_cmp(&need(a)));
-        for of_row in by_need {
-            let (need, mut tokens) = (need(of_row), 1.0);
-            for candidate in of_row {
-                if tokens >= need || left == 0 {
+        needs.clear();
+        let mut next = 0;
+        for of_row in order.chunk_by(|a, b| a.row == b.row) {
+            let decoding = rows[of_row[0].row as usize].decoding as usize;
+            let need = needed_tokens(&view.decoding[decoding], step_us).min(f64::from(levels + 1));
+            needs.push((need, next..next + of_row.len()));
+            next += of_row.len();
+        }
+        needs.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.start.cmp(&b.1.start)));
+        let mut left = (self.target_rows as usize).saturating_sub(view.decoding.len());
+        for (need, drafts) in needs {
+            let mut tokens = 1.0;
+            for candidate in &order[drafts.clone()] {
+                if tokens >= *need || left == 0 {
                     break;
                 }
                 candidate.take(chosen);
@@ -133,7 +142,7 @@ impl Policy for AdaServe {
         scratch.paths.rank(rows);
         let from = chosen.len();
         chosen.resize(from + rows.len(), DraftSet::default());
-        self.select(step.view, rows, &mut scratch.paths.order, &mut chosen[from..]);
+        self.select(step.view, rows, &mut scratch.paths, &mut chosen[from..]);
     }
 }
 

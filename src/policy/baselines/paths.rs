@@ -5,6 +5,8 @@
 //! request's noise and the runner-up, and the runner-up's own probability follows from the margin
 //! between the two likeliest tokens: exactly at temperature 0, where these are the two candidates.
 
+use std::ops::Range;
+
 use crate::protocol::{DraftSet, DraftedRow, OpenDraft, Proposal};
 
 /// The tree baselines' part of [`Scratch`](crate::policy::Scratch).
@@ -16,6 +18,8 @@ pub struct PathBuffers {
     starts: Vec<usize>,
     /// All drafts, by row and then by falling path probability.
     pub(super) order: Vec<Candidate>,
+    /// What each row needs, and where its drafts are in `order`; of `adaserve`.
+    pub(super) needs: Vec<(f64, Range<usize>)>,
     beam: Vec<(u32, f32)>,
 }
 

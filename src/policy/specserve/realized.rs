@@ -6,10 +6,10 @@
 //! is measured: the tokens of the steps that drafted, over those that the planned rate promised for
 //! the same time (docs/policy.md, "One step").
 //!
-//! Plans are of chains whatever is drafted, so the measure also tells whether trees or chains do
-//! better ([`Realized::better_shape`]): regardless of what is drafted for, which both are planned for
-//! alike. For this comparison the time of a step is the one that it took, so that what a shape costs
-//! beyond the time model counts as well.
+//! Steps of trees are planned as chains, too. So the two shapes can be compared by what they bring over
+//! their plans ([`Realized::better_shape`]), even if they drafted for different requests. For this
+//! comparison the time of a step is the one that it took, so that what a shape costs beyond the time
+//! model counts as well.
 
 use super::SpecServe;
 use super::workspace::{Costs, weight};
@@ -36,23 +36,8 @@ const DELAY_MAX: f64 = 2.0;
 /// Realized over planned rate of the steps that draft, by batch size.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Realized {
-    octaves: [Octave; OCTAVES],
-}
-
-/// What is known of the two shapes in an octave.
-#[derive(Clone, Copy, Debug, Default)]
-struct Octave {
-    chains: Record,
-    trees: Record,
-}
-
-impl Octave {
-    fn of(&self, shape: DraftShape) -> &Record {
-        match shape {
-            DraftShape::Chain => &self.chains,
-            DraftShape::Tree => &self.trees,
-        }
-    }
+    /// In each octave, of chains and of trees.
+    octaves: [[Record; 2]; OCTAVES],
 }
 
 /// What is known of the steps of one shape.
@@ -103,13 +88,17 @@ struct Outcome {
 impl Realized {
     /// Realized over planned rate of this shape in a batch of `rows`; at least 1.
     pub(super) fn ratio(&self, rows: usize, shape: DraftShape) -> f64 {
-        self.octaves[octave(rows)].of(shape).recent.ratio().clamp(RANGE.0, RANGE.1)
+        self.record(rows, shape).recent.ratio().clamp(RANGE.0, RANGE.1)
+    }
+
+    fn record(&self, rows: usize, shape: DraftShape) -> &Record {
+        &self.octaves[octave(rows)][shape as usize]
     }
 
     /// The shape that does better in a batch of `rows`, or now and then the other, to see whether it
     /// still does.
     pub(super) fn better_shape(&self, rows: usize) -> DraftShape {
-        let Octave { chains, trees } = &self.octaves[octave(rows)];
+        let [chains, trees] = [DraftShape::Chain, DraftShape::Tree].map(|shape| self.record(rows, shape));
         let trees_are = |better: bool| if better { DraftShape::Tree } else { DraftShape::Chain };
         if chains.steps.min(trees.steps) < TRIAL_STEPS {
             return trees_are(trees.steps < chains.steps);
@@ -120,11 +109,7 @@ impl Realized {
 
     /// Learns from a step of `rows`.
     fn add(&mut self, rows: usize, shape: DraftShape, step: Outcome) {
-        let octave = &mut self.octaves[octave(rows)];
-        let record = match shape {
-            DraftShape::Chain => &mut octave.chains,
-            DraftShape::Tree => &mut octave.trees,
-        };
+        let record = &mut self.octaves[octave(rows)][shape as usize];
         record.steps += 1;
         record.recent.add(step.realized, step.planned, STEPS);
         if let Some(delay) = step.delay {
@@ -135,8 +120,9 @@ impl Realized {
     /// The ratios by octave of batch size.
     pub(super) fn state(&self) -> serde_json::Value {
         let of = |shape| -> Vec<f64> { (0..OCTAVES).map(|octave| self.ratio(1 << octave, shape)).collect() };
-        let steps =
-            |shape| -> Vec<u64> { self.octaves.iter().map(|octave| octave.of(shape).steps).collect() };
+        let steps = |shape: DraftShape| -> Vec<u64> {
+            self.octaves.iter().map(|octave| octave[shape as usize].steps).collect()
+        };
         serde_json::json!({
             "chains": of(DraftShape::Chain),
             "trees": of(DraftShape::Tree),
@@ -244,7 +230,7 @@ mod tests {
     fn each_octave_of_batch_sizes_chooses_for_itself() {
         let mut realized = Realized::default();
         after(1000, (1.0, 1.1), &mut realized);
-        assert_eq!(realized.octaves[octave(2 * ROWS)].trees.steps, 0);
+        assert_eq!(realized.record(2 * ROWS, DraftShape::Tree).steps, 0);
         assert_eq!(realized.better_shape(2 * ROWS), DraftShape::Chain, "a trial begins with a chain");
     }
 
@@ -260,9 +246,9 @@ mod tests {
         assert_eq!(realized.better_shape(ROWS), DraftShape::Chain);
         let planned = |shape| realized.ratio(ROWS, shape);
         assert!((planned(DraftShape::Chain) - planned(DraftShape::Tree)).abs() < 1e-3);
-        let before = realized.octaves[octave(ROWS)].trees.compared.ratio();
+        let before = realized.record(ROWS, DraftShape::Tree).compared.ratio();
         let mut beside_prefill = realized.clone();
         beside_prefill.add(ROWS, DraftShape::Tree, outcome(None));
-        assert_eq!(beside_prefill.octaves[octave(ROWS)].trees.compared.ratio(), before);
+        assert_eq!(beside_prefill.record(ROWS, DraftShape::Tree).compared.ratio(), before);
     }
 }
