@@ -1,5 +1,5 @@
-//! Planning time for 256 requests × 8 positions and for 256 trees of 16 drafts, and what the order of service takes for 256 running
-//! requests and a queue (docs/policy.md gives figures).
+//! Planning time for 256 requests × 8 positions and for 256 trees of 16 drafts, and what the order of
+//! service takes for 256 running requests and a queue (docs/policy.md gives figures).
 //!
 //! `cargo bench --bench planner`
 
@@ -73,10 +73,10 @@ fn planner(criterion: &mut Criterion) {
     }
 }
 
-/// A tree of 16 drafts: eight answers of the drafter, each a choice and a runner-up; the first two of each
-/// level but the last are followed.
+/// A tree of 16 drafts: eight answers of the drafter, each a choice and a runner-up, one at each of the
+/// first two depths and two at each of the next three.
 fn tree(decoding: u32, random: &mut SplitMix64) -> DraftedRow {
-    let followed = [0, 1, 2, 3, 5, 7, 9, 11];
+    let followed = [0, 1, 3, 4, 5, 7, 9, 11];
     let mut row = DraftedRow { decoding, ..DraftedRow::default() };
     for parent in followed {
         let probability = 1.0 - 0.6 * random.uniform();
