@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use specserve::executor::BatchContract;
 use specserve::executor::cuda::attention_plan::AttentionRoom;
-use specserve::executor::cuda::batch_check::verify_sums;
+use specserve::executor::cuda::batch_check::tree_tokens;
 use specserve::executor::cuda::draft_round::DraftRound;
 use specserve::executor::cuda::host_step::HostStep;
 use specserve::executor::cuda::options::captured_rows;
@@ -74,7 +74,7 @@ impl Bench {
             self.work_on_others();
             times.part(0, || {
                 contract.verify(&rows).expect("good rows");
-                verify_sums(&rows, 1024).expect("fits");
+                tree_tokens(&rows).expect("fits");
             });
             times.part(1, || verify_batch::fill(&rows, &mut step));
             memory.resize(words_needed(sizes, &step), 0);
