@@ -56,8 +56,9 @@ pub trait Drafter {
     fn start(&mut self, seeds: &[DraftSeed], forest: &mut DraftForest) -> Result<(), ExecutorError>;
 
     /// Feeds these nodes and adds what follows each of them. Blocks must already cover the
-    /// positions. Nodes are ascending and without children; a drafter of chains takes at most one
-    /// node per seed, its latest, and a seed that was left out stays out of the round.
+    /// positions. Nodes are ascending, and each follows one that the call before fed, or the seed's
+    /// input in the first call: what was left out stays out of the round. A drafter of chains takes at
+    /// most one node per seed.
     ///
     /// What may follow a node of a constrained sequence is [`DraftForest::mask`], and
     /// [`DraftSeed::mask`] for the first proposal. A drafter that ignores masks is wrong more

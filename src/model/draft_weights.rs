@@ -41,7 +41,7 @@ impl DraftWeights {
     /// What it has to be given; `kv_blocks` are those of a model's own cache.
     pub fn needs(&self, kv_blocks: u32) -> DrafterNeeds {
         match self {
-            DraftWeights::Model(_) => DrafterNeeds::kv_cache(kv_blocks),
+            DraftWeights::Model(_) => DrafterNeeds { branches: true, ..DrafterNeeds::kv_cache(kv_blocks) },
             DraftWeights::Head(head) => head.needs(),
         }
     }
@@ -89,7 +89,7 @@ impl DraftHead {
         let layers = self.interface().features.layers.iter().flatten();
         let needs = DrafterNeeds::hidden_states(layers.map(|&layer| layer as u32).collect());
         match self {
-            DraftHead::Eagle3(_) => needs,
+            DraftHead::Eagle3(_) => DrafterNeeds { branches: true, ..needs },
             DraftHead::Block(head) => DrafterNeeds { block_tokens: head.drafts() as u32, ..needs },
         }
     }

@@ -137,8 +137,8 @@ pub struct DrafterNeeds {
     /// Most proposals of one call of a drafter that proposes several at once; 0 if each needs a call
     /// of its own.
     pub block_tokens: u32,
-    /// Whether a call may feed several nodes of a seed, in any order that has parents before their
-    /// children, and runner-ups. Else only the latest choice of each seed can be fed.
+    /// Whether a call may feed several nodes of a seed, runner-ups among them. Else only the latest
+    /// choice of each seed can be fed.
     pub branches: bool,
 }
 

@@ -58,7 +58,7 @@ pub fn check_drafter(executor: &mut dyn Executor) {
         assert_usable(what, executor, &batches);
     }
     match batches.info.drafter.as_ref().is_some_and(|needs| needs.branches) {
-        true => any_node_is_fed_once(executor, &batches),
+        true => trees_are_fed_level_by_level(executor, &batches),
         false => left_out_stays_out(executor, &batches),
     }
     unusable_nodes_are_refused(executor, &batches);
@@ -135,24 +135,22 @@ fn left_out_stays_out(executor: &mut dyn Executor, batches: &Batches) {
     assert_eq!(drafter.extend(&[NodeId(2)], &mut forest), Ok(()));
 }
 
-fn any_node_is_fed_once(executor: &mut dyn Executor, batches: &Batches) {
+fn trees_are_fed_level_by_level(executor: &mut dyn Executor, batches: &Batches) {
     let mut forest = batches.start_round(executor);
     let runner_up = forest.add_runner_up(NodeId(0));
     let behind_runner_up = forest.add_child(runner_up, Proposal { finite: true, ..Proposal::default() });
     let drafter = executor.drafter().expect("a draft model");
-    assert_eq!(drafter.extend(&[NodeId(1)], &mut forest), Ok(()));
-    assert_refused("a node that was fed before", drafter.extend(&[NodeId(1)], &mut forest));
     assert_refused("a node behind one that was not fed", drafter.extend(&[behind_runner_up], &mut forest));
     assert_refused("nodes out of order", drafter.extend(&[runner_up, NodeId(0)], &mut forest));
-    let known = forest.len();
-    let several = [NodeId(0), runner_up, NodeId(known as u32 - 1)];
-    assert_eq!(
-        drafter.extend(&several, &mut forest),
-        Ok(()),
-        "a choice, its runner-up, another seed's latest"
-    );
-    assert_eq!(forest.len(), known + 3);
-    assert_eq!(drafter.extend(&[behind_runner_up], &mut forest), Ok(()));
+    let known = forest.len() as u32;
+    let several = [NodeId(0), runner_up];
+    assert_eq!(drafter.extend(&several, &mut forest), Ok(()), "a choice and its runner-up");
+    assert_eq!(forest.len() as u32, known + 2);
+    assert_refused("a node that was fed before", drafter.extend(&[runner_up], &mut forest));
+    assert_refused("a node that was left out", drafter.extend(&[NodeId(1)], &mut forest));
+    let behind_both = [behind_runner_up, NodeId(known)];
+    assert_eq!(drafter.extend(&behind_both, &mut forest), Ok(()), "two branches of a seed");
+    assert_eq!(forest.len() as u32, known + 4);
     assert_eq!(drafter.settle(&[runner_up, behind_runner_up], &forest), Ok(()));
     assert_usable("a settled tree", executor, batches);
 }

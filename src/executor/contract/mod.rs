@@ -96,10 +96,10 @@ impl BatchContract {
     }
 
     /// Checks the nodes of [`Drafter::extend`](super::Drafter::extend) for a drafter that makes
-    /// one proposal per node, and writes their seeds to `seeds`. Nodes are ascending. Without
-    /// [branches](crate::protocol::DrafterNeeds::branches) each must be the latest choice of a seed that
-    /// took part in every call of the round, and seeds ascend; with them each was not fed before. A
-    /// drafter of blocks is fed nothing: `seeds` stays empty.
+    /// one proposal per node, and writes their seeds to `seeds`. Nodes are ascending, and each follows a
+    /// node that the call before fed, or the input in the first call. Without
+    /// [branches](crate::protocol::DrafterNeeds::branches) each is the choice for a seed of its own, and
+    /// seeds ascend. A drafter of blocks is fed nothing: `seeds` stays empty.
     ///
     /// # Errors
     /// [`ExecutorError::Malformed`] names the rule; the round can be extended with other nodes.

@@ -58,16 +58,19 @@ impl Round {
         if seed.is_none() {
             return Err(format!("node {} of seed {}, which does not propose", id.0, node.seed));
         }
-        if info.drafter.as_ref().is_some_and(|needs| needs.branches) {
-            if self.was_fed(id) {
-                return Err(format!("node {} of seed {} was fed before", id.0, node.seed));
-            }
-            if node.parent.is_some_and(|parent| !self.was_fed(parent)) {
-                return Err(format!("node {} of seed {} follows one that was not fed", id.0, node.seed));
-            }
-        } else if node.depth != self.extensions || node.rank > 0 {
-            // every seed that is still in the round got one node from each call
-            return Err(format!("node {} is not the latest of seed {}, or it was left out", id.0, node.seed));
+        // a seed's nodes are fed level by level: what was left out of a call stays out
+        if node.depth != self.extensions || node.parent.is_some_and(|parent| !self.was_fed(parent)) {
+            return Err(format!(
+                "node {} does not follow what the last call fed to seed {}",
+                id.0, node.seed
+            ));
+        }
+        let branches = info.drafter.as_ref().is_some_and(|needs| needs.branches);
+        if node.rank > 0 && !branches {
+            return Err(format!("node {} is not the choice of the drafter for seed {}", id.0, node.seed));
+        }
+        if self.was_fed(id) {
+            return Err(format!("node {} of seed {} was fed before", id.0, node.seed));
         }
         if !node.proposal.finite || node.proposal.token >= info.vocab_size {
             return Err(format!("node {} of seed {} is no token to extend", id.0, node.seed));

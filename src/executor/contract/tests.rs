@@ -203,11 +203,14 @@ fn a_row_that_was_left_out_or_has_no_block_does_not_go_on() {
     };
     assert!(text(extend(&[0], &forest)).contains("no block for position 16"));
     assert!(text(extend(&[2, 1], &forest)).contains("out of order"));
-    assert!(text(extend(&[1, 1], &forest)).contains("a second one"));
-    assert!(text(extend(&[3], &forest)).contains("no draft node 3"));
+    assert!(text(extend(&[1, 1], &forest)).contains("was fed before"));
+    let beside = forest.add_runner_up(NodeId(1));
+    assert!(text(extend(&[beside.0], &forest)).contains("not the choice"));
+    assert!(text(extend(&[4], &forest)).contains("no draft node 4"));
     assert_eq!(extend(&[1], &forest), Ok(vec![1]));
-    assert!(text(extend(&[2], &forest)).contains("left out"));
-    assert!(text(extend(&[1], &forest)).contains("not the latest"));
+    for old in [1, 2] {
+        assert!(text(extend(&[old], &forest)).contains("does not follow what the last call fed"));
+    }
     let next = forest.add_child(NodeId(1), Proposal { finite: true, ..Proposal::default() });
     assert_eq!(extend(&[next.0], &forest), Ok(vec![1]));
 }

@@ -52,8 +52,8 @@ use super::contract::{BatchContract, no_draft_model, no_drafter};
 use super::{Drafter, Executor, Target};
 use crate::model::{DraftHead, DraftWeights, Dtype, LoadedModel, ModelSpec, Tensor};
 use crate::protocol::{
-    BlockId, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ExecutorMemory,
-    ModelRole, NodeId, RequestId, SamplingParams, SequenceInput, Verdict, VerifyRow,
+    BlockId, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ExecutorMemory, ModelRole,
+    NodeId, RequestId, SamplingParams, SequenceInput, Verdict, VerifyRow,
 };
 
 /// Most draft tokens that one sequence may have verified in one call: the nodes that the
@@ -272,10 +272,7 @@ fn info(
         context_tokens_max: target.spec.context_tokens_max.min(own_context) as u32,
         block_tokens: options.block_tokens,
         target_blocks: options.target_blocks,
-        drafter: draft.map(|draft| DrafterNeeds {
-            branches: matches!(draft, DraftWeights::Model(_)),
-            ..draft.needs(options.draft_blocks)
-        }),
+        drafter: draft.map(|draft| draft.needs(options.draft_blocks)),
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max.min(drafts_max),

@@ -1,7 +1,7 @@
 //! A drafting round: the rows that a first call began and further calls go on with.
 #![forbid(unsafe_code)]
 
-use super::attention_plan::SequenceShape;
+use super::fed_trees::FedTrees;
 use super::host_step::{HostStep, input_shape};
 use super::round_row::{RoundRow, restart_rows};
 use super::runner::{DeviceQueue, Runner, StepOutput};
@@ -13,10 +13,7 @@ use crate::protocol::{Compaction, DraftForest, DraftSeed, ExecutorError, NodeId,
 pub struct DraftRound {
     rows: Vec<RoundRow>,
     /// What each of them was fed.
-    trees: Vec<RowTree>,
-    /// Of one call: the nodes' indices, row by row.
-    order: Vec<usize>,
-    levels: Vec<Level>,
+    trees: FedTrees,
 }
 
 impl DraftRound {
@@ -43,8 +40,7 @@ impl DraftRound {
     /// Begins a round with these rows and puts them into a step.
     pub fn begin(&mut self, rows: &[DraftSeed], step: &mut HostStep) {
         restart_rows(&mut self.rows, rows);
-        self.trees.iter_mut().for_each(RowTree::clear);
-        self.trees.resize_with(rows.len(), RowTree::default);
+        self.trees.begin(rows.len(), 0);
         step.clear();
         for row in rows {
             step.push_tokens(&row.input.tokens);
@@ -115,39 +111,7 @@ impl DraftRound {
         forest: &DraftForest,
         step: &mut HostStep,
     ) -> Result<(), ExecutorError> {
-        step.clear();
-        self.order.clear();
-        self.order.extend(0..nodes.len());
-        self.order.sort_by_key(|&index| rows[index]);
-        self.levels.clear();
-        for (place, &index) in self.order.iter().enumerate() {
-            let (row, id) = (rows[index], nodes[index]);
-            let node = forest.get(id).copied().ok_or_else(|| unknown(id))?;
-            let state = &mut self.rows[row as usize];
-            match self.levels.last_mut() {
-                Some(level) if level.row == row => level.nodes += 1,
-                _ => self.levels.push(Level { row, nodes: 1 }),
-            }
-            self.trees[row as usize].feed(id, node.parent)?;
-            step.tokens.push(node.proposal.token as i32);
-            step.gather.push(place as i32);
-            state.proposed = None;
-        }
-        let (states, trees) = (&self.rows, &self.trees);
-        step.plan.build(
-            self.levels
-                .iter()
-                .map(|level| trees[level.row as usize].shape(&states[level.row as usize], level.nodes)),
-        );
-        for (place, &index) in self.order.iter().enumerate() {
-            let state = &mut self.rows[rows[index] as usize];
-            let position = step.plan.positions[place] as u32 + 1;
-            let behind = state.history_behind(nodes[index], forest);
-            let mask = forest.mask(nodes[index]);
-            let history = behind.as_ref().unwrap_or(&state.history);
-            step.sampling.push_masked(&state.sampling, position, history, mask);
-        }
-        Ok(())
+        self.trees.feed(nodes, rows, &self.rows, forest, step)
     }
 
     /// Turns the results of a step that [`proceed`](Self::proceed) filled into proposals, in the order of
@@ -163,7 +127,7 @@ impl DraftRound {
         out: &mut Vec<Proposal>,
     ) -> Result<(), ExecutorError> {
         out.resize(rows.len(), Proposal::default());
-        for (place, &index) in self.order.iter().enumerate() {
+        for (place, &index) in self.trees.order().iter().enumerate() {
             out[index] = self.rows[rows[index] as usize].take(proposal(results, place), vocab_size)?;
         }
         Ok(())
@@ -175,7 +139,7 @@ impl DraftRound {
         let mut paths: Vec<(u32, Vec<u32>)> = Vec::new();
         for &id in accepted {
             let Some(seed) = forest.get(id).map(|node| node.seed) else { continue };
-            let Some(place) = self.trees.get(seed as usize).and_then(|tree| tree.place(id)) else { continue };
+            let Some(place) = self.trees.place(seed, id) else { continue };
             match paths.iter_mut().find(|(row, _)| *row == seed) {
                 Some((_, path)) => path.push(place),
                 None => paths.push((seed, vec![place])),
@@ -188,71 +152,6 @@ impl DraftRound {
         };
         moves.map(compaction).collect()
     }
-}
-
-/// The nodes of a row that one call feeds.
-#[derive(Clone, Copy, Debug)]
-struct Level {
-    row: u32,
-    nodes: usize,
-}
-
-/// What a row was fed in a round. Node `i` stands `i` places behind the input.
-#[derive(Debug, Default)]
-struct RowTree {
-    nodes: Vec<NodeId>,
-    /// For each of them what it follows: 0 is the input, `j > 0` node `j - 1`.
-    parents: Vec<u32>,
-}
-
-impl RowTree {
-    fn clear(&mut self) {
-        self.nodes.clear();
-        self.parents.clear();
-    }
-
-    fn place(&self, id: NodeId) -> Option<u32> {
-        self.nodes.iter().rposition(|&known| known == id).map(|place| place as u32)
-    }
-
-    fn feed(&mut self, id: NodeId, parent: Option<NodeId>) -> Result<(), ExecutorError> {
-        let parent = match parent {
-            None => 0,
-            Some(parent) => self.place(parent).ok_or_else(|| unknown(parent))? + 1,
-        };
-        self.nodes.push(id);
-        self.parents.push(parent);
-        Ok(())
-    }
-
-    /// The last `nodes` nodes as the attention plan sees them. A chain is no tree: its rows see all
-    /// before them.
-    fn shape<'a>(&'a self, row: &'a RoundRow, nodes: usize) -> SequenceShape<'a> {
-        let fed = self.nodes.len();
-        if (0..).zip(&self.parents).all(|(place, &parent)| place == parent) {
-            let start = row.position + (fed - nodes) as u32;
-            return SequenceShape {
-                start,
-                tokens: nodes,
-                drafts: 0,
-                tree: None,
-                cached: 0,
-                blocks: &row.blocks,
-            };
-        }
-        SequenceShape {
-            start: row.position - 1,
-            tokens: fed + 1,
-            drafts: fed,
-            tree: Some(&self.parents),
-            cached: fed + 1 - nodes,
-            blocks: &row.blocks,
-        }
-    }
-}
-
-fn unknown(id: NodeId) -> ExecutorError {
-    ExecutorError::Malformed(format!("draft node {} was not fed", id.0))
 }
 
 #[cfg(test)]
@@ -315,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_fed_level_by_level_and_moved_together_along_what_was_accepted() {
+    fn proposals_come_back_by_node_and_an_accepted_path_is_moved_together() {
         let mut step = HostStep::new(AttentionRoom::for_rows(8, 2, 64, 64));
         let mut round = DraftRound::default();
         let rows = [row(1, &[4], 20, &[3, 8]), row(2, &[6], 30, &[1, 2, 4])];
@@ -323,29 +222,16 @@ mod tests {
         let mut forest = DraftForest::default();
         let [first, second] = [0, 1].map(|row| forest.add_root(row, proposals[row as usize]));
         let beside = forest.add_runner_up(first);
-        // both rows' choices and the first one's runner-up, which comes last by its number
         round.proceed(&[first, second, beside], &[0, 1, 0], &forest, &mut step).expect("known");
-        assert_eq!(step.tokens, [41, 42, 51]);
-        assert_eq!(
-            (&step.plan.positions[..], &step.plan.masks[..]),
-            (&[21, 21, 31][..], &[0b11, 0b101, 0b1][..])
-        );
-        assert_eq!(step.plan.slots, [8 * 16 + 5, 8 * 16 + 6, 2 * 16 + 15]);
         let mut out = Vec::new();
         round.read_fed(&[0, 1, 0], &results(&[61, 71, 81]), 100, &mut out).expect("tokens");
         assert_eq!(out.iter().map(|one| one.token).collect::<Vec<_>>(), [61, 81, 71]);
 
         let behind_beside = forest.add_child(beside, out[2]);
         round.proceed(&[behind_beside], &[0], &forest, &mut step).expect("known");
-        assert_eq!((step.plan.positions[0], step.plan.masks[0]), (22, 0b1101));
-        assert_eq!((step.plan.slots[0], step.sampling.rows()[0].position), (8 * 16 + 7, 23));
-
         let moves = round.settle(&[second, beside, behind_beside], &forest);
         assert_eq!(moves.len(), 1, "the second row's is where it belongs");
         assert_eq!((moves[0].first, &moves[0].path[..]), (21, &[1, 2][..]));
         assert!(round.settle(&[first], &forest).is_empty());
-        let stranger = forest.add_child(behind_beside, out[0]);
-        let behind = forest.add_child(stranger, out[0]);
-        assert!(round.proceed(&[behind], &[0], &forest, &mut step).is_err(), "its parent was not fed");
     }
 }

@@ -16,8 +16,8 @@ use crate::executor::contract::{BatchContract, no_draft_model, no_drafter};
 use crate::executor::{Drafter, Executor, Target};
 use crate::model::{DraftHead, DraftWeights, LoadedModel, ModelSpec};
 use crate::protocol::{
-    BLOCK_TOKENS, Compaction, DraftForest, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo,
-    ExecutorMemory, Micros, ModelRole, NodeId, SequenceInput, Verdict, VerifyRow,
+    BLOCK_TOKENS, Compaction, DraftForest, DraftSeed, ExecutorError, ExecutorInfo, ExecutorMemory, Micros,
+    ModelRole, NodeId, SequenceInput, Verdict, VerifyRow,
 };
 
 /// A target and what drafts for it on one GPU. The thread that calls becomes the device's thread.
@@ -417,8 +417,7 @@ fn executor_info(
         context_tokens_max: context.min(own_context) as u32,
         block_tokens: BLOCK_TOKENS,
         target_blocks: target.blocks(),
-        drafter: draft
-            .map(|draft| DrafterNeeds { branches: draft.model().is_some(), ..draft.needs(draft_blocks) }),
+        drafter: draft.map(|draft| draft.needs(draft_blocks)),
         batch_tokens_max: options.batch_tokens_max,
         batch_sequences_max: options.batch_sequences_max,
         draft_tokens_max: options.draft_tokens_max.min(draft.map_or(u32::MAX, DraftWeights::drafts_max)),

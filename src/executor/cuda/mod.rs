@@ -18,6 +18,7 @@ mod drafter;
 pub mod driver;
 pub mod error;
 mod executor;
+mod fed_trees;
 pub mod ffi;
 pub mod forward;
 pub mod gemm;

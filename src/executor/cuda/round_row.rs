@@ -30,11 +30,8 @@ pub struct RoundRow {
     pub sampling: Arc<SamplingParams>,
     /// What penalties look at; empty where there are none.
     pub history: TokenHistory,
-    /// Position of a chain's last proposal, which is its next input; of a draft model's round, that of
-    /// the first proposal.
+    /// Position of the first proposal.
     pub position: u32,
-    /// The last proposal, if it is finite.
-    pub proposed: Option<TokenId>,
 }
 
 impl RoundRow {
@@ -47,7 +44,6 @@ impl RoundRow {
             sampling: Arc::clone(&input.sampling),
             history: TokenHistory::of(input),
             position: input.start + input.tokens.len() as u32,
-            proposed: None,
         }
     }
 
@@ -64,10 +60,9 @@ impl RoundRow {
             self.history = TokenHistory::of(input);
         }
         self.position = input.start + input.tokens.len() as u32;
-        self.proposed = None;
     }
 
-    /// The history behind a node of a draft model's round, where penalties look at it.
+    /// The history behind a node, where penalties look at it.
     pub fn history_behind(&self, node: NodeId, forest: &DraftForest) -> Option<TokenHistory> {
         if !self.sampling.has_penalties() {
             return None;
@@ -84,14 +79,13 @@ impl RoundRow {
     ///
     /// # Errors
     /// [`ExecutorError::Device`] when it is none.
-    pub fn take(&mut self, from: DraftProposal, vocab_size: usize) -> Result<Proposal, ExecutorError> {
+    pub fn take(&self, from: DraftProposal, vocab_size: usize) -> Result<Proposal, ExecutorError> {
         let known = |token: i32| (0..vocab_size as i64).contains(&i64::from(token));
         if !known(from.token) || !known(from.runner_up) {
             let text = format!("the device's proposal for request {} is no token", self.request);
             return Err(ExecutorError::Device(text));
         }
         let finite = from.finite != 0;
-        self.proposed = finite.then_some(from.token as TokenId);
         Ok(Proposal {
             token: from.token as TokenId,
             probability: from.probability,

@@ -80,7 +80,7 @@ pub fn drafter_of(draft: &LatencyModel, kv_blocks: u32) -> DrafterNeeds {
         return DrafterNeeds { branches: true, ..DrafterNeeds::kv_cache(kv_blocks) };
     };
     let block_tokens = if draft.drafts_blocks() { head.drafts_per_call } else { 0 };
-    DrafterNeeds { block_tokens, ..DrafterNeeds::hidden_states(vec![0]) }
+    DrafterNeeds { block_tokens, branches: block_tokens == 0, ..DrafterNeeds::hidden_states(vec![0]) }
 }
 
 /// Where a draft row stands within a round.

@@ -12,7 +12,7 @@ use super::super::layers::PART_ROWS_MAX;
 use super::super::packed::vector;
 use super::super::pass::Pass;
 use super::super::pool::{JobPanicked, Pool};
-use super::super::round::RoundRow;
+use super::super::round::{Round, RoundPlace};
 use super::super::rows::Rows;
 use super::super::workers::Workers;
 use super::super::{CpuError, LOGIT_ROWS};
@@ -28,26 +28,31 @@ pub(crate) struct Eagle3 {
     embedding_norm: Vec<f32>,
     norm_before_residual: bool,
     norm_output: bool,
-    /// One per seed.
-    rows: Vec<RoundRow>,
-    /// For each seed, the state that its next pass takes: the fused one, or the output of the pass
-    /// before it.
+    round: Round,
+    /// For each seed that drafts, its row in the first pass.
+    firsts: Vec<usize>,
+    /// The states that the next pass takes: fused ones, or the output of the pass before it.
     carried: Rows,
+    /// The output of the pass that runs.
+    carries: Rows,
     /// Normed final states of the last pass, in its order.
     finals: Rows,
     /// The embedding of one token.
     embedded: Vec<f32>,
 }
 
-/// One row of a pass of the chain.
-#[derive(Clone, Copy, Debug)]
+/// One row of a pass.
+#[derive(Clone, Debug)]
 struct Link {
-    /// Its seed, which carries its state.
     seed: usize,
     /// The token that follows the state's.
     token: TokenId,
-    /// The position of the state.
-    position: u32,
+    /// Row of the state among those that were carried.
+    source: usize,
+    /// Slots of the seed that it sees from the first on ...
+    prefix: u32,
+    /// ... and those of the drafts before it, with its own.
+    tail: Vec<u32>,
 }
 
 /// Where the state of a row of a pass is.
@@ -55,7 +60,7 @@ struct Link {
 enum State {
     /// In the row of the same index that was fused last.
     Fused,
-    /// In the seed.
+    /// In this row of those that were carried.
     Carried(usize),
 }
 
@@ -72,8 +77,10 @@ impl Eagle3 {
             embedding_norm: vector(&head.layer.attention_norm),
             norm_before_residual: head.norm_before_residual,
             norm_output: head.norm_output,
-            rows: Vec::new(),
+            round: Round::default(),
+            firsts: Vec::new(),
             carried: Rows::new(bounds.sequences, hidden),
+            carries: Rows::new(bounds.sequences, hidden),
             finals: Rows::new(bounds.sequences, hidden),
             embedded: vec![0.0; hidden],
         })
@@ -102,20 +109,14 @@ impl Eagle3 {
         Ok(())
     }
 
-    /// Fuses the states of these tokens for the seeds of these links.
-    fn carry(
-        &mut self,
-        pool: &Pool,
-        states: &HiddenStates,
-        tokens: &[Committed],
-        links: &[Link],
-    ) -> Result<(), JobPanicked> {
+    /// Fuses the states of these tokens: one carried row for each.
+    fn carry(&mut self, pool: &Pool, states: &HiddenStates, tokens: &[Committed]) -> Result<(), JobPanicked> {
         let hidden = self.hidden();
-        for (tokens, links) in tokens.chunks(PART_ROWS_MAX).zip(links.chunks(PART_ROWS_MAX)) {
+        for (part, tokens) in tokens.chunks(PART_ROWS_MAX).enumerate() {
             self.parts.fuse(pool, states, tokens)?;
-            for (index, link) in links.iter().enumerate() {
+            for index in 0..tokens.len() {
                 let fused = self.parts.fusion.fused(index, hidden);
-                self.carried.row_mut(link.seed)[..hidden].copy_from_slice(fused);
+                self.carried.row_mut(part * PART_ROWS_MAX + index)[..hidden].copy_from_slice(fused);
             }
         }
         Ok(())
@@ -129,7 +130,7 @@ impl Eagle3 {
         let Parts { layers, fusion, .. } = &mut self.parts;
         let state = match state {
             State::Fused => fusion.fused(index, hidden),
-            State::Carried(seed) => &self.carried.row(seed)[..hidden],
+            State::Carried(row) => &self.carried.row(row)[..hidden],
         };
         let norm = layers.vector_norm();
         let input = &mut layers.attention_input_mut(index)[..2 * hidden];
@@ -148,22 +149,32 @@ impl Eagle3 {
         seeds: &[DraftSeed],
         forest: &mut DraftForest,
     ) -> Result<(), ExecutorError> {
-        self.rows.clear();
-        self.rows.extend(seeds.iter().map(RoundRow::of));
+        // the state of a token that is fed stands where the proposal before it does
+        self.round.begin(seeds, 1);
+        self.firsts.clear();
+        self.firsts.resize(seeds.len(), 0);
         let block_tokens = self.parts.layers.cache.shape.block_tokens;
-        let proposing = seeds.iter().enumerate().filter(|(_, seed)| seed.limit > 0);
-        let first_links = proposing.filter_map(|(index, seed)| first_link(states, index, seed, block_tokens));
-        // their keys and values are computed in the pass
-        let (tokens, links): (Vec<Committed>, Vec<Link>) = first_links.unzip();
+        let (mut tokens, mut links) = (Vec::new(), Vec::new());
+        for (index, seed) in seeds.iter().enumerate().filter(|(_, seed)| seed.limit > 0) {
+            // its keys and values are computed in the pass
+            let Some(token) = link(states, seed, block_tokens) else { continue };
+            let (prefix, source) = (token.position as u32, tokens.len());
+            self.firsts[index] = source;
+            links.push(Link { seed: index, token: token.next, source, prefix, tail: vec![prefix] });
+            tokens.push(token);
+        }
         self.read(&workers.pool, target, states)?;
-        self.carry(&workers.pool, states, &tokens, &links)?;
-        for (link, proposal) in links.iter().zip(self.pass(workers, target, &links)?) {
+        self.carry(&workers.pool, states, &tokens)?;
+        self.pass(&workers.pool, target, &links)?;
+        let places: Vec<&RoundPlace> = links.iter().map(|link| &self.round.rows[link.seed].end).collect();
+        let proposals = propose(&mut self.parts, &mut self.finals, workers, target, &places)?;
+        for (link, proposal) in links.iter().zip(proposals) {
             forest.add_root(link.seed as u32, proposal);
         }
         Ok(())
     }
 
-    /// Feeds each of these seeds the token of its latest node; adds a proposal after each node.
+    /// Feeds these nodes of these seeds; adds a proposal after each.
     pub(crate) fn extend(
         &mut self,
         workers: &Workers,
@@ -172,46 +183,50 @@ impl Eagle3 {
         seeds: &[u32],
         forest: &mut DraftForest,
     ) -> Result<(), ExecutorError> {
+        self.round.feed(nodes, seeds, forest)?;
         let mut links = Vec::with_capacity(nodes.len());
-        for (&id, &seed) in nodes.iter().zip(seeds) {
-            let Some(node) = forest.get(id) else { continue };
-            let (seed, token) = (seed as usize, node.proposal.token);
-            let row = &mut self.rows[seed];
-            // the state of a token that was proposed stands where the proposal before it does
-            links.push(Link { seed, token, position: row.end.position - 1 });
-            row.end.advance(token, forest.mask(id).cloned());
+        for &id in nodes {
+            let node = self.round.node(id)?;
+            let source = match node.parent {
+                None => self.firsts[node.row],
+                Some(parent) => self.round.node(parent)?.in_call,
+            };
+            let prefix = self.round.input_slots(node.row);
+            let tail = node.tail.clone();
+            links.push(Link { seed: node.row, token: node.token, source, prefix, tail });
         }
-        for (&node, proposal) in nodes.iter().zip(self.pass(workers, target, &links)?) {
+        self.pass(&workers.pool, target, &links)?;
+        let fed = nodes.iter().map(|&id| self.round.node(id).map(|node| &node.place));
+        let places = fed.collect::<Result<Vec<&RoundPlace>, ExecutorError>>()?;
+        let proposals = propose(&mut self.parts, &mut self.finals, workers, target, &places)?;
+        for (&node, proposal) in nodes.iter().zip(proposals) {
             forest.add_child(node, proposal);
         }
         Ok(())
     }
 
-    /// One pass over some links; the proposal of each.
-    fn pass(
-        &mut self,
-        workers: &Workers,
-        target: &Model,
-        links: &[Link],
-    ) -> Result<Vec<Proposal>, ExecutorError> {
+    /// One pass over some links; afterwards their output is what is carried.
+    fn pass(&mut self, pool: &Pool, target: &Model, links: &[Link]) -> Result<(), JobPanicked> {
         for (part, links) in links.chunks(PART_ROWS_MAX).enumerate() {
-            self.pass_part(&workers.pool, target, links, part * PART_ROWS_MAX)?;
+            self.pass_part(pool, target, links, part * PART_ROWS_MAX)?;
         }
-        self.propose(workers, target, links)
+        std::mem::swap(&mut self.carried, &mut self.carries);
+        Ok(())
     }
 
-    /// At most [`PART_ROWS_MAX`] links through the layer; final states from row `first_final` on.
+    /// At most [`PART_ROWS_MAX`] links through the layer; final states and output from row `first`
+    /// on.
     fn pass_part(
         &mut self,
         pool: &Pool,
         target: &Model,
         links: &[Link],
-        first_final: usize,
+        first: usize,
     ) -> Result<(), JobPanicked> {
         let hidden = self.hidden();
         for (index, link) in links.iter().enumerate() {
-            self.write_input(target, index, link.token, State::Carried(link.seed));
-            let (layers, carried) = (&mut self.parts.layers, &self.carried.row(link.seed)[..hidden]);
+            self.write_input(target, index, link.token, State::Carried(link.source));
+            let (layers, carried) = (&mut self.parts.layers, &self.carried.row(link.source)[..hidden]);
             let norm = layers.vector_norm();
             match self.norm_before_residual {
                 true => norm.write(&self.parts.fusion.hidden_norm, carried, layers.stream_mut(index)),
@@ -220,7 +235,8 @@ impl Eagle3 {
         }
         let mut pass = Pass::default();
         for link in links {
-            pass.push_chain(&self.rows[link.seed].blocks, &[link.token], link.position, 1);
+            let blocks = &self.round.rows[link.seed].blocks;
+            pass.push_node(blocks, link.token, link.prefix as usize, &link.tail);
         }
         let layers = &mut self.parts.layers;
         layers.project(pool, &pass, 0..links.len(), LAYER)?;
@@ -228,48 +244,41 @@ impl Eagle3 {
         layers.attention(pool, &pass, &tiles, 0, LAYER)?;
         layers.mlp(pool, links.len(), LAYER)?;
         let norm = layers.vector_norm();
-        for (index, link) in links.iter().enumerate() {
+        for index in 0..links.len() {
             let output = layers.stream(index);
-            let normed = &mut self.finals.row_mut(first_final + index)[..hidden];
+            let normed = &mut self.finals.row_mut(first + index)[..hidden];
             norm.write(&self.parts.final_norm, output, normed);
             let next = if self.norm_output { normed } else { output };
-            self.carried.row_mut(link.seed)[..hidden].copy_from_slice(next);
+            self.carries.row_mut(first + index)[..hidden].copy_from_slice(next);
         }
         Ok(())
     }
-
-    /// The proposals that follow from the final states of these links.
-    fn propose(
-        &mut self,
-        workers: &Workers,
-        target: &Model,
-        links: &[Link],
-    ) -> Result<Vec<Proposal>, ExecutorError> {
-        let mut proposals = Vec::with_capacity(links.len());
-        for links in links.chunks(LOGIT_ROWS) {
-            let first = proposals.len();
-            self.parts.compute_logits(&workers.pool, target, &mut self.finals, first, links.len())?;
-            let (logits, vocabulary) = (self.parts.logits(), self.parts.vocabulary.as_ref());
-            let rows = &self.rows;
-            proposals.extend(workers.sample(links.len(), |index, sampler| {
-                rows[links[index].seed].end.propose(sampler, logits.row(index), vocabulary)
-            })?);
-        }
-        Ok(proposals)
-    }
 }
 
-/// The states of the token before a seed's last one, if they are there, and the link that takes them.
-/// They count as read.
-fn first_link(
-    states: &mut HiddenStates,
-    seed: usize,
-    one: &DraftSeed,
-    block_tokens: usize,
-) -> Option<(Committed, Link)> {
-    let (&token, before) = one.input.tokens.split_last()?;
-    let position = (one.input.start as usize + before.len()).checked_sub(1)?;
-    let slot = Slot::of(&one.input.blocks, position, block_tokens);
-    let state = states.tokens.claim(slot, position, token)?;
-    Some((state, Link { seed, token, position: position as u32 }))
+/// A proposal for each of these places, whose final states are there in order.
+fn propose(
+    parts: &mut Parts,
+    finals: &mut Rows,
+    workers: &Workers,
+    target: &Model,
+    places: &[&RoundPlace],
+) -> Result<Vec<Proposal>, ExecutorError> {
+    let mut proposals = Vec::with_capacity(places.len());
+    for group in places.chunks(LOGIT_ROWS) {
+        let first = proposals.len();
+        parts.compute_logits(&workers.pool, target, finals, first, group.len())?;
+        let (logits, vocabulary) = (parts.logits(), parts.vocabulary.as_ref());
+        proposals.extend(workers.sample(group.len(), |index, sampler| {
+            group[index].propose(sampler, logits.row(index), vocabulary)
+        })?);
+    }
+    Ok(proposals)
+}
+
+/// The token before a seed's last one, if its states are there. It counts as read.
+fn link(states: &mut HiddenStates, seed: &DraftSeed, block_tokens: usize) -> Option<Committed> {
+    let (&token, before) = seed.input.tokens.split_last()?;
+    let position = (seed.input.start as usize + before.len()).checked_sub(1)?;
+    let slot = Slot::of(&seed.input.blocks, position, block_tokens);
+    states.tokens.claim(slot, position, token)
 }

@@ -305,6 +305,67 @@ fn a_prefix_that_another_sequence_computed_is_there_for_the_head() {
     }
 }
 
+/// A round behind `tokens` that feeds the choice of a call where `path` says 0, else its runner-up.
+fn along(head: &DraftHead, tokens: &[TokenId], path: &[u32]) -> Vec<Proposal> {
+    let mut executor = with_head(1, head, InstructionSet::detect());
+    let blocks = [5, 0, 9];
+    feed(&mut executor, &blocks, tokens, 0, tokens.len() - 1);
+    let mut forest = DraftForest::default();
+    executor.start(&[seed(&blocks, tokens, 8)], &mut forest).unwrap();
+    let mut proposals = Vec::new();
+    for &rank in path {
+        let latest = NodeId(forest.len() as u32 - 1);
+        proposals.push(forest.get(latest).unwrap().proposal);
+        let fed = if rank == 0 { latest } else { forest.add_runner_up(latest) };
+        executor.extend(&[fed], &mut forest).unwrap();
+    }
+    proposals.push(forest.since(forest.len() - 1).next().unwrap().1.proposal);
+    proposals
+}
+
+#[test]
+fn each_branch_of_a_tree_is_drafted_as_if_there_were_no_other() {
+    let plain = RandomHeadOptions::default();
+    let heads = [
+        eagle3(5, &RandomHeadOptions { draft_tokens: Some(60), ..plain.clone() }),
+        eagle3(9, &RandomHeadOptions { norm_before_residual: true, norm_output: true, ..plain }),
+    ];
+    for head in heads {
+        let mut executor = with_head(2, &head, InstructionSet::detect());
+        let (texts, tables) = ([text(4, 37), text(7, 30)], [[5, 0, 9, 3], [11, 12, 13, 14]]);
+        for (tokens, blocks) in texts.iter().zip(&tables) {
+            feed(&mut executor, blocks, tokens, 0, tokens.len() - 1);
+        }
+        let seeds = [0, 1].map(|index| seed(&tables[index], &texts[index], 8));
+        let mut forest = DraftForest::default();
+        executor.start(&seeds, &mut forest).unwrap();
+        // level by level all choices and all runner-ups; of the second sequence the runner-ups only
+        let mut level = vec![(NodeId(0), vec![]), (NodeId(1), vec![])];
+        for _ in 0..3 {
+            let mut fed = Vec::new();
+            for (choice, path) in level {
+                let of_first = forest.get(choice).unwrap().seed == 0;
+                let beside = forest.add_runner_up(choice);
+                fed.push((beside, [&path[..], &[1]].concat()));
+                if of_first {
+                    fed.push((choice, [&path[..], &[0]].concat()));
+                }
+            }
+            fed.sort();
+            let nodes: Vec<NodeId> = fed.iter().map(|&(node, _)| node).collect();
+            let known = forest.len();
+            executor.extend(&nodes, &mut forest).unwrap();
+            level = (known as u32..).map(NodeId).zip(fed.into_iter().map(|(_, path)| path)).collect();
+            for (node, path) in &level {
+                let node = *forest.get(*node).unwrap();
+                let alone = along(&head, &texts[node.seed as usize], path);
+                assert_eq!(Some(&node.proposal), alone.last(), "seed {}, {path:?}", node.seed);
+            }
+        }
+        assert_eq!(level.len(), 9, "eight paths of the first sequence, one of the second");
+    }
+}
+
 #[test]
 fn the_accepted_path_of_a_tree_is_what_a_head_drafts_from() {
     for head in one_of_each() {

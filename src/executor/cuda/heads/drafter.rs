@@ -7,6 +7,7 @@ use super::runner::HeadRunner;
 use super::sizes::{BlockShape, HEAD_ROWS_MAX, HeadSizes, HeadWork, padded_read, padded_reads};
 use crate::executor::committed_states::{Committed, CommittedStates, Slot};
 use crate::executor::cuda::error::CudaError;
+use crate::executor::cuda::fed_trees::FedTrees;
 use crate::executor::cuda::forward::{DeviceModel, HiddenRows, kv_block_elements};
 use crate::executor::cuda::options::{CudaOptions, captured_rows, captured_sizes, eager_rows};
 use crate::executor::cuda::round_row::{RoundRow, restart_rows};
@@ -15,7 +16,8 @@ use crate::executor::cuda::step_results::proposal;
 use crate::executor::cuda::weights::DeviceWeights;
 use crate::model::{DraftHead, ModelSpec};
 use crate::protocol::{
-    BLOCK_TOKENS, BlockId, DraftForest, DraftSeed, ExecutorError, NodeId, TokenId, Verdict, VerifyRow,
+    BLOCK_TOKENS, BlockId, DraftForest, DraftSeed, ExecutorError, NodeId, Proposal, TokenId, Verdict,
+    VerifyRow,
 };
 
 /// Tokens whose hidden states may wait beside those of the next call.
@@ -36,8 +38,11 @@ pub struct HeadDrafter {
     sequences_max: usize,
     /// One per seed.
     rows: Vec<RoundRow>,
-    /// For each seed, its row in the last pass.
-    places: Vec<i32>,
+    /// For each seed, its row in the first pass.
+    firsts: Vec<i32>,
+    trees: FedTrees,
+    /// Room for one call's proposals, reused.
+    proposals: Vec<Proposal>,
 }
 
 enum Kind {
@@ -92,7 +97,9 @@ impl HeadDrafter {
             vocab_size: spec.vocab_size,
             sequences_max,
             rows: Vec::new(),
-            places: Vec::new(),
+            firsts: Vec::new(),
+            trees: FedTrees::default(),
+            proposals: Vec::new(),
         })
     }
 
@@ -177,8 +184,10 @@ impl HeadDrafter {
         forest: &mut DraftForest,
     ) -> Result<(), ExecutorError> {
         restart_rows(&mut self.rows, seeds);
-        self.places.clear();
-        self.places.resize(seeds.len(), 0);
+        self.firsts.clear();
+        self.firsts.resize(seeds.len(), 0);
+        // the state of a token that is fed stands where the proposal before it does
+        self.trees.begin(seeds.len(), 1);
         match self.kind {
             Kind::Chain => self.start_chains(seeds, states, queue, forest),
             Kind::Block { shape, mask_token, scratch } => {
@@ -237,7 +246,7 @@ impl HeadDrafter {
         for (place, (seed, _)) in linked.iter().enumerate() {
             let from = proposal(self.runner.model.sampler.results(), place);
             let proposal = self.rows[*seed].take(from, self.vocab_size)?;
-            self.places[*seed] = place as i32;
+            self.firsts[*seed] = place as i32;
             forest.add_root(*seed as u32, proposal);
         }
         Ok(())
@@ -258,29 +267,16 @@ impl HeadDrafter {
         if seeds.is_empty() {
             return Ok(());
         }
-        let proposed: Vec<TokenId> =
-            seeds.iter().map(|&seed| self.rows[seed as usize].proposed.take().unwrap_or_default()).collect();
-        let (rows, places) = (&self.rows, &self.places);
-        let fed = seeds.iter().zip(&proposed).map(|(&seed, &token)| {
-            let seed = seed as usize;
-            (&rows[seed], places[seed], token)
-        });
-        let sizes = fill::next(fed, &mut self.runner.step);
-        for ((&seed, token), &node) in seeds.iter().zip(proposed).zip(nodes) {
-            let row = &mut self.rows[seed as usize];
-            if row.sampling.has_penalties() {
-                row.history.push(token);
-            }
-            row.position += 1;
-            let mask = forest.mask(node);
-            self.runner.step.sampling.push_masked(&row.sampling, row.position, &row.history, mask);
-        }
-        let sizes = HeadSizes { filtered: self.runner.step.sampling.filtered(), ..sizes };
+        self.trees.feed(nodes, seeds, &self.rows, forest, &mut self.runner.step)?;
+        let sizes = fill::next(&self.trees, &self.firsts, &mut self.runner.step);
         self.runner.run(sizes, states.ptr(), queue)?;
-        for (place, (&seed, &node)) in seeds.iter().zip(nodes).enumerate() {
+        self.proposals.clear();
+        self.proposals.resize(nodes.len(), Proposal::default());
+        for (place, &index) in self.trees.order().iter().enumerate() {
             let from = proposal(self.runner.model.sampler.results(), place);
-            let proposal = self.rows[seed as usize].take(from, self.vocab_size)?;
-            self.places[seed as usize] = place as i32;
+            self.proposals[index] = self.rows[seeds[index] as usize].take(from, self.vocab_size)?;
+        }
+        for (&node, &proposal) in nodes.iter().zip(&self.proposals) {
             forest.add_child(node, proposal);
         }
         Ok(())
@@ -385,7 +381,8 @@ impl HeadDrafter {
                 }
             }
             if block.is_none() {
-                all.push(next);
+                let large = HeadSizes { large: true, ..next };
+                all.extend([next].into_iter().chain((sequences >= LARGE_SEQUENCES_MIN).then_some(large)));
             }
         }
         all

@@ -4,6 +4,7 @@
 use super::sizes::{BlockShape, HeadSizes, HeadWork, padded_read};
 use crate::executor::committed_states::{Committed, Slot};
 use crate::executor::cuda::attention_plan::SequenceShape;
+use crate::executor::cuda::fed_trees::FedTrees;
 use crate::executor::cuda::host_step::HostStep;
 use crate::executor::cuda::options::captured_rows;
 use crate::executor::cuda::round_row::RoundRow;
@@ -74,31 +75,14 @@ pub fn first(chains: &[Chained<'_>], step: &mut HostStep) -> HeadSizes {
     chain_sizes(HeadWork::First, read, chains.len(), step)
 }
 
-/// Fills a later pass of chains: each row with its place in the pass before and its last proposal.
-/// Their positions are those of the proposals; sampling is left to the caller.
-pub fn next<'a>(
-    rows: impl ExactSizeIterator<Item = (&'a RoundRow, i32, TokenId)> + Clone,
-    step: &mut HostStep,
-) -> HeadSizes {
-    step.clear();
-    for (index, (_, source, token)) in (0..).zip(rows.clone()) {
-        step.tokens.push(token as i32);
-        step.sources.push(source);
-        step.gather.push(index);
-    }
-    // the state of a token that was proposed stands where the proposal before it does
-    step.plan.build(rows.clone().map(|(row, ..)| SequenceShape {
-        start: row.position - 1,
-        tokens: 1,
-        drafts: 0,
-        tree: None,
-        cached: 0,
-        blocks: &row.blocks,
-    }));
-    chain_sizes(HeadWork::Next, 0, rows.len(), step)
+/// Fills a later pass of a round: what the trees were fed, and for each row its source among those of
+/// the pass before, which is in `firsts` for the roots of each seed.
+pub fn next(trees: &FedTrees, firsts: &[i32], step: &mut HostStep) -> HeadSizes {
+    step.sources.extend(trees.sources().map(|(row, source)| source.unwrap_or(firsts[row as usize])));
+    chain_sizes(HeadWork::Next, 0, step.tokens.len(), step)
 }
 
-/// Sizes of a pass of chains, but for what sampling asks for.
+/// Sizes of a pass that drafts behind so many rows.
 fn chain_sizes(work: HeadWork, read: usize, sequences: usize, step: &HostStep) -> HeadSizes {
     debug_assert!(step.plan.prefill_items.is_empty(), "rows that draft take the decode kernel");
     HeadSizes {
@@ -196,7 +180,7 @@ mod tests {
 
     use super::*;
     use crate::executor::cuda::attention_plan::AttentionRoom;
-    use crate::protocol::{RequestId, SamplingParams, SequenceInput, TokenMask};
+    use crate::protocol::{DraftForest, Proposal, RequestId, SamplingParams, SequenceInput, TokenMask};
 
     fn step() -> HostStep {
         HostStep::new(AttentionRoom::for_rows(8, 2, 1024, 512))
@@ -257,16 +241,22 @@ mod tests {
     }
 
     #[test]
-    fn a_proposal_is_fed_where_the_one_before_it_stands() {
+    fn a_proposal_takes_the_state_of_the_one_before_it() {
         let seeds = [seed(18, 51, &[3, 6]), seed(15, 61, &[4, 8])];
         let rows = seeds.each_ref().map(RoundRow::new);
-        let mut step = step();
-        let fed = [(&rows[0], 5, 52), (&rows[1], 1, 62)];
-        let sizes = next(fed.into_iter(), &mut step);
-        assert_eq!((&step.tokens[..], &step.sources[..]), (&[52, 62][..], &[5, 1][..]));
-        assert_eq!((&step.plan.positions[..], &step.gather[..]), (&[18, 15][..], &[0, 1][..]));
-        assert_eq!(step.plan.slots, [6 * 16 + 2, 4 * 16 + 15]);
-        assert_eq!((sizes.work, sizes.read, sizes.sequences), (HeadWork::Next, 0, 2));
+        let (mut trees, mut forest, mut step) = (FedTrees::default(), DraftForest::default(), step());
+        trees.begin(2, 1);
+        let proposal = |token| Proposal { token, runner_up: token + 1, finite: true, ..Proposal::default() };
+        let [first, second] = [(0, 52), (1, 62)].map(|(seed, token)| forest.add_root(seed, proposal(token)));
+        let beside = forest.add_runner_up(second);
+        trees.feed(&[first, second, beside], &[0, 1, 1], &rows, &forest, &mut step).expect("roots");
+        let sizes = next(&trees, &[5, 1], &mut step);
+        assert_eq!((&step.tokens[..], &step.sources[..]), (&[52, 62, 63][..], &[5, 1, 1][..]));
+        assert_eq!((sizes.work, sizes.read, sizes.sequences), (HeadWork::Next, 0, 4), "padded");
+        let behind = forest.add_child(beside, proposal(64));
+        trees.feed(&[behind], &[1], &rows, &forest, &mut step).expect("its parent was fed");
+        next(&trees, &[5, 1], &mut step);
+        assert_eq!((&step.tokens[..], &step.sources[..]), (&[64][..], &[2][..]));
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub struct HeadSizes {
     pub work: HeadWork,
     /// Hidden states that it reads.
     pub read: usize,
-    /// Sequences that draft.
+    /// Rows that draft: sequences, or nodes of their trees.
     pub sequences: usize,
     /// Whether attention uses its large tile.
     pub large: bool,
