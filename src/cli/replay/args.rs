@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args};
 
 use crate::cli::parse;
 use crate::policy::registry::PolicyName;
+use crate::policy::specserve::Shape;
 use crate::protocol::Slo;
 use crate::replay::{Lengths, TraceSource, WorkloadOptions};
 
@@ -34,6 +35,10 @@ pub struct ReplayArgs {
     /// Policies to compare, comma-separated; by default the configured one.
     #[arg(long = "policy", value_name = "POLICIES", value_delimiter = ',')]
     pub policies: Vec<PolicyName>,
+    /// Shapes of the policy specserve to compare, comma-separated: chain, tree, auto; by default the
+    /// configured one.
+    #[arg(long = "shape", value_name = "SHAPES", value_delimiter = ',', conflicts_with = "socket")]
+    pub shapes: Vec<Shape>,
     /// Multiples of the trace's rate, comma-separated.
     #[arg(long = "rate-scale", value_name = "FACTORS", value_delimiter = ',', default_value = "1", value_parser = parse::positive)]
     pub rate_scales: Vec<f64>,

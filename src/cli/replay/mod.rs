@@ -29,6 +29,7 @@ use super::private::PrivateDaemon;
 use super::progress;
 use crate::config::Config;
 use crate::policy::registry::PolicyName;
+use crate::policy::specserve::Shape;
 use crate::protocol::Slo;
 use crate::replay::{Arrival, load};
 use prompts::Prompts;
@@ -113,16 +114,18 @@ impl Replay<'_> {
             [] => vec![config.speculation.policy],
             policies => policies.to_vec(),
         };
+        let candidates = candidates(&policies, &self.args.shapes, config.speculation.shape);
         let profile = MeasuredProfile::prepare(host, &config, &policies, PROFILE_BUDGET).await?;
         let mut runs = Vec::new();
         for repeat in 0..self.args.repeats {
             for (rate_scale, arrivals) in workloads {
-                let mut order = policies.clone();
-                order.rotate_left(repeat as usize % policies.len());
-                for policy in order {
-                    let config = self.private_config(&config, policy, profile.as_ref(), arrivals.len());
+                let mut order = candidates.clone();
+                order.rotate_left(repeat as usize % candidates.len());
+                for candidate in order {
+                    let policy = candidate.name();
+                    let config = self.private_config(&config, candidate, profile.as_ref(), arrivals.len());
                     let daemon = PrivateDaemon::start(host, config).await?;
-                    let setting = Setting { policy: policy.to_string(), rate_scale: *rate_scale, repeat };
+                    let setting = Setting { policy, rate_scale: *rate_scale, repeat };
                     let measured = self.measure(&daemon.client(), setting, arrivals).await;
                     daemon.shutdown().await;
                     runs.push(measured?);
@@ -135,12 +138,13 @@ impl Replay<'_> {
     fn private_config(
         &self,
         config: &Config,
-        policy: PolicyName,
+        Candidate { policy, shape, .. }: Candidate,
         profile: Option<&MeasuredProfile>,
         requests: usize,
     ) -> Config {
         let mut config = config.clone();
         config.speculation.policy = policy;
+        config.speculation.shape = shape;
         let longest = policy.draft_tokens().unwrap_or(0);
         config.speculation.draft_tokens_max = config.speculation.draft_tokens_max.max(longest);
         if let Some(profile) = profile {
@@ -175,6 +179,38 @@ impl Replay<'_> {
         let state = client.get_json_once_started("/v1/engine/state").await?;
         Ok(RunStats::new(setting, &self.slo, &played, &state))
     }
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Candidate {
+    policy: PolicyName,
+    shape: Shape,
+    /// Whether its shape tells it from others.
+    shows_shape: bool,
+}
+
+impl Candidate {
+    fn name(self) -> String {
+        match self.shows_shape {
+            true => format!("{} {}", self.policy, self.shape.name()),
+            false => self.policy.to_string(),
+        }
+    }
+}
+
+/// Each policy, `specserve` once in each shape; `configured` if there are none.
+fn candidates(policies: &[PolicyName], shapes: &[Shape], configured: Shape) -> Vec<Candidate> {
+    let of = |&policy: &PolicyName| match policy {
+        PolicyName::SpecServe if shapes.is_empty() => {
+            vec![Candidate { policy, shape: configured, shows_shape: false }]
+        }
+        PolicyName::SpecServe => {
+            shapes.iter().map(|&shape| Candidate { policy, shape, shows_shape: true }).collect()
+        }
+        _ => vec![Candidate { policy, shape: Shape::Chain, shows_shape: false }],
+    };
+    policies.iter().flat_map(of).collect()
 }
 
 fn progress_bar(setting: &Setting, requests: usize) -> ProgressBar {

@@ -87,6 +87,30 @@ async fn the_first_to_go_changes_from_repeat_to_repeat() {
 }
 
 #[tokio::test]
+async fn each_shape_of_specserve_is_a_candidate_of_its_own() {
+    let directory = ScratchDirectory::new();
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let noted = std::sync::Arc::clone(&seen);
+    let host = ScriptedHost::new(move |config, _| {
+        let speculation = &config.speculation;
+        noted.lock().expect("no panic").push((speculation.policy.to_string(), speculation.shape));
+        chat_answer(&["a"])
+    });
+    let config = config_file(&directory);
+    let line = format!(
+        "--config {config} --trace poisson:50,0.1 --limit 1 --policy none,specserve --shape tree,auto"
+    );
+    let document = replayed(&line, &host).await;
+    let policies: Vec<&str> =
+        document["runs"].as_array().expect("runs").iter().flat_map(|run| run["policy"].as_str()).collect();
+    assert_eq!(policies, ["none", "specserve tree", "specserve auto"]);
+    let mut shapes = seen.lock().expect("no panic").clone();
+    shapes.dedup();
+    let named = [("none", Shape::Chain), ("specserve", Shape::Tree), ("specserve", Shape::Auto)];
+    assert_eq!(shapes, named.map(|(policy, shape)| (policy.to_owned(), shape)));
+}
+
+#[tokio::test]
 async fn requests_carry_lengths_objectives_and_seeds_and_ignore_the_end() {
     let directory = ScratchDirectory::new();
     let trace = directory.path().join("trace.csv");
