@@ -24,7 +24,7 @@ pub const POLICY_NAMES: &str = "none, fixed:K, threshold:P, smartspec, adaspec, 
 pub enum PolicyName {
     /// `none`: plain decoding.
     None,
-    /// `fixed:K`: always `K` drafts, 1 to 16.
+    /// `fixed:K`: always `K` drafts, 1 to 32.
     Fixed(u32),
     /// `threshold:P`: drafts while the batch's mean draft probability is at least `P`, 0 to 1.
     Threshold(f32),
@@ -34,10 +34,10 @@ pub enum PolicyName {
     AdaSpec,
     /// `adaspec-gated`: as in its paper, which drafts only within the tightest TPOT objective.
     AdaSpecGated,
-    /// `adaspec-verifier:K`: AdaSpec's verifier alone, over `K` drafts, 1 to 16. Without `K`, over
+    /// `adaspec-verifier:K`: AdaSpec's verifier alone, over `K` drafts, 1 to 32. Without `K`, over
     /// as many as the options allow.
     AdaSpecVerifier(Option<u32>),
-    /// `eagle2:N`: trees of which `N` drafts are verified, 1 to 16.
+    /// `eagle2:N`: trees of which `N` drafts are verified, 1 to 32.
     Eagle2(u32),
     /// `sglang-tree`: trees with SGLang's defaults.
     SglangTree,
@@ -248,7 +248,7 @@ mod tests {
             "fixed",
             "fixed:",
             "fixed:0",
-            "fixed:17",
+            "fixed:33",
             "fixed:-1",
             "threshold:1.5",
             "threshold:nan",
@@ -257,10 +257,10 @@ mod tests {
             "adaspec-gated:1",
             "adaspec-verifier:",
             "adaspec-verifier:0",
-            "adaspec-verifier:17",
+            "adaspec-verifier:33",
             "eagle2",
             "eagle2:0",
-            "eagle2:17",
+            "eagle2:33",
             "sglang-tree:4",
             "none:0",
             "threshold",

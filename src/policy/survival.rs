@@ -9,7 +9,7 @@ use super::calibration::Calibration;
 use crate::protocol::{RequestId, StepReport};
 
 /// Positions with a mean of their own; deeper ones share the last.
-pub const POSITIONS_MAX: usize = 16;
+pub const POSITIONS_MAX: usize = 32;
 /// Confidence expected before anything has been drafted. An optimistic prior: overestimating
 /// wastes a few drafts, underestimating disables speculation and starves the estimator.
 const PRIOR_CONFIDENCE: f64 = 0.85;

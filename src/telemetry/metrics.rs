@@ -11,7 +11,7 @@ use crate::protocol::{
 use crate::stats::calibration_error::CalibrationError;
 
 /// Draft positions with a counter of their own; the last counter includes deeper ones.
-pub const DRAFT_POSITIONS_MAX: usize = 16;
+pub const DRAFT_POSITIONS_MAX: usize = 32;
 
 /// Unit of relative errors: 1 / this (basis points).
 const BASIS_POINTS: f64 = 10_000.0;

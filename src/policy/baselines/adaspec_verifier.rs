@@ -43,7 +43,7 @@ impl AdaSpecVerifier {
         AdaSpecVerifier { cost: Arc::new(cost), draft_tokens_max, configured: None }
     }
 
-    /// `adaspec-verifier:K`, with `K` of 1 to 16. Starts from the profile's times.
+    /// `adaspec-verifier:K`, with `K` of 1 to 32. Starts from the profile's times.
     pub fn with_draft_tokens(cost: CostModel, draft_tokens: u32) -> AdaSpecVerifier {
         AdaSpecVerifier { configured: Some(draft_tokens), ..AdaSpecVerifier::new(cost, draft_tokens) }
     }
