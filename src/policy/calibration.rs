@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::{ExaminedDraft, StepReport};
 use crate::stats::calibration_error::CalibrationError;
 use crate::stats::isotonic::make_monotone;
-use crate::timing::reliability::{BINS, EDGES, Reliability, bin, centre};
+use crate::timing::reliability::{BINS, CENTRES, EDGES, Reliability, bin};
 
 /// Position groups: first, second, third and fourth, later.
 pub const POSITION_GROUPS: usize = 4;
@@ -245,14 +245,10 @@ fn group(position: u32) -> usize {
 
 /// Between the centres of neighbouring bins; flat beyond the outermost.
 fn interpolate(curve: &[f32; BINS], probability: f32) -> f32 {
-    let own = bin(probability);
-    let (left, right) =
-        if probability < centre(own) { (own.saturating_sub(1), own) } else { (own, (own + 1).min(BINS - 1)) };
-    if left == right {
-        return curve[own];
-    }
-    let share = (probability - centre(left)) / (centre(right) - centre(left));
-    curve[left] + share * (curve[right] - curve[left])
+    // counted, not searched for: without branches that nobody could predict
+    let left = CENTRES[1..BINS - 1].iter().map(|&centre| usize::from(centre <= probability)).sum::<usize>();
+    let share = (probability - CENTRES[left]) / (CENTRES[left + 1] - CENTRES[left]);
+    curve[left] + share.clamp(0.0, 1.0) * (curve[left + 1] - curve[left])
 }
 
 #[cfg(test)]

@@ -169,6 +169,18 @@ impl DraftedRow {
         }
     }
 
+    /// Adds the [answers](Self::answers_at) at each depth to `counts`, as far as it goes.
+    pub fn count_answers(&self, counts: &mut [usize]) {
+        if !self.is_tree() {
+            counts.iter_mut().take(self.proposals.len()).for_each(|count| *count += 1);
+        }
+        for place in self.places.iter().filter(|place| place.rank == 0) {
+            if let Some(count) = counts.get_mut(place.depth as usize) {
+                *count += 1;
+            }
+        }
+    }
+
     /// The path of the drafter's own choices, from the committed tokens on: each with its depth.
     pub fn choices(&self) -> impl Iterator<Item = (usize, &Proposal)> {
         let mut end = 0;
@@ -320,6 +332,9 @@ mod tests {
         let (tree, chain) = (tree(), DraftedRow::chain(0, vec![proposal(1, 2); 2]));
         assert_eq!([0, 1, 2, 3].map(|depth| tree.answers_at(depth)), [1, 2, 1, 0]);
         assert_eq!([0, 1, 2].map(|depth| chain.answers_at(depth)), [1, 1, 0]);
+        let mut counts = [0; 3];
+        [&tree, &chain].into_iter().for_each(|row| row.count_answers(&mut counts));
+        assert_eq!(counts, [2, 3, 1]);
         assert_eq!((tree.depth(), chain.depth()), (3, 2));
         let choices =
             |row: &DraftedRow| row.choices().map(|(depth, one)| (depth, one.token)).collect::<Vec<_>>();

@@ -27,7 +27,7 @@ impl Default for Reliability {
     /// own choice is the most probable token, too. At other temperatures target and draft sample
     /// under the same noise, so that they agree on improbable tokens as well.
     fn default() -> Reliability {
-        let curve = |share: fn(f64) -> f64| (0..BINS).map(|bin| share(centre(bin).into())).collect();
+        let curve = |share: fn(f64) -> f64| (0..BINS).map(|bin| share(CENTRES[bin].into())).collect();
         Reliability {
             greedy: curve(|q| (1.0 - 0.9 * (1.0 - q).powf(1.5)).min(0.99)),
             sampled: curve(|q| 0.3 + 0.65 * q),
@@ -46,10 +46,17 @@ impl Reliability {
 
 /// The bin of a draft probability.
 pub fn bin(probability: f32) -> usize {
-    EDGES[1..BINS].partition_point(|&edge| edge <= probability)
+    // counted, not searched for: without branches that nobody could predict
+    EDGES[1..BINS].iter().map(|&edge| usize::from(edge <= probability)).sum()
 }
 
-/// The probability in the middle of a bin.
-pub fn centre(bin: usize) -> f32 {
-    0.5 * (EDGES[bin] + EDGES[bin + 1])
-}
+/// The probability in the middle of each bin.
+pub const CENTRES: [f32; BINS] = {
+    let mut centres = [0.0; BINS];
+    let mut bin = 0;
+    while bin < BINS {
+        centres[bin] = 0.5 * (EDGES[bin] + EDGES[bin + 1]);
+        bin += 1;
+    }
+    centres
+};

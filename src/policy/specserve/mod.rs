@@ -14,6 +14,7 @@
 //! the draft's own probabilities ([`super::calibration`], [`super::survival`]). docs/policy.md has
 //! the mathematics.
 
+mod forest;
 mod gate;
 mod learner;
 mod lifetime;
@@ -197,10 +198,11 @@ impl SpecServe {
 
     /// Time spent on drafting so far in a step, as predicted. Catch-up is sunk and left out.
     fn spent(&self, costs: &Costs<'_>, rows: &[DraftedRow]) -> Spent {
-        let calls = rows.iter().map(DraftedRow::depth).max().unwrap_or(0);
-        let call_us = |call: usize| costs.draft_call_us(rows.iter().map(|row| row.answers_at(call)).sum());
-        let round_us = if calls > 0 { costs.draft_round_us(rows.len()) } else { 0.0 };
-        let draft_us = round_us + (0..calls).map(call_us).sum::<f64>();
+        let mut answers = [0; POSITIONS_MAX];
+        rows.iter().for_each(|row| row.count_answers(&mut answers));
+        let calls = answers.iter().take_while(|&&answers| answers > 0);
+        let round_us = if answers[0] > 0 { costs.draft_round_us(rows.len()) } else { 0.0 };
+        let draft_us = round_us + calls.map(|&answers| costs.draft_call_us(answers)).sum::<f64>();
         Spent { draft_us, ..Spent::default() }
     }
 

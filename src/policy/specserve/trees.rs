@@ -5,10 +5,11 @@
 //! as the chain that would follow. One solution over all of them says which branches are worth another
 //! draft call. docs/policy.md, "Trees", has the argument.
 
+use super::forest::Forest;
 use super::option::Next;
 use super::workspace::Workspace;
 use super::{SURVIVAL_MIN, SpecServe};
-use crate::policy::survival::{POSITIONS_MAX, forecast_confidence, forecast_survival};
+use crate::policy::survival::{POSITIONS_MAX, forecast_confidence};
 use crate::protocol::{DecodeView, DraftSet, DraftShape, DraftedRow, Intent, OpenDraft, Proposal, Step};
 
 /// How drafts may stand to each other.
@@ -52,15 +53,21 @@ impl std::str::FromStr for Shape {
 }
 
 impl SpecServe {
-    /// Writes the survival of each draft of a row to `survival`.
+    /// Appends the survival of each draft of a row to `survival`.
     pub(super) fn measure_tree(&self, view: &DecodeView, row: &DraftedRow, survival: &mut Vec<f32>) {
         let greedy = view.temperature == 0.0;
-        survival.clear();
+        let first = survival.len();
+        // a choice and its runner-up have one confidence
+        let mut last = (u32::MAX, 0, 0.0);
         for (draft, proposal) in row.proposals.iter().enumerate() {
             let place = row.place(draft);
-            let alive = place.parent_draft().map_or(1.0, |parent| survival[parent]);
+            let alive = place.parent_draft().map_or(1.0, |parent| survival[first + parent]);
             let Proposal { probability, .. } = *proposal;
-            let choice = self.calibration.acceptance(probability, place.depth + 1, greedy);
+            let known = (place.depth, probability.to_bits());
+            if known != (last.0, last.1) {
+                last = (known.0, known.1, self.calibration.acceptance(probability, place.depth + 1, greedy));
+            }
+            let choice = last.2;
             let conditional = match place.rank {
                 0 => choice,
                 _ => (1.0 - choice) * self.runner_ups.share(probability, greedy),
@@ -70,39 +77,46 @@ impl SpecServe {
     }
 
     /// Fills in the drafts that exist.
-    fn survey_trees(&self, space: &mut Workspace, step: Step<'_>, rows: &[DraftedRow]) {
-        let mut survival = std::mem::take(&mut space.tree);
+    fn survey_trees(&self, forest: &mut Forest, step: Step<'_>, rows: &[DraftedRow]) {
+        forest.begin(step.view.decoding.len());
         for row in rows {
             let index = row.decoding as usize;
-            self.measure_tree(&step.view.decoding[index], row, &mut survival);
             let most = self.positions(step.granted.drafts[index]) as usize;
-            space.rank_drafts(index, &survival, SURVIVAL_MIN, most);
+            let view = &step.view.decoding[index];
+            forest.add_tree(index, (SURVIVAL_MIN, most), |survival| self.measure_tree(view, row, survival));
         }
-        space.tree = survival;
     }
 
-    /// Fills in a branch: what may follow an open draft that survives with `alive`.
-    fn forecast_branch(
+    /// Fills in what may follow all open drafts, which are by row.
+    fn forecast_branches(
         &self,
-        space: &mut Workspace,
-        means: &[f32; POSITIONS_MAX],
+        forest: &mut Forest,
         step: Step<'_>,
-        branch: usize,
-        (decoding, depth, alive): (usize, u32, f32),
+        rows: &[DraftedRow],
+        open: &[OpenDraft],
     ) {
-        let allowed = self.positions(step.granted.drafts[decoding]);
-        let ratio = self.forecast.request_ratio(step.view.decoding[decoding].request);
-        let from = depth as usize + 1;
-        let mut positions = 0;
-        forecast_survival(means, ratio, alive, from, allowed as usize, |depth, survival| {
-            space.set_survival(branch, depth - from, survival);
-            if survival >= SURVIVAL_MIN {
-                positions = (depth - from) as u32 + 1;
+        let (means, spread) = (self.forecast.position_means(), self.forecast.spread());
+        for of_row in open.chunk_by(|a, b| a.row == b.row) {
+            let row = &rows[of_row[0].row as usize];
+            let index = row.decoding as usize;
+            let most = self.positions(step.granted.drafts[index]) as usize;
+            let ratio = self.forecast.request_ratio(step.view.decoding[index].request);
+            let mut confidence = [0.0; POSITIONS_MAX + 1];
+            let forecast = confidence.iter_mut().enumerate().take(most + 1);
+            forecast.for_each(|(position, one)| *one = forecast_confidence(&means, ratio, position));
+            let least = forest.least_made(index, most).max(SURVIVAL_MIN);
+            for open in of_row {
+                let draft = open.draft as usize;
+                let (mut alive, from) = (forest.survival(index, draft), row.place(draft).depth as usize + 1);
+                let next = Next { mean: alive * confidence[from.min(most)], spread: alive * spread };
+                let survival = confidence[from.min(most)..most].iter().map(|one| {
+                    alive *= one;
+                    alive
+                });
+                forest.add_branch(index, next, survival.take_while(|&survival| survival >= least));
             }
-        });
-        space.rows[branch].positions = positions;
-        let next = alive * forecast_confidence(means, ratio, from);
-        space.next[branch] = Next { mean: next, spread: alive * self.forecast.spread() };
+            forest.hold_to_best(of_row.len(), most);
+        }
     }
 
     /// [`expand`](crate::policy::Policy::expand) of a step of trees.
@@ -114,55 +128,29 @@ impl SpecServe {
         space: &mut Workspace,
         keep: &mut Vec<u32>,
     ) {
-        let of = |draft: &OpenDraft| &rows[draft.row as usize];
         if step.granted.intent == Intent::Probe {
-            let is_choice = |draft: &OpenDraft| of(draft).place(draft.draft as usize).rank == 0;
-            keep.extend((0..).zip(open).filter(|(_, draft)| is_choice(draft)).map(|(index, _)| index));
+            let of = |draft: &OpenDraft| rows[draft.row as usize].place(draft.draft as usize);
+            let choices = (0..).zip(open).filter(|(_, draft)| of(draft).rank == 0);
+            keep.extend(choices.map(|(index, _)| index));
             return;
         }
         let (costs, spent) = self.resume(space, step, rows);
-        space.add_branches(open.iter().map(|draft| of(draft).decoding as usize));
-        self.survey_trees(space, step, rows);
-        self.forecast_branches(space, step, rows, open);
+        let mut forest = std::mem::take(&mut space.forest);
+        self.survey_trees(&mut forest, step, rows);
+        self.forecast_branches(&mut forest, step, rows, open);
+        space.plant(&forest);
         let plan = space.solve_trees(&costs, self.options.verify_rows_max, spent);
-        let first = costs.rows;
-        if !(0..open.len()).any(|branch| space.lengths[first + branch] > 0) {
-            return;
+        let branches = &space.lengths[costs.rows..];
+        if branches.iter().any(|&length| length > 0) {
+            let hurdle = space.hurdle(&costs, plan.rate());
+            let goes_on = |(open, grown): (usize, Option<usize>)| {
+                let is_planned = grown.is_some_and(|branch| branches[branch] > 0);
+                let may = is_planned || forest.clears(&hurdle, open, |request| space.rows[request].weight);
+                may.then_some(open as u32)
+            };
+            keep.extend(forest.grown_numbers().enumerate().filter_map(goes_on));
         }
-        let hurdle = space.hurdle(&costs, plan.rate());
-        let goes_on = |&(index, draft): &(u32, &OpenDraft)| {
-            let branch = first + index as usize;
-            space.lengths[branch] > 0 || space.branch_clears(&hurdle, of(draft).decoding as usize, branch)
-        };
-        keep.extend((0..).zip(open).filter(goes_on).map(|(index, _)| index));
-    }
-
-    /// Fills in the branches behind all open drafts, which are by row.
-    fn forecast_branches(
-        &self,
-        space: &mut Workspace,
-        step: Step<'_>,
-        rows: &[DraftedRow],
-        open: &[OpenDraft],
-    ) {
-        let means = self.forecast.position_means();
-        let mut survival = std::mem::take(&mut space.tree);
-        let mut branch = step.view.decoding.len();
-        for of_row in open.chunk_by(|a, b| a.row == b.row) {
-            let row = &rows[of_row[0].row as usize];
-            let decoding = row.decoding as usize;
-            self.measure_tree(&step.view.decoding[decoding], row, &mut survival);
-            let branches = branch..branch + of_row.len();
-            for (branch, open) in branches.clone().zip(of_row) {
-                let draft = open.draft as usize;
-                let known = (decoding, row.place(draft).depth, survival[draft]);
-                self.forecast_branch(space, &means, step, branch, known);
-            }
-            let most = self.positions(step.granted.drafts[decoding]) as usize;
-            space.hold_to_best(decoding, branches.clone(), most);
-            branch = branches.end;
-        }
-        space.tree = survival;
+        space.forest = forest;
     }
 
     /// [`choose`](crate::policy::Policy::choose) of a step of trees.
@@ -178,9 +166,13 @@ impl SpecServe {
             return;
         }
         let (costs, spent) = self.resume(space, step, rows);
-        self.survey_trees(space, step, rows);
+        let mut forest = std::mem::take(&mut space.forest);
+        self.survey_trees(&mut forest, step, rows);
+        space.plant(&forest);
         space.solve(&costs, self.options.verify_rows_max, spent);
-        chosen.extend(rows.iter().map(|row| space.best_drafts(row.decoding as usize)));
+        let best = |row: &DraftedRow| (row.decoding as usize, space.lengths[row.decoding as usize]);
+        chosen.extend(rows.iter().map(best).map(|(request, count)| forest.best_drafts(request, count)));
+        space.forest = forest;
     }
 
     /// What a step of `rows` requests drafts, if it drafts.

@@ -1,10 +1,11 @@
 //! Turns a step's view and the time model into a problem for the planner.
 
+use super::forest::Forest;
 use super::option::{Hurdle, Next};
 use super::worth::Pace;
 use crate::policy::planner::{Buffers, Curve, Plan, Problem, Row, solve};
 use crate::policy::survival::POSITIONS_MAX;
-use crate::protocol::{DecodeView, DraftSet, StepView};
+use crate::protocol::{DecodeView, StepView};
 use crate::timing::correction::{Beside, TimeModel};
 use crate::timing::cost_model::{LatencyModel, Work, prefill_attended};
 
@@ -138,16 +139,8 @@ pub struct Workspace {
     pub(super) lengths: Vec<u32>,
     /// What is expected of the next draft of each row.
     pub(super) next: Vec<Next>,
-    /// The survival of the drafts of one tree.
-    pub(super) tree: Vec<f32>,
-    /// Drafts of one tree by falling survival.
-    order: Vec<u32>,
-    /// Of each request's tree, the drafts of its positions, [`POSITIONS_MAX`] for each.
-    ranked: Vec<u32>,
-    /// Survival that a draft of each request's tree needs to be among the best that may be verified.
-    floors: Vec<f32>,
-    /// The survival of all drafts of one tree, forecast ones included.
-    best: Vec<f32>,
+    /// The trees of the step.
+    pub(super) forest: Forest,
 }
 
 /// Time spent on drafting so far in a step, for one call of the planner.
@@ -177,80 +170,25 @@ impl Workspace {
         self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
     }
 
-    /// Adds a row for each of these branches, by the request that it belongs to. Nothing may be filled in
-    /// yet.
-    pub(super) fn add_branches(&mut self, requests: impl Iterator<Item = usize>) {
-        for request in requests {
-            let row = self.rows[request];
-            self.rows.push(row);
+    /// Fills in the drafts of a forest: those that exist in the rows of their requests, and what may
+    /// follow them in rows behind these.
+    pub(super) fn plant(&mut self, forest: &Forest) {
+        for (request, survival) in forest.grown() {
+            self.rows.push(Row { positions: survival.len() as u32, ..self.rows[request] });
         }
-        self.next.resize(self.rows.len(), Next::default());
-        self.survival.clear();
+        // what a row does not have is not read, so old numbers may stay
         self.survival.resize(self.rows.len() * POSITIONS_MAX, 0.0);
-        self.floors.clear();
-        self.floors.resize(self.requests, 0.0);
-    }
-
-    /// Cuts the branches of a request, which are filled in like its row, to positions that are among the
-    /// `most` best of its tree: more are not verified, so what would only push out better drafts is not
-    /// worth a draft call.
-    pub(super) fn hold_to_best(&mut self, request: usize, branches: std::ops::Range<usize>, most: usize) {
-        let mut best = std::mem::take(&mut self.best);
-        best.clear();
-        for row in std::iter::once(request).chain(branches.clone()) {
-            best.extend((0..self.rows[row].positions as usize).map(|depth| self.survival_at(row, depth)));
+        for (request, survival) in forest.requests().enumerate() {
+            let mut positions = 0;
+            for one in survival {
+                self.set_survival(request, positions, one);
+                positions += 1;
+            }
+            (self.rows[request].positions, self.rows[request].made) = (positions as u32, positions as u32);
         }
-        if best.len() > most && most > 0 {
-            let (_, floor, _) = best.select_nth_unstable_by(most - 1, |a, b| b.total_cmp(a));
-            self.floors[request] = *floor;
+        for (row, (_, survival)) in (self.requests..).zip(forest.grown()) {
+            survival.iter().enumerate().for_each(|(depth, &one)| self.set_survival(row, depth, one));
         }
-        let floor = self.floors[request];
-        for branch in branches {
-            let depths = 0..self.rows[branch].positions as usize;
-            self.rows[branch].positions =
-                depths.take_while(|&depth| self.survival_at(branch, depth) >= floor).count() as u32;
-        }
-        self.best = best;
-    }
-
-    fn survival_at(&self, row: usize, depth: usize) -> f32 {
-        self.survival[depth * self.rows.len() + row]
-    }
-
-    /// Whether the next draft of a branch of a request clears the hurdle, and may turn out to be among
-    /// the best of its tree.
-    pub(super) fn branch_clears(&self, hurdle: &Hurdle, request: usize, branch: usize) -> bool {
-        let weight = self.rows[branch].weight;
-        let marginal_value = hurdle.marginal_value.max(weight * self.floors[request]);
-        Hurdle { marginal_value, ..*hurdle }.is_cleared_by(weight, self.next[branch])
-    }
-
-    /// Fills in a request's row with at most `most` drafts of its tree, by falling survival down to
-    /// `least`.
-    pub(super) fn rank_drafts(&mut self, request: usize, survival: &[f32], least: f32, most: usize) {
-        let mut order = std::mem::take(&mut self.order);
-        order.clear();
-        order.extend((0..survival.len() as u32).filter(|&draft| survival[draft as usize] >= least));
-        // of equals the first: no draft comes before what it follows
-        order
-            .sort_unstable_by(|&a, &b| survival[b as usize].total_cmp(&survival[a as usize]).then(a.cmp(&b)));
-        order.truncate(most.min(POSITIONS_MAX));
-        self.ranked.resize(self.requests * POSITIONS_MAX, 0);
-        self.ranked[request * POSITIONS_MAX..][..order.len()].copy_from_slice(&order);
-        for (position, &draft) in order.iter().enumerate() {
-            self.set_survival(request, position, survival[draft as usize]);
-        }
-        let positions = order.len() as u32;
-        (self.rows[request].positions, self.rows[request].made) = (positions, positions);
-        self.order = order;
-    }
-
-    /// The drafts of a request's tree that were planned.
-    pub(super) fn best_drafts(&self, request: usize) -> DraftSet {
-        let mut drafts = DraftSet::default();
-        let planned = &self.ranked[request * POSITIONS_MAX..][..self.lengths[request] as usize];
-        planned.iter().for_each(|&draft| drafts.insert(draft as usize));
-        drafts
     }
 
     pub(super) fn set_survival(&mut self, row: usize, depth: usize, survival: f32) {
