@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod drafting;
 pub mod engine;
 pub mod executor;
+pub mod grammar;
 pub mod hub;
 pub mod kv;
 pub mod model;

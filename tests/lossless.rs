@@ -8,8 +8,9 @@ use std::sync::Arc;
 use common::tree_policies::{Bushy, Full};
 use common::{EvenAtEven, Played, cpu, drafters, embedded, play, prompt, request};
 use specserve::drafting::{NgramOptions, WithPromptLookup};
+use specserve::grammar::{GrammarCompiler, GrammarSource, Vocabulary};
 use specserve::model::random::{RandomOptions, random_model};
-use specserve::model::{DraftHead, DraftWeights};
+use specserve::model::{DraftHead, DraftWeights, ModelSource, load};
 use specserve::policy::registry::{PolicyName, PolicyOptions, build};
 use specserve::policy::specserve::Shape;
 use specserve::policy::{Fixed, Policy, Scratch, Static};
@@ -372,4 +373,78 @@ fn two_hundred_plain_steps_do_not_make_a_head_wrong() {
         let (before, after) = (acceptance(&always, 0..6), acceptance(&rested, 0..6));
         assert!((after - before).abs() < 0.06, "{name}: {before:.3} always on, {after:.3} around the rest");
     }
+}
+
+/// The constraint of an output that is described so, over the embedded target's vocabulary.
+fn described(source: &GrammarSource) -> Arc<dyn TokenConstraint> {
+    let model = load(&ModelSource::EmbeddedTiny, ModelRole::Target).expect("the embedded pair loads");
+    let tokenizer = model.tokenizer.clone();
+    let vocabulary = Vocabulary {
+        bytes: tokenizer.fixed_bytes(model.loaded.spec.vocab_size).expect("it is byte-level"),
+        end_tokens: STOP_TOKENS.to_vec(),
+        encode: Some(Box::new(move |text| tokenizer.encode(text, false).ok())),
+    };
+    let compiler = GrammarCompiler::new(vocabulary).expect("a vocabulary");
+    compiler.compile(source, &STOP_TOKENS).expect("it compiles")
+}
+
+/// Those of [`request`].
+const STOP_TOKENS: [u32; 2] = [0, 2];
+
+#[test]
+fn structured_outputs_are_those_of_plain_decoding_with_every_drafter_in_chains_and_trees() {
+    let person = serde_json::json!({
+        "type": "object",
+        "properties": {
+            "full_name": {"type": "string", "maxLength": 20},
+            "occupation": {"enum": ["carpenter", "physician", "librarian"]},
+            "years": {"type": "integer", "minimum": 1, "maximum": 99},
+        },
+        "required": ["full_name", "occupation", "years"],
+        "additionalProperties": false,
+    });
+    let schema = GrammarSource::JsonSchema { schema: person, whitespace: None };
+    let regex = GrammarSource::Regex(r"([A-Z][a-z]{1,8} ){2,6}\d{4}-\d{2}-\d{2}".to_owned());
+    for (source, is_json) in [(schema, true), (regex, false)] {
+        for warmth in [0.0, 0.8] {
+            let some: Vec<GenerationRequest> = (0..6)
+                .map(|number| {
+                    // every third request is free: the kinds share their batches
+                    let constraint = (number % 3 != 2).then(|| described(&source));
+                    request(number, 64, SamplingParams { constraint, ..temperature(warmth) })
+                })
+                .collect();
+            let plain = plain(&some);
+            for request in some.iter().filter(|request| is_json && request.sampling.constraint.is_some()) {
+                assert_is_a_person(&plain[&request.id].tokens);
+            }
+            for (name, drafter) in drafters() {
+                let mut executor = cpu(embedded(ModelRole::Target), Some(drafter), AMPLE_BLOCKS);
+                for draft_tokens in [1, 4] {
+                    let ours = play(&mut executor, Box::new(Static::new(Fixed { draft_tokens })), 5, &some);
+                    let how = format!("structured, {name}, t {warmth}, k {draft_tokens}");
+                    assert_same_output(&ours, &plain, &some, &how);
+                    let constrained = some.iter().filter(|request| request.sampling.constraint.is_some());
+                    let accepted = |r: &GenerationRequest| ours[&r.id].summary.speculation.accepted;
+                    assert!(constrained.map(accepted).sum::<u32>() > 0, "masked drafts are accepted, {how}");
+                }
+                let ours = play(&mut executor, Bushy::of(6), 5, &some);
+                assert_same_output(&ours, &plain, &some, &format!("structured, trees, {name}, t {warmth}"));
+            }
+            let lookup = cpu(embedded(ModelRole::Target), None, AMPLE_BLOCKS);
+            let mut lookup = WithPromptLookup::new(Box::new(lookup), NgramOptions::default());
+            let ours = play(&mut lookup, Box::new(Static::new(Fixed { draft_tokens: 4 })), 5, &some);
+            assert_same_output(&ours, &plain, &some, &format!("structured, prompt lookup, t {warmth}"));
+        }
+    }
+}
+
+fn assert_is_a_person(tokens: &[u32]) {
+    let model = load(&ModelSource::EmbeddedTiny, ModelRole::Target).expect("the embedded pair loads");
+    let text = model.tokenizer.decode(tokens, true).expect("it decodes");
+    let person: serde_json::Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+    assert!(person["full_name"].as_str().is_some_and(|name| name.chars().count() <= 20), "{text}");
+    assert!((1..=99).contains(&person["years"].as_i64().expect("a number")), "{text}");
+    assert!(STOP_TOKENS.contains(tokens.last().expect("an output")), "it ends by itself: {text}");
 }

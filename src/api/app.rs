@@ -77,6 +77,15 @@ pub fn with_layers(routes: Router, rules: &ApiRules) -> Router {
 /// Bodies longer than this, in bytes, are parsed and tokenized off the async workers.
 const INLINE_BODY_BYTES_MAX: usize = 16 << 10;
 
+/// What the names of fields begin with that may have a grammar compiled, which takes milliseconds.
+const GRAMMAR_FIELDS: [&[u8]; 3] = [b"\"response_format\"", b"\"guided_", b"\"structured_outputs\""];
+
+/// Whether a body is read quickly.
+fn is_quick(body: &[u8]) -> bool {
+    let has = |name: &&[u8]| body.windows(name.len()).any(|part| part == *name);
+    body.len() <= INLINE_BODY_BYTES_MAX && !GRAMMAR_FIELDS.iter().any(has)
+}
+
 /// State of the request handlers.
 pub struct App<B: Backend> {
     pub backend: Arc<B>,
@@ -85,8 +94,8 @@ pub struct App<B: Backend> {
     pub counters: Arc<ApiCounters>,
 }
 
-/// Reads a body and runs `work` on it. Long bodies are handled on a blocking thread, so
-/// that one long prompt does not delay the token streams of others.
+/// Reads a body and runs `work` on it. Long bodies, and those with grammars, are handled on a blocking
+/// thread, so that one of them does not delay the token streams of others.
 pub async fn off_the_workers<B: Backend, T: Send + 'static>(
     app: &Arc<App<B>>,
     body: axum::body::Body,
@@ -94,7 +103,7 @@ pub async fn off_the_workers<B: Backend, T: Send + 'static>(
     work: impl FnOnce(&App<B>, &[u8], &HeaderMap) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let body = body::read(&headers, body, app.limits.body_bytes_max).await?;
-    if body.len() <= INLINE_BODY_BYTES_MAX {
+    if is_quick(&body) {
         return work(app, &body, &headers);
     }
     let app = app.clone();

@@ -1,10 +1,14 @@
 //! The interface between the API and the rest of the daemon.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use super::chat::Conversation;
 use super::error::ApiError;
-use crate::protocol::{AdmissionError, Generation, Micros, RequestId, Slo, Submission, TokenId};
+use crate::grammar::{GrammarError, GrammarSource};
+use crate::protocol::{
+    AdmissionError, Generation, Micros, RequestId, Slo, Submission, TokenConstraint, TokenId,
+};
 
 /// What the API serves: the engine's actors in the daemon, a script in tests.
 pub trait Backend: Send + Sync + 'static {
@@ -160,6 +164,16 @@ pub trait TextModel: Send + Sync {
     /// # Errors
     /// [`TextError::NoChatTemplate`], [`TextError::ChatTemplate`].
     fn render_chat(&self, conversation: &Conversation) -> Result<String, TextError>;
+
+    /// Compiles what an output must be, up to one of `stop_tokens`, which must not be empty.
+    ///
+    /// # Errors
+    /// What is wrong with `source`, or that this tokenizer knows no grammars.
+    fn constraint(
+        &self,
+        source: &GrammarSource,
+        stop_tokens: &[TokenId],
+    ) -> Result<Arc<dyn TokenConstraint>, GrammarError>;
 }
 
 /// Why a text cannot be tokenized or rendered, for the caller.

@@ -138,6 +138,7 @@ impl From<RequestFailure> for ApiError {
             RequestFailure::Overdue { .. } => ErrorCode::QueueTimeout,
             RequestFailure::ShuttingDown => ErrorCode::ShuttingDown,
             RequestFailure::Numerical => ErrorCode::NumericalError,
+            RequestFailure::NothingAllowed => ErrorCode::GrammarError,
             RequestFailure::Engine(_) => ErrorCode::EngineError,
         };
         ApiError::new(code, failure.to_string())

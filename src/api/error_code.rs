@@ -68,6 +68,8 @@ error_codes! {
     UnsupportedEncoding = UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding";
     /// The model's logits were not finite.
     NumericalError = INTERNAL_SERVER_ERROR, "numerical_error";
+    /// The description of the output allowed no further token.
+    GrammarError = INTERNAL_SERVER_ERROR, "grammar_error";
     /// The engine failed.
     EngineError = INTERNAL_SERVER_ERROR, "engine_error";
     /// The API failed internally.

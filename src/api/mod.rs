@@ -1,12 +1,12 @@
 //! The OpenAI-compatible HTTP API, on a Unix socket and optionally on TCP.
 //!
 //! A request's body is read within limits ([`body`]) and parsed field by field, so that no
-//! field is silently ignored ([`fields`], [`params`], [`prompt`], [`chat`]). The request is submitted
+//! field is silently ignored ([`fields`], [`params`], [`prompt`], [`chat`], [`output_format`]). The request is submitted
 //! to the [`Backend`], and its tokens are detokenized ([`output`]) into one response or a
 //! stream of server-sent events. Dropping the answer, as on a client disconnect, cancels
 //! the request ([`answer`]).
 //!
-//! May import: protocol, telemetry.
+//! May import: protocol, telemetry, grammar.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -28,6 +28,7 @@ mod info_routes;
 mod min_tokens;
 mod neutral;
 pub mod output;
+pub mod output_format;
 pub mod params;
 mod probes;
 pub mod prompt;

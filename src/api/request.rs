@@ -9,6 +9,7 @@ use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::fields::{Fields, UnknownFields};
 use super::min_tokens::MinTokens;
+use super::output_format::{self, OutputFormat};
 use super::prompt::Prompt;
 use super::{neutral, params, slo};
 use crate::protocol::{Micros, SamplingParams, Slo, Submission, TokenId};
@@ -34,6 +35,8 @@ pub struct ParsedRequest {
     pub min_tokens: u32,
     pub stop_strings: Vec<String>,
     pub stop_tokens: Vec<TokenId>,
+    /// What the output must look like; `None`: any text.
+    pub format: Option<OutputFormat>,
     pub class: u8,
     pub slo: Slo,
     /// `None` for a response in one piece.
@@ -73,6 +76,7 @@ impl ParsedRequest {
             min_tokens: min_tokens(&mut fields)?,
             stop_strings: params::stop_strings(&mut fields)?,
             stop_tokens: params::stop_tokens(&mut fields, info)?,
+            format: output_format::parse(&mut fields)?,
             class,
             slo,
             stream: stream_options(&mut fields)?,
@@ -83,10 +87,22 @@ impl ParsedRequest {
     }
 
     fn sampling(&self, info: &BackendInfo) -> SamplingParams {
+        let format = self.sampling.constraint.clone();
         SamplingParams {
-            constraint: MinTokens::constraint(self.min_tokens, &self.stop_tokens, info.vocab_size),
+            constraint: MinTokens::constraint(self.min_tokens, &self.stop_tokens, info.vocab_size, format),
             ..self.sampling.clone()
         }
+    }
+
+    /// Compiles the description of the output, if there is one. The end of such an output is told by
+    /// an end token, also with `ignore_eos`.
+    pub fn constrain(&mut self, text: &dyn TextModel, info: &BackendInfo) -> Result<(), ApiError> {
+        let Some(format) = &self.format else { return Ok(()) };
+        let ends = info.end_tokens.iter().filter(|token| !self.stop_tokens.contains(token));
+        let stop_tokens = [&self.stop_tokens[..], &ends.copied().collect::<Vec<_>>()].concat();
+        self.sampling.constraint = Some(format.compile(text, &stop_tokens)?);
+        self.stop_tokens = stop_tokens;
+        Ok(())
     }
 
     /// Turns stop strings that are special tokens into stop tokens: no such text ever appears.

@@ -112,6 +112,7 @@ fn prepare<B: Backend>(
     let info = app.backend.info();
     let mut parsed = ParsedRequest::parse(endpoint, body, headers, info, app.rules.unknown_fields)?;
     parsed.stop_at_special_tokens(app.backend.text());
+    parsed.constrain(app.backend.text(), info)?;
     let prompt = parsed.prompt.encode(app.backend.text(), parsed.add_special_tokens, info)?;
     let submission = parsed.submission(prompt, arrival, info)?;
     Ok((parsed, submission))

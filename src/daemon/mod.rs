@@ -5,7 +5,7 @@
 //! executor from the same config.
 //!
 //! May import: protocol, model, timing, replay, drafting, pacing, policy, executor, scheduler, telemetry,
-//! analyzer, actors, api, config.
+//! analyzer, actors, grammar, api, config.
 #![forbid(unsafe_code)]
 
 mod assembly;

@@ -47,7 +47,9 @@ impl EngineBackend {
             default_class: config.slo.default_class,
         };
         log_context(&info);
-        EngineBackend { handle, info, text: ServedText::new(target.tokenizer, target.chat_template) }
+        let (vocab_size, end_tokens) = (info.vocab_size, info.end_tokens.clone());
+        let text = ServedText::new(target.tokenizer, target.chat_template, vocab_size, end_tokens);
+        EngineBackend { handle, info, text }
     }
 }
 

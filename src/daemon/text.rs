@@ -1,18 +1,46 @@
 //! Tokenizer and chat template of the served model, as the API's [`TextModel`].
 
+use std::sync::{Arc, OnceLock};
+
 use crate::api::{ChatMessage, Conversation, TextDecoder, TextError, TextModel};
+use crate::grammar::{GrammarCompiler, GrammarError, GrammarSource, Vocabulary};
 use crate::model::{ChatInput, ChatTemplate, StreamDecoder, Tokenizer};
-use crate::protocol::{TokenId, unix_time};
+use crate::protocol::{TokenConstraint, TokenId, unix_time};
 
 /// The served model's tokenizer and chat template.
 pub(super) struct ServedText {
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
+    /// The target's vocabulary, which may be larger than the tokenizer's.
+    vocab_size: u32,
+    end_tokens: Vec<TokenId>,
+    /// Made for the first request that needs it: large vocabularies take a while.
+    grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
 }
 
 impl ServedText {
-    pub(super) fn new(tokenizer: Tokenizer, chat_template: Option<ChatTemplate>) -> ServedText {
-        ServedText { tokenizer, chat_template }
+    pub(super) fn new(
+        tokenizer: Tokenizer,
+        chat_template: Option<ChatTemplate>,
+        vocab_size: u32,
+        end_tokens: Vec<TokenId>,
+    ) -> ServedText {
+        ServedText { tokenizer, chat_template, vocab_size, end_tokens, grammars: OnceLock::new() }
+    }
+
+    fn compiler(&self) -> Result<GrammarCompiler, GrammarError> {
+        let bytes = self.tokenizer.fixed_bytes(self.vocab_size as usize).ok_or_else(|| {
+            let what = "a structured output needs tokens that are the same text everywhere, and the \
+                        tokenizer of this model has others";
+            GrammarError::Unsupported(what.to_owned())
+        })?;
+        let tokenizer = self.tokenizer.clone();
+        let encode = move |text: &str| tokenizer.encode(text, false).ok();
+        GrammarCompiler::new(Vocabulary {
+            bytes,
+            end_tokens: self.end_tokens.clone(),
+            encode: self.tokenizer.encodes_anywhere().then(|| Box::new(encode) as _),
+        })
     }
 }
 
@@ -56,6 +84,15 @@ impl TextModel for ServedText {
             ..ChatInput::default()
         };
         template.render(&input).map_err(|error| TextError::ChatTemplate(error.to_string()))
+    }
+
+    fn constraint(
+        &self,
+        source: &GrammarSource,
+        stop_tokens: &[TokenId],
+    ) -> Result<Arc<dyn TokenConstraint>, GrammarError> {
+        let compiler = self.grammars.get_or_init(|| self.compiler());
+        compiler.as_ref().map_err(Clone::clone)?.compile(source, stop_tokens)
     }
 }
 

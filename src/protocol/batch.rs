@@ -326,6 +326,13 @@ pub struct Proposal {
     pub finite: bool,
 }
 
+impl Proposal {
+    /// The only token that may come.
+    pub fn certain(token: TokenId) -> Proposal {
+        Proposal { token, probability: 1.0, margin: 1.0, runner_up: token, finite: true }
+    }
+}
+
 /// One sequence of a verification batch: a prefill chunk, a plain decode step
 /// (one token) or a verification (one token and drafts).
 #[derive(Clone, Debug, PartialEq)]

@@ -31,6 +31,47 @@ impl TokenMask {
         mask
     }
 
+    /// A mask of these bits, in the layout described above; bits past the vocabulary are cleared, and
+    /// words that are missing are zero.
+    pub fn from_words(vocab_size: u32, words: &[u32]) -> TokenMask {
+        let mut mask = TokenMask::none(vocab_size);
+        mask.words.iter_mut().zip(words).for_each(|(word, &given)| *word = given);
+        let used = vocab_size as usize % WORD_BITS;
+        if let Some(last) = mask.words.last_mut().filter(|_| used > 0) {
+            *last &= (1 << used) - 1;
+        }
+        mask
+    }
+
+    /// The tokens that both masks allow.
+    ///
+    /// # Panics
+    /// If the vocabularies differ.
+    #[must_use]
+    pub fn and(&self, other: &TokenMask) -> TokenMask {
+        self.combined(other, |a, b| a & b)
+    }
+
+    /// The tokens that either mask allows.
+    ///
+    /// # Panics
+    /// If the vocabularies differ.
+    #[must_use]
+    pub fn or(&self, other: &TokenMask) -> TokenMask {
+        self.combined(other, |a, b| a | b)
+    }
+
+    fn combined(&self, other: &TokenMask, combine: impl Fn(u32, u32) -> u32) -> TokenMask {
+        assert_eq!(self.vocab_size, other.vocab_size, "masks of one vocabulary");
+        let words = self.words.iter().zip(&other.words).map(|(&a, &b)| combine(a, b)).collect();
+        TokenMask { vocab_size: self.vocab_size, words }
+    }
+
+    /// Whether no token is allowed.
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|&word| word == 0)
+    }
+
     /// Allows a token.
     ///
     /// # Panics
@@ -71,12 +112,36 @@ impl TokenMask {
 /// A pure function of the output: speculative decoding asks for the same output more than once,
 /// and for outputs that are later rejected, in any order and from any thread.
 pub trait TokenConstraint: Send + Sync + Debug {
-    /// The tokens that may follow `output`, over the target's vocabulary; `None` if any may.
+    /// Where an output stands; only asked for outputs whose every token was allowed after those
+    /// before it.
+    fn state(&self, output: &[TokenId]) -> Box<dyn ConstraintState>;
+
+    /// The tokens that may follow `output`; see [`ConstraintState::mask`].
+    fn mask(&self, output: &[TokenId]) -> Option<Arc<TokenMask>> {
+        self.state(output).mask()
+    }
+}
+
+/// Where an output stands under a [`TokenConstraint`]. It goes on token by token, so that the drafts
+/// of a step do not cost the length of the output each.
+pub trait ConstraintState: Send + Debug {
+    /// The tokens that may come next, over the target's vocabulary; `None` if any may.
     ///
-    /// Only asked for outputs whose every token was allowed after those before it. A mask that allows no token ends the request as
-    /// logits that are not finite do: a constraint whose end is reached must allow a token that
-    /// ends the output.
-    fn mask(&self, output: &[TokenId]) -> Option<Arc<TokenMask>>;
+    /// A mask that allows no token fails the request: a constraint whose end is reached must allow a
+    /// token that ends the output.
+    fn mask(&mut self) -> Option<Arc<TokenMask>>;
+
+    /// Goes on by a token that the mask allows.
+    fn advance(&mut self, token: TokenId);
+
+    /// The same state, to go on by another token.
+    fn fork(&self) -> Box<dyn ConstraintState>;
+
+    /// The tokens that must come next, as far as they are known without a model. May be shorter than
+    /// what is in fact determined; only a hint, which the masks confirm.
+    fn forced(&mut self) -> Vec<TokenId> {
+        Vec::new()
+    }
 }
 
 #[cfg(test)]
@@ -100,6 +165,25 @@ mod tests {
             assert_eq!(mask.allowed().collect::<Vec<_>>(), expected);
             assert_eq!(mask.words().len(), (vocab_size as usize).div_ceil(32));
         }
+    }
+
+    #[test]
+    fn given_words_keep_no_bit_past_the_vocabulary_and_missing_ones_are_zero() {
+        let mask = TokenMask::from_words(35, &[1, u32::MAX, 7]);
+        assert_eq!(mask.allowed().collect::<Vec<_>>(), [0, 32, 33, 34]);
+        assert_eq!(mask.words().len(), 2);
+        assert_eq!(TokenMask::from_words(64, &[2, u32::MAX]).allowed().count(), 33);
+        assert_eq!(TokenMask::from_words(64, &[2]).allowed().collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn what_both_masks_allow_may_be_nothing() {
+        let even = TokenMask::from_fn(40, |token| token % 2 == 0);
+        let late = TokenMask::from_fn(40, |token| token > 35);
+        assert_eq!(even.and(&late).allowed().collect::<Vec<_>>(), [36, 38]);
+        assert_eq!(even.or(&late).allowed().count(), 20 + 2);
+        assert!(!even.and(&late).is_empty());
+        assert!(even.and(&TokenMask::from_fn(40, |token| token % 2 == 1)).is_empty());
     }
 
     #[test]

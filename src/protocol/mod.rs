@@ -21,7 +21,7 @@ pub use batch::{
     Compaction, DraftForest, DraftNode, DraftSeed, DrafterNeeds, ExecutorError, ExecutorInfo, ExecutorMemory,
     History, ModelRole, NodeId, Proposal, RowRole, SequenceInput, Verdict, VerifyRow,
 };
-pub use constraint::{TokenConstraint, TokenMask};
+pub use constraint::{ConstraintState, TokenConstraint, TokenMask};
 pub use ids::{BLOCK_TOKENS, BlockId, RequestId, TokenId, blocks_for};
 pub use request::{
     FinishReason, GenerationRequest, RequestFailure, RequestSummary, RequestTimes, Slo, SpeculationStats,

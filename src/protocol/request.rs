@@ -98,6 +98,12 @@ pub enum RequestFailure {
     /// The model returned NaN or infinity for this request.
     #[error("the model produced a number that is not finite")]
     Numerical,
+    /// The request's constraint allows no token.
+    #[error(
+        "the description of the output allows no further token here: it leads to a dead end, or it is too \
+         complex for the limits of the grammar's parser"
+    )]
+    NothingAllowed,
     /// The device or an engine actor failed; the daemon is no longer live.
     #[error("the engine failed: {0}")]
     Engine(String),

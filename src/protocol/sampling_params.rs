@@ -112,14 +112,26 @@ impl PartialEq for SamplingParams {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::TokenMask;
+    use crate::protocol::{ConstraintState, TokenMask};
 
     #[derive(Debug)]
     struct Anything;
 
     impl TokenConstraint for Anything {
-        fn mask(&self, _: &[TokenId]) -> Option<Arc<TokenMask>> {
+        fn state(&self, _: &[TokenId]) -> Box<dyn ConstraintState> {
+            Box::new(Anything)
+        }
+    }
+
+    impl ConstraintState for Anything {
+        fn mask(&mut self) -> Option<Arc<TokenMask>> {
             None
+        }
+
+        fn advance(&mut self, _: TokenId) {}
+
+        fn fork(&self) -> Box<dyn ConstraintState> {
+            Box::new(Anything)
         }
     }
 

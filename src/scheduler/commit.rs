@@ -54,14 +54,18 @@ impl Scheduler {
         now: Micros,
         deliveries: &mut Vec<Delivery>,
     ) -> Option<TokenEvent> {
-        let RowOutcome { verdict, drafted, verified, .. } = outcome;
+        let RowOutcome { verdict, drafted, verified, nothing_allowed, .. } = outcome;
         let sequence = &mut self.running[row.running_index];
         let id = sequence.request.id;
         if let Some(ending) = sequence.pending_end.take() {
             return Some(sequence.ended(ending));
         }
         if !verdict.finite {
-            return Some(TokenEvent::Failed(RequestFailure::Numerical));
+            let failure = match nothing_allowed {
+                true => RequestFailure::NothingAllowed,
+                false => RequestFailure::Numerical,
+            };
+            return Some(TokenEvent::Failed(failure));
         }
         if row.role == RowRole::Decode {
             sequence.speculation.record(drafted, verified, verdict.accepted);
@@ -112,7 +116,8 @@ impl Scheduler {
 /// Invariant 4, for every row, before any of it is applied.
 fn check_shape(in_flight: &InFlight, outcome: &StepOutcome) {
     assert_eq!(outcome.rows.len(), in_flight.rows.len(), "one outcome per row");
-    for (row, RowOutcome { verdict, drafted, verified, cached }) in in_flight.rows.iter().zip(&outcome.rows) {
+    for (row, outcome) in in_flight.rows.iter().zip(&outcome.rows) {
+        let RowOutcome { verdict, drafted, verified, cached, .. } = outcome;
         assert!(verdict.accepted <= *verified && verified <= drafted, "accepted ≤ verified ≤ drafted");
         assert!(*cached <= verdict.accepted, "only what was accepted stays in the draft's cache");
         if row.role == RowRole::Decode && verdict.finite {

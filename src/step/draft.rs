@@ -4,13 +4,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::StepPlan;
-use super::constraint::ConstrainedPath;
+use super::constraint::ConstrainedDrafts;
 use super::fault::{SpeculationFault, panic_message};
 use crate::executor::{Drafter, Executor};
 use crate::policy::Scratch;
 use crate::protocol::{
-    Clock, DeviceIdle, DraftForest, DraftNode, DraftPlace, DraftSet, DraftShape, DraftedRow, ExecutorError,
-    ExecutorInfo, Micros, NodeId, OpenDraft, Proposal, TokenId,
+    Clock, DeviceIdle, DraftForest, DraftNode, DraftPlace, DraftSeed, DraftSet, DraftShape, DraftedRow,
+    ExecutorError, ExecutorInfo, Micros, NodeId, OpenDraft, Proposal, TokenId,
 };
 
 /// A plan and what was drafted for it.
@@ -22,6 +22,8 @@ pub struct Drafted {
     pub rows: Vec<DraftedRow>,
     /// The drafter's side of each of them.
     pub tracks: Vec<DraftTrack>,
+    /// What may follow each draft, for those of constrained requests.
+    pub(super) constrained: Vec<Option<ConstrainedDrafts>>,
     /// All proposals as the drafter made them.
     pub forest: DraftForest,
     /// Whether the drafter ran the plan's seeds to their end, so that its cache can be relied on.
@@ -44,6 +46,7 @@ impl Drafted {
             plan,
             rows: Vec::new(),
             tracks: Vec::new(),
+            constrained: Vec::new(),
             forest: DraftForest::default(),
             ran: false,
             calls: Vec::new(),
@@ -68,6 +71,7 @@ pub fn draft(
     }
     let start = clock.now();
     let mut round = Round::new(&mut drafted.plan, executor.info());
+    round.draft_forced(&mut drafted.plan.seeds);
     match round.run(executor, &drafted.plan, scratch, &mut drafted.idle) {
         Ok(()) => drafted.ran = true,
         Err(Stop::Policy(fault)) => {
@@ -81,9 +85,14 @@ pub fn draft(
             drafted.fault = Some(fault);
         }
     }
-    let Round { rows, tracks, forest, calls, .. } = round;
-    let tracked = rows.into_iter().zip(tracks).filter(|(row, _)| !row.proposals.is_empty());
-    (drafted.rows, drafted.tracks) = tracked.unzip();
+    let Round { rows, tracks, bounds, forest, calls, .. } = round;
+    for ((row, track), bounds) in rows.into_iter().zip(tracks).zip(bounds) {
+        if !row.proposals.is_empty() {
+            drafted.rows.push(row);
+            drafted.tracks.push(track);
+            drafted.constrained.push(bounds.constrained);
+        }
+    }
     (drafted.forest, drafted.calls) = (forest, calls);
     drafted.time = clock.now().saturating_sub(start);
     drafted
@@ -129,8 +138,8 @@ pub struct DraftTrack {
 struct RowBounds {
     /// Most drafts of a chain, most answers of a tree.
     limit: u32,
-    /// The output up to the committed tokens and up to each draft, of a constrained sequence.
-    paths: Option<Vec<ConstrainedPath>>,
+    /// What may follow each draft of a constrained sequence.
+    constrained: Option<ConstrainedDrafts>,
 }
 
 impl RowBounds {
@@ -139,14 +148,14 @@ impl RowBounds {
         fed + 1 < self.limit as usize
     }
 
+    /// The tokens that must follow the committed ones, as far as they are known.
+    fn forced(&mut self) -> Vec<TokenId> {
+        self.constrained.as_mut().map(ConstrainedDrafts::forced).unwrap_or_default()
+    }
+
     /// Goes on from a node of the row by a token; whether it is allowed.
     fn allow(&mut self, parent: u32, token: TokenId) -> bool {
-        let Some(paths) = &mut self.paths else { return true };
-        let Some(path) = paths.get(parent as usize).and_then(|path| path.advanced(token)) else {
-            return false;
-        };
-        paths.push(path);
-        true
+        self.constrained.as_mut().is_none_or(|drafts| drafts.add(parent as usize, token))
     }
 }
 
@@ -155,9 +164,9 @@ impl Round {
     fn new(plan: &mut StepPlan, info: &ExecutorInfo) -> Round {
         let mut bounds = Vec::with_capacity(plan.seeds.len());
         for seed in plan.seeds.iter_mut().filter(|seed| seed.limit > 0) {
-            let path = ConstrainedPath::of(&seed.input);
-            seed.mask = path.as_ref().and_then(|path| path.mask().cloned());
-            bounds.push(RowBounds { limit: seed.limit, paths: path.map(|path| vec![path]) });
+            let mut constrained = ConstrainedDrafts::of(&seed.input);
+            seed.mask = constrained.as_mut().and_then(|drafts| drafts.mask(0).cloned());
+            bounds.push(RowBounds { limit: seed.limit, constrained });
         }
         let proposing = plan.seeds.iter().filter(|seed| seed.limit > 0);
         let rows: Vec<DraftedRow> = proposing
@@ -181,6 +190,32 @@ impl Round {
             branches: info.drafter.as_ref().is_some_and(|needs| needs.branches),
             call_rows_max: info.batch_sequences_max as usize,
         }
+    }
+
+    /// Drafts what constraints force, for the rows whose drafts are forced as far as they may go. The
+    /// drafter only fills its cache for these.
+    fn draft_forced(&mut self, seeds: &mut [DraftSeed]) {
+        for (index, seed) in seeds.iter_mut().enumerate() {
+            let Some(row) = self.row_of_seed[index] else { continue };
+            let forced = self.bounds[row as usize].forced();
+            if forced.len() < seed.limit as usize {
+                continue;
+            }
+            let mut end: Option<NodeId> = None;
+            for (depth, &token) in (0..seed.limit).zip(&forced) {
+                let proposal = Proposal::certain(token);
+                let id = match end {
+                    None => self.forest.add_root(index as u32, proposal),
+                    Some(parent) => self.forest.add_child(parent, proposal),
+                };
+                let node = self.forest.get(id).copied();
+                node.iter().for_each(|node| self.add(row, depth, id, node));
+                end = Some(id);
+            }
+            (seed.limit, seed.mask) = (0, None);
+            self.row_of_seed[index] = None;
+        }
+        self.open.clear();
     }
 
     fn run(
@@ -227,8 +262,8 @@ impl Round {
             track.fed.insert(draft);
             let node = track.nodes[draft];
             nodes.push(node);
-            let path = self.bounds[row].paths.as_ref().and_then(|paths| paths.get(draft + 1));
-            if let Some(mask) = path.and_then(ConstrainedPath::mask) {
+            let constrained = self.bounds[row].constrained.as_mut();
+            if let Some(mask) = constrained.and_then(|drafts| drafts.mask(draft + 1)) {
                 self.forest.constrain(node, Arc::clone(mask));
             }
         }

@@ -13,7 +13,8 @@
 //! fails cost the step its drafts, and the result carries the [`SpeculationFault`].
 //!
 //! A constrained request's masks are computed here, from its committed output and its drafts; a
-//! proposal that its mask forbids ends its row.
+//! proposal that its mask forbids ends its row. Where its constraint forces all that a row may draft,
+//! that is drafted without the drafter.
 //!
 //! May import: protocol, policy, executor.
 #![forbid(unsafe_code)]

@@ -14,6 +14,8 @@ pub struct RowOutcome {
     pub verified: u32,
     /// Of the accepted ones, those that the drafter was fed: its cache holds them.
     pub cached: u32,
+    /// Whether the verdict is not finite because the request's constraint allows no token.
+    pub nothing_allowed: bool,
 }
 
 /// What a step did to its sequences, for the scheduler.

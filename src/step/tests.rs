@@ -6,9 +6,9 @@ use super::*;
 use crate::executor::{Drafter, ShadowExecutor, ShadowOptions, Target};
 use crate::policy::{Fixed, Policy, Scratch};
 use crate::protocol::{
-    BlockId, Compaction, DecodeView, DraftForest, DraftSeed, DraftedRow, ExecutorInfo, History, Micros,
-    ModelRole, NodeId, Proposal, RequestId, SamplingParams, SequenceInput, Step, StepDecision, StepView,
-    TokenConstraint, TokenMask, Verdict, VerifyRow,
+    BlockId, Compaction, ConstraintState, DecodeView, DraftForest, DraftSeed, DraftedRow, ExecutorInfo,
+    History, Micros, ModelRole, NodeId, Proposal, RequestId, SamplingParams, SequenceInput, Step,
+    StepDecision, StepView, TokenConstraint, TokenMask, Verdict, VerifyRow,
 };
 
 struct Standstill;
@@ -261,8 +261,20 @@ fn proposals_beyond_the_limit_are_ignored() {
 struct Not(u32);
 
 impl TokenConstraint for Not {
-    fn mask(&self, _: &[u32]) -> Option<Arc<TokenMask>> {
+    fn state(&self, _: &[u32]) -> Box<dyn ConstraintState> {
+        Box::new(Not(self.0))
+    }
+}
+
+impl ConstraintState for Not {
+    fn mask(&mut self) -> Option<Arc<TokenMask>> {
         Some(Arc::new(TokenMask::from_fn(1000, |token| token != self.0)))
+    }
+
+    fn advance(&mut self, _: u32) {}
+
+    fn fork(&self) -> Box<dyn ConstraintState> {
+        Box::new(Not(self.0))
     }
 }
 

@@ -21,7 +21,8 @@ pub struct Selected {
 
 impl Drafted {
     /// Asks the policy which of each row's proposals to verify, and appends those to the target's
-    /// inputs. A policy that panics has nothing verified. Constrained rows get their masks.
+    /// inputs. A policy that panics has nothing verified. Constrained rows get their masks; a draft
+    /// that nothing may follow is left out, so that its request fails there as in plain decoding.
     pub fn select(mut self, scratch: &mut Scratch) -> Selected {
         let mut chosen = Vec::with_capacity(self.rows.len());
         if !self.rows.is_empty() {
@@ -36,14 +37,21 @@ impl Drafted {
         chosen.resize(self.rows.len(), DraftSet::default());
         let mut verified = vec![0; self.plan.view.decoding.len()];
         let mut orders = Vec::with_capacity(self.rows.len());
-        for (row, chosen) in self.rows.iter().zip(chosen) {
+        for ((row, chosen), drafts) in self.rows.iter().zip(chosen).zip(&mut self.constrained) {
             let index = row.decoding as usize;
-            let order = row.verification_order(row.rooted(chosen, self.plan.granted.drafts[index] as usize));
-            append(&mut self.plan.rows[index], row, &order);
+            let mut order =
+                row.verification_order(row.rooted(chosen, self.plan.granted.drafts[index] as usize));
+            if let Some(drafts) = drafts.as_mut() {
+                order.retain(|&draft| drafts.goes_on(draft as usize + 1));
+            }
+            let target = &mut self.plan.rows[index];
+            append(target, row, &order);
+            constrain(target, drafts.as_mut(), &order);
             verified[index] = order.len() as u32;
             orders.push(order);
         }
-        self.plan.rows.iter_mut().for_each(constrain);
+        let without_masks = self.plan.rows.iter_mut().filter(|row| row.masks.is_empty());
+        without_masks.for_each(|row| constrain(row, None, &[]));
         Selected { drafted: self, orders, verified }
     }
 }
@@ -154,6 +162,9 @@ fn account(
         verdicts.into_iter().map(|verdict| RowOutcome { verdict, ..RowOutcome::default() }).collect();
     for (row, &verified) in rows.iter_mut().zip(&verified) {
         row.verified = verified;
+    }
+    for (outcome, row) in rows.iter_mut().zip(&plan.rows) {
+        outcome.nothing_allowed = !outcome.verdict.finite && row.mask(0).is_some_and(|mask| mask.is_empty());
     }
     for ((row, track), outcome) in drafted.rows.iter().zip(&drafted.tracks).zip(&outcomes) {
         if let Some(of_row) = rows.get_mut(row.decoding as usize) {

@@ -101,6 +101,7 @@ pub(super) struct Failures {
     pub(super) cancelled: u64,
     pub(super) shutting_down: u64,
     pub(super) numerical: u64,
+    pub(super) nothing_allowed: u64,
     pub(super) engine: u64,
     pub(super) queue_full: u64,
     pub(super) unavailable: u64,
@@ -315,6 +316,7 @@ impl Metrics {
             RequestFailure::Overdue { .. } => return self.record_rejected(RejectionReason::QueueTimeout),
             RequestFailure::ShuttingDown => &mut self.failures.shutting_down,
             RequestFailure::Numerical => &mut self.failures.numerical,
+            RequestFailure::NothingAllowed => &mut self.failures.nothing_allowed,
             RequestFailure::Engine(_) => &mut self.failures.engine,
         };
         *count += 1;

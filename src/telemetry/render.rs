@@ -92,6 +92,7 @@ impl Metrics {
             ("cancelled", failures.cancelled),
             ("shutting_down", failures.shutting_down),
             ("numerical_error", failures.numerical),
+            ("grammar_error", failures.nothing_allowed),
             ("engine_error", failures.engine),
             ("queue_full", failures.queue_full),
             ("unavailable", failures.unavailable),

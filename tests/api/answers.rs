@@ -206,6 +206,28 @@ async fn nothing_ends_an_output_before_its_min_tokens() {
 }
 
 #[tokio::test]
+async fn a_description_of_the_output_reaches_the_engine_as_a_constraint() {
+    let fixture = Fixture::start(Script::text("ab", 1)).await;
+    let mask = async |more: Value, output: &[u32]| {
+        let reply = post(&fixture, COMPLETIONS, &prompt(more)).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+        let submission = fixture.engine.last_submission();
+        let constraint = submission.sampling.constraint.as_ref().expect("the output is described");
+        assert!(submission.stop_tokens.contains(&END), "the end is told by a token");
+        constraint.mask(output).expect("a mask").allowed().collect::<Vec<_>>()
+    };
+    let (a, b) = (u32::from(b'a'), u32::from(b'b'));
+    assert_eq!(mask(json!({"guided_regex": "ab?"}), &[]).await, [a]);
+    assert_eq!(mask(json!({"guided_regex": "ab?"}), &[a]).await, [b, END]);
+    let longer = json!({"guided_regex": "ab?", "min_tokens": 2, "max_tokens": 9});
+    assert_eq!(mask(longer, &[a]).await, [b], "it may go on");
+    let longest = json!({"guided_regex": "ab?", "min_tokens": 9, "max_tokens": 9});
+    assert_eq!(mask(longest, &[a, b]).await, [END], "it may not");
+    let stops = json!({"structured_outputs": {"choice": ["a"]}, "stop_token_ids": [9], "ignore_eos": true});
+    assert_eq!(mask(stops, &[a]).await, [9, END]);
+}
+
+#[tokio::test]
 async fn fields_of_other_servers_are_taken_at_their_neutral_values() {
     let fixture = Fixture::start(Script::text("x", 1)).await;
     let body = chat(json!({
@@ -401,6 +423,7 @@ async fn a_failure_before_the_first_token_has_an_error_status() {
         (RequestFailure::ShuttingDown, 503, "shutting_down"),
         (RequestFailure::Late { ttft: Micros::from_millis(250) }, 503, "slo_too_late"),
         (RequestFailure::Numerical, 500, "numerical_error"),
+        (RequestFailure::NothingAllowed, 500, "grammar_error"),
         (RequestFailure::Engine("device lost".into()), 500, "engine_error"),
     ] {
         let fixture = Fixture::start(Script::Fail(vec![], failure)).await;

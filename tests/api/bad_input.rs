@@ -109,14 +109,14 @@ async fn unsupported_fields_are_rejected_and_never_ignored() {
         ("tool_choice", json!("auto")),
         ("functions", json!([{"name": "f"}])),
         ("function_call", json!("auto")),
-        ("response_format", json!({"type": "json_object"})),
+        ("structural_tag", json!({"type": "x"})),
         ("audio", json!({"voice": "x"})),
         ("modalities", json!(["audio"])),
         ("prediction", json!({})),
         ("reasoning_effort", json!("low")),
         ("verbosity", json!("high")),
         ("skip_special_tokens", json!(false)),
-        ("structured_outputs", json!({"json": {}})),
+        ("regex", json!("a")),
         ("speculative", json!({"n_max": 4})),
     ] {
         for (path, body) in
@@ -417,4 +417,28 @@ async fn garbage_instead_of_http_leaves_the_server_serving() {
     assert_serving(&fixture).await;
     let page = get(&fixture, "/metrics").await.text;
     assert!(page.contains("\nspecserve_connections_refused_total{reason=\"bad_head\"} 4\n"), "{page}");
+}
+
+#[tokio::test]
+async fn a_description_that_cannot_be_followed_is_refused_with_its_field_and_place() {
+    let fixture = Fixture::start(Script::text("x", 1)).await;
+    let wrong = json!({"properties": {"a": {"type": "strin"}}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": wrong}});
+    for (body, param) in [
+        (json!({"response_format": format}), "response_format.json_schema.schema"),
+        (json!({"guided_json": wrong}), "guided_json"),
+        (json!({"structured_outputs": {"json": wrong}}), "structured_outputs.json"),
+        (json!({"guided_regex": "(a"}), "guided_regex"),
+        (json!({"guided_grammar": "start: missing"}), "guided_grammar"),
+        (json!({"guided_json": {}, "guided_whitespace_pattern": "("}), "guided_whitespace_pattern"),
+        (json!({"guided_json": {}, "guided_regex": "a"}), "guided_regex"),
+    ] {
+        let body = chat(body).to_string();
+        assert_refused(&fixture, CHAT, body.as_bytes(), 400, "invalid_value", Some(param)).await;
+    }
+    let reply = post(&fixture, COMPLETIONS, &prompt(json!({"guided_json": wrong}))).await;
+    let message = reply.json()["error"]["message"].to_string();
+    assert!(message.contains("/properties/a") && message.contains("strin"), "{message}");
+    assert_eq!(fixture.engine.submissions(), 0);
+    assert_serving(&fixture).await;
 }

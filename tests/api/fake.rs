@@ -10,9 +10,10 @@ use specserve::api::{
     ApiCounters, ApiLimits, ApiRules, Backend, BackendInfo, BoundSocket, ClassInfo, Conversation, Health,
     SamplingDefaults, Server, SocketOptions, TcpListeners, TextDecoder, TextError, TextModel, router,
 };
+use specserve::grammar::{GrammarCompiler, GrammarError, GrammarSource, Vocabulary};
 use specserve::protocol::{
     AdmissionError, Clock, FinishReason, Generation, Micros, MonotonicClock, RequestFailure, RequestId,
-    RequestSummary, RequestTimes, Slo, SpeculationStats, Submission, TokenEvent, TokenId,
+    RequestSummary, RequestTimes, Slo, SpeculationStats, Submission, TokenConstraint, TokenEvent, TokenId,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -254,6 +255,19 @@ impl TextModel for ByteText {
         }
         Ok(if conversation.add_generation_prompt { text + "assistant: " } else { text })
     }
+
+    fn constraint(
+        &self,
+        source: &GrammarSource,
+        stop_tokens: &[TokenId],
+    ) -> Result<Arc<dyn TokenConstraint>, GrammarError> {
+        compiler()?.compile(source, stop_tokens)
+    }
+}
+
+fn compiler() -> Result<GrammarCompiler, GrammarError> {
+    let bytes = (0..=END).map(|token| u8::try_from(token).ok().into_iter().collect()).collect();
+    GrammarCompiler::new(Vocabulary { bytes, end_tokens: vec![END], encode: None })
 }
 
 struct ByteDecoder(Vec<u8>);

@@ -15,8 +15,8 @@ use specserve::executor::cpu::{CpuExecutor, CpuOptions};
 use specserve::model::{DraftHead, DraftWeights, LoadedModel, ModelSource, load};
 use specserve::policy::{Learner, Scratch};
 use specserve::protocol::{
-    Clock, GenerationRequest, Micros, ModelRole, RequestId, RequestSummary, SamplingParams, Slo,
-    TokenConstraint, TokenEvent, TokenId, TokenMask,
+    Clock, ConstraintState, GenerationRequest, Micros, ModelRole, RequestId, RequestSummary, SamplingParams,
+    Slo, TokenConstraint, TokenEvent, TokenId, TokenMask,
 };
 use specserve::scheduler::{Scheduler, SchedulerLimits};
 use specserve::step;
@@ -176,8 +176,28 @@ pub struct EvenAtEven {
 }
 
 impl TokenConstraint for EvenAtEven {
-    fn mask(&self, output: &[TokenId]) -> Option<Arc<TokenMask>> {
-        let constrained = output.len().is_multiple_of(2);
-        constrained.then(|| Arc::new(TokenMask::from_fn(self.vocab_size, |token| token.is_multiple_of(2))))
+    fn state(&self, output: &[TokenId]) -> Box<dyn ConstraintState> {
+        Box::new(EvenNow { vocab_size: self.vocab_size, now: output.len().is_multiple_of(2) })
+    }
+}
+
+/// Whether the next token must be even.
+#[derive(Clone, Debug)]
+struct EvenNow {
+    vocab_size: u32,
+    now: bool,
+}
+
+impl ConstraintState for EvenNow {
+    fn mask(&mut self) -> Option<Arc<TokenMask>> {
+        self.now.then(|| Arc::new(TokenMask::from_fn(self.vocab_size, |token| token.is_multiple_of(2))))
+    }
+
+    fn advance(&mut self, _: TokenId) {
+        self.now = !self.now;
+    }
+
+    fn fork(&self) -> Box<dyn ConstraintState> {
+        Box::new(self.clone())
     }
 }

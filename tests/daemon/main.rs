@@ -219,6 +219,68 @@ fn curl_gets_an_answer_over_the_socket() {
     assert!(answer["choices"][0]["message"]["content"].as_str().is_some_and(|text| !text.is_empty()));
 }
 
+/// The answer to a chat request over the socket: its status and body.
+fn chat(daemon: &Daemon, more: &Value) -> (u16, String) {
+    let mut body = json!({"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 120});
+    let (Value::Object(all), Value::Object(more)) = (&mut body, more) else { panic!("objects") };
+    all.extend(more.clone());
+    let body = body.to_string();
+    let mut stream = UnixStream::connect(&daemon.socket).expect("the daemon listens");
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
+    write!(stream, "{head}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        .expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let status = answer.split(' ').nth(1).expect("a status").parse().expect("a number");
+    (status, answer.split_once("\r\n\r\n").expect("a body").1.to_owned())
+}
+
+#[test]
+fn a_schema_is_fitted_whole_and_streamed_and_a_bad_one_is_refused() {
+    let daemon = Daemon::start();
+    let schema = json!({
+        "type": "object",
+        "properties": {"title": {"type": "string", "maxLength": 24}, "pages": {"type": "integer", "maximum": 999}},
+        "required": ["title", "pages"],
+        "additionalProperties": false,
+    });
+    let format =
+        |schema: Value| json!({"type": "json_schema", "json_schema": {"name": "book", "schema": schema}});
+    for temperature in [0.0, 1.0] {
+        let request =
+            json!({"response_format": format(schema.clone()), "temperature": temperature, "seed": 3});
+        let (status, body) = chat(&daemon, &request);
+        assert_eq!(status, 200, "{body}");
+        let answer: Value = serde_json::from_str(&body).expect("JSON");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+        let text = answer["choices"][0]["message"]["content"].as_str().expect("a text");
+        let book: Value = serde_json::from_str(text).expect(text);
+        assert!(
+            book["title"].is_string() && book["pages"].as_i64().is_some_and(|pages| pages <= 999),
+            "{text}"
+        );
+        assert_eq!(book.as_object().map(serde_json::Map::len), Some(2), "{text}");
+
+        let mut streamed = request.clone();
+        streamed["stream"] = json!(true);
+        let (status, body) = chat(&daemon, &streamed);
+        assert_eq!(status, 200, "{body}");
+        let events =
+            body.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+        let events: Vec<Value> = events.map(|data| serde_json::from_str(data).expect(data)).collect();
+        let parts = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+        assert_eq!(parts.collect::<String>(), text, "streamed as it is whole");
+    }
+    let (status, body) =
+        chat(&daemon, &json!({"response_format": format(json!({"items": {"type": "lst"}}))}));
+    let error = serde_json::from_str::<Value>(&body).expect("JSON")["error"].take();
+    assert_eq!((status, &error["param"]), (400, &json!("response_format.json_schema.schema")));
+    assert!(error["message"].as_str().is_some_and(|message| message.contains("\"/items\"")), "{error}");
+    let (status, body) = chat(&daemon, &json!({"response_format": format(schema), "max_tokens": 2}));
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains("\"finish_reason\":\"length\""), "cut off, and said so: {body}");
+}
+
 #[test]
 fn the_demo_finds_the_same_texts_with_and_without_speculation() {
     let arguments = ["demo", "--json", "--policy", "fixed:4", "--tokens", "24", "--rounds", "1"];

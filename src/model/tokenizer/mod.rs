@@ -4,6 +4,7 @@
 mod added;
 mod byte_fallback;
 mod byte_level;
+mod spaces;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -142,6 +143,31 @@ impl Tokenizer {
     /// The id of a token string.
     pub fn token_id(&self, token: &str) -> Option<TokenId> {
         self.inner.wrapped.token_to_id(token)
+    }
+
+    /// The bytes that each token of a vocabulary of `vocab_size` adds to a text, none for special tokens
+    /// and for ids that are no token. `None` if they depend on the tokens beside it.
+    pub fn fixed_bytes(&self, vocab_size: usize) -> Option<Vec<Vec<u8>>> {
+        let Inner { wrapped, pieces, fallback, .. } = &*self.inner;
+        let spaced = spaces::are_marked(wrapped);
+        if pieces.is_none() && !spaced {
+            return None;
+        }
+        let bytes = |id| {
+            let fallback = fallback.as_ref().and_then(|bytes| bytes.byte(id));
+            match (pieces, fallback) {
+                _ if self.is_silent(id) => Vec::new(),
+                (Some(pieces), _) => pieces.piece(id).to_vec(),
+                (None, Some(byte)) => vec![byte],
+                (None, None) => spaces::unmarked(&self.token(id).unwrap_or_default()),
+            }
+        };
+        Some((0..vocab_size as TokenId).map(bytes).collect())
+    }
+
+    /// Whether text is encoded into tokens that spell exactly that text, wherever it stands.
+    pub fn encodes_anywhere(&self) -> bool {
+        self.inner.pieces.is_some()
     }
 
     /// Whether `id` decodes to no text when special tokens are skipped: it is special or not a token.

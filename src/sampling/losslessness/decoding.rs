@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::protocol::{Proposal, SamplingParams, TokenConstraint, TokenId, TokenMask};
+use crate::protocol::{ConstraintState, Proposal, SamplingParams, TokenConstraint, TokenId, TokenMask};
 use crate::sampling::noise::Noise;
 use crate::sampling::{Sampler, TokenHistory, walk_chain, walk_tree};
 
@@ -28,10 +28,27 @@ fn mask_after(params: &SamplingParams, tokens: &[TokenId]) -> Option<Arc<TokenMa
 struct Parity;
 
 impl TokenConstraint for Parity {
-    fn mask(&self, output: &[TokenId]) -> Option<Arc<TokenMask>> {
-        let last = *output.last()?;
-        let constrained = !output.len().is_multiple_of(3);
+    fn state(&self, output: &[TokenId]) -> Box<dyn ConstraintState> {
+        Box::new(ParityBehind(output.to_vec()))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct ParityBehind(Vec<TokenId>);
+
+impl ConstraintState for ParityBehind {
+    fn mask(&mut self) -> Option<Arc<TokenMask>> {
+        let last = *self.0.last()?;
+        let constrained = !self.0.len().is_multiple_of(3);
         constrained.then(|| Arc::new(TokenMask::from_fn(VOCAB_SIZE, |token| token % 2 == last % 2)))
+    }
+
+    fn advance(&mut self, token: TokenId) {
+        self.0.push(token);
+    }
+
+    fn fork(&self) -> Box<dyn ConstraintState> {
+        Box::new(self.clone())
     }
 }
 
