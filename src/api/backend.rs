@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::chat::Conversation;
+use super::chat_features::ChatFeatures;
 use super::error::ApiError;
 use crate::grammar::{GrammarError, GrammarSource};
 use crate::protocol::{
@@ -71,6 +72,8 @@ pub struct BackendInfo {
     pub max_tokens_default: u32,
     /// Most draft tokens per request and step; 0 without a drafter.
     pub draft_tokens_max: u32,
+    /// What the chat template can be told, and how the model answers.
+    pub chat: ChatFeatures,
     /// Request classes, most urgent first; 1 to 256.
     pub classes: Vec<ClassInfo>,
     /// Index of the class of requests that do not name one.
@@ -152,10 +155,11 @@ pub trait TextModel: Send + Sync {
     fn chat_template(&self) -> Option<String>;
 
     /// Creates a streaming decoder for one output. It decodes the text that the output adds to
-    /// `prompt`, or a text by itself if `prompt` is empty.
-    fn decoder(&self, prompt: &[TokenId]) -> Box<dyn TextDecoder>;
+    /// `prompt`, or a text by itself if `prompt` is empty. Of special tokens it has those of `shown`.
+    fn decoder(&self, prompt: &[TokenId], shown: &[&str]) -> Box<dyn TextDecoder>;
 
-    /// The special token that this text is, if any. Special tokens are no part of a decoded text.
+    /// The special token that this text is, if any. Others than those that a decoder shows are no
+    /// part of a decoded text.
     fn special_token(&self, text: &str) -> Option<TokenId>;
 
     /// Renders a conversation into a prompt that ends where the assistant's reply begins, or where

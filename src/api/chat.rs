@@ -2,8 +2,11 @@
 
 use serde_json::{Map, Value};
 
+use super::chat_features::ChatFeatures;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
+use super::thinking;
+use super::tools::Tools;
 
 /// Most messages in a conversation.
 pub const MESSAGES_MAX: usize = 4096;
@@ -29,6 +32,8 @@ const OWN_VARIABLES: [&str; 5] =
 pub struct Conversation {
     /// The messages; at least one.
     pub messages: Vec<ChatMessage>,
+    /// The functions that the model may call.
+    pub tools: Tools,
     /// Whether the prompt ends with the header of the assistant's reply.
     pub add_generation_prompt: bool,
     /// Whether the prompt ends inside the last message, which the output continues.
@@ -49,13 +54,13 @@ pub struct ChatMessage {
 }
 
 impl Conversation {
-    /// Parses `messages`, `add_generation_prompt`, `continue_final_message` and
-    /// `chat_template_kwargs`.
+    /// Parses `messages`, `tools` and what belongs to them, `add_generation_prompt`,
+    /// `continue_final_message`, `chat_template_kwargs`, `reasoning_effort` and `thinking`.
     ///
     /// # Errors
     /// 400 if `messages` is missing or empty, or for an unknown role, a part that is not text, a
     /// field that is not supported, or settings that contradict each other.
-    pub fn parse(fields: &mut Fields) -> Result<Conversation, ApiError> {
+    pub fn parse(fields: &mut Fields, features: &ChatFeatures) -> Result<Conversation, ApiError> {
         let messages = match fields.required("messages")? {
             Value::Array(messages) => messages,
             other => return Err(wrong_type("messages", "an array", &other)),
@@ -75,8 +80,11 @@ impl Conversation {
                            either continued or begun";
             return Err(ApiError::invalid("continue_final_message", message));
         }
-        let variables = variables(fields)?;
-        Ok(Conversation { messages, add_generation_prompt, continue_final_message, variables })
+        let tools = Tools::parse(fields)?;
+        features.check_tools(&tools)?;
+        let mut variables = variables(fields)?;
+        thinking::set_variables(fields, &features.variables, &mut variables)?;
+        Ok(Conversation { messages, tools, add_generation_prompt, continue_final_message, variables })
     }
 }
 
@@ -115,6 +123,11 @@ impl ChatMessage {
         let mut more = Map::new();
         for name in TEXT_FIELDS {
             more.extend(fields.string(name)?.map(|text| (name.to_owned(), text.into())));
+        }
+        // templates read the older name
+        if let Some(text) = more.get("reasoning").filter(|_| !more.contains_key("reasoning_content")).cloned()
+        {
+            more.insert("reasoning_content".to_owned(), text);
         }
         if let Some(calls) = fields.take("tool_calls").filter(|calls| *calls != Value::Array(Vec::new())) {
             let path = fields.path("tool_calls");

@@ -165,6 +165,16 @@ pub fn whole(value: &Value) -> Option<i64> {
     })
 }
 
+/// Formats a value for a message, truncated if long.
+pub fn brief(value: &Value) -> String {
+    const CHARACTERS_MAX: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(CHARACTERS_MAX) {
+        None => text,
+        Some((at, _)) => format!("{}…", &text[..at]),
+    }
+}
+
 /// Advice for a JSON error that clients meet, as a clause to append to its message; may be empty.
 fn json_advice(text: &str, error: &str) -> &'static str {
     if text.starts_with('\u{feff}') {

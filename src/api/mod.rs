@@ -3,8 +3,8 @@
 //! A request's body is read within limits ([`body`]) and parsed field by field, so that no
 //! field is silently ignored ([`fields`], [`params`], [`prompt`], [`chat`], [`output_format`]). The request is submitted
 //! to the [`Backend`], and its tokens are detokenized ([`output`]) into one response or a
-//! stream of server-sent events. Dropping the answer, as on a client disconnect, cancels
-//! the request ([`answer`]).
+//! stream of server-sent events; the text of a chat is read for reasoning and tool calls
+//! ([`reply`]). Dropping the answer, as on a client disconnect, cancels the request ([`answer`]).
 //!
 //! May import: protocol, telemetry, grammar.
 #![forbid(unsafe_code)]
@@ -15,6 +15,8 @@ mod app;
 pub mod backend;
 pub mod body;
 pub mod chat;
+pub mod chat_features;
+mod chat_message;
 mod connections;
 mod content_type;
 mod cors;
@@ -32,6 +34,9 @@ pub mod output_format;
 pub mod params;
 mod probes;
 pub mod prompt;
+mod reasoning_tokens;
+pub mod reply;
+mod reply_rules;
 mod request;
 mod response;
 mod routes;
@@ -43,6 +48,8 @@ mod starting;
 pub mod stop;
 mod stream;
 mod text_routes;
+mod thinking;
+pub mod tools;
 mod tracker;
 mod watched_body;
 mod write_stall;
@@ -52,11 +59,13 @@ pub use backend::{
     Backend, BackendInfo, ClassInfo, Health, SamplingDefaults, TextDecoder, TextError, TextModel,
 };
 pub use chat::{ChatMessage, Conversation};
+pub use chat_features::ChatFeatures;
 pub use connections::OVERFLOW_CONNECTIONS_MAX;
 pub use counters::ApiCounters;
 pub use error::ApiError;
 pub use error_code::ErrorCode;
 pub use fields::UnknownFields;
+pub use reply::{ReasoningFormat, ToolFormat};
 pub use routes::router;
 pub use server::{Server, ServerError, TcpListeners};
 pub use socket::{BoundSocket, SocketError, SocketOptions};

@@ -6,8 +6,7 @@
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::fields::{Fields, whole};
-use super::params::brief;
+use super::fields::{Fields, brief, whole};
 
 /// Values of a field that ask for nothing.
 struct Neutral {

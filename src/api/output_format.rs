@@ -6,8 +6,7 @@ use serde_json::Value;
 
 use super::backend::TextModel;
 use super::error::ApiError;
-use super::fields::{Fields, wrong_type};
-use super::params::brief;
+use super::fields::{Fields, brief, wrong_type};
 use crate::grammar::{GrammarError, GrammarSource};
 use crate::protocol::{TokenConstraint, TokenId};
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::backend::BackendInfo;
 use super::error::ApiError;
-use super::fields::{Fields, whole, wrong_type};
+use super::fields::{Fields, brief, whole, wrong_type};
 use crate::protocol::{
     MIN_P_BOUNDS, REPETITION_PENALTY_BOUNDS, SamplingParams, TEMPERATURE_BOUNDS, TOP_K_BOUNDS, TOP_P_BOUNDS,
     TokenId,
@@ -28,16 +28,6 @@ pub const STOP_TOKENS_MAX: usize = 64;
 
 /// Bound of server-drawn seeds; below it every JSON reader keeps them exact.
 const DRAWN_SEED_BITS: u32 = 53;
-
-/// Formats a value for a message, truncated if long.
-pub fn brief(value: &Value) -> String {
-    const CHARACTERS_MAX: usize = 60;
-    let text = value.to_string();
-    match text.char_indices().nth(CHARACTERS_MAX) {
-        None => text,
-        Some((at, _)) => format!("{}…", &text[..at]),
-    }
-}
 
 /// Parses the sampling parameters.
 ///
@@ -75,7 +65,7 @@ fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
 }
 
 /// An unpredictable seed, from the random keys of the standard library's hasher.
-fn fresh_seed() -> u64 {
+pub fn fresh_seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish() >> (u64::BITS - DRAWN_SEED_BITS)
 }
 

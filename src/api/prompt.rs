@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::backend::{BackendInfo, TextError, TextModel};
 use super::chat::Conversation;
+use super::chat_features::ChatFeatures;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::params::token_ids;
@@ -59,8 +60,8 @@ impl Prompt {
     ///
     /// # Errors
     /// As [`Conversation::parse`].
-    pub fn from_messages(fields: &mut Fields) -> Result<Prompt, ApiError> {
-        Conversation::parse(fields).map(Prompt::Chat)
+    pub fn from_messages(fields: &mut Fields, features: &ChatFeatures) -> Result<Prompt, ApiError> {
+        Conversation::parse(fields, features).map(Prompt::Chat)
     }
 
     /// Tokenizes the prompt: at least one token, and fewer than the context length. Unless

@@ -11,8 +11,12 @@ use super::fields::{Fields, UnknownFields};
 use super::min_tokens::MinTokens;
 use super::output_format::{self, OutputFormat};
 use super::prompt::Prompt;
-use super::{neutral, params, slo};
+use super::reply::{ReplyRules, Start};
+use super::{neutral, params, reply_rules, slo};
 use crate::protocol::{Micros, SamplingParams, Slo, Submission, TokenId};
+
+/// Most tokens of a marker of reasoning at the end of a prompt, and of the whitespace around it.
+const MARKER_TOKENS_MAX: usize = 32;
 
 /// The generation routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub enum Endpoint {
 #[derive(Debug)]
 pub struct ParsedRequest {
     pub prompt: Prompt,
+    /// How the text of the answer is to be read.
+    pub reply: ReplyRules,
     /// Whether the tokenizer puts its special tokens around the prompt; `None`: as usual.
     pub add_special_tokens: Option<bool>,
     pub sampling: SamplingParams,
@@ -65,11 +71,16 @@ impl ParsedRequest {
         check_model(&mut fields, info)?;
         let prompt = match endpoint {
             Endpoint::Completions => Prompt::from_prompt(&mut fields, info)?,
-            Endpoint::Chat => Prompt::from_messages(&mut fields)?,
+            Endpoint::Chat => Prompt::from_messages(&mut fields, &info.chat)?,
+        };
+        let reply = match &prompt {
+            Prompt::Chat(conversation) => reply_rules::parse(&mut fields, conversation, &info.chat)?,
+            Prompt::Text(_) | Prompt::Tokens(_) => ReplyRules::default(),
         };
         let (class, slo) = slo::parse(&mut fields, headers, info)?;
         let request = ParsedRequest {
             prompt,
+            reply,
             add_special_tokens: fields.boolean("add_special_tokens")?,
             sampling: params::sampling(&mut fields, info)?,
             max_tokens: max_tokens(&mut fields)?,
@@ -111,6 +122,16 @@ impl ParsedRequest {
         self.stop_tokens.extend(found);
         self.stop_tokens.sort_unstable();
         self.stop_tokens.dedup();
+    }
+
+    /// Notes whether the output begins within the reasoning: templates may begin it.
+    pub fn note_start(&mut self, text: &dyn TextModel, prompt: &[TokenId]) -> Result<(), ApiError> {
+        let continues = self.prompt.is_continued();
+        let Some(reasoning) = self.reply.reasoning.as_mut().filter(|_| !continues) else { return Ok(()) };
+        let end = &prompt[prompt.len().saturating_sub(MARKER_TOKENS_MAX)..];
+        let end = text.decode(end).map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+        reasoning.start = Start::after(&end, reasoning.format);
+        Ok(())
     }
 
     /// Builds the submission for the encoded prompt. Without `max_tokens`, the output is

@@ -4,6 +4,9 @@ use serde_json::{Value, json};
 
 use super::answer::Completion;
 use super::backend::BackendInfo;
+use super::chat_message;
+use super::reasoning_tokens::ReasoningTokens;
+use super::reply::{Message, Part};
 use super::request::Endpoint;
 use crate::protocol::{FinishReason, RequestId, RequestSummary, SpeculationStats, unix_time};
 
@@ -18,6 +21,8 @@ pub struct Envelope {
     pub seed: u64,
     /// Most draft tokens of a step; 0 without a drafter.
     pub draft_tokens_max: u32,
+    /// Tokens of the reasoning, if they are counted.
+    pub reasoning_tokens: Option<ReasoningTokens>,
 }
 
 impl Envelope {
@@ -38,37 +43,60 @@ impl Envelope {
         let id = format!("{prefix}-{:x}-{id}", since_epoch.as_micros());
         let (model, created_unix_s) = (info.model.clone(), since_epoch.as_secs());
         let draft_tokens_max = info.draft_tokens_max;
-        Envelope { endpoint, id, created_unix_s, model, prompt_tokens, seed, draft_tokens_max }
+        Envelope {
+            endpoint,
+            id,
+            created_unix_s,
+            model,
+            prompt_tokens,
+            seed,
+            draft_tokens_max,
+            reasoning_tokens: None,
+        }
     }
 
-    /// The body of a response in one piece; `text` is the complete text.
-    pub fn whole(&self, text: &str, completion: &Completion) -> Value {
+    /// Adds the count of the reasoning's tokens to the usage.
+    #[must_use]
+    pub fn with_reasoning_tokens(self, reasoning_tokens: Option<ReasoningTokens>) -> Envelope {
+        Envelope { reasoning_tokens, ..self }
+    }
+
+    /// The body of a response in one piece.
+    pub fn whole(&self, message: &Message, completion: &Completion) -> Value {
         let choice = match self.endpoint {
-            Endpoint::Completions => json!({"index": 0, "text": text}),
-            Endpoint::Chat => json!({
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": null},
-            }),
+            Endpoint::Completions => json!({"index": 0, "text": message.content}),
+            Endpoint::Chat => json!({"index": 0, "message": chat_message::whole(message)}),
         };
         let object = match self.endpoint {
             Endpoint::Completions => "text_completion",
             Endpoint::Chat => "chat.completion",
         };
-        let mut body = self.body(object, json!([closed(choice, Some(completion.reason))]));
+        let mut body = self.body(
+            object,
+            json!([closed(choice, Some(reason_name(completion.reason, !message.calls.is_empty())))]),
+        );
         body["usage"] = self.final_usage(completion);
         body["metrics"] = self.metrics(completion.summary.as_ref());
         body
     }
 
-    /// A streamed chunk with the next text delta; the first chunk of a chat carries the role.
-    pub fn chunk(&self, text: &str, first: bool, reason: Option<FinishReason>) -> Value {
-        let choice = match self.endpoint {
-            Endpoint::Completions => json!({"index": 0, "text": text}),
-            Endpoint::Chat if first => json!({"index": 0, "delta": {"role": "assistant", "content": text}}),
-            Endpoint::Chat if text.is_empty() => json!({"index": 0, "delta": {}}),
-            Endpoint::Chat => json!({"index": 0, "delta": {"content": text}}),
+    /// A streamed chunk with the next part; the first chunk of a chat carries the role.
+    pub fn chunk(&self, part: &Part, first: bool) -> Value {
+        let choice = match (self.endpoint, part) {
+            (Endpoint::Chat, part) => json!({"index": 0, "delta": chat_message::delta(part, first)}),
+            (Endpoint::Completions, Part::Content(text)) => json!({"index": 0, "text": text}),
+            (Endpoint::Completions, other) => unreachable!("a completion is text, not {other:?}"),
         };
-        self.body(self.chunk_object(), json!([closed(choice, reason)]))
+        self.body(self.chunk_object(), json!([closed(choice, None)]))
+    }
+
+    /// The streamed chunk that ends an answer, with or without tool calls.
+    pub fn last_chunk(&self, reason: FinishReason, calls: bool) -> Value {
+        let choice = match self.endpoint {
+            Endpoint::Completions => json!({"index": 0, "text": ""}),
+            Endpoint::Chat => json!({"index": 0, "delta": {}}),
+        };
+        self.body(self.chunk_object(), json!([closed(choice, Some(reason_name(reason, calls)))]))
     }
 
     /// The final chunk of a stream, which carries the usage and no text.
@@ -110,6 +138,9 @@ impl Envelope {
         if let Some(summary) = &completion.summary {
             usage["prompt_tokens_details"] = json!({"cached_tokens": summary.cached_tokens});
         }
+        if let Some(tokens) = &self.reasoning_tokens {
+            usage["completion_tokens_details"] = json!({"reasoning_tokens": tokens.get()});
+        }
         usage
     }
 
@@ -149,7 +180,12 @@ fn ratio(part: u32, whole: u32) -> f64 {
     f64::from(part) / f64::from(whole.max(1))
 }
 
-fn closed(mut choice: Value, reason: Option<FinishReason>) -> Value {
+/// The finish reason of an answer: calls are why it ended, unless it was cut off.
+fn reason_name(reason: FinishReason, calls: bool) -> &'static str {
+    if calls && reason == FinishReason::Stop { "tool_calls" } else { reason.name() }
+}
+
+fn closed(mut choice: Value, reason: Option<&str>) -> Value {
     choice["logprobs"] = Value::Null;
     choice["finish_reason"] = json!(reason);
     choice

@@ -21,9 +21,11 @@ use super::counters::ApiCounters;
 use super::error::ApiError;
 use super::error_code::ErrorCode;
 use super::output::Output;
+use super::reasoning_tokens::ReasoningTokens;
+use super::reply::{Message, Reply};
 use super::request::{Endpoint, ParsedRequest, unknown_model};
 use super::response::Envelope;
-use super::{info_routes, stream, text_routes};
+use super::{info_routes, params, stream, text_routes};
 use crate::protocol::{Micros, Submission};
 
 type Shared<B> = State<Arc<App<B>>>;
@@ -89,15 +91,22 @@ async fn generate<B: Backend>(
     outcome.note(|seen| seen.prompt_tokens = Some(prompt_tokens));
     // a message of its own begins a text, a completion goes on with one
     let before = if parsed.prompt.is_continued() { &submission.prompt[..] } else { &[] };
-    let decoder = app.backend.text().decoder(before);
+    let decoder = app.backend.text().decoder(before, &parsed.reply.markers());
+    let reasoning_tokens = parsed.reply.reasoning.map(|_| ReasoningTokens::default());
+    let decoder = match (&reasoning_tokens, parsed.reply.reasoning) {
+        (Some(tokens), Some(rules)) => tokens.counting(decoder, rules),
+        _ => decoder,
+    };
     let output = Output::new(decoder, submission.stop_tokens.clone(), parsed.stop_strings)
         .with_min_tokens(parsed.min_tokens);
     let generation = app.backend.submit(submission).await?;
     let answer = Answer::new(app.backend.clone(), generation, output, outcome, deadline);
-    let envelope = Envelope::new(endpoint, answer.id(), info, prompt_tokens, seed);
+    let envelope = Envelope::new(endpoint, answer.id(), info, prompt_tokens, seed)
+        .with_reasoning_tokens(reasoning_tokens);
+    let reply = Reply::new(parsed.reply, params::fresh_seed());
     match parsed.stream {
-        Some(options) => stream::respond(answer, envelope, options, &app.limits).await,
-        None => whole(answer, &envelope).await,
+        Some(options) => stream::respond(answer, reply, envelope, options, &app.limits).await,
+        None => whole(answer, reply, &envelope).await,
     }
 }
 
@@ -114,18 +123,23 @@ fn prepare<B: Backend>(
     parsed.stop_at_special_tokens(app.backend.text());
     parsed.constrain(app.backend.text(), info)?;
     let prompt = parsed.prompt.encode(app.backend.text(), parsed.add_special_tokens, info)?;
+    parsed.note_start(app.backend.text(), &prompt)?;
     let submission = parsed.submission(prompt, arrival, info)?;
     Ok((parsed, submission))
 }
 
-async fn whole<B: Backend>(mut answer: Answer<B>, envelope: &Envelope) -> Result<Response, ApiError> {
-    let mut text = String::new();
+async fn whole<B: Backend>(
+    mut answer: Answer<B>,
+    mut reply: Reply,
+    envelope: &Envelope,
+) -> Result<Response, ApiError> {
+    let mut message = Message::default();
     loop {
         match answer.next().await {
-            AnswerProgress::Text(more) => text += &more,
+            AnswerProgress::Text(more) => message.extend(reply.push(&more)),
             AnswerProgress::Done(completion) => {
-                text += &completion.text;
-                return Ok(Json(envelope.whole(&text, &completion)).into_response());
+                message.extend(reply.finish(&completion.text));
+                return Ok(Json(envelope.whole(&message, &completion)).into_response());
             }
             AnswerProgress::Failed(error) => return Err(error),
         }

@@ -7,12 +7,13 @@ use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{Answer, AnswerProgress, Completion};
 use super::app::ApiLimits;
 use super::backend::Backend;
 use super::error::ApiError;
+use super::reply::{Part, Reply};
 use super::request::StreamOptions;
 use super::response::Envelope;
 
@@ -25,6 +26,7 @@ const DONE: &str = "data: [DONE]\n\n";
 /// A streamed answer; writes once per engine step.
 struct EventStream<B: Backend> {
     answer: Answer<B>,
+    reply: Reply,
     envelope: Envelope,
     options: StreamOptions,
     /// Longest silence before a comment.
@@ -44,6 +46,7 @@ struct EventStream<B: Backend> {
 /// The failure of the answer, if it comes before the headers.
 pub async fn respond<B: Backend>(
     mut answer: Answer<B>,
+    reply: Reply,
     envelope: Envelope,
     options: StreamOptions,
     limits: &ApiLimits,
@@ -54,7 +57,8 @@ pub async fn respond<B: Backend>(
         Err(_) => None,
     };
     let keep_alive = limits.stream_keep_alive;
-    let stream = EventStream { answer, envelope, options, keep_alive, ready, opened: false, closed: false };
+    let stream =
+        EventStream { answer, reply, envelope, options, keep_alive, ready, opened: false, closed: false };
     let events = futures::stream::unfold(stream, |mut stream| async {
         let bytes = stream.next().await?;
         Some((Ok::<_, Infallible>(bytes), stream))
@@ -68,38 +72,54 @@ impl<B: Backend> EventStream<B> {
         if self.closed {
             return None;
         }
-        let progress = match self.ready.take() {
-            Some(progress) => progress,
-            None => match timeout(self.keep_alive, self.answer.next()).await {
-                Ok(progress) => progress,
-                Err(_) => return Some(Bytes::from_static(KEEP_ALIVE.as_bytes())),
-            },
-        };
-        let events = match progress {
-            AnswerProgress::Text(text) => self.text(&text),
-            AnswerProgress::Done(completion) => self.final_events(&completion),
-            AnswerProgress::Failed(error) => {
-                self.closed = true;
-                event(&error.body())
+        let silent_until = Instant::now() + self.keep_alive;
+        loop {
+            let progress = match self.ready.take() {
+                Some(progress) => progress,
+                None => match timeout_at(silent_until, self.answer.next()).await {
+                    Ok(progress) => progress,
+                    Err(_) => return Some(Bytes::from_static(KEEP_ALIVE.as_bytes())),
+                },
+            };
+            let events = match progress {
+                AnswerProgress::Text(text) => {
+                    let parts = self.reply.push(&text);
+                    self.parts(parts)
+                }
+                AnswerProgress::Done(completion) => self.final_events(&completion),
+                AnswerProgress::Failed(error) => {
+                    self.closed = true;
+                    event(&error.body())
+                }
+            };
+            // text that may become a call is held back
+            if !events.is_empty() {
+                return Some(Bytes::from(events));
             }
-        };
-        Some(Bytes::from(events))
+        }
     }
 
-    fn text(&mut self, text: &str) -> String {
-        let first = !std::mem::replace(&mut self.opened, true);
-        event(&self.open_usage(self.envelope.chunk(text, first, None)))
+    /// An event for each part.
+    fn parts(&mut self, parts: Vec<Part>) -> String {
+        let mut events = String::new();
+        for part in parts {
+            let first = !std::mem::replace(&mut self.opened, true);
+            events += &event(&self.open_usage(self.envelope.chunk(&part, first)));
+        }
+        events
     }
 
     /// The last text with the finish reason, the usage if requested, and the end marker.
     /// The last chunk carries the metrics.
     fn final_events(&mut self, completion: &Completion) -> String {
         self.closed = true;
-        let mut events = String::new();
-        if !completion.text.is_empty() || !self.opened {
-            events += &self.text(&completion.text);
+        let parts = self.reply.finish(&completion.text);
+        let mut events = self.parts(parts);
+        if !self.opened {
+            events += &self.parts(vec![Part::Content(String::new())]);
         }
-        let mut last = self.open_usage(self.envelope.chunk("", false, Some(completion.reason)));
+        let calls = self.reply.has_calls();
+        let mut last = self.open_usage(self.envelope.last_chunk(completion.reason, calls));
         if self.options.include_usage {
             events += &event(&last);
             last = self.envelope.usage_chunk(completion);

@@ -29,7 +29,7 @@ pub async fn tokenize<B: Backend>(
         let (param, tokens) = match fields.string("prompt")? {
             Some(prompt) => ("prompt", text.encode(&prompt, add_special.unwrap_or(true))),
             None => {
-                let conversation = Conversation::parse(&mut fields)?;
+                let conversation = Conversation::parse(&mut fields, &app.backend.info().chat)?;
                 ("messages", text.render_chat(&conversation).and_then(|prompt| text.encode(&prompt, false)))
             }
         };

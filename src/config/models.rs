@@ -2,6 +2,7 @@
 
 use super::reader::{Integer, IntegerList, Section};
 use super::render::{Entry, number};
+use super::reply_format::{ReasoningFormat, ToolFormat};
 use crate::model::{DraftKind, HeadSettings, ModelRef, names_a_layer_twice};
 
 const MODEL_BOUND: &str =
@@ -14,6 +15,10 @@ const NORM_BEFORE_RESIDUAL: &str = "norm_before_residual";
 const HIDDEN_STATE_LAYERS: IntegerList =
     IntegerList { name: "hidden_state_layers", what: "layers", entries_max: 256, max: 4095 };
 const CONTEXT_TOKENS_MAX: Integer = Integer::new("context_tokens_max", 8192, 16, 1 << 28);
+const TOOL_FORMAT: &str = "tool_format";
+const TOOL_FORMAT_BOUND: &str = "\"auto\", \"none\", \"hermes\", \"llama3\" or \"mistral\"";
+const REASONING_FORMAT: &str = "reasoning_format";
+const REASONING_FORMAT_BOUND: &str = "\"auto\", \"none\", \"think\" or \"mistral\"";
 const NAME_BYTES_MAX: usize = 128;
 const NAME_BOUND: &str = "1 to 128 bytes";
 
@@ -38,6 +43,10 @@ pub struct TargetConfig {
     /// Longest context that is served, prompt and output together; the model's own if shorter or
     /// not set.
     pub context_tokens_max: Option<u32>,
+    /// How the model writes tool calls.
+    pub tool_format: ToolFormat,
+    /// How the model writes its reasoning.
+    pub reasoning_format: ReasoningFormat,
 }
 
 /// Source of the drafts.
@@ -84,8 +93,21 @@ impl TargetConfig {
         let model = read_model(&mut section, given);
         let name = section.parsed("name", &format!("give {NAME_BOUND}"), parse_name);
         let context_tokens_max = section.optional_integer(&CONTEXT_TOKENS_MAX).map(|tokens| tokens as u32);
+        let tool_format =
+            section.parsed(TOOL_FORMAT, &format!("give {TOOL_FORMAT_BOUND}"), ToolFormat::parse);
+        let reasoning_format = section.parsed(
+            REASONING_FORMAT,
+            &format!("give {REASONING_FORMAT_BOUND}"),
+            ReasoningFormat::parse,
+        );
         section.finish();
-        TargetConfig { name: name.unwrap_or_else(|| default_name(&model)), model, context_tokens_max }
+        TargetConfig {
+            name: name.unwrap_or_else(|| default_name(&model)),
+            model,
+            context_tokens_max,
+            tool_format: tool_format.unwrap_or_default(),
+            reasoning_format: reasoning_format.unwrap_or_default(),
+        }
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {
@@ -94,6 +116,8 @@ impl TargetConfig {
             model_entry(&self.model),
             Entry::text("name", self.name.clone(), NAME_BOUND),
             Entry::optional(CONTEXT_TOKENS_MAX.name, context, CONTEXT_TOKENS_MAX.bound()),
+            Entry::text(TOOL_FORMAT, self.tool_format.name(), TOOL_FORMAT_BOUND),
+            Entry::text(REASONING_FORMAT, self.reasoning_format.name(), REASONING_FORMAT_BOUND),
         ]
     }
 }

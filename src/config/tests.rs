@@ -29,8 +29,13 @@ fn the_tiny_file_parses_to_the_values_it_shows() {
     assert_eq!(config.server.http, None);
     assert_eq!(config.server.body_bytes_max, 1 << 20);
     assert_eq!(config.server.connections_max, 352);
-    let target =
-        TargetConfig { model: ModelRef::EmbeddedTiny, name: "tiny".to_owned(), context_tokens_max: None };
+    let target = TargetConfig {
+        model: ModelRef::EmbeddedTiny,
+        name: "tiny".to_owned(),
+        context_tokens_max: None,
+        tool_format: ToolFormat::Auto,
+        reasoning_format: ReasoningFormat::Auto,
+    };
     assert_eq!(config.target, target);
     assert_eq!(config.draft, Some(ModelRef::EmbeddedTiny.into()));
     assert_eq!(config.executor.threads, 0);
@@ -306,6 +311,18 @@ fn users_of_the_socket_are_a_short_list_of_ids() {
     let long = format!("{:?}", [7; 65]);
     for wrong in ["[]", "1000", "[\"root\"]", "[-1]", "[4294967295]", "[1000, 1.5]", "\"1000\"", &long] {
         assert_eq!(problem_paths(&with(wrong)), ["server.socket_uids"], "{wrong}");
+    }
+}
+
+#[test]
+fn formats_of_answers_are_named() {
+    let with =
+        |key: &str, value: &str| tiny_with(&format!("{key} = \"auto\""), &format!("{key} = \"{value}\""));
+    let target = |key: &str, value: &str| Config::parse(&with(key, value)).expect("valid").target;
+    assert_eq!(target("tool_format", "llama3").tool_format, ToolFormat::Llama3);
+    assert_eq!(target("reasoning_format", "think").reasoning_format, ReasoningFormat::Think);
+    for key in ["tool_format", "reasoning_format"] {
+        assert_eq!(problem_paths(&with(key, "gpt")), [format!("target.{key}")]);
     }
 }
 

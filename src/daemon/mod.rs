@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod assembly;
+mod chat_features;
 mod executor_plan;
 mod host_memory;
 #[cfg(test)]

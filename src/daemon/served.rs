@@ -1,5 +1,6 @@
 //! The engine as the API's [`Backend`].
 
+use super::chat_features;
 use super::text::ServedText;
 use crate::actors::{Condition, EngineHandle};
 use crate::api::{Backend, BackendInfo, ClassInfo, Health, SamplingDefaults, TextModel};
@@ -34,6 +35,7 @@ impl EngineBackend {
                 Some(_) => config.speculation.draft_tokens_max.min(handle.info().draft_tokens_max),
                 None => 0,
             },
+            chat: chat_features::of(&config.target, target.chat_template.as_ref()),
             classes: config
                 .slo
                 .classes

@@ -61,8 +61,9 @@ impl TextModel for ServedText {
         self.chat_template.as_ref().map(ChatTemplate::source)
     }
 
-    fn decoder(&self, prompt: &[TokenId]) -> Box<dyn TextDecoder> {
-        Box::new(Decoder(self.tokenizer.stream_decoder_after(prompt, true)))
+    fn decoder(&self, prompt: &[TokenId], shown: &[&str]) -> Box<dyn TextDecoder> {
+        let shown = shown.iter().filter_map(|text| self.tokenizer.special_token_id(text)).collect();
+        Box::new(Decoder(self.tokenizer.stream_decoder_after(prompt, true).showing(shown)))
     }
 
     fn special_token(&self, text: &str) -> Option<TokenId> {
@@ -77,6 +78,7 @@ impl TextModel for ServedText {
             conversation.messages.iter().map(ChatMessage::to_json).collect();
         let input = ChatInput {
             messages: &messages,
+            tools: Some(conversation.tools.list.as_slice()).filter(|tools| !tools.is_empty()),
             add_generation_prompt: conversation.add_generation_prompt,
             continue_final_message: conversation.continue_final_message,
             variables: Some(&conversation.variables),

@@ -105,7 +105,7 @@ async fn unsupported_fields_are_rejected_and_never_ignored() {
         ("top_logprobs", json!(2)),
         ("echo", json!(true)),
         ("suffix", json!("end")),
-        ("tools", json!([{"type": "function"}])),
+        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
         ("tool_choice", json!("auto")),
         ("functions", json!([{"name": "f"}])),
         ("function_call", json!("auto")),

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use specserve::api::{
-    ApiCounters, ApiLimits, ApiRules, Backend, BackendInfo, BoundSocket, ClassInfo, Conversation, Health,
-    SamplingDefaults, Server, SocketOptions, TcpListeners, TextDecoder, TextError, TextModel, router,
+    ApiCounters, ApiLimits, ApiRules, Backend, BackendInfo, BoundSocket, ChatFeatures, ClassInfo,
+    Conversation, Health, SamplingDefaults, Server, SocketOptions, TcpListeners, TextDecoder, TextError,
+    TextModel, router,
 };
 use specserve::grammar::{GrammarCompiler, GrammarError, GrammarSource, Vocabulary};
 use specserve::protocol::{
@@ -230,7 +231,7 @@ impl TextModel for ByteText {
         Some("{{ messages }}".to_owned())
     }
 
-    fn decoder(&self, prompt: &[TokenId]) -> Box<dyn TextDecoder> {
+    fn decoder(&self, prompt: &[TokenId], _shown: &[&str]) -> Box<dyn TextDecoder> {
         self.continued.lock().unwrap().push(prompt.len());
         Box::new(ByteDecoder(Vec::new()))
     }
@@ -239,7 +240,7 @@ impl TextModel for ByteText {
         (text == END_TEXT).then_some(END)
     }
 
-    /// Variables, then `role: content` and further fields of each message, a line each.
+    /// Tools and variables, then `role: content` and further fields of each message, a line each.
     fn render_chat(&self, conversation: &Conversation) -> Result<String, TextError> {
         let more = |fields: &serde_json::Map<String, serde_json::Value>| match fields.is_empty() {
             true => String::new(),
@@ -249,7 +250,9 @@ impl TextModel for ByteText {
             .messages
             .iter()
             .map(|message| format!("{}: {}{}\n", message.role, message.content, more(&message.more)));
-        let mut text = more(&conversation.variables) + &lines.collect::<String>();
+        let tools = conversation.tools.list.iter().map(|tool| format!("tool: {tool}\n"));
+        let mut text =
+            tools.collect::<String>() + &more(&conversation.variables) + &lines.collect::<String>();
         if conversation.continue_final_message {
             text.pop();
         }
@@ -304,6 +307,12 @@ impl Fixture {
         Fixture::with(script, limits, ApiRules::default(), None).await
     }
 
+    /// The model's chats have these properties.
+    pub async fn with_chat(script: Script, chat: ChatFeatures) -> Fixture {
+        let info = BackendInfo { chat, context_tokens_max: 4096, ..info() };
+        Fixture::over(info, script, ApiLimits::default(), ApiRules::default(), None).await
+    }
+
     pub async fn with_rules(script: Script, rules: ApiRules) -> Fixture {
         Fixture::with(script, ApiLimits::default(), rules, None).await
     }
@@ -314,11 +323,21 @@ impl Fixture {
     }
 
     async fn with(script: Script, limits: ApiLimits, rules: ApiRules, users: Option<Vec<u32>>) -> Fixture {
+        Fixture::over(info(), script, limits, rules, users).await
+    }
+
+    async fn over(
+        info: BackendInfo,
+        script: Script,
+        limits: ApiLimits,
+        rules: ApiRules,
+        users: Option<Vec<u32>>,
+    ) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let (told, listener) = unbounded_channel();
         let engine = Arc::new(FakeBackend {
-            info: info(),
+            info,
             clock: MonotonicClock::start(),
             text: ByteText::default(),
             script: Mutex::new(script),
@@ -356,6 +375,7 @@ fn info() -> BackendInfo {
         sampling: SamplingDefaults { temperature: 0.7, ..SamplingDefaults::default() },
         max_tokens_default: 100,
         draft_tokens_max: 4,
+        chat: ChatFeatures::default(),
         classes: vec![
             ClassInfo { name: "interactive".to_owned(), slo: millis(500, 50), weight: 2.5 },
             ClassInfo { name: "batch".to_owned(), slo: Slo::default(), weight: 0.0 },

@@ -3,6 +3,7 @@
 
 mod answers;
 mod bad_input;
+mod chat_replies;
 mod client;
 mod edge;
 mod fake;

@@ -17,6 +17,7 @@ mod tests;
 mod value;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
@@ -115,6 +116,24 @@ impl ChatTemplate {
         template.source().to_owned()
     }
 
+    /// Source of the template for conversations with tools, in Jinja.
+    pub fn source_with_tools(&self) -> String {
+        let template = self.inner.templates.get_template(TOOL_USE);
+        template.map_or_else(|_| self.source(), |template| template.source().to_owned())
+    }
+
+    /// Variables that the templates read. If one is for conversations with tools, `tools` is among
+    /// them.
+    pub fn variables(&self) -> BTreeSet<String> {
+        let templates = self.inner.templates.templates();
+        let mut names: BTreeSet<String> =
+            templates.flat_map(|(_, template)| template.undeclared_variables(false)).collect();
+        if self.inner.templates.get_template(TOOL_USE).is_ok() {
+            names.insert("tools".to_owned());
+        }
+        names
+    }
+
     /// Renders a conversation. The result must be encoded without special tokens, since the
     /// template has already written them.
     ///
@@ -132,8 +151,7 @@ impl ChatTemplate {
             false => Cow::Borrowed(input.messages),
         };
         let input = ChatInput { messages: &messages, ..*input };
-        let rendered =
-            templates.get_template(name).and_then(|template| template.render(self.variables(&input)));
+        let rendered = templates.get_template(name).and_then(|template| template.render(self.values(&input)));
         let rendered = rendered.map_err(|error| match raised(&error) {
             Some(message) => ChatTemplateError::Refused(message),
             None => ChatTemplateError::Failed(described(&error)),
@@ -145,7 +163,7 @@ impl ChatTemplate {
     }
 
     /// Builds the template's variables. Later ones win: callers may override special tokens, but not the conversation.
-    fn variables(&self, input: &ChatInput) -> Value {
+    fn values(&self, input: &ChatInput) -> Value {
         let special =
             self.inner.special_tokens.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str())));
         let more =

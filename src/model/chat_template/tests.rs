@@ -98,6 +98,20 @@ fn tools_choose_the_template_named_tool_use() {
 }
 
 #[test]
+fn the_variables_of_a_template_are_those_that_it_reads() {
+    let read = |template: &str| compile(template).variables().into_iter().collect::<Vec<_>>();
+    let source =
+        "{% for m in messages %}{{ m.x }}{% endfor %}{% set y = 1 %}{% if tools %}{{ y }}{% endif %}";
+    assert_eq!(read(source), ["messages", "tools"]);
+    let named = |name: &str, text: &str| (name.to_owned(), text.to_owned());
+    let both = [named("default", "{{ messages }}"), named("tool_use", "<tool_call>")];
+    let template = ChatTemplate::compile(both, Vec::new()).expect("it compiles");
+    assert!(template.variables().contains("tools"));
+    assert_eq!(template.source_with_tools(), "<tool_call>");
+    assert_eq!(compile("plain").source_with_tools(), "plain");
+}
+
+#[test]
 fn a_callers_variable_can_replace_a_special_token_but_not_the_messages() {
     let tokens = vec![("bos_token".to_owned(), "<s>".to_owned())];
     let templates = [("default".to_owned(), "{{ bos_token }}{{ messages | length }}{{ x }}".to_owned())];

@@ -23,6 +23,8 @@ const PENDING_TOKENS_MAX: usize = 8;
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     skip_special_tokens: bool,
+    /// Special tokens that are not skipped.
+    shown: Vec<TokenId>,
     state: State,
 }
 
@@ -48,12 +50,18 @@ impl StreamDecoder {
             (None, Some(_)) => State::ByteFallback { run: ByteRun::default(), window: window() },
             (None, None) => State::Window(window()),
         };
-        Self { tokenizer, skip_special_tokens, state }
+        Self { tokenizer, skip_special_tokens, shown: Vec::new(), state }
+    }
+
+    /// Skips these special tokens no more.
+    #[must_use]
+    pub fn showing(self, shown: Vec<TokenId>) -> Self {
+        Self { shown, ..self }
     }
 
     /// Decodes the next token; appends completed text to `text`.
     pub fn push(&mut self, token: TokenId, text: &mut String) {
-        if self.skip_special_tokens && self.tokenizer.is_silent(token) {
+        if self.skip_special_tokens && self.tokenizer.is_silent(token) && !self.shown.contains(&token) {
             return;
         }
         let tokenizer = &self.tokenizer;

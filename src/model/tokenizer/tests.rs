@@ -204,6 +204,23 @@ fn only_special_tokens_are_found_by_their_text() {
 }
 
 #[test]
+fn special_tokens_that_are_to_be_shown_are_part_of_the_text() {
+    let [shown, hidden] = ["<|im_end|>", "<|im_start|>"].map(|text| TINY.token_id(text).expect("a token"));
+    let mut decoder = TINY.stream_decoder(true).showing(vec![shown]);
+    let mut text = String::new();
+    for token in [hidden, shown, hidden] {
+        decoder.push(token, &mut text);
+    }
+    decoder.finish(&mut text);
+    assert_eq!(text, "<|im_end|>");
+    let only_special = FALLBACK.token_id("<s>").expect("a token");
+    let mut decoder = FALLBACK.stream_decoder(true).showing(vec![only_special]);
+    decoder.push(only_special, &mut text);
+    decoder.finish(&mut text);
+    assert_eq!(text, "<|im_end|><s>");
+}
+
+#[test]
 fn the_window_of_a_long_stream_stays_short() {
     let ids = FALLBACK.encode(&"ab a é€ b".repeat(200), false).expect("it encodes");
     let mut decoder = FALLBACK.stream_decoder(true);

@@ -1,0 +1,248 @@
+//! `tools`, `tool_choice` and `parallel_tool_calls`.
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::fields::{Fields, brief, wrong_type};
+
+/// Most tools of a request.
+pub const TOOLS_MAX: usize = 128;
+
+/// Longest name of a function, in characters.
+pub const NAME_CHARACTERS_MAX: usize = 64;
+
+/// The functions that the model may call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tools {
+    /// Descriptions for the chat template; empty: none.
+    pub list: Vec<Value>,
+    /// Whether the model may call more than one at once.
+    pub parallel: bool,
+}
+
+/// Whether the model must call a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Choice {
+    Auto,
+    Never,
+    /// It must, perhaps a certain one.
+    Forced,
+}
+
+impl Tools {
+    /// Parses the fields. With the choice `none` the model is shown no tools.
+    ///
+    /// # Errors
+    /// 400 for a tool or a choice that is not valid or not supported.
+    pub fn parse(fields: &mut Fields) -> Result<Tools, ApiError> {
+        let list = match fields.take("tools") {
+            None => Vec::new(),
+            Some(Value::Array(tools)) => tools,
+            Some(other) => return Err(wrong_type("tools", "an array", &other)),
+        };
+        if list.len() > TOOLS_MAX {
+            let message = format!("tools may have at most {TOOLS_MAX} tools and has {}", list.len());
+            return Err(ApiError::invalid("tools", message));
+        }
+        let read = |(at, tool)| function(fields, &format!("tools[{at}]"), tool);
+        let list = list.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
+        let tools = Tools { list, parallel: fields.boolean("parallel_tool_calls")?.unwrap_or(true) };
+        match tools.choice(fields)? {
+            Choice::Auto => Ok(tools),
+            Choice::Never => Ok(Tools::default()),
+            Choice::Forced => {
+                let message = "tool_choice must be \"auto\" or \"none\": forced calls are not supported";
+                Err(ApiError::unsupported("tool_choice", message))
+            }
+        }
+    }
+
+    /// Names of the functions.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.list.iter().filter_map(|tool| tool["function"]["name"].as_str())
+    }
+
+    fn choice(&self, fields: &mut Fields) -> Result<Choice, ApiError> {
+        let Some(value) = fields.take("tool_choice") else { return Ok(Choice::Auto) };
+        let choice = match &value {
+            Value::String(word) => match word.as_str() {
+                "none" => return Ok(Choice::Never),
+                "auto" => Choice::Auto,
+                "required" => Choice::Forced,
+                _ => return Err(unknown_choice(&value)),
+            },
+            Value::Object(_) => {
+                self.check_named(fields, value)?;
+                Choice::Forced
+            }
+            _ => return Err(unknown_choice(&value)),
+        };
+        if self.list.is_empty() {
+            return Err(ApiError::unsupported("tool_choice", "tool_choice may be set only with tools"));
+        }
+        Ok(choice)
+    }
+
+    /// Checks that a function that must be called is one of the tools.
+    fn check_named(&self, fields: &Fields, choice: Value) -> Result<(), ApiError> {
+        let mut choice = fields.nested("tool_choice", choice)?;
+        check_type(&mut choice)?;
+        let function = choice.required("function")?;
+        let mut function = fields.nested("tool_choice.function", function)?;
+        let name = function.required("name")?;
+        function.finish()?;
+        choice.finish()?;
+        if self.names().any(|known| name == known) {
+            return Ok(());
+        }
+        let message = format!("tool_choice.function.name must name one of tools and is {}", brief(&name));
+        Err(ApiError::invalid("tool_choice.function.name", message))
+    }
+}
+
+fn unknown_choice(value: &Value) -> ApiError {
+    let message = format!(
+        "tool_choice must be \"auto\", \"none\", \"required\" or an object that names a function and is {}",
+        brief(value)
+    );
+    ApiError::invalid("tool_choice", message)
+}
+
+fn check_type(fields: &mut Fields) -> Result<(), ApiError> {
+    let kind = fields.required("type")?;
+    if kind == "function" {
+        return Ok(());
+    }
+    let path = fields.path("type");
+    Err(ApiError::unsupported(path.clone(), format!("{path} must be \"function\" and is {}", brief(&kind))))
+}
+
+/// Checks a tool and returns it as templates read it.
+fn function(fields: &Fields, path: &str, tool: Value) -> Result<Value, ApiError> {
+    let mut shown = tool.clone();
+    let mut tool = fields.nested(path, tool)?;
+    check_type(&mut tool)?;
+    let function = tool.required("function")?;
+    tool.finish()?;
+    let mut function = fields.nested(&format!("{path}.function"), function)?;
+    let name = function.required("name")?;
+    if !name.as_str().is_some_and(is_name) {
+        let path = function.path("name");
+        let message = format!(
+            "{path} must be 1 to {NAME_CHARACTERS_MAX} of a-z, A-Z, 0-9, _ and - and is {}",
+            brief(&name)
+        );
+        return Err(ApiError::invalid(path, message));
+    }
+    function.string("description")?;
+    function.boolean("strict")?;
+    if let Some(other) = function.take("parameters").filter(|parameters| !parameters.is_object()) {
+        return Err(wrong_type(&function.path("parameters"), "an object", &other));
+    }
+    function.finish()?;
+    // no model is told of it
+    if let Some(function) = shown["function"].as_object_mut() {
+        function.shift_remove("strict");
+    }
+    Ok(shown)
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=NAME_CHARACTERS_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::fields::UnknownFields;
+
+    fn parse(body: &Value) -> Result<Tools, ApiError> {
+        let mut fields = Fields::from_body(body.to_string().as_bytes(), UnknownFields::Refuse)?;
+        let tools = Tools::parse(&mut fields)?;
+        fields.finish()?;
+        Ok(tools)
+    }
+
+    fn tool(name: &str) -> Value {
+        json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}})
+    }
+
+    #[test]
+    fn tools_reach_the_template_as_they_are_but_for_strict() {
+        let mut strict = tool("f");
+        strict["function"]["strict"] = json!(true);
+        let tools = parse(&json!({"tools": [strict, tool("a-Z_0")], "tool_choice": "auto"})).unwrap();
+        assert_eq!(tools, Tools { list: vec![tool("f"), tool("a-Z_0")], parallel: true });
+        assert_eq!(tools.names().collect::<Vec<_>>(), ["f", "a-Z_0"]);
+    }
+
+    #[test]
+    fn with_the_choice_none_there_are_no_tools() {
+        assert_eq!(parse(&json!({"tools": [tool("f")], "tool_choice": "none"})), Ok(Tools::default()));
+        assert_eq!(parse(&json!({"tool_choice": "none"})), Ok(Tools::default()));
+    }
+
+    #[test]
+    fn a_tool_that_is_not_valid_is_refused_with_its_place() {
+        let long = "x".repeat(NAME_CHARACTERS_MAX + 1);
+        for (tool, param) in [
+            (json!(1), "tools[1]"),
+            (json!({"function": {"name": "g"}}), "tools[1].type"),
+            (json!({"type": "custom", "custom": {}}), "tools[1].type"),
+            (json!({"type": "function"}), "tools[1].function"),
+            (json!({"type": "function", "function": {}}), "tools[1].function.name"),
+            (tool(""), "tools[1].function.name"),
+            (tool("a b"), "tools[1].function.name"),
+            (tool(&long), "tools[1].function.name"),
+            (
+                json!({"type": "function", "function": {"name": "g", "parameters": []}}),
+                "tools[1].function.parameters",
+            ),
+            (
+                json!({"type": "function", "function": {"name": "g", "description": 1}}),
+                "tools[1].function.description",
+            ),
+            (json!({"type": "function", "function": {"name": "g", "x": 1}}), "tools[1].function.x"),
+        ] {
+            let error = parse(&json!({"tools": [self::tool("f"), tool]})).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param), "{error}");
+        }
+    }
+
+    #[test]
+    fn there_may_be_no_more_tools_than_the_bound() {
+        let tools = |count: usize| parse(&json!({"tools": vec![tool("f"); count]}));
+        assert!(tools(TOOLS_MAX).is_ok());
+        let message = tools(TOOLS_MAX + 1).unwrap_err().message;
+        assert_eq!(message, "tools may have at most 128 tools and has 129");
+    }
+
+    #[test]
+    fn a_choice_that_is_unknown_forced_or_without_tools_is_refused() {
+        let named = |name: &str| json!({"type": "function", "function": {"name": name}});
+        for (choice, part) in [
+            (json!("required"), "forced calls are not supported"),
+            (named("f"), "forced calls are not supported"),
+            (named("g"), "must name one of tools and is \"g\""),
+            (json!("always"), "and is \"always\""),
+            (json!({"type": "custom"}), "must be \"function\""),
+            (json!(3), "and is 3"),
+        ] {
+            let error = parse(&json!({"tools": [tool("f")], "tool_choice": choice})).unwrap_err();
+            assert!(error.message.contains(part), "{error}");
+        }
+        let error = parse(&json!({"tool_choice": "auto"})).unwrap_err();
+        assert_eq!(error.message, "tool_choice may be set only with tools");
+    }
+
+    #[test]
+    fn the_docs_give_the_bounds_of_tools() {
+        let docs = include_str!("../../docs/api.md");
+        for bound in [format!("up to {TOOLS_MAX} of"), format!("1 to {NAME_CHARACTERS_MAX} of")] {
+            assert!(docs.contains(&bound), "docs/api.md does not say {bound}");
+        }
+    }
+}
