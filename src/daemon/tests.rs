@@ -231,14 +231,17 @@ async fn served(draft: Option<DraftConfig>, policy: PolicyName) -> (Value, u64) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_draft_heads_specserve_drafts_and_answers_as_plain_decoding_does() {
+async fn draft_heads_draft_and_the_answers_are_those_of_plain_decoding() {
     let (plain, accepted) = served(None, PolicyName::None).await;
     assert_eq!(accepted, 0);
     for head in ["eagle3", "dspark"] {
-        let draft = ModelRef::Directory(tiny(head)).into();
-        let (answer, accepted) = served(Some(draft), PolicyName::SpecServe).await;
+        let draft = || Some(ModelRef::Directory(tiny(head)).into());
+        let (answer, accepted) = served(draft(), PolicyName::Fixed(4)).await;
         assert_eq!(answer, plain, "{head}");
         assert!(accepted > 10, "{head}: {accepted}");
+        // how much this policy drafts depends on how busy the machine is
+        let (answer, _) = served(draft(), PolicyName::SpecServe).await;
+        assert_eq!(answer, plain, "{head}");
     }
 }
 
