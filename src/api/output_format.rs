@@ -7,7 +7,8 @@ use serde_json::Value;
 use super::backend::TextModel;
 use super::error::ApiError;
 use super::fields::{Fields, brief, wrong_type};
-use crate::grammar::{GrammarError, GrammarSource};
+use super::tools::Tools;
+use crate::grammar::{FunctionCall, GrammarError, GrammarSource};
 use crate::protocol::{TokenConstraint, TokenId};
 
 /// Most texts of a choice.
@@ -20,13 +21,26 @@ pub struct OutputFormat {
     pub field: String,
     /// The description.
     pub source: GrammarSource,
-    /// The field that has its white space, if the request says which.
-    pub whitespace_field: Option<String>,
+    /// Parts of it with their fields. They are compiled by themselves first, so that an error names the
+    /// field of the part.
+    pub parts: Vec<(String, GrammarSource)>,
 }
 
 impl OutputFormat {
     fn new(field: impl Into<String>, source: GrammarSource) -> OutputFormat {
-        OutputFormat { field: field.into(), source, whitespace_field: None }
+        OutputFormat { field: field.into(), source, parts: Vec::new() }
+    }
+
+    /// An output that must be calls of tools.
+    pub fn calls(tools: &Tools) -> OutputFormat {
+        let forced = tools.forced();
+        let functions: Vec<FunctionCall> = forced.iter().map(|(_, call)| call.clone()).collect();
+        let schema = |(field, call): (String, FunctionCall)| {
+            (field, GrammarSource::JsonSchema { schema: call.parameters, whitespace: None })
+        };
+        let parts = forced.into_iter().map(schema).collect();
+        let source = GrammarSource::calls(&functions, tools.parallel);
+        OutputFormat { field: "tools".to_owned(), source, parts }
     }
 
     /// Compiles the description of an output that ends with one of `stop_tokens`.
@@ -38,12 +52,8 @@ impl OutputFormat {
         text: &dyn TextModel,
         stop_tokens: &[TokenId],
     ) -> Result<Arc<dyn TokenConstraint>, ApiError> {
-        if let (Some(field), GrammarSource::JsonSchema { whitespace: Some(pattern), .. }) =
-            (&self.whitespace_field, &self.source)
-        {
-            // by itself first, so that the error names its field
-            let pattern = GrammarSource::Regex(pattern.clone());
-            text.constraint(&pattern, stop_tokens).map_err(|error| refused(field, &error))?;
+        for (field, part) in &self.parts {
+            text.constraint(part, stop_tokens).map_err(|error| refused(field, &error))?;
         }
         text.constraint(&self.source, stop_tokens).map_err(|error| refused(&self.field, &error))
     }
@@ -106,8 +116,9 @@ fn with_whitespace(
     let Some((path, pattern)) = given else { return Ok(format) };
     match format {
         Some(OutputFormat { field, source: GrammarSource::JsonSchema { schema, .. }, .. }) => {
+            let parts = vec![(path, GrammarSource::Regex(pattern.clone()))];
             let source = GrammarSource::JsonSchema { schema, whitespace: Some(pattern) };
-            Ok(Some(OutputFormat { field, source, whitespace_field: Some(path) }))
+            Ok(Some(OutputFormat { field, source, parts }))
         }
         _ => Err(ApiError::invalid(&path, format!("{path} is for JSON, and no field asks for JSON"))),
     }

@@ -73,8 +73,11 @@ impl ParsedRequest {
             Endpoint::Completions => Prompt::from_prompt(&mut fields, info)?,
             Endpoint::Chat => Prompt::from_messages(&mut fields, &info.chat)?,
         };
+        let format = output_format(&mut fields, &prompt)?;
         let reply = match &prompt {
-            Prompt::Chat(conversation) => reply_rules::parse(&mut fields, conversation, &info.chat)?,
+            Prompt::Chat(conversation) => {
+                reply_rules::parse(&mut fields, conversation, &info.chat, format.is_some())?
+            }
             Prompt::Text(_) | Prompt::Tokens(_) => ReplyRules::default(),
         };
         let (class, slo) = slo::parse(&mut fields, headers, info)?;
@@ -87,7 +90,7 @@ impl ParsedRequest {
             min_tokens: min_tokens(&mut fields)?,
             stop_strings: params::stop_strings(&mut fields)?,
             stop_tokens: params::stop_tokens(&mut fields, info)?,
-            format: output_format::parse(&mut fields)?,
+            format,
             class,
             slo,
             stream: stream_options(&mut fields)?,
@@ -162,6 +165,22 @@ impl ParsedRequest {
             weight: info.classes[usize::from(self.class)].weight,
             arrival,
         })
+    }
+}
+
+/// What the output must look like: what the request says, or calls of its tools.
+fn output_format(fields: &mut Fields, prompt: &Prompt) -> Result<Option<OutputFormat>, ApiError> {
+    let described = output_format::parse(fields)?;
+    let Prompt::Chat(conversation) = prompt else { return Ok(described) };
+    if !conversation.tools.are_forced() {
+        return Ok(described);
+    }
+    match described {
+        None => Ok(Some(OutputFormat::calls(&conversation.tools))),
+        Some(OutputFormat { field, .. }) => {
+            let message = format!("{field} and tool_choice both describe the output; set one of them");
+            Err(ApiError::invalid("tool_choice", message))
+        }
     }
 }
 

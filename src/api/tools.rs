@@ -1,9 +1,10 @@
 //! `tools`, `tool_choice` and `parallel_tool_calls`.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, brief, wrong_type};
+use crate::grammar::FunctionCall;
 
 /// Most tools of a request.
 pub const TOOLS_MAX: usize = 128;
@@ -18,15 +19,20 @@ pub struct Tools {
     pub list: Vec<Value>,
     /// Whether the model may call more than one at once.
     pub parallel: bool,
+    /// Whether the model must call one.
+    pub choice: Choice,
 }
 
 /// Whether the model must call a function.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Choice {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// It may.
+    #[default]
     Auto,
-    Never,
-    /// It must, perhaps a certain one.
-    Forced,
+    /// It must, any of them.
+    Required,
+    /// It must call this one, once.
+    Named(String),
 }
 
 impl Tools {
@@ -46,15 +52,35 @@ impl Tools {
         }
         let read = |(at, tool)| function(fields, &format!("tools[{at}]"), tool);
         let list = list.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
-        let tools = Tools { list, parallel: fields.boolean("parallel_tool_calls")?.unwrap_or(true) };
+        let parallel = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
+        let tools = Tools { list, parallel, choice: Choice::Auto };
         match tools.choice(fields)? {
-            Choice::Auto => Ok(tools),
-            Choice::Never => Ok(Tools::default()),
-            Choice::Forced => {
-                let message = "tool_choice must be \"auto\" or \"none\": forced calls are not supported";
-                Err(ApiError::unsupported("tool_choice", message))
-            }
+            Some(Choice::Named(name)) => Ok(Tools { parallel: false, choice: Choice::Named(name), ..tools }),
+            Some(choice) => Ok(Tools { choice, ..tools }),
+            None => Ok(Tools::default()),
         }
+    }
+
+    /// Whether the output must be calls.
+    pub fn are_forced(&self) -> bool {
+        self.choice != Choice::Auto
+    }
+
+    /// The functions that an output which must be calls may call, each with the field that has its
+    /// parameters.
+    pub fn forced(&self) -> Vec<(String, FunctionCall)> {
+        let wanted = |name: &str| match &self.choice {
+            Choice::Named(wanted) => wanted == name,
+            Choice::Auto | Choice::Required => true,
+        };
+        let call = |(at, name): (usize, &str)| {
+            let function = &self.list[at]["function"];
+            let mut parameters = function.get("parameters").cloned().unwrap_or_else(|| json!({}));
+            parameters["type"] = json!("object");
+            let field = format!("tools[{at}].function.parameters");
+            wanted(name).then(|| (field, FunctionCall { name: name.to_owned(), parameters }))
+        };
+        self.names().enumerate().filter_map(call).collect()
     }
 
     /// Names of the functions.
@@ -62,29 +88,27 @@ impl Tools {
         self.list.iter().filter_map(|tool| tool["function"]["name"].as_str())
     }
 
-    fn choice(&self, fields: &mut Fields) -> Result<Choice, ApiError> {
-        let Some(value) = fields.take("tool_choice") else { return Ok(Choice::Auto) };
+    /// The choice; `None` if the model may call nothing.
+    fn choice(&self, fields: &mut Fields) -> Result<Option<Choice>, ApiError> {
+        let Some(value) = fields.take("tool_choice") else { return Ok(Some(Choice::Auto)) };
         let choice = match &value {
             Value::String(word) => match word.as_str() {
-                "none" => return Ok(Choice::Never),
+                "none" => return Ok(None),
                 "auto" => Choice::Auto,
-                "required" => Choice::Forced,
+                "required" => Choice::Required,
                 _ => return Err(unknown_choice(&value)),
             },
-            Value::Object(_) => {
-                self.check_named(fields, value)?;
-                Choice::Forced
-            }
+            Value::Object(_) => Choice::Named(self.named(fields, value)?),
             _ => return Err(unknown_choice(&value)),
         };
         if self.list.is_empty() {
             return Err(ApiError::unsupported("tool_choice", "tool_choice may be set only with tools"));
         }
-        Ok(choice)
+        Ok(Some(choice))
     }
 
-    /// Checks that a function that must be called is one of the tools.
-    fn check_named(&self, fields: &Fields, choice: Value) -> Result<(), ApiError> {
+    /// The name of a function that must be called, which is one of the tools.
+    fn named(&self, fields: &Fields, choice: Value) -> Result<String, ApiError> {
         let mut choice = fields.nested("tool_choice", choice)?;
         check_type(&mut choice)?;
         let function = choice.required("function")?;
@@ -92,8 +116,8 @@ impl Tools {
         let name = function.required("name")?;
         function.finish()?;
         choice.finish()?;
-        if self.names().any(|known| name == known) {
-            return Ok(());
+        if let Some(known) = self.names().find(|known| name == *known) {
+            return Ok(known.to_owned());
         }
         let message = format!("tool_choice.function.name must name one of tools and is {}", brief(&name));
         Err(ApiError::invalid("tool_choice.function.name", message))
@@ -154,8 +178,6 @@ fn is_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::api::fields::UnknownFields;
 
@@ -175,7 +197,10 @@ mod tests {
         let mut strict = tool("f");
         strict["function"]["strict"] = json!(true);
         let tools = parse(&json!({"tools": [strict, tool("a-Z_0")], "tool_choice": "auto"})).unwrap();
-        assert_eq!(tools, Tools { list: vec![tool("f"), tool("a-Z_0")], parallel: true });
+        assert_eq!(
+            tools,
+            Tools { list: vec![tool("f"), tool("a-Z_0")], parallel: true, choice: Choice::Auto }
+        );
         assert_eq!(tools.names().collect::<Vec<_>>(), ["f", "a-Z_0"]);
     }
 
@@ -221,11 +246,9 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_that_is_unknown_forced_or_without_tools_is_refused() {
+    fn a_choice_that_is_unknown_or_without_tools_is_refused() {
         let named = |name: &str| json!({"type": "function", "function": {"name": name}});
         for (choice, part) in [
-            (json!("required"), "forced calls are not supported"),
-            (named("f"), "forced calls are not supported"),
             (named("g"), "must name one of tools and is \"g\""),
             (json!("always"), "and is \"always\""),
             (json!({"type": "custom"}), "must be \"function\""),
@@ -236,6 +259,21 @@ mod tests {
         }
         let error = parse(&json!({"tool_choice": "auto"})).unwrap_err();
         assert_eq!(error.message, "tool_choice may be set only with tools");
+    }
+
+    #[test]
+    fn a_forced_output_may_call_all_functions_or_the_one_that_is_named() {
+        let tools = |choice| parse(&json!({"tools": [tool("f"), tool("g")], "tool_choice": choice})).unwrap();
+        let forced = |tools: &Tools| -> Vec<String> {
+            tools.forced().into_iter().map(|(field, call)| field + " " + &call.name).collect()
+        };
+        let any = tools(json!("required"));
+        assert!(any.are_forced() && any.parallel);
+        assert_eq!(forced(&any), ["tools[0].function.parameters f", "tools[1].function.parameters g"]);
+        let one = tools(json!({"type": "function", "function": {"name": "g"}}));
+        assert!(one.are_forced() && !one.parallel, "a named function is called once");
+        assert_eq!(forced(&one), ["tools[1].function.parameters g"]);
+        assert!(!tools(json!("auto")).are_forced());
     }
 
     #[test]

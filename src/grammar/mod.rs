@@ -20,5 +20,5 @@ mod tests;
 mod vocabulary;
 
 pub use compiler::{GRAMMAR_BYTES_MAX, GrammarCompiler, GrammarError};
-pub use source::{GrammarSource, WHITESPACE};
+pub use source::{FunctionCall, GrammarSource, WHITESPACE};
 pub use vocabulary::Vocabulary;

@@ -7,6 +7,15 @@ use serde_json::{Value, json};
 /// cannot write it for ever.
 pub const WHITESPACE: &str = r"\x20|\n\x20{0,32}|\n\t{1,8}";
 
+/// A function that an output may call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FunctionCall {
+    /// Its name; must need no escapes in JSON.
+    pub name: String,
+    /// The schema of its arguments.
+    pub parameters: Value,
+}
+
 /// What an output must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GrammarSource {
@@ -29,6 +38,19 @@ impl GrammarSource {
     /// Any JSON object.
     pub fn json_object(whitespace: Option<String>) -> GrammarSource {
         GrammarSource::JsonSchema { schema: json!({"type": "object"}), whitespace }
+    }
+
+    /// A list of calls, `[{"name": …, "arguments": …}, …]`; with `many`, of more than one.
+    ///
+    /// Each schema stays a document of its own, so that its references find its own definitions.
+    pub fn calls(functions: &[FunctionCall], many: bool) -> GrammarSource {
+        let more = if many { r#" (", " call)*"# } else { "" };
+        let call = |FunctionCall { name, parameters }: &FunctionCall| {
+            let begin = json!(format!("{{\"name\": \"{name}\", \"arguments\": "));
+            format!("({begin} %json {} \"}}\")", with_options(parameters, None))
+        };
+        let calls: Vec<String> = functions.iter().map(call).collect();
+        GrammarSource::Lark(format!("start: \"[\" call{more} \"]\"\ncall: {}", calls.join(" | ")))
     }
 
     /// Its length as text, in bytes.

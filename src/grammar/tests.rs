@@ -111,6 +111,34 @@ fn drawn(constraint: &dyn TokenConstraint, seed: u64) -> String {
 }
 
 #[test]
+fn calls_are_a_list_in_which_each_schema_has_definitions_of_its_own() {
+    let function = |name: &str, of_x: &str| FunctionCall {
+        name: name.to_owned(),
+        parameters: json!({
+            "type": "object", "properties": {"x": {"$ref": "#/$defs/x"}}, "required": ["x"],
+            "additionalProperties": false, "$defs": {"x": {"type": of_x}},
+        }),
+    };
+    let functions = [function("f", "boolean"), function("g", "integer")];
+    let f = r#"{"name": "f", "arguments": {"x":true}}"#;
+    let g = r#"{"name": "g", "arguments": {"x":7}}"#;
+    let (many, one) = (
+        compiled(&GrammarSource::calls(&functions, true)),
+        compiled(&GrammarSource::calls(&functions, false)),
+    );
+    for text in [format!("[{f}]"), format!("[{g}]")] {
+        assert!(accepts(&*many, &text) && accepts(&*one, &text), "{text}");
+    }
+    let both = format!("[{f}, {g}]");
+    assert!(accepts(&*many, &both) && !accepts(&*one, &both));
+    for text in ["[]".to_owned(), f.to_owned(), f.replace("true", "7"), format!("[{f}")] {
+        assert!(!accepts(&*many, &text), "{text}");
+    }
+    let drawn: Value = serde_json::from_str(&drawn(&*one, 5)).expect("it is JSON");
+    assert!(drawn[0]["arguments"]["x"].is_boolean() || drawn[0]["arguments"]["x"].is_number(), "{drawn}");
+}
+
+#[test]
 fn a_regex_allows_exactly_the_texts_that_match_as_a_whole() {
     let constraint = compiled(&regex("[a-c]{2,3}!?"));
     for text in ["ab", "abc", "cc!"] {

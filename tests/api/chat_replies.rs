@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use specserve::api::{ChatFeatures, ReasoningFormat, ToolFormat};
 
 use crate::client::*;
-use crate::fake::{Fixture, Script};
+use crate::fake::{END, Fixture, Script};
 
 const CALLS: &str = "<think>\nI need f.\n</think>\n\nSo:\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"é\"}}\n</tool_call>\n<tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>";
 
@@ -230,19 +230,92 @@ async fn tools_are_refused_if_the_model_would_not_see_them_or_its_calls_cannot_b
     }
 }
 
+/// A list of calls as a forced output has it.
+const FORCED: &str = "[{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", \"arguments\": {}}]";
+
+/// Whether a constraint allows the bytes of an output and then its end.
+fn allows(fixture: &Fixture, output: &str) -> bool {
+    let sampling = fixture.engine.last_submission().sampling.clone();
+    let mut state = sampling.constraint.as_ref().expect("it is constrained").state(&[]);
+    output.bytes().map(u32::from).chain([END]).all(|token| {
+        let allowed = state.mask().is_some_and(|mask| mask.allows(token));
+        if allowed {
+            state.advance(token);
+        }
+        allowed
+    })
+}
+
 #[tokio::test]
-async fn forced_calls_are_refused() {
-    let fixture = fixture("x", 1).await;
-    let named = json!({"type": "function", "function": {"name": "f"}});
-    for choice in [json!("required"), named] {
-        let reply = post(&fixture, CHAT, &tools(json!({"tool_choice": choice}))).await;
-        let error = reply.json()["error"].clone();
-        assert_eq!(
-            (&error["param"], &error["code"]),
-            (&json!("tool_choice"), &json!("unsupported_parameter"))
-        );
+async fn forced_calls_are_a_list_that_the_grammar_asks_for() {
+    let fixture = fixture(FORCED, 7).await;
+    let body = post(&fixture, CHAT, &tools(json!({"tool_choice": "required"}))).await.json();
+    let choice = &body["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null)
+    );
+    let functions: Vec<&Value> =
+        choice["message"]["tool_calls"].as_array().unwrap().iter().map(|call| &call["function"]).collect();
+    assert_eq!(
+        functions,
+        [&json!({"name": "f", "arguments": "{\"a\": 1}"}), &json!({"name": "g", "arguments": "{}"})]
+    );
+    assert!(allows(&fixture, FORCED));
+    for wrong in
+        ["", "[]", "So", "[{\"name\": \"h\", \"arguments\": {}}]", "[{\"name\": \"f\", \"arguments\": 1}]"]
+    {
+        assert!(!allows(&fixture, wrong), "{wrong}");
     }
-    assert_eq!(fixture.engine.submissions(), 0);
+}
+
+#[tokio::test]
+async fn a_named_function_is_called_once_with_arguments_that_fit() {
+    let fixture = fixture("[{\"name\": \"g\", \"arguments\": {\"x\": true}}]", 1).await;
+    let mut request = tools(json!({
+        "tool_choice": {"type": "function", "function": {"name": "g"}}, "stream": true,
+    }));
+    request["tools"][1]["function"]["parameters"] = json!({
+        "type": "object", "properties": {"x": {"$ref": "#/$defs/x"}}, "required": ["x"],
+        "additionalProperties": false, "$defs": {"x": {"type": "boolean"}},
+    });
+    let (message, reason) = assembled(&post(&fixture, CHAT, &request).await.chunks());
+    assert_eq!(message["tool_calls"], json!([{"name": "g", "arguments": "{\"x\": true}"}]));
+    assert_eq!(reason, "tool_calls");
+    assert!(allows(&fixture, "[{\"name\": \"g\", \"arguments\": {\"x\": false}}]"));
+    for arguments in ["{}", "{\"x\": 1}", "{\"x\": true}}, {\"name\": \"g\", \"arguments\": {\"x\": true}"] {
+        let output = format!("[{{\"name\": \"g\", \"arguments\": {arguments}}}]");
+        assert!(!allows(&fixture, &output), "{output}");
+    }
+    assert!(!allows(&fixture, "[{\"name\": \"f\", \"arguments\": {}}]"), "another function");
+}
+
+#[tokio::test]
+async fn forced_calls_with_a_schema_that_is_wrong_are_refused_with_its_place() {
+    let fixture = fixture("", 1).await;
+    let mut request = tools(json!({"tool_choice": "required"}));
+    request["tools"][1]["function"]["parameters"] = json!({"properties": {"x": {"type": "nothing"}}});
+    let reply = post(&fixture, CHAT, &request).await;
+    assert_eq!(reply.status, StatusCode::BAD_REQUEST);
+    let error = &reply.json()["error"];
+    assert_eq!(error["param"], "tools[1].function.parameters", "{error}");
+    assert!(error["message"].as_str().unwrap().contains("/properties/x"), "{error}");
+    let both = json!({"tool_choice": "required", "response_format": {"type": "json_object"}});
+    let error = &post(&fixture, CHAT, &tools(both)).await.json()["error"];
+    assert_eq!(error["message"], "response_format and tool_choice both describe the output; set one of them");
+}
+
+#[tokio::test]
+async fn an_output_that_is_described_is_text_from_its_beginning() {
+    let json = "{\"name\": \"f\", \"arguments\": {}}";
+    let fixture = fixture(json, 3).await;
+    // the template begins the reasoning
+    let begun = json!({"chat_template_kwargs": {"enable_thinking": true}, "response_format": {"type": "json_object"}});
+    let body = post(&fixture, CHAT, &tools(begun)).await.json();
+    let message = &body["choices"][0]["message"];
+    assert_eq!(message["content"], json, "{body}");
+    assert_eq!(message.get("tool_calls"), None);
+    assert_eq!(message.get("reasoning_content"), None);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use super::call_list::CallList;
 use super::event::CallEvent;
 use super::format::ToolFormat;
 use super::hermes::Hermes;
@@ -22,6 +23,8 @@ pub struct CallRules {
     pub names: Vec<String>,
     /// Whether there may be more than one call.
     pub parallel: bool,
+    /// Whether the output must be calls, and so is a list of them in any model.
+    pub forced: bool,
 }
 
 /// Separates streamed text. Whitespace around calls is no text.
@@ -41,6 +44,7 @@ pub struct Calls {
 
 #[derive(Clone, Debug)]
 enum Parser {
+    Forced(CallList),
     Hermes(Hermes),
     Llama3(Llama3),
     Mistral(Mistral),
@@ -50,6 +54,7 @@ impl Calls {
     /// Begins an output. Ids of calls depend on `seed` and their index.
     pub fn new(rules: CallRules, seed: u64) -> Calls {
         let parser = match rules.format {
+            _ if rules.forced => Parser::Forced(CallList::default()),
             ToolFormat::Hermes => Parser::Hermes(Hermes::default()),
             ToolFormat::Llama3 => {
                 Parser::Llama3(Llama3::new(Arc::new(rules.names.iter().cloned().collect())))
@@ -68,6 +73,7 @@ impl Calls {
     pub fn push(&mut self, text: &str, parts: &mut Vec<Part>) {
         let mut events = Vec::new();
         match &mut self.parser {
+            Parser::Forced(parser) => parser.push(text, &mut events),
             Parser::Hermes(parser) => parser.push(text, &mut events),
             Parser::Llama3(parser) => parser.push(text, &mut events),
             Parser::Mistral(parser) => parser.push(text, &mut events),
@@ -79,6 +85,7 @@ impl Calls {
     pub fn finish(&mut self, parts: &mut Vec<Part>) {
         let mut events = Vec::new();
         match &mut self.parser {
+            Parser::Forced(parser) => parser.finish(&mut events),
             Parser::Hermes(parser) => parser.finish(&mut events),
             Parser::Llama3(parser) => parser.finish(&mut events),
             Parser::Mistral(parser) => parser.finish(&mut events),

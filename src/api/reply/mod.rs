@@ -4,6 +4,7 @@
 //! Text that is no complete call stays text. Once a call has begun, what the model writes belongs to
 //! its arguments, whether or not they become valid JSON.
 
+mod call_list;
 mod call_object;
 mod calls;
 mod event;

@@ -8,7 +8,10 @@ fn rules(format: ToolFormat, parallel: bool) -> ReplyRules {
     let names = ["f", "g"].map(str::to_owned).to_vec();
     let reasoning =
         ReasoningRules { format: ReasoningFormat::Think, start: Start::Open, shown: Shown::Apart };
-    ReplyRules { reasoning: Some(reasoning), calls: Some(CallRules { format, names, parallel }) }
+    ReplyRules {
+        reasoning: Some(reasoning),
+        calls: Some(CallRules { format, names, parallel, forced: false }),
+    }
 }
 
 /// The answer as it is after all pieces, with whether there were calls.
@@ -49,6 +52,35 @@ fn calls_of_hermes_stand_between_markers() {
     hermes(&format!("<tool_call>{F}"), "", &[f]);
     hermes(r#"<tool_call>{"name": "f", "arguments": {"a"#, "", &[r#"f {"a"#]);
     hermes(r#"<tool_call>{"name": "f", "arguments": {"a": 1}</tool_call>"#, "", &[r#"f {"a": 1}"#]);
+}
+
+#[test]
+fn an_output_that_must_be_calls_is_a_list_of_them_in_every_format() {
+    for format in [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral] {
+        let calls = CallRules { format, names: vec!["f".to_owned()], parallel: true, forced: true };
+        let rules = ReplyRules { reasoning: None, calls: Some(calls) };
+        for (text, content, expected) in [
+            (format!("[{F}]"), "", &["f {\"a\": \"</x>\"}"][..]),
+            (format!("[{F}, {G}]"), "", &["f {\"a\": \"</x>\"}", "g {}"]),
+            (r#"[{"name": "f", "arguments": {"a""#.to_owned(), "", &["f {\"a\""]),
+            // cut off before the call begins
+            (r#"[{"name": "#.to_owned(), r#"{"name": "#, &[]),
+        ] {
+            for bytes in [1, 5, text.len()] {
+                let pieces: Vec<&str> =
+                    text.as_bytes().chunks(bytes).map(|piece| std::str::from_utf8(piece).unwrap()).collect();
+                let (message, any) = read(rules.clone(), &pieces);
+                let calls: Vec<String> =
+                    message.calls.iter().map(|call| format!("{} {}", call.name, call.arguments)).collect();
+                assert_eq!(
+                    (message.content.as_str(), calls),
+                    (content, expected.iter().map(|&one| one.to_owned()).collect()),
+                    "{text}"
+                );
+                assert_eq!(any, !expected.is_empty());
+            }
+        }
+    }
 }
 
 #[test]
