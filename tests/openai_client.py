@@ -6,8 +6,10 @@ the only argument. Exits 0 if everything is as an OpenAI client expects it.
 
 import asyncio
 import sys
+import typing
 
 import openai
+import pydantic
 
 try:
     import httpx2 as httpx  # what openai builds on since its version 3
@@ -110,6 +112,23 @@ def check_extensions(client, model):
     assert sum(speculation["acceptance_histogram"]) == speculation["num_spec_steps"], speculation
 
 
+class Fox(pydantic.BaseModel):
+    colour: typing.Literal["red", "grey"]
+    happy: bool
+    friends: list[typing.Literal["owl", "bear"]] = pydantic.Field(max_length=2)
+
+
+def check_structured_output(client, model):
+    """The package makes a schema of a class and an object of the answer."""
+    for sampling in [{"temperature": 0}, {"temperature": 1, "seed": 3}]:
+        request = dict(model=model, messages=MESSAGES, response_format=Fox, max_tokens=200, **sampling)
+        answer = client.chat.completions.parse(**request)
+        assert isinstance(answer.choices[0].message.parsed, Fox), answer
+        with client.chat.completions.stream(**request) as stream:
+            streamed = stream.get_final_completion()
+        assert streamed.choices[0].message.parsed == answer.choices[0].message.parsed, streamed
+
+
 def check_refused(client, kind, param, **request):
     try:
         client.chat.completions.create(**{"messages": MESSAGES, **request})
@@ -127,7 +146,8 @@ def check_errors(client, model):
     check_refused(client, bad, "max_tokens", model=model, max_tokens=-1)
     check_refused(client, bad, "temperature", model=model, temperature=9)
     check_refused(client, bad, "logprobs", model=model, logprobs=True)
-    check_refused(client, bad, "response_format", model=model, response_format={"type": "json_object"})
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {"a": {"type": "thing"}}}}}
+    check_refused(client, bad, "response_format.json_schema.schema", model=model, response_format=wrong)
     check_refused(client, bad, "messages", model=model, messages=[])
     check_refused(client, bad, "typo", model=model, extra_body={"typo": 1})
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -172,6 +192,7 @@ def main():
         check_completions(client, model)
         check_stop(client, model, text)
         check_extensions(client, model)
+        check_structured_output(client, model)
         check_errors(client, model)
         check_huge_body(client, model)
         check_leaving(client, model)
