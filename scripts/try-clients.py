@@ -97,6 +97,7 @@ def try_litellm(url, model, _):
 
 
 def try_langchain(url, model, _):
+    import pydantic
     from langchain_core.exceptions import ContextOverflowError
     from langchain_openai import ChatOpenAI, OpenAI
 
@@ -106,6 +107,12 @@ def try_langchain(url, model, _):
     assert answer.content and answer.usage_metadata["output_tokens"] > 0, answer
     assert "".join(chunk.content for chunk in chat.stream("Tell me a story."))
     assert OpenAI(max_tokens=8, **access).invoke("Once upon a time")
+
+    class Animal(pydantic.BaseModel):
+        tame: bool
+
+    chat_of_schemas = ChatOpenAI(max_tokens=100, **access).with_structured_output(Animal)
+    assert isinstance(chat_of_schemas.invoke("Tell me of a fox."), Animal)
     try:
         chat.invoke(LONG)
     except ContextOverflowError:
@@ -146,25 +153,40 @@ def try_autogen(url, model, _):
 
 
 def try_instructor(url, model, _):
-    """Structured output as JSON in the text. A small model may write none, so this checks only
-    that the requests are served."""
+    """Structured output by a schema, and as JSON in the text. Of the latter a small model may write
+    none, so this checks only that the requests are served."""
     import instructor
     import openai
     import pydantic
     from instructor.core.exceptions import InstructorError
 
     class Animal(pydantic.BaseModel):
-        name: str
+        tame: bool
 
     answers = []
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
-    client = instructor.from_openai(client, mode=instructor.Mode.MD_JSON)
+    access = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+    client = instructor.from_openai(access, mode=instructor.Mode.JSON_SCHEMA)
+    request = dict(model=model, messages=MESSAGES, response_model=Animal, max_retries=0)
+    assert isinstance(client.chat.completions.create(max_tokens=100, **request), Animal)
+    client = instructor.from_openai(access, mode=instructor.Mode.MD_JSON)
     client.on("completion:response", answers.append)
     with contextlib.suppress(InstructorError):
-        client.chat.completions.create(
-            model=model, messages=MESSAGES, response_model=Animal, max_tokens=16, max_retries=0
-        )
+        client.chat.completions.create(max_tokens=16, **request)
     assert answers, "no answer"
+
+
+def try_pydantic_ai(url, model, _):
+    import pydantic
+    from pydantic_ai import Agent, NativeOutput
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    class Animal(pydantic.BaseModel):
+        tame: bool
+
+    provider = OpenAIProvider(base_url=f"{url}/v1", api_key="unused")
+    agent = Agent(OpenAIChatModel(model, provider=provider), output_type=NativeOutput(Animal))
+    assert isinstance(agent.run_sync("Tell me of a fox.", model_settings={"max_tokens": 100}).output, Animal)
 
 
 def try_guidellm(url, model, tokenizer):
@@ -292,6 +314,7 @@ CLIENTS = {
     "langchain": ("langchain-openai", try_langchain),
     "autogen": ("autogen-ext", try_autogen),
     "instructor": ("instructor", try_instructor),
+    "pydantic-ai": ("pydantic-ai-slim", try_pydantic_ai),
     "guidellm": ("guidellm", try_guidellm),
     "aiperf": ("aiperf", try_aiperf),
     "lm-eval": ("lm-eval", try_lm_eval),
