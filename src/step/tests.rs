@@ -306,6 +306,58 @@ fn a_forbidden_proposal_ends_its_row() {
     assert!(drafted(unused).rows.iter().all(|row| row.proposals.len() == 4));
 }
 
+/// These tokens, one after the other, of which the first `known` are known to be forced.
+#[derive(Clone, Debug)]
+struct Exactly {
+    tokens: Vec<u32>,
+    known: usize,
+}
+
+impl TokenConstraint for Exactly {
+    fn state(&self, _: &[u32]) -> Box<dyn ConstraintState> {
+        Box::new(self.clone())
+    }
+}
+
+impl ConstraintState for Exactly {
+    fn mask(&mut self) -> Option<Arc<TokenMask>> {
+        let next = self.tokens.first().copied();
+        Some(Arc::new(TokenMask::from_fn(1000, |token| Some(token) == next)))
+    }
+
+    fn advance(&mut self, token: u32) {
+        assert_eq!(self.tokens.remove(0), token);
+    }
+
+    fn fork(&self) -> Box<dyn ConstraintState> {
+        Box::new(self.clone())
+    }
+
+    fn forced(&mut self) -> Vec<u32> {
+        self.tokens[..self.known].to_vec()
+    }
+}
+
+#[test]
+fn what_is_forced_as_far_as_a_row_may_draft_is_drafted_without_the_drafter() {
+    for (known, calls) in [(5, 1), (4, 1), (3, 4)] {
+        let mut plan = plan(Fixed { draft_tokens: 4 }, 4);
+        for (seed, row) in plan.seeds.iter_mut().zip(&mut plan.rows) {
+            let constraint: Arc<dyn TokenConstraint> = Arc::new(Exactly { tokens: expected(), known });
+            let sampling = SamplingParams { constraint: Some(constraint), ..SamplingParams::greedy() };
+            for input in [&mut seed.input, &mut row.input] {
+                input.sampling = Arc::new(sampling.clone());
+                input.history = Some(History { tokens: vec![5], prompt_tokens: 1 });
+            }
+        }
+        let result = run(&mut shadow(), plan, &mut Scratch::default(), &Standstill).expect("runs");
+        assert_eq!(result.fault, None);
+        assert_sound(&result, 4);
+        assert!(result.outcome.draft_ran, "the drafter's cache is filled");
+        assert_eq!(result.report.draft_calls.len(), calls, "{known} known");
+    }
+}
+
 #[test]
 fn a_free_step_has_no_masks() {
     let drafted =

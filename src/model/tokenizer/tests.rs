@@ -134,6 +134,21 @@ fn ids_that_are_no_tokens_leave_nothing() {
 }
 
 #[test]
+fn the_bytes_of_tokens_spell_the_text_and_special_tokens_have_none() {
+    let bytes = FALLBACK.fixed_bytes(400).expect("spaces are marked");
+    let of = |token: &str| &bytes[FALLBACK.token_id(token).expect("a token") as usize];
+    assert_eq!((&of("▁a")[..], &of("ab")[..], &of("é")[..]), (&b" a"[..], &b"ab"[..], "é".as_bytes()));
+    assert_eq!((&of("<0xE2>")[..], &of("<s>")[..]), (&[0xE2][..], &[][..]));
+    assert_eq!(bytes[399], b"", "an id that is no token");
+    let spelled = |text: &str| -> Vec<u8> {
+        let tokens = FALLBACK.encode(text, false).expect("it encodes");
+        tokens.iter().flat_map(|&token| bytes[token as usize].clone()).collect()
+    };
+    // the tokenizer puts a space before the first word
+    assert_eq!(spelled("ab é 漢"), " ab é 漢".as_bytes());
+}
+
+#[test]
 fn a_truncation_left_in_the_file_does_not_cut_prompts() {
     let ids = FALLBACK.encode("a a a a a a a a", false).expect("it encodes");
     assert_eq!(ids.len(), 8);
