@@ -308,9 +308,14 @@ async fn forced_calls_with_a_schema_that_is_wrong_are_refused_with_its_place() {
 #[tokio::test]
 async fn an_output_that_is_described_is_text_from_its_beginning() {
     let json = "{\"name\": \"f\", \"arguments\": {}}";
-    let fixture = fixture(json, 3).await;
-    // the template begins the reasoning
-    let begun = json!({"chat_template_kwargs": {"enable_thinking": true}, "response_format": {"type": "json_object"}});
+    // in this format such an answer is a call
+    let features = ChatFeatures { tool_format: Some(ToolFormat::Llama3), ..features() };
+    let fixture = Fixture::with_chat(Script::text(json, 3), features).await;
+    // the prompt begins the reasoning
+    let begun = json!({
+        "messages": [{"role": "user", "content": "<think>\n"}], "add_generation_prompt": false,
+        "response_format": {"type": "json_object"},
+    });
     let body = post(&fixture, CHAT, &tools(begun)).await.json();
     let message = &body["choices"][0]["message"];
     assert_eq!(message["content"], json, "{body}");
