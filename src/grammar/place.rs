@@ -53,8 +53,8 @@ pub(super) fn of_problem(
     }
 }
 
-/// Whether the problem of a whole is that of its part. A whole may say more, and says in words of its
-/// own that it is unsatisfiable because of a part that is.
+/// Whether the error of a schema comes from this part of it. The schema's message may contain more than
+/// the part's, and words differently that it is unsatisfiable.
 fn is_same(whole: &str, part: &str) -> bool {
     let unsatisfiable = |problem: &str| problem.contains("nsatisfiable");
     whole.contains(part.lines().next().unwrap_or_default()) || unsatisfiable(whole) && unsatisfiable(part)

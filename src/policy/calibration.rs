@@ -245,7 +245,7 @@ fn group(position: u32) -> usize {
 
 /// Between the centres of neighbouring bins; flat beyond the outermost.
 fn interpolate(curve: &[f32; BINS], probability: f32) -> f32 {
-    // counted, not searched for: without branches that nobody could predict
+    // a branch-free count: the branches of a binary search would be mispredicted
     let left = CENTRES[1..BINS - 1].iter().map(|&centre| usize::from(centre <= probability)).sum::<usize>();
     let share = (probability - CENTRES[left]) / (CENTRES[left + 1] - CENTRES[left]);
     curve[left] + share.clamp(0.0, 1.0) * (curve[left + 1] - curve[left])

@@ -46,7 +46,7 @@ impl Reliability {
 
 /// The bin of a draft probability.
 pub fn bin(probability: f32) -> usize {
-    // counted, not searched for: without branches that nobody could predict
+    // a branch-free count: the branches of a binary search would be mispredicted
     EDGES[1..BINS].iter().map(|&edge| usize::from(edge <= probability)).sum()
 }
 

@@ -1,7 +1,7 @@
 //! Where a JSON value ends in streamed text.
 
-/// Finds the end of one JSON value, character by character. It follows strings and brackets and
-/// leaves the grammar within them to whoever reads the value.
+/// Finds the end of one JSON value, character by character. It tracks strings and brackets only:
+/// whether the value is valid JSON is not checked.
 #[derive(Clone, Debug, Default)]
 pub struct JsonValue {
     /// Brackets that are open.
